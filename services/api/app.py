@@ -1,0 +1,82 @@
+"""The HTTP application."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from redis.asyncio import Redis
+
+from services.api import health, problems
+from services.api.middleware import RequestContextMiddleware
+from services.api.state import ApiState
+from services.api.tokens import Tokens
+from services.catalog import routes as catalog
+from services.credits import routes as ledger
+from services.database import check_pool_budget, open_database
+from services.logs import configure_logging
+from services.operations import routes as operations
+from services.orders import routes as orders
+from services.outbox.doorbell import Doorbell
+from services.settings import Settings, get_settings
+from services.users import routes as users
+from services.users.passwords import Passwords
+
+VERSION = "0.1.0"
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application. Its engines and its Redis client are made and disposed of in the lifespan."""
+    settings = settings or get_settings()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        redis = Redis.from_url(settings.redis_url, socket_connect_timeout=1, socket_timeout=1)
+        async with open_database(settings, "api") as database, redis, Doorbell(redis) as doorbell:
+            await check_pool_budget(database.engine, settings)
+            app.state.waybill = ApiState(
+                settings=settings,
+                database=database,
+                redis=redis,
+                doorbell=doorbell,
+                passwords=Passwords(settings),
+                tokens=Tokens.from_settings(settings),
+            )
+            yield
+
+    app = FastAPI(
+        title="Waybill",
+        version=VERSION,
+        summary="Orders and prepaid credits. Nothing lost, nothing counted twice.",
+        lifespan=lifespan,
+        max_body_size=settings.max_body_bytes,
+        redirect_slashes=False,
+    )
+    app.add_middleware(RequestContextMiddleware)
+    problems.install(app)
+    app.include_router(health.router)
+    for domain in (users, catalog, orders, ledger, operations):
+        app.include_router(domain.router, prefix="/v1")
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def serve_app() -> FastAPI:
+    """The application for a server process, with logging set up: `uvicorn --factory services.api.app:serve_app`."""
+    configure_logging(get_settings(), "api")
+    return create_app()
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, with the problem's schema that every error response refers to."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        template = "#/components/schemas/{model}"
+        fault = problems.ProblemFault.model_json_schema(ref_template=template)
+        problem = problems.Problem.model_json_schema(ref_template=template)
+        problem.pop("$defs", None)
+        schemas.update(Problem=problem, ProblemFault=fault)
+        app.openapi_schema = document
+    return app.openapi_schema

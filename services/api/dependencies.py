@@ -1,0 +1,106 @@
+"""What routes ask for: the unit of work, the caller, the page, the version the caller read."""
+
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Header, Query, Request
+from fastapi.security import OAuth2PasswordBearer
+
+from services.api.state import ApiState, api_state
+from services.errors import Forbidden, InvalidInput, Unauthenticated, VersionRequired
+from services.unit_of_work import UnitOfWork
+from services.users.models import Role, User
+
+_bearer = OAuth2PasswordBearer(tokenUrl="/v1/token", auto_error=False)
+_ETAG = re.compile(r'(?:W/)?"([1-9][0-9]{0,9})"', re.ASCII)
+
+State = Annotated[ApiState, Depends(api_state)]
+
+
+def _work(request: Request) -> UnitOfWork:
+    uow: UnitOfWork = request.state.uow
+    return uow
+
+
+Work = Annotated[UnitOfWork, Depends(_work)]
+"""The request's unit of work. Routes and services never commit it; the transaction edge does."""
+
+
+async def _replica_work(state: State) -> AsyncIterator[UnitOfWork]:
+    async with UnitOfWork(state.database.read) as uow:
+        yield uow
+
+
+ReplicaWork = Annotated[UnitOfWork, Depends(_replica_work, scope="function")]
+"""A unit of work for answers that may lag behind a commit the caller has just made."""
+
+
+async def _current_user(uow: Work, state: State, token: Annotated[str | None, Depends(_bearer)]) -> User:
+    if token is None:
+        raise Unauthenticated("an access token is required: Authorization: Bearer TOKEN")
+    user = await uow.users.get(state.tokens.user_id(token))
+    if user is None or not user.is_active:
+        raise Unauthenticated("the user of this access token is gone or deactivated")
+    return user
+
+
+CurrentUser = Annotated[User, Depends(_current_user)]
+
+
+async def _operator(user: CurrentUser) -> User:
+    if user.role is not Role.operator:
+        raise Forbidden("only operators may do this")
+    return user
+
+
+Operator = Annotated[User, Depends(_operator)]
+
+
+def _if_match(if_match: Annotated[str | None, Header(description="The ETag of the version you read.")] = None) -> int:
+    if if_match is None:
+        raise VersionRequired('the If-Match header is required: the ETag of the version you read, such as "3"')
+    matched = _ETAG.fullmatch(if_match.strip())
+    if matched is None:
+        raise InvalidInput('If-Match must be one ETag as it was given out, such as "3"')
+    return int(matched[1])
+
+
+IfMatch = Annotated[int, Depends(_if_match)]
+"""The version the caller read (RFC 9110, section 13.1.1)."""
+
+
+def etag(version: int) -> str:
+    """The ETag of a version."""
+    return f'"{version}"'
+
+
+@dataclass(frozen=True, slots=True)
+class PageQuery:
+    """How a client asks for a list."""
+
+    filters: list[str]
+    sort: str | None
+    limit: int
+    cursor: str | None
+
+
+def _page_query(
+    filters: Annotated[
+        list[str],
+        Query(
+            alias="filter",
+            max_length=20,
+            description="`field:operator:value`, all must hold. Operators: eq ne gt gte lt lte like in is_null.",
+            examples=[["price:lte:10.00"]],
+        ),
+    ] = [],  # noqa: B006  (FastAPI copies it)
+    sort: Annotated[str | None, Query(max_length=64, description="A field; `-` in front for descending.")] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(max_length=1000, description="`next_cursor` of the page before.")] = None,
+) -> PageQuery:
+    return PageQuery(filters, sort, limit, cursor)
+
+
+PageParams = Annotated[PageQuery, Depends(_page_query)]

@@ -1,0 +1,90 @@
+"""The `Idempotency-Key` header: a request that takes effect once, however often it is sent.
+
+After the IETF draft "The Idempotency-Key HTTP Header Field" (draft-ietf-httpapi-idempotency-key-header).
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Header, Request, Response
+
+from services.api.dependencies import CurrentUser, Work
+from services.errors import IdempotencyKeyInvalid, IdempotencyKeyReused, RequestInFlight
+from services.idempotency.repository import Free, InFlight, RequestKey, StoredReply
+
+REPLAYED_HEADER = "Idempotency-Replayed"
+_KEPT = ("content-type", "location", "etag")
+_KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
+_KEY_RULE = "1 to 255 visible ASCII characters without spaces, such as a UUID"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """This transaction has taken the key."""
+
+    request: RequestKey
+
+
+class ReplayStored(Exception):
+    """The request took effect before: its stored reply is the answer."""
+
+    def __init__(self, stored: StoredReply) -> None:
+        super().__init__("stored reply")
+        self._stored = stored
+
+    def response(self) -> Response:
+        headers = {**self._stored.headers, REPLAYED_HEADER: "true"}
+        return Response(self._stored.body, self._stored.status, headers=headers)
+
+
+def kept_headers(response: Response) -> dict[str, str]:
+    """The headers of a reply that belong to its outcome."""
+    return {name: response.headers[name] for name in _KEPT if name in response.headers}
+
+
+async def _claim(request: Request, uow: Work, user: CurrentUser, key: str | None, *, required: bool) -> None:
+    if key is None:
+        if required:
+            raise IdempotencyKeyInvalid(f"the Idempotency-Key header is required here: {_KEY_RULE}")
+        return
+    if not _KEY.fullmatch(key):
+        raise IdempotencyKeyInvalid(f"the Idempotency-Key is malformed; it must be {_KEY_RULE}")
+    wanted = RequestKey(
+        caller_id=user.id,
+        method=request.method,
+        path=request.url.path[:200],
+        key=key,
+        fingerprint=hashlib.sha256(await request.body()).digest(),
+    )
+    match await uow.idempotency.take(wanted):
+        case Free():
+            request.state.claim = Claim(wanted)
+        case InFlight():
+            raise RequestInFlight("a request with this Idempotency-Key is being processed; ask again in a second")
+        case StoredReply() as stored:
+            if stored.fingerprint != wanted.fingerprint:
+                raise IdempotencyKeyReused("this Idempotency-Key was used with another body; use a fresh one")
+            raise ReplayStored(stored)
+
+
+_Key = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        description=f"Makes the request take effect once, however often it is sent. {_KEY_RULE}.",
+    ),
+]
+
+
+async def _required(request: Request, uow: Work, user: CurrentUser, key: _Key = None) -> None:
+    await _claim(request, uow, user, key, required=True)
+
+
+async def _accepted(request: Request, uow: Work, user: CurrentUser, key: _Key = None) -> None:
+    await _claim(request, uow, user, key, required=False)
+
+
+IDEMPOTENCY_KEY_REQUIRED = Depends(_required)
+IDEMPOTENCY_KEY_ACCEPTED = Depends(_accepted)

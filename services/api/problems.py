@@ -1,0 +1,198 @@
+"""Every error as `application/problem+json` (RFC 9457) with a stable `code` and the request's id."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm.exc import StaleDataError
+from starlette.exceptions import HTTPException
+
+from services.errors import (
+    AlreadyExists,
+    BadQuery,
+    Conflict,
+    DomainError,
+    Fault,
+    Forbidden,
+    IdempotencyKeyInvalid,
+    IdempotencyKeyReused,
+    InsufficientCredits,
+    InvalidInput,
+    NotFound,
+    Overloaded,
+    RequestInFlight,
+    StaleVersion,
+    Unauthenticated,
+    VersionRequired,
+)
+
+logger = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+_STATUS: Mapping[type[DomainError], int] = {
+    AlreadyExists: 409,
+    BadQuery: 400,
+    Conflict: 409,
+    Forbidden: 403,
+    IdempotencyKeyInvalid: 400,
+    IdempotencyKeyReused: 422,
+    InsufficientCredits: 402,
+    InvalidInput: 422,
+    NotFound: 404,
+    Overloaded: 503,
+    RequestInFlight: 409,
+    StaleVersion: 412,
+    Unauthenticated: 401,
+    VersionRequired: 428,
+}
+
+
+class ProblemFault(BaseModel):
+    """One thing wrong with the input, and where (a JSON Pointer, or `query`, `path` or `header` and the name)."""
+
+    detail: str
+    pointer: str
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details. `code` is stable; `detail` is for people and may change."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    code: str
+    detail: str
+    request_id: str | None = None
+    errors: list[ProblemFault] = []
+
+
+class ProblemResponse(JSONResponse):
+    media_type = MEDIA_TYPE
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI documentation of a route's problems."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
+def problem(
+    request: Request,
+    status: int,
+    code: str,
+    detail: str,
+    faults: Sequence[Fault] = (),
+    headers: Mapping[str, str] | None = None,
+) -> ProblemResponse:
+    body = Problem(
+        title=HTTPStatus(status).phrase,
+        status=status,
+        code=code,
+        detail=detail,
+        request_id=getattr(request.state, "request_id", None),
+        errors=[ProblemFault(detail=fault.detail, pointer=fault.pointer) for fault in faults],
+    )
+    return ProblemResponse(body.model_dump(), status, headers=dict(headers or {}))
+
+
+def domain_problem(request: Request, error: DomainError) -> ProblemResponse:
+    """The problem that a domain error is over HTTP."""
+    headers = {}
+    if isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, RequestInFlight | Overloaded):
+        headers["Retry-After"] = "1"
+    return problem(request, _STATUS[type(error)], error.code, error.detail, error.faults, headers)
+
+
+def database_problem(request: Request, error: DBAPIError) -> ProblemResponse | None:
+    """The problem that PostgreSQL's refusal of a value is; None where the client is not to blame."""
+    match getattr(error.orig, "sqlstate", None):
+        case "23505":
+            return problem(request, 409, AlreadyExists.code, "something with this unique value exists already")
+        case "23503":
+            return problem(request, 422, InvalidInput.code, "something that is referred to does not exist")
+        case "23514" | "23502":
+            return problem(request, 422, InvalidInput.code, "a value is not allowed here")
+        case str(state) if state.startswith("22"):
+            return problem(request, 422, InvalidInput.code, "a value is out of the range that can be stored")
+    return None
+
+
+async def _on_domain_error(request: Request, error: Exception) -> ProblemResponse:
+    assert isinstance(error, DomainError)
+    return domain_problem(request, error)
+
+
+async def _on_validation_error(request: Request, error: Exception) -> ProblemResponse:
+    assert isinstance(error, RequestValidationError)
+    faults = [Fault(_message(fault), _pointer(fault["loc"])) for fault in error.errors()]
+    if any(fault["type"] == "json_invalid" for fault in error.errors()):
+        return problem(request, 400, "malformed_body", "the body is not valid JSON", faults)
+    return problem(request, 422, InvalidInput.code, "the request has fields that are missing or wrong", faults)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> ProblemResponse:
+    assert isinstance(error, HTTPException)
+    codes = {400: "malformed_body", 401: "unauthenticated", 404: "not_found", 405: "method_not_allowed"}
+    code = codes.get(error.status_code, "body_too_large" if error.status_code == 413 else "http_error")
+    return problem(request, error.status_code, code, str(error.detail), headers=error.headers)
+
+
+async def _on_stale_data(request: Request, _: Exception) -> ProblemResponse:
+    detail = "somebody else changed this at the same moment; read it again"
+    return problem(request, 412, StaleVersion.code, detail)
+
+
+async def _on_database_error(request: Request, error: Exception) -> ProblemResponse:
+    assert isinstance(error, DBAPIError)
+    refused = database_problem(request, error)
+    if refused is not None:
+        logger.warning("PostgreSQL refused a value that validation let through: %s", error.orig)
+        return refused
+    if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
+        return await _on_unavailable(request, error)
+    logger.error("unexpected database error", exc_info=error)
+    return problem(request, 500, "internal_error", "the request failed; nothing of it took effect")
+
+
+async def _on_unavailable(request: Request, error: Exception) -> ProblemResponse:
+    logger.warning("the database cannot be used: %r", error)
+    detail = "the database cannot be reached at the moment; the request can be sent again"
+    return problem(request, 503, "unavailable", detail, headers={"Retry-After": "1"})
+
+
+async def _on_unexpected(request: Request, _: Exception) -> ProblemResponse:
+    return problem(request, 500, "internal_error", "the request failed; nothing of it took effect")
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of the application a problem."""
+    app.add_exception_handler(DomainError, _on_domain_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(StaleDataError, _on_stale_data)
+    app.add_exception_handler(DBAPIError, _on_database_error)
+    app.add_exception_handler(PoolTimeout, _on_unavailable)
+    app.add_exception_handler(OSError, _on_unavailable)
+    app.add_exception_handler(Exception, _on_unexpected)
+
+
+def _message(fault: Mapping[str, Any]) -> str:
+    # A ValueError of ours comes with a prefix that says nothing to a client.
+    return str(fault["msg"]).removeprefix("Value error, ")
+
+
+def _pointer(location: Sequence[str | int]) -> str:
+    place, *path = location
+    if place == "body":
+        return "#" + "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
+    return "/".join(str(part) for part in location)

@@ -1,0 +1,29 @@
+"""What the application holds for its lifetime."""
+
+from dataclasses import dataclass
+
+from fastapi import Request
+from redis.asyncio import Redis
+
+from services.api.tokens import Tokens
+from services.database import Database
+from services.outbox.doorbell import Doorbell
+from services.settings import Settings
+from services.users.passwords import Passwords
+
+
+@dataclass(frozen=True, slots=True)
+class ApiState:
+    """Made and disposed of in the lifespan."""
+
+    settings: Settings
+    database: Database
+    redis: Redis
+    doorbell: Doorbell
+    passwords: Passwords
+    tokens: Tokens
+
+
+def api_state(request: Request) -> ApiState:
+    state: ApiState = request.app.state.waybill
+    return state

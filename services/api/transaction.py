@@ -1,0 +1,113 @@
+"""The transaction edge: one unit of work a request, committed before the reply goes out."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from sqlalchemy.exc import DBAPIError
+
+from services.api.idempotency import Claim, ReplayStored, kept_headers
+from services.api.problems import domain_problem
+from services.api.state import api_state
+from services.errors import DomainError, IdempotencyKeyReused, RequestInFlight
+from services.idempotency.repository import PRIMARY_KEY, Free, InFlight, StoredReply
+from services.outbox.events import Trace
+from services.unit_of_work import UnitOfWork
+
+logger = logging.getLogger(__name__)
+
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
+_RETRIED = frozenset({"40001", "40P01"})
+"""SQLSTATEs of a serialization failure and a deadlock."""
+
+_NOT_STORED = frozenset({401, 403, 429})
+
+
+class TransactionRoute(APIRoute):
+    """A route whose handler runs inside `request.state.uow`.
+
+    The reply is rendered, stored under the idempotency key if there is one, and the unit of work committed; only then
+    is the reply sent. A FastAPI dependency with `yield` would commit after it, and a failed commit would still have
+    answered 201. A deadlock's victim is tried again from the start, a bounded number of times with jitter.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_in_transaction(request: Request) -> Response:
+            attempts = api_state(request).settings.transaction_attempts
+            for attempt in range(1, attempts + 1):
+                try:
+                    return await _run(request, handle)
+                except DBAPIError as error:
+                    if attempt == attempts or not _may_succeed_again(error):
+                        raise
+                    logger.info("transaction tried again, attempt %d: %s", attempt + 1, error.orig)
+                    await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311
+            raise AssertionError("unreachable")
+
+        return handle_in_transaction
+
+
+async def _run(request: Request, handle: Callable[[Request], Coroutine[Any, Any, Response]]) -> Response:
+    request.state.claim = None
+    try:
+        async with open_unit_of_work(request) as uow:
+            request.state.uow = uow
+            response = await handle(request)
+            if request.method in _READING:
+                return response
+            claim: Claim | None = request.state.claim
+            if claim is not None:
+                await uow.idempotency.store(
+                    claim.request, response.status_code, kept_headers(response), bytes(response.body)
+                )
+            await uow.commit()
+            return response
+    except ReplayStored as replay:
+        return replay.response()
+    except DomainError as refusal:
+        refused = domain_problem(request, refusal)
+        claim = request.state.claim
+        if claim is None or refused.status_code in _NOT_STORED or refused.status_code >= 500:
+            return refused
+        return await _store_refusal(request, claim, refused)
+
+
+async def _store_refusal(request: Request, claim: Claim, refused: Response) -> Response:
+    """Keep a refusal, whose work was rolled back, as the key's outcome.
+
+    The rollback gave the key up for a moment. Whoever took it meanwhile decides: then theirs is the reply.
+    """
+    async with open_unit_of_work(request) as uow:
+        match await uow.idempotency.take(claim.request):
+            case Free():
+                await uow.idempotency.store(
+                    claim.request, refused.status_code, kept_headers(refused), bytes(refused.body)
+                )
+                await uow.commit()
+                return refused
+            case InFlight():
+                return domain_problem(request, RequestInFlight("the same request is being processed; ask again"))
+            case StoredReply() as stored if stored.fingerprint == claim.request.fingerprint:
+                return ReplayStored(stored).response()
+            case StoredReply():
+                return domain_problem(request, IdempotencyKeyReused("the key was used for another request"))
+
+
+def open_unit_of_work(request: Request) -> UnitOfWork:
+    """A unit of work for this request; its events carry the request's id and trace context."""
+    state = api_state(request)
+    trace = Trace(getattr(request.state, "request_id", None), getattr(request.state, "traceparent", None))
+    return UnitOfWork(state.database.write, state.doorbell, trace)
+
+
+def _may_succeed_again(error: DBAPIError) -> bool:
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    # Another transaction stored a reply under the same key after this one looked: the next try finds it.
+    key_taken = sqlstate == "23505" and PRIMARY_KEY in str(error.orig)
+    return sqlstate in _RETRIED or key_taken

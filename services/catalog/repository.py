@@ -1,0 +1,159 @@
+"""All SQL about categories, products and stock."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Annotated
+
+from pydantic import Field
+from sqlalchemy import func, literal, text
+from sqlalchemy.orm import joinedload
+from sqlmodel import col, select
+
+from services.catalog.models import Category, Inventory, Product
+from services.fields import Id, Instant, Text
+from services.query import EXACT, ORDERED, TEXT, Filterable, QueryBuilder, Rows, Sortable
+from services.repository import Repository, SqlAccess
+
+PRODUCT_WITH_DETAILS = (
+    joinedload(Product.seller, innerjoin=True),
+    joinedload(Product.category, innerjoin=True),
+    joinedload(Product.inventory, innerjoin=True),
+)
+"""Everything `ProductPublic` shows, in the product's own statement."""
+
+_Amount = Annotated[Decimal, Field(max_digits=18, decimal_places=2)]
+_PRODUCT_FILTERS = {
+    "category_id": Filterable(Product.category_id, Id, EXACT),
+    "seller_id": Filterable(Product.seller_id, Id, EXACT),
+    "sku": Filterable(Product.sku, Text, TEXT),
+    "name": Filterable(Product.name, Text, TEXT),
+    "price": Filterable(Product.price, _Amount, ORDERED),
+    "is_active": Filterable(Product.is_active, bool, EXACT),
+    "created_at": Filterable(Product.created_at, Instant, ORDERED),
+}
+_PRODUCT_KEY = Sortable(Product.id, Id)
+_PRODUCT_SORTS = {
+    "id": _PRODUCT_KEY,
+    "price": Sortable(Product.price, _Amount),
+    "name": Sortable(Product.name, Text),
+    "created_at": Sortable(Product.created_at, Instant),
+}
+
+_CATEGORY_FILTERS = {"name": Filterable(col(Category.name), Text, TEXT)}
+_CATEGORY_KEY = Sortable(col(Category.id), Id)
+_CATEGORY_SORTS = {"id": _CATEGORY_KEY, "name": Sortable(col(Category.name), Text)}
+
+_FOR_SALE = text("""
+    SELECT products.id, products.seller_id, products.sku, products.name, products.price, products.is_active,
+        accounts.id AS seller_account_id
+    FROM products JOIN accounts ON accounts.user_id = products.seller_id
+    WHERE products.id = ANY(CAST(:ids AS bigint[]))
+""")
+
+_LOCK_STOCK = text("""
+    SELECT product_id, on_hand - reserved AS available FROM inventory
+    WHERE product_id = ANY(CAST(:ids AS bigint[])) ORDER BY product_id FOR NO KEY UPDATE
+""")
+
+_CHANGE_STOCK = text("""
+    UPDATE inventory SET
+        on_hand = inventory.on_hand + change.on_hand, reserved = inventory.reserved + change.reserved
+    FROM unnest(CAST(:ids AS bigint[]), CAST(:on_hand AS bigint[]), CAST(:reserved AS bigint[]))
+        AS change(product_id, on_hand, reserved)
+    WHERE inventory.product_id = change.product_id
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class ProductForSale:
+    """What placing an order needs of a product."""
+
+    id: int
+    seller_id: int
+    sku: str
+    name: str
+    price: Decimal
+    is_active: bool
+    seller_account_id: int
+
+
+class CategoryRepository(Repository[Category]):
+    model = Category
+
+    async def name_taken(self, name: str) -> bool:
+        return await self.exists(func.lower(Category.name) == name.lower())
+
+    async def page(self, *, filters: Sequence[str], sort: str | None, limit: int, cursor: str | None) -> Rows[Category]:
+        query = QueryBuilder[Category](
+            select(Category), filters=_CATEGORY_FILTERS, sorts=_CATEGORY_SORTS, key=_CATEGORY_KEY, default_sort="id"
+        )
+        return await query.filter(filters).sort(sort).page(self.session, limit=limit, cursor=cursor)
+
+
+class ProductRepository(Repository[Product]):
+    model = Product
+
+    async def sku_taken(self, seller_id: int, sku: str) -> bool:
+        return await self.exists(Product.seller_id == seller_id, Product.sku == sku)
+
+    async def page(
+        self, *, search: str | None, filters: Sequence[str], sort: str | None, limit: int, cursor: str | None
+    ) -> Rows[Product]:
+        """Active products. `search` keeps those whose name is similar by trigrams (`pg_trgm`'s word similarity)."""
+        statement = select(Product).where(Product.is_active).options(*PRODUCT_WITH_DETAILS)
+        if search is not None:
+            # `<%` is the operator that the trigram index answers.
+            statement = statement.where(literal(search).op("<%", is_comparison=True)(Product.name))
+        query = QueryBuilder[Product](
+            statement, filters=_PRODUCT_FILTERS, sorts=_PRODUCT_SORTS, key=_PRODUCT_KEY, default_sort="id"
+        )
+        return await query.filter(filters).sort(sort).page(self.session, limit=limit, cursor=cursor)
+
+    async def refreshed(self, product: Product) -> Product:
+        """The product read anew with everything `ProductPublic` shows."""
+        statement = select(Product).where(Product.id == product.id).options(*PRODUCT_WITH_DETAILS)
+        return (await self.session.exec(statement, execution_options={"populate_existing": True})).one()
+
+    async def for_sale(self, ids: Sequence[int]) -> dict[int, ProductForSale]:
+        """The products with these ids, inactive ones included, with one statement."""
+        rows = (await self._execute(_FOR_SALE, {"ids": list(ids)})).mappings()
+        return {row["id"]: ProductForSale(**row) for row in rows}
+
+
+class InventoryRepository(SqlAccess):
+    """Stock. Rows are locked in the order of their product ids, everywhere."""
+
+    async def open(self, product_id: int, on_hand: int) -> None:
+        self.session.add(Inventory(product_id=product_id, on_hand=on_hand))
+        await self.session.flush()
+
+    async def lock(self, product_ids: Sequence[int]) -> dict[int, int]:
+        """Lock the rows until the transaction ends; pieces available of each product."""
+        rows = await self._execute(_LOCK_STOCK, {"ids": list(product_ids)})
+        return {row.product_id: row.available for row in rows}
+
+    async def reserve(self, pieces: Mapping[int, int]) -> None:
+        """Set pieces aside for confirmed orders. The rows are locked by the caller."""
+        await self._change(pieces, on_hand=0, reserved=1)
+
+    async def release(self, pieces: Mapping[int, int]) -> None:
+        """Give reserved pieces back. The rows are locked by the caller."""
+        await self._change(pieces, on_hand=0, reserved=-1)
+
+    async def ship(self, pieces: Mapping[int, int]) -> None:
+        """Reserved pieces leave the house. The rows are locked by the caller."""
+        await self._change(pieces, on_hand=-1, reserved=-1)
+
+    async def receive(self, product_id: int, pieces: int) -> None:
+        """Add pieces (negative: take them away). The row is locked by the caller."""
+        await self._change({product_id: pieces}, on_hand=1, reserved=0)
+
+    async def _change(self, pieces: Mapping[int, int], *, on_hand: int, reserved: int) -> None:
+        ids = sorted(pieces)
+        parameters = {
+            "ids": ids,
+            "on_hand": [pieces[product_id] * on_hand for product_id in ids],
+            "reserved": [pieces[product_id] * reserved for product_id in ids],
+        }
+        await self._execute(_CHANGE_STOCK, parameters)

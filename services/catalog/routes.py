@@ -1,0 +1,111 @@
+"""HTTP for categories and products."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+
+from services.api.dependencies import CurrentUser, IfMatch, Operator, PageParams, ReplicaWork, Work, etag
+from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED
+from services.api.problems import responses
+from services.api.transaction import TransactionRoute
+from services.catalog import service
+from services.catalog.models import Category, Product
+from services.catalog.schemas import (
+    CategoryCreate,
+    CategoryPublic,
+    ProductCreate,
+    ProductPublic,
+    ProductUpdate,
+    StockUpdate,
+)
+from services.fields import Id, Text
+from services.query import Page, Rows
+
+router = APIRouter(route_class=TransactionRoute, tags=["catalogue"])
+
+Search = Annotated[
+    Text | None,
+    Query(alias="q", min_length=2, max_length=100, description="Words similar to ones in the name, misspelt or not."),
+]
+
+
+@router.post(
+    "/categories",
+    status_code=201,
+    response_model=CategoryPublic,
+    dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
+    responses=responses(400, 401, 403, 409, 413, 422),
+)
+async def create_category(wanted: CategoryCreate, _: Operator, response: Response, uow: Work) -> Category:
+    """A new category, for operators."""
+    category = await service.create_category(uow, wanted)
+    response.headers["Location"] = f"/v1/categories/{category.id}"
+    return category
+
+
+@router.get("/categories", response_model=Page[CategoryPublic], responses=responses(400, 422))
+async def list_categories(page: PageParams, uow: ReplicaWork) -> Rows[Category]:
+    """Categories. Filter: name."""
+    return await uow.categories.page(filters=page.filters, sort=page.sort, limit=page.limit, cursor=page.cursor)
+
+
+@router.get("/categories/{category_id}", response_model=CategoryPublic, responses=responses(404, 422))
+async def read_category(category_id: Id, uow: Work) -> Category:
+    """One category."""
+    return await service.get_category(uow, category_id)
+
+
+@router.post(
+    "/products",
+    status_code=201,
+    response_model=ProductPublic,
+    dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
+    responses=responses(400, 401, 409, 413, 422),
+)
+async def create_product(wanted: ProductCreate, seller: CurrentUser, response: Response, uow: Work) -> Product:
+    """A new product, sold by the caller."""
+    product = await service.create_product(uow, seller, wanted)
+    response.headers["Location"] = f"/v1/products/{product.id}"
+    response.headers["ETag"] = etag(product.version)
+    return product
+
+
+@router.get("/products", response_model=Page[ProductPublic], responses=responses(400, 422))
+async def list_products(page: PageParams, uow: ReplicaWork, search: Search = None) -> Rows[Product]:
+    """Active products. Filters: category_id, created_at, is_active, name, price, seller_id, sku."""
+    return await uow.products.page(
+        search=search, filters=page.filters, sort=page.sort, limit=page.limit, cursor=page.cursor
+    )
+
+
+@router.get("/products/{product_id}", response_model=ProductPublic, responses=responses(404, 422))
+async def read_product(product_id: Id, response: Response, uow: Work) -> Product:
+    """One product, active or not."""
+    product = await service.get_product(uow, product_id)
+    response.headers["ETag"] = etag(product.version)
+    return product
+
+
+@router.patch(
+    "/products/{product_id}",
+    response_model=ProductPublic,
+    responses=responses(400, 401, 403, 404, 412, 413, 422, 428),
+)
+async def update_product(
+    product_id: Id, changes: ProductUpdate, caller: CurrentUser, version: IfMatch, response: Response, uow: Work
+) -> Product:
+    """Change a product the caller sells. Orders keep the price they were placed at."""
+    product = await service.update_product(uow, caller, product_id, changes, version)
+    response.headers["ETag"] = etag(product.version)
+    return product
+
+
+@router.post(
+    "/products/{product_id}/stock",
+    response_model=ProductPublic,
+    dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
+    responses=responses(400, 401, 403, 404, 409, 413, 422),
+)
+async def change_stock(product_id: Id, change: StockUpdate, caller: CurrentUser, uow: Work) -> Product:
+    """Add pieces to the stock of a product the caller sells, or take them away."""
+    return await service.change_stock(uow, caller, product_id, change.change)

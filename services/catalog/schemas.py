@@ -1,0 +1,109 @@
+"""What comes in and goes out about categories and products."""
+
+from datetime import datetime
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from sqlmodel import SQLModel
+
+from services.catalog.models import CategoryBase
+from services.fields import Money, Name, Price, StrictId, Text, no_nul
+from services.users.schemas import UserSummary
+
+Sku = Annotated[str, Field(min_length=1, max_length=64, pattern=r"\S"), AfterValidator(no_nul)]
+Description = Annotated[Text, Field(max_length=10_000)]
+Stock = Annotated[int, Field(strict=True, ge=0, le=1_000_000_000)]
+StockChange = Annotated[int, Field(strict=True, ge=-1_000_000_000, le=1_000_000_000)]
+
+
+class CategoryCreate(CategoryBase):
+    """A new category."""
+
+    model_config = ConfigDict(extra="forbid")  # type: ignore[assignment]
+
+    name: Name
+
+
+class CategoryPublic(CategoryBase):
+    """A category."""
+
+    id: int
+    created_at: datetime
+
+
+class ProductBase(BaseModel):
+    """What a seller says of a product."""
+
+    sku: Sku
+    name: Name
+    description: Description = ""
+    price: Price
+    category_id: StrictId
+
+
+class ProductCreate(ProductBase):
+    """A new product, offered by the caller, with its first stock in pieces."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    stock: Stock = 0
+
+
+class ProductUpdate(BaseModel):
+    """What may change of a product; what is left out stays."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Name | None = None
+    description: Description | None = None
+    price: Price | None = None
+    category_id: StrictId | None = None
+    is_active: Annotated[bool, Field(strict=True)] | None = None
+
+    @model_validator(mode="after")
+    def _nothing_is_null(self) -> Self:
+        empty = [name for name in self.model_fields_set if getattr(self, name) is None]
+        if empty:
+            raise ValueError(f"null is no value of {', '.join(sorted(empty))}; leave the field out to keep it")
+        return self
+
+
+class StockUpdate(BaseModel):
+    """Pieces that came in (positive) or left otherwise than by an order (negative)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    change: StockChange
+
+
+class InventoryPublic(SQLModel):
+    """Stock in pieces: what lies there, and how much of that confirmed orders have reserved."""
+
+    product_id: int
+    on_hand: int
+    reserved: int
+
+
+class ProductSummary(BaseModel):
+    """A product, as an order shows it."""
+
+    id: int
+    sku: str
+    name: str
+
+
+class ProductPublic(BaseModel):
+    """A product on offer."""
+
+    id: int
+    sku: str
+    name: str
+    description: str
+    price: Money
+    is_active: bool
+    version: int
+    created_at: datetime
+    updated_at: datetime
+    seller: UserSummary
+    category: CategoryPublic
+    inventory: InventoryPublic

@@ -1,0 +1,1 @@
+"""Credits: accounts, transfers and entries."""

@@ -1,0 +1,174 @@
+"""Naming convention, shared registry, engines, session factories and the connection budget."""
+
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from sqlalchemy import URL, Engine, create_engine, text
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase
+from sqlmodel import Session, SQLModel
+from sqlmodel.ext.asyncio.session import AsyncSession
+from sqlmodel.main import default_registry
+
+from services.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+# Before any model is defined: Alembic finds and drops constraints by these names.
+SQLModel.metadata.naming_convention = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+metadata = SQLModel.metadata
+
+SessionFactory: TypeAlias = async_sessionmaker[AsyncSession]
+
+
+class DeclarativeTable(DeclarativeBase):
+    """Base of the plain SQLAlchemy models.
+
+    It shares SQLModel's *registry*, not only its metadata, so that relationships by name resolve both ways.
+    """
+
+    registry = default_registry
+
+
+def make_engine(settings: Settings, process: str, url: URL | None = None) -> AsyncEngine:
+    """An asyncpg engine for one process; `process` shows as `application_name` in `pg_stat_activity`.
+
+    The caller disposes of it. No connection is made before the first statement.
+    """
+    idle_ms = str(int(settings.database_idle_in_transaction_timeout * 1000))
+    return create_async_engine(
+        url or settings.async_url(),
+        pool_size=settings.database_pool_size,
+        max_overflow=settings.database_max_overflow,
+        pool_timeout=settings.database_pool_timeout,
+        pool_recycle=settings.database_pool_recycle,
+        pool_pre_ping=settings.database_pool_pre_ping,
+        echo=settings.database_echo,
+        connect_args={
+            "timeout": settings.database_pool_timeout,
+            "server_settings": {
+                "application_name": f"waybill-{process}",
+                "search_path": _search_path(settings),
+                "timezone": "UTC",
+                "idle_in_transaction_session_timeout": idle_ms,
+                # The statements here are short and many: compiling one costs more than it saves.
+                "jit": "off",
+            },
+        },
+    )
+
+
+def make_session_factory(engine: AsyncEngine) -> SessionFactory:
+    """Sessions that keep their objects readable after a commit (an expired attribute cannot be awaited)."""
+    return async_sessionmaker(engine, class_=AsyncSession, expire_on_commit=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """The engines and session factories of one process.
+
+    `write` is the primary. `read` is the replica where one is configured, else the primary: only for answers that
+    may lag behind a commit the caller has just made.
+    """
+
+    engine: AsyncEngine
+    write: SessionFactory
+    read: SessionFactory
+
+
+@asynccontextmanager
+async def open_database(settings: Settings, process: str) -> AsyncIterator[Database]:
+    """The process's engines, made on entry and disposed of on exit."""
+    engine = make_engine(settings, process)
+    replica = (
+        make_engine(settings, f"{process}-read", settings.replica_url()) if settings.database_replica_url else None
+    )
+    try:
+        yield Database(engine, make_session_factory(engine), make_session_factory(replica or engine))
+    finally:
+        await engine.dispose()
+        if replica is not None:
+            await replica.dispose()
+
+
+def make_sync_engine(settings: Settings, process: str) -> Engine:
+    """A psycopg engine with one connection, for scripts and the command line. The caller disposes of it."""
+    options = f"-c search_path={_search_path(settings)} -c timezone=UTC"
+    return create_engine(
+        settings.sync_url(),
+        pool_size=1,
+        max_overflow=0,
+        echo=settings.database_echo,
+        connect_args={"application_name": f"waybill-{process}", "options": options, "connect_timeout": 5},
+    )
+
+
+@contextmanager
+def sync_session(settings: Settings, process: str = "cli") -> Iterator[Session]:
+    """A session for scripts and the command line. It rolls back unless the caller commits."""
+    engine = make_sync_engine(settings, process)
+    try:
+        with Session(engine, expire_on_commit=False) as session:
+            yield session
+    finally:
+        engine.dispose()
+
+
+def _search_path(settings: Settings) -> str:
+    # Extensions (pg_trgm) live in public, also for a tenant's schema.
+    return "public" if settings.database_schema == "public" else f"{settings.database_schema},public"
+
+
+@dataclass(frozen=True, slots=True)
+class PoolBudget:
+    """Connections that all processes may open together, against what the server grants."""
+
+    per_process: int
+    processes: int
+    available: int
+
+    @property
+    def wanted(self) -> int:
+        """Connections if every pool is full."""
+        return self.per_process * self.processes
+
+    @property
+    def fits(self) -> bool:
+        return self.wanted <= self.available
+
+    def describe(self) -> str:
+        return (
+            f"{self.processes} processes x {self.per_process} connections (pool size + overflow) = {self.wanted}, "
+            f"and the server grants {self.available} (max_connections less the reserved ones)"
+        )
+
+
+async def check_pool_budget(engine: AsyncEngine, settings: Settings) -> PoolBudget:
+    """Compare the pools' budget with the server's limit; warn with the numbers where it does not fit."""
+    statement = text(
+        "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
+        " - coalesce(current_setting('reserved_connections', true)::int, 0)"
+    )
+    async with engine.connect() as connection:
+        available = int((await connection.execute(statement)).scalar_one())
+    budget = PoolBudget(
+        per_process=settings.database_pool_size + settings.database_max_overflow,
+        processes=settings.api_processes + settings.worker_processes,
+        available=available,
+    )
+    if not budget.fits:
+        logger.warning(
+            "connection pools may exhaust PostgreSQL: %s. Lower WAYBILL_DATABASE_POOL_SIZE or "
+            "WAYBILL_DATABASE_MAX_OVERFLOW, raise max_connections, or put a pooler in between",
+            budget.describe(),
+        )
+    return budget

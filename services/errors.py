@@ -1,0 +1,110 @@
+"""Domain errors: a stable code, a message for people, and where in the input the trouble lies. No HTTP here."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing wrong with the input. `pointer` is a JSON Pointer (RFC 6901) as a URI fragment, such as `#/items/0`."""
+
+    detail: str
+    pointer: str
+
+
+@dataclass
+class DomainError(Exception):
+    """A refusal with a stable `code`. Everything done in the unit of work is rolled back."""
+
+    detail: str
+    faults: Sequence[Fault] = ()
+    facts: Mapping[str, str | int] = field(default_factory=dict)
+    code: ClassVar[str] = "refused"
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+class InvalidInput(DomainError):
+    """The request is well formed, but what it asks for makes no sense here."""
+
+    code = "invalid_input"
+
+
+class BadQuery(DomainError):
+    """A filter, sort or cursor that this list does not know."""
+
+    code = "bad_query"
+
+
+class Unauthenticated(DomainError):
+    """No valid credentials."""
+
+    code = "unauthenticated"
+
+
+class Forbidden(DomainError):
+    """The caller may not do this."""
+
+    code = "forbidden"
+
+
+class NotFound(DomainError):
+    """No such thing, or none that the caller may see."""
+
+    code = "not_found"
+
+
+class Conflict(DomainError):
+    """The state of things does not allow this now."""
+
+    code = "conflict"
+
+
+class AlreadyExists(Conflict):
+    """Something else has this unique name."""
+
+    code = "already_exists"
+
+
+class StaleVersion(DomainError):
+    """The row was changed since the caller read it."""
+
+    code = "stale_version"
+
+
+class VersionRequired(DomainError):
+    """The caller must say which version it read."""
+
+    code = "version_required"
+
+
+class InsufficientCredits(DomainError):
+    """The account's available credits do not cover the amount."""
+
+    code = "insufficient_credits"
+
+
+class IdempotencyKeyInvalid(DomainError):
+    """The Idempotency-Key is missing where it is required, or malformed."""
+
+    code = "idempotency_key_invalid"
+
+
+class IdempotencyKeyReused(DomainError):
+    """The key was used before with another request."""
+
+    code = "idempotency_key_reused"
+
+
+class RequestInFlight(DomainError):
+    """A request with the same key is being processed at this moment."""
+
+    code = "request_in_flight"
+
+
+class Overloaded(DomainError):
+    """The service cannot take this now; the same request may succeed later."""
+
+    code = "overloaded"

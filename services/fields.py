@@ -1,0 +1,114 @@
+"""Column and schema types that several domains share."""
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Annotated, Any
+from uuid import UUID
+
+import uuid_utils.compat
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
+from sqlalchemy import DateTime, Enum
+
+MAX_BIGINT = 2**63 - 1
+"""Largest value of a PostgreSQL bigint."""
+
+TIMESTAMPTZ: Any = DateTime(timezone=True)
+
+MAX_CREDITS = Decimal("9999999999999999.99")
+"""Largest amount a NUMERIC(18, 2) column holds."""
+
+CENT = Decimal("0.01")
+_MONEY = re.compile(r"(0|[1-9][0-9]{0,15})(\.[0-9]{1,2})?", re.ASCII)
+
+
+def text_enum(values: type[StrEnum]) -> Any:
+    """A text column that holds the enum's *values*. The CHECK that limits it is written with the table."""
+    return Enum(
+        values,
+        native_enum=False,
+        create_constraint=False,
+        length=32,
+        values_callable=lambda members: [member.value for member in members],
+    )
+
+
+def allowed(column: str, values: type[StrEnum]) -> str:
+    """The CHECK expression that limits a text column to the enum's values."""
+    return f"{column} IN ({', '.join(repr(member.value) for member in values)})"
+
+
+def now() -> datetime:
+    """The current time in UTC."""
+    return datetime.now(UTC)
+
+
+new_id: Callable[[], UUID] = uuid_utils.compat.uuid7
+"""A fresh UUIDv7 (RFC 9562): ordered by time, so that inserts append to their index."""
+
+
+def no_nul(value: str) -> str:
+    """Refuse U+0000. Raises `ValueError`."""
+    # PostgreSQL's text cannot hold U+0000.
+    if "\x00" in value:
+        raise ValueError("must not contain the character U+0000")
+    return value
+
+
+def _parse_money(value: object) -> Decimal:
+    if isinstance(value, Decimal):
+        value = format(value, "f")
+    if not isinstance(value, str) or not _MONEY.fullmatch(value):
+        raise ValueError('must be a string with at most 16 digits and two decimals, such as "12.50"')
+    return Decimal(value).quantize(CENT)
+
+
+def _positive(value: Decimal) -> Decimal:
+    if value <= 0:
+        raise ValueError("must be greater than zero")
+    return value
+
+
+def _in_calendar(value: datetime) -> datetime:
+    if not 1970 <= value.year <= 9000:
+        raise ValueError("must lie between the years 1970 and 9000")
+    return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+
+
+def _two_decimals(value: Decimal) -> str:
+    return format(value.quantize(CENT), "f")
+
+
+_MONEY_SCHEMA = WithJsonSchema({"type": "string", "pattern": r"^(0|[1-9][0-9]{0,15})(\.[0-9]{1,2})?$"})
+
+Text = Annotated[str, AfterValidator(no_nul)]
+"""Any text PostgreSQL can hold."""
+
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"\S"), AfterValidator(no_nul)]
+"""A name for people: 1 to 200 characters, not all blank."""
+
+Id = Annotated[int, Field(ge=1, le=MAX_BIGINT)]
+"""A bigint id as it stands in a path or query."""
+
+StrictId = Annotated[int, Field(strict=True, ge=1, le=MAX_BIGINT)]
+"""A bigint id as a JSON number."""
+
+Quantity = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
+"""A number of pieces, as a JSON number."""
+
+Price = Annotated[
+    Decimal, BeforeValidator(_parse_money), AfterValidator(_positive), PlainSerializer(_two_decimals), _MONEY_SCHEMA
+]
+"""Credits, more than zero, as a JSON string with at most two decimals."""
+
+Money = Annotated[
+    Decimal,
+    PlainSerializer(_two_decimals, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": r"^-?[0-9]+\.[0-9]{2}$"}),
+]
+"""Credits in a reply: a JSON string with two decimals."""
+
+Instant = Annotated[datetime, AfterValidator(_in_calendar)]
+"""A point in time; UTC where no offset is given."""

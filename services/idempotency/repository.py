@@ -1,0 +1,109 @@
+"""All SQL about idempotency keys."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from hashlib import blake2b
+
+from sqlalchemy import LargeBinary, Text, bindparam, text
+from sqlalchemy.dialects.postgresql import JSONB
+
+from services.repository import SqlAccess
+
+# The lock is held to the end of the transaction: whoever cannot get it knows that the same request is being processed.
+_TAKE = text("""
+    SELECT pg_try_advisory_xact_lock(:lock) AS taken, stored.fingerprint, stored.status, stored.headers, stored.body
+    FROM (SELECT) AS one LEFT JOIN idempotency_keys AS stored
+    ON stored.caller_id = :caller_id AND stored.method = :method AND stored.path = :path AND stored.key = :key
+""").columns(headers=JSONB, fingerprint=LargeBinary, body=LargeBinary)
+
+_STORE = text("""
+    INSERT INTO idempotency_keys (caller_id, method, path, key, fingerprint, status, headers, body)
+    VALUES (:caller_id, :method, :path, :key, :fingerprint, :status, :headers, :body)
+""").bindparams(bindparam("headers", type_=JSONB), bindparam("key", type_=Text))
+
+# In slices, so that pruning never holds many rows at once.
+_PRUNE = text("""
+    DELETE FROM idempotency_keys WHERE ctid = ANY(ARRAY(
+        SELECT ctid FROM idempotency_keys WHERE created_at < now() - :retention LIMIT :slice
+    ))
+""")
+
+PRIMARY_KEY = "pk_idempotency_keys"
+"""The constraint that a second effect under one key runs into."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestKey:
+    """What makes two requests the same one: caller, method, path and key. `fingerprint` is the body's SHA-256."""
+
+    caller_id: int
+    method: str
+    path: str
+    key: str
+    fingerprint: bytes
+
+    def lock(self) -> int:
+        """A 64-bit number for an advisory lock; two different requests share one with a chance of 2**-64."""
+        scope = f"{self.caller_id} {self.method} {self.path} {self.key}".encode()
+        return int.from_bytes(blake2b(scope, digest_size=8).digest(), "big", signed=True)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReply:
+    """The definite outcome of a request."""
+
+    fingerprint: bytes
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """Another transaction is processing the same request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """Nobody has used the key; it is this transaction's now."""
+
+
+class IdempotencyRepository(SqlAccess):
+    """Keys and the replies stored under them."""
+
+    async def take(self, request: RequestKey) -> StoredReply | InFlight | Free:
+        """Take the key for this transaction, or tell what became of it."""
+        parameters = {
+            "lock": request.lock(),
+            "caller_id": request.caller_id,
+            "method": request.method,
+            "path": request.path,
+            "key": request.key,
+        }
+        row = (await self._execute(_TAKE, parameters)).one()
+        if row.status is not None:
+            return StoredReply(row.fingerprint, row.status, row.headers, row.body)
+        return Free() if row.taken else InFlight()
+
+    async def store(self, request: RequestKey, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        """Keep the reply under the key.
+
+        Raises `IntegrityError` on `PRIMARY_KEY` where another transaction stored one after this one looked; the whole
+        transaction is then to be tried again, and finds it.
+        """
+        parameters = {
+            "caller_id": request.caller_id,
+            "method": request.method,
+            "path": request.path,
+            "key": request.key,
+            "fingerprint": request.fingerprint,
+            "status": status,
+            "headers": dict(headers),
+            "body": body,
+        }
+        await self._execute(_STORE, parameters)
+
+    async def prune(self, retention: timedelta, batch: int) -> int:
+        """Delete up to `batch` keys older than the retention; the number deleted."""
+        return (await self._execute(_PRUNE, {"retention": retention, "slice": batch})).rowcount

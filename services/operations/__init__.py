@@ -1,0 +1,1 @@
+"""What operators see: what waits, what failed, whether the books balance."""

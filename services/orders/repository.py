@@ -1,0 +1,210 @@
+"""All SQL about orders, their items and their history."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Annotated
+from uuid import UUID
+
+from pydantic import Field
+from sqlalchemy import text
+from sqlalchemy.orm import joinedload, selectinload
+from sqlmodel import col, select
+
+from services.catalog.models import Product
+from services.fields import Id, Instant, Text
+from services.orders.models import Order, OrderItem, OrderStatus
+from services.query import EXACT, ORDERED, TEXT, Filterable, Operator, QueryBuilder, Rows, Sortable
+from services.repository import Repository
+
+ORDER_WITH_ITEMS = (
+    joinedload(Order.buyer, innerjoin=True),  # type: ignore[arg-type]
+    selectinload(Order.items).joinedload(OrderItem.product, innerjoin=True),  # type: ignore[arg-type]
+)
+"""Everything `OrderPublic` shows: one statement for the orders, one for all their lines."""
+
+ORDER_WITH_DETAILS = (*ORDER_WITH_ITEMS, selectinload(Order.transitions))  # type: ignore[arg-type]
+"""Everything `OrderDetail` shows."""
+
+_Amount = Annotated[Decimal, Field(max_digits=18, decimal_places=2)]
+_FILTERS = {
+    "status": Filterable(col(Order.status), OrderStatus, EXACT),
+    "total": Filterable(col(Order.total), _Amount, ORDERED),
+    "reference": Filterable(col(Order.reference), Text, TEXT | {Operator.is_null}),
+    "buyer_id": Filterable(col(Order.buyer_id), Id, EXACT),
+    "created_at": Filterable(col(Order.created_at), Instant, ORDERED),
+    "updated_at": Filterable(col(Order.updated_at), Instant, ORDERED),
+}
+_KEY = Sortable(col(Order.id), UUID)
+_SORTS = {
+    "id": _KEY,
+    "created_at": Sortable(col(Order.created_at), Instant),
+    "total": Sortable(col(Order.total), _Amount),
+}
+
+_PLACE = text("""
+    WITH placed AS (
+        INSERT INTO orders (id, buyer_id, reference, status, total, item_count, created_at, updated_at)
+        VALUES (:id, :buyer_id, :reference, :status, :total, :item_count, :at, :at)
+        ON CONFLICT (buyer_id, reference) WHERE reference IS NOT NULL DO NOTHING
+        RETURNING id
+    ), lines AS (
+        INSERT INTO order_items (order_id, line, product_id, quantity, unit_price)
+        SELECT placed.id, line.line, line.product_id, line.quantity, line.unit_price
+        FROM placed, unnest(
+            CAST(:product_ids AS bigint[]), CAST(:quantities AS integer[]), CAST(:unit_prices AS numeric[])
+        ) WITH ORDINALITY AS line(product_id, quantity, unit_price, line)
+    )
+    INSERT INTO order_transitions (order_id, to_status) SELECT id, :status FROM placed
+""")
+
+_LOCK = text("""
+    SELECT id, buyer_id, status, total FROM orders
+    WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE
+""")
+
+_PIECES = text("""
+    SELECT order_id, product_id, sum(quantity)::bigint AS pieces FROM order_items
+    WHERE order_id = ANY(CAST(:ids AS uuid[])) GROUP BY order_id, product_id
+""")
+
+_SHARES = text("""
+    SELECT products.seller_id, accounts.id AS account_id, sum(order_items.quantity * order_items.unit_price) AS amount
+    FROM order_items
+    JOIN products ON products.id = order_items.product_id
+    JOIN accounts ON accounts.user_id = products.seller_id
+    WHERE order_items.order_id = :id GROUP BY products.seller_id, accounts.id ORDER BY accounts.id
+""")
+
+_MOVE = text("""
+    WITH move AS (
+        SELECT * FROM unnest(
+            CAST(:ids AS uuid[]), CAST(:from_statuses AS text[]), CAST(:to_statuses AS text[]), CAST(:reasons AS text[])
+        ) AS move(id, from_status, to_status, reason)
+    ), moved AS (
+        UPDATE orders SET status = move.to_status, version = version + 1, updated_at = clock_timestamp()
+        FROM move WHERE orders.id = move.id AND orders.status = move.from_status
+        RETURNING orders.id, move.from_status, move.to_status, move.reason
+    )
+    INSERT INTO order_transitions (order_id, from_status, to_status, reason, created_at)
+    SELECT id, from_status, to_status, reason, clock_timestamp() FROM moved
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class NewItem:
+    """One line to be written, at the price as sold."""
+
+    product_id: int
+    quantity: int
+    unit_price: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class LockedOrder:
+    """What moving an order needs of it; its row is locked until the transaction ends."""
+
+    id: UUID
+    buyer_id: int
+    status: OrderStatus
+    total: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class SellerShare:
+    """What one seller is due from an order."""
+
+    seller_id: int
+    account_id: int
+    amount: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One step of an order from a status to another."""
+
+    order_id: UUID
+    before: OrderStatus
+    after: OrderStatus
+    reason: str = ""
+
+
+class OrderRepository(Repository[Order]):
+    model = Order
+
+    async def place(
+        self,
+        *,
+        order_id: UUID,
+        buyer_id: int,
+        reference: str | None,
+        status: OrderStatus,
+        total: Decimal,
+        items: Sequence[NewItem],
+        at: datetime,
+    ) -> bool:
+        """Write an order, its lines and its first transition; False if the buyer has used the reference before."""
+        parameters = {
+            "id": order_id,
+            "buyer_id": buyer_id,
+            "reference": reference,
+            "status": status.value,
+            "total": total,
+            "item_count": len(items),
+            "at": at,
+            "product_ids": [item.product_id for item in items],
+            "quantities": [item.quantity for item in items],
+            "unit_prices": [item.unit_price for item in items],
+        }
+        return (await self._execute(_PLACE, parameters)).rowcount == 1
+
+    async def page(
+        self,
+        *,
+        buyer_id: int | None,
+        seller_id: int | None,
+        filters: Sequence[str],
+        sort: str | None,
+        limit: int,
+        cursor: str | None,
+    ) -> Rows[Order]:
+        """Orders of one buyer, orders that hold a product of one seller, or all of them; the newest first."""
+        statement = select(Order).options(*ORDER_WITH_ITEMS)
+        if buyer_id is not None:
+            statement = statement.where(col(Order.buyer_id) == buyer_id)
+        if seller_id is not None:
+            sold = select(col(OrderItem.order_id)).join(Product, Product.id == col(OrderItem.product_id))
+            statement = statement.where(col(Order.id).in_(sold.where(Product.seller_id == seller_id)))
+        query = QueryBuilder[Order](statement, filters=_FILTERS, sorts=_SORTS, key=_KEY, default_sort="-id")
+        return await query.filter(filters).sort(sort).page(self.session, limit=limit, cursor=cursor)
+
+    async def lock(self, order_ids: Sequence[UUID]) -> dict[UUID, LockedOrder]:
+        """Lock the orders until the transaction ends, in the order of their ids."""
+        rows = await self._execute(_LOCK, {"ids": list(order_ids)})
+        return {row.id: LockedOrder(row.id, row.buyer_id, OrderStatus(row.status), row.total) for row in rows}
+
+    async def pieces(self, order_ids: Sequence[UUID]) -> dict[UUID, dict[int, int]]:
+        """Pieces of each product in each order; two lines of one product count together."""
+        pieces: dict[UUID, dict[int, int]] = {}
+        for row in await self._execute(_PIECES, {"ids": list(order_ids)}):
+            pieces.setdefault(row.order_id, {})[row.product_id] = row.pieces
+        return pieces
+
+    async def shares(self, order_id: UUID) -> list[SellerShare]:
+        """What each seller is due from the order."""
+        rows = (await self._execute(_SHARES, {"id": order_id})).mappings()
+        return [SellerShare(**row) for row in rows]
+
+    async def move(self, moves: Sequence[Move]) -> None:
+        """Set the statuses and write the transitions. The orders are locked by the caller."""
+        moved = await self._execute(
+            _MOVE,
+            {
+                "ids": [move.order_id for move in moves],
+                "from_statuses": [move.before.value for move in moves],
+                "to_statuses": [move.after.value for move in moves],
+                "reasons": [move.reason for move in moves],
+            },
+        )
+        assert moved.rowcount == len(moves), "an order moved under its lock"

@@ -1,0 +1,111 @@
+"""HTTP for orders."""
+
+from enum import StrEnum
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Response
+
+from services.api.dependencies import CurrentUser, PageParams, Work, etag
+from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED, IDEMPOTENCY_KEY_REQUIRED
+from services.api.problems import responses
+from services.api.transaction import TransactionRoute
+from services.errors import Forbidden
+from services.orders import service
+from services.orders.models import Order
+from services.orders.schemas import OrderCancel, OrderCreate, OrderDetail, OrderPublic
+from services.query import Page, Rows
+from services.users.models import Role
+
+router = APIRouter(route_class=TransactionRoute, tags=["orders"])
+
+
+class Side(StrEnum):
+    """Whose orders a list shows."""
+
+    buyer = "buyer"
+    seller = "seller"
+    everybody = "everybody"
+
+
+@router.post(
+    "/orders",
+    status_code=201,
+    dependencies=[IDEMPOTENCY_KEY_REQUIRED],
+    responses=responses(400, 401, 402, 409, 413, 422),
+)
+async def place_order(wanted: OrderCreate, buyer: CurrentUser, response: Response, uow: Work) -> OrderPublic:
+    """Place an order: `pending` when the caller's credits cover it, else `awaiting_payment`, or 402 if so asked."""
+    order = await service.place(uow, buyer, wanted)
+    response.headers["Location"] = f"/v1/orders/{order.id}"
+    response.headers["ETag"] = etag(order.version)
+    return order
+
+
+@router.get("/orders", response_model=Page[OrderPublic], responses=responses(400, 401, 403, 422))
+async def list_orders(
+    caller: CurrentUser,
+    page: PageParams,
+    uow: Work,
+    side: Annotated[Side, Query(alias="as", description="`everybody` is for operators.")] = Side.buyer,
+) -> Rows[Order]:
+    """The caller's orders, the newest first. Filters: buyer_id, created_at, reference, status, total, updated_at."""
+    if side is Side.everybody and caller.role is not Role.operator:
+        raise Forbidden("only operators see everybody's orders")
+    return await uow.orders.page(
+        buyer_id=caller.id if side is Side.buyer else None,
+        seller_id=caller.id if side is Side.seller else None,
+        filters=page.filters,
+        sort=page.sort,
+        limit=page.limit,
+        cursor=page.cursor,
+    )
+
+
+@router.get("/orders/{order_id}", response_model=OrderDetail, responses=responses(401, 404, 422))
+async def read_order(order_id: UUID, caller: CurrentUser, response: Response, uow: Work) -> Order:
+    """One order with its history, for its buyer, its sellers and operators."""
+    order = await service.get(uow, caller, order_id)
+    response.headers["ETag"] = etag(order.version)
+    return order
+
+
+@router.post(
+    "/orders/{order_id}/pay",
+    response_model=OrderDetail,
+    dependencies=[IDEMPOTENCY_KEY_REQUIRED],
+    responses=responses(400, 401, 402, 403, 404, 409, 422),
+)
+async def pay_order(order_id: UUID, buyer: CurrentUser, response: Response, uow: Work) -> Order:
+    """Pay an order that awaits payment."""
+    order = await service.pay(uow, buyer, order_id)
+    response.headers["ETag"] = etag(order.version)
+    return order
+
+
+@router.post(
+    "/orders/{order_id}/cancel",
+    response_model=OrderDetail,
+    dependencies=[IDEMPOTENCY_KEY_REQUIRED],
+    responses=responses(400, 401, 402, 403, 404, 409, 413, 422),
+)
+async def cancel_order(
+    order_id: UUID, caller: CurrentUser, response: Response, uow: Work, wanted: OrderCancel | None = None
+) -> Order:
+    """Cancel an order that is not fulfilled. Held credits are freed, paid ones refunded."""
+    order = await service.cancel(uow, caller, order_id, wanted.reason if wanted else "")
+    response.headers["ETag"] = etag(order.version)
+    return order
+
+
+@router.post(
+    "/orders/{order_id}/fulfil",
+    response_model=OrderDetail,
+    dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
+    responses=responses(400, 401, 403, 404, 409, 422),
+)
+async def fulfil_order(order_id: UUID, caller: CurrentUser, response: Response, uow: Work) -> Order:
+    """Say that the goods of a confirmed order have left, for the seller of all its lines."""
+    order = await service.fulfil(uow, caller, order_id)
+    response.headers["ETag"] = etag(order.version)
+    return order

@@ -1,0 +1,96 @@
+"""What comes in and goes out about orders."""
+
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Annotated
+from uuid import UUID
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, computed_field
+
+from services.catalog.schemas import ProductSummary
+from services.fields import Money, Quantity, StrictId, Text, no_nul
+from services.orders.models import OrderBase, OrderItemBase, OrderStatus
+from services.users.schemas import UserSummary
+
+MAX_ITEMS = 750
+"""Lines of one order at most."""
+
+Reference = Annotated[str, Field(min_length=1, max_length=64, pattern=r"\S"), AfterValidator(no_nul)]
+Reason = Annotated[Text, Field(max_length=200)]
+
+
+class OrderItemCreate(OrderItemBase):
+    """One line. The price is the product's at the moment of placing; the client does not set it."""
+
+    model_config = ConfigDict(extra="forbid")  # type: ignore[assignment]
+
+    product_id: StrictId
+    quantity: Quantity
+
+
+class OnInsufficientCredits(StrEnum):
+    """What becomes of an order that the buyer's credits do not cover."""
+
+    await_payment = "await_payment"
+    refuse = "refuse"
+
+
+class OrderCreate(OrderBase):
+    """A new order. `reference` is the buyer's own name for it, such as an invoice number; it cannot be used twice."""
+
+    model_config = ConfigDict(extra="forbid")  # type: ignore[assignment]
+
+    items: Annotated[list[OrderItemCreate], Field(min_length=1, max_length=MAX_ITEMS)]
+    reference: Reference | None = None
+    on_insufficient_credits: OnInsufficientCredits = OnInsufficientCredits.await_payment
+
+
+class OrderCancel(BaseModel):
+    """Why an order is cancelled."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: Reason = ""
+
+
+class OrderItemPublic(OrderItemBase):
+    """One line of an order, at the price as sold."""
+
+    line: int
+    unit_price: Money
+    product: ProductSummary
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def line_total(self) -> Money:
+        return Decimal(self.unit_price * self.quantity)
+
+
+class OrderPublic(OrderBase):
+    """An order with its lines and its buyer."""
+
+    id: UUID
+    status: OrderStatus
+    total: Money
+    item_count: int
+    version: int
+    created_at: datetime
+    updated_at: datetime
+    buyer: UserSummary
+    items: list[OrderItemPublic]
+
+
+class OrderTransitionPublic(BaseModel):
+    """One move of an order."""
+
+    from_status: OrderStatus | None
+    to_status: OrderStatus
+    reason: str
+    created_at: datetime
+
+
+class OrderDetail(OrderPublic):
+    """An order with its history."""
+
+    transitions: list[OrderTransitionPublic]

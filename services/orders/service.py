@@ -1,0 +1,214 @@
+"""What can be done with orders."""
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from uuid import UUID
+
+from services.catalog.repository import ProductForSale
+from services.catalog.schemas import ProductSummary
+from services.credits.models import TransferKind
+from services.credits.repository import Movement, Share
+from services.errors import AlreadyExists, Conflict, Fault, Forbidden, InsufficientCredits, InvalidInput, NotFound
+from services.fields import MAX_CREDITS, new_id, now
+from services.orders.events import (
+    OrderAwaitingPayment,
+    OrderCancelled,
+    OrderEvent,
+    OrderFulfilled,
+    OrderPlaced,
+)
+from services.orders.models import ALLOWED_MOVES, Order, OrderStatus
+from services.orders.repository import ORDER_WITH_DETAILS, LockedOrder, Move, NewItem
+from services.orders.schemas import (
+    OnInsufficientCredits,
+    OrderCreate,
+    OrderItemPublic,
+    OrderPublic,
+)
+from services.unit_of_work import UnitOfWork
+from services.users.models import Role, User
+from services.users.schemas import UserSummary
+
+
+async def place(uow: UnitOfWork, buyer: User, wanted: OrderCreate) -> OrderPublic:
+    """Write an order at today's prices and hold the buyer's credits in a savepoint.
+
+    Too few credits leave the order `awaiting_payment`, or raise `InsufficientCredits` where the client asked for that.
+    Raises `InvalidInput` for products that are unknown, inactive or the buyer's own, `AlreadyExists` for a reference
+    used before.
+    """
+    products = await uow.products.for_sale(sorted({item.product_id for item in wanted.items}))
+    _check_products(buyer, wanted, products)
+    items = [NewItem(item.product_id, item.quantity, products[item.product_id].price) for item in wanted.items]
+    total = sum((item.quantity * item.unit_price for item in items), Decimal(0))
+    if total > MAX_CREDITS:
+        raise InvalidInput(f"the total of {total} is more than any account can hold", [Fault("is too much", "#/items")])
+
+    order_id, at = new_id(), now()
+    status = OrderStatus.pending
+    try:
+        async with uow.savepoint():
+            await uow.ledger.hold(order_id, buyer.id, _shares(items, products))
+    except InsufficientCredits:
+        if wanted.on_insufficient_credits is OnInsufficientCredits.refuse:
+            raise
+        status = OrderStatus.awaiting_payment
+    placed = await uow.orders.place(
+        order_id=order_id,
+        buyer_id=buyer.id,
+        reference=wanted.reference,
+        status=status,
+        total=total,
+        items=items,
+        at=at,
+    )
+    if not placed:
+        raise AlreadyExists(
+            f"you placed an order with the reference {wanted.reference!r} before", [Fault("is taken", "#/reference")]
+        )
+    event = OrderPlaced if status is OrderStatus.pending else OrderAwaitingPayment
+    uow.record(event(order_id=order_id, buyer_id=buyer.id, total=total))
+    return OrderPublic(
+        id=order_id,
+        reference=wanted.reference,
+        status=status,
+        total=total,
+        item_count=len(items),
+        version=1,
+        created_at=at,
+        updated_at=at,
+        buyer=UserSummary(id=buyer.id, full_name=buyer.full_name),
+        items=[
+            OrderItemPublic(
+                line=line,
+                product_id=item.product_id,
+                quantity=item.quantity,
+                unit_price=item.unit_price,
+                product=_summary(products[item.product_id]),
+            )
+            for line, item in enumerate(items, start=1)
+        ],
+    )
+
+
+async def get(uow: UnitOfWork, caller: User, order_id: UUID) -> Order:
+    """The order with its lines and history, for its buyer, its sellers and operators.
+
+    Raises `NotFound` for everybody else too: whether a foreign order exists is nobody's business.
+    """
+    order = await uow.orders.get(order_id, options=ORDER_WITH_DETAILS)
+    if order is None or not await _may_see(uow, caller, order.id, order.buyer_id):
+        raise _unknown(order_id)
+    return order
+
+
+async def pay(uow: UnitOfWork, buyer: User, order_id: UUID) -> Order:
+    """Hold the buyer's credits for an order that awaits payment; `InsufficientCredits` where they are too few."""
+    order = await _locked(uow, buyer, order_id)
+    if buyer.id != order.buyer_id:
+        raise Forbidden("only the buyer pays an order")
+    _check_move(order, OrderStatus.pending)
+    shares = [Share(share.account_id, share.amount) for share in await uow.orders.shares(order_id)]
+    async with uow.savepoint():
+        await uow.ledger.hold(order_id, buyer.id, shares)
+    placed = OrderPlaced(order_id=order_id, buyer_id=buyer.id, total=order.total)
+    return await _moved(uow, buyer, order, OrderStatus.pending, "paid", placed)
+
+
+async def cancel(uow: UnitOfWork, caller: User, order_id: UUID, reason: str) -> Order:
+    """Cancel an order that is not fulfilled: its buyer, its only seller or an operator may.
+
+    Held credits are free again; paid ones come back from the sellers (`InsufficientCredits` where one has too few), and
+    reserved stock is released.
+    """
+    order = await _locked(uow, caller, order_id)
+    if caller.id != order.buyer_id:
+        await _must_sell_all(uow, caller, order_id, "cancel")
+    _check_move(order, OrderStatus.cancelled)
+    if order.status is OrderStatus.pending:
+        await uow.ledger.resolve_holds(post=[], void=await uow.ledger.pending_of([order_id]))
+    if order.status is OrderStatus.confirmed:
+        pieces = (await uow.orders.pieces([order_id]))[order_id]
+        await uow.inventory.lock(list(pieces))
+        await uow.inventory.release(pieces)
+        paid = await uow.ledger.posted_of([order_id])
+        refunds = [Movement(new_id(), m.credit_account_id, m.debit_account_id, m.amount, order_id) for m in paid]
+        async with uow.savepoint():
+            await uow.ledger.transfer(refunds, TransferKind.refund, reason)
+    cancelled = OrderCancelled(order_id=order_id, from_status=order.status.value, reason=reason)
+    return await _moved(uow, caller, order, OrderStatus.cancelled, reason, cancelled)
+
+
+async def fulfil(uow: UnitOfWork, caller: User, order_id: UUID) -> Order:
+    """The reserved goods of a confirmed order leave the house: its only seller or an operator says so."""
+    order = await _locked(uow, caller, order_id)
+    await _must_sell_all(uow, caller, order_id, "fulfil")
+    _check_move(order, OrderStatus.fulfilled)
+    pieces = (await uow.orders.pieces([order_id]))[order_id]
+    await uow.inventory.lock(list(pieces))
+    await uow.inventory.ship(pieces)
+    return await _moved(uow, caller, order, OrderStatus.fulfilled, "", OrderFulfilled(order_id=order_id))
+
+
+def _check_products(buyer: User, wanted: OrderCreate, products: Mapping[int, ProductForSale]) -> None:
+    faults = []
+    for index, item in enumerate(wanted.items):
+        product = products.get(item.product_id)
+        if product is None:
+            faults.append(Fault(f"product {item.product_id} is unknown", f"#/items/{index}/product_id"))
+        elif not product.is_active:
+            faults.append(Fault(f"product {item.product_id} is not for sale", f"#/items/{index}/product_id"))
+        elif product.seller_id == buyer.id:
+            faults.append(Fault(f"product {item.product_id} is your own", f"#/items/{index}/product_id"))
+    if faults:
+        raise InvalidInput("some products cannot be ordered", faults)
+
+
+def _shares(items: Sequence[NewItem], products: Mapping[int, ProductForSale]) -> list[Share]:
+    amounts: dict[int, Decimal] = {}
+    for item in items:
+        account_id = products[item.product_id].seller_account_id
+        amounts[account_id] = amounts.get(account_id, Decimal(0)) + item.quantity * item.unit_price
+    return [Share(account_id, amounts[account_id]) for account_id in sorted(amounts)]
+
+
+def _summary(product: ProductForSale) -> ProductSummary:
+    return ProductSummary(id=product.id, sku=product.sku, name=product.name)
+
+
+def _unknown(order_id: UUID) -> NotFound:
+    return NotFound(f"there is no order {order_id} that you may see")
+
+
+async def _may_see(uow: UnitOfWork, caller: User, order_id: UUID, buyer_id: int) -> bool:
+    if caller.id == buyer_id or caller.role is Role.operator:
+        return True
+    return any(share.seller_id == caller.id for share in await uow.orders.shares(order_id))
+
+
+async def _locked(uow: UnitOfWork, caller: User, order_id: UUID) -> LockedOrder:
+    order = (await uow.orders.lock([order_id])).get(order_id)
+    if order is None or not await _may_see(uow, caller, order.id, order.buyer_id):
+        raise _unknown(order_id)
+    return order
+
+
+async def _must_sell_all(uow: UnitOfWork, caller: User, order_id: UUID, verb: str) -> None:
+    if caller.role is Role.operator:
+        return
+    sellers = {share.seller_id for share in await uow.orders.shares(order_id)}
+    if sellers != {caller.id}:
+        raise Forbidden(f"only the seller of all its lines or an operator may {verb} this order")
+
+
+def _check_move(order: LockedOrder, after: OrderStatus) -> None:
+    if after not in ALLOWED_MOVES[order.status]:
+        raise Conflict(f"the order is {order.status.value}; it cannot become {after.value}")
+
+
+async def _moved(
+    uow: UnitOfWork, caller: User, order: LockedOrder, after: OrderStatus, reason: str, event: OrderEvent
+) -> Order:
+    await uow.orders.move([Move(order.id, order.status, after, reason)])
+    uow.record(event)
+    return await get(uow, caller, order.id)

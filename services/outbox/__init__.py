@@ -1,0 +1,1 @@
+"""The outbox engine: event log, outbox rows, claim, retry and dead letters."""

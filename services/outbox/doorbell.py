@@ -1,0 +1,72 @@
+"""The doorbell: a best-effort wake-up through Redis after a commit. Losing it costs latency, never an event."""
+
+import asyncio
+import logging
+from contextlib import suppress
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+logger = logging.getLogger(__name__)
+
+KEY = "waybill:doorbell"
+RINGS_KEPT = 4
+"""So that a burst wakes a few idle workers, and a long absence of workers leaves no pile of rings."""
+
+
+class Doorbell:
+    """Rings for the workers, off the request's path: rings while one is under way become one."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._wanted = asyncio.Event()
+        self._ringer: asyncio.Task[None] | None = None
+        self._silent = False
+
+    async def __aenter__(self) -> "Doorbell":
+        self._ringer = asyncio.create_task(self._ring_when_wanted(), name="doorbell")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._ringer is not None:
+            self._ringer.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._ringer
+
+    def ring(self) -> None:
+        """Ask for a ring; returns at once and never fails."""
+        self._wanted.set()
+
+    async def _ring_when_wanted(self) -> None:
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            try:
+                pipeline = self._redis.pipeline(transaction=False)
+                pipeline.lpush(KEY, b"1")
+                pipeline.ltrim(KEY, 0, RINGS_KEPT - 1)
+                await pipeline.execute()
+                self._silent = False
+            except (RedisError, OSError) as error:
+                if not self._silent:
+                    logger.warning("doorbell is silent, workers fall back to polling: %s", error)
+                self._silent = True
+
+
+class DoorbellListener:
+    """A worker's ear: waits for a ring, at most for a while."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def wait(self, seconds: float) -> None:
+        """Return at a ring or after `seconds`, whichever is first; without Redis, after `seconds`."""
+        try:
+            async with asyncio.timeout(seconds):
+                try:
+                    # As a raw command: the typed method promises whole seconds only.
+                    await self._redis.execute_command("BLPOP", KEY, seconds)  # type: ignore[no-untyped-call]
+                except (RedisError, OSError):
+                    await asyncio.sleep(seconds)
+        except TimeoutError:
+            return

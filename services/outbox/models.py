@@ -1,0 +1,79 @@
+"""The event log, the outbox and the dead letters."""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import BigInteger, CheckConstraint, Identity, Index, SmallInteger, String, Text, func, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.types import UserDefinedType
+
+from services.database import DeclarativeTable
+from services.fields import TIMESTAMPTZ
+
+
+class Xid8(UserDefinedType[int]):
+    """PostgreSQL's `xid8`: a 64-bit transaction id."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "xid8"
+
+
+class EventRow(DeclarativeTable):
+    """A fact, written once in the transaction that caused it.
+
+    The log is partitioned by its UUIDv7 id, which is ordered by time: the id alone is the key, and old months leave by
+    dropping a partition.
+    """
+
+    __tablename__ = "events"
+    __table_args__ = {"postgresql_partition_by": "RANGE (id)"}
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    type: Mapped[str] = mapped_column(String(100))
+    version: Mapped[int] = mapped_column(SmallInteger)
+    aggregate: Mapped[str] = mapped_column(String(100))
+    payload: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    occurred_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=func.now())
+    # A sequence is not commit order: a reader of the log stays below the oldest running transaction.
+    transaction_id: Mapped[int] = mapped_column(Xid8, server_default=text("pg_current_xact_id()"))
+    request_id: Mapped[str | None] = mapped_column(String(128))
+    traceparent: Mapped[str | None] = mapped_column(String(128))
+
+
+class OutboxRow(DeclarativeTable):
+    """The note that an event has still to be processed; deleted in the transaction that processes it."""
+
+    __tablename__ = "outbox"
+    __table_args__ = (
+        Index("ix_outbox_aggregate_position", "aggregate", "position"),
+        CheckConstraint("attempts >= 0", name="attempts"),
+    )
+
+    position: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    # No foreign key: the log is partitioned, and a partition is dropped only when nothing in it waits.
+    event_id: Mapped[UUID]
+    aggregate: Mapped[str] = mapped_column(String(100))
+    type: Mapped[str] = mapped_column(String(100))
+    available_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=func.now())
+    attempts: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    last_error: Mapped[str | None] = mapped_column(Text)
+
+
+class DeadLetter(DeclarativeTable):
+    """An event whose attempts are used up. Later events of its aggregate wait until it is replayed or discarded."""
+
+    __tablename__ = "dead_letters"
+    __table_args__ = (Index("ix_dead_letters_aggregate", "aggregate"),)
+
+    # The outbox position it had: replayed there, it keeps its place before the aggregate's later events.
+    position: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    event_id: Mapped[UUID]
+    aggregate: Mapped[str] = mapped_column(String(100))
+    type: Mapped[str] = mapped_column(String(100))
+    attempts: Mapped[int] = mapped_column(SmallInteger)
+    error: Mapped[str] = mapped_column(Text)
+    died_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=func.now())

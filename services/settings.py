@@ -1,0 +1,134 @@
+"""One place for every setting, read from `WAYBILL_*` environment variables or a `.env` file."""
+
+from enum import StrEnum
+from functools import lru_cache
+from typing import Annotated, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy.engine import URL, make_url
+
+DEVELOPMENT_SECRET = "waybill-development-secret-do-not-deploy"
+"""Signs tokens when nothing else is set; refused outside development."""
+
+
+class Environment(StrEnum):
+    development = "development"
+    production = "production"
+
+
+class LogFormat(StrEnum):
+    console = "console"
+    json = "json"
+
+
+class Settings(BaseSettings):
+    """Every setting of every process. Durations are seconds, sizes bytes, unless the name says otherwise.
+
+    Raises `pydantic.ValidationError` naming the setting when a value is missing, malformed or, outside
+    development, unsafe.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="WAYBILL_", env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True
+    )
+
+    environment: Environment = Environment.production
+    log_level: Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
+    log_format: LogFormat = LogFormat.json
+
+    database_url: str = "postgresql://waybill@localhost:5432/waybill"
+    database_replica_url: str | None = None
+    database_schema: Annotated[str, Field(pattern="^[a-z_][a-z0-9_]{0,62}$")] = "public"
+    database_pool_size: Annotated[int, Field(ge=1, le=1000)] = 10
+    database_max_overflow: Annotated[int, Field(ge=0, le=1000)] = 5
+    database_pool_timeout: Annotated[float, Field(gt=0)] = 5.0
+    database_pool_recycle: Annotated[int, Field(ge=-1)] = 1800
+    database_pool_pre_ping: bool = True
+    database_echo: bool = False
+    database_idle_in_transaction_timeout: Annotated[float, Field(gt=0)] = 60.0
+    api_processes: Annotated[int, Field(ge=1)] = 1
+    worker_processes: Annotated[int, Field(ge=0)] = 1
+
+    redis_url: str = "redis://localhost:6379/0"
+
+    secret_key: SecretStr = SecretStr(DEVELOPMENT_SECRET)
+    access_token_ttl: Annotated[int, Field(ge=60, le=86_400)] = 3600
+    # OWASP Password Storage Cheat Sheet: argon2id with 19 MiB, 2 passes, 1 lane.
+    argon2_memory_kib: Annotated[int, Field(ge=8)] = 19_456
+    argon2_time_cost: Annotated[int, Field(ge=1)] = 2
+    argon2_parallelism: Annotated[int, Field(ge=1)] = 1
+
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 1_048_576
+    transaction_attempts: Annotated[int, Field(ge=1, le=20)] = 5
+    idempotency_retention: Annotated[int, Field(ge=60)] = 86_400
+
+    outbox_poll_interval: Annotated[float, Field(gt=0, le=60)] = 1.0
+    outbox_batch_size: Annotated[int, Field(ge=1, le=5000)] = 200
+    outbox_max_attempts: Annotated[int, Field(ge=1, le=100)] = 8
+    outbox_retry_base: Annotated[float, Field(gt=0)] = 1.0
+    outbox_retry_cap: Annotated[float, Field(gt=0)] = 300.0
+    worker_shutdown_grace: Annotated[float, Field(gt=0, le=60)] = 8.0
+    event_retention_months: Annotated[int, Field(ge=1)] = 12
+
+    @field_validator("database_url", "database_replica_url")
+    @classmethod
+    def _is_postgresql(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            url = make_url(value)
+        except Exception as error:
+            raise ValueError("not a database URL; expected postgresql://USER:PASSWORD@HOST:PORT/NAME") from error
+        if url.get_backend_name() not in ("postgresql", "postgres"):
+            raise ValueError("Waybill needs PostgreSQL; expected postgresql://USER:PASSWORD@HOST:PORT/NAME")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis(cls, value: str) -> str:
+        if not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("expected redis://[:PASSWORD@]HOST:PORT/DB, rediss:// or unix://")
+        return value
+
+    @model_validator(mode="after")
+    def _safe_outside_development(self) -> Self:
+        if self.environment is Environment.development:
+            return self
+        secret = self.secret_key.get_secret_value()
+        if secret == DEVELOPMENT_SECRET or len(secret) < 32:
+            raise ValueError(
+                "WAYBILL_SECRET_KEY must be set to at least 32 random characters outside development, "
+                "for example from: python -c 'import secrets; print(secrets.token_urlsafe(48))'"
+            )
+        if self.database_echo:
+            raise ValueError("WAYBILL_DATABASE_ECHO writes row data to the log; it is refused outside development")
+        if self.argon2_memory_kib < 19_456 or self.argon2_time_cost < 2:
+            raise ValueError("WAYBILL_ARGON2_* must be at least 19456 KiB and 2 passes outside development")
+        return self
+
+    @property
+    def is_development(self) -> bool:
+        return self.environment is Environment.development
+
+    def async_url(self) -> URL:
+        """The primary's address for asyncpg."""
+        return _with_driver(self.database_url, "asyncpg")
+
+    def replica_url(self) -> URL:
+        """The read replica's address for asyncpg; the primary's where none is set."""
+        return _with_driver(self.database_replica_url or self.database_url, "asyncpg")
+
+    def sync_url(self) -> URL:
+        """The primary's address for psycopg, for scripts and the command line."""
+        return _with_driver(self.database_url, "psycopg")
+
+
+def _with_driver(url: str, driver: str) -> URL:
+    return make_url(url).set(drivername=f"postgresql+{driver}")
+
+
+@lru_cache
+def get_settings() -> Settings:
+    """The process's settings, read once."""
+    return Settings()

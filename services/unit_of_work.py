@@ -1,0 +1,139 @@
+"""One database transaction over all repositories, with savepoints and the events it causes."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import cached_property
+from types import TracebackType
+from typing import Protocol, Self, TypeAlias
+
+from services.catalog.repository import CategoryRepository, InventoryRepository, ProductRepository
+from services.credits.repository import LedgerRepository
+from services.database import SessionFactory
+from services.idempotency.repository import IdempotencyRepository
+from services.operations.repository import OperationsRepository
+from services.orders.repository import OrderRepository
+from services.outbox.events import Event, Trace
+from services.outbox.repository import OutboxRepository
+from services.users.repository import UserRepository
+
+
+class Bell(Protocol):
+    """What is rung after a commit that queued an event. Must return at once and never fail."""
+
+    def ring(self) -> None: ...
+
+
+class UnitOfWork:
+    """One transaction. It rolls back unless `commit` was called.
+
+        async with UnitOfWork(factory, bell) as uow:
+            order = await orders.place(uow, buyer, wanted)
+            await uow.commit()
+
+    Only the edges commit: the API's transaction edge, the worker's processor, a command. The connection is taken from
+    the pool at the first statement, so opening a unit of work costs nothing. One task at a time may use it.
+    """
+
+    def __init__(self, factory: SessionFactory, bell: Bell | None = None, trace: Trace | None = None) -> None:
+        self._factory = factory
+        self._bell = bell
+        self.trace = trace or Trace()
+        self._events: list[Event] = []
+
+    async def __aenter__(self) -> Self:
+        self.session = self._factory()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._events.clear()
+        # Closing a session rolls back what was not committed and gives the connection back.
+        await self.session.close()
+
+    def record(self, event: Event) -> None:
+        """Write the event in this transaction, at the latest when it commits; rolled back with it."""
+        self._events.append(event)
+
+    @property
+    def recorded(self) -> tuple[Event, ...]:
+        """The events recorded and not yet committed."""
+        return tuple(self._events)
+
+    async def commit(self) -> None:
+        """Write the recorded events and commit; then ring the doorbell if a worker has work.
+
+        Whatever the commit raises, nothing of this unit of work remains. The unit of work can go on with a new
+        transaction afterwards.
+        """
+        events = self.recorded
+        if events:
+            # Last before the commit, so that an aggregate's events get their positions while its row is locked.
+            await self.outbox.append(events, self.trace)
+        await self.session.commit()
+        self._events.clear()
+        if self._bell is not None and any(event.queued for event in events):
+            self._bell.ring()
+
+    async def rollback(self) -> None:
+        """Give up what was done so far, and the connection; the unit of work can go on with a new transaction.
+
+        Objects that were read stay readable, detached.
+        """
+        self._events.clear()
+        # `Session.rollback` would expire them, and an expired attribute cannot be awaited.
+        await self.session.close()
+
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[None]:
+        """Undo only the block's work, and the events it recorded, when it raises; the error goes on to the caller.
+
+        ORM objects added before the block are flushed first and survive. At most 64 in one transaction: beyond that a
+        PostgreSQL backend's subtransaction cache overflows.
+        """
+        kept = len(self._events)
+        try:
+            async with self.session.begin_nested():
+                yield
+        except BaseException:
+            del self._events[kept:]
+            raise
+
+    @cached_property
+    def users(self) -> UserRepository:
+        return UserRepository(self.session)
+
+    @cached_property
+    def categories(self) -> CategoryRepository:
+        return CategoryRepository(self.session)
+
+    @cached_property
+    def products(self) -> ProductRepository:
+        return ProductRepository(self.session)
+
+    @cached_property
+    def inventory(self) -> InventoryRepository:
+        return InventoryRepository(self.session)
+
+    @cached_property
+    def orders(self) -> OrderRepository:
+        return OrderRepository(self.session)
+
+    @cached_property
+    def ledger(self) -> LedgerRepository:
+        return LedgerRepository(self.session)
+
+    @cached_property
+    def outbox(self) -> OutboxRepository:
+        return OutboxRepository(self.session)
+
+    @cached_property
+    def idempotency(self) -> IdempotencyRepository:
+        return IdempotencyRepository(self.session)
+
+    @cached_property
+    def operations(self) -> OperationsRepository:
+        return OperationsRepository(self.session)
+
+
+OpenUnitOfWork: TypeAlias = Callable[[], UnitOfWork]

@@ -1,0 +1,17 @@
+"""What happens to users."""
+
+from typing import ClassVar
+
+from services.outbox.events import Event
+
+
+class UserRegistered(Event):
+    """Somebody can sign in now, and has an account."""
+
+    type: ClassVar[str] = "user.registered"
+
+    user_id: int
+
+    @property
+    def aggregate(self) -> str:
+        return f"user/{self.user_id}"

@@ -1,0 +1,54 @@
+"""The users table."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from sqlalchemy import BigInteger, CheckConstraint, Identity, Index, text
+from sqlmodel import Field, Relationship, SQLModel
+
+from services.fields import TIMESTAMPTZ, allowed, now, text_enum
+
+if TYPE_CHECKING:
+    from services.credits.models import Account
+    from services.orders.models import Order
+
+
+class Role(StrEnum):
+    """What a user may do beyond buying and selling."""
+
+    customer = "customer"
+    operator = "operator"
+
+
+class UserBase(SQLModel):
+    """What a user says of themselves."""
+
+    email: str = Field(max_length=254)
+    full_name: str = Field(max_length=200)
+
+
+class User(UserBase, table=True):
+    """Somebody who can sign in. A deleted user's row stays, and its address stays taken, so that it can be restored."""
+
+    __tablename__ = "users"
+    __table_args__ = (
+        Index("uq_users_email_lower", text("lower(email)"), unique=True),
+        CheckConstraint(allowed("role", Role), name="role"),
+        CheckConstraint("length(email) > 0 AND length(full_name) > 0", name="named"),
+    )
+
+    id: int = Field(default=None, primary_key=True, sa_type=BigInteger, sa_column_args=(Identity(),))
+    is_active: bool = Field(default=True, sa_column_kwargs={"server_default": text("true")})
+    role: Role = Field(
+        default=Role.customer, sa_type=text_enum(Role), sa_column_kwargs={"server_default": Role.customer.value}
+    )
+    hashed_password: str = Field(max_length=255)
+    version: int = Field(default=1, sa_column_kwargs={"server_default": text("1")})
+    created_at: datetime = Field(
+        default_factory=now, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": text("now()")}
+    )
+    deleted_at: datetime | None = Field(default=None, sa_type=TIMESTAMPTZ)
+
+    account: "Account" = Relationship(back_populates="user", sa_relationship_kwargs={"lazy": "raise", "uselist": False})
+    orders: list["Order"] = Relationship(back_populates="buyer", sa_relationship_kwargs={"lazy": "raise"})

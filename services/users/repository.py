@@ -1,0 +1,39 @@
+"""All SQL about users."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import func
+from sqlmodel import col, select
+
+from services.fields import Id, Instant, Text
+from services.query import EXACT, ORDERED, TEXT, Filterable, QueryBuilder, Rows, Sortable
+from services.repository import SoftDeleteRepository
+from services.users.models import Role, User
+
+_FILTERS = {
+    "email": Filterable(col(User.email), Text, TEXT),
+    "full_name": Filterable(col(User.full_name), Text, TEXT),
+    "role": Filterable(col(User.role), Role, EXACT),
+    "is_active": Filterable(col(User.is_active), bool, EXACT),
+    "created_at": Filterable(col(User.created_at), Instant, ORDERED),
+}
+_KEY = Sortable(col(User.id), Id)
+_SORTS = {"id": _KEY, "created_at": Sortable(col(User.created_at), Instant), "email": Sortable(col(User.email), Text)}
+
+
+class UserRepository(SoftDeleteRepository[User]):
+    model = User
+
+    async def by_email(self, email: str) -> User | None:
+        statement = select(User).where(func.lower(User.email) == email.lower(), *self._visible())
+        return (await self.session.exec(statement)).one_or_none()
+
+    async def email_taken(self, email: str) -> bool:
+        """Whether any user has the address, a deleted one included."""
+        statement = select(col(User.id)).where(func.lower(User.email) == email.lower())
+        return (await self.session.exec(statement)).first() is not None
+
+    async def page(self, *, filters: Sequence[str], sort: str | None, limit: int, cursor: str | None) -> Rows[User]:
+        statement = select(User).where(*self._visible())
+        query = QueryBuilder[User](statement, filters=_FILTERS, sorts=_SORTS, key=_KEY, default_sort="id")
+        return await query.filter(filters).sort(sort).page(self.session, limit=limit, cursor=cursor)

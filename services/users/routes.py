@@ -1,0 +1,103 @@
+"""HTTP for users and access tokens."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Response
+from fastapi.security import OAuth2PasswordRequestForm
+
+from services.api.dependencies import CurrentUser, IfMatch, Operator, PageParams, State, Work, etag
+from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED
+from services.api.problems import responses
+from services.api.transaction import TransactionRoute
+from services.errors import Unauthenticated
+from services.fields import Id
+from services.query import Page, Rows
+from services.users import service
+from services.users.models import User
+from services.users.schemas import Token, UserAdminUpdate, UserCreate, UserPublic, UserUpdate
+
+router = APIRouter(route_class=TransactionRoute, tags=["users"])
+
+
+@router.post("/token", responses=responses(400, 401, 413, 422))
+async def create_token(form: Annotated[OAuth2PasswordRequestForm, Depends()], uow: Work, state: State) -> Token:
+    """Sign in (OAuth 2.0 password flow): `username` is the e-mail address."""
+    if "\x00" in form.username:
+        raise Unauthenticated("the e-mail address or the password is wrong")
+    user = await service.sign_in(uow, state.passwords, form.username, form.password)
+    return Token(access_token=state.tokens.make(user.id), expires_in=state.tokens.ttl)
+
+
+@router.post("/users", status_code=201, response_model=UserPublic, responses=responses(400, 409, 413, 422))
+async def register(wanted: UserCreate, response: Response, uow: Work, state: State) -> User:
+    """Register. The new user has an account with no credits yet."""
+    user = await service.register(uow, state.passwords, wanted)
+    response.headers["Location"] = "/v1/users/me"
+    response.headers["ETag"] = etag(user.version)
+    return user
+
+
+@router.get("/users/me", response_model=UserPublic, responses=responses(401))
+async def read_self(user: CurrentUser, response: Response) -> User:
+    """The caller."""
+    response.headers["ETag"] = etag(user.version)
+    return user
+
+
+@router.patch("/users/me", response_model=UserPublic, responses=responses(400, 401, 412, 413, 422, 428))
+async def update_self(
+    changes: UserUpdate, user: CurrentUser, version: IfMatch, response: Response, uow: Work, state: State
+) -> User:
+    """Change one's own name or password."""
+    updated = await service.update_self(uow, state.passwords, user.id, changes, version)
+    response.headers["ETag"] = etag(updated.version)
+    return updated
+
+
+@router.delete("/users/me", status_code=204, responses=responses(401))
+async def delete_self(user: CurrentUser, uow: Work) -> None:
+    """Close one's own access. Orders and credits stay on the books."""
+    await service.delete(uow, user.id)
+
+
+@router.get("/users", response_model=Page[UserPublic], responses=responses(400, 401, 403, 422))
+async def list_users(_: Operator, page: PageParams, uow: Work) -> Rows[User]:
+    """Users, for operators. Filters: created_at, email, full_name, is_active, role."""
+    return await uow.users.page(filters=page.filters, sort=page.sort, limit=page.limit, cursor=page.cursor)
+
+
+@router.get("/users/{user_id}", response_model=UserPublic, responses=responses(401, 403, 404, 422))
+async def read_user(user_id: Id, _: Operator, response: Response, uow: Work) -> User:
+    """One user, for operators."""
+    user = await service.get(uow, user_id)
+    response.headers["ETag"] = etag(user.version)
+    return user
+
+
+@router.patch(
+    "/users/{user_id}", response_model=UserPublic, responses=responses(400, 401, 403, 404, 412, 413, 422, 428)
+)
+async def update_user(
+    user_id: Id, changes: UserAdminUpdate, operator: Operator, version: IfMatch, response: Response, uow: Work
+) -> User:
+    """Change a user's name, role or whether they may sign in, for operators."""
+    user = await service.update_as_operator(uow, operator, user_id, changes, version)
+    response.headers["ETag"] = etag(user.version)
+    return user
+
+
+@router.delete("/users/{user_id}", status_code=204, responses=responses(401, 403, 404, 422))
+async def delete_user(user_id: Id, operator: Operator, uow: Work) -> None:
+    """Delete a user softly, for operators; `restore` brings them back."""
+    await service.delete_as_operator(uow, operator, user_id)
+
+
+@router.post(
+    "/users/{user_id}/restore",
+    response_model=UserPublic,
+    dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
+    responses=responses(400, 401, 403, 404, 409, 422),
+)
+async def restore_user(user_id: Id, _: Operator, uow: Work) -> User:
+    """Bring a deleted user back, for operators."""
+    return await service.restore(uow, user_id)

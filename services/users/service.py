@@ -1,0 +1,109 @@
+"""What can be done with users."""
+
+from sqlalchemy.exc import IntegrityError
+
+from services.errors import AlreadyExists, Fault, InvalidInput, NotFound, StaleVersion, Unauthenticated
+from services.unit_of_work import UnitOfWork
+from services.users.events import UserRegistered
+from services.users.models import Role, User
+from services.users.passwords import Passwords
+from services.users.schemas import UserAdminUpdate, UserCreate, UserUpdate
+
+
+async def register(uow: UnitOfWork, passwords: Passwords, wanted: UserCreate, role: Role = Role.customer) -> User:
+    """Write the user and an empty account. Raises `AlreadyExists` where the address is taken."""
+    # Before the first statement: no transaction is open while the hash is computed.
+    hashed = await passwords.hash(wanted.password.get_secret_value())
+    taken = AlreadyExists("a user with this e-mail address exists already", [Fault("is taken", "#/email")])
+    if await uow.users.email_taken(wanted.email):
+        raise taken
+    user = User(email=wanted.email, full_name=wanted.full_name, hashed_password=hashed, role=role)
+    uow.session.add(user)
+    try:
+        await uow.session.flush()
+    except IntegrityError as error:
+        # Two registrations at once: both saw the address free, the unique index lets one through.
+        raise taken from error
+    await uow.ledger.open_account(user.id)
+    uow.record(UserRegistered(user_id=user.id))
+    return user
+
+
+async def sign_in(uow: UnitOfWork, passwords: Passwords, email: str, password: str) -> User:
+    """The active user with this address and password. Raises `Unauthenticated` without telling which was wrong."""
+    user = await uow.users.by_email(email)
+    # The connection goes back to the pool while the hash is computed.
+    await uow.rollback()
+    right = await passwords.matches(user.hashed_password if user else None, password)
+    if user is None or not right or not user.is_active:
+        raise Unauthenticated("the e-mail address or the password is wrong")
+    return user
+
+
+async def update_self(uow: UnitOfWork, passwords: Passwords, user_id: int, changes: UserUpdate, version: int) -> User:
+    """Change one's own name or password. Raises `StaleVersion` where `version` is not the current one."""
+    hashed = await passwords.hash(changes.password.get_secret_value()) if changes.password else None
+    user = await _locked(uow, user_id, version)
+    if changes.full_name is not None:
+        user.full_name = changes.full_name
+    if hashed is not None:
+        user.hashed_password = hashed
+    return await _bumped(uow, user)
+
+
+async def update_as_operator(
+    uow: UnitOfWork, operator: User, user_id: int, changes: UserAdminUpdate, version: int
+) -> User:
+    """Change a user's name, role or whether they may sign in. Operators cannot lock themselves out."""
+    if operator.id == user_id and (changes.is_active is False or changes.role is Role.customer):
+        raise InvalidInput("operators cannot deactivate or demote themselves; ask another operator")
+    user = await _locked(uow, user_id, version)
+    for name, value in changes.model_dump(exclude_none=True).items():
+        setattr(user, name, value)
+    return await _bumped(uow, user)
+
+
+async def delete(uow: UnitOfWork, user_id: int) -> None:
+    """Hide the user; they can no longer sign in. Orders, credits and entries stay."""
+    user = await uow.users.get(user_id, lock=True)
+    if user is None:
+        raise NotFound(f"there is no user {user_id}")
+    await uow.users.soft_delete(user)
+
+
+async def delete_as_operator(uow: UnitOfWork, operator: User, user_id: int) -> None:
+    """Delete another user. Operators cannot lock themselves out this way."""
+    if operator.id == user_id:
+        raise InvalidInput("operators cannot delete themselves here; ask another operator")
+    await delete(uow, user_id)
+
+
+async def restore(uow: UnitOfWork, user_id: int) -> User:
+    """Bring a deleted user back."""
+    user = await uow.users.get_deleted(user_id)
+    if user is None:
+        raise NotFound(f"there is no deleted user {user_id}")
+    await uow.users.restore(user)
+    return user
+
+
+async def get(uow: UnitOfWork, user_id: int) -> User:
+    user = await uow.users.get(user_id)
+    if user is None:
+        raise NotFound(f"there is no user {user_id}")
+    return user
+
+
+async def _locked(uow: UnitOfWork, user_id: int, version: int) -> User:
+    user = await uow.users.get(user_id, lock=True)
+    if user is None:
+        raise NotFound(f"there is no user {user_id}")
+    if user.version != version:
+        raise StaleVersion(f"user {user_id} has version {user.version} now, not {version}; read it again")
+    return user
+
+
+async def _bumped(uow: UnitOfWork, user: User) -> User:
+    user.version += 1
+    await uow.session.flush()
+    return user

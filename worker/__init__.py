@@ -1,0 +1,1 @@
+"""The worker process: ARQ settings, the outbox poll loop and scheduled jobs."""

@@ -1,0 +1,52 @@
+"""What one worker process holds: its settings, its own database and Redis, and the poll loop."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+
+from services.database import Database, check_pool_budget, open_database
+from services.outbox.doorbell import Doorbell, DoorbellListener
+from services.outbox.processor import Processor, RetryPolicy
+from services.settings import Settings
+from services.unit_of_work import UnitOfWork
+from worker.handlers import SUBSCRIPTIONS
+from worker.poller import Poller
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerContext:
+    """Handed to every job as `ctx["worker"]`."""
+
+    settings: Settings
+    database: Database
+    doorbell: Doorbell
+    poller: Poller
+
+    def open_unit_of_work(self) -> UnitOfWork:
+        return UnitOfWork(self.database.write, self.doorbell)
+
+
+@asynccontextmanager
+async def open_worker(settings: Settings) -> AsyncIterator[WorkerContext]:
+    """The worker's engine, session factory and poll loop, started on entry, stopped and disposed of on exit.
+
+    On exit the running batch finishes, or is rolled back after `worker_shutdown_grace` seconds.
+    """
+    # No read timeout: the listener waits on the doorbell for a whole poll interval.
+    redis = Redis.from_url(settings.redis_url, socket_connect_timeout=1)
+    async with open_database(settings, "worker") as database, redis, Doorbell(redis) as doorbell:
+        await check_pool_budget(database.engine, settings)
+        processor = Processor[UnitOfWork](
+            lambda: UnitOfWork(database.write, doorbell),
+            SUBSCRIPTIONS,
+            retry=RetryPolicy(settings.outbox_max_attempts, settings.outbox_retry_base, settings.outbox_retry_cap),
+            batch_size=settings.outbox_batch_size,
+        )
+        poller = Poller(processor, DoorbellListener(redis), settings.outbox_poll_interval)
+        poller.start()
+        try:
+            yield WorkerContext(settings, database, doorbell, poller)
+        finally:
+            await poller.stop(settings.worker_shutdown_grace)

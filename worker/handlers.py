@@ -1,0 +1,10 @@
+"""Event type -> handler: what a worker processes."""
+
+from collections.abc import Sequence
+
+from services.orders.events import OrderPlaced
+from services.orders.processing import process_placed
+from services.outbox.processor import Subscription
+from services.unit_of_work import UnitOfWork
+
+SUBSCRIPTIONS: Sequence[Subscription[UnitOfWork]] = (Subscription(OrderPlaced, process_placed),)

@@ -1,0 +1,67 @@
+"""ARQ's `WorkerSettings`: functions, cron jobs, start-up and shutdown.
+
+`python -m worker` runs it with a worker that outlives Redis (`worker/runner.py`); the plain
+`arq worker.settings.WorkerSettings` works too, and ends at the first error of Redis.
+"""
+
+import json
+from contextlib import AsyncExitStack
+from typing import Any, ClassVar
+
+from arq import cron
+from arq.connections import RedisSettings
+from arq.cron import CronJob
+
+from services.settings import get_settings
+from worker.context import open_worker
+from worker.jobs.reports import report_backlog
+from worker.jobs.retention import ensure_event_partitions, prune_idempotency_keys
+
+QUEUE = "waybill:jobs"
+
+
+def serialize(job: dict[str, Any]) -> bytes:
+    """Jobs travel as JSON: nothing that is read from Redis is ever unpickled."""
+    return json.dumps(job, default=repr).encode()
+
+
+def deserialize(raw: bytes) -> dict[str, Any]:
+    """Raises `ValueError` for what is no JSON object; ARQ then fails the job."""
+    job = json.loads(raw)
+    if not isinstance(job, dict):
+        raise ValueError("a job is a JSON object")
+    return job
+
+
+async def startup(ctx: dict[str, Any]) -> None:
+    stack = AsyncExitStack()
+    ctx["stack"] = stack
+    ctx["worker"] = await stack.enter_async_context(open_worker(get_settings()))
+
+
+async def shutdown(ctx: dict[str, Any]) -> None:
+    stack: AsyncExitStack | None = ctx.get("stack")
+    if stack is not None:
+        await stack.aclose()
+
+
+class WorkerSettings:
+    """Read by ARQ."""
+
+    queue_name = QUEUE
+    redis_settings = RedisSettings.from_dsn(get_settings().redis_url)
+    functions: ClassVar = [ensure_event_partitions, prune_idempotency_keys, report_backlog]
+    cron_jobs: ClassVar[list[CronJob]] = [
+        cron(ensure_event_partitions, hour=0, minute=10, second=0, run_at_startup=True),
+        cron(prune_idempotency_keys, minute=25, second=0),
+        cron(report_backlog, second={0, 15, 30, 45}),
+    ]
+    on_startup = startup
+    on_shutdown = shutdown
+    job_serializer = serialize
+    job_deserializer = deserialize
+    # A job id is taken until its result expires; without results, the next run can use it at once.
+    keep_result = 0
+    max_jobs = 10
+    job_timeout = 300
+    poll_delay = 0.5
