@@ -1,33 +1,21 @@
 """Generic create, read, update and delete over one model; the domains' repositories stand on it."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel
-from sqlalchemy import ColumnElement, CursorResult, Executable, func, inspect, literal, update
+from sqlalchemy import ColumnElement, func, inspect, literal, update
 from sqlalchemy.orm import Mapper
 from sqlalchemy.sql.base import ExecutableOption
 from sqlmodel import select
-from sqlmodel.ext.asyncio.session import AsyncSession
 
 # Every table, whichever repository is imported first: relationships by name resolve against all of them.
 import services.models  # noqa: F401
 from services.fields import now
+from services.sql import SqlAccess
 
 ModelT = TypeVar("ModelT")
-
-
-class SqlAccess:
-    """What every repository has: the unit of work's session, and plain SQL on its connection."""
-
-    def __init__(self, session: AsyncSession) -> None:
-        self.session = session
-
-    async def _execute(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> CursorResult[Any]:
-        """Run a Core statement on the session's connection: the hot paths need no ORM round it."""
-        connection = await self.session.connection()
-        return await connection.execute(statement, parameters)
 
 
 class Repository(SqlAccess, Generic[ModelT]):

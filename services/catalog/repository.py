@@ -13,7 +13,8 @@ from sqlmodel import col, select
 from services.catalog.models import Category, Inventory, Product
 from services.fields import Id, Instant, Text
 from services.query import EXACT, ORDERED, TEXT, Filterable, QueryBuilder, Rows, Sortable
-from services.repository import Repository, SqlAccess
+from services.repository import Repository
+from services.sql import SqlAccess
 
 PRODUCT_WITH_DETAILS = (
     joinedload(Product.seller, innerjoin=True),

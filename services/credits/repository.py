@@ -13,7 +13,7 @@ from services.credits.models import ISSUANCE, Account, Entry, Transfer, Transfer
 from services.errors import InsufficientCredits
 from services.fields import Id, Instant, new_id
 from services.query import ORDERED, Filterable, QueryBuilder, Rows, Sortable
-from services.repository import SqlAccess
+from services.sql import SqlAccess
 
 _ENTRY_FILTERS = {"created_at": Filterable(col(Entry.created_at), Instant, ORDERED)}
 _ENTRY_KEY = Sortable(col(Entry.version), Id)

@@ -8,7 +8,7 @@ from hashlib import blake2b
 from sqlalchemy import LargeBinary, Text, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
-from services.repository import SqlAccess
+from services.sql import SqlAccess
 
 # The lock is held to the end of the transaction: whoever cannot get it knows that the same request is being processed.
 _TAKE = text("""

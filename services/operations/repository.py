@@ -9,7 +9,7 @@ from sqlmodel import select
 from services.fields import Id, Text
 from services.outbox.models import DeadLetter
 from services.query import EXACT, Filterable, QueryBuilder, Rows, Sortable
-from services.repository import SqlAccess
+from services.sql import SqlAccess
 
 _BOOKS = text("""
     SELECT

@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from services.fields import new_id
 from services.outbox.events import Event, Trace
-from services.repository import SqlAccess
+from services.sql import SqlAccess
 
 # One statement for all events of a unit of work, whatever their number.
 _APPEND = text("""
