@@ -69,7 +69,6 @@ class Settings(BaseSettings):
     outbox_retry_base: Annotated[float, Field(gt=0)] = 1.0
     outbox_retry_cap: Annotated[float, Field(gt=0)] = 300.0
     worker_shutdown_grace: Annotated[float, Field(gt=0, le=60)] = 8.0
-    event_retention_months: Annotated[int, Field(ge=1)] = 12
 
     @field_validator("database_url", "database_replica_url")
     @classmethod

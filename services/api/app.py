@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from redis.asyncio import Redis
 
 from services.api import health, problems
-from services.api.middleware import RequestContextMiddleware
+from services.api.middleware import BodyLimitMiddleware, RequestContextMiddleware
 from services.api.state import ApiState
 from services.api.tokens import Tokens
 from services.catalog import routes as catalog
@@ -50,9 +50,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=VERSION,
         summary="Orders and prepaid credits. Nothing lost, nothing counted twice.",
         lifespan=lifespan,
-        max_body_size=settings.max_body_bytes,
         redirect_slashes=False,
     )
+    # The last one added is the first one passed.
+    app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes)
     app.add_middleware(RequestContextMiddleware)
     problems.install(app)
     app.include_router(health.router)

@@ -16,10 +16,16 @@ from services.users.models import Role, User
 _bearer = OAuth2PasswordBearer(tokenUrl="/v1/token", auto_error=False)
 _ETAG = re.compile(r'(?:W/)?"([1-9][0-9]{0,9})"', re.ASCII)
 
-State = Annotated[ApiState, Depends(api_state)]
+
+# Dependencies are coroutines even where nothing is awaited: FastAPI sends plain functions through a thread each time.
+async def _state(request: Request) -> ApiState:
+    return api_state(request)
 
 
-def _work(request: Request) -> UnitOfWork:
+State = Annotated[ApiState, Depends(_state)]
+
+
+async def _work(request: Request) -> UnitOfWork:
     uow: UnitOfWork = request.state.uow
     return uow
 
@@ -58,7 +64,9 @@ async def _operator(user: CurrentUser) -> User:
 Operator = Annotated[User, Depends(_operator)]
 
 
-def _if_match(if_match: Annotated[str | None, Header(description="The ETag of the version you read.")] = None) -> int:
+async def _if_match(
+    if_match: Annotated[str | None, Header(description="The ETag of the version you read.")] = None,
+) -> int:
     if if_match is None:
         raise VersionRequired('the If-Match header is required: the ETag of the version you read, such as "3"')
     matched = _ETAG.fullmatch(if_match.strip())
@@ -86,7 +94,7 @@ class PageQuery:
     cursor: str | None
 
 
-def _page_query(
+async def _page_query(
     filters: Annotated[
         list[str],
         Query(

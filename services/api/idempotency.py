@@ -7,6 +7,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from typing import Annotated
+from urllib.parse import quote
 
 from fastapi import Depends, Header, Request, Response
 
@@ -54,7 +55,8 @@ async def _claim(request: Request, uow: Work, user: CurrentUser, key: str | None
     wanted = RequestKey(
         caller_id=user.id,
         method=request.method,
-        path=request.url.path[:200],
+        # Escaped as it was sent: PostgreSQL's text cannot hold U+0000.
+        path=quote(request.url.path)[:200],
         key=key,
         fingerprint=hashlib.sha256(await request.body()).digest(),
     )

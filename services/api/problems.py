@@ -171,7 +171,9 @@ async def _on_unavailable(request: Request, error: Exception) -> ProblemResponse
 
 
 async def _on_unexpected(request: Request, _: Exception) -> ProblemResponse:
-    return problem(request, 500, "internal_error", "the request failed; nothing of it took effect")
+    # This one is sent outside the middleware that puts the id on every other reply.
+    headers = {"X-Request-Id": request_id} if (request_id := getattr(request.state, "request_id", None)) else {}
+    return problem(request, 500, "internal_error", "the request failed; nothing of it took effect", headers=headers)
 
 
 def install(app: FastAPI) -> None:

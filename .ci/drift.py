@@ -1,0 +1,32 @@
+"""Migrate a fresh database and let Alembic compare it with the models. Exit code 1 where they differ."""
+
+import logging
+import sys
+import tempfile
+from pathlib import Path
+
+from alembic import command
+from alembic.util import CommandError
+
+from migrations.config import alembic_config
+from services.embedded import EmbeddedPostgres
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.WARNING)
+    folder = tempfile.TemporaryDirectory(prefix="waybill-drift-")
+    with folder as path, EmbeddedPostgres(Path(path), durable=False) as postgres:
+        postgres.create_database("drift")
+        config = alembic_config(postgres.url("drift"))
+        command.upgrade(config, "head")
+        try:
+            command.check(config)
+        except CommandError as error:
+            sys.stderr.write(f"{error}\n")
+            return 1
+    sys.stdout.write("The migrations make the schema of the models.\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

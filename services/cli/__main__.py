@@ -1,0 +1,5 @@
+"""`python -m services.cli`: how `waybill up` starts the other commands, whatever the PATH."""
+
+from services.cli.main import app
+
+app(prog_name="waybill")

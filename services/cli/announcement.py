@@ -1,0 +1,49 @@
+"""What `waybill up` says when everything runs."""
+
+import secrets
+from collections.abc import Iterator
+
+from services.cli.facts import FILE_NAME, Credentials, Facts
+from services.cli.home import Home
+
+_READ_TOKEN = "python3 -c 'import json, sys; print(json.load(sys.stdin)[\"access_token\"])'"  # noqa: S105 (a command)
+
+
+def announcement(facts: Facts, home: Home) -> Iterator[str]:
+    """The lines; the commands among them can be copied as they are."""
+    yield ""
+    yield "Waybill is running."
+    yield ""
+    yield f"  API and its documentation   {facts.docs_url}"
+    if facts.operator is not None:
+        yield f"  operator                    {facts.operator.email}   password {facts.operator.password}"
+    for user in facts.users:
+        yield f"  {user.full_name:<27} {user.email}   password {user.password}"
+    yield f"  data                        {home.path}"
+    yield f"  logs                        {home.logs}"
+    yield f"  all of this as JSON         {home.path / FILE_NAME}"
+    yield ""
+    if facts.users and facts.product_ids:
+        yield from _first_order(facts, facts.users[0], facts.product_ids[0])
+    else:
+        yield "Create an operator with: waybill create-operator EMAIL"
+        yield ""
+    yield "Ctrl-C stops everything; the data stay."
+
+
+def _first_order(facts: Facts, buyer: Credentials, product_id: int) -> Iterator[str]:
+    orders = f"{facts.api_url}/v1/orders"
+    authorization = '-H "Authorization: Bearer $TOKEN"'
+    sign_in = f"curl -s {facts.api_url}/v1/token -d username={buyer.email} -d password={buyer.password}"
+    body = f'{{"items":[{{"product_id":{product_id},"quantity":2}}]}}'
+    yield "Get a token, place an order, look at your orders (in another terminal):"
+    yield ""
+    yield f"  TOKEN=$({sign_in} | {_READ_TOKEN})"
+    yield ""
+    yield (
+        f"  curl -i {orders} {authorization} -H 'Idempotency-Key: try-{secrets.token_hex(6)}' "
+        f"-H 'Content-Type: application/json' -d '{body}'"
+    )
+    yield ""
+    yield f'  curl -s "{orders}?limit=1" {authorization}'
+    yield ""

@@ -1,0 +1,45 @@
+"""What the command line says, and how it fails."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from pydantic import ValidationError
+
+from services.embedded import EmbeddedServerError
+
+
+class CommandError(Exception):
+    """The command cannot go on; the message says why and what to do. Exit code 1, no traceback."""
+
+
+def say(message: str = "") -> None:
+    """Print a line, never wrapped: it may be there to be copied.
+
+    Nobody may be reading any more (the terminal is closed, the pipe's reader gone): the servers still have to be
+    stopped in order, so that is no error.
+    """
+    try:
+        typer.echo(message)
+    except OSError:
+        sys.stdout = sys.stderr = open("/dev/null", "w")  # noqa: SIM115 (open until the process ends)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turn the errors that a person can do something about into a message and exit code 1."""
+    try:
+        yield
+    except ValidationError as error:
+        faults = (f"  {'.'.join(map(str, fault['loc'])) or error.title}: {fault['msg']}" for fault in error.errors())
+        subject = "the settings are" if error.title == "Settings" else "this is"
+        _fail("\n".join((f"{subject} not valid:", *faults)))
+    except (CommandError, EmbeddedServerError) as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> None:
+    typer.secho("waybill: ", fg=typer.colors.RED, err=True, nl=False)
+    typer.echo(message, err=True)
+    raise typer.Exit(1)

@@ -1,0 +1,69 @@
+"""`waybill.json`: what a running `waybill up` tells scripts (and the other commands) about itself."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, Field, ValidationError
+
+from services.cli.console import CommandError
+
+DEFAULT_DATA_DIR = Path(".waybill")
+FILE_NAME = "waybill.json"
+
+
+class Credentials(BaseModel):
+    """What a demo user signs in with."""
+
+    email: str
+    password: str
+    full_name: str
+
+
+class ProcessIds(BaseModel):
+    """None: not started by us, or not running."""
+
+    supervisor: int | None = None
+    postgres: int | None = None
+    redis: int | None = None
+    api: int | None = None
+    workers: list[int] = Field(default_factory=list)
+
+
+class Facts(BaseModel):
+    """The file's content. It holds passwords: mode 0600."""
+
+    api_url: str
+    docs_url: str
+    database_url: str
+    redis_url: str
+    data_dir: Path
+    environment: str
+    operator: Credentials | None = None
+    users: list[Credentials] = Field(default_factory=list)
+    """Demo users: buyers with credits first, then who sells the demo products."""
+    product_ids: list[int] = Field(default_factory=list)
+    pids: ProcessIds = Field(default_factory=ProcessIds)
+
+    def write(self) -> None:
+        """Replace the file whole, so that a reader sees the old facts or the new ones."""
+        path = self.data_dir / FILE_NAME
+        draft = path.with_name(f"{FILE_NAME}.new")
+        draft.unlink(missing_ok=True)
+        draft.touch(mode=0o600)
+        draft.write_text(self.model_dump_json(indent=2) + "\n")
+        draft.replace(path)
+
+
+def read_facts(data_dir: Path = DEFAULT_DATA_DIR) -> Facts | None:
+    """The facts last written in `data_dir`, or None if `waybill up` never ran there.
+
+    Raises `CommandError` where the file is not what `waybill up` writes.
+    """
+    path = data_dir / FILE_NAME
+    try:
+        return Facts.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValidationError as error:
+        raise CommandError(f"{path} is not readable as the facts of a `waybill up`; remove it") from error
+    except OSError as error:
+        raise CommandError(f"{path}: {error.strerror}") from error

@@ -1,0 +1,134 @@
+"""What `waybill up` puts into a development database, so that the first order can be placed at once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+
+from sqlalchemy import func
+from sqlmodel import col, select
+
+import services.models  # noqa: F401  (relationships are resolved by name: every model must be known)
+from services.catalog import service as catalog
+from services.catalog.models import Category, Product
+from services.catalog.schemas import CategoryCreate, ProductCreate
+from services.cli.facts import Credentials, Facts
+from services.cli.users import new_password
+from services.credits.schemas import TopUpCreate
+from services.credits.service import top_up
+from services.database import open_database
+from services.settings import Settings
+from services.unit_of_work import UnitOfWork
+from services.users import service as users
+from services.users.models import Role, User
+from services.users.passwords import Passwords
+from services.users.schemas import UserCreate
+
+FIRST_CREDITS = Decimal("10000.00")
+_CATEGORY = "Stationery"
+
+
+@dataclass(frozen=True, slots=True)
+class _Person:
+    email: str
+    full_name: str
+    role: Role = Role.customer
+    buys: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    sku: str
+    name: str
+    price: str
+    stock: int
+
+
+_OPERATOR = _Person("operator@waybill.example", "Olga Operator", Role.operator)
+_SELLER = _Person("seller@waybill.example", "Sami Seller")
+_BUYERS = (
+    _Person("buyer@waybill.example", "Bea Buyer", buys=True),
+    _Person("second-buyer@waybill.example", "Ben Buyer", buys=True),
+)
+_OFFERS = (
+    _Offer("PEN-BLUE", "Ballpoint pen, blue", "1.20", 100_000),
+    _Offer("PAPER-A4", "Paper A4, 500 sheets", "4.95", 20_000),
+    _Offer("INK-BLACK", "Ink, black, 30 ml", "12.50", 500),
+)
+
+
+async def seed(settings: Settings, facts: Facts, keep: Callable[[], None]) -> None:
+    """Make the demo users, products and credits that are missing, and note the credentials in `facts`.
+
+    Users that exist stay as they are; one whose password in `facts` is missing or wrong gets a new one. `keep` is
+    called before the commit: credentials that nobody has noted would be lost.
+    """
+    async with open_database(settings, "seed") as database, UnitOfWork(database.write) as uow:
+        people = _People(uow, Passwords(settings), {known.email: known for known in _known(facts)})
+        operator = await people.find_or_make(_OPERATOR)
+        buyers = [await people.find_or_make(buyer) for buyer in _BUYERS]
+        seller = await people.find_or_make(_SELLER)
+        facts.operator = operator[1] if operator else None
+        facts.users = [found[1] for found in (*buyers, seller) if found]
+        facts.product_ids = await _find_or_make_products(uow, seller[0]) if seller else []
+        keep()
+        await uow.commit()
+
+
+def _known(facts: Facts) -> list[Credentials]:
+    return [*facts.users, *([facts.operator] if facts.operator else [])]
+
+
+@dataclass(frozen=True, slots=True)
+class _People:
+    uow: UnitOfWork
+    passwords: Passwords
+    known: dict[str, Credentials]
+
+    async def find_or_make(self, person: _Person) -> tuple[User, Credentials] | None:
+        """The user and what they sign in with; None where an operator has deleted the user."""
+        user = await self.uow.users.by_email(person.email)
+        if user is None:
+            if await self.uow.users.email_taken(person.email):
+                return None
+            return await self._make(person)
+        known = self.known.get(person.email)
+        if known is None or not await self.passwords.matches(user.hashed_password, known.password):
+            known = Credentials(email=person.email, password=new_password(), full_name=user.full_name)
+            user.hashed_password = await self.passwords.hash(known.password)
+        return user, known
+
+    async def _make(self, person: _Person) -> tuple[User, Credentials]:
+        made = Credentials(email=person.email, password=new_password(), full_name=person.full_name)
+        wanted = UserCreate.model_validate(made.model_dump())
+        user = await users.register(self.uow, self.passwords, wanted, person.role)
+        if person.buys:
+            await top_up(self.uow, TopUpCreate(user_id=user.id, amount=FIRST_CREDITS, note="to try it out"))
+        return user, made
+
+
+async def _find_or_make_products(uow: UnitOfWork, seller: User) -> list[int]:
+    statement = select(Product).where(col(Product.seller_id) == seller.id)
+    ids = {product.sku: product.id for product in await uow.session.exec(statement)}
+    missing = [offer for offer in _OFFERS if offer.sku not in ids]
+    if missing:
+        category_id = await _find_or_make_category(uow)
+        for offer in missing:
+            wanted = ProductCreate.model_validate(
+                {
+                    "sku": offer.sku,
+                    "name": offer.name,
+                    "price": offer.price,
+                    "category_id": category_id,
+                    "stock": offer.stock,
+                }
+            )
+            ids[offer.sku] = (await catalog.create_product(uow, seller, wanted)).id
+    return [ids[offer.sku] for offer in _OFFERS]
+
+
+async def _find_or_make_category(uow: UnitOfWork) -> int:
+    statement = select(col(Category.id)).where(func.lower(col(Category.name)) == _CATEGORY.lower())
+    found = (await uow.session.exec(statement)).one_or_none()
+    if found is None:
+        found = (await catalog.create_category(uow, CategoryCreate(name=_CATEGORY))).id
+    return found

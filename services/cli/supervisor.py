@@ -1,0 +1,157 @@
+"""Start processes in order, start them again when they die, stop them in the reverse order."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TypeAlias
+
+from services.cli.console import say
+from services.embedded import EmbeddedServerError, child
+from services.embedded.server import EmbeddedServer
+
+STOP_SECONDS = 10.0
+_LOOK_SECONDS = 0.2
+_BACKOFF_FIRST, _BACKOFF_LAST = 0.5, 15.0
+# A process that ran this long is taken to be well: its next death is answered at once again.
+_WELL_AFTER = 30.0
+
+
+class Program:
+    """One of our own commands as a child, its output in a log file."""
+
+    def __init__(self, name: str, arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+        self.name = name
+        self.log = log
+        self.process: subprocess.Popen[bytes] | None = None
+        self._arguments = arguments
+        self._environment = environment
+
+    def start(self) -> None:
+        # -P: a folder named `services` where the user stands must not be taken for ours.
+        self.process = child.spawn(
+            [sys.executable, "-P", *self._arguments],
+            cwd=Path.cwd(),
+            log=self.log,
+            death_signal=signal.SIGTERM,
+            environment=self._environment,
+        )
+
+    def stop(self) -> None:
+        if self.process is not None:
+            child.stop(self.process, (signal.SIGTERM, STOP_SECONDS))
+
+
+Part: TypeAlias = Program | EmbeddedServer
+"""One process that is kept running."""
+
+
+class Stop:
+    """SIGINT, SIGTERM and SIGHUP, noted for those who look. A second one while we start breaks off at once."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self.hurry = False
+        self.stopping = False
+
+    def listen(self) -> None:
+        """Take over the signals. Only in the main thread."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._note)
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        self.hurry = self.wanted
+        self.wanted = True
+        if self.hurry and not self.stopping:
+            raise KeyboardInterrupt
+
+
+@dataclass
+class _Watched:
+    part: Part
+    started: float
+    deaths: int = 0
+    start_at: float | None = None
+
+
+@dataclass
+class Supervisor:
+    """Keeps parts running. `changed` is called when a part got a new process."""
+
+    stop: Stop
+    changed: Callable[[], None]
+    _watched: list[_Watched] = field(default_factory=list)
+
+    def start(self, part: Part) -> None:
+        """Start a part and watch it from now on. Raises `EmbeddedServerError` where it does not start."""
+        self._watched.append(_Watched(part, time.monotonic()))
+        part.start()
+
+    def watch(self) -> None:
+        """Start again what dies, until a stop is wanted."""
+        while not self.stop.wanted:
+            for watched in self._watched:
+                self._look_after(watched)
+            time.sleep(_LOOK_SECONDS)
+
+    def stop_all(self) -> None:
+        """Stop our own programs together, then the servers, the last started first."""
+        self.stop.stopping = True
+        programs = [watched.part for watched in self._watched if isinstance(watched.part, Program)]
+        self._stop_programs(programs)
+        for watched in reversed(self._watched):
+            if isinstance(watched.part, EmbeddedServer):
+                watched.part.stop()
+
+    def _stop_programs(self, programs: Sequence[Program]) -> None:
+        running = [program.process for program in programs if program.process and program.process.poll() is None]
+        for process in running:
+            process.terminate()
+        deadline = time.monotonic() + STOP_SECONDS
+        while any(process.poll() is None for process in running):
+            if self.stop.hurry or time.monotonic() > deadline:
+                for process in running:
+                    process.kill()
+            time.sleep(0.02)
+
+    def _look_after(self, watched: _Watched) -> None:
+        part, process, now = watched.part, watched.part.process, time.monotonic()
+        if watched.start_at is None:
+            if process is None or process.poll() is None:
+                return
+            if now - watched.started > _WELL_AFTER:
+                watched.deaths = 0
+            delay = 0.0 if watched.deaths == 0 else min(_BACKOFF_FIRST * 2 ** (watched.deaths - 1), _BACKOFF_LAST)
+            watched.deaths += 1
+            watched.start_at = now + delay
+            when = f"in {delay:g} s" if delay else "now"
+            say(f"{part.name} (process {process.pid}) {how_it_ended(process.returncode)}; started again {when}")
+            say(f"  its log: {part.log}")
+        if now < watched.start_at:
+            return
+        watched.start_at = None
+        watched.started = now
+        try:
+            part.start()
+        except EmbeddedServerError as error:
+            watched.deaths += 1
+            watched.start_at = time.monotonic() + min(_BACKOFF_FIRST * 2**watched.deaths, _BACKOFF_LAST)
+            say(f"{part.name} did not start again: {error}")
+            return
+        assert part.process is not None
+        say(f"{part.name} runs again (process {part.process.pid})")
+        self.changed()
+
+
+def how_it_ended(return_code: int) -> str:
+    """In words: an exit code, or the signal that killed it."""
+    if return_code >= 0:
+        return f"ended with exit code {return_code}"
+    try:
+        return f"was killed by {signal.Signals(-return_code).name}"
+    except ValueError:
+        return f"was killed by signal {-return_code}"

@@ -1,0 +1,51 @@
+"""`waybill create-operator`: the first operator of an installation."""
+
+import asyncio
+import secrets
+from typing import Annotated
+
+import typer
+
+from services.cli.console import CommandError, plain_errors, say
+from services.cli.migrate import check_database
+from services.errors import DomainError
+from services.settings import Settings, get_settings
+
+
+def create_operator(
+    email: Annotated[str, typer.Argument(help="The address to sign in with.")],
+    name: Annotated[str, typer.Option(help="The operator's full name.")] = "Operator",
+    generate: Annotated[
+        bool, typer.Option("--generate", help="Make a random password and print it, instead of asking for one.")
+    ] = False,
+) -> None:
+    """Create a user who may see and do everything."""
+    with plain_errors():
+        settings = get_settings()
+        check_database(settings)
+        password = new_password() if generate else typer.prompt("Password", hide_input=True, confirmation_prompt=True)
+        try:
+            asyncio.run(_create(settings, email, name, password))
+        except DomainError as error:
+            raise CommandError(error.detail) from error
+    say(f"{email} is an operator now." + (f" The password: {password}" if generate else ""))
+
+
+def new_password() -> str:
+    """A random password of 20 characters that needs no quoting."""
+    return secrets.token_hex(10)
+
+
+async def _create(settings: Settings, email: str, name: str, password: str) -> None:
+    # Imported here, with all domains: the other commands start without them.
+    from services.database import open_database
+    from services.unit_of_work import UnitOfWork
+    from services.users.models import Role
+    from services.users.passwords import Passwords
+    from services.users.schemas import UserCreate
+    from services.users.service import register
+
+    wanted = UserCreate.model_validate({"email": email, "full_name": name, "password": password})
+    async with open_database(settings, "cli") as database, UnitOfWork(database.write) as uow:
+        await register(uow, Passwords(settings), wanted, Role.operator)
+        await uow.commit()

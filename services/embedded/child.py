@@ -1,0 +1,262 @@
+"""Child processes that never outlive us, never see our Ctrl-C, and are not root where the server refuses to be."""
+
+import ctypes
+import os
+import pwd
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import IO, Literal
+
+_CLONE_NEWUSER = 0x1000_0000
+_PR_SET_PDEATHSIG = 1
+_PR_SET_KEEPCAPS = 8
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 47, 2
+_CAP_DAC_OVERRIDE = 1
+_CAPABILITY_VERSION_3 = 0x2008_0522
+_LOG_LIMIT = 10_000_000
+
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+_WATCHDOG = """
+import os, select, sys
+pid, death_signal = int(sys.argv[1]), int(sys.argv[2])
+while not select.select([0], [], [], 1)[0]:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        sys.exit()
+os.kill(pid, death_signal)
+"""
+
+
+class EmbeddedServerError(Exception):
+    """An embedded server cannot be found, started or used; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disguise:
+    """How a child becomes an ordinary user that has an entry in the password database.
+
+    `namespace`: it enters a user namespace in which it is that user, and stays what it was outside: files keep their
+    owner and every path stays reachable. `setuid`: it really becomes that user, and keeps the one capability that lets
+    it pass through folders of ours.
+    """
+
+    kind: Literal["namespace", "setuid"]
+    uid: int
+    gid: int
+
+
+@cache
+def disguise_for_server() -> Disguise | None:
+    """What PostgreSQL needs to run here: None for an ordinary user; otherwise it refuses root and unknown users."""
+    is_root = os.geteuid() == 0
+    if not is_root and _has_passwd_entry(os.geteuid()):
+        return None
+    user = _ordinary_user()
+    namespace = Disguise("namespace", user.pw_uid, user.pw_gid)
+    if _works(namespace):
+        return namespace
+    if is_root:
+        return Disguise("setuid", user.pw_uid, user.pw_gid)
+    raise EmbeddedServerError(
+        f"PostgreSQL needs a user it can look up, and uid {os.geteuid()} has no entry in the password database "
+        "(user namespaces are not allowed here either). Run as a user with an entry, or set WAYBILL_DATABASE_URL"
+    )
+
+
+def spawn(
+    command: Sequence[str | Path],
+    *,
+    cwd: Path,
+    log: Path,
+    death_signal: signal.Signals,
+    environment: Mapping[str, str],
+    disguise: Disguise | None = None,
+    pass_fds: Sequence[int] = (),
+) -> "subprocess.Popen[bytes]":
+    """Start `command` in a session of its own, its output appended to `log`.
+
+    It gets `death_signal` when we die, however we die. Call it from the main thread: Linux sends that signal when the
+    spawning *thread* ends. Raises `EmbeddedServerError` where the command cannot be executed.
+    """
+    with _open_log(log) as output:
+        try:
+            process = subprocess.Popen(
+                [os.fspath(part) for part in command],
+                cwd=cwd,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C in the terminal reaches us alone; we stop the children in the right order.
+                start_new_session=True,
+                umask=0o077,
+                pass_fds=tuple(pass_fds),
+                preexec_fn=_before_exec(disguise, death_signal),
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise EmbeddedServerError(f"cannot start {os.fspath(command[0])}: {error}") from error
+    if _libc is None:
+        _start_watchdog(process.pid, death_signal)
+    return process
+
+
+def run(
+    command: Sequence[str | Path], *, cwd: Path, environment: Mapping[str, str], disguise: Disguise | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run a command to its end and return its output. Raises `EmbeddedServerError` where it cannot be executed."""
+    try:
+        return subprocess.run(
+            [os.fspath(part) for part in command],
+            cwd=cwd,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            umask=0o077,
+            start_new_session=True,
+            preexec_fn=_before_exec(disguise, signal.SIGKILL),
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise EmbeddedServerError(f"cannot run {os.fspath(command[0])}: {error}") from error
+
+
+def stop(process: "subprocess.Popen[bytes]", *steps: tuple[signal.Signals, float]) -> int:
+    """Send each signal in turn and wait its seconds for the process to leave; then kill it. Returns the exit code."""
+    for wanted, seconds in steps:
+        if process.poll() is None:
+            process.send_signal(wanted)
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            continue
+    process.kill()
+    return process.wait()
+
+
+def tail(log: Path, size: int = 3000) -> str:
+    """The end of a log file, at most `size` bytes; empty where there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - size))
+            return file.read().decode(errors="replace").strip()
+    except FileNotFoundError:
+        return ""
+
+
+def _open_log(log: Path) -> IO[bytes]:
+    if log.exists() and log.stat().st_size > _LOG_LIMIT:
+        log.replace(log.with_name(log.name + ".old"))
+    return open(log, "ab", opener=lambda path, flags: os.open(path, flags, 0o600))
+
+
+def _has_passwd_entry(uid: int) -> bool:
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return True
+
+
+def _ordinary_user() -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam("nobody")
+    except KeyError:
+        others = [entry for entry in pwd.getpwall() if entry.pw_uid != 0]
+        if not others:
+            raise EmbeddedServerError(
+                "PostgreSQL refuses to run as root, and there is no other user to run it as. "
+                "Run as an ordinary user, or set WAYBILL_DATABASE_URL"
+            ) from None
+        return others[0]
+
+
+def _works(disguise: Disguise) -> bool:
+    """Try it in a process of its own: what is allowed differs between kernels, containers and their profiles."""
+    if _libc is None:
+        return False
+    try:
+        proof = subprocess.run(
+            ["/bin/sh", "-c", "id -u"],
+            capture_output=True,
+            check=False,
+            text=True,
+            preexec_fn=_before_exec(disguise, signal.SIGKILL),
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return proof.stdout.strip() == str(disguise.uid)
+
+
+def _before_exec(disguise: Disguise | None, death_signal: signal.Signals) -> Callable[[], None]:
+    """What the child does between fork and exec; all that can be looked up is looked up before the fork."""
+    parent, uid, gid = os.getpid(), os.geteuid(), os.getegid()
+
+    def prepare() -> None:
+        if disguise is not None and disguise.kind == "namespace":
+            _enter_namespace(disguise, uid, gid)
+        elif disguise is not None:
+            _become(disguise)
+        if _libc is not None:
+            # After the change of user, which clears it.
+            _libc.prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
+            if os.getppid() != parent:
+                os._exit(1)
+
+    return prepare
+
+
+def _enter_namespace(disguise: Disguise, uid: int, gid: int) -> None:
+    if _libc is None or _libc.unshare(_CLONE_NEWUSER) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+    _write("/proc/self/setgroups", "deny")
+    _write("/proc/self/uid_map", f"{disguise.uid} {uid} 1")
+    _write("/proc/self/gid_map", f"{disguise.gid} {gid} 1")
+
+
+def _write(path: str, content: str) -> None:
+    target = os.open(path, os.O_WRONLY)
+    os.write(target, content.encode())
+    os.close(target)
+
+
+def _become(disguise: Disguise) -> None:
+    if _libc is not None:
+        _libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
+    os.setgroups([])
+    os.setgid(disguise.gid)
+    os.setuid(disguise.uid)
+    if _libc is not None:
+        # Without it the data and the binaries would have to lie where everybody may look. Where it is not granted,
+        # they do have to, and the server's own message says which path it could not open.
+        mask = 1 << _CAP_DAC_OVERRIDE
+        header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+        _libc.capset(header, (ctypes.c_uint32 * 6)(mask, mask, mask, 0, 0, 0))
+        _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAP_DAC_OVERRIDE, 0, 0)
+
+
+def _start_watchdog(pid: int, death_signal: signal.Signals) -> None:
+    """Where the kernel has no death signal: a process that sees our end of a pipe close, and signals the child then."""
+    # Through a shell that leaves at once, so that the watchdog is nobody's child to wait for.
+    subprocess.run(
+        ["/bin/sh", "-c", '"$@" <&0 &', "sh", sys.executable, "-I", "-c", _WATCHDOG, str(pid), str(int(death_signal))],
+        stdin=_lifeline()[0],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        check=True,
+    )
+
+
+@cache
+def _lifeline() -> tuple[int, int]:
+    """A pipe whose writing end only we hold, until we end."""
+    return os.pipe()

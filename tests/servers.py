@@ -1,0 +1,107 @@
+"""The PostgreSQL and Redis that a test session runs against.
+
+Given ones where `WAYBILL_TEST_DATABASE_URL` and `WAYBILL_TEST_REDIS_URL` are set; else containers where a Docker engine
+answers; else the embedded servers in a temporary folder.
+"""
+
+import gc
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import docker
+from docker.errors import DockerException
+
+from services.embedded import EmbeddedPostgres, EmbeddedRedis
+
+POSTGRES_IMAGE = "postgres:18-alpine"
+REDIS_IMAGE = "redis:8-alpine"
+# Many databases are cloned from the template, each with connections of its own.
+_POSTGRES_SETTINGS = {"max_connections": "300", "fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+
+
+@dataclass(frozen=True, slots=True)
+class TestServers:
+    """`postgres_url` is a superuser's address of the database `postgres`, without a driver name."""
+
+    __test__ = False
+
+    postgres_url: str
+    redis_url: str
+
+
+class ServerKind(StrEnum):
+    given = "given"
+    docker = "docker"
+    embedded = "embedded"
+
+
+def choose_servers(environment: Mapping[str, str], connect: Callable[[], Any] = docker.from_env) -> ServerKind:
+    """What to run against. `connect` makes a Docker client; it fails, or its ping does, where no engine answers."""
+    given = [name for name in ("WAYBILL_TEST_DATABASE_URL", "WAYBILL_TEST_REDIS_URL") if environment.get(name)]
+    if len(given) == 2:
+        return ServerKind.given
+    if given:
+        raise ValueError(f"only {given[0]} is set; set both WAYBILL_TEST_DATABASE_URL and WAYBILL_TEST_REDIS_URL")
+    return ServerKind.docker if _engine_answers(connect) else ServerKind.embedded
+
+
+def _engine_answers(connect: Callable[[], Any]) -> bool:
+    # The Docker client drops the socket it could not connect; collected here, its warning reaches nobody's test.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        try:
+            with closing(connect()) as client:
+                return bool(client.ping())
+        except (DockerException, OSError):
+            return False
+        finally:
+            gc.collect()
+
+
+@contextmanager
+def test_servers() -> Iterator[TestServers]:
+    """Both servers, running; stopped on exit unless they were given."""
+    match choose_servers(os.environ):
+        case ServerKind.given:
+            yield TestServers(os.environ["WAYBILL_TEST_DATABASE_URL"], os.environ["WAYBILL_TEST_REDIS_URL"])
+        case ServerKind.docker:
+            with _containers() as servers:
+                yield servers
+        case ServerKind.embedded:
+            with _embedded() as servers:
+                yield servers
+
+
+# Its name would make pytest collect it in every module that imports it.
+test_servers.__test__ = False  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _embedded() -> Iterator[TestServers]:
+    with tempfile.TemporaryDirectory(prefix="waybill-tests-") as folder:
+        postgres = EmbeddedPostgres(Path(folder, "postgres"), settings=_POSTGRES_SETTINGS, durable=False)
+        with postgres, EmbeddedRedis(Path(folder, "redis"), durable=False) as redis:
+            yield TestServers(postgres.url(), redis.url())
+
+
+@contextmanager
+def _containers() -> Iterator[TestServers]:
+    # Imported here: it reads the Docker configuration when imported, and is of no use without an engine.
+    from testcontainers.community.postgres import PostgresContainer
+    from testcontainers.core.container import DockerContainer
+    from testcontainers.core.wait_strategies import LogMessageWaitStrategy
+
+    flags = " ".join(f"-c {name}={value}" for name, value in _POSTGRES_SETTINGS.items())
+    postgres = PostgresContainer(POSTGRES_IMAGE, driver=None).with_command(f"postgres {flags}")
+    ready = LogMessageWaitStrategy("Ready to accept connections")
+    redis = DockerContainer(REDIS_IMAGE).with_exposed_ports(6379).waiting_for(ready)
+    with postgres, redis:
+        redis_url = f"redis://{redis.get_container_host_ip()}:{redis.get_exposed_port(6379)}/0"
+        yield TestServers(postgres.get_connection_url(), redis_url)
