@@ -1,0 +1,255 @@
+"""How Alembic reaches the database: asynchronously, one run at a time, one transaction for each step.
+
+Address and schema come from the settings (`WAYBILL_DATABASE_URL`, `WAYBILL_DATABASE_SCHEMA`), unless
+
+- `-x schema=NAME`, or `config.attributes["schema"]`, names a tenant's schema, which is created if missing. It gets a
+  version table of its own; `public` stays behind it in the search path, for the extensions;
+- `config.attributes["database_url"]` gives another address;
+- `config.attributes["connection"]` or `["engine"]` is a `Connection`, an `Engine` or an `AsyncEngine` to use. A
+  connection must not be in a transaction: steps commit one by one.
+
+Upgrades and downgrades hold a session's advisory lock, so that replicas that start together run one after another.
+Connect to PostgreSQL itself or through a pooler in session mode: in transaction mode such a lock is not yours.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from logging.config import fileConfig
+from typing import Any, Literal
+
+from alembic import context
+from alembic.autogenerate.api import AutogenContext
+from alembic.operations import MigrationScript
+from alembic.runtime.migration import MigrationContext
+from alembic.util import CommandError
+from pydantic import ValidationError
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.dialects.postgresql import dialect as postgresql
+from sqlalchemy.dialects.postgresql.base import ischema_names
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from services.database import make_engine
+from services.models import metadata
+from services.outbox.models import Xid8
+from services.outbox.partitions import is_partition
+from services.settings import Environment, Settings
+
+logger = logging.getLogger("alembic.env")
+
+LOCK = int.from_bytes(b"waybill!", "big")
+"""The advisory lock of everybody who migrates this database, whatever the schema."""
+
+VERSION_TABLE = "alembic_version"
+
+# SQLAlchemy does not know this type by name, and would compare the column with nothing.
+ischema_names["xid8"] = Xid8
+
+
+def read_settings() -> Settings:
+    """The settings for this run. Raises `CommandError` naming what is wrong."""
+    arguments = context.get_x_argument(as_dictionary=True)
+    if unknown := arguments.keys() - {"schema"}:
+        raise CommandError(f"unknown -x argument: {', '.join(sorted(unknown))}; known: schema=NAME")
+    attributes = context.config.attributes
+    given: dict[str, Any] = {
+        "database_url": attributes.get("database_url"),
+        "database_schema": arguments.get("schema", attributes.get("schema")),
+    }
+    chosen = {name: value for name, value in given.items() if value is not None}
+    try:
+        # As in development: a release step needs the database's address, not the secrets of the services.
+        settings = Settings(environment=Environment.development, **chosen)
+    except ValidationError as error:
+        raise CommandError(str(error)) from error
+    if settings.database_schema.startswith("pg_") or settings.database_schema == "information_schema":
+        raise CommandError(f"{settings.database_schema} belongs to PostgreSQL; choose another schema")
+    return settings
+
+
+def options(settings: Settings) -> dict[str, Any]:
+    """What online and offline runs have in common."""
+    return {
+        "target_metadata": metadata,
+        "version_table": VERSION_TABLE,
+        # Always named: looked up by the search path alone, public's version table would answer for a new tenant.
+        "version_table_schema": settings.database_schema,
+        "transaction_per_migration": True,
+        "compare_type": True,
+        "compare_server_default": True,
+        "include_name": include_name,
+        "render_item": render_item,
+        "process_revision_directives": number_revision,
+    }
+
+
+def include_name(name: str | None, type_: str, _parents: object) -> bool:
+    """Leave out what comes and goes without a migration: the event log's partitions, and Alembic's own table."""
+    return type_ != "table" or name is None or not (is_partition(name) or name == VERSION_TABLE)
+
+
+def render_item(type_: str, item: object, autogen_context: AutogenContext) -> str | Literal[False]:
+    """Write a column type of our own as `Name()` together with its import; leave everything else to Alembic."""
+    module, name = type(item).__module__, type(item).__name__
+    if type_ != "type" or not module.startswith("services."):
+        return False
+    autogen_context.imports.add(f"from {module} import {name}")
+    return f"{name}()"
+
+
+def number_revision(
+    migration_context: MigrationContext,
+    _revision: str | Iterable[str | None] | Iterable[str],
+    directives: list[MigrationScript],
+) -> None:
+    """Give the new file the next number instead of a random id, so that the folder reads in order."""
+    script = migration_context.script
+    if script is None or getattr(context.config.cmd_opts, "rev_id", None):
+        return
+    for directive in directives:
+        head = script.get_current_head()
+        directive.rev_id = f"{int(head) + 1 if head else 1:04d}"
+
+
+def quoted(schema: str) -> str:
+    """The schema's name as SQL wants it."""
+    return postgresql().identifier_preparer.quote(schema)  # type: ignore[no-untyped-call]
+
+
+def search_path(schema: str) -> str:
+    return "public" if schema == "public" else f"{quoted(schema)}, public"
+
+
+def run_offline(settings: Settings) -> None:
+    """Print the SQL; nothing is connected to."""
+    schema = settings.database_schema
+    context.configure(
+        dialect_name="postgresql", literal_binds=True, dialect_opts={"paramstyle": "named"}, **options(settings)
+    )
+    context.execute(f"SELECT pg_advisory_lock({LOCK})")
+    if schema != "public":
+        context.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
+    context.execute(f"SET search_path TO {search_path(schema)}")
+    with context.begin_transaction():
+        context.run_migrations()
+    context.execute(f"SELECT pg_advisory_unlock({LOCK})")
+
+
+def run_online(connection: Connection, settings: Settings) -> None:
+    if connection.in_transaction():
+        raise CommandError("the given connection is in a transaction; steps commit one by one, so begin none")
+    with one_at_a_time(connection), inside_schema(connection, settings.database_schema):
+        context.configure(connection=connection, **options(settings))
+        with context.begin_transaction():
+            context.run_migrations()
+
+
+@contextmanager
+def one_at_a_time(connection: Connection) -> Iterator[None]:
+    """Hold the advisory lock while the database is changed. Commands that only look around do not wait for it."""
+    if not changes_the_database():
+        yield
+        return
+    announced = False
+    # Asked again and again: one long waiting statement would hold a snapshot, which CREATE INDEX CONCURRENTLY in the
+    # run that holds the lock would wait for in turn.
+    while not connection.scalar(text(f"SELECT pg_try_advisory_lock({LOCK})")):
+        connection.commit()
+        if not announced:
+            logger.info("waiting for another run of migrations to end")
+            announced = True
+        connection.execute(text("SELECT pg_sleep(0.2)"))
+        connection.commit()
+    connection.commit()
+    try:
+        yield
+    finally:
+        if not connection.invalidated:
+            connection.rollback()
+            connection.execute(text(f"SELECT pg_advisory_unlock({LOCK})"))
+            connection.commit()
+
+
+def changes_the_database() -> bool:
+    try:
+        context.get_revision_argument()
+    except KeyError:
+        return False
+    return True
+
+
+@contextmanager
+def inside_schema(connection: Connection, schema: str) -> Iterator[None]:
+    """Let unqualified names mean `schema`, and restore what they meant before: the connection may be the caller's."""
+    if schema != "public" and changes_the_database():
+        connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}"))
+    path_before = connection.scalar(text("SELECT current_setting('search_path')"))
+    set_path = text("SELECT set_config('search_path', :path, false)")
+    connection.execute(set_path, {"path": search_path(schema)})
+    connection.commit()
+    default_before = connection.dialect.default_schema_name
+    connection.dialect.default_schema_name = schema
+    try:
+        yield
+    finally:
+        connection.dialect.default_schema_name = default_before
+        if not connection.invalidated:
+            connection.rollback()
+            connection.execute(set_path, {"path": path_before})
+            connection.commit()
+
+
+async def run_on_engine(engine: AsyncEngine, settings: Settings) -> None:
+    try:
+        async with connected(engine) as connection:
+            await connection.run_sync(run_online, settings)
+    finally:
+        # Also a given engine's: its connections belong to this event loop, which ends now.
+        await engine.dispose()
+
+
+@asynccontextmanager
+async def connected(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A connection. Raises `CommandError` that says where the server was looked for."""
+    try:
+        connection = await engine.connect()
+    except (OSError, SQLAlchemyError) as error:
+        raise CommandError(f"cannot connect to {engine.url.set(query={})}: {error}") from error
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+def own_engine(settings: Settings) -> AsyncEngine:
+    """An engine that keeps no prepared statements: each step may change what they were prepared for."""
+    url = settings.async_url().update_query_dict({"prepared_statement_cache_size": "0"})
+    return make_engine(settings, "migrate", url)
+
+
+def run() -> None:
+    # Only for Alembic's command line; a caller in Python has set up logging already.
+    if context.config.config_file_name is not None and context.config.cmd_opts is not None:
+        fileConfig(context.config.config_file_name, disable_existing_loggers=False)
+    settings = read_settings()
+    if context.is_offline_mode():
+        run_offline(settings)
+        return
+    attributes = context.config.attributes
+    match attributes.get("connection") or attributes.get("engine"):
+        case None:
+            asyncio.run(run_on_engine(own_engine(settings), settings))
+        case Connection() as connection:
+            run_online(connection, settings)
+        case Engine() as engine:
+            with engine.connect() as connection:
+                run_online(connection, settings)
+        case AsyncEngine() as engine:
+            asyncio.run(run_on_engine(engine, settings))
+        case other:
+            raise CommandError(f"expected a Connection, an Engine or an AsyncEngine, not {type(other).__name__}")
+
+
+run()

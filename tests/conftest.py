@@ -1,0 +1,147 @@
+"""Servers, databases and settings for tests.
+
+Every test that asks for `database_url` gets a database of its own, cloned from one that went through the migrations
+once in the session. So tests commit for real, and other connections and processes see what they wrote.
+"""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import TypeAlias
+from uuid import uuid4
+
+import psycopg
+import pytest
+from alembic import command
+from fastapi import FastAPI
+from httpx import ASGITransport, AsyncClient
+from psycopg import sql
+from redis import Redis
+from sqlalchemy import make_url
+
+from migrations.config import alembic_config
+from services.api.app import create_app
+from services.database import Database, open_database
+from services.settings import Environment, LogFormat, Settings
+from services.unit_of_work import OpenUnitOfWork, UnitOfWork
+from tests.servers import TestServers, test_servers
+
+Administrator: TypeAlias = psycopg.Connection[tuple[object, ...]]
+
+REDIS_DATABASES = 16
+"""What a Redis server has unless configured otherwise."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_settings_of_the_developer() -> Iterator[None]:
+    """Tests say what they need; what is exported in the shell must not change their outcome."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in os.environ:
+            if name.startswith("WAYBILL_") and not name.startswith("WAYBILL_TEST_"):
+                patch.delenv(name)
+        yield
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[TestServers]:
+    """PostgreSQL and Redis of this session (with xdist: of this worker)."""
+    with test_servers() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def administrator(servers: TestServers) -> Iterator[Administrator]:
+    """A superuser's connection to the database `postgres`, in autocommit mode."""
+    with psycopg.connect(servers.postgres_url, autocommit=True) as connection:
+        yield connection
+
+
+@contextmanager
+def temporary_database(administrator: Administrator, servers: TestServers, template: str) -> Iterator[str]:
+    """A copy of the database `template`, dropped afterwards with whoever is still connected; yields its address."""
+    name = f"waybill_test_{uuid4().hex}"
+    administrator.execute(
+        sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+    )
+    try:
+        yield make_url(servers.postgres_url).set(database=name).render_as_string(hide_password=False)
+    finally:
+        administrator.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="session")
+def template_database(administrator: Administrator, servers: TestServers) -> Iterator[str]:
+    """The name of a database that was migrated to the newest revision and holds nothing else. Do not connect to it."""
+    with temporary_database(administrator, servers, "template0") as url:
+        command.upgrade(alembic_config(url), "head")
+        name = make_url(url).database
+        assert name is not None
+        yield name
+
+
+@pytest.fixture
+def database_url(administrator: Administrator, servers: TestServers, template_database: str) -> Iterator[str]:
+    """The address (postgresql://...) of a migrated database that belongs to this test."""
+    with temporary_database(administrator, servers, template_database) as url:
+        yield url
+
+
+@pytest.fixture
+def empty_database_url(administrator: Administrator, servers: TestServers) -> Iterator[str]:
+    """The address of a database without any table that belongs to this test."""
+    with temporary_database(administrator, servers, "template0") as url:
+        yield url
+
+
+@pytest.fixture
+def redis_url(servers: TestServers) -> str:
+    """The address of an emptied Redis database; no other xdist worker uses it."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    url = make_url(servers.redis_url).set(database=str(worker % REDIS_DATABASES)).render_as_string(hide_password=False)
+    with Redis.from_url(url) as redis:
+        redis.flushdb()
+    return url
+
+
+@pytest.fixture
+def settings(database_url: str, redis_url: str) -> Settings:
+    """Settings for this test's database and Redis. Change one with `settings.model_copy(update={...})`."""
+    return Settings(
+        _env_file=None,
+        environment=Environment.development,
+        log_format=LogFormat.console,
+        database_url=database_url,
+        redis_url=redis_url,
+        # The cheapest hash there is: passwords are no secret here.
+        argon2_memory_kib=8,
+        argon2_time_cost=1,
+        argon2_parallelism=1,
+    )
+
+
+@pytest.fixture
+async def database(settings: Settings) -> AsyncIterator[Database]:
+    """Engines and session factories on this test's database."""
+    async with open_database(settings, "test") as opened:
+        yield opened
+
+
+@pytest.fixture
+def uow(database: Database) -> OpenUnitOfWork:
+    """Opens units of work on this test's database: `async with uow() as unit: ...`. No doorbell rings."""
+    return lambda: UnitOfWork(database.write)
+
+
+@pytest.fixture
+async def app(settings: Settings) -> AsyncIterator[FastAPI]:
+    """The application on this test's database, with its lifespan running."""
+    application = create_app(settings)
+    async with application.router.lifespan_context(application):
+        yield application
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[AsyncClient]:
+    """Sends requests to the application in this process. An error it does not handle is a 500, as over a socket."""
+    async with AsyncClient(transport=ASGITransport(app, raise_app_exceptions=False), base_url="http://test") as client:
+        yield client

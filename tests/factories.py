@@ -1,0 +1,196 @@
+"""Committed rows to begin a test with, and a count of the SQL statements that were sent.
+
+The functions write models directly, past services and events, and return them detached: read their columns, not their
+relationships. Where a value does not matter to the test, leave it out; unique ones are counted up.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from decimal import Decimal
+from itertools import count
+
+from sqlalchemy import Connection, event
+from sqlalchemy.engine.interfaces import DBAPICursor, ExecutionContext
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlmodel import select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from services.catalog.models import Category, Inventory, Product
+from services.credits.models import ISSUANCE, Account, Entry, Transfer, TransferKind, TransferState
+from services.database import Database
+from services.fields import new_id, now
+from services.orders.models import Order, OrderItem, OrderStatus
+from services.users.models import Role, User
+
+_numbers = count(1)
+
+
+async def make_user(
+    database: Database,
+    *,
+    credits: str = "0",  # noqa: A002 -- the domain's word
+    email: str | None = None,
+    full_name: str = "Test User",
+    role: Role = Role.customer,
+    is_active: bool = True,
+    hashed_password: str = "!",
+) -> User:
+    """A user with an account that holds `credits`, issued in a top-up, so that the books balance.
+
+    Nobody can sign in with the default password: to test that, give a hash from `Passwords.hash`.
+    """
+    async with database.write() as session:
+        user = User(
+            email=email or f"user{next(_numbers)}@example.com",
+            full_name=full_name,
+            role=role,
+            is_active=is_active,
+            hashed_password=hashed_password,
+        )
+        session.add(user)
+        await session.flush()
+        account = Account(user_id=user.id)
+        session.add(account)
+        await session.flush()
+        if Decimal(credits):
+            await _top_up(session, account, Decimal(credits))
+        await session.commit()
+    return user
+
+
+async def make_operator(database: Database) -> User:
+    """A user with the operator's role, without credits."""
+    return await make_user(database, role=Role.operator, full_name="Test Operator")
+
+
+async def make_category(database: Database, name: str | None = None) -> Category:
+    async with database.write() as session:
+        category = Category(name=name or f"Category {next(_numbers)}")
+        session.add(category)
+        await session.commit()
+    return category
+
+
+async def make_product(
+    database: Database,
+    *,
+    seller: User | None = None,
+    category: Category | None = None,
+    stock: int = 100,
+    price: str = "10.00",
+    sku: str | None = None,
+    name: str | None = None,
+    is_active: bool = True,
+) -> Product:
+    """A product with `stock` pieces on hand, none reserved; seller and category are made where none is given."""
+    seller = seller or await make_user(database)
+    category = category or await make_category(database)
+    number = next(_numbers)
+    async with database.write() as session:
+        product = Product(
+            seller_id=seller.id,
+            category_id=category.id,
+            sku=sku or f"SKU-{number}",
+            name=name or f"Product {number}",
+            price=Decimal(price),
+            is_active=is_active,
+        )
+        session.add(product)
+        await session.flush()
+        session.add(Inventory(product_id=product.id, on_hand=stock))
+        await session.commit()
+    return product
+
+
+async def make_order(
+    database: Database,
+    *,
+    buyer: User,
+    lines: Sequence[tuple[Product, int]],
+    status: OrderStatus = OrderStatus.pending,
+    reference: str | None = None,
+) -> Order:
+    """An order of (product, quantity) at today's prices: the row and its items, without history, hold or event."""
+    order_id = new_id()
+    items = [
+        OrderItem(order_id=order_id, line=line, product_id=product.id, quantity=quantity, unit_price=product.price)
+        for line, (product, quantity) in enumerate(lines, start=1)
+    ]
+    order = Order(
+        id=order_id,
+        buyer_id=buyer.id,
+        status=status,
+        reference=reference,
+        total=sum((item.unit_price * item.quantity for item in items), Decimal(0)),
+        item_count=len(items),
+    )
+    async with database.write() as session:
+        session.add(order)
+        await session.flush()
+        session.add_all(items)
+        await session.commit()
+    return order
+
+
+async def _top_up(session: AsyncSession, account: Account, amount: Decimal) -> None:
+    issuance = (await session.exec(select(Account).where(Account.system_name == ISSUANCE).with_for_update())).one()
+    transfer = Transfer(
+        debit_account_id=issuance.id,
+        credit_account_id=account.id,
+        amount=amount,
+        kind=TransferKind.top_up,
+        state=TransferState.posted,
+        resolved_at=now(),
+    )
+    session.add(transfer)
+    await session.flush()
+    for side, signed in ((issuance, -amount), (account, amount)):
+        side.posted += signed
+        side.version += 1
+        session.add(
+            Entry(
+                account_id=side.id,
+                version=side.version,
+                transfer_id=transfer.id,
+                amount=signed,
+                balance=side.posted,
+            )
+        )
+
+
+class Recorder:
+    """The SQL statements sent through an engine, in order; `len()` counts them.
+
+    A statement sent with many parameter sets counts once, a savepoint's commands count, BEGIN and COMMIT do not.
+    """
+
+    def __init__(self) -> None:
+        self.statements: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.statements)
+
+    def __str__(self) -> str:
+        return "\n".join(self.statements)
+
+    def record(
+        self,
+        _connection: Connection,
+        _cursor: DBAPICursor,
+        statement: str,
+        _parameters: object,
+        _context: ExecutionContext | None,
+        _executemany: bool,
+    ) -> None:
+        self.statements.append(statement)
+
+
+@contextmanager
+def count_statements(engine: AsyncEngine) -> Iterator[Recorder]:
+    """Record what is sent through `engine` inside the block."""
+    recorder = Recorder()
+    event.listen(engine.sync_engine, "before_cursor_execute", recorder.record)
+    try:
+        yield recorder
+    finally:
+        event.remove(engine.sync_engine, "before_cursor_execute", recorder.record)

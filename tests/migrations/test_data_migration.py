@@ -1,0 +1,235 @@
+"""Migrations on a database that is in use: filled in batches, interrupted, resumed, and undone with rows in place."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import ceil
+from uuid import UUID
+
+import psycopg
+import pytest
+from alembic import command
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.pool import NullPool
+
+import migrations.batches
+from migrations.config import alembic_config
+from services.database import Database
+from services.fields import new_id
+from services.models import metadata
+from tests.factories import make_order, make_product, make_user
+from tests.migrations.schema import downgrade, revision_of, upgrade
+
+ORDERS = 20
+BATCH = 6
+
+
+class Interrupted(Exception):
+    """Stands for a release step that is killed."""
+
+
+@pytest.fixture
+def orders(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> dict[UUID, int]:
+    """A database before the column, with orders of one to three lines; returns the number of lines of each."""
+    monkeypatch.setattr(migrations.batches, "BATCH_SIZE", BATCH)
+    upgrade(empty_database_url, "0001")
+    lines = {new_id(): 1 + number % 3 for number in range(ORDERS)}
+    with psycopg.connect(empty_database_url) as connection:
+        connection.execute("INSERT INTO users (email, full_name, hashed_password) VALUES ('a@example.com', 'A', '!')")
+        connection.execute("INSERT INTO categories (name) VALUES ('shelf')")
+        connection.execute(
+            "INSERT INTO products (seller_id, category_id, sku, name, price)"
+            " SELECT users.id, categories.id, 'sku', 'thing', 1 FROM users, categories"
+        )
+        for order_id, count in lines.items():
+            insert_order(connection, order_id, count)
+    return lines
+
+
+def insert_order(connection: "psycopg.Connection[tuple[object, ...]]", order_id: UUID, lines: int) -> None:
+    """An order as the version of the services before this migration writes it."""
+    connection.execute(
+        "INSERT INTO orders (id, buyer_id, status, total) SELECT %s, id, 'pending', 1 FROM users", [order_id]
+    )
+    connection.execute(
+        "INSERT INTO order_items (order_id, line, product_id, quantity, unit_price)"
+        " SELECT %s, line, products.id, 1, 1 FROM products, generate_series(1, %s) AS line",
+        [order_id, lines],
+    )
+
+
+def counts(url: str) -> dict[UUID, int | None]:
+    """Each order's item_count, as another session sees it. Fails where a migration keeps everybody out."""
+    with psycopg.connect(url, options="-c lock_timeout=2s") as connection:
+        return dict(connection.execute("SELECT id, item_count FROM orders").fetchall())
+
+
+@contextmanager
+def watched_engine(url: str, before_statement: Callable[[str], None]) -> Iterator[Engine]:
+    """An engine for the migrations that shows each statement before it is sent."""
+    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"), poolclass=NullPool)
+
+    def show(_connection: Connection, _cursor: object, statement: str, *_rest: object) -> None:
+        before_statement(statement)
+
+    event.listen(engine, "before_cursor_execute", show)
+    yield engine
+    engine.dispose()
+
+
+def upgrade_watched(url: str, before_statement: Callable[[str], None]) -> None:
+    with watched_engine(url, before_statement) as engine:
+        config = alembic_config()
+        config.attributes["engine"] = engine
+        command.upgrade(config, "0002")
+
+
+def upgrade_counting_batches(url: str) -> int:
+    batches: list[str] = []
+
+    def keep(statement: str) -> None:
+        if statement.startswith("UPDATE orders"):
+            batches.append(statement)
+
+    upgrade_watched(url, keep)
+    return len(batches)
+
+
+def test_rows_in_place_are_filled_in_batches(empty_database_url: str, orders: dict[UUID, int]) -> None:
+    batches = upgrade_counting_batches(empty_database_url)
+    assert counts(empty_database_url) == orders
+    # And one that finds nothing, for orders written meanwhile.
+    assert batches == ceil(ORDERS / BATCH) + 1
+
+
+def test_each_batch_is_committed_before_the_next(empty_database_url: str, orders: dict[UUID, int]) -> None:
+    filled: list[int] = []
+
+    def look_from_outside(statement: str) -> None:
+        if statement.startswith("UPDATE orders"):
+            filled.append(sum(count is not None for count in counts(empty_database_url).values()))
+
+    upgrade_watched(empty_database_url, look_from_outside)
+    assert filled == [0, BATCH, 2 * BATCH, 3 * BATCH, ORDERS]
+
+
+def test_an_interrupted_run_is_resumed_where_work_is_left(empty_database_url: str, orders: dict[UUID, int]) -> None:
+    seen: list[str] = []
+
+    def kill_at_third_batch(statement: str) -> None:
+        if statement.startswith("UPDATE orders"):
+            seen.append(statement)
+            if len(seen) == 3:
+                raise Interrupted
+
+    with pytest.raises(Interrupted):
+        upgrade_watched(empty_database_url, kill_at_third_batch)
+    assert revision_of(empty_database_url) == ["0001"]
+    in_between = counts(empty_database_url)
+    assert sorted(in_between) == sorted(orders)
+    assert [in_between[order_id] for order_id in sorted(orders)[: 2 * BATCH]] == [
+        orders[order_id] for order_id in sorted(orders)[: 2 * BATCH]
+    ]
+    assert all(in_between[order_id] is None for order_id in sorted(orders)[2 * BATCH :])
+
+    assert upgrade_counting_batches(empty_database_url) == ceil((ORDERS - 2 * BATCH) / BATCH) + 1
+    assert counts(empty_database_url) == orders
+    assert revision_of(empty_database_url) == ["0002"]
+    upgrade(empty_database_url)
+    command.check(alembic_config(empty_database_url))
+
+
+@pytest.mark.parametrize("interrupted_at", ["ADD CONSTRAINT ck_orders_item_count ", "VALIDATE", "SET NOT NULL"])
+def test_a_run_interrupted_after_the_batches_is_resumed_too(
+    empty_database_url: str, orders: dict[UUID, int], interrupted_at: str
+) -> None:
+    def kill(statement: str) -> None:
+        if interrupted_at in statement:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        upgrade_watched(empty_database_url, kill)
+    assert revision_of(empty_database_url) == ["0001"]
+    upgrade(empty_database_url, "0002")
+    assert counts(empty_database_url) == orders
+    upgrade(empty_database_url)
+    command.check(alembic_config(empty_database_url))
+
+
+def test_an_order_that_the_old_version_writes_meanwhile_is_filled_too(
+    empty_database_url: str, orders: dict[UUID, int]
+) -> None:
+    late = new_id()
+
+    def write_one_more(statement: str) -> None:
+        # The first statement after the batches; the later ones hold a lock.
+        if statement.endswith("DROP CONSTRAINT IF EXISTS ck_orders_item_count"):
+            with psycopg.connect(empty_database_url) as connection:
+                insert_order(connection, late, 2)
+
+    upgrade_watched(empty_database_url, write_one_more)
+    assert counts(empty_database_url) == {**orders, late: 2}
+
+
+def test_an_order_without_lines_stops_the_migration_and_is_named_by_the_check(
+    empty_database_url: str, orders: dict[UUID, int]
+) -> None:
+    with psycopg.connect(empty_database_url) as connection:
+        insert_order(connection, new_id(), 0)
+    with pytest.raises(IntegrityError, match="ck_orders_item_count"):
+        upgrade(empty_database_url, "0002")
+    assert revision_of(empty_database_url) == ["0001"]
+
+
+def test_the_database_insists_on_the_count_afterwards(empty_database_url: str, orders: dict[UUID, int]) -> None:
+    upgrade(empty_database_url, "0002")
+    with psycopg.connect(empty_database_url) as connection, pytest.raises(psycopg.errors.NotNullViolation):
+        insert_order(connection, new_id(), 1)
+
+
+def test_an_empty_table_is_filled_too(empty_database_url: str) -> None:
+    upgrade(empty_database_url, "0002")
+    assert counts(empty_database_url) == {}
+
+
+async def test_downgrades_run_with_rows_in_every_table(database: Database, database_url: str) -> None:
+    buyer = await make_user(database, credits="100.00")
+    order = await make_order(database, buyer=buyer, lines=[(await make_product(database), 2)])
+    async with database.engine.begin() as connection:
+        await connection.execute(
+            text("INSERT INTO order_transitions (order_id, to_status) VALUES (:id, 'pending')"), {"id": order.id}
+        )
+        await connection.execute(
+            text("INSERT INTO events (id, type, version, aggregate, payload) VALUES (:id, 'a', 1, 'b', '{}')"),
+            {"id": new_id()},
+        )
+        await connection.execute(
+            text("INSERT INTO outbox (event_id, aggregate, type) VALUES (:id, 'a', 'b')"), {"id": new_id()}
+        )
+        await connection.execute(
+            text(
+                "INSERT INTO dead_letters (position, event_id, aggregate, type, attempts, error)"
+                " VALUES (1, :id, 'a', 'b', 1, '')"
+            ),
+            {"id": new_id()},
+        )
+        await connection.execute(
+            text(
+                "INSERT INTO idempotency_keys (caller_id, method, path, key, fingerprint, status, headers, body)"
+                " VALUES (:id, 'POST', '/', 'k', '', 201, '{}', '')"
+            ),
+            {"id": buyer.id},
+        )
+        for table in metadata.tables:
+            count = await connection.scalar(text(f"SELECT count(*) FROM {table}"))
+            assert count, f"{table} is empty: this test is to know it"
+    await database.engine.dispose()
+
+    await asyncio.to_thread(downgrade, database_url, "0001")
+    with psycopg.connect(database_url) as rows:
+        assert rows.execute("SELECT id, total FROM orders").fetchall() == [(order.id, order.total)]
+    await asyncio.to_thread(upgrade, database_url, "0002")
+    assert counts(database_url) == {order.id: 1}
+    await asyncio.to_thread(downgrade, database_url, "base")
+    await asyncio.to_thread(upgrade, database_url)
