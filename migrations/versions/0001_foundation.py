@@ -34,12 +34,7 @@ def upgrade() -> None:
         sa.Column("email", sa.String(254), nullable=False),
         sa.Column("full_name", sa.String(200), nullable=False),
         sa.Column("is_active", sa.Boolean(), server_default=sa.text("true"), nullable=False),
-        sa.Column(
-            "role",
-            sa.String(32),
-            server_default="customer",
-            nullable=False,
-        ),
+        sa.Column("role", sa.String(32), server_default="customer", nullable=False),
         sa.Column("hashed_password", sa.String(255), nullable=False),
         sa.Column("version", sa.Integer(), server_default=sa.text("1"), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
@@ -97,11 +92,7 @@ def upgrade() -> None:
     op.create_index("ix_products_active", "products", ["id"], postgresql_where=sa.text("is_active"))
     op.create_index("ix_products_category_id_price", "products", ["category_id", "price"])
     op.create_index(
-        "ix_products_name_trgm",
-        "products",
-        ["name"],
-        postgresql_using="gin",
-        postgresql_ops={"name": "gin_trgm_ops"},
+        "ix_products_name_trgm", "products", ["name"], postgresql_using="gin", postgresql_ops={"name": "gin_trgm_ops"}
     )
     op.create_table(
         "inventory",
@@ -120,11 +111,7 @@ def upgrade() -> None:
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("reference", sa.String(64), nullable=True),
         sa.Column("buyer_id", sa.BigInteger(), nullable=False),
-        sa.Column(
-            "status",
-            sa.String(32),
-            nullable=False,
-        ),
+        sa.Column("status", sa.String(32), nullable=False),
         sa.Column("total", sa.Numeric(precision=18, scale=2), nullable=False),
         sa.Column("version", sa.Integer(), server_default=sa.text("1"), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
@@ -139,10 +126,7 @@ def upgrade() -> None:
     )
     op.create_index("ix_orders_buyer_id_id", "orders", ["buyer_id", "id"])
     op.create_index(
-        "ix_orders_open",
-        "orders",
-        ["id"],
-        postgresql_where=sa.text("status IN ('awaiting_payment', 'pending')"),
+        "ix_orders_open", "orders", ["id"], postgresql_where=sa.text("status IN ('awaiting_payment', 'pending')")
     )
     op.create_index(
         "uq_orders_buyer_id_reference",
@@ -169,16 +153,8 @@ def upgrade() -> None:
         "order_transitions",
         sa.Column("id", sa.BigInteger(), sa.Identity(), nullable=False),
         sa.Column("order_id", sa.Uuid(), nullable=False),
-        sa.Column(
-            "from_status",
-            sa.String(32),
-            nullable=True,
-        ),
-        sa.Column(
-            "to_status",
-            sa.String(32),
-            nullable=False,
-        ),
+        sa.Column("from_status", sa.String(32), nullable=True),
+        sa.Column("to_status", sa.String(32), nullable=False),
         sa.Column("reason", sa.String(200), server_default="", nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.CheckConstraint(
@@ -198,16 +174,8 @@ def upgrade() -> None:
         sa.Column("amount", sa.Numeric(precision=18, scale=2), nullable=False),
         sa.Column("debit_account_id", sa.BigInteger(), nullable=False),
         sa.Column("credit_account_id", sa.BigInteger(), nullable=False),
-        sa.Column(
-            "kind",
-            sa.String(32),
-            nullable=False,
-        ),
-        sa.Column(
-            "state",
-            sa.String(32),
-            nullable=False,
-        ),
+        sa.Column("kind", sa.String(32), nullable=False),
+        sa.Column("state", sa.String(32), nullable=False),
         sa.Column("order_id", sa.Uuid(), nullable=True),
         sa.Column("note", sa.String(200), server_default="", nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
@@ -233,16 +201,10 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_transfers")),
     )
     op.create_index(
-        "ix_transfers_order_id",
-        "transfers",
-        ["order_id"],
-        postgresql_where=sa.text("order_id IS NOT NULL"),
+        "ix_transfers_order_id", "transfers", ["order_id"], postgresql_where=sa.text("order_id IS NOT NULL")
     )
     op.create_index(
-        "ix_transfers_pending",
-        "transfers",
-        ["debit_account_id"],
-        postgresql_where=sa.text("state = 'pending'"),
+        "ix_transfers_pending", "transfers", ["debit_account_id"], postgresql_where=sa.text("state = 'pending'")
     )
     op.create_table(
         "entries",
@@ -267,12 +229,7 @@ def upgrade() -> None:
         sa.Column("aggregate", sa.String(100), nullable=False),
         sa.Column("payload", postgresql.JSONB(), nullable=False),
         sa.Column("occurred_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.Column(
-            "transaction_id",
-            Xid8(),
-            server_default=sa.text("pg_current_xact_id()"),
-            nullable=False,
-        ),
+        sa.Column("transaction_id", Xid8(), server_default=sa.text("pg_current_xact_id()"), nullable=False),
         sa.Column("request_id", sa.String(128), nullable=True),
         sa.Column("traceparent", sa.String(128), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_events")),
