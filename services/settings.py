@@ -44,7 +44,7 @@ class Settings(BaseSettings):
     database_max_overflow: Annotated[int, Field(ge=0, le=1000)] = 5
     database_pool_timeout: Annotated[float, Field(gt=0)] = 5.0
     database_pool_recycle: Annotated[int, Field(ge=-1)] = 1800
-    database_pool_pre_ping: bool = True
+    database_pool_pre_ping: bool = False
     database_echo: bool = False
     database_idle_in_transaction_timeout: Annotated[float, Field(gt=0)] = 60.0
     api_processes: Annotated[int, Field(ge=1)] = 1

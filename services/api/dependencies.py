@@ -11,7 +11,8 @@ from fastapi.security import OAuth2PasswordBearer
 from services.api.state import ApiState, api_state
 from services.errors import Forbidden, InvalidInput, Unauthenticated, VersionRequired
 from services.unit_of_work import UnitOfWork
-from services.users.models import Role, User
+from services.users.models import Role
+from services.users.repository import SignedIn
 
 _bearer = OAuth2PasswordBearer(tokenUrl="/v1/token", auto_error=False)
 _ETAG = re.compile(r'(?:W/)?"([1-9][0-9]{0,9})"', re.ASCII)
@@ -43,25 +44,25 @@ ReplicaWork = Annotated[UnitOfWork, Depends(_replica_work, scope="function")]
 """A unit of work for answers that may lag behind a commit the caller has just made."""
 
 
-async def _current_user(uow: Work, state: State, token: Annotated[str | None, Depends(_bearer)]) -> User:
+async def _current_user(uow: Work, state: State, token: Annotated[str | None, Depends(_bearer)]) -> SignedIn:
     if token is None:
         raise Unauthenticated("an access token is required: Authorization: Bearer TOKEN")
-    user = await uow.users.get(state.tokens.user_id(token))
-    if user is None or not user.is_active:
+    user = await uow.users.signed_in(state.tokens.user_id(token))
+    if user is None:
         raise Unauthenticated("the user of this access token is gone or deactivated")
     return user
 
 
-CurrentUser = Annotated[User, Depends(_current_user)]
+CurrentUser = Annotated[SignedIn, Depends(_current_user)]
 
 
-async def _operator(user: CurrentUser) -> User:
+async def _operator(user: CurrentUser) -> SignedIn:
     if user.role is not Role.operator:
         raise Forbidden("only operators may do this")
     return user
 
 
-Operator = Annotated[User, Depends(_operator)]
+Operator = Annotated[SignedIn, Depends(_operator)]
 
 
 async def _if_match(

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from services.api.idempotency import Claim, ReplayStored, kept_headers
 from services.api.problems import domain_problem
@@ -27,12 +27,17 @@ _RETRIED = frozenset({"40001", "40P01"})
 _NOT_STORED = frozenset({401, 403, 429})
 
 
+class CommitFailed(Exception):
+    """The work was done and could not be kept: the client sent nothing wrong, so this is a 5xx."""
+
+
 class TransactionRoute(APIRoute):
     """A route whose handler runs inside `request.state.uow`.
 
     The reply is rendered, stored under the idempotency key if there is one, and the unit of work committed; only then
     is the reply sent. A FastAPI dependency with `yield` would commit after it, and a failed commit would still have
-    answered 201. A deadlock's victim is tried again from the start, a bounded number of times with jitter.
+    answered 201. A deadlock's victim, and a request whose connection was lost before the commit (a server that was
+    restarted leaves dead ones in the pool), is tried again from the start, a bounded number of times with jitter.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -44,7 +49,9 @@ class TransactionRoute(APIRoute):
                 try:
                     return await _run(request, handle)
                 except DBAPIError as error:
-                    if attempt == attempts or not _may_succeed_again(error):
+                    if attempt == attempts or not (
+                        _may_succeed_again(error) or _was_lost_before_the_commit(request, error)
+                    ):
                         raise
                     logger.info("transaction tried again, attempt %d: %s", attempt + 1, error.orig)
                     await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311
@@ -55,6 +62,7 @@ class TransactionRoute(APIRoute):
 
 async def _run(request: Request, handle: Callable[[Request], Coroutine[Any, Any, Response]]) -> Response:
     request.state.claim = None
+    request.state.committing = False
     try:
         async with open_unit_of_work(request) as uow:
             request.state.uow = uow
@@ -66,7 +74,8 @@ async def _run(request: Request, handle: Callable[[Request], Coroutine[Any, Any,
                 await uow.idempotency.store(
                     claim.request, response.status_code, kept_headers(response), bytes(response.body)
                 )
-            await uow.commit()
+            request.state.committing = True
+            await _commit(uow)
             return response
     except ReplayStored as replay:
         return replay.response()
@@ -76,6 +85,15 @@ async def _run(request: Request, handle: Callable[[Request], Coroutine[Any, Any,
         if claim is None or refused.status_code in _NOT_STORED or refused.status_code >= 500:
             return refused
         return await _store_refusal(request, claim, refused)
+
+
+async def _commit(uow: UnitOfWork) -> None:
+    try:
+        await uow.commit()
+    except IntegrityError as error:
+        if _may_succeed_again(error):
+            raise
+        raise CommitFailed("a constraint that is checked at the commit does not hold") from error
 
 
 async def _store_refusal(request: Request, claim: Claim, refused: Response) -> Response:
@@ -111,3 +129,7 @@ def _may_succeed_again(error: DBAPIError) -> bool:
     # Another transaction stored a reply under the same key after this one looked: the next try finds it.
     key_taken = sqlstate == "23505" and PRIMARY_KEY in str(error.orig)
     return sqlstate in _RETRIED or key_taken
+
+
+def _was_lost_before_the_commit(request: Request, error: DBAPIError) -> bool:
+    return error.connection_invalidated and not request.state.committing

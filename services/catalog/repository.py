@@ -116,6 +116,11 @@ class ProductRepository(Repository[Product]):
         statement = select(Product).where(Product.id == product.id).options(*PRODUCT_WITH_DETAILS)
         return (await self.session.exec(statement, execution_options={"populate_existing": True})).one()
 
+    async def take_off_sale(self, seller_id: int) -> int:
+        """Deactivate everything the seller offers; the number of products."""
+        offered = select(Product.id).where(Product.seller_id == seller_id, Product.is_active)
+        return await self.bulk_update((await self.session.exec(offered)).all(), is_active=False)
+
     async def for_sale(self, ids: Sequence[int]) -> dict[int, ProductForSale]:
         """The products with these ids, inactive ones included, with one statement."""
         rows = (await self._execute(_FOR_SALE, {"ids": list(ids)})).mappings()

@@ -9,7 +9,7 @@ from services.catalog.repository import PRODUCT_WITH_DETAILS
 from services.catalog.schemas import CategoryCreate, ProductCreate, ProductUpdate
 from services.errors import AlreadyExists, Conflict, Fault, Forbidden, InvalidInput, NotFound, StaleVersion
 from services.unit_of_work import UnitOfWork
-from services.users.models import Role, User
+from services.users.models import Caller, Role
 
 
 async def create_category(uow: UnitOfWork, wanted: CategoryCreate) -> Category:
@@ -31,7 +31,7 @@ async def get_category(uow: UnitOfWork, category_id: int) -> Category:
     return category
 
 
-async def create_product(uow: UnitOfWork, seller: User, wanted: ProductCreate) -> Product:
+async def create_product(uow: UnitOfWork, seller: Caller, wanted: ProductCreate) -> Product:
     """Write a product of this seller with its first stock. Raises `InvalidInput` for an unknown category."""
     taken = AlreadyExists(f"you offer a product with the sku {wanted.sku!r} already", [Fault("is taken", "#/sku")])
     await _category_exists(uow, wanted.category_id)
@@ -57,7 +57,7 @@ async def get_product(uow: UnitOfWork, product_id: int) -> Product:
 
 
 async def update_product(
-    uow: UnitOfWork, caller: User, product_id: int, changes: ProductUpdate, version: int
+    uow: UnitOfWork, caller: Caller, product_id: int, changes: ProductUpdate, version: int
 ) -> Product:
     """Change a product the caller sells. Raises `StaleVersion` where `version` is not the current one.
 
@@ -82,7 +82,7 @@ async def update_product(
     return await uow.products.refreshed(product)
 
 
-async def change_stock(uow: UnitOfWork, caller: User, product_id: int, pieces: int) -> Product:
+async def change_stock(uow: UnitOfWork, caller: Caller, product_id: int, pieces: int) -> Product:
     """Add pieces to a product the caller sells, or take them away; never below what orders have reserved."""
     product = await get_product(uow, product_id)
     _may_manage(caller, product)
@@ -96,7 +96,7 @@ async def change_stock(uow: UnitOfWork, caller: User, product_id: int, pieces: i
     return await uow.products.refreshed(product)
 
 
-def _may_manage(caller: User, product: Product) -> None:
+def _may_manage(caller: Caller, product: Product) -> None:
     if caller.id != product.seller_id and caller.role is not Role.operator:
         raise Forbidden(f"product {product.id} is sold by someone else")
 

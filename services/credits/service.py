@@ -9,7 +9,7 @@ from services.credits.schemas import TopUpCreate, TransferCreate
 from services.errors import Fault, InvalidInput, NotFound
 from services.fields import new_id
 from services.unit_of_work import UnitOfWork
-from services.users.models import User
+from services.users.models import Caller
 
 
 async def account_of(uow: UnitOfWork, user_id: int) -> Account:
@@ -28,7 +28,7 @@ async def top_up(uow: UnitOfWork, wanted: TopUpCreate) -> Transfer:
     )
 
 
-async def transfer(uow: UnitOfWork, sender: User, wanted: TransferCreate) -> Transfer:
+async def transfer(uow: UnitOfWork, sender: Caller, wanted: TransferCreate) -> Transfer:
     """Move credits between two users in a savepoint. Raises `InsufficientCredits` where the sender has too few."""
     if wanted.to_user_id == sender.id:
         raise InvalidInput("credits cannot be moved to the account they come from", [Fault("is you", "#/to_user_id")])

@@ -26,11 +26,11 @@ from services.orders.schemas import (
     OrderPublic,
 )
 from services.unit_of_work import UnitOfWork
-from services.users.models import Role, User
+from services.users.models import Caller, Role
 from services.users.schemas import UserSummary
 
 
-async def place(uow: UnitOfWork, buyer: User, wanted: OrderCreate) -> OrderPublic:
+async def place(uow: UnitOfWork, buyer: Caller, wanted: OrderCreate) -> OrderPublic:
     """Write an order at today's prices and hold the buyer's credits in a savepoint.
 
     Too few credits leave the order `awaiting_payment`, or raise `InsufficientCredits` where the client asked for that.
@@ -91,7 +91,7 @@ async def place(uow: UnitOfWork, buyer: User, wanted: OrderCreate) -> OrderPubli
     )
 
 
-async def get(uow: UnitOfWork, caller: User, order_id: UUID) -> Order:
+async def get(uow: UnitOfWork, caller: Caller, order_id: UUID) -> Order:
     """The order with its lines and history, for its buyer, its sellers and operators.
 
     Raises `NotFound` for everybody else too: whether a foreign order exists is nobody's business.
@@ -102,7 +102,7 @@ async def get(uow: UnitOfWork, caller: User, order_id: UUID) -> Order:
     return order
 
 
-async def pay(uow: UnitOfWork, buyer: User, order_id: UUID) -> Order:
+async def pay(uow: UnitOfWork, buyer: Caller, order_id: UUID) -> Order:
     """Hold the buyer's credits for an order that awaits payment; `InsufficientCredits` where they are too few."""
     order = await _locked(uow, buyer, order_id)
     if buyer.id != order.buyer_id:
@@ -115,7 +115,7 @@ async def pay(uow: UnitOfWork, buyer: User, order_id: UUID) -> Order:
     return await _moved(uow, buyer, order, OrderStatus.pending, "paid", placed)
 
 
-async def cancel(uow: UnitOfWork, caller: User, order_id: UUID, reason: str) -> Order:
+async def cancel(uow: UnitOfWork, caller: Caller, order_id: UUID, reason: str) -> Order:
     """Cancel an order that is not fulfilled: its buyer, its only seller or an operator may.
 
     Held credits are free again; paid ones come back from the sellers (`InsufficientCredits` where one has too few), and
@@ -139,7 +139,7 @@ async def cancel(uow: UnitOfWork, caller: User, order_id: UUID, reason: str) -> 
     return await _moved(uow, caller, order, OrderStatus.cancelled, reason, cancelled)
 
 
-async def fulfil(uow: UnitOfWork, caller: User, order_id: UUID) -> Order:
+async def fulfil(uow: UnitOfWork, caller: Caller, order_id: UUID) -> Order:
     """The reserved goods of a confirmed order leave the house: its only seller or an operator says so."""
     order = await _locked(uow, caller, order_id)
     await _must_sell_all(uow, caller, order_id, "fulfil")
@@ -150,7 +150,7 @@ async def fulfil(uow: UnitOfWork, caller: User, order_id: UUID) -> Order:
     return await _moved(uow, caller, order, OrderStatus.fulfilled, "", OrderFulfilled(order_id=order_id))
 
 
-def _check_products(buyer: User, wanted: OrderCreate, products: Mapping[int, ProductForSale]) -> None:
+def _check_products(buyer: Caller, wanted: OrderCreate, products: Mapping[int, ProductForSale]) -> None:
     faults = []
     for index, item in enumerate(wanted.items):
         product = products.get(item.product_id)
@@ -180,20 +180,20 @@ def _unknown(order_id: UUID) -> NotFound:
     return NotFound(f"there is no order {order_id} that you may see")
 
 
-async def _may_see(uow: UnitOfWork, caller: User, order_id: UUID, buyer_id: int) -> bool:
+async def _may_see(uow: UnitOfWork, caller: Caller, order_id: UUID, buyer_id: int) -> bool:
     if caller.id == buyer_id or caller.role is Role.operator:
         return True
     return any(share.seller_id == caller.id for share in await uow.orders.shares(order_id))
 
 
-async def _locked(uow: UnitOfWork, caller: User, order_id: UUID) -> LockedOrder:
+async def _locked(uow: UnitOfWork, caller: Caller, order_id: UUID) -> LockedOrder:
     order = (await uow.orders.lock([order_id])).get(order_id)
     if order is None or not await _may_see(uow, caller, order.id, order.buyer_id):
         raise _unknown(order_id)
     return order
 
 
-async def _must_sell_all(uow: UnitOfWork, caller: User, order_id: UUID, verb: str) -> None:
+async def _must_sell_all(uow: UnitOfWork, caller: Caller, order_id: UUID, verb: str) -> None:
     if caller.role is Role.operator:
         return
     sellers = {share.seller_id for share in await uow.orders.shares(order_id)}
@@ -207,7 +207,7 @@ def _check_move(order: LockedOrder, after: OrderStatus) -> None:
 
 
 async def _moved(
-    uow: UnitOfWork, caller: User, order: LockedOrder, after: OrderStatus, reason: str, event: OrderEvent
+    uow: UnitOfWork, caller: Caller, order: LockedOrder, after: OrderStatus, reason: str, event: OrderEvent
 ) -> Order:
     await uow.orders.move([Move(order.id, order.status, after, reason)])
     uow.record(event)

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from contextlib import suppress
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -14,6 +13,10 @@ RINGS_KEPT = 4
 """So that a burst wakes a few idle workers, and a long absence of workers leaves no pile of rings."""
 
 
+_PATIENCE = 2.0
+"""Seconds that one ring may take."""
+
+
 class Doorbell:
     """Rings for the workers, off the request's path: rings while one is under way become one."""
 
@@ -22,16 +25,18 @@ class Doorbell:
         self._wanted = asyncio.Event()
         self._ringer: asyncio.Task[None] | None = None
         self._silent = False
+        self._closing = False
 
     async def __aenter__(self) -> "Doorbell":
         self._ringer = asyncio.create_task(self._ring_when_wanted(), name="doorbell")
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        # Asked to end, not cancelled: redis-py swallows a cancellation that meets it while it connects.
+        self._closing = True
+        self._wanted.set()
         if self._ringer is not None:
-            self._ringer.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._ringer
+            await self._ringer
 
     def ring(self) -> None:
         """Ask for a ring; returns at once and never fails."""
@@ -40,17 +45,23 @@ class Doorbell:
     async def _ring_when_wanted(self) -> None:
         while True:
             await self._wanted.wait()
+            if self._closing:
+                return
             self._wanted.clear()
             try:
-                pipeline = self._redis.pipeline(transaction=False)
-                pipeline.lpush(KEY, b"1")
-                pipeline.ltrim(KEY, 0, RINGS_KEPT - 1)
-                await pipeline.execute()
+                async with asyncio.timeout(_PATIENCE):
+                    await self._ring_now()
                 self._silent = False
-            except (RedisError, OSError) as error:
+            except (RedisError, OSError, TimeoutError) as error:
                 if not self._silent:
                     logger.warning("doorbell is silent, workers fall back to polling: %s", error)
                 self._silent = True
+
+    async def _ring_now(self) -> None:
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.lpush(KEY, b"1")
+        pipeline.ltrim(KEY, 0, RINGS_KEPT - 1)
+        await pipeline.execute()
 
 
 class DoorbellListener:

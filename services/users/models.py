@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from sqlalchemy import BigInteger, CheckConstraint, Identity, Index, text
 from sqlmodel import Field, Relationship, SQLModel
@@ -19,6 +19,19 @@ class Role(StrEnum):
 
     customer = "customer"
     operator = "operator"
+
+
+class Caller(Protocol):
+    """Who asks for something: what the domains need to know of a user who has signed in."""
+
+    @property
+    def id(self) -> int: ...
+
+    @property
+    def full_name(self) -> str: ...
+
+    @property
+    def role(self) -> Role: ...
 
 
 class UserBase(SQLModel):

@@ -1,8 +1,9 @@
 """All SQL about users."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from sqlalchemy import func
+from sqlalchemy import func, text
 from sqlmodel import col, select
 
 from services.fields import Id, Instant, Text
@@ -21,8 +22,27 @@ _KEY = Sortable(col(User.id), Id)
 _SORTS = {"id": _KEY, "created_at": Sortable(col(User.created_at), Instant), "email": Sortable(col(User.email), Text)}
 
 
+_CALLER = text("""
+    SELECT id, full_name, role FROM users WHERE id = :id AND is_active AND deleted_at IS NULL
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class SignedIn:
+    """An active user, as every request reads them: one light statement, no mapped object."""
+
+    id: int
+    full_name: str
+    role: Role
+
+
 class UserRepository(SoftDeleteRepository[User]):
     model = User
+
+    async def signed_in(self, user_id: int) -> SignedIn | None:
+        """The user if they may still use their token."""
+        row = (await self._execute(_CALLER, {"id": user_id})).one_or_none()
+        return SignedIn(row.id, row.full_name, Role(row.role)) if row else None
 
     async def by_email(self, email: str) -> User | None:
         statement = select(User).where(func.lower(User.email) == email.lower(), *self._visible())

@@ -38,8 +38,9 @@ async def register(wanted: UserCreate, response: Response, uow: Work, state: Sta
 
 
 @router.get("/users/me", response_model=UserPublic, responses=responses(401))
-async def read_self(user: CurrentUser, response: Response) -> User:
+async def read_self(caller: CurrentUser, response: Response, uow: Work) -> User:
     """The caller."""
+    user = await service.get(uow, caller.id)
     response.headers["ETag"] = etag(user.version)
     return user
 

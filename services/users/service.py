@@ -5,7 +5,7 @@ from sqlalchemy.exc import IntegrityError
 from services.errors import AlreadyExists, Fault, InvalidInput, NotFound, StaleVersion, Unauthenticated
 from services.unit_of_work import UnitOfWork
 from services.users.events import UserRegistered
-from services.users.models import Role, User
+from services.users.models import Caller, Role, User
 from services.users.passwords import Passwords
 from services.users.schemas import UserAdminUpdate, UserCreate, UserUpdate
 
@@ -52,7 +52,7 @@ async def update_self(uow: UnitOfWork, passwords: Passwords, user_id: int, chang
 
 
 async def update_as_operator(
-    uow: UnitOfWork, operator: User, user_id: int, changes: UserAdminUpdate, version: int
+    uow: UnitOfWork, operator: Caller, user_id: int, changes: UserAdminUpdate, version: int
 ) -> User:
     """Change a user's name, role or whether they may sign in. Operators cannot lock themselves out."""
     if operator.id == user_id and (changes.is_active is False or changes.role is Role.customer):
@@ -64,14 +64,15 @@ async def update_as_operator(
 
 
 async def delete(uow: UnitOfWork, user_id: int) -> None:
-    """Hide the user; they can no longer sign in. Orders, credits and entries stay."""
+    """Hide the user: they can no longer sign in, and what they offer goes off sale. Orders and credits stay."""
     user = await uow.users.get(user_id, lock=True)
     if user is None:
         raise NotFound(f"there is no user {user_id}")
     await uow.users.soft_delete(user)
+    await uow.products.take_off_sale(user_id)
 
 
-async def delete_as_operator(uow: UnitOfWork, operator: User, user_id: int) -> None:
+async def delete_as_operator(uow: UnitOfWork, operator: Caller, user_id: int) -> None:
     """Delete another user. Operators cannot lock themselves out this way."""
     if operator.id == user_id:
         raise InvalidInput("operators cannot delete themselves here; ask another operator")
@@ -79,7 +80,7 @@ async def delete_as_operator(uow: UnitOfWork, operator: User, user_id: int) -> N
 
 
 async def restore(uow: UnitOfWork, user_id: int) -> User:
-    """Bring a deleted user back."""
+    """Bring a deleted user back. Their products stay off sale until they say otherwise."""
     user = await uow.users.get_deleted(user_id)
     if user is None:
         raise NotFound(f"there is no deleted user {user_id}")
