@@ -1,0 +1,31 @@
+"""The `waybill` command: every sub-command is a function in a module of its own, registered here."""
+
+import typer
+
+from services.cli.clean import clean_data
+from services.cli.migrate import migrate
+from services.cli.replay.command import replay
+from services.cli.serve import api, worker
+from services.cli.up import up
+from services.cli.users import create_operator
+
+app = typer.Typer(
+    name="waybill",
+    help="An order service that never loses an event and never miscounts a credit.",
+    no_args_is_help=True,
+    add_completion=False,
+    # A traceback must not print the values of local variables: some of them are passwords.
+    pretty_exceptions_show_locals=False,
+)
+
+app.command("up")(up)
+app.command("api")(api)
+app.command("worker")(worker)
+app.command("migrate")(migrate)
+app.command("create-operator")(create_operator)
+app.command("replay")(replay)
+app.command("clean-data")(clean_data)
+
+
+if __name__ == "__main__":
+    app()

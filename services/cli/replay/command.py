@@ -1,0 +1,102 @@
+"""`waybill replay`: its options, its exit code, and where it finds the service."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+from rich.console import Console
+
+from services.cli.console import CommandError
+from services.cli.facts import DEFAULT_DATA_DIR, FILE_NAME, Facts, read_facts
+from services.cli.replay.client import Login, ServiceError, Target
+from services.cli.replay.retail import FileError
+
+CHECK_FALSE = 1
+NOT_DONE = 2
+INTERRUPTED = 130
+
+_WIDTH_OF_FILES = 120
+"""Columns of the table where no terminal limits it."""
+
+
+def replay(
+    file: Annotated[Path, typer.Argument(help="A file in the Online Retail format: CSV, plain or in gzip.")],
+    limit: Annotated[int | None, typer.Option(min=1, help="Place only the first so many invoices.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=256, help="How many requests at a time.")] = 16,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
+    data_dir: Annotated[Path, typer.Option(help="The folder of the running `waybill up`.")] = DEFAULT_DATA_DIR,
+    url: Annotated[str | None, typer.Option(help="Another service than that of `waybill up`.")] = None,
+    operator_email: Annotated[
+        str | None, typer.Option(envvar="WAYBILL_OPERATOR_EMAIL", help="Unless it is that of `waybill up`.")
+    ] = None,
+    operator_password: Annotated[
+        str | None, typer.Option(envvar="WAYBILL_OPERATOR_PASSWORD", help="Better given in the environment.")
+    ] = None,
+) -> None:
+    """Place a real shop's invoices as orders through the HTTP API, and check that every credit is where it belongs.
+
+    Running it again places nothing twice. Exit code 0: all checks are true; 1: one is false; 2: it could not be done.
+    """
+    # Imported here: they bring the domains along, which other commands start without.
+    from services.cli.replay.progress import open_display
+    from services.cli.replay.report import print_table
+    from services.cli.replay.run import read_plan
+    from services.cli.replay.run import replay as run_replay
+
+    try:
+        plan = read_plan(file)
+        target = find_target(data_dir, url, operator_email, operator_password)
+        with open_display(quiet=as_json) as display:
+            summary, remarks = asyncio.run(run_replay(plan, target, display, limit=limit, clients=concurrency))
+    except (FileError, ServiceError, CommandError) as error:
+        _complain(str(error))
+        raise typer.Exit(NOT_DONE) from error
+    except KeyboardInterrupt:
+        _complain("interrupted; run it again, it goes on where it stopped")
+        raise typer.Exit(INTERRUPTED) from None
+    for remark in remarks:
+        _complain(remark)
+    if as_json:
+        typer.echo(summary.as_json())
+    else:
+        print_table(summary, Console(width=None if sys.stdout.isatty() else _WIDTH_OF_FILES))
+    if not summary.all_true:
+        raise typer.Exit(CHECK_FALSE)
+
+
+def find_target(data_dir: Path, url: str | None, email: str | None, password: str | None) -> Target:
+    """The service to use: that of `url`, else the one that `waybill up` keeps in `data_dir`.
+
+    Raises `CommandError` where there is none, or no operator to sign in as.
+    """
+    if (email is None) != (password is None):
+        raise CommandError("an operator needs both, the e-mail address and the password")
+    facts = read_facts(data_dir)
+    if url is None:
+        if facts is None:
+            raise CommandError(
+                f"there is no {data_dir.absolute() / FILE_NAME} that tells where the service is. "
+                "Start one with `waybill up`, or say where it is with --data-dir or --url"
+            )
+        url = facts.api_url
+    if email is not None and password is not None:
+        return Target(url, Login(email, password))
+    if facts is None or facts.operator is None or not _same_place(url, facts):
+        raise CommandError(
+            "an operator is needed: --operator-email and --operator-password, "
+            "or WAYBILL_OPERATOR_EMAIL and WAYBILL_OPERATOR_PASSWORD"
+        )
+    return Target(url, Login(facts.operator.email, facts.operator.password))
+
+
+def _same_place(url: str, facts: Facts) -> bool:
+    """Whether the credentials in `facts` belong to the service at `url`: nobody else may see them."""
+    return urlsplit(url).netloc == urlsplit(facts.api_url).netloc
+
+
+def _complain(message: str) -> None:
+    typer.secho("waybill: ", fg=typer.colors.RED, err=True, nl=False)
+    typer.echo(message, err=True)

@@ -1,0 +1,90 @@
+"""One replay from the file to the summary."""
+
+import time
+from pathlib import Path
+
+import httpx
+
+from services.cli.replay.client import REQUEST_SECONDS, Patience, Service, ServiceError, Target
+from services.cli.replay.orders import OrderDesk
+from services.cli.replay.plan import Plan, make_plan
+from services.cli.replay.progress import Display
+from services.cli.replay.report import Outcome, Summary, summarize
+from services.cli.replay.retail import RetailFile
+from services.cli.replay.shop import ShopKeeper
+
+PATIENCE_SECONDS = 60.0
+"""How long the service may stay away, or no order move, before the replay gives up."""
+
+_FIRST_CONTACT_SECONDS = 5.0
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan for a file. Raises `FileError`."""
+    file = RetailFile(path)
+    planner = make_plan(file.lines())
+    return planner.finish(file.digest)
+
+
+async def replay(
+    plan: Plan, target: Target, display: Display, *, limit: int | None, clients: int
+) -> tuple[Summary, list[str]]:
+    """Place the first `limit` invoices of the plan; the summary, and what else there is to say.
+
+    Raises `ServiceError` where the service cannot be reached or used.
+    """
+    started = time.monotonic()
+    chosen = plan.invoices[:limit]
+    async with _open_http(target.url, clients) as http:
+        service = Service(http, Patience(_FIRST_CONTACT_SECONDS))
+        await _make_contact(service, target)
+        service.patience = Patience(PATIENCE_SECONDS)
+        shop = await ShopKeeper(service, target.operator, plan, display, clients).open(chosen)
+        desk = OrderDesk(service, target.operator, shop, display, clients)
+
+        newest_before = await desk.newest_order_at()
+        begun = time.monotonic()
+        refusals = await desk.place(chosen)
+        placing_seconds = time.monotonic() - begun
+        refused = {refusal.invoice for refusal in refusals}
+        accepted = [invoice for invoice in chosen if invoice.number not in refused]
+        orders = await desk.settle(accepted, Patience(PATIENCE_SECONDS))
+        outcome = Outcome(
+            plan=plan,
+            chosen=chosen,
+            orders=orders,
+            refusals=refusals,
+            newest_before=newest_before,
+            books=await desk.books(),
+            seller_received=await desk.seller_received(),
+            placing_seconds=placing_seconds,
+            seconds=time.monotonic() - started,
+        )
+    remarks = [f"invoice {refusal.invoice} was refused: {refusal.reply}" for refusal in refusals]
+    if waiting := sum(not order.is_settled for order in orders.values()):
+        remarks.append(f"{waiting} orders still wait, none moved for {PATIENCE_SECONDS:.0f} s: is a worker running?")
+    return summarize(outcome), remarks
+
+
+def _open_http(url: str, clients: int) -> httpx.AsyncClient:
+    try:
+        address = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ServiceError(f"{url!r} is no URL: {error}") from error
+    if address.scheme not in ("http", "https") or not address.host:
+        raise ServiceError(f"{url!r} is no URL of a service; expected something like http://127.0.0.1:8000")
+    return httpx.AsyncClient(
+        base_url=address,
+        timeout=REQUEST_SECONDS,
+        # Customers and products are made at the same time.
+        limits=httpx.Limits(max_connections=2 * clients, max_keepalive_connections=2 * clients),
+        # A proxy of the user's is not the way to the loopback address.
+        trust_env=address.host not in _LOOPBACK,
+    )
+
+
+async def _make_contact(service: Service, target: Target) -> None:
+    me = await service.read(target.operator, "/v1/users/me")
+    if me["role"] != "operator":
+        raise ServiceError(f"{target.operator.email} is no operator: they cannot issue credits")

@@ -1,0 +1,260 @@
+"""`waybill up` for real: in a folder with a space in its name, on ports that are taken, killed and started again."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from services.cli.facts import Facts, ProcessIds, read_facts
+
+START_SECONDS = 90.0
+PORTS = {8000: "the API", 5432: "PostgreSQL", 6379: "Redis"}
+
+
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain for {what}"
+        time.sleep(0.05)
+
+
+def lives(pid: int) -> bool:
+    """Whether the process runs; a zombie that nobody has waited for does not."""
+    shown = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return bool(shown.strip()) and not shown.startswith("Z")
+
+
+def all_of(pids: ProcessIds) -> list[int]:
+    return [pid for pid in (pids.postgres, pids.redis, pids.api, *pids.workers) if pid is not None]
+
+
+class Up:
+    """A running `waybill up` and what it says."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.folder = folder
+        self.data = folder / "data"
+        self.output = folder / f"output-{uuid4().hex}.txt"
+        # As in a shell where nothing of Waybill's is set.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("WAYBILL_")}
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "services.cli", "up", "--data-dir", "data", *arguments],
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+
+    def said(self) -> str:
+        return self.output.read_text()
+
+    def facts(self) -> Facts:
+        found = read_facts(self.data)
+        assert found is not None
+        return found
+
+    def wait_until_running(self) -> None:
+        wait_for(
+            lambda: "Waybill is running." in self.said() or self.process.poll() is not None, "start-up", START_SECONDS
+        )
+        assert self.process.poll() is None, self.said()
+
+    def interrupt(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(60)
+
+
+@contextmanager
+def up(folder: Path, *arguments: str) -> Iterator[Up]:
+    started = Up(folder, *arguments)
+    try:
+        started.wait_until_running()
+        yield started
+    finally:
+        if started.process.poll() is None:
+            started.interrupt()
+
+
+@contextmanager
+def signed_in(facts: Facts) -> Iterator[httpx.Client]:
+    """A client that speaks for the first demo user."""
+    buyer = facts.users[0]
+    with httpx.Client(base_url=facts.api_url, trust_env=False, timeout=10) as client:
+        reply = client.post("/v1/token", data={"username": buyer.email, "password": buyer.password})
+        assert reply.status_code == 200, reply.text
+        assert reply.json()["token_type"] == "bearer"
+        client.headers["Authorization"] = f"Bearer {reply.json()['access_token']}"
+        yield client
+
+
+def place_an_order(facts: Facts, client: httpx.Client) -> str:
+    reply = client.post(
+        "/v1/orders",
+        json={"items": [{"product_id": facts.product_ids[0], "quantity": 2}]},
+        headers={"Idempotency-Key": uuid4().hex},
+    )
+    assert reply.status_code == 201, reply.text
+    return str(reply.json()["id"])
+
+
+def is_confirmed(client: httpx.Client, order: str) -> bool:
+    try:
+        reply = client.get(f"/v1/orders/{order}")
+    except httpx.TransportError:
+        return False
+    return reply.is_success and reply.json()["status"] == "confirmed"
+
+
+def order_is_confirmed(facts: Facts) -> str:
+    """Place an order and wait until a worker has confirmed it."""
+    with signed_in(facts) as client:
+        order = place_an_order(facts, client)
+        wait_for(lambda: is_confirmed(client, order), "the order to be confirmed")
+    return order
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("a folder with spaces")
+
+
+@pytest.fixture(scope="module")
+def running(folder: Path) -> Iterator[Up]:
+    with ExitStack() as taken:
+        for port in PORTS:
+            # Where the port is taken already, so much the better.
+            try:
+                taken.enter_context(socket.create_server(("127.0.0.1", port)))
+            except OSError:
+                continue
+        with up(folder, "--workers", "2") as started:
+            yield started
+
+
+def test_taken_ports_give_way_to_the_next_free_ones(running: Up) -> None:
+    facts = running.facts()
+    for port, what in PORTS.items():
+        assert f"Port {port} is taken: {what} listens on" in running.said()
+    assert httpx.URL(facts.api_url).port not in (None, 8000)
+
+
+def test_an_order_is_placed_and_confirmed(running: Up) -> None:
+    assert order_is_confirmed(running.facts())
+
+
+@pytest.mark.skipif(not (shutil.which("curl") and shutil.which("bash")), reason="needs curl and bash")
+def test_the_printed_commands_work_as_they_are(running: Up) -> None:
+    printed = [line.strip() for line in running.said().splitlines()]
+    sign_in_line, order_line, look_line = [line for line in printed if line.startswith(("TOKEN=", "curl "))]
+    script = f"{sign_in_line}\n{order_line}\necho\necho ----\n{look_line}\n"
+    ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    placed, listed = ran.stdout.split("----\n")
+    assert placed.startswith("HTTP/1.1 201"), placed
+    assert json.loads(listed)["data"][0]["id"] == json.loads(placed.strip().splitlines()[-1])["id"]
+
+
+def test_the_facts_are_for_the_owner_alone(running: Up) -> None:
+    facts = running.facts()
+    assert (running.data / "waybill.json").stat().st_mode & 0o777 == 0o600
+    assert facts.operator is not None
+    assert len(all_of(facts.pids)) == 5
+    assert all(lives(pid) for pid in all_of(facts.pids))
+    assert facts.pids.supervisor == running.process.pid
+
+
+def test_a_second_one_on_the_same_data_is_refused(running: Up) -> None:
+    second = Up(running.folder)
+    assert second.process.wait(30) == 1
+    assert f"in use by another `waybill up` (process {running.process.pid})" in second.said()
+    assert running.process.poll() is None
+
+
+@pytest.mark.parametrize("victim", ["api", "workers", "redis", "postgres"])
+def test_what_is_killed_comes_back_where_it_was(running: Up, victim: str) -> None:
+    before = running.facts()
+    old = before.pids.workers if victim == "workers" else [getattr(before.pids, victim)]
+    for pid in old:
+        os.kill(pid, signal.SIGKILL)
+
+    def is_back() -> bool:
+        now = running.facts().pids
+        new = now.workers if victim == "workers" else [getattr(now, victim)]
+        return len(new) == len(old) and None not in new and not set(new) & set(old) and all(map(lives, new))
+
+    wait_for(is_back, f"{victim} to come back")
+    after = running.facts()
+    assert (after.api_url, after.database_url, after.redis_url) == (
+        before.api_url,
+        before.database_url,
+        before.redis_url,
+    )
+    assert "was killed by SIGKILL" in running.said()
+    with httpx.Client(base_url=after.api_url, trust_env=False) as client:
+        wait_for(lambda: answers(client), "the API to be ready again")
+    assert order_is_confirmed(after)
+
+
+def answers(client: httpx.Client) -> bool:
+    try:
+        return client.get("/readyz").is_success
+    except httpx.TransportError:
+        return False
+
+
+def test_ctrl_c_stops_everything_cleanly_and_the_next_run_has_the_data(tmp_path: Path) -> None:
+    folder = tmp_path / "another folder"
+    folder.mkdir()
+    with up(folder) as first:
+        facts = first.facts()
+        order = order_is_confirmed(facts)
+        assert first.interrupt() == 0
+    assert not any(lives(pid) for pid in all_of(facts.pids))
+    log = (first.data / "postgres" / "server.log").read_text().strip()
+    assert log.endswith("database system is shut down")
+    assert "was not properly shut down" not in log
+    assert all_of(first.facts().pids) == []
+
+    with up(folder) as second:
+        assert second.facts().users == facts.users
+        with signed_in(second.facts()) as client:
+            assert is_confirmed(client, order)
+
+
+def test_nothing_outlives_a_killed_supervisor(tmp_path: Path) -> None:
+    with up(tmp_path) as first:
+        pids = all_of(first.facts().pids)
+        first.process.kill()
+        first.process.wait()
+        wait_for(lambda: not any(lives(pid) for pid in pids), "the children to leave", 15.0)
+    with up(tmp_path) as second:
+        assert order_is_confirmed(second.facts())
+
+
+def test_outside_development_nothing_is_seeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text("WAYBILL_ENVIRONMENT=production\n")
+    with up(tmp_path) as started:
+        facts = started.facts()
+        assert facts.environment == "production"
+        assert (facts.operator, facts.users, facts.product_ids) == (None, [], [])
+        assert "waybill create-operator" in started.said()
+
+
+def test_a_setting_that_is_not_valid_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("WAYBILL_LOG_LEVEL=LOUD\n")
+    failed = Up(tmp_path)
+    assert failed.process.wait(START_SECONDS) == 1
+    assert "log_level" in failed.said()
+    assert "Traceback" not in failed.said()

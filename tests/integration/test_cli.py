@@ -1,0 +1,165 @@
+"""The commands that work on a database, and the seed of `waybill up`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import inspect
+from sqlmodel import col, select
+from typer.testing import CliRunner
+
+from services.cli.facts import Facts
+from services.cli.main import app
+from services.cli.seed import FIRST_CREDITS, seed
+from services.database import Database, make_sync_engine, sync_session
+from services.models import Account, Product, User
+from services.settings import Settings, get_settings
+from services.unit_of_work import UnitOfWork
+from services.users import service as users
+from services.users.models import Role
+from services.users.passwords import Passwords
+
+
+@pytest.fixture
+def _settings_of_commands(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """What a command run in this process reads."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WAYBILL_ENVIRONMENT", settings.environment.value)
+    monkeypatch.setenv("WAYBILL_DATABASE_URL", settings.database_url)
+    get_settings.cache_clear()
+    yield
+    get_settings.cache_clear()
+
+
+@pytest.fixture
+def facts(settings: Settings, tmp_path: Path) -> Facts:
+    return Facts(
+        api_url="",
+        docs_url="",
+        database_url=settings.database_url,
+        redis_url=settings.redis_url,
+        data_dir=tmp_path,
+        environment=settings.environment.value,
+    )
+
+
+async def can_sign_in(database: Database, settings: Settings, facts: Facts) -> list[Role]:
+    """Sign in as everybody in the facts; the roles they have."""
+    assert facts.operator is not None
+    async with UnitOfWork(database.write) as uow:
+        passwords = Passwords(settings)
+        people = [facts.operator, *facts.users]
+        return [(await users.sign_in(uow, passwords, known.email, known.password)).role for known in people]
+
+
+@pytest.mark.usefixtures("_settings_of_commands")
+def test_create_operator_makes_one_with_an_account(settings: Settings) -> None:
+    made = CliRunner().invoke(app, ["create-operator", "Boss@Waybill.example", "--generate"])
+    assert made.exit_code == 0, made.output
+    assert "The password: " in made.output
+    with sync_session(settings) as session:
+        operator = session.exec(select(User)).one()
+        assert (operator.email, operator.role) == ("boss@waybill.example", Role.operator)
+        assert session.exec(select(Account).where(col(Account.user_id) == operator.id)).one().posted == 0
+
+
+@pytest.mark.usefixtures("_settings_of_commands")
+def test_create_operator_takes_a_password_from_a_prompt() -> None:
+    typed = "a long password\na long password\n"
+    made = CliRunner().invoke(app, ["create-operator", "boss@waybill.example"], input=typed)
+    assert made.exit_code == 0, made.output
+    assert "a long password" not in made.output
+
+
+@pytest.mark.usefixtures("_settings_of_commands")
+@pytest.mark.parametrize(
+    ("email", "password", "complaint"),
+    [("nonsense", "a long password", "email: "), ("boss@waybill.example", "short", "password: ")],
+)
+def test_create_operator_says_what_is_wrong(settings: Settings, email: str, password: str, complaint: str) -> None:
+    refused = CliRunner().invoke(app, ["create-operator", email], input=f"{password}\n{password}\n")
+    assert refused.exit_code == 1
+    assert complaint in refused.output
+    with sync_session(settings) as session:
+        assert session.exec(select(User)).all() == []
+
+
+@pytest.mark.usefixtures("_settings_of_commands")
+def test_an_address_that_is_taken_is_refused() -> None:
+    arguments = ["create-operator", "boss@waybill.example", "--generate"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    refused = CliRunner().invoke(app, [arguments[0], "BOSS@waybill.example", "--generate"])
+    assert refused.exit_code == 1
+    assert "exists already" in refused.output
+
+
+@pytest.mark.usefixtures("_settings_of_commands")
+def test_migrate_makes_the_tables_of_a_tenant(settings: Settings) -> None:
+    ran = CliRunner().invoke(app, ["migrate", "--schema", "tenant_one"])
+    assert ran.exit_code == 0, ran.output
+    engine = make_sync_engine(settings, "test")
+    try:
+        assert "orders" in inspect(engine).get_table_names(schema="tenant_one")
+    finally:
+        engine.dispose()
+
+
+@pytest.mark.usefixtures("_settings_of_commands")
+def test_a_database_that_is_not_there_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAYBILL_DATABASE_URL", "postgresql://somebody:hidden@127.0.0.1:1/nowhere")
+    get_settings.cache_clear()
+    refused = CliRunner().invoke(app, ["migrate"])
+    assert refused.exit_code == 1
+    assert "127.0.0.1:1/nowhere does not take us" in refused.output
+    assert "hidden" not in refused.output
+
+
+async def test_the_seed_makes_people_products_and_credits(settings: Settings, database: Database, facts: Facts) -> None:
+    await seed(settings, facts, facts.write)
+    assert await can_sign_in(database, settings, facts) == [Role.operator, *[Role.customer] * 3]
+    async with database.write() as session:
+        products = (await session.exec(select(Product).order_by(col(Product.id)))).all()
+        assert [product.id for product in products] == facts.product_ids
+        statement = select(col(Account.posted)).join(User).where(col(User.email) == facts.users[0].email)
+        assert (await session.exec(statement)).one() == FIRST_CREDITS
+
+
+async def test_a_second_seed_changes_nothing(settings: Settings, database: Database, facts: Facts) -> None:
+    await seed(settings, facts, facts.write)
+    before = facts.model_copy(deep=True)
+    await seed(settings, facts, facts.write)
+    assert facts == before
+    assert len(await can_sign_in(database, settings, facts)) == 4
+    async with database.write() as session:
+        assert len((await session.exec(select(User))).all()) == 4
+
+
+async def test_lost_credentials_are_replaced(settings: Settings, database: Database, facts: Facts) -> None:
+    await seed(settings, facts, facts.write)
+    kept = facts.users[1]
+    facts.operator, facts.users = None, [kept]
+    await seed(settings, facts, facts.write)
+    assert facts.users[1] == kept
+    assert len(await can_sign_in(database, settings, facts)) == 4
+
+
+async def test_a_demo_user_that_was_deleted_stays_deleted(settings: Settings, database: Database, facts: Facts) -> None:
+    await seed(settings, facts, facts.write)
+    gone = facts.users[0].email
+    async with UnitOfWork(database.write) as uow:
+        user = await uow.users.by_email(gone)
+        assert user is not None
+        await users.delete(uow, user.id)
+        await uow.commit()
+    await seed(settings, facts, facts.write)
+    assert gone not in [known.email for known in facts.users]
+
+
+async def test_credentials_are_noted_before_the_commit(settings: Settings, database: Database, facts: Facts) -> None:
+    def fail() -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        await seed(settings, facts, fail)
+    async with database.write() as session:
+        assert (await session.exec(select(User))).all() == []

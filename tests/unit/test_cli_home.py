@@ -1,0 +1,112 @@
+"""The data folder of `waybill up`, and the facts in it."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from services.cli.announcement import announcement
+from services.cli.console import CommandError
+from services.cli.facts import Credentials, Facts, ProcessIds, read_facts
+from services.cli.home import Home, hold
+from services.cli.main import app
+
+
+@pytest.fixture
+def facts(tmp_path: Path) -> Facts:
+    return Facts(
+        api_url="http://127.0.0.1:8000",
+        docs_url="http://127.0.0.1:8000/docs",
+        database_url="postgresql://...",
+        redis_url="redis://...",
+        data_dir=tmp_path,
+        environment="development",
+        users=[Credentials(email="buyer@waybill.example", password="secret-word", full_name="Bea Buyer")],
+        product_ids=[7],
+        pids=ProcessIds(api=42, workers=[43, 44]),
+    )
+
+
+def test_facts_are_read_as_they_were_written_and_are_nobody_elses_to_read(facts: Facts, tmp_path: Path) -> None:
+    facts.write()
+    assert read_facts(tmp_path) == facts
+    assert (tmp_path / "waybill.json").stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["waybill.json"]
+
+
+def test_a_reader_never_sees_half_of_the_facts(facts: Facts, tmp_path: Path) -> None:
+    facts.write()
+    with (tmp_path / "waybill.json").open() as before:
+        facts.api_url = "http://127.0.0.1:9000"
+        facts.write()
+        assert Facts.model_validate_json(before.read()).api_url == "http://127.0.0.1:8000"
+
+
+def test_no_facts_where_nothing_ran(tmp_path: Path) -> None:
+    assert read_facts(tmp_path / "nowhere") is None
+
+
+def test_facts_of_another_make_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "waybill.json").write_text('{"api_url": 3}')
+    with pytest.raises(CommandError, match="not readable as the facts"):
+        read_facts(tmp_path)
+
+
+def test_the_secret_key_stays(tmp_path: Path) -> None:
+    with hold(tmp_path / "data") as home:
+        key = home.secret_key()
+    with hold(tmp_path / "data") as home:
+        assert home.secret_key() == key
+    assert len(key) >= 32
+    assert (tmp_path / "data" / "secret_key").stat().st_mode & 0o777 == 0o600
+
+
+def test_one_at_a_time_holds_the_folder(tmp_path: Path) -> None:
+    refused = pytest.raises(CommandError, match=r"in use by another `waybill up` \(process [0-9]+\)")
+    with hold(tmp_path), refused, hold(tmp_path):
+        pass
+    with hold(tmp_path) as home:
+        assert home.path == tmp_path
+
+
+def test_a_file_is_no_data_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CommandError, match="cannot be used as the data folder"), hold(tmp_path / "file"):
+        pass
+
+
+def test_the_announcement_can_be_copied(facts: Facts, tmp_path: Path) -> None:
+    lines = list(announcement(facts, Home(tmp_path)))
+    (sign_in,) = [line for line in lines if "TOKEN=$(" in line]
+    (order,) = [line for line in lines if "Idempotency-Key" in line]
+    assert "http://127.0.0.1:8000/v1/token -d username=buyer@waybill.example -d password=secret-word" in sign_in
+    assert 'http://127.0.0.1:8000/v1/orders -H "Authorization: Bearer $TOKEN"' in order
+    assert '{"items":[{"product_id":7,"quantity":2}]}' in order
+
+
+def test_without_demo_users_the_announcement_says_how_to_make_an_operator(facts: Facts, tmp_path: Path) -> None:
+    facts.users = []
+    assert any("waybill create-operator" in line for line in announcement(facts, Home(tmp_path)))
+
+
+def test_clean_data_removes_a_data_folder(tmp_path: Path) -> None:
+    with hold(tmp_path / "data") as home:
+        home.secret_key()
+    cleaned = CliRunner().invoke(app, ["clean-data", "--data-dir", str(tmp_path / "data")])
+    assert cleaned.exit_code == 0
+    assert not (tmp_path / "data").exists()
+
+
+def test_clean_data_removes_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    refused = CliRunner().invoke(app, ["clean-data", "--data-dir", str(tmp_path / "precious")])
+    assert refused.exit_code == 1
+    assert (tmp_path / "precious").exists()
+
+
+def test_clean_data_does_not_touch_what_is_in_use(tmp_path: Path) -> None:
+    with hold(tmp_path / "data") as home:
+        refused = CliRunner().invoke(app, ["clean-data", "--data-dir", str(tmp_path / "data")])
+        assert refused.exit_code == 1
+        assert "in use by another" in refused.output
+        assert home.logs.exists()

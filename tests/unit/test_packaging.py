@@ -1,0 +1,172 @@
+"""What runs Waybill elsewhere: Procfile, compose file, image, locks. Parsed and compared with the product."""
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from services.cli.main import app
+from services.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+LOCKS = ("requirements.txt", "requirements-dev.txt", "requirements-embedded.txt")
+
+
+def commands() -> set[str]:
+    return {command.name for command in app.registered_commands if command.name}
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def dockerfile() -> list[str]:
+    joined = re.sub(r"\\\n\s*", "", (ROOT / "Dockerfile").read_text())
+    return [line for line in joined.splitlines() if line and not line.startswith("#")]
+
+
+def stages(dockerfile: list[str]) -> list[list[str]]:
+    starts = [number for number, line in enumerate(dockerfile) if line.startswith("FROM ")]
+    return [dockerfile[start:end] for start, end in zip(starts, [*starts[1:], None], strict=True)]
+
+
+def test_the_procfile_runs_commands_that_exist() -> None:
+    lines = (ROOT / "Procfile").read_text().splitlines()
+    processes = dict(line.split(": ", 1) for line in lines)
+    assert set(processes) == {"release", "web", "worker"}
+    assert {line.split()[0] for line in processes.values()} == {"waybill"}
+    assert processes["release"].split()[1] == "migrate"
+    assert {line.split()[1] for line in processes.values()} <= commands()
+    assert "--host 0.0.0.0 --port ${PORT:-8000}" in processes["web"]
+
+
+@pytest.mark.parametrize("command", ["up", "api", "worker", "migrate", "create-operator", "clean-data"])
+def test_every_command_explains_itself(command: str) -> None:
+    shown = CliRunner().invoke(app, [command, "--help"])
+    assert shown.exit_code == 0
+    assert "Usage:" in shown.output
+
+
+def test_compose_starts_things_in_order(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    assert set(services) == {"postgres", "redis", "migrate", "api", "worker"}
+    for server in ("postgres", "redis"):
+        assert services[server]["healthcheck"]["test"][0] == "CMD"
+    assert services["migrate"]["depends_on"]["postgres"]["condition"] == "service_healthy"
+    assert services["migrate"]["restart"] == "no"
+    for name in ("api", "worker"):
+        waits = services[name]["depends_on"]
+        assert waits["migrate"]["condition"] == "service_completed_successfully"
+        assert waits["redis"]["condition"] == "service_healthy"
+        assert services[name]["restart"] == "unless-stopped"
+
+
+def test_compose_can_scale_workers(compose: dict[str, Any]) -> None:
+    worker = compose["services"]["worker"]
+    assert not {"ports", "container_name"} & worker.keys()
+    assert worker["healthcheck"] == {"disable": True}
+
+
+def test_compose_publishes_the_api_alone_and_on_the_loopback_address(compose: dict[str, Any]) -> None:
+    published = {name: service["ports"] for name, service in compose["services"].items() if "ports" in service}
+    assert published == {"api": ["127.0.0.1:${WAYBILL_PORT:-8000}:8000"]}
+
+
+def test_compose_runs_commands_and_sets_settings_that_exist(compose: dict[str, Any]) -> None:
+    for name in ("migrate", "api", "worker"):
+        service = compose["services"][name]
+        assert service["command"][0] == name
+        assert name in commands()
+        assert set(service["environment"]) <= {f"WAYBILL_{field.upper()}" for field in Settings.model_fields}
+        # Both secrets are asked for, not defaulted.
+        assert ":?" in service["environment"]["WAYBILL_SECRET_KEY"]
+        assert ":?" in service["environment"]["WAYBILL_DATABASE_URL"]
+
+
+def test_compose_grants_the_worker_its_grace(compose: dict[str, Any]) -> None:
+    grace = int(compose["services"]["worker"]["stop_grace_period"].removesuffix("s"))
+    assert grace > Settings.model_fields["worker_shutdown_grace"].default
+
+
+def test_the_image_holds_locked_dependencies_and_no_build_tools(dockerfile: list[str]) -> None:
+    build, final = stages(dockerfile)
+    assert any("--require-hashes" in line and "requirements.txt" in line for line in build)
+    assert not any("apt" in line or "pip install" in line or "requirements" in line for line in final)
+    assert any("pip uninstall" in line for line in final)
+
+
+def test_the_image_runs_as_nobody_special_and_reports_its_health(dockerfile: list[str]) -> None:
+    final = stages(dockerfile)[-1]
+    (user,) = [line.split()[1] for line in final if line.startswith("USER ")]
+    assert int(user) >= 1000
+    assert any(line.startswith("HEALTHCHECK") and "/healthz" in line for line in final)
+    assert 'ENTRYPOINT ["python", "-m", "services.cli"]' in final
+
+
+def test_the_image_gets_every_package_and_the_build_context_nothing_else(dockerfile: list[str]) -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = {name.rstrip("*") for name in pyproject["tool"]["setuptools"]["packages"]["find"]["include"]}
+    copied = {line.split()[1] for line in dockerfile if line.startswith("COPY ") and "--from" not in line}
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert packages <= copied
+    assert copied == allowed
+    assert "*" in (ROOT / ".dockerignore").read_text().splitlines()
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_locks_pin_everything_with_hashes_and_name_no_index(name: str) -> None:
+    content = (ROOT / name).read_text()
+    requirements = re.findall(r"^[a-z0-9].*?(?=^\S|\Z)", content, re.MULTILINE | re.DOTALL)
+    assert requirements
+    for requirement in requirements:
+        first = requirement.splitlines()[0]
+        assert re.match(r"[a-z0-9._-]+(\[.*\])?==[0-9]", first), first
+        assert "--hash=sha256:" in requirement, first
+    assert "://" not in content
+    assert not re.search(r"^\s*(-i|-f|--index|--extra-index|--find-links|--trusted)", content, re.MULTILINE)
+
+
+def test_the_locks_agree_with_each_other() -> None:
+    pinned = [
+        dict(re.findall(r"^([a-z0-9._-]+)(?:\[.*?\])?==(\S+)", (ROOT / name).read_text(), re.MULTILINE))
+        for name in LOCKS[:2]
+    ]
+    assert pinned[0].items() <= pinned[1].items()
+
+
+def make(*arguments: str, folder: Path = ROOT) -> "subprocess.CompletedProcess[str]":
+    # As from a shell: the tests themselves may have been started by make.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    return subprocess.run(
+        ["make", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_make_shows_its_targets_and_each_is_explained() -> None:
+    shown = make("help")
+    listed = {line.split()[1] for line in shown.stdout.splitlines()}
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert listed == set(phony.split())
+
+
+def test_make_refuses_a_python_that_is_too_old(tmp_path: Path) -> None:
+    old = tmp_path / "old python"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.8.1" && exit 0\nexit 1\n')
+    old.chmod(0o755)
+    for name in ("Makefile", "pyproject.toml", *LOCKS):
+        shutil.copy(ROOT / name, tmp_path)
+    refused = make("setup", f"PYTHON={old}", folder=tmp_path)
+    assert refused.returncode != 0
+    assert "Waybill needs Python 3.11 or newer" in refused.stderr
+    assert "Python 3.8.1" in refused.stderr
+    assert not (tmp_path / ".venv").exists()

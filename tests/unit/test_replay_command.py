@@ -1,0 +1,116 @@
+"""What `waybill replay` says before it has talked to any service, and how it shows its progress."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from services.cli.console import CommandError
+from services.cli.main import app
+from services.cli.replay.command import NOT_DONE, find_target
+from services.cli.replay.progress import Lines
+
+HEADER = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n"
+GOOD = HEADER + "536365,85123A,HEART,6,2010-12-01 08:26:00,2.55,17850,United Kingdom\n"
+OPERATOR = {"email": "operator@waybill.example", "password": "secret-word", "full_name": "Olga"}
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["replay", *map(str, arguments)], env={"WAYBILL_OPERATOR_EMAIL": None})
+
+
+def write_facts(folder: Path, operator: dict[str, str] | None = OPERATOR) -> None:
+    facts = {
+        "api_url": "http://127.0.0.1:8000",
+        "docs_url": "http://127.0.0.1:8000/docs",
+        "database_url": "postgresql://...",
+        "redis_url": "redis://...",
+        "data_dir": str(folder),
+        "environment": "development",
+        "operator": operator,
+    }
+    (folder / "waybill.json").write_text(json.dumps(facts))
+
+
+@pytest.fixture
+def retail(tmp_path: Path) -> Path:
+    path = tmp_path / "retail.csv"
+    path.write_text(GOOD)
+    return path
+
+
+def test_a_missing_file_is_said(tmp_path: Path) -> None:
+    result = run(tmp_path / "nowhere.csv")
+    assert result.exit_code == NOT_DONE
+    assert "nowhere.csv cannot be read: No such file" in result.stderr
+
+
+def test_a_file_of_another_format_is_said(retail: Path) -> None:
+    retail.write_text(GOOD.replace("Quantity", "Number"))
+    result = run(retail)
+    assert result.exit_code == NOT_DONE
+    assert "lacks the column Quantity" in result.stderr
+
+
+def test_where_no_service_is_known_it_says_how_to_start_one(retail: Path, tmp_path: Path) -> None:
+    result = run(retail, "--data-dir", tmp_path)
+    assert result.exit_code == NOT_DONE
+    assert "waybill up" in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("options", [["--limit", "0"], ["--concurrency", "0"], ["--limit", "many"]])
+def test_an_option_that_makes_no_sense_is_refused(retail: Path, options: list[str]) -> None:
+    assert run(retail, *options).exit_code == NOT_DONE
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://there", "http://", "http://there:port"])
+def test_a_url_that_is_none_is_refused(retail: Path, url: str) -> None:
+    result = run(retail, "--url", url, "--operator-email", "a@b.example", "--operator-password", "secret")
+    assert result.exit_code == NOT_DONE
+    assert repr(url) in result.stderr
+    assert not result.stdout
+
+
+def test_the_service_is_found_in_the_data_folder(tmp_path: Path) -> None:
+    write_facts(tmp_path)
+    target = find_target(tmp_path, None, None, None)
+    assert (target.url, target.operator.email) == ("http://127.0.0.1:8000", OPERATOR["email"])
+
+
+def test_a_service_given_by_its_url_gets_the_operator_that_was_given(tmp_path: Path) -> None:
+    write_facts(tmp_path)
+    target = find_target(tmp_path, "http://elsewhere:8000", "other@waybill.example", "word")
+    assert (target.url, target.operator.email) == ("http://elsewhere:8000", "other@waybill.example")
+
+
+def test_credentials_are_never_sent_to_another_service_than_their_own(tmp_path: Path) -> None:
+    write_facts(tmp_path)
+    assert find_target(tmp_path, "http://127.0.0.1:8000", None, None).operator.email == OPERATOR["email"]
+    with pytest.raises(CommandError, match="an operator is needed"):
+        find_target(tmp_path, "http://elsewhere:8000", None, None)
+
+
+def test_outside_development_an_operator_has_to_be_given(tmp_path: Path) -> None:
+    write_facts(tmp_path, operator=None)
+    with pytest.raises(CommandError, match="WAYBILL_OPERATOR_EMAIL"):
+        find_target(tmp_path, None, None, None)
+
+
+def test_half_an_operator_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match="needs both"):
+        find_target(tmp_path, None, "a@b.example", None)
+
+
+def test_plain_progress_is_a_line_at_the_end_and_now_and_then() -> None:
+    seconds = 0.0
+    written: list[str] = []
+    advance = Lines(written.append, clock=lambda: seconds).phase("orders", 2000)
+    advance(500)
+    assert written == []
+    seconds = 10.0
+    advance(500)
+    advance(500)
+    advance(500)
+    assert written == ["orders: 1,000 of 2,000\n", "orders: 2,000 of 2,000\n"]
