@@ -93,9 +93,15 @@ class Repository(SqlAccess, Generic[ModelT]):
             update(self.model)
             .where(self._key.in_(keys), *self._visible())
             .values(**values)
-            .execution_options(synchronize_session="fetch")
+            .execution_options(synchronize_session=False)
         )
         result = await self.session.exec(statement)
+        # SQLAlchemy would expire what it cannot compute itself, and an expired attribute cannot be awaited.
+        columns = [attribute.key for attribute in self._mapper.column_attrs]
+        changed = set(keys)
+        for row in list(self.session.identity_map.values()):
+            if isinstance(row, self.model) and self._mapper.primary_key_from_instance(row)[0] in changed:
+                await self.session.refresh(row, columns)
         return result.rowcount
 
     async def delete(self, row: ModelT) -> None:

@@ -1,10 +1,101 @@
-"""Plain SQL inside a unit of work."""
+"""Plain SQL inside a unit of work: named parameters, compiled once, without the cost of a mapped statement."""
 
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
-from sqlalchemy import CursorResult, Executable
+import asyncpg
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InternalError, OperationalError
 from sqlmodel.ext.asyncio.session import AsyncSession
+
+Row: TypeAlias = Mapping[str, Any]
+
+_PARAMETER = re.compile(r"(?<![:\w]):([a-z_]+)")
+_STATUS = re.compile(r"(\d+)$", re.ASCII)
+
+
+class Statement:
+    """SQL with `:name` parameters, turned into PostgreSQL's numbered ones once, where it is defined.
+
+    Types are PostgreSQL's to infer: where it cannot, the SQL says `CAST(:name AS type)`. JSON goes in as text.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.parameters = tuple(dict.fromkeys(_PARAMETER.findall(text)))
+        numbers = {name: number for number, name in enumerate(self.parameters, start=1)}
+        self.sql = _PARAMETER.sub(lambda match: f"${numbers[match[1]]}", text)
+
+    def arguments(self, parameters: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The values in the order of their numbers. Raises `TypeError` for a missing or unknown name."""
+        if parameters.keys() != set(self.parameters):
+            raise TypeError(f"the statement takes {self.parameters}, not {tuple(parameters)}")
+        return tuple(parameters[name] for name in self.parameters)
+
+
+class Sql:
+    """Runs statements on the connection, and in the transaction, of a session.
+
+    The first statement of a transaction goes through SQLAlchemy, which begins the transaction and finds out whether the
+    pooled connection is still alive. The others go straight to the driver: a third of the CPU time each
+    (`docs/decisions/0004-set-based-sql-on-hot-paths.md`). Errors are SQLAlchemy's either way.
+    """
+
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+        self._driver: asyncpg.Connection | None = None
+
+    @classmethod
+    def of(cls, session: AsyncSession) -> "Sql":
+        """The one of this session."""
+        found = session.info.get("sql")
+        if found is None:
+            found = session.info["sql"] = cls(session)
+        assert isinstance(found, Sql)
+        return found
+
+    def release(self) -> None:
+        """Forget the connection: the transaction ends."""
+        self._driver = None
+
+    async def fetch(self, statement: Statement, **parameters: Any) -> Sequence[Row]:
+        """The rows that the statement returns."""
+        arguments = statement.arguments(parameters)
+        if self._driver is None:
+            result = await self._first(statement.sql, arguments)
+            return result.mappings().all()  # type: ignore[no-any-return]
+        try:
+            return await self._driver.fetch(statement.sql, *arguments)  # type: ignore[no-any-return]
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            raise self._wrapped(error, statement.sql) from error
+
+    async def run(self, statement: Statement, **parameters: Any) -> int:
+        """Run a statement that returns no rows; the number of rows it wrote."""
+        arguments = statement.arguments(parameters)
+        if self._driver is None:
+            return int((await self._first(statement.sql, arguments)).rowcount)
+        try:
+            status = await self._driver.execute(statement.sql, *arguments)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            raise self._wrapped(error, statement.sql) from error
+        number = _STATUS.search(status)
+        return int(number[1]) if number else 0
+
+    async def _first(self, sql: str, arguments: tuple[Any, ...]) -> Any:
+        connection = await self._session.connection()
+        result = await connection.exec_driver_sql(sql, arguments)
+        if not connection.sync_engine.echo:
+            self._driver = (await connection.get_raw_connection()).driver_connection
+        return result
+
+    def _wrapped(self, error: Exception, sql: str) -> DBAPIError:
+        """The driver's error as SQLAlchemy would raise it."""
+        assert self._driver is not None
+        sqlstate = getattr(error, "sqlstate", None) or ""
+        lost = self._driver.is_closed() or isinstance(error, OSError)
+        kinds: dict[str, type[DBAPIError]] = {"22": DataError, "23": IntegrityError}
+        kind = OperationalError if lost else kinds.get(sqlstate[:2], InternalError)
+        return kind(sql, None, error, connection_invalidated=lost)
 
 
 class SqlAccess:
@@ -12,8 +103,4 @@ class SqlAccess:
 
     def __init__(self, session: AsyncSession) -> None:
         self.session = session
-
-    async def _execute(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> CursorResult[Any]:
-        """Run a Core statement on the session's connection: the hot paths need no ORM round it."""
-        connection = await self.session.connection()
-        return await connection.execute(statement, parameters)
+        self.sql = Sql.of(session)

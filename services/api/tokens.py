@@ -1,7 +1,8 @@
 """Access tokens: JWTs (RFC 7519) signed with HMAC-SHA-256."""
 
-from dataclasses import dataclass
+import time
 from datetime import timedelta
+from functools import lru_cache
 
 import jwt
 
@@ -11,14 +12,20 @@ from services.settings import Settings
 
 _ALGORITHM = "HS256"
 _ISSUER = "waybill"
+_REMEMBERED = 8192
 
 
-@dataclass(frozen=True, slots=True)
 class Tokens:
-    """Makes and reads access tokens. `ttl` is in seconds."""
+    """Makes and reads access tokens. `ttl` is in seconds.
 
-    secret: str
-    ttl: int
+    A client sends the same token with every request: what one says is remembered, for the latest few thousand, so that
+    its signature is checked once. Whether it has expired is looked at each time.
+    """
+
+    def __init__(self, secret: str, ttl: int) -> None:
+        self.ttl = ttl
+        self._secret = secret
+        self._read = lru_cache(maxsize=_REMEMBERED)(self._decode)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Tokens":
@@ -27,21 +34,31 @@ class Tokens:
     def make(self, user_id: int) -> str:
         at = now()
         claims = {"sub": str(user_id), "iss": _ISSUER, "iat": at, "exp": at + timedelta(seconds=self.ttl)}
-        return jwt.encode(claims, self.secret, algorithm=_ALGORITHM)
+        return jwt.encode(claims, self._secret, algorithm=_ALGORITHM)
 
     def user_id(self, token: str) -> int:
         """Whom the token was made for. Raises `Unauthenticated` where it is expired, forged or malformed."""
+        user_id, expires = self._read(token)
+        if expires <= time.time():
+            raise _invalid()
+        return user_id
+
+    def _decode(self, token: str) -> tuple[int, float]:
         try:
             claims = jwt.decode(
                 token,
-                self.secret,
+                self._secret,
                 algorithms=[_ALGORITHM],
                 issuer=_ISSUER,
                 options={"require": ["sub", "exp", "iss"]},
             )
-            user_id = int(claims["sub"])
+            user_id, expires = int(claims["sub"]), float(claims["exp"])
         except (jwt.InvalidTokenError, ValueError) as error:
-            raise Unauthenticated("the access token is expired or invalid; get a new one from /v1/token") from error
+            raise _invalid() from error
         if not 0 < user_id <= MAX_BIGINT:
-            raise Unauthenticated("the access token is invalid")
-        return user_id
+            raise _invalid()
+        return user_id, expires
+
+
+def _invalid() -> Unauthenticated:
+    return Unauthenticated("the access token is expired or invalid; get a new one from /v1/token")

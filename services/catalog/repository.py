@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Annotated
 
 from pydantic import Field
-from sqlalchemy import func, literal, text
+from sqlalchemy import func, literal
 from sqlalchemy.orm import joinedload
 from sqlmodel import col, select
 
@@ -14,7 +14,7 @@ from services.catalog.models import Category, Inventory, Product
 from services.fields import Id, Instant, Text
 from services.query import EXACT, ORDERED, TEXT, Filterable, QueryBuilder, Rows, Sortable
 from services.repository import Repository
-from services.sql import SqlAccess
+from services.sql import SqlAccess, Statement
 
 PRODUCT_WITH_DETAILS = (
     joinedload(Product.seller, innerjoin=True),
@@ -45,19 +45,19 @@ _CATEGORY_FILTERS = {"name": Filterable(col(Category.name), Text, TEXT)}
 _CATEGORY_KEY = Sortable(col(Category.id), Id)
 _CATEGORY_SORTS = {"id": _CATEGORY_KEY, "name": Sortable(col(Category.name), Text)}
 
-_FOR_SALE = text("""
+_FOR_SALE = Statement("""
     SELECT products.id, products.seller_id, products.sku, products.name, products.price, products.is_active,
         accounts.id AS seller_account_id
     FROM products JOIN accounts ON accounts.user_id = products.seller_id
     WHERE products.id = ANY(CAST(:ids AS bigint[]))
 """)
 
-_LOCK_STOCK = text("""
+_LOCK_STOCK = Statement("""
     SELECT product_id, on_hand - reserved AS available FROM inventory
     WHERE product_id = ANY(CAST(:ids AS bigint[])) ORDER BY product_id FOR NO KEY UPDATE
 """)
 
-_CHANGE_STOCK = text("""
+_CHANGE_STOCK = Statement("""
     UPDATE inventory SET
         on_hand = inventory.on_hand + change.on_hand, reserved = inventory.reserved + change.reserved
     FROM unnest(CAST(:ids AS bigint[]), CAST(:on_hand AS bigint[]), CAST(:reserved AS bigint[]))
@@ -123,7 +123,7 @@ class ProductRepository(Repository[Product]):
 
     async def for_sale(self, ids: Sequence[int]) -> dict[int, ProductForSale]:
         """The products with these ids, inactive ones included, with one statement."""
-        rows = (await self._execute(_FOR_SALE, {"ids": list(ids)})).mappings()
+        rows = await self.sql.fetch(_FOR_SALE, ids=list(ids))
         return {row["id"]: ProductForSale(**row) for row in rows}
 
 
@@ -136,8 +136,8 @@ class InventoryRepository(SqlAccess):
 
     async def lock(self, product_ids: Sequence[int]) -> dict[int, int]:
         """Lock the rows until the transaction ends; pieces available of each product."""
-        rows = await self._execute(_LOCK_STOCK, {"ids": list(product_ids)})
-        return {row.product_id: row.available for row in rows}
+        rows = await self.sql.fetch(_LOCK_STOCK, ids=list(product_ids))
+        return {row["product_id"]: row["available"] for row in rows}
 
     async def reserve(self, pieces: Mapping[int, int]) -> None:
         """Set pieces aside for confirmed orders. The rows are locked by the caller."""
@@ -157,9 +157,9 @@ class InventoryRepository(SqlAccess):
 
     async def _change(self, pieces: Mapping[int, int], *, on_hand: int, reserved: int) -> None:
         ids = sorted(pieces)
-        parameters = {
-            "ids": ids,
-            "on_hand": [pieces[product_id] * on_hand for product_id in ids],
-            "reserved": [pieces[product_id] * reserved for product_id in ids],
-        }
-        await self._execute(_CHANGE_STOCK, parameters)
+        await self.sql.run(
+            _CHANGE_STOCK,
+            ids=ids,
+            on_hand=[pieces[product_id] * on_hand for product_id in ids],
+            reserved=[pieces[product_id] * reserved for product_id in ids],
+        )

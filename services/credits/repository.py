@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from decimal import Decimal
 from uuid import UUID
 
-from sqlalchemy import text
 from sqlalchemy.orm import joinedload
 from sqlmodel import col, select
 
@@ -13,13 +12,13 @@ from services.credits.models import ISSUANCE, Account, Entry, Transfer, Transfer
 from services.errors import InsufficientCredits
 from services.fields import Id, Instant, new_id
 from services.query import ORDERED, Filterable, QueryBuilder, Rows, Sortable
-from services.sql import SqlAccess
+from services.sql import SqlAccess, Statement
 
 _ENTRY_FILTERS = {"created_at": Filterable(col(Entry.created_at), Instant, ORDERED)}
 _ENTRY_KEY = Sortable(col(Entry.version), Id)
 
 # One conditional UPDATE checks and takes; where it finds too little, the INSERT has no row to join and writes nothing.
-_HOLD = text("""
+_HOLD = Statement("""
     WITH buyer AS (
         UPDATE accounts SET held = held + CAST(:total AS numeric)
         WHERE user_id = :buyer_id AND posted - held >= CAST(:total AS numeric)
@@ -31,12 +30,12 @@ _HOLD = text("""
         AS share(id, account_id, amount)
 """)
 
-_LOCK_ACCOUNTS = text("""
+_LOCK_ACCOUNTS = Statement("""
     SELECT id, posted, held, version, system_name IS NOT NULL AS is_system FROM accounts
     WHERE id = ANY(CAST(:ids AS bigint[])) ORDER BY id FOR NO KEY UPDATE
 """)
 
-_WRITE_BALANCES = text("""
+_WRITE_BALANCES = Statement("""
     UPDATE accounts SET posted = new.posted, held = new.held, version = new.version
     FROM unnest(
         CAST(:ids AS bigint[]), CAST(:posted AS numeric[]), CAST(:held AS numeric[]), CAST(:versions AS bigint[])
@@ -44,7 +43,7 @@ _WRITE_BALANCES = text("""
     WHERE accounts.id = new.id
 """)
 
-_WRITE_ENTRIES = text("""
+_WRITE_ENTRIES = Statement("""
     INSERT INTO entries (account_id, version, transfer_id, amount, balance)
     SELECT * FROM unnest(
         CAST(:account_ids AS bigint[]), CAST(:versions AS bigint[]), CAST(:transfer_ids AS uuid[]),
@@ -52,7 +51,7 @@ _WRITE_ENTRIES = text("""
     )
 """)
 
-_WRITE_TRANSFERS = text("""
+_WRITE_TRANSFERS = Statement("""
     INSERT INTO transfers
         (id, debit_account_id, credit_account_id, amount, kind, state, order_id, note, resolved_at)
     SELECT id, debit, credit, amount, :kind, 'posted', order_id, :note, now() FROM unnest(
@@ -61,12 +60,12 @@ _WRITE_TRANSFERS = text("""
     ) AS new(id, debit, credit, amount, order_id)
 """)
 
-_OF_ORDERS = text("""
+_OF_ORDERS = Statement("""
     SELECT id, order_id, debit_account_id, credit_account_id, amount FROM transfers
     WHERE order_id = ANY(CAST(:order_ids AS uuid[])) AND kind = 'order' AND state = :state ORDER BY id
 """)
 
-_RESOLVE = text("""
+_RESOLVE = Statement("""
     UPDATE transfers SET state = :state, resolved_at = now()
     WHERE id = ANY(CAST(:ids AS uuid[])) AND state = 'pending'
 """)
@@ -138,15 +137,16 @@ class LedgerRepository(SqlAccess):
         Raises `InsufficientCredits`, with nothing written, where the available credits do not cover the sum.
         """
         total = sum((share.amount for share in shares), Decimal(0))
-        parameters = {
-            "order_id": order_id,
-            "buyer_id": buyer_id,
-            "total": total,
-            "ids": [new_id() for _ in shares],
-            "account_ids": [share.account_id for share in shares],
-            "amounts": [share.amount for share in shares],
-        }
-        if (await self._execute(_HOLD, parameters)).rowcount == 0:
+        held = await self.sql.run(
+            _HOLD,
+            order_id=order_id,
+            buyer_id=buyer_id,
+            total=total,
+            ids=[new_id() for _ in shares],
+            account_ids=[share.account_id for share in shares],
+            amounts=[share.amount for share in shares],
+        )
+        if held == 0:
             raise InsufficientCredits(f"the available credits do not cover {total}")
 
     async def get_transfer(self, transfer_id: UUID) -> Transfer:
@@ -169,9 +169,9 @@ class LedgerRepository(SqlAccess):
         for movement in [*post, *void]:
             balances[movement.debit_account_id].held -= movement.amount
         if void:
-            await self._execute(_RESOLVE, {"ids": [movement.transfer_id for movement in void], "state": "voided"})
+            await self.sql.run(_RESOLVE, ids=[movement.transfer_id for movement in void], state="voided")
         if post:
-            await self._execute(_RESOLVE, {"ids": [movement.transfer_id for movement in post], "state": "posted"})
+            await self.sql.run(_RESOLVE, ids=[movement.transfer_id for movement in post], state="posted")
         await self._post(post, balances)
 
     async def transfer(self, movements: Sequence[Movement], kind: TransferKind, note: str) -> None:
@@ -188,25 +188,28 @@ class LedgerRepository(SqlAccess):
             balance = balances[account_id]
             if not balance.is_system and balance.posted - balance.held < amount:
                 raise InsufficientCredits(f"the available credits do not cover {amount}")
-        parameters = {
-            "ids": [movement.transfer_id for movement in movements],
-            "debits": [movement.debit_account_id for movement in movements],
-            "credits": [movement.credit_account_id for movement in movements],
-            "amounts": [movement.amount for movement in movements],
-            "order_ids": [movement.order_id for movement in movements],
-            "kind": kind.value,
-            "note": note,
-        }
-        await self._execute(_WRITE_TRANSFERS, parameters)
+        await self.sql.run(
+            _WRITE_TRANSFERS,
+            ids=[movement.transfer_id for movement in movements],
+            debits=[movement.debit_account_id for movement in movements],
+            credits=[movement.credit_account_id for movement in movements],
+            amounts=[movement.amount for movement in movements],
+            order_ids=[movement.order_id for movement in movements],
+            kind=kind.value,
+            note=note,
+        )
         await self._post(movements, balances)
 
     async def _of_orders(self, order_ids: Sequence[UUID], state: str) -> list[Movement]:
-        rows = await self._execute(_OF_ORDERS, {"order_ids": list(order_ids), "state": state})
-        return [Movement(row.id, row.debit_account_id, row.credit_account_id, row.amount, row.order_id) for row in rows]
+        rows = await self.sql.fetch(_OF_ORDERS, order_ids=list(order_ids), state=state)
+        return [
+            Movement(row["id"], row["debit_account_id"], row["credit_account_id"], row["amount"], row["order_id"])
+            for row in rows
+        ]
 
     async def _lock(self, movements: Iterable[Movement]) -> dict[int, _Balance]:
         ids = {account for m in movements for account in (m.debit_account_id, m.credit_account_id)}
-        rows = (await self._execute(_LOCK_ACCOUNTS, {"ids": sorted(ids)})).mappings()
+        rows = await self.sql.fetch(_LOCK_ACCOUNTS, ids=sorted(ids))
         return {row["id"]: _Balance(**row) for row in rows}
 
     async def _post(self, movements: Sequence[Movement], balances: dict[int, _Balance]) -> None:
@@ -222,14 +225,21 @@ class LedgerRepository(SqlAccess):
                 balance.version += 1
                 entries.append((account_id, balance.version, movement.transfer_id, amount, balance.posted))
         if entries:
-            names = ("account_ids", "versions", "transfer_ids", "amounts", "balances")
-            await self._execute(_WRITE_ENTRIES, dict(zip(names, map(list, zip(*entries, strict=True)), strict=True)))
+            account_ids, versions, transfer_ids, amounts, after = map(list, zip(*entries, strict=True))
+            await self.sql.run(
+                _WRITE_ENTRIES,
+                account_ids=account_ids,
+                versions=versions,
+                transfer_ids=transfer_ids,
+                amounts=amounts,
+                balances=after,
+            )
         if balances:
             changed = list(balances.values())
-            parameters = {
-                "ids": [balance.id for balance in changed],
-                "posted": [balance.posted for balance in changed],
-                "held": [balance.held for balance in changed],
-                "versions": [balance.version for balance in changed],
-            }
-            await self._execute(_WRITE_BALANCES, parameters)
+            await self.sql.run(
+                _WRITE_BALANCES,
+                ids=[balance.id for balance in changed],
+                posted=[balance.posted for balance in changed],
+                held=[balance.held for balance in changed],
+                versions=[balance.version for balance in changed],
+            )

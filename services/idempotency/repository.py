@@ -1,31 +1,29 @@
 """All SQL about idempotency keys."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import blake2b
 
-from sqlalchemy import LargeBinary, Text, bindparam, text
-from sqlalchemy.dialects.postgresql import JSONB
-
-from services.sql import SqlAccess
+from services.sql import SqlAccess, Statement
 
 # The lock is held to the end of the transaction: whoever cannot get it knows that the same request is being processed.
-_TAKE = text("""
+_TAKE = Statement("""
     SELECT pg_try_advisory_xact_lock(:lock) AS taken, stored.fingerprint, stored.status, stored.headers, stored.body
     FROM (SELECT) AS one LEFT JOIN idempotency_keys AS stored
     ON stored.caller_id = :caller_id AND stored.method = :method AND stored.path = :path AND stored.key = :key
-""").columns(headers=JSONB, fingerprint=LargeBinary, body=LargeBinary)
+""")
 
-_STORE = text("""
+_STORE = Statement("""
     INSERT INTO idempotency_keys (caller_id, method, path, key, fingerprint, status, headers, body)
     VALUES (:caller_id, :method, :path, :key, :fingerprint, :status, :headers, :body)
-""").bindparams(bindparam("headers", type_=JSONB), bindparam("key", type_=Text))
+""")
 
 # In slices, so that pruning never holds many rows at once.
-_PRUNE = text("""
+_PRUNE = Statement("""
     DELETE FROM idempotency_keys WHERE ctid = ANY(ARRAY(
-        SELECT ctid FROM idempotency_keys WHERE created_at < now() - :retention LIMIT :slice
+        SELECT ctid FROM idempotency_keys WHERE created_at < now() - CAST(:retention AS interval) LIMIT :slice
     ))
 """)
 
@@ -74,17 +72,17 @@ class IdempotencyRepository(SqlAccess):
 
     async def take(self, request: RequestKey) -> StoredReply | InFlight | Free:
         """Take the key for this transaction, or tell what became of it."""
-        parameters = {
-            "lock": request.lock(),
-            "caller_id": request.caller_id,
-            "method": request.method,
-            "path": request.path,
-            "key": request.key,
-        }
-        row = (await self._execute(_TAKE, parameters)).one()
-        if row.status is not None:
-            return StoredReply(row.fingerprint, row.status, row.headers, row.body)
-        return Free() if row.taken else InFlight()
+        (row,) = await self.sql.fetch(
+            _TAKE,
+            lock=request.lock(),
+            caller_id=request.caller_id,
+            method=request.method,
+            path=request.path,
+            key=request.key,
+        )
+        if row["status"] is not None:
+            return StoredReply(row["fingerprint"], row["status"], row["headers"], row["body"])
+        return Free() if row["taken"] else InFlight()
 
     async def store(self, request: RequestKey, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """Keep the reply under the key.
@@ -92,18 +90,18 @@ class IdempotencyRepository(SqlAccess):
         Raises `IntegrityError` on `PRIMARY_KEY` where another transaction stored one after this one looked; the whole
         transaction is then to be tried again, and finds it.
         """
-        parameters = {
-            "caller_id": request.caller_id,
-            "method": request.method,
-            "path": request.path,
-            "key": request.key,
-            "fingerprint": request.fingerprint,
-            "status": status,
-            "headers": dict(headers),
-            "body": body,
-        }
-        await self._execute(_STORE, parameters)
+        await self.sql.run(
+            _STORE,
+            caller_id=request.caller_id,
+            method=request.method,
+            path=request.path,
+            key=request.key,
+            fingerprint=request.fingerprint,
+            status=status,
+            headers=json.dumps(dict(headers)),
+            body=body,
+        )
 
     async def prune(self, retention: timedelta, batch: int) -> int:
         """Delete up to `batch` keys older than the retention; the number deleted."""
-        return (await self._execute(_PRUNE, {"retention": retention, "slice": batch})).rowcount
+        return await self.sql.run(_PRUNE, retention=retention, slice=batch)

@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import text
 from sqlmodel import select
 
 from services.fields import Id, Text
 from services.outbox.models import DeadLetter
 from services.query import EXACT, Filterable, QueryBuilder, Rows, Sortable
-from services.sql import SqlAccess
+from services.sql import SqlAccess, Statement
 
-_BOOKS = text("""
+_BOOKS = Statement("""
     SELECT
         (SELECT coalesce(sum(amount), 0) FROM entries) AS entries_sum,
         (SELECT coalesce(sum(posted), 0) FROM accounts) AS posted_sum,
@@ -39,9 +38,9 @@ _BOOKS = text("""
          ) AS wrong) AS mispaid_orders
 """)
 
-_ORDERS = text("SELECT status, count(*) AS number FROM orders GROUP BY status")
+_ORDERS = Statement("SELECT status, count(*) AS number FROM orders GROUP BY status")
 
-_BACKLOG = text("""
+_BACKLOG = Statement("""
     SELECT count(*) AS waiting,
         count(*) FILTER (WHERE attempts > 0) AS retrying,
         coalesce(extract(epoch FROM clock_timestamp() - min(available_at) FILTER (
@@ -62,13 +61,13 @@ class OperationsRepository(SqlAccess):
 
     async def books(self) -> dict[str, Any]:
         """Sums and counts over the whole ledger and stock, in one snapshot; a full scan."""
-        return dict((await self._execute(_BOOKS)).mappings().one())
+        return dict((await self.sql.fetch(_BOOKS))[0])
 
     async def orders_by_status(self) -> dict[str, int]:
-        return {row.status: row.number for row in await self._execute(_ORDERS)}
+        return {row["status"]: row["number"] for row in await self.sql.fetch(_ORDERS)}
 
     async def backlog(self) -> dict[str, Any]:
-        return dict((await self._execute(_BACKLOG)).mappings().one())
+        return dict((await self.sql.fetch(_BACKLOG))[0])
 
     async def dead_letters(
         self, *, filters: Sequence[str], sort: str | None, limit: int, cursor: str | None

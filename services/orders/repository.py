@@ -8,7 +8,6 @@ from typing import Annotated
 from uuid import UUID
 
 from pydantic import Field
-from sqlalchemy import text
 from sqlalchemy.orm import joinedload, selectinload
 from sqlmodel import col, select
 
@@ -17,6 +16,7 @@ from services.fields import Id, Instant, Text
 from services.orders.models import Order, OrderItem, OrderStatus
 from services.query import EXACT, ORDERED, TEXT, Filterable, Operator, QueryBuilder, Rows, Sortable
 from services.repository import Repository
+from services.sql import Statement
 
 ORDER_WITH_ITEMS = (
     joinedload(Order.buyer, innerjoin=True),  # type: ignore[arg-type]
@@ -43,7 +43,7 @@ _SORTS = {
     "total": Sortable(col(Order.total), _Amount),
 }
 
-_PLACE = text("""
+_PLACE = Statement("""
     WITH placed AS (
         INSERT INTO orders (id, buyer_id, reference, status, total, item_count, created_at, updated_at)
         VALUES (:id, :buyer_id, :reference, :status, :total, :item_count, :at, :at)
@@ -59,17 +59,17 @@ _PLACE = text("""
     INSERT INTO order_transitions (order_id, to_status) SELECT id, :status FROM placed
 """)
 
-_LOCK = text("""
+_LOCK = Statement("""
     SELECT id, buyer_id, status, total FROM orders
     WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE
 """)
 
-_PIECES = text("""
+_PIECES = Statement("""
     SELECT order_id, product_id, sum(quantity)::bigint AS pieces FROM order_items
     WHERE order_id = ANY(CAST(:ids AS uuid[])) GROUP BY order_id, product_id
 """)
 
-_SHARES = text("""
+_SHARES = Statement("""
     SELECT products.seller_id, accounts.id AS account_id, sum(order_items.quantity * order_items.unit_price) AS amount
     FROM order_items
     JOIN products ON products.id = order_items.product_id
@@ -77,7 +77,7 @@ _SHARES = text("""
     WHERE order_items.order_id = :id GROUP BY products.seller_id, accounts.id ORDER BY accounts.id
 """)
 
-_MOVE = text("""
+_MOVE = Statement("""
     WITH move AS (
         SELECT * FROM unnest(
             CAST(:ids AS uuid[]), CAST(:from_statuses AS text[]), CAST(:to_statuses AS text[]), CAST(:reasons AS text[])
@@ -145,19 +145,20 @@ class OrderRepository(Repository[Order]):
         at: datetime,
     ) -> bool:
         """Write an order, its lines and its first transition; False if the buyer has used the reference before."""
-        parameters = {
-            "id": order_id,
-            "buyer_id": buyer_id,
-            "reference": reference,
-            "status": status.value,
-            "total": total,
-            "item_count": len(items),
-            "at": at,
-            "product_ids": [item.product_id for item in items],
-            "quantities": [item.quantity for item in items],
-            "unit_prices": [item.unit_price for item in items],
-        }
-        return (await self._execute(_PLACE, parameters)).rowcount == 1
+        written = await self.sql.run(
+            _PLACE,
+            id=order_id,
+            buyer_id=buyer_id,
+            reference=reference,
+            status=status.value,
+            total=total,
+            item_count=len(items),
+            at=at,
+            product_ids=[item.product_id for item in items],
+            quantities=[item.quantity for item in items],
+            unit_prices=[item.unit_price for item in items],
+        )
+        return written == 1
 
     async def page(
         self,
@@ -181,30 +182,27 @@ class OrderRepository(Repository[Order]):
 
     async def lock(self, order_ids: Sequence[UUID]) -> dict[UUID, LockedOrder]:
         """Lock the orders until the transaction ends, in the order of their ids."""
-        rows = await self._execute(_LOCK, {"ids": list(order_ids)})
-        return {row.id: LockedOrder(row.id, row.buyer_id, OrderStatus(row.status), row.total) for row in rows}
+        rows = await self.sql.fetch(_LOCK, ids=list(order_ids))
+        return {row["id"]: LockedOrder(**{**row, "status": OrderStatus(row["status"])}) for row in rows}
 
     async def pieces(self, order_ids: Sequence[UUID]) -> dict[UUID, dict[int, int]]:
         """Pieces of each product in each order; two lines of one product count together."""
         pieces: dict[UUID, dict[int, int]] = {}
-        for row in await self._execute(_PIECES, {"ids": list(order_ids)}):
-            pieces.setdefault(row.order_id, {})[row.product_id] = row.pieces
+        for row in await self.sql.fetch(_PIECES, ids=list(order_ids)):
+            pieces.setdefault(row["order_id"], {})[row["product_id"]] = row["pieces"]
         return pieces
 
     async def shares(self, order_id: UUID) -> list[SellerShare]:
         """What each seller is due from the order."""
-        rows = (await self._execute(_SHARES, {"id": order_id})).mappings()
-        return [SellerShare(**row) for row in rows]
+        return [SellerShare(**row) for row in await self.sql.fetch(_SHARES, id=order_id)]
 
     async def move(self, moves: Sequence[Move]) -> None:
         """Set the statuses and write the transitions. The orders are locked by the caller."""
-        moved = await self._execute(
+        moved = await self.sql.run(
             _MOVE,
-            {
-                "ids": [move.order_id for move in moves],
-                "from_statuses": [move.before.value for move in moves],
-                "to_statuses": [move.after.value for move in moves],
-                "reasons": [move.reason for move in moves],
-            },
+            ids=[move.order_id for move in moves],
+            from_statuses=[move.before.value for move in moves],
+            to_statuses=[move.after.value for move in moves],
+            reasons=[move.reason for move in moves],
         )
-        assert moved.rowcount == len(moves), "an order moved under its lock"
+        assert moved == len(moves), "an order moved under its lock"

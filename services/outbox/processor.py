@@ -134,12 +134,12 @@ class Processor(Generic[TransactionT]):
             outcome = await self._settle_failures(transaction, batch)
             blocked = [row.position for row in rows if row.blocked]
             if blocked:
-                await transaction.outbox.postpone_blocked(blocked)
+                outcome.postponed = await transaction.outbox.postpone_blocked(blocked)
             await transaction.commit()
         outcome.processed = len(batch.done)
-        outcome.postponed = len(blocked)
-        # A full claim has more behind it; a claim of blocked rows only would find the same again.
-        outcome.more = len(rows) == self._batch_size and len(blocked) < len(rows)
+        # A full claim has more behind it, unless the next would find the same rows, blocked by another worker's.
+        full = len(rows) == self._batch_size and (len(blocked) < len(rows) or outcome.postponed > 0)
+        outcome.more = full or batch.savepoints >= SAVEPOINT_BUDGET
         return outcome
 
     async def _process_wave(self, transaction: TransactionT, wave: Sequence[ClaimedRow], batch: _Batch) -> None:
@@ -148,9 +148,11 @@ class Processor(Generic[TransactionT]):
             if row.aggregate in batch.stopped:
                 continue
             try:
-                by_type.setdefault(row.type, []).append((row, self._decode(row)))
+                claimed = self._decode(row)
             except Unprocessable as error:
                 self._fail(row, error, batch)
+            else:
+                by_type.setdefault(row.type, []).append((row, claimed))
         for event_type, events in by_type.items():
             await self._process(transaction, self._subscriptions[event_type].handler, events, batch)
 

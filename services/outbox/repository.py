@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import text
-
 from services.fields import new_id
 from services.outbox.events import Event, Trace
-from services.sql import SqlAccess
+from services.sql import SqlAccess, Statement
 
 # One statement for all events of a unit of work, whatever their number.
-_APPEND = text("""
+_APPEND = Statement("""
     WITH new AS (
         SELECT * FROM unnest(
             CAST(:ids AS uuid[]), CAST(:types AS text[]), CAST(:versions AS smallint[]), CAST(:aggregates AS text[]),
@@ -31,7 +29,7 @@ _APPEND = text("""
 # Locks the first due rows, then tells which of them may run: those whose earlier rows of the same aggregate are all
 # among them, and whose aggregate has no dead letter. Everything reads one snapshot, so a row that another worker is
 # about to delete still blocks here.
-_CLAIM = text("""
+_CLAIM = Statement("""
     WITH locked AS MATERIALIZED (
         SELECT position, event_id, aggregate, type, attempts FROM outbox
         WHERE available_at <= statement_timestamp()
@@ -52,25 +50,26 @@ _CLAIM = text("""
     ORDER BY locked.position
 """)
 
-_COMPLETE = text("DELETE FROM outbox WHERE position = ANY(CAST(:positions AS bigint[]))")
+_COMPLETE = Statement("DELETE FROM outbox WHERE position = ANY(CAST(:positions AS bigint[]))")
 
 # Rows that arrived behind one that waits leave the scan until it is due again; a blocker that another worker holds is
-# due, and changes nothing here.
-_POSTPONE_BLOCKED = text("""
+# due, and changes nothing here. What waits is the aggregate's first row: one look at the index, however many follow.
+_POSTPONE_BLOCKED = Statement("""
     UPDATE outbox SET available_at = blocker.until
     FROM (
         SELECT waiting.position, coalesce(
             (SELECT CAST('infinity' AS timestamptz) FROM dead_letters
              WHERE dead_letters.aggregate = waiting.aggregate AND dead_letters.position < waiting.position LIMIT 1),
-            (SELECT max(earlier.available_at) FROM outbox AS earlier
-             WHERE earlier.aggregate = waiting.aggregate AND earlier.position < waiting.position)
+            (SELECT earlier.available_at FROM outbox AS earlier
+             WHERE earlier.aggregate = waiting.aggregate AND earlier.position < waiting.position
+             ORDER BY earlier.aggregate, earlier.position LIMIT 1)
         ) AS until
         FROM outbox AS waiting WHERE waiting.position = ANY(CAST(:positions AS bigint[]))
     ) AS blocker
     WHERE outbox.position = blocker.position AND blocker.until > statement_timestamp()
 """)
 
-_PUT_OFF = text("""
+_PUT_OFF = Statement("""
     WITH failed AS (
         SELECT * FROM unnest(
             CAST(:positions AS bigint[]), CAST(:aggregates AS text[]), CAST(:delays AS double precision[]),
@@ -85,7 +84,7 @@ _PUT_OFF = text("""
     WHERE outbox.aggregate = failed.aggregate AND outbox.position >= failed.position
 """)
 
-_BURY = text("""
+_BURY = Statement("""
     WITH failed AS (
         SELECT * FROM unnest(CAST(:positions AS bigint[]), CAST(:errors AS text[])) AS failed(position, error)
     ), removed AS (
@@ -99,7 +98,7 @@ _BURY = text("""
     SELECT position, event_id, aggregate, type, attempts + 1, error FROM removed
 """)
 
-_REPLAY = text("""
+_REPLAY = Statement("""
     WITH risen AS (
         DELETE FROM dead_letters WHERE position = :position RETURNING position, event_id, aggregate, type
     ), waiting AS (
@@ -142,54 +141,48 @@ class OutboxRepository(SqlAccess):
 
     async def append(self, events: Sequence[Event], trace: Trace) -> None:
         """Write the events to the log, and an outbox row for each that is queued."""
-        await self._execute(
+        await self.sql.run(
             _APPEND,
-            {
-                "ids": [new_id() for _ in events],
-                "types": [event.type for event in events],
-                "versions": [event.version for event in events],
-                "aggregates": [event.aggregate for event in events],
-                "payloads": [event.model_dump_json() for event in events],
-                "request_ids": [trace.request_id] * len(events),
-                "traceparents": [trace.traceparent] * len(events),
-                "queued": [event.queued for event in events],
-            },
+            ids=[new_id() for _ in events],
+            types=[event.type for event in events],
+            versions=[event.version for event in events],
+            aggregates=[event.aggregate for event in events],
+            payloads=[event.model_dump_json() for event in events],
+            request_ids=[trace.request_id] * len(events),
+            traceparents=[trace.traceparent] * len(events),
+            queued=[event.queued for event in events],
         )
 
     async def claim(self, limit: int) -> list[ClaimedRow]:
         """Lock up to `limit` due rows until the transaction ends. `blocked` ones must not run now."""
-        return [ClaimedRow(**row) for row in (await self._execute(_CLAIM, {"limit": limit})).mappings()]
+        return [ClaimedRow(**row) for row in await self.sql.fetch(_CLAIM, limit=limit)]
 
     async def complete(self, positions: Sequence[int]) -> None:
         """Delete the rows of processed events."""
-        await self._execute(_COMPLETE, {"positions": list(positions)})
+        await self.sql.run(_COMPLETE, positions=list(positions))
 
-    async def postpone_blocked(self, positions: Sequence[int]) -> None:
-        """Take rows that wait behind a deferred or dead one out of the claim until that one moves."""
-        await self._execute(_POSTPONE_BLOCKED, {"positions": list(positions)})
+    async def postpone_blocked(self, positions: Sequence[int]) -> int:
+        """Take rows that wait behind a deferred or dead one out of the claim until that one moves; their number."""
+        return await self.sql.run(_POSTPONE_BLOCKED, positions=list(positions))
 
     async def put_off(self, failures: Sequence[Failure]) -> None:
         """Count an attempt and wait; later events of the same aggregate wait as long."""
-        await self._execute(
+        await self.sql.run(
             _PUT_OFF,
-            {
-                "positions": [failure.position for failure in failures],
-                "aggregates": [failure.aggregate for failure in failures],
-                "delays": [failure.delay for failure in failures],
-                "errors": [failure.error for failure in failures],
-            },
+            positions=[failure.position for failure in failures],
+            aggregates=[failure.aggregate for failure in failures],
+            delays=[failure.delay for failure in failures],
+            errors=[failure.error for failure in failures],
         )
 
     async def bury(self, failures: Sequence[Failure]) -> None:
         """Make dead letters of events whose attempts are used up; later ones of the aggregate wait behind."""
-        await self._execute(
+        await self.sql.run(
             _BURY,
-            {
-                "positions": [failure.position for failure in failures],
-                "errors": [failure.error for failure in failures],
-            },
+            positions=[failure.position for failure in failures],
+            errors=[failure.error for failure in failures],
         )
 
     async def replay(self, position: int) -> bool:
         """Put a dead letter back at its old place with its attempts at zero; False if there is none."""
-        return (await self._execute(_REPLAY, {"position": position})).rowcount == 1
+        return await self.sql.run(_REPLAY, position=position) == 1

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, text
+from sqlalchemy import func
 from sqlmodel import col, select
 
 from services.fields import Id, Instant, Text
 from services.query import EXACT, ORDERED, TEXT, Filterable, QueryBuilder, Rows, Sortable
 from services.repository import SoftDeleteRepository
+from services.sql import Statement
 from services.users.models import Role, User
 
 _FILTERS = {
@@ -22,7 +23,7 @@ _KEY = Sortable(col(User.id), Id)
 _SORTS = {"id": _KEY, "created_at": Sortable(col(User.created_at), Instant), "email": Sortable(col(User.email), Text)}
 
 
-_CALLER = text("""
+_CALLER = Statement("""
     SELECT id, full_name, role FROM users WHERE id = :id AND is_active AND deleted_at IS NULL
 """)
 
@@ -41,8 +42,8 @@ class UserRepository(SoftDeleteRepository[User]):
 
     async def signed_in(self, user_id: int) -> SignedIn | None:
         """The user if they may still use their token."""
-        row = (await self._execute(_CALLER, {"id": user_id})).one_or_none()
-        return SignedIn(row.id, row.full_name, Role(row.role)) if row else None
+        rows = await self.sql.fetch(_CALLER, id=user_id)
+        return SignedIn(rows[0]["id"], rows[0]["full_name"], Role(rows[0]["role"])) if rows else None
 
     async def by_email(self, email: str) -> User | None:
         statement = select(User).where(func.lower(User.email) == email.lower(), *self._visible())
