@@ -60,6 +60,8 @@ def make_engine(settings: Settings, process: str, url: URL | None = None) -> Asy
                 "search_path": _search_path(settings),
                 "timezone": "UTC",
                 "idle_in_transaction_session_timeout": idle_ms,
+                # Words of a search: 0.6, the default, misses ordinary typing errors ("lantrn" is 0.57 to "lantern").
+                "pg_trgm.word_similarity_threshold": "0.45",
                 # The statements here are short and many: compiling one costs more than it saves.
                 "jit": "off",
             },

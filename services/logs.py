@@ -18,9 +18,7 @@ def configure_logging(settings: Settings, process: str) -> None:
         structlog.stdlib.ExtraAdder(),
     ]
     as_json = settings.log_format is LogFormat.json
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-    )
+    renderer: structlog.typing.Processor = structlog.processors.JSONRenderer() if as_json else _console()
     errors: list[structlog.typing.Processor] = [structlog.processors.format_exc_info] if as_json else []
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -43,3 +41,8 @@ def configure_logging(settings: Settings, process: str) -> None:
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(process=process)
+
+
+def _console() -> structlog.dev.ConsoleRenderer:
+    # Plain tracebacks: the rich ones print local variables, and some of those are passwords.
+    return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)

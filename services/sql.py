@@ -61,21 +61,25 @@ class Sql:
     async def fetch(self, statement: Statement, **parameters: Any) -> Sequence[Row]:
         """The rows that the statement returns."""
         arguments = statement.arguments(parameters)
-        if self._driver is None:
+        driver = self._driver
+        if driver is None:
             result = await self._first(statement.sql, arguments)
             return result.mappings().all()  # type: ignore[no-any-return]
+        _check_transaction(driver)
         try:
-            return await self._driver.fetch(statement.sql, *arguments)  # type: ignore[no-any-return]
+            return await driver.fetch(statement.sql, *arguments)  # type: ignore[no-any-return]
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             raise self._wrapped(error, statement.sql) from error
 
     async def run(self, statement: Statement, **parameters: Any) -> int:
         """Run a statement that returns no rows; the number of rows it wrote."""
         arguments = statement.arguments(parameters)
-        if self._driver is None:
+        driver = self._driver
+        if driver is None:
             return int((await self._first(statement.sql, arguments)).rowcount)
+        _check_transaction(driver)
         try:
-            status = await self._driver.execute(statement.sql, *arguments)
+            status = await driver.execute(statement.sql, *arguments)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             raise self._wrapped(error, statement.sql) from error
         number = _STATUS.search(status)
@@ -96,6 +100,11 @@ class Sql:
         kinds: dict[str, type[DBAPIError]] = {"22": DataError, "23": IntegrityError}
         kind = OperationalError if lost else kinds.get(sqlstate[:2], InternalError)
         return kind(sql, None, error, connection_invalidated=lost)
+
+
+def _check_transaction(driver: asyncpg.Connection) -> None:
+    # A failed flush rolls the whole transaction back: what came after it would be committed statement by statement.
+    assert driver.is_in_transaction() or driver.is_closed(), "the transaction is over; open a new unit of work"
 
 
 class SqlAccess:

@@ -91,17 +91,20 @@ class UnitOfWork:
         await self.session.close()
 
     @asynccontextmanager
-    async def savepoint(self) -> AsyncIterator[None]:
+    async def savepoint(self, *, plain: bool = False) -> AsyncIterator[None]:
         """Undo only the block's work, and the events it recorded, when it raises; the error goes on to the caller.
 
         ORM objects added before the block are flushed first and survive. At most 64 in one transaction: beyond that a
         PostgreSQL backend's subtransaction cache overflows.
+
+        `plain` is for blocks that write with plain SQL only: an ORM flush that fails would take the transaction with
+        it, not only the block.
         """
         kept = len(self._events)
         # SQLAlchemy's nested transaction keeps its objects in step with the database, and costs six times as much.
         objects = self.session.identity_map.keys() or self.session.new
         try:
-            async with self.session.begin_nested() if objects else self._plain_savepoint():
+            async with self._plain_savepoint() if plain and not objects else self.session.begin_nested():
                 yield
         except BaseException:
             del self._events[kept:]
@@ -115,7 +118,7 @@ class UnitOfWork:
         await self._sql.run(Statement(f"SAVEPOINT {name}"))
         try:
             yield
-            await self.session.flush()
+            assert not self.session.new, "a plain savepoint is for plain SQL"
         except BaseException:
             # Whatever objects the session has now came with the block.
             self.session.expunge_all()

@@ -126,9 +126,6 @@ def upgrade() -> None:
     )
     op.create_index("ix_orders_buyer_id_id", "orders", ["buyer_id", "id"])
     op.create_index(
-        "ix_orders_open", "orders", ["id"], postgresql_where=sa.text("status IN ('awaiting_payment', 'pending')")
-    )
-    op.create_index(
         "uq_orders_buyer_id_reference",
         "orders",
         ["buyer_id", "reference"],
@@ -203,9 +200,6 @@ def upgrade() -> None:
     op.create_index(
         "ix_transfers_order_id", "transfers", ["order_id"], postgresql_where=sa.text("order_id IS NOT NULL")
     )
-    op.create_index(
-        "ix_transfers_pending", "transfers", ["debit_account_id"], postgresql_where=sa.text("state = 'pending'")
-    )
     op.create_table(
         "entries",
         sa.Column("account_id", sa.BigInteger(), nullable=False),
@@ -220,7 +214,6 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["transfer_id"], ["transfers.id"], name=op.f("fk_entries_transfer_id_transfers")),
         sa.PrimaryKeyConstraint("account_id", "version", name=op.f("pk_entries")),
     )
-    op.create_index("ix_entries_transfer_id", "entries", ["transfer_id"])
     op.create_table(
         "events",
         sa.Column("id", sa.Uuid(), nullable=False),

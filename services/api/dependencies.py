@@ -44,10 +44,11 @@ ReplicaWork = Annotated[UnitOfWork, Depends(_replica_work, scope="function")]
 """A unit of work for answers that may lag behind a commit the caller has just made."""
 
 
-async def _current_user(uow: Work, state: State, token: Annotated[str | None, Depends(_bearer)]) -> SignedIn:
+async def _current_user(request: Request, token: Annotated[str | None, Depends(_bearer)]) -> SignedIn:
     if token is None:
         raise Unauthenticated("an access token is required: Authorization: Bearer TOKEN")
-    user = await uow.users.signed_in(state.tokens.user_id(token))
+    uow: UnitOfWork = request.state.uow
+    user = await uow.users.signed_in(api_state(request).tokens.user_id(token))
     if user is None:
         raise Unauthenticated("the user of this access token is gone or deactivated")
     return user

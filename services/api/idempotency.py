@@ -11,9 +11,10 @@ from urllib.parse import quote
 
 from fastapi import Depends, Header, Request, Response
 
-from services.api.dependencies import CurrentUser, Work
+from services.api.dependencies import CurrentUser
 from services.errors import IdempotencyKeyInvalid, IdempotencyKeyReused, RequestInFlight
 from services.idempotency.repository import Free, InFlight, RequestKey, StoredReply
+from services.unit_of_work import UnitOfWork
 
 REPLAYED_HEADER = "Idempotency-Replayed"
 _KEPT = ("content-type", "location", "etag")
@@ -45,7 +46,7 @@ def kept_headers(response: Response) -> dict[str, str]:
     return {name: response.headers[name] for name in _KEPT if name in response.headers}
 
 
-async def _claim(request: Request, uow: Work, user: CurrentUser, key: str | None, *, required: bool) -> None:
+async def _claim(request: Request, user: CurrentUser, key: str | None, *, required: bool) -> None:
     if key is None:
         if required:
             raise IdempotencyKeyInvalid(f"the Idempotency-Key header is required here: {_KEY_RULE}")
@@ -60,6 +61,7 @@ async def _claim(request: Request, uow: Work, user: CurrentUser, key: str | None
         key=key,
         fingerprint=hashlib.sha256(await request.body()).digest(),
     )
+    uow: UnitOfWork = request.state.uow
     match await uow.idempotency.take(wanted):
         case Free():
             request.state.claim = Claim(wanted)
@@ -80,12 +82,12 @@ _Key = Annotated[
 ]
 
 
-async def _required(request: Request, uow: Work, user: CurrentUser, key: _Key = None) -> None:
-    await _claim(request, uow, user, key, required=True)
+async def _required(request: Request, user: CurrentUser, key: _Key = None) -> None:
+    await _claim(request, user, key, required=True)
 
 
-async def _accepted(request: Request, uow: Work, user: CurrentUser, key: _Key = None) -> None:
-    await _claim(request, uow, user, key, required=False)
+async def _accepted(request: Request, user: CurrentUser, key: _Key = None) -> None:
+    await _claim(request, user, key, required=False)
 
 
 IDEMPOTENCY_KEY_REQUIRED = Depends(_required)

@@ -26,7 +26,7 @@ def api(
     with plain_errors():
         get_settings()
     uvicorn.run(
-        "services.api.app:create_app",
+        "services.api.app:serve_app",
         factory=True,
         host=host,
         port=port,
@@ -34,7 +34,7 @@ def api(
         http="httptools",
         ws="none",
         lifespan="on",
-        # The application writes its own log, one line a request, in the format of the settings.
+        # The application sets up its own logging; a line for each request is the proxy's business.
         log_config=None,
         access_log=False,
         server_header=False,

@@ -80,7 +80,6 @@ class Transfer(TransferBase, table=True):
         CheckConstraint(allowed("state", TransferState), name="state"),
         CheckConstraint("(state = 'pending') = (resolved_at IS NULL)", name="resolved"),
         Index("ix_transfers_order_id", "order_id", postgresql_where=text("order_id IS NOT NULL")),
-        Index("ix_transfers_pending", "debit_account_id", postgresql_where=text("state = 'pending'")),
     )
 
     id: UUID = Field(default_factory=new_id, primary_key=True)
@@ -107,7 +106,6 @@ class Entry(SQLModel, table=True):
     __table_args__ = (
         CheckConstraint("amount <> 0", name="amount"),
         CheckConstraint("version > 0", name="version"),
-        Index("ix_entries_transfer_id", "transfer_id"),
     )
 
     account_id: int = Field(primary_key=True, foreign_key="accounts.id", sa_type=BigInteger)

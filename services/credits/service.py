@@ -34,7 +34,7 @@ async def transfer(uow: UnitOfWork, sender: Caller, wanted: TransferCreate) -> T
         raise InvalidInput("credits cannot be moved to the account they come from", [Fault("is you", "#/to_user_id")])
     to_account = await _recipient(uow, wanted.to_user_id, "#/to_user_id")
     from_account = await account_of(uow, sender.id)
-    async with uow.savepoint():
+    async with uow.savepoint(plain=True):
         return await _move(uow, from_account.id, to_account.id, wanted.amount, TransferKind.transfer, wanted.note)
 
 

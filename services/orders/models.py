@@ -67,7 +67,6 @@ class Order(OrderBase, table=True):
         CheckConstraint("total > 0", name="total"),
         CheckConstraint("item_count > 0", name="item_count"),
         Index("ix_orders_buyer_id_id", "buyer_id", "id"),
-        Index("ix_orders_open", "id", postgresql_where=text("status IN ('awaiting_payment', 'pending')")),
         Index(
             "uq_orders_buyer_id_reference",
             "buyer_id",

@@ -47,7 +47,7 @@ async def place(uow: UnitOfWork, buyer: Caller, wanted: OrderCreate) -> OrderPub
     order_id, at = new_id(), now()
     status = OrderStatus.pending
     try:
-        async with uow.savepoint():
+        async with uow.savepoint(plain=True):
             await uow.ledger.hold(order_id, buyer.id, _shares(items, products))
     except InsufficientCredits:
         if wanted.on_insufficient_credits is OnInsufficientCredits.refuse:
@@ -109,7 +109,7 @@ async def pay(uow: UnitOfWork, buyer: Caller, order_id: UUID) -> Order:
         raise Forbidden("only the buyer pays an order")
     _check_move(order, OrderStatus.pending)
     shares = [Share(share.account_id, share.amount) for share in await uow.orders.shares(order_id)]
-    async with uow.savepoint():
+    async with uow.savepoint(plain=True):
         await uow.ledger.hold(order_id, buyer.id, shares)
     placed = OrderPlaced(order_id=order_id, buyer_id=buyer.id, total=order.total)
     return await _moved(uow, buyer, order, OrderStatus.pending, "paid", placed)
@@ -133,7 +133,7 @@ async def cancel(uow: UnitOfWork, caller: Caller, order_id: UUID, reason: str) -
         await uow.inventory.release(pieces)
         paid = await uow.ledger.posted_of([order_id])
         refunds = [Movement(new_id(), m.credit_account_id, m.debit_account_id, m.amount, order_id) for m in paid]
-        async with uow.savepoint():
+        async with uow.savepoint(plain=True):
             await uow.ledger.transfer(refunds, TransferKind.refund, reason)
     cancelled = OrderCancelled(order_id=order_id, from_status=order.status.value, reason=reason)
     return await _moved(uow, caller, order, OrderStatus.cancelled, reason, cancelled)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from time import monotonic
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -13,12 +14,15 @@ RINGS_KEPT = 4
 """So that a burst wakes a few idle workers, and a long absence of workers leaves no pile of rings."""
 
 
+_QUIET = 0.005
+"""Seconds after a ring before the next."""
+
 _PATIENCE = 2.0
 """Seconds that one ring may take."""
 
 
 class Doorbell:
-    """Rings for the workers, off the request's path: rings while one is under way become one."""
+    """Rings for the workers, off the request's path. Rings in quick succession become one."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -26,6 +30,7 @@ class Doorbell:
         self._ringer: asyncio.Task[None] | None = None
         self._silent = False
         self._closing = False
+        self._quiet_until = 0.0
 
     async def __aenter__(self) -> "Doorbell":
         self._ringer = asyncio.create_task(self._ring_when_wanted(), name="doorbell")
@@ -49,9 +54,12 @@ class Doorbell:
                 return
             self._wanted.clear()
             try:
+                # A worker that was woken drains what is there: a ring a few milliseconds after another tells nothing.
+                await asyncio.sleep(self._quiet_until - monotonic())
                 async with asyncio.timeout(_PATIENCE):
                     await self._ring_now()
                 self._silent = False
+                self._quiet_until = monotonic() + _QUIET
             except (RedisError, OSError, TimeoutError) as error:
                 if not self._silent:
                     logger.warning("doorbell is silent, workers fall back to polling: %s", error)

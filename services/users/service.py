@@ -68,6 +68,7 @@ async def delete(uow: UnitOfWork, user_id: int) -> None:
     user = await uow.users.get(user_id, lock=True)
     if user is None:
         raise NotFound(f"there is no user {user_id}")
+    user.version += 1
     await uow.users.soft_delete(user)
     await uow.products.take_off_sale(user_id)
 
@@ -84,6 +85,7 @@ async def restore(uow: UnitOfWork, user_id: int) -> User:
     user = await uow.users.get_deleted(user_id)
     if user is None:
         raise NotFound(f"there is no deleted user {user_id}")
+    user.version += 1
     await uow.users.restore(user)
     return user
 
