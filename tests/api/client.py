@@ -1,0 +1,157 @@
+"""Speaks to the application as one user or another, and looks at what it left in the database."""
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+from uuid import uuid4
+
+import httpx
+from fastapi import FastAPI
+from sqlalchemy import text
+
+from services.api.tokens import Tokens
+from services.catalog.models import Product
+from services.database import Database
+from services.models import metadata
+from services.outbox.processor import Outcome, Processor, RetryPolicy
+from services.settings import Settings
+from services.unit_of_work import UnitOfWork
+from services.users.models import User
+from tests.factories import make_product, make_user
+from worker.handlers import SUBSCRIPTIONS
+
+FRESH = "fresh"
+"""Asks for an Idempotency-Key that nobody has used."""
+
+
+class Api:
+    """The application in this process, its lifespan running, and a client of it."""
+
+    def __init__(self, app: FastAPI, client: httpx.AsyncClient, settings: Settings, database: Database) -> None:
+        self.app = app
+        self.client = client
+        self.settings = settings
+        self.database = database
+        self.tokens = Tokens.from_settings(settings)
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        by: User | None = None,
+        key: str | None = None,
+        version: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        **body: Any,
+    ) -> httpx.Response:
+        """Send a request as the user `by`, with an Idempotency-Key and the version it read where they are given."""
+        sent = dict(headers or {})
+        if by is not None:
+            sent["Authorization"] = f"Bearer {self.tokens.make(by.id)}"
+        if key is not None:
+            sent["Idempotency-Key"] = str(uuid4()) if key == FRESH else key
+        if version is not None:
+            sent["If-Match"] = f'"{version}"'
+        return await self.client.request(method, path, headers=sent, **body)
+
+    async def get(self, path: str, *, by: User | None = None, **more: Any) -> httpx.Response:
+        return await self.request("GET", path, by=by, **more)
+
+    async def post(self, path: str, *, by: User | None = None, key: str | None = FRESH, **more: Any) -> httpx.Response:
+        """POST with a fresh Idempotency-Key unless another or none (`None`) is given."""
+        return await self.request("POST", path, by=by, key=key, **more)
+
+    async def patch(self, path: str, *, by: User | None = None, version: int | None, **more: Any) -> httpx.Response:
+        return await self.request("PATCH", path, by=by, version=version, **more)
+
+    async def delete(self, path: str, *, by: User | None = None, **more: Any) -> httpx.Response:
+        return await self.request("DELETE", path, by=by, **more)
+
+    async def place(self, buyer: User, *lines: tuple[Product, int], **more: Any) -> dict[str, Any]:
+        """Place an order of (product, quantity); its reply."""
+        reply = await self.post("/v1/orders", by=buyer, json=order_of(*lines, **more))
+        assert reply.status_code == 201, reply.text
+        placed: dict[str, Any] = reply.json()
+        return placed
+
+    async def process(self) -> Outcome:
+        """Do what a worker does: process one batch of the outbox."""
+        processor = Processor[UnitOfWork](
+            lambda: UnitOfWork(self.database.write),
+            SUBSCRIPTIONS,
+            retry=RetryPolicy(max_attempts=1, base=1.0, cap=1.0),
+            batch_size=200,
+        )
+        outcome = await processor.run_once()
+        assert (outcome.retried, outcome.buried) == (0, 0), outcome
+        return outcome
+
+    async def status_of(self, order_id: str) -> str:
+        return str(await self.scalar("SELECT status FROM orders WHERE id = CAST(:id AS uuid)", id=order_id))
+
+    async def credits_of(self, user: User) -> tuple[Decimal, Decimal]:
+        """Posted and held credits."""
+        statement = text("SELECT posted, held FROM accounts WHERE user_id = :user_id")
+        async with self.database.engine.connect() as connection:
+            posted, held = (await connection.execute(statement, {"user_id": user.id})).one()
+        return posted, held
+
+    async def stock_of(self, product: Product) -> tuple[int, int]:
+        """Pieces on hand and reserved."""
+        statement = text("SELECT on_hand, reserved FROM inventory WHERE product_id = :product_id")
+        async with self.database.engine.connect() as connection:
+            on_hand, reserved = (await connection.execute(statement, {"product_id": product.id})).one()
+        return on_hand, reserved
+
+    async def scalar(self, statement: str, **parameters: Any) -> Any:
+        async with self.database.engine.connect() as connection:
+            return (await connection.execute(text(statement), parameters)).scalar_one()
+
+    async def everything(self) -> dict[str, tuple[int, Decimal]]:
+        """Number and fingerprint of the rows of each table, the stored replies left out."""
+        tables = sorted(table.name for table in metadata.tables.values() if table.name != "idempotency_keys")
+        union = " UNION ALL ".join(
+            f"SELECT '{name}', count(*), coalesce(sum(hashtextextended(row::text, 0)::numeric), 0) FROM {name} AS row"
+            for name in tables
+        )
+        async with self.database.engine.connect() as connection:
+            return {name: (number, sum_) for name, number, sum_ in await connection.execute(text(union))}
+
+    async def books(self) -> dict[str, Any]:
+        """The operators' recount of the ledger and the stock."""
+        async with UnitOfWork(self.database.write) as uow:
+            return await uow.operations.books()
+
+    async def assert_books_balance(self) -> None:
+        counted = await self.books()
+        assert all(value == 0 for value in counted.values()), counted
+
+    async def shop(self, *, credits: str = "1000", **product: Any) -> tuple[User, User, Product]:  # noqa: A002
+        """A buyer with credits, a seller, and a product of the seller."""
+        buyer = await make_user(self.database, credits=credits, full_name="Bea Buyer")
+        seller = await make_user(self.database, full_name="Sam Seller")
+        return buyer, seller, await make_product(self.database, seller=seller, **product)
+
+
+def order_of(*lines: tuple[Product, Any], **more: Any) -> dict[str, Any]:
+    return {"items": [{"product_id": product.id, "quantity": quantity} for product, quantity in lines], **more}
+
+
+def assert_problem(
+    reply: httpx.Response, status: int, code: str, *, pointers: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """RFC 9457 with a stable code and the request's id; `pointers` are the fields it must name."""
+    assert reply.status_code == status, f"{reply.status_code}: {reply.text}"
+    assert reply.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = reply.json()
+    assert problem.keys() == {"type", "title", "status", "code", "detail", "request_id", "errors"}
+    assert (problem["status"], problem["code"]) == (status, code), problem
+    assert problem["type"] == "about:blank"
+    assert problem["title"]
+    assert problem["detail"]
+    assert problem["request_id"] == reply.headers["x-request-id"]
+    assert all(fault.keys() == {"detail", "pointer"} and fault["detail"] for fault in problem["errors"])
+    if pointers is not None:
+        assert sorted(fault["pointer"] for fault in problem["errors"]) == sorted(pointers), problem
+    return problem

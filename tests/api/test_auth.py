@@ -1,0 +1,133 @@
+"""Who may call what."""
+
+import base64
+import json
+from datetime import timedelta
+from typing import Any
+
+import jwt
+import pytest
+
+from services.fields import now
+from services.users.passwords import Passwords
+from tests.api.client import Api, assert_problem
+from tests.factories import make_operator, make_user
+
+PASSWORD = "correct horse battery"
+
+
+async def sign_in(api: Api, email: str, password: str) -> Any:
+    return await api.client.post("/v1/token", data={"username": email, "password": password})
+
+
+async def test_a_registered_user_signs_in_and_is_who_they_say(api: Api) -> None:
+    wanted = {"email": "Ada@Example.com", "full_name": "Ada", "password": PASSWORD}
+    registered = await api.post("/v1/users", key=None, json=wanted)
+    assert registered.status_code == 201
+    assert registered.headers["location"] == "/v1/users/me"
+
+    reply = await sign_in(api, "ADA@example.COM", PASSWORD)
+
+    assert reply.status_code == 200
+    token = reply.json()
+    assert (token["token_type"], token["expires_in"]) == ("bearer", api.settings.access_token_ttl)
+    me = await api.get("/v1/users/me", headers={"Authorization": f"Bearer {token['access_token']}"})
+    assert me.json() == registered.json()
+    assert (me.json()["email"], me.json()["role"]) == ("ada@example.com", "customer")
+
+
+async def test_a_wrong_password_and_an_unknown_address_are_told_alike(api: Api) -> None:
+    hashed = await Passwords(api.settings).hash(PASSWORD)
+    user = await make_user(api.database, hashed_password=hashed)
+    wrong = await sign_in(api, user.email, "wrong horse battery")
+    unknown = await sign_in(api, "nobody@example.com", PASSWORD)
+    problems = [assert_problem(reply, 401, "unauthenticated") for reply in (wrong, unknown)]
+    assert problems[0]["detail"] == problems[1]["detail"]
+    assert wrong.headers["www-authenticate"] == "Bearer"
+
+
+async def test_a_deactivated_user_can_neither_sign_in_nor_go_on(api: Api) -> None:
+    hashed = await Passwords(api.settings).hash(PASSWORD)
+    user = await make_user(api.database, hashed_password=hashed)
+    operator = await make_operator(api.database)
+    assert (await api.get("/v1/users/me", by=user)).status_code == 200
+    reply = await api.patch(f"/v1/users/{user.id}", by=operator, version=1, json={"is_active": False})
+    assert reply.status_code == 200
+    assert_problem(await api.get("/v1/users/me", by=user), 401, "unauthenticated")
+    assert_problem(await sign_in(api, user.email, PASSWORD), 401, "unauthenticated")
+
+
+async def test_a_deleted_user_can_neither_sign_in_nor_go_on_until_restored(api: Api) -> None:
+    hashed = await Passwords(api.settings).hash(PASSWORD)
+    user = await make_user(api.database, hashed_password=hashed)
+    operator = await make_operator(api.database)
+    assert (await api.delete("/v1/users/me", by=user)).status_code == 204
+    assert_problem(await api.get("/v1/users/me", by=user), 401, "unauthenticated")
+    assert_problem(await sign_in(api, user.email, PASSWORD), 401, "unauthenticated")
+    assert (await api.post(f"/v1/users/{user.id}/restore", by=operator)).status_code == 200
+    assert (await sign_in(api, user.email, PASSWORD)).status_code == 200
+
+
+async def test_tokens_that_are_not_ours_are_refused(api: Api) -> None:
+    user = await make_operator(api.database)
+    secret = api.settings.secret_key.get_secret_value()
+    at = now()
+    good = {"sub": str(user.id), "iss": "waybill", "iat": at, "exp": at + timedelta(hours=1)}
+
+    def unsigned(claims: dict[str, Any]) -> str:
+        parts = [{"alg": "none", "typ": "JWT"}, {**claims, "iat": 1, "exp": 2**40}]
+        return (
+            ".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts) + "."
+        )
+
+    def without(claim: str) -> dict[str, Any]:
+        return {name: value for name, value in good.items() if name != claim}
+
+    tokens = {
+        "expired": jwt.encode({**good, "exp": at - timedelta(seconds=1)}, secret, "HS256"),
+        "another key": jwt.encode(good, "x" * 64, "HS256"),
+        "another algorithm": jwt.encode(good, secret * 2, "HS512"),
+        "unsigned": unsigned(good),
+        "another issuer": jwt.encode({**good, "iss": "elsewhere"}, secret, "HS256"),
+        "no expiry": jwt.encode(without("exp"), secret, "HS256"),
+        "no subject": jwt.encode(without("sub"), secret, "HS256"),
+        "no issuer": jwt.encode(without("iss"), secret, "HS256"),
+        "a name": jwt.encode({**good, "sub": "root"}, secret, "HS256"),
+        "nobody": jwt.encode({**good, "sub": "0"}, secret, "HS256"),
+        "a huge id": jwt.encode({**good, "sub": str(2**63)}, secret, "HS256"),
+        "an endless id": jwt.encode({**good, "sub": "9" * 5000}, secret, "HS256"),
+        "an unknown user": jwt.encode({**good, "sub": str(2**62)}, secret, "HS256"),
+        "cut off": jwt.encode(good, secret, "HS256")[:-1],
+        "empty": "",
+        "dots": "..",
+    }
+    for what, token in tokens.items():
+        reply = await api.get("/v1/users/me", headers={"Authorization": f"Bearer {token}"})
+        assert reply.status_code == 401, what
+        assert_problem(reply, 401, "unauthenticated")
+        assert reply.headers["www-authenticate"] == "Bearer"
+    assert (await api.get("/v1/users/me", by=user)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/v1/users", None),
+        ("GET", "/v1/users/1", None),
+        ("PATCH", "/v1/users/1", {"role": "operator"}),
+        ("DELETE", "/v1/users/1", None),
+        ("POST", "/v1/users/1/restore", None),
+        ("POST", "/v1/categories", {"name": "Lamps"}),
+        ("POST", "/v1/top-ups", {"user_id": 1, "amount": "1.00"}),
+        ("GET", "/v1/operations/books", None),
+        ("GET", "/v1/operations/backlog", None),
+        ("GET", "/v1/operations/dead-letters", None),
+        ("POST", "/v1/operations/dead-letters/1/replay", None),
+    ],
+)
+async def test_what_is_for_operators_is_forbidden_to_customers(api: Api, method: str, path: str, body: Any) -> None:
+    customer = await make_user(api.database)
+    before = await api.everything()
+    reply = await api.request(method, path, by=customer, key="k", version=1, json=body)
+    assert_problem(reply, 403, "forbidden")
+    assert await api.everything() == before

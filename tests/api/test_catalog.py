@@ -1,0 +1,199 @@
+"""Categories and products over HTTP."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.api.client import Api, assert_problem
+from tests.factories import make_category, make_operator, make_product, make_user
+
+
+def lamp(category_id: int, **more: Any) -> dict[str, Any]:
+    return {"sku": "LAMP-1", "name": "Brass lantern", "price": "12.50", "category_id": category_id, **more}
+
+
+async def test_operators_open_categories_that_everybody_sees(api: Api) -> None:
+    operator = await make_operator(api.database)
+    made = await api.post("/v1/categories", by=operator, json={"name": "Lamps"})
+    assert made.status_code == 201
+    category = made.json()
+    assert made.headers["location"] == f"/v1/categories/{category['id']}"
+    assert (await api.get(made.headers["location"])).json() == category
+    assert (await api.get("/v1/categories?filter=name:eq:Lamps")).json()["data"] == [category]
+    assert_problem(await api.get(f"/v1/categories/{2**62}"), 404, "not_found")
+
+
+async def test_a_category_name_is_taken_once_in_whatever_case(api: Api) -> None:
+    operator = await make_operator(api.database)
+    names = ["Lamps", "LAMPS", "lamps"] * 3
+    replies = await asyncio.gather(*[api.post("/v1/categories", by=operator, json={"name": name}) for name in names])
+    assert sorted(reply.status_code for reply in replies) == [201] + [409] * 8
+    assert await api.scalar("SELECT count(*) FROM categories") == 1
+
+
+async def test_a_product_is_offered_by_its_caller(api: Api) -> None:
+    seller = await make_user(api.database, full_name="Sam Seller")
+    category = await make_category(api.database)
+    reply = await api.post("/v1/products", by=seller, json=lamp(category.id, description="Old.", stock=7))
+    assert reply.status_code == 201
+    product = reply.json()
+    assert reply.headers["location"] == f"/v1/products/{product['id']}"
+    assert reply.headers["etag"] == '"1"'
+    assert (product["price"], product["is_active"], product["version"]) == ("12.50", True, 1)
+    assert product["seller"] == {"id": seller.id, "full_name": "Sam Seller"}
+    assert product["category"]["id"] == category.id
+    assert product["inventory"] == {"product_id": product["id"], "on_hand": 7, "reserved": 0}
+    assert (await api.get(reply.headers["location"])).json() == product
+    assert await api.scalar("SELECT type FROM events") == "product.created"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("price", "0"),
+        ("price", "0.00"),
+        ("price", "-1.00"),
+        ("price", "1.001"),
+        ("price", "1e3"),
+        ("price", "NaN"),
+        ("price", "Infinity"),
+        ("price", "１２"),
+        ("price", "9" * 17),
+        ("price", 12.5),
+        ("price", 12),
+        ("price", None),
+        ("sku", ""),
+        ("sku", "x" * 65),
+        ("sku", "a\x00"),
+        ("name", " "),
+        ("name", "x" * 201),
+        ("description", "x" * 10_001),
+        ("description", None),
+        ("stock", -1),
+        ("stock", 1_000_000_001),
+        ("stock", 1.5),
+        ("stock", "1"),
+        ("stock", True),
+        ("category_id", 0),
+        ("category_id", 2**63),
+        ("category_id", 2**62),
+        ("category_id", "1"),
+        ("seller_id", 1),
+        ("is_active", True),
+        ("version", 1),
+    ],
+)
+async def test_a_product_that_makes_no_sense_is_refused(api: Api, field: str, value: Any) -> None:
+    seller = await make_user(api.database)
+    category = await make_category(api.database)
+    before = await api.everything()
+    reply = await api.post("/v1/products", by=seller, json=lamp(category.id) | {field: value})
+    assert_problem(reply, 422, "invalid_input", pointers=[f"#/{field}"])
+    assert await api.everything() == before
+
+
+async def test_a_seller_uses_a_sku_once_and_another_seller_may_too(api: Api) -> None:
+    one, other = await make_user(api.database), await make_user(api.database)
+    category = await make_category(api.database)
+    posts = [api.post("/v1/products", by=one, json=lamp(category.id)) for _ in range(5)]
+    replies = await asyncio.gather(*posts)
+    assert sorted(reply.status_code for reply in replies) == [201, 409, 409, 409, 409]
+    refused = next(reply for reply in replies if reply.status_code == 409)
+    assert_problem(refused, 409, "already_exists", pointers=["#/sku"])
+    assert (await api.post("/v1/products", by=other, json=lamp(category.id))).status_code == 201
+
+
+async def test_an_edit_changes_what_was_given_and_moves_the_version_on(api: Api) -> None:
+    seller = await make_user(api.database)
+    product = await make_product(api.database, seller=seller, name="Lantern")
+    path = f"/v1/products/{product.id}"
+    reply = await api.patch(path, by=seller, version=1, json={"price": "3.10", "is_active": False})
+    assert (reply.status_code, reply.headers["etag"]) == (200, '"2"')
+    changed = reply.json()
+    assert (changed["price"], changed["is_active"], changed["name"]) == ("3.10", False, "Lantern")
+    assert changed["updated_at"] > changed["created_at"]
+    assert (await api.get(path)).json() == changed
+    assert (await api.get("/v1/products")).json()["data"] == [], "what is off sale is not listed"
+
+
+async def test_a_product_edit_needs_the_version_that_was_read(api: Api) -> None:
+    seller = await make_user(api.database)
+    product = await make_product(api.database, seller=seller)
+    path = f"/v1/products/{product.id}"
+    before = await api.everything()
+    assert_problem(await api.patch(path, by=seller, version=None, json={"name": "X"}), 428, "version_required")
+    assert_problem(await api.patch(path, by=seller, version=7, json={"name": "X"}), 412, "stale_version")
+    for malformed in ("1", '"0"', "*", '"1", "2"'):
+        reply = await api.patch(path, by=seller, version=None, headers={"If-Match": malformed}, json={"name": "X"})
+        assert_problem(reply, 422, "invalid_input")
+    assert await api.everything() == before
+
+
+async def test_of_simultaneous_edits_of_one_version_none_is_lost(api: Api) -> None:
+    seller = await make_user(api.database)
+    product = await make_product(api.database, seller=seller)
+    path = f"/v1/products/{product.id}"
+    edits = [api.patch(path, by=seller, version=1, json={"name": f"Name {number}"}) for number in range(10)]
+    replies = await asyncio.gather(*edits)
+    assert sorted(reply.status_code for reply in replies) == [200] + [412] * 9
+    for reply in replies:
+        if reply.status_code == 412:
+            assert_problem(reply, 412, "stale_version")
+    won = next(reply for reply in replies if reply.status_code == 200).json()
+    assert (await api.get(path)).json() == won
+    assert won["version"] == 2
+
+
+async def test_a_sale_does_not_bump_the_version_an_editor_holds(api: Api) -> None:
+    buyer, seller, product = await api.shop()
+    await api.place(buyer, (product, 1))
+    await api.process()
+    reply = await api.patch(f"/v1/products/{product.id}", by=seller, version=1, json={"name": "New"})
+    assert reply.status_code == 200
+    assert reply.json()["inventory"]["reserved"] == 1
+
+
+async def test_only_the_seller_and_operators_manage_a_product(api: Api) -> None:
+    seller, stranger = await make_user(api.database), await make_user(api.database)
+    operator = await make_operator(api.database)
+    path = f"/v1/products/{(await make_product(api.database, seller=seller)).id}"
+    assert_problem(await api.patch(path, by=stranger, version=1, json={"name": "X"}), 403, "forbidden")
+    assert_problem(await api.post(f"{path}/stock", by=stranger, json={"change": 1}), 403, "forbidden")
+    assert (await api.patch(path, by=operator, version=1, json={"name": "X"})).status_code == 200
+    nowhere = f"/v1/products/{2**62}"
+    assert_problem(await api.get(nowhere), 404, "not_found")
+    assert_problem(await api.patch(nowhere, by=seller, version=1, json={"name": "X"}), 404, "not_found")
+    assert_problem(await api.post(f"{nowhere}/stock", by=seller, json={"change": 1}), 404, "not_found")
+
+
+@pytest.mark.parametrize("field", ["name", "description", "price", "category_id", "is_active"])
+async def test_null_is_no_value_of_a_product(api: Api, field: str) -> None:
+    seller = await make_user(api.database)
+    product = await make_product(api.database, seller=seller)
+    reply = await api.patch(f"/v1/products/{product.id}", by=seller, version=1, json={field: None})
+    problem = assert_problem(reply, 422, "invalid_input", pointers=["#"])
+    assert field in problem["errors"][0]["detail"]
+
+
+async def test_stock_comes_and_goes_but_never_below_what_is_reserved(api: Api) -> None:
+    buyer, seller, product = await api.shop(stock=5)
+    await api.place(buyer, (product, 3))
+    await api.process()
+    path = f"/v1/products/{product.id}/stock"
+    more = await api.post(path, by=seller, json={"change": 4})
+    assert more.json()["inventory"] == {"product_id": product.id, "on_hand": 9, "reserved": 3}
+    assert_problem(await api.post(path, by=seller, json={"change": -7}), 409, "conflict", pointers=["#/change"])
+    assert (await api.post(path, by=seller, json={"change": -6})).json()["inventory"]["on_hand"] == 3
+    for change in (10**9 + 1, -(10**9) - 1, 2**64, 1.5, "1", True, None):
+        reply = await api.post(path, by=seller, json={"change": change})
+        assert_problem(reply, 422, "invalid_input", pointers=["#/change"])
+
+
+async def test_simultaneous_stock_changes_are_all_counted(api: Api) -> None:
+    seller = await make_user(api.database)
+    product = await make_product(api.database, seller=seller, stock=10)
+    path = f"/v1/products/{product.id}/stock"
+    replies = await asyncio.gather(*[api.post(path, by=seller, json={"change": -1}) for _ in range(20)])
+    assert sorted(reply.status_code for reply in replies) == [200] * 10 + [409] * 10
+    assert await api.stock_of(product) == (0, 0)

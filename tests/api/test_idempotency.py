@@ -1,0 +1,198 @@
+"""The same idempotency key takes effect once; its outcome is replayed."""
+
+import asyncio
+from collections import Counter
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import text
+
+from services.idempotency.repository import RequestKey
+from tests.api.client import FRESH, Api, assert_problem, order_of
+from tests.factories import make_operator, make_user
+
+KEPT = ("content-type", "location", "etag")
+
+
+async def test_the_same_request_is_answered_as_the_first_time(api: Api) -> None:
+    buyer, _, product = await api.shop()
+    body = order_of((product, 2))
+    first = await api.post("/v1/orders", by=buyer, key="k-1", json=body)
+    before = await api.everything()
+
+    again = await api.post("/v1/orders", by=buyer, key="k-1", json=body)
+
+    assert first.status_code == again.status_code == 201
+    assert again.content == first.content
+    assert {name: again.headers[name] for name in KEPT} == {name: first.headers[name] for name in KEPT}
+    assert "idempotency-replayed" not in first.headers
+    assert again.headers["idempotency-replayed"] == "true"
+    assert again.headers["x-request-id"] != first.headers["x-request-id"]
+    assert await api.everything() == before
+
+
+async def test_the_same_key_with_another_body_is_refused(api: Api) -> None:
+    buyer, _, product = await api.shop()
+    first = await api.post("/v1/orders", by=buyer, key="k-1", json=order_of((product, 1)))
+    before = await api.everything()
+
+    reply = await api.post("/v1/orders", by=buyer, key="k-1", json=order_of((product, 2)))
+
+    assert_problem(reply, 422, "idempotency_key_reused")
+    assert await api.everything() == before
+    again = await api.post("/v1/orders", by=buyer, key="k-1", json=order_of((product, 1)))
+    assert again.content == first.content, "the refusal did not take the stored reply's place"
+
+
+async def test_a_key_belongs_to_one_caller_one_method_and_one_path(api: Api) -> None:
+    buyer, _, product = await api.shop()
+    other = await make_user(api.database, credits="100")
+    first = await api.place(buyer, (product, 1))
+    second = await api.place(buyer, (product, 1))
+    body = order_of((product, 1))
+
+    replies = [
+        await api.post("/v1/orders", by=buyer, key="k-1", json=body),
+        await api.post("/v1/orders", by=other, key="k-1", json=body),
+        await api.post(f"/v1/orders/{first['id']}/cancel", by=buyer, key="k-1"),
+        await api.post(f"/v1/orders/{second['id']}/cancel", by=buyer, key="k-1"),
+    ]
+
+    assert [reply.status_code for reply in replies] == [201, 201, 200, 200]
+    assert not any("idempotency-replayed" in reply.headers for reply in replies)
+
+
+@pytest.mark.parametrize("path", ["/v1/orders", "/v1/top-ups", "/v1/transfers"])
+async def test_what_moves_credits_needs_a_key(api: Api, path: str) -> None:
+    operator = await make_operator(api.database)
+    reply = await api.post(path, by=operator, key=None, json={})
+    # The body is wrong too: the key comes first.
+    assert_problem(reply, 400, "idempotency_key_invalid")
+
+
+@pytest.mark.parametrize("move", ["pay", "cancel"])
+async def test_moves_of_an_order_that_move_credits_need_a_key(api: Api, move: str) -> None:
+    buyer, _, product = await api.shop()
+    placed = await api.place(buyer, (product, 1))
+    reply = await api.post(f"/v1/orders/{placed['id']}/{move}", by=buyer, key=None)
+    assert_problem(reply, 400, "idempotency_key_invalid")
+
+
+@pytest.mark.parametrize("key", ["", " ", "a b", "x" * 256, "schlüssel", "tab\there", "\x7f"], ids=repr)
+async def test_a_malformed_key_is_refused(api: Api, key: str) -> None:
+    buyer, _, product = await api.shop()
+    before = await api.everything()
+    headers = [
+        (b"Authorization", f"Bearer {api.tokens.make(buyer.id)}".encode()),
+        (b"Idempotency-Key", key.encode()),
+    ]
+
+    reply = await api.client.post("/v1/orders", headers=headers, json=order_of((product, 1)))
+
+    assert_problem(reply, 400, "idempotency_key_invalid")
+    assert await api.everything() == before
+
+
+async def test_a_key_as_long_as_allowed_is_taken(api: Api) -> None:
+    buyer, _, product = await api.shop()
+    reply = await api.post("/v1/orders", by=buyer, key="~" * 255, json=order_of((product, 1)))
+    assert reply.status_code == 201
+
+
+async def test_a_refusal_is_replayed_even_when_it_would_succeed_now(api: Api) -> None:
+    buyer, _, product = await api.shop(credits="0")
+    body = order_of((product, 1), on_insufficient_credits="refuse")
+    first = await api.post("/v1/orders", by=buyer, key="k-1", json=body)
+    operator = await make_operator(api.database)
+    await api.post("/v1/top-ups", by=operator, json={"user_id": buyer.id, "amount": "50.00"})
+
+    again = await api.post("/v1/orders", by=buyer, key="k-1", json=body)
+
+    assert first.status_code == again.status_code == 402
+    assert again.content == first.content
+    assert again.headers["content-type"] == "application/problem+json"
+    assert again.headers["idempotency-replayed"] == "true"
+    fresh = await api.post("/v1/orders", by=buyer, key=FRESH, json=body)
+    assert fresh.status_code == 201
+
+
+async def test_a_refusal_for_want_of_rights_is_not_kept(api: Api) -> None:
+    buyer, seller, product = await api.shop()
+    await api.place(buyer, (product, 1))
+    wanted = {"user_id": buyer.id, "amount": "5.00"}
+
+    refused = await api.post("/v1/top-ups", by=seller, key="k-1", json=wanted)
+    assert_problem(refused, 403, "forbidden")
+
+    assert await api.scalar("SELECT count(*) FROM idempotency_keys WHERE key = 'k-1'") == 0
+
+
+async def test_a_hundred_simultaneous_posts_with_one_key_take_effect_once(api: Api) -> None:
+    buyer, _, product = await api.shop()
+    body = order_of((product, 1))
+
+    replies = await asyncio.gather(*[api.post("/v1/orders", by=buyer, key="k-1", json=body) for _ in range(100)])
+
+    statuses = Counter(reply.status_code for reply in replies)
+    assert set(statuses) <= {201, 409}, statuses
+    assert len({reply.json()["id"] for reply in replies if reply.status_code == 201}) == 1
+    assert sum("idempotency-replayed" not in reply.headers for reply in replies if reply.status_code == 201) == 1
+    for reply in replies:
+        if reply.status_code == 409:
+            assert_problem(reply, 409, "request_in_flight")
+    assert await api.scalar("SELECT count(*) FROM orders") == 1
+    assert await api.scalar("SELECT count(*) FROM events WHERE type = 'order.placed'") == 1
+    assert await api.scalar("SELECT held FROM accounts WHERE user_id = :id", id=buyer.id) == 10
+    final = await api.post("/v1/orders", by=buyer, key="k-1", json=body)
+    assert final.status_code == 201
+
+
+async def test_a_hundred_simultaneous_refusals_with_one_key_are_one_refusal(api: Api) -> None:
+    buyer, _, product = await api.shop(credits="0")
+    body = order_of((product, 1), on_insufficient_credits="refuse")
+
+    replies = await asyncio.gather(*[api.post("/v1/orders", by=buyer, key="k-1", json=body) for _ in range(100)])
+
+    assert {reply.status_code for reply in replies} <= {402, 409}
+    final = await api.post("/v1/orders", by=buyer, key="k-1", json=body)
+    assert final.status_code == 402
+    assert final.headers["idempotency-replayed"] == "true"
+    assert await api.scalar("SELECT count(*) FROM idempotency_keys") == 1
+
+
+async def test_a_request_whose_twin_is_in_flight_is_told_to_come_back(api: Api) -> None:
+    buyer, _, product = await api.shop()
+    twin = RequestKey(caller_id=buyer.id, method="POST", path="/v1/orders", key="k-1", fingerprint=b"")
+    before = await api.everything()
+
+    async with api.database.engine.connect() as elsewhere:
+        await elsewhere.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": twin.lock()})
+        reply = await api.post("/v1/orders", by=buyer, key="k-1", json=order_of((product, 1)))
+        assert_problem(reply, 409, "request_in_flight")
+        assert reply.headers["retry-after"] == "1"
+        assert await api.everything() == before
+
+    reply = await api.post("/v1/orders", by=buyer, key="k-1", json=order_of((product, 1)))
+    assert reply.status_code == 201, "'in flight' is no outcome, so it is not stored"
+
+
+async def test_where_a_key_is_optional_it_works_the_same(api: Api) -> None:
+    operator = await make_operator(api.database)
+
+    first = await api.post("/v1/categories", by=operator, key="k-1", json={"name": "Lamps"})
+    again = await api.post("/v1/categories", by=operator, key="k-1", json={"name": "Lamps"})
+    other = await api.post("/v1/categories", by=operator, key="k-1", json={"name": "Chairs"})
+    without = await api.post("/v1/categories", by=operator, key=None, json={"name": "Lamps"})
+
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert (again.content, again.headers["location"]) == (first.content, first.headers["location"])
+    assert_problem(other, 422, "idempotency_key_reused")
+    assert_problem(without, 409, "already_exists", pointers=["#/name"])
+
+
+async def test_a_key_on_an_unknown_order_keeps_its_404(api: Api) -> None:
+    buyer, _, _ = await api.shop()
+    path = f"/v1/orders/{uuid4()}/cancel"
+    first = await api.post(path, by=buyer, key="k-1")
+    again = await api.post(path, by=buyer, key="k-1")
+    assert (first.status_code, again.content) == (404, first.content)

@@ -1,0 +1,164 @@
+"""Filters, sorts, searches and cursors of every list: what is not on offer is refused with what is."""
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from tests.api.client import Api, assert_problem
+from tests.factories import make_category, make_operator, make_product
+
+LISTS = {
+    "/v1/users": ({"created_at", "email", "full_name", "is_active", "role"}, {"created_at", "email", "id"}),
+    "/v1/categories": ({"name"}, {"id", "name"}),
+    "/v1/products": (
+        {"category_id", "created_at", "is_active", "name", "price", "seller_id", "sku"},
+        {"created_at", "id", "name", "price"},
+    ),
+    "/v1/orders": (
+        {"buyer_id", "created_at", "reference", "status", "total", "updated_at"},
+        {"created_at", "id", "total"},
+    ),
+    "/v1/accounts/me/statement": ({"created_at"}, {"version"}),
+    "/v1/operations/dead-letters": ({"aggregate", "type"}, {"position"}),
+}
+
+
+def cursor(*parts: Any) -> str:
+    return base64.urlsafe_b64encode(json.dumps(parts).encode()).decode().rstrip("=")
+
+
+@pytest.mark.parametrize("path", LISTS)
+async def test_an_unknown_field_is_refused_with_the_names_of_the_known_ones(api: Api, path: str) -> None:
+    operator = await make_operator(api.database)
+    filters, sorts = LISTS[path]
+    for name in ("hashed_password", "deleted_at", "nothing", "", "%00", "id;drop", "__class__"):
+        if name not in filters:
+            problem = assert_problem(await api.get(f"{path}?filter={name}:eq:1", by=operator), 400, "bad_query")
+            assert all(known in problem["detail"] for known in filters)
+        if name not in sorts:
+            problem = assert_problem(await api.get(f"{path}?sort={name}", by=operator), 400, "bad_query")
+            assert all(known in problem["detail"] for known in sorts)
+    for name in sorts:
+        assert (await api.get(f"{path}?sort=-{name}", by=operator)).status_code == 200
+        assert_problem(await api.get(f"{path}?sort=--{name}", by=operator), 400, "bad_query")
+
+
+@pytest.mark.parametrize("path", LISTS)
+async def test_an_unknown_operator_is_refused_with_the_names_of_the_known_ones(api: Api, path: str) -> None:
+    operator = await make_operator(api.database)
+    for name in LISTS[path][0]:
+        for unknown in ("between", "", "EQ", "eq ", "==", "%00"):
+            reply = await api.get(f"{path}?filter={name}:{unknown}:1", by=operator)
+            problem = assert_problem(reply, 400, "bad_query")
+            assert "eq, " in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    "filter_",
+    [
+        "price:gt:x",
+        "price:gt:NaN",
+        "price:gt:1e400",
+        "price:gt:-Infinity",
+        "price:in:1,x",
+        "price:eq:" + "9" * 40,
+        "price:eq:0.001",
+        "created_at:gt:yesterday",
+        "created_at:gt:0001-01-01T00:00:00Z",
+        "created_at:gt:9999-12-31T23:59:59-23:59",
+        "created_at:gt:99999-01-01T00:00:00Z",
+        "created_at:gt:1e30",
+        "category_id:eq:0",
+        "category_id:eq:9223372036854775808",
+        "category_id:eq:" + "9" * 5000,
+        "category_id:eq:1.5",
+        "is_active:eq:perhaps",
+        "name:eq:%00",
+        "name:like:a%00b",
+        "name:in:a,%00",
+        "category_id:in:" + ",".join(["1"] * 101),
+        "category_id:in:",
+        "category_id",
+        "category_id:eq",
+    ],
+    ids=lambda filter_: filter_[:30],
+)
+async def test_a_value_that_is_none_of_its_field_is_refused(api: Api, filter_: str) -> None:
+    reply = await api.get(f"/v1/products?filter={filter_}")
+    assert_problem(reply, 400, "bad_query")
+    assert filter_.split(":")[0] in reply.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "x",
+        "!!!",
+        "%00",
+        "ü",
+        "====",
+        base64.urlsafe_b64encode(b"\xff\xfe").decode(),
+        base64.urlsafe_b64encode(b"[" * 300).decode(),
+        cursor(),
+        cursor("id"),
+        cursor("id", 1),
+        cursor("id", 1, 1, 1),
+        cursor("-id", 1, 1),
+        cursor("price", "1.00", 1),
+        cursor(["id"], 1, 1),
+        cursor("id", "x", 1),
+        cursor("id", 1, 2**63),
+        cursor("id", None, 1),
+        cursor("id", {}, []),
+        cursor("id", float("nan"), 1),
+        base64.urlsafe_b64encode(b'{"id": 1, "a": 2, "b": 3}').decode(),
+    ],
+)
+async def test_a_cursor_that_this_list_did_not_give_out_is_refused(api: Api, value: str) -> None:
+    assert_problem(await api.get(f"/v1/products?sort=id&cursor={value}"), 400, "bad_query")
+
+
+async def test_a_cursor_of_every_sort_is_checked_for_what_the_database_cannot_hold(api: Api) -> None:
+    for sort, bad in (
+        ("name", ["a\u0000b", 1, None, "\ud800"]),
+        ("price", ["NaN", "1e99", 10**40, None]),
+        ("created_at", ["0001-01-01T00:00:00", "x", None, 10**30]),
+    ):
+        for value in bad:
+            reply = await api.get(f"/v1/products?sort={sort}&cursor={cursor(sort, value, 1)}")
+            assert_problem(reply, 400, "bad_query")
+
+
+async def products(api: Api, query: str) -> list[str]:
+    reply = await api.get(f"/v1/products?{query}")
+    assert reply.status_code == 200, reply.text
+    return [product["name"] for product in reply.json()["data"]]
+
+
+async def test_products_are_found_by_category_and_price(api: Api) -> None:
+    lamps, chairs = await make_category(api.database), await make_category(api.database)
+    for category, name, price in ((lamps, "A", "1"), (lamps, "B", "2"), (lamps, "C", "3"), (chairs, "D", "2")):
+        await make_product(api.database, category=category, name=name, price=price)
+    both = f"filter=category_id:eq:{lamps.id}&filter=price:gte:2.00&sort=-price"
+    assert await products(api, both) == ["C", "B"]
+    assert await products(api, f"filter=category_id:ne:{lamps.id}") == ["D"]
+    assert await products(api, "filter=price:in:1,3&sort=price") == ["A", "C"]
+
+
+async def test_a_misspelt_word_finds_the_product(api: Api) -> None:
+    await make_product(api.database, name="Brass lantern with a handle")
+    await make_product(api.database, name="Wooden chair")
+    assert await products(api, "q=lanten") == ["Brass lantern with a handle"]
+    assert await products(api, "q=WODEN") == ["Wooden chair"]
+    assert await products(api, "q=submarine") == []
+    assert await products(api, "q=%25%25") == []
+
+
+async def test_wildcards_in_a_filter_mean_themselves(api: Api) -> None:
+    for name in ("100% wool", "100x wool", "a_b", "axb", "back\\slash"):
+        await make_product(api.database, name=name)
+    assert await products(api, "filter=name:like:0%25 W") == ["100% wool"]
+    assert await products(api, "filter=name:like:A_B") == ["a_b"]
+    assert await products(api, "filter=name:like:\\s") == ["back\\slash"]

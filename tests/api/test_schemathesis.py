@@ -1,0 +1,114 @@
+"""Generated requests, good and bad, to every operation of the OpenAPI document.
+
+None may end in a 5xx, and each reply must be one that the document announces, in status, type and shape. The
+application runs in this process, with its lifespan, on Schemathesis' own event loop.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis.strategies import booleans, one_of
+from schemathesis import APIOperation, Case, GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.core.result import Ok
+from schemathesis.python.asgi import shutdown_lifespans
+from schemathesis.schemas import BaseSchema
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from services.api.app import create_app
+from services.api.tokens import Tokens
+from services.database import open_database
+from services.settings import Settings
+from services.users.models import User
+from tests.factories import make_operator, make_order, make_product, make_user
+
+EXAMPLES = 60
+"""For each operation, as each caller."""
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+
+
+@dataclass(frozen=True)
+class World:
+    """The document of a running application, and who calls it."""
+
+    schema: BaseSchema
+    tokens: dict[str, str]
+
+
+@pytest.fixture
+def world(settings: Settings) -> Iterator[World]:
+    async def fill() -> dict[str, User]:
+        async with open_database(settings, "test") as database:
+            customer = await make_user(database, credits="1000000")
+            product = await make_product(database)
+            await make_product(database, seller=customer)
+            await make_order(database, buyer=customer, lines=[(product, 1)])
+            return {"customer": customer, "operator": await make_operator(database)}
+
+    users = asyncio.run(fill())
+    tokens = Tokens.from_settings(settings)
+    schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(settings))
+    try:
+        yield World(schema, {name: tokens.make(user.id) for name, user in users.items()})
+    finally:
+        shutdown_lifespans()
+
+
+def try_out(operation: APIOperation[Any, Any, Any, Any], headers: dict[str, str]) -> set[int]:
+    """Send generated requests, half of them good and half of them bad; the statuses of the replies."""
+    statuses = set()
+    strategies = [operation.as_strategy(generation_mode=mode) for mode in GenerationMode]
+
+    @given(case=one_of(strategies), prepared=booleans())
+    @hypothesis_settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=(Phase.explicit, Phase.generate),
+        suppress_health_check=list(HealthCheck),
+    )
+    def check(case: Case[Any], prepared: bool) -> None:
+        # Half of them with what generated headers hardly ever hit, so that more of them get as far as the work.
+        more = {"Idempotency-Key": str(uuid4()), "If-Match": '"1"'} if prepared else {}
+        statuses.add(case.call_and_validate(headers={**headers, **more}, checks=CHECKS).status_code)
+
+    check()
+    return statuses
+
+
+@pytest.mark.parametrize("caller", ["customer", "operator"])
+def test_no_generated_request_ends_in_a_5xx_or_in_an_undocumented_reply(world: World, caller: str) -> None:
+    headers = {"Authorization": f"Bearer {world.tokens[caller]}"}
+    operations = [result.ok() for result in world.schema.get_all_operations() if isinstance(result, Ok)]
+    # A caller who closes their own access would make every later reply a 401.
+    statuses = {
+        operation.label: try_out(operation, headers)
+        for operation in operations
+        if operation.label != "DELETE /v1/users/me"
+    }
+
+    assert len(statuses) > 25
+    taken = {label for label, seen in statuses.items() if any(status < 300 for status in seen)}
+    refused = {label for label, seen in statuses.items() if any(400 <= status < 500 for status in seen)}
+    assert len(taken) >= 10, statuses
+    assert len(refused) >= 20, statuses

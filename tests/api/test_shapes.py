@@ -1,0 +1,186 @@
+"""What replies may hold, how problems look, and what health and operators' pages say."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.routing import APIRoute
+from sqlalchemy import text
+
+from services.api.app import create_app
+from services.models import metadata
+from services.settings import Settings
+from tests.api.client import Api, assert_problem
+from tests.factories import make_operator, make_user
+
+INTERNAL = {
+    "hashed_password",
+    "password",
+    "deleted_at",
+    "fingerprint",
+    "system_name",
+    "is_system",
+    "user_id",
+    "seller_account_id",
+    "account_id",
+    "debit_account_id",
+    "credit_account_id",
+    "transaction_id",
+    "traceparent",
+    "payload",
+    "headers",
+    "body",
+    "caller_id",
+    "key",
+    "secret",
+    "last_error",
+    "available_at",
+}
+
+
+def schemas_of(document: dict[str, Any], schema: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The named schemas that a reply's schema is made of."""
+    pending, seen = [schema], set()
+    while pending:
+        match pending.pop():
+            case {"$ref": str(reference)}:
+                name = reference.rsplit("/", 1)[-1]
+                if name not in seen:
+                    seen.add(name)
+                    yield name, document["components"]["schemas"][name]
+                    pending.append(document["components"]["schemas"][name])
+            case dict() as inner:
+                pending.extend(inner.values())
+            case list() as inner:
+                pending.extend(inner)
+
+
+def replies_of(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            for status, reply in operation["responses"].items():
+                for content in reply.get("content", {}).values():
+                    yield f"{method} {path} {status}", content["schema"]
+
+
+async def test_no_reply_has_an_internal_field(api: Api) -> None:
+    document = api.app.openapi()
+    walked = set()
+    for where, schema in replies_of(document):
+        for name, model in schemas_of(document, schema):
+            assert not INTERNAL & model.get("properties", {}).keys(), f"{where}: {name}"
+            walked.add(name)
+    assert {"UserPublic", "OrderDetail", "ProductPublic", "TransferPublic", "AccountPublic", "Token"} <= walked
+    assert len(walked) > 20
+
+
+async def test_every_reply_of_success_has_a_schema_that_is_no_table(api: Api) -> None:
+    tables = {mapped.name for mapped in metadata.tables.values()}
+    for route in api.app.routes:
+        if isinstance(route, APIRoute) and route.status_code != 204:
+            assert route.response_model is not None, route.path
+            assert getattr(route.response_model, "__tablename__", None) not in tables, route.path
+
+
+async def test_every_problem_of_the_document_is_the_one_schema(api: Api) -> None:
+    document = api.app.openapi()
+    reference = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            for status, reply in operation["responses"].items():
+                if status.startswith("4"):
+                    assert reply["content"] == {"application/problem+json": reference}, f"{method} {path} {status}"
+    assert document["components"]["schemas"]["Problem"]["properties"].keys() == {
+        "type", "title", "status", "code", "detail", "request_id", "errors",
+    }  # fmt: skip
+
+
+async def test_a_well_formed_request_id_comes_back_and_a_malformed_one_is_replaced(api: Api) -> None:
+    kept = await api.get("/v1/nothing", headers={"X-Request-Id": "trace-42"})
+    assert kept.headers["x-request-id"] == "trace-42"
+    assert assert_problem(kept, 404, "not_found")["request_id"] == "trace-42"
+    for malformed in ("", "a b", "x" * 129, "\x7f"):
+        reply = await api.get("/v1/categories", headers={"X-Request-Id": malformed})
+        assert reply.headers["x-request-id"] not in ("", malformed)
+
+
+@pytest.mark.parametrize(
+    ("traceparent", "kept"),
+    [
+        ("00-" + "a" * 32 + "-" + "b" * 16 + "-01", True),
+        ("00-" + "0" * 32 + "-" + "b" * 16 + "-01", False),
+        ("00-" + "a" * 32 + "-" + "0" * 16 + "-01", False),
+        ("ff-" + "a" * 32 + "-" + "b" * 16 + "-01", False),
+        ("nonsense", False),
+    ],
+)
+async def test_the_trace_context_goes_into_the_event(api: Api, traceparent: str, kept: bool) -> None:
+    wanted = {"email": "ada@example.com", "full_name": "Ada", "password": "long enough"}
+    await api.post("/v1/users", key=None, json=wanted, headers={"traceparent": traceparent})
+    assert await api.scalar("SELECT traceparent FROM events") == (traceparent if kept else None)
+
+
+async def test_health_and_readiness_answer_without_a_token(api: Api) -> None:
+    assert (await api.get("/healthz")).json() == {"status": "ok"}
+    ready = await api.get("/readyz")
+    assert (ready.status_code, ready.json()) == (200, {"ready": True, "database": "ok", "redis": "ok"})
+
+
+@pytest.mark.parametrize(("gone", "status"), [("database", 503), ("redis", 200)])
+async def test_readiness_tells_what_is_away(settings: Settings, gone: str, status: int) -> None:
+    app = create_app(settings)
+    async with app.router.lifespan_context(app):
+        state = app.state.waybill
+        if gone == "database":
+            await state.database.engine.dispose()
+            elsewhere = settings.async_url().set(port=1).render_as_string(hide_password=False)
+            state.database.engine.sync_engine.pool._creator = _refuse(elsewhere)
+        else:
+            await state.redis.connection_pool.disconnect()
+            state.redis.connection_pool.connection_kwargs.update(host="127.0.0.1", port=1)
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://api.test") as client:
+            reply = await client.get("/readyz")
+    assert reply.status_code == status
+    expected = {"ready": status == 200, "database": "ok", "redis": "ok", gone: "unreachable"}
+    assert reply.json() == expected
+    assert reply.headers.get("retry-after") == ("1" if status == 503 else None)
+
+
+def _refuse(url: str) -> Any:
+    def creator(*_: Any, **__: Any) -> Any:
+        raise ConnectionRefusedError(url)
+
+    return creator
+
+
+async def test_operators_see_whether_the_books_balance(api: Api) -> None:
+    operator = await make_operator(api.database)
+    await make_user(api.database, credits="5")
+    books = await api.get("/v1/operations/books", by=operator)
+    assert books.json()["balanced"] is True
+    async with api.database.engine.begin() as connection:
+        await connection.execute(text("UPDATE accounts SET posted = posted + 1 WHERE user_id IS NOT NULL"))
+    wrong = (await api.get("/v1/operations/books", by=operator)).json()
+    assert (wrong["balanced"], wrong["posted_sum"], wrong["miscounted_accounts"]) == (False, "2.00", 2)
+
+
+async def test_operators_see_the_backlog_and_replay_dead_letters(api: Api) -> None:
+    operator = await make_operator(api.database)
+    buyer, _, product = await api.shop()
+    placed = await api.place(buyer, (product, 1))
+    async with api.database.engine.begin() as connection:
+        moved = "WITH dead AS (DELETE FROM outbox RETURNING position, event_id, aggregate, type)"
+        dead = "INSERT INTO dead_letters (position, event_id, aggregate, type, attempts, error)"
+        await connection.execute(text(f"{moved} {dead} SELECT *, 8, 'poison' FROM dead"))
+
+    backlog = (await api.get("/v1/operations/backlog", by=operator)).json()
+    assert (backlog["waiting"], backlog["dead_letters"], backlog["orders_by_status"]["pending"]) == (0, 1, 1)
+    [letter] = (await api.get("/v1/operations/dead-letters", by=operator)).json()["data"]
+    assert (letter["aggregate"], letter["attempts"]) == (f"order/{placed['id']}", 8)
+    replay = f"/v1/operations/dead-letters/{letter['position']}/replay"
+    assert (await api.post(replay, by=operator)).status_code == 204
+    assert_problem(await api.post(replay, by=operator), 404, "not_found")
+    await api.process()
+    assert await api.status_of(placed["id"]) == "confirmed"

@@ -1,0 +1,168 @@
+"""Users over HTTP."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.api.client import Api, assert_problem
+from tests.factories import make_operator, make_product, make_user
+
+ADA: dict[str, Any] = {"email": "ada@example.com", "full_name": "Ada", "password": "long enough"}
+
+
+async def test_registration_opens_an_empty_account_and_tells_it(api: Api) -> None:
+    reply = await api.post("/v1/users", key=None, json=ADA)
+    assert reply.status_code == 201
+    assert reply.json().keys() == {"id", "email", "full_name", "role", "is_active", "version", "created_at"}
+    assert await api.scalar("SELECT count(*) FROM accounts WHERE user_id = :id", id=reply.json()["id"]) == 1
+    assert await api.scalar("SELECT type FROM events") == "user.registered"
+    assert await api.scalar("SELECT request_id FROM events") == reply.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("email", ["ada@example.com", "ADA@Example.Com"])
+async def test_an_address_is_taken_once_in_whatever_case(api: Api, email: str) -> None:
+    await api.post("/v1/users", key=None, json=ADA)
+    before = await api.everything()
+    reply = await api.post("/v1/users", key=None, json={**ADA, "email": email})
+    assert_problem(reply, 409, "already_exists", pointers=["#/email"])
+    assert await api.everything() == before
+
+
+async def test_of_simultaneous_registrations_with_one_address_one_succeeds(api: Api) -> None:
+    replies = await asyncio.gather(*[api.post("/v1/users", key=None, json=ADA) for _ in range(10)])
+    assert sorted(reply.status_code for reply in replies) == [201] + [409] * 9
+    for reply in replies:
+        if reply.status_code == 409:
+            assert_problem(reply, 409, "already_exists", pointers=["#/email"])
+    assert await api.scalar("SELECT count(*) FROM users") == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("email", "no address"),
+        ("email", "a@b"),
+        ("email", "x" * 250 + "@example.com"),
+        ("email", "a\x00@example.com"),
+        ("email", 1),
+        ("email", None),
+        ("full_name", ""),
+        ("full_name", " \t"),
+        ("full_name", "x" * 201),
+        ("full_name", "a\x00b"),
+        ("password", "too short"),
+        ("password", "x" * 201),
+        ("password", None),
+        ("role", "operator"),
+        ("is_active", True),
+        ("hashed_password", "x"),
+        ("id", 1),
+    ],
+)
+async def test_a_registration_that_makes_no_sense_is_refused(api: Api, field: str, value: Any) -> None:
+    before = await api.everything()
+    reply = await api.post("/v1/users", key=None, json={**ADA, field: value})
+    assert_problem(reply, 422, "invalid_input", pointers=[f"#/{field}"])
+    assert "too short" not in reply.text, "what was sent as a password is not sent back"
+    assert await api.everything() == before
+
+
+async def test_users_change_their_own_name_and_password(api: Api) -> None:
+    user_id = (await api.post("/v1/users", key=None, json=ADA)).json()["id"]
+    signed_in = await api.client.post("/v1/token", data={"username": ADA["email"], "password": ADA["password"]})
+    headers = {"Authorization": f"Bearer {signed_in.json()['access_token']}"}
+
+    reply = await api.patch(
+        "/v1/users/me", version=1, headers=headers, json={"full_name": "Ada L.", "password": "another one!"}
+    )
+
+    assert (reply.status_code, reply.json()["full_name"], reply.headers["etag"]) == (200, "Ada L.", '"2"')
+    assert reply.json()["id"] == user_id
+    old = await api.client.post("/v1/token", data={"username": ADA["email"], "password": ADA["password"]})
+    new = await api.client.post("/v1/token", data={"username": ADA["email"], "password": "another one!"})
+    assert (old.status_code, new.status_code) == (401, 200)
+
+
+async def test_an_edit_needs_the_version_that_was_read(api: Api) -> None:
+    user = await make_user(api.database)
+    operator = await make_operator(api.database)
+    before = await api.everything()
+    for path, by in (("/v1/users/me", user), (f"/v1/users/{user.id}", operator)):
+        missing = await api.patch(path, by=by, version=None, json={"full_name": "X"})
+        assert_problem(missing, 428, "version_required")
+        assert_problem(await api.patch(path, by=by, version=2, json={"full_name": "X"}), 412, "stale_version")
+        for malformed in ("1", '"0"', '"x"', "*", '"1", "2"', '"-1"', '"99999999999"', 'W/"', ""):
+            reply = await api.patch(path, by=by, version=None, headers={"If-Match": malformed}, json={"full_name": "X"})
+            assert_problem(reply, 422, "invalid_input", pointers=None)
+    assert await api.everything() == before
+
+
+async def test_of_simultaneous_edits_of_one_version_one_wins(api: Api) -> None:
+    user = await make_user(api.database)
+    edits = [api.patch("/v1/users/me", by=user, version=1, json={"full_name": f"Name {n}"}) for n in range(8)]
+    replies = await asyncio.gather(*edits)
+    assert sorted(reply.status_code for reply in replies) == [200] + [412] * 7
+    won = next(reply for reply in replies if reply.status_code == 200)
+    assert (await api.get("/v1/users/me", by=user)).json()["full_name"] == won.json()["full_name"]
+
+
+async def test_operators_find_change_delete_and_restore_users(api: Api) -> None:
+    operator = await make_operator(api.database)
+    user = await make_user(api.database, email="bea@example.com", full_name="Bea")
+    path = f"/v1/users/{user.id}"
+
+    found = await api.get("/v1/users?filter=email:like:BEA&sort=-email", by=operator)
+    assert [one["id"] for one in found.json()["data"]] == [user.id]
+    read = await api.get(path, by=operator)
+    assert (read.status_code, read.headers["etag"]) == (200, '"1"')
+    changed = await api.patch(path, by=operator, version=1, json={"role": "operator", "full_name": "Bea B."})
+    assert (changed.json()["role"], changed.json()["full_name"]) == ("operator", "Bea B.")
+
+    assert (await api.delete(path, by=operator)).status_code == 204
+    assert_problem(await api.get(path, by=operator), 404, "not_found")
+    assert_problem(await api.delete(path, by=operator), 404, "not_found")
+    assert_problem(await api.patch(path, by=operator, version=2, json={}), 404, "not_found")
+    assert (await api.get("/v1/users?filter=email:like:bea", by=operator)).json()["data"] == []
+    again = await api.post("/v1/users", key=None, json={**ADA, "email": "bea@example.com"})
+    assert_problem(again, 409, "already_exists", pointers=["#/email"])
+
+    restored = await api.post(f"{path}/restore", by=operator)
+    assert (restored.status_code, restored.json()["full_name"]) == (200, "Bea B.")
+    assert_problem(await api.post(f"{path}/restore", by=operator), 404, "not_found")
+
+
+async def test_what_a_deleted_user_offered_is_off_sale(api: Api) -> None:
+    buyer, seller, product = await api.shop()
+    await api.delete("/v1/users/me", by=seller)
+    items = {"items": [{"product_id": product.id, "quantity": 1}]}
+    refused = await api.post("/v1/orders", by=buyer, json=items)
+    assert_problem(refused, 422, "invalid_input", pointers=["#/items/0/product_id"])
+
+
+async def test_operators_cannot_lock_themselves_out(api: Api) -> None:
+    operator = await make_operator(api.database)
+    path = f"/v1/users/{operator.id}"
+    for changes in ({"is_active": False}, {"role": "customer"}):
+        assert_problem(await api.patch(path, by=operator, version=1, json=changes), 422, "invalid_input")
+    assert_problem(await api.delete(path, by=operator), 422, "invalid_input")
+    assert (await api.get("/v1/users/me", by=operator)).status_code == 200
+
+
+async def test_unknown_users_are_not_found(api: Api) -> None:
+    operator = await make_operator(api.database)
+    path = f"/v1/users/{2**62}"
+    assert_problem(await api.get(path, by=operator), 404, "not_found")
+    assert_problem(await api.patch(path, by=operator, version=1, json={}), 404, "not_found")
+    assert_problem(await api.delete(path, by=operator), 404, "not_found")
+    assert_problem(await api.post(f"{path}/restore", by=operator), 404, "not_found")
+
+
+async def test_a_deleted_users_orders_and_credits_stay_on_the_books(api: Api) -> None:
+    buyer, seller, _ = await api.shop()
+    product = await make_product(api.database, seller=seller)
+    placed = await api.place(buyer, (product, 1))
+    assert (await api.delete("/v1/users/me", by=buyer)).status_code == 204
+    await api.process()
+    assert await api.status_of(placed["id"]) == "confirmed"
+    await api.assert_books_balance()

@@ -1,0 +1,142 @@
+"""Engines, sessions, the connection budget, and the wiring of events."""
+
+import inspect
+import logging
+from collections.abc import Iterator
+
+import pytest
+from fastapi import FastAPI
+from sqlalchemy import text
+from sqlmodel import select
+
+import services.models  # noqa: F401
+from services.api.app import create_app
+from services.catalog.models import Category
+from services.database import Database, check_pool_budget, make_engine, open_database, sync_session
+from services.outbox.events import Event
+from services.settings import Settings
+from tests.factories import make_category
+from worker.context import open_worker
+from worker.handlers import SUBSCRIPTIONS
+
+OF_PROCESS = text(
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE :name"
+)
+
+
+async def connections(database: Database, name: str) -> int:
+    async with database.engine.connect() as connection:
+        return int((await connection.execute(OF_PROCESS, {"name": name})).scalar_one())
+
+
+async def test_the_applications_connections_are_gone_when_its_lifespan_ends(
+    settings: Settings, database: Database
+) -> None:
+    app: FastAPI = create_app(settings)
+    async with app.router.lifespan_context(app):
+        async with app.state.waybill.database.write() as session:
+            await session.exec(select(1))
+            assert await connections(database, "waybill-api%") == 1
+        assert await connections(database, "waybill-api%") == 1, "the pool keeps it"
+    assert await connections(database, "waybill-api%") == 0
+
+
+async def test_the_workers_connections_are_gone_when_it_ends(settings: Settings, database: Database) -> None:
+    async with open_worker(settings) as worker, worker.database.write() as session:
+        await session.exec(select(1))
+        assert await connections(database, "waybill-worker%") >= 1
+    assert await connections(database, "waybill-worker%") == 0
+
+
+async def test_sessions_are_utc_and_bound_in_idle_time(settings: Settings, database: Database) -> None:
+    async with database.engine.connect() as connection:
+        assert (await connection.execute(text("SHOW timezone"))).scalar_one() == "UTC"
+        shown = (await connection.execute(text("SHOW idle_in_transaction_session_timeout"))).scalar_one()
+    assert shown == "1min"
+    assert settings.database_idle_in_transaction_timeout == 60
+
+
+async def test_without_a_replica_reads_go_to_the_primary(settings: Settings) -> None:
+    async with open_database(settings, "test-one") as one:
+        assert one.read.kw["bind"] is one.write.kw["bind"]
+
+
+async def test_with_a_replica_reads_go_there_and_its_connections_end_too(
+    settings: Settings, database: Database
+) -> None:
+    replicated = settings.model_copy(update={"database_replica_url": settings.database_url})
+    async with open_database(replicated, "two") as two:
+        async with two.read() as session:
+            await session.exec(select(1))
+        assert await connections(database, "waybill-two-read") == 1
+        assert await connections(database, "waybill-two") == 0
+    assert await connections(database, "waybill-two%") == 0
+
+
+async def test_a_pool_budget_that_fits_is_silent(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    engine = make_engine(settings, "budget")
+    try:
+        with caplog.at_level(logging.WARNING):
+            budget = await check_pool_budget(engine, settings)
+    finally:
+        await engine.dispose()
+    assert budget.fits
+    assert caplog.records == []
+
+
+async def test_a_pool_budget_that_does_not_fit_is_warned_of_with_the_numbers(
+    settings: Settings, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    wide = settings.model_copy(
+        update={"database_pool_size": 40, "database_max_overflow": 7, "api_processes": 9, "worker_processes": 4}
+    )
+    async with database.engine.connect() as connection:
+        granted = (
+            await connection.execute(
+                text(
+                    "SELECT current_setting('max_connections')::int"
+                    " - current_setting('superuser_reserved_connections')::int"
+                    " - current_setting('reserved_connections')::int"
+                )
+            )
+        ).scalar_one()
+    with caplog.at_level(logging.WARNING):
+        budget = await check_pool_budget(database.engine, wide)
+    assert (budget.per_process, budget.processes, budget.wanted, budget.available) == (47, 13, 611, granted)
+    assert not budget.fits
+    [record] = caplog.records
+    for number in ("13 processes", "47 connections", "= 611", f"grants {granted}"):
+        assert number in record.getMessage()
+
+
+async def test_the_sync_session_reads_and_rolls_back_unless_committed(settings: Settings, database: Database) -> None:
+    await make_category(database, "Lamps")
+    with sync_session(settings, "script") as session:
+        assert session.exec(select(Category.name)).all() == ["Lamps"]
+        session.add(Category(name="Chairs"))
+        session.flush()
+    with sync_session(settings) as session:
+        assert session.exec(select(Category.name)).all() == ["Lamps"]
+        session.add(Category(name="Tables"))
+        session.commit()
+    with sync_session(settings) as session:
+        assert sorted(session.exec(select(Category.name)).all()) == ["Lamps", "Tables"]
+    assert await connections(database, "waybill-script") == 0
+    assert await connections(database, "waybill-cli") == 0
+
+
+def _events(base: type[Event] = Event) -> Iterator[type[Event]]:
+    for event in base.__subclasses__():
+        if event.__module__.startswith("services."):
+            yield from _events(event)
+            if not inspect.isabstract(event) and hasattr(event, "type"):
+                yield event
+
+
+def test_every_queued_event_has_a_handler_and_every_handler_a_queued_event() -> None:
+    events = list(_events())
+    assert len(events) >= 8
+    assert len({event.type for event in events}) == len(events), "two events have one type"
+    queued = {event.type for event in events if event.queued}
+    subscribed = [subscription.event.type for subscription in SUBSCRIPTIONS]
+    assert sorted(subscribed) == sorted(queued)

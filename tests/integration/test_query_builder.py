@@ -1,0 +1,178 @@
+"""`QueryBuilder`: each operator, and keyset pages that visit every row exactly once."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated, Any
+
+import pytest
+from pydantic import Field
+from sqlalchemy import text
+from sqlmodel import col, select
+
+from services.catalog.models import Category, Product
+from services.catalog.repository import CategoryRepository
+from services.database import Database
+from services.fields import Id, Text
+from services.orders.models import Order
+from services.query import ORDERED, TEXT, Filterable, Operator, QueryBuilder, Rows, Sortable
+from services.unit_of_work import UnitOfWork
+from tests.factories import make_category, make_order, make_product, make_user
+
+EVERYTHING = frozenset(Operator)
+NAME = Filterable(col(Category.name), Text, EVERYTHING)
+KEY = Sortable(col(Category.id), Id)
+
+
+@pytest.fixture
+async def uow(database: Database) -> AsyncIterator[UnitOfWork]:
+    async with UnitOfWork(database.write) as opened:
+        yield opened
+
+
+async def names(uow: UnitOfWork, *filters: str) -> list[str]:
+    query = QueryBuilder[Category](
+        select(Category), filters={"name": NAME}, sorts={"id": KEY}, key=KEY, default_sort="id"
+    )
+    return [row.name for row in (await query.filter(filters).page(uow.session, limit=50, cursor=None)).data]
+
+
+@pytest.mark.parametrize(
+    ("filter_", "found"),
+    [
+        ("name:eq:b", ["b"]),
+        ("name:eq:B", []),
+        ("name:ne:b", ["a", "c", "50% _x_", "50 xxx"]),
+        ("name:gt:b", ["c"]),
+        ("name:gte:b", ["b", "c"]),
+        ("name:lt:b", ["a", "50% _x_", "50 xxx"]),
+        ("name:lte:b", ["a", "b", "50% _x_", "50 xxx"]),
+        ("name:in:a,c,zebra", ["a", "c"]),
+        ("name:like:C", ["c"]),
+        ("name:like:0%", ["50% _x_"]),
+        ("name:like:_X_", ["50% _x_"]),
+        ("name:like:%", ["50% _x_"]),
+        ("name:like:\\", []),
+        ("name:like:", ["a", "b", "c", "50% _x_", "50 xxx"]),
+        ("name:is_null:true", []),
+        ("name:is_null:false", ["a", "b", "c", "50% _x_", "50 xxx"]),
+        ("name:eq:", []),
+        ("name:eq:'; DROP TABLE users; --", []),
+    ],
+)
+async def test_each_operator_compares_as_it_says(
+    database: Database, uow: UnitOfWork, filter_: str, found: list[str]
+) -> None:
+    for name in ("a", "b", "c", "50% _x_", "50 xxx"):
+        await make_category(database, name)
+    assert await names(uow, filter_) == found
+
+
+async def test_is_null_finds_what_is_missing(database: Database, uow: UnitOfWork) -> None:
+    buyer, product = await make_user(database), await make_product(database)
+    without = await make_order(database, buyer=buyer, lines=[(product, 1)])
+    with_one = await make_order(database, buyer=buyer, lines=[(product, 1)], reference="INV:1")
+
+    async def found(*filters: str) -> list[Any]:
+        page = await uow.orders.page(buyer_id=None, seller_id=None, filters=filters, sort=None, limit=9, cursor=None)
+        return [order.id for order in page.data]
+
+    assert await found("reference:is_null:true") == [without.id]
+    assert await found("reference:is_null:false") == [with_one.id]
+    assert await found("reference:eq:INV:1") == [with_one.id], "only the first two colons part the filter"
+
+
+async def test_all_filters_must_hold(database: Database, uow: UnitOfWork) -> None:
+    for name in ("ab", "bc", "ac"):
+        await make_category(database, name)
+    assert await names(uow, "name:like:a", "name:like:c") == ["ac"]
+
+
+def products(uow: UnitOfWork, sort: str, limit: int, cursor: str | None) -> Any:
+    return uow.products.page(search=None, filters=[], sort=sort, limit=limit, cursor=cursor)
+
+
+async def visit(uow: UnitOfWork, sort: str, limit: int) -> list[Product]:
+    rows: list[Product] = []
+    cursor = None
+    while True:
+        page: Rows[Product] = await products(uow, sort, limit, cursor)
+        rows += page.data
+        assert len(rows) <= 100, "the pages go round in circles"
+        assert page.has_more == (page.next_cursor is not None)
+        if page.next_cursor is None:
+            return rows
+        assert len(page.data) == limit
+        cursor = page.next_cursor
+
+
+async def fill(database: Database, prices: Sequence[str]) -> list[int]:
+    seller, category = await make_user(database), await make_category(database)
+    return [
+        (await make_product(database, seller=seller, category=category, price=price, name=f"N{price}")).id
+        for price in prices
+    ]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 11, 50])
+@pytest.mark.parametrize("sort", ["id", "-id", "price", "-price", "name", "-name", "created_at", "-created_at"])
+async def test_pages_visit_every_row_once_in_order_also_where_values_are_equal(
+    database: Database, uow: UnitOfWork, sort: str, limit: int
+) -> None:
+    ids = await fill(database, ["2.00", "1.00", "2.00", "2.00", "1.00", "3.00", "2.00"])
+    async with database.engine.begin() as connection:
+        await connection.execute(
+            text("UPDATE products SET created_at = '2026-01-01 00:00:00.123456+00' WHERE id % 2 = 0")
+        )
+    rows = await visit(uow, sort, limit)
+    assert sorted(row.id for row in rows) == sorted(ids)
+    name = sort.removeprefix("-")
+    expected = sorted(rows, key=lambda row: (getattr(row, name), row.id), reverse=sort.startswith("-"))
+    assert [row.id for row in rows] == [row.id for row in expected]
+
+
+@pytest.mark.parametrize("sort", ["price", "-price"])
+async def test_rows_that_come_meanwhile_neither_repeat_nor_hide_others(
+    database: Database, uow: UnitOfWork, sort: str
+) -> None:
+    ids = await fill(database, ["2.00"] * 4 + ["3.00"] * 2)
+    seen: list[int] = []
+    cursor = None
+    for turn in range(20):
+        page = await products(uow, sort, 2, cursor)
+        seen += [row.id for row in page.data]
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+        if turn < 3:
+            # One before, one among and one after the place where the reader stands.
+            await fill(database, ["1.00", "2.00", "4.00"])
+    assert len(seen) == len(set(seen))
+    assert set(ids) <= set(seen)
+
+
+async def test_an_empty_list_is_one_empty_page(uow: UnitOfWork) -> None:
+    page = await products(uow, "id", 10, None)
+    assert (page.data, page.has_more, page.next_cursor) == ([], False, None)
+
+
+async def test_pages_of_uuid_keys_go_on_where_they_stopped(database: Database, uow: UnitOfWork) -> None:
+    buyer, product = await make_user(database), await make_product(database)
+    made = [(await make_order(database, buyer=buyer, lines=[(product, 1)])).id for _ in range(5)]
+    seen: list[Any] = []
+    cursor = None
+    while True:
+        page: Rows[Order] = await uow.orders.page(
+            buyer_id=buyer.id, seller_id=None, filters=[], sort="total", limit=2, cursor=cursor
+        )
+        seen += [order.id for order in page.data]
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+        assert len(seen) <= 10, "the pages go round in circles"
+    assert seen == sorted(made)
+
+
+def test_only_listed_operators_are_on_offer() -> None:
+    number = Filterable(col(Category.id), Annotated[int, Field(ge=1)], ORDERED)
+    assert Operator.like not in number.operators
+    assert Operator.gt not in TEXT
+    assert CategoryRepository.model is Category

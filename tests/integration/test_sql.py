@@ -1,0 +1,99 @@
+"""The plain SQL of the repositories fits the tables, and the indexes answer what they were made for."""
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+
+import asyncpg
+from sqlalchemy import text
+
+import services
+from services.database import Database
+from services.sql import Statement
+from services.unit_of_work import UnitOfWork
+from tests.factories import count_statements, make_category, make_product, make_user
+
+
+def statements() -> Iterator[tuple[str, Statement]]:
+    """Every statement of every repository, by its name."""
+    for module in pkgutil.walk_packages(services.__path__, "services."):
+        if module.name.endswith(".repository"):
+            for name, value in vars(importlib.import_module(module.name)).items():
+                if isinstance(value, Statement):
+                    yield f"{module.name}.{name}", value
+
+
+STATEMENTS = dict(statements())
+
+
+def test_the_statements_are_found() -> None:
+    modules = {name.split(".")[1] for name in STATEMENTS}
+    assert modules >= {"catalog", "orders", "credits", "outbox", "idempotency", "operations"}
+    assert len(STATEMENTS) >= 25
+
+
+async def test_every_statement_names_tables_columns_and_types_that_exist(database: Database) -> None:
+    """PostgreSQL parses and plans each against the migrated tables, and can infer the type of every parameter."""
+    url = database.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    connection = await asyncpg.connect(url)
+    try:
+        for name, statement in STATEMENTS.items():
+            try:
+                prepared = await connection.prepare(statement.sql)
+            except asyncpg.PostgresError as error:
+                raise AssertionError(f"{name}: {error}") from error
+            assert len(prepared.get_parameters()) == len(statement.parameters), name
+    finally:
+        await connection.close()
+
+
+async def plan(database: Database, sent: str, parameters: tuple[object, ...], *dear: str) -> str:
+    """How PostgreSQL would run a statement that SQLAlchemy sent, where some ways of it are dear."""
+    async with database.engine.connect() as connection:
+        for way in ("enable_seqscan", *dear):
+            await connection.execute(text(f"SET LOCAL {way} = off"))
+        rows = await connection.exec_driver_sql(f"EXPLAIN {sent}", parameters)
+        return "\n".join(row[0] for row in rows)
+
+
+async def _fill(database: Database, number: int) -> int:
+    """Products in ten categories; the id of one of them."""
+    seller = await make_user(database)
+    categories = [(await make_category(database)).id for _ in range(10)]
+    async with database.engine.begin() as connection:
+        await connection.execute(
+            text(
+                "INSERT INTO products (seller_id, category_id, sku, name, price)"
+                " SELECT :seller, (CAST(:categories AS bigint[]))[1 + n % 10], 'S' || n, md5(n::text), 1 + n % 100"
+                " FROM generate_series(1, :number) AS n"
+            ),
+            {"seller": seller.id, "categories": categories, "number": number},
+        )
+        await connection.execute(text("INSERT INTO inventory (product_id, on_hand) SELECT id, 1 FROM products"))
+    async with database.engine.connect() as connection:
+        autocommit = await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await autocommit.execute(text("VACUUM ANALYZE products"))
+    return categories[0]
+
+
+async def test_a_search_by_similar_words_is_answered_by_the_trigram_index(database: Database) -> None:
+    await _fill(database, 2000)
+    wanted = await make_product(database, name="Brass lantern")
+    async with UnitOfWork(database.write) as uow:
+        with count_statements(database.engine) as sent:
+            page = await uow.products.page(search="lanten", filters=[], sort=None, limit=10, cursor=None)
+    assert [product.id for product in page.data] == [wanted.id]
+    [statement] = sent.statements
+    assert "ix_products_name_trgm" in await plan(database, statement, ("lanten", 11), "enable_indexscan")
+
+
+async def test_a_filter_by_category_and_price_is_answered_by_the_composite_index(database: Database) -> None:
+    category_id = await _fill(database, 2000)
+    filters = [f"category_id:eq:{category_id}", "price:gte:50", "price:lt:60"]
+    async with UnitOfWork(database.write) as uow:
+        with count_statements(database.engine) as sent:
+            page = await uow.products.page(search=None, filters=filters, sort="price", limit=10, cursor=None)
+    assert len(page.data) == 10
+    [statement] = sent.statements
+    described = await plan(database, statement, (category_id, 50, 60, 11), "enable_sort")
+    assert "ix_products_category_id_price" in described, described

@@ -1,0 +1,100 @@
+"""Passwords are hashed with argon2id, off the event loop."""
+
+import asyncio
+import threading
+from time import perf_counter
+
+import pytest
+
+from services.settings import Environment, Settings
+from services.users.passwords import Passwords
+
+
+def cheap(**more: int) -> Settings:
+    given = {"argon2_memory_kib": 8, "argon2_time_cost": 1, "argon2_parallelism": 1, **more}
+    return Settings(_env_file=None, environment=Environment.development, **given)  # type: ignore[arg-type]
+
+
+async def test_the_right_password_matches_and_no_other() -> None:
+    passwords = Passwords(cheap())
+    hashed = await passwords.hash("correct horse")
+    assert await passwords.matches(hashed, "correct horse")
+    for wrong in ("", "correct hors", "Correct horse", "correct horse ", "correct horse\x00"):
+        assert not await passwords.matches(hashed, wrong)
+
+
+async def test_a_hash_is_argon2id_salted_and_does_not_hold_the_password() -> None:
+    passwords = Passwords(cheap())
+    first, second = await passwords.hash("correct horse"), await passwords.hash("correct horse")
+    assert first.startswith("$argon2id$")
+    assert first != second
+    assert "horse" not in first
+    assert len(first) <= 255
+
+
+@pytest.mark.parametrize("hashed", ["", "!", "plain text", "$argon2id$broken", "$2b$12$abcdefghijklmnopqrstuv"])
+async def test_what_is_no_hash_matches_nothing(hashed: str) -> None:
+    assert not await Passwords(cheap()).matches(hashed, "anything")
+
+
+async def test_nobody_has_no_password_not_even_the_one_compared_with() -> None:
+    passwords = Passwords(cheap())
+    assert not await passwords.matches(None, "anything")
+    assert not await passwords.matches(None, "nobody's password")
+
+
+async def test_an_unknown_user_takes_as_long_as_a_wrong_password() -> None:
+    passwords = Passwords(cheap(argon2_memory_kib=19_456, argon2_time_cost=2))
+    hashed = await passwords.hash("correct horse")
+
+    async def seconds(known: str | None) -> float:
+        times = []
+        for _ in range(5):
+            started = perf_counter()
+            await passwords.matches(known, "wrong")
+            times.append(perf_counter() - started)
+        return min(times)
+
+    known, unknown = await seconds(hashed), await seconds(None)
+    assert unknown > known / 3
+
+
+class SlowHasher:
+    """Stands in for argon2, and tells how many hash at once."""
+
+    def __init__(self) -> None:
+        self.threads: set[int] = set()
+        self.most = 0
+        self._running = 0
+        self._lock = threading.Lock()
+
+    def hash(self, password: str) -> str:
+        with self._lock:
+            self.threads.add(threading.get_ident())
+            self._running += 1
+            self.most = max(self.most, self._running)
+        threading.Event().wait(0.05)
+        with self._lock:
+            self._running -= 1
+        return password
+
+
+async def test_hashing_leaves_the_event_loop_to_others_and_is_bounded() -> None:
+    passwords = Passwords(cheap(), concurrent=2)
+    hasher = SlowHasher()
+    passwords._hasher = hasher  # type: ignore[assignment]
+    hashing = asyncio.gather(*[passwords.hash(str(number)) for number in range(6)])
+    ticks = 0
+    while not hashing.done():
+        await asyncio.sleep(0.005)
+        ticks += 1
+    assert await hashing == [str(number) for number in range(6)]
+    assert threading.get_ident() not in hasher.threads
+    assert hasher.most == 2
+    assert ticks >= 5
+
+
+async def test_a_hash_of_other_parameters_is_outdated() -> None:
+    hashed = await Passwords(cheap()).hash("correct horse")
+    assert not Passwords(cheap()).outdated(hashed)
+    assert Passwords(cheap(argon2_memory_kib=64)).outdated(hashed)

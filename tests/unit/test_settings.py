@@ -1,0 +1,113 @@
+"""Settings refuse what is malformed and, outside development, what is unsafe."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from services.settings import DEVELOPMENT_SECRET, Environment, Settings, get_settings
+
+SECRET = "a" * 32
+
+
+def production(**given: Any) -> Settings:
+    return Settings(_env_file=None, **{"environment": "production", "secret_key": SECRET, **given})
+
+
+def test_production_is_what_runs_unless_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAYBILL_SECRET_KEY", SECRET)
+    assert Settings(_env_file=None).environment is Environment.production
+
+
+@pytest.mark.parametrize(
+    ("unsafe", "named"),
+    [
+        ({"secret_key": DEVELOPMENT_SECRET}, "WAYBILL_SECRET_KEY"),
+        ({"secret_key": "a" * 31}, "WAYBILL_SECRET_KEY"),
+        ({"secret_key": ""}, "WAYBILL_SECRET_KEY"),
+        ({"database_echo": True}, "WAYBILL_DATABASE_ECHO"),
+        ({"argon2_memory_kib": 19_455}, "WAYBILL_ARGON2_"),
+        ({"argon2_time_cost": 1}, "WAYBILL_ARGON2_"),
+    ],
+)
+def test_unsafe_values_are_refused_outside_development_only(unsafe: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValidationError, match=named):
+        production(**unsafe)
+    Settings(_env_file=None, environment="development", **unsafe)
+
+
+def test_safe_values_are_taken() -> None:
+    assert not production().is_development
+
+
+def test_a_refusal_does_not_print_the_secret() -> None:
+    with pytest.raises(ValidationError) as refused:
+        production(secret_key="hunter2-hunter2")
+    assert "hunter2" not in str(refused.value)
+    assert "hunter2" not in repr(production(secret_key="hunter2" * 10))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("environment", "staging"),
+        ("log_level", "debug"),
+        ("log_format", "xml"),
+        ("database_url", "mysql://localhost/waybill"),
+        ("database_url", "not a url"),
+        ("database_url", ""),
+        ("database_replica_url", "sqlite:///x"),
+        ("database_schema", "Robert'); DROP TABLE users"),
+        ("database_schema", ""),
+        ("database_schema", "x" * 64),
+        ("database_pool_size", 0),
+        ("database_max_overflow", -1),
+        ("database_pool_timeout", 0),
+        ("api_processes", 0),
+        ("worker_processes", -1),
+        ("redis_url", "localhost:6379"),
+        ("access_token_ttl", 59),
+        ("max_body_bytes", 1023),
+        ("transaction_attempts", 0),
+        ("outbox_poll_interval", 0),
+        ("outbox_batch_size", 0),
+        ("outbox_batch_size", 5001),
+        ("outbox_max_attempts", 0),
+        ("worker_shutdown_grace", 0),
+        ("database_pool_size", "many"),
+    ],
+)
+def test_a_malformed_value_is_refused_by_its_name(name: str, value: Any) -> None:
+    with pytest.raises(ValidationError) as refused:
+        production(**{name: value})
+    assert [error["loc"] for error in refused.value.errors()] == [(name,)]
+
+
+def test_values_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAYBILL_SECRET_KEY", SECRET)
+    monkeypatch.setenv("WAYBILL_DATABASE_POOL_SIZE", "3")
+    get_settings.cache_clear()
+    try:
+        assert get_settings().database_pool_size == 3
+        assert get_settings() is get_settings()
+    finally:
+        get_settings.cache_clear()
+
+
+def test_settings_cannot_be_changed_after_they_were_read() -> None:
+    with pytest.raises(ValidationError):
+        production().database_pool_size = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg", "postgresql+asyncpg"])
+def test_an_address_is_given_to_each_driver_in_its_own_way(scheme: str) -> None:
+    settings = production(database_url=f"{scheme}://me:p%40ss@db.example:5433/shop")
+    assert settings.async_url().render_as_string(False) == "postgresql+asyncpg://me:p%40ss@db.example:5433/shop"
+    assert settings.sync_url().render_as_string(False) == "postgresql+psycopg://me:p%40ss@db.example:5433/shop"
+    assert settings.replica_url() == settings.async_url()
+
+
+def test_a_replica_has_its_own_address() -> None:
+    settings = production(database_replica_url="postgresql://replica/shop")
+    assert settings.replica_url().host == "replica"
+    assert settings.async_url().host == "localhost"
