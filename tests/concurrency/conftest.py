@@ -1,0 +1,18 @@
+import pytest
+
+from services.database import Database
+from services.settings import Settings
+from tests.concurrency.ticks import make_effects
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """Room for many tasks at once."""
+    return settings.model_copy(update={"database_pool_size": 20, "database_max_overflow": 0})
+
+
+@pytest.fixture
+async def ticking(database: Database) -> Database:
+    """A database in which ticks take effect."""
+    await make_effects(database)
+    return database
