@@ -1,0 +1,164 @@
+"""The baseline of placing orders, a process of its own: plain asyncpg, the same rows, the fewest statements.
+
+Seven statements an order: BEGIN, the products, SAVEPOINT, the hold, RELEASE, all the other rows, COMMIT.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+import random
+import sys
+import time
+from dataclasses import asdict
+from decimal import Decimal
+from typing import Any
+
+import asyncpg
+import uvloop
+
+from benchmarks.load import Seen
+from benchmarks.usage import Meter, peak_rss_mib
+from services.fields import new_id
+
+_PRODUCTS = """
+    SELECT products.id, products.sku, products.name, products.price, products.is_active, accounts.id AS account_id
+    FROM products JOIN accounts ON accounts.user_id = products.seller_id WHERE products.id = ANY($1::bigint[])
+"""
+
+_HOLD = """
+    WITH buyer AS (
+        UPDATE accounts SET held = held + $2 WHERE user_id = $1 AND posted - held >= $2 RETURNING id
+    )
+    INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, order_id)
+    SELECT share.id, buyer.id, share.account_id, share.amount, 'order', 'pending', $3
+    FROM buyer, unnest($4::uuid[], $5::bigint[], $6::numeric[]) AS share(id, account_id, amount)
+"""
+
+_WRITE = """
+    WITH key AS (
+        INSERT INTO idempotency_keys (caller_id, method, path, key, fingerprint, status, headers, body)
+        VALUES ($2, 'POST', '/v1/orders', $3, $4, 201, $5, $6)
+    ), placed AS (
+        INSERT INTO orders (id, buyer_id, status, total, item_count) VALUES ($1, $2, 'pending', $7, $8)
+    ), lines AS (
+        INSERT INTO order_items (order_id, line, product_id, quantity, unit_price)
+        SELECT $1, line, product_id, quantity, unit_price FROM unnest($9::bigint[], $10::integer[], $11::numeric[])
+            WITH ORDINALITY AS line(product_id, quantity, unit_price, line)
+    ), moved AS (
+        INSERT INTO order_transitions (order_id, to_status) VALUES ($1, 'pending')
+    ), logged AS (
+        INSERT INTO events (id, type, version, aggregate, payload, request_id)
+        VALUES ($12, 'order.placed', 1, $13, $14, $15)
+    )
+    INSERT INTO outbox (event_id, aggregate, type) VALUES ($12, $13, 'order.placed')
+"""
+
+
+async def place(connection: Any, order: dict[str, Any]) -> None:
+    """One order, in one transaction."""
+    buyer_id, body = order["buyer_id"], order["body"].encode()
+    wanted = json.loads(body)["items"]
+    order_id, event_id = new_id(), new_id()
+    await connection.execute("BEGIN")
+    products = {row["id"]: row for row in await connection.fetch(_PRODUCTS, [item["product_id"] for item in wanted])}
+    shares: dict[int, Decimal] = {}
+    items = []
+    for line, item in enumerate(wanted, start=1):
+        product = products[item["product_id"]]
+        price = product["price"] * item["quantity"]
+        shares[product["account_id"]] = shares.get(product["account_id"], Decimal(0)) + price
+        items.append(
+            {
+                "line": line,
+                "product_id": product["id"],
+                "quantity": item["quantity"],
+                "unit_price": str(product["price"]),
+                "line_total": str(price),
+                "product": {"id": product["id"], "sku": product["sku"], "name": product["name"]},
+            }
+        )
+    total = sum(shares.values(), Decimal(0))
+    await connection.execute("SAVEPOINT hold")
+    ids = [new_id() for _ in shares]
+    held = await connection.execute(_HOLD, buyer_id, total, order_id, ids, list(shares), list(shares.values()))
+    assert held != "INSERT 0 0"
+    await connection.execute("RELEASE hold")
+    reply = {
+        "id": str(order_id),
+        "reference": None,
+        "status": "pending",
+        "total": str(total),
+        "item_count": len(items),
+        "version": 1,
+        "buyer": {"id": buyer_id, "full_name": f"User {buyer_id}"},
+        "items": items,
+    }
+    headers = {"content-type": "application/json", "location": f"/v1/orders/{order_id}", "etag": '"1"'}
+    await connection.execute(
+        _WRITE,
+        order_id,
+        buyer_id,
+        str(event_id),
+        hashlib.sha256(body).digest(),
+        json.dumps(headers),
+        json.dumps(reply).encode(),
+        total,
+        len(items),
+        [item["product_id"] for item in wanted],
+        [item["quantity"] for item in wanted],
+        [products[item["product_id"]]["price"] for item in wanted],
+        event_id,
+        f"order/{order_id}",
+        json.dumps({"order_id": str(order_id), "buyer_id": buyer_id, "total": str(total)}),
+        str(event_id),
+    )
+    await connection.execute("COMMIT")
+
+
+async def run(job: dict[str, Any]) -> Seen:
+    orders = job["orders"]
+    seen = Seen()
+    stopped = measuring = False
+    random.shuffle(orders)
+
+    async def client(number: int) -> None:
+        connection = await asyncpg.connect(job["database_url"], server_settings={"jit": "off"})
+        taken = number
+        while not stopped:
+            started = time.perf_counter()
+            await place(connection, orders[taken % len(orders)])
+            taken += job["clients"]
+            if measuring:
+                seen.replies += 1
+                seen.latencies.append(time.perf_counter() - started)
+        await connection.close()
+
+    clients = [asyncio.create_task(client(number)) for number in range(job["clients"])]
+    await asyncio.sleep(job["warmup"])
+    meter = Meter(os.getpid(), job["postgres_pid"])
+    meter.start()
+    measuring = True
+    await asyncio.sleep(job["seconds"])
+    measuring = False
+    meter.stop()
+    stopped = True
+    await asyncio.gather(*clients)
+    seen.seconds, seen.cpu, seen.postgres_cpu, seen.machine_cpu = (
+        meter.seconds,
+        meter.cpu,
+        meter.postgres_cpu,
+        meter.machine_cpu,
+    )
+    seen.peak_rss_mib = peak_rss_mib(os.getpid())
+    return seen
+
+
+def main() -> None:
+    job = json.load(sys.stdin)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        print(json.dumps(asdict(runner.run(run(job)))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""One row a run, a table with ratios against the first, or JSON."""
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_HEADINGS = (
+    "orders/s",
+    "ratio",
+    "CPU ms",
+    "ratio",
+    "PostgreSQL CPU ms",
+    "p50 ms",
+    "p99 ms",
+    "peak RSS MiB",
+    "others' CPUs",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One run. Times are milliseconds; `p50` and `p99` are of one order or one batch, as the benchmark says."""
+
+    name: str
+    orders: int
+    seconds: float
+    cpu_ms: float
+    postgres_cpu_ms: float
+    others_cpu: float
+    """CPUs that everybody else on the machine kept busy meanwhile."""
+    p50_ms: float
+    p99_ms: float
+    peak_rss_mib: float
+
+    @property
+    def rate(self) -> float:
+        return self.orders / self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is to be reached, and whether it was."""
+
+    text: str
+    reached: bool
+
+
+def percentile(sorted_values: Sequence[float], share: float) -> float:
+    """The value that `share` (0 to 1) of the sorted values do not exceed."""
+    return sorted_values[min(len(sorted_values) - 1, int(share * len(sorted_values)))]
+
+
+def report(
+    title: str, runs: Sequence[Measured], targets: Sequence[Target], notes: Sequence[str], *, as_json: bool
+) -> None:
+    """Print the runs; the first is the baseline of the ratios."""
+    baseline = runs[0]
+    if as_json:
+        print(json.dumps(_document(title, runs, targets, notes), indent=2))
+        return
+    table = Table(
+        "",
+        "orders/s",
+        "ratio",
+        "CPU ms",
+        "ratio",
+        "PostgreSQL CPU ms",
+        "p50 ms",
+        "p99 ms",
+        "peak RSS MiB",
+        "others' CPUs",
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for run in runs:
+        table.add_row(
+            run.name,
+            f"{run.rate:,.0f}",
+            f"{run.rate / baseline.rate:.2f}",
+            f"{run.cpu_ms:.3f}",
+            f"{run.cpu_ms / baseline.cpu_ms:.2f}",
+            f"{run.postgres_cpu_ms:.3f}",
+            f"{run.p50_ms:.1f}",
+            f"{run.p99_ms:.1f}",
+            f"{run.peak_rss_mib:.0f}",
+            f"{run.others_cpu:.1f}",
+        )
+    # As wide as it needs to be, also where the output goes to a file.
+    console = Console(width=140, highlight=False)
+    console.print(title, style="bold")
+    console.print(table)
+    for note in notes:
+        console.print(note, soft_wrap=True)
+    for target in targets:
+        console.print(f"{'reached' if target.reached else 'MISSED'}: {target.text}", soft_wrap=True)
+
+
+def _document(title: str, runs: Sequence[Measured], targets: Sequence[Target], notes: Sequence[str]) -> dict[str, Any]:
+    baseline = runs[0]
+    return {
+        "title": title,
+        "machine": {"cpus": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()},
+        "runs": [{**asdict(run), "orders_per_second": run.rate, "ratio": run.rate / baseline.rate} for run in runs],
+        "targets": [asdict(target) for target in targets],
+        "notes": list(notes),
+    }

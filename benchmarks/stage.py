@@ -1,0 +1,172 @@
+"""Where a benchmark runs: servers of its own in a temporary folder, migrated databases, product processes."""
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from alembic import command
+from psycopg import sql
+from redis import Redis
+
+from migrations.config import alembic_config
+from services.database import open_database
+from services.embedded import EmbeddedPostgres, EmbeddedRedis, child
+from services.embedded.ports import LOOPBACK, any_free_port
+from services.operations import service as operations
+from services.operations.schemas import Books
+from services.settings import Environment, LogFormat, Settings
+from services.unit_of_work import UnitOfWork
+
+START_SECONDS = 60.0
+# Durable as in production; a checkpoint in the middle of ten seconds would measure the disk and not the product.
+_POSTGRES_SETTINGS = {"shared_buffers": "512MB", "max_wal_size": "8GB", "checkpoint_timeout": "30min"}
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """PostgreSQL (fsync and synchronous_commit on) and Redis, running."""
+
+    folder: Path
+    postgres: EmbeddedPostgres
+    redis: EmbeddedRedis
+    secret: str
+
+    @property
+    def postgres_pid(self) -> int:
+        assert self.postgres.process is not None
+        return self.postgres.process.pid
+
+    def settings(self, database: str, **more: Any) -> Settings:
+        """The settings that the product's processes run with: production's, with the benchmark's servers."""
+        return Settings(
+            _env_file=None,
+            environment=Environment.production,
+            log_format=LogFormat.json,
+            database_url=self.postgres.url(database),
+            redis_url=self.redis.url(),
+            secret_key=self.secret,
+            **more,
+        )
+
+    def migrate(self, database: str) -> None:
+        """A new database at the newest revision."""
+        self.postgres.create_database(database)
+        command.upgrade(alembic_config(self.postgres.url(database)), "head")
+
+    def clone(self, source: str, database: str) -> None:
+        """A copy of a database that nobody is connected to, and a checkpoint, so that nobody pays for it later."""
+        with psycopg.connect(self.postgres.url(), autocommit=True) as connection:
+            statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
+            connection.execute(statement.format(sql.Identifier(database), sql.Identifier(source)))
+            connection.execute("CHECKPOINT")
+
+    @contextmanager
+    def process(self, name: str, arguments: list[str], settings: Settings) -> Iterator["subprocess.Popen[bytes]"]:
+        """One process of the product, stopped by its id on exit; its output goes to `NAME.log`."""
+        started = child.spawn(
+            [sys.executable, "-P", *arguments],
+            cwd=self.folder,
+            log=self.folder / f"{name}.log",
+            death_signal=signal.SIGTERM,
+            environment=_environment(settings),
+        )
+        try:
+            yield started
+        finally:
+            child.stop(started, (signal.SIGTERM, 15.0))
+
+    def log(self, name: str) -> str:
+        return child.tail(self.folder / f"{name}.log")
+
+
+@contextmanager
+def open_stage() -> Iterator[Stage]:
+    """Start the servers in a temporary folder; stop them and remove it on exit."""
+    with tempfile.TemporaryDirectory(prefix="waybill-benchmark-") as name:
+        folder = Path(name)
+        postgres = EmbeddedPostgres(folder / "postgres", settings=_POSTGRES_SETTINGS, durable=True)
+        with postgres, EmbeddedRedis(folder / "redis", durable=True) as redis:
+            yield Stage(folder, postgres, redis, secrets.token_urlsafe(48))
+
+
+@contextmanager
+def running_api(stage: Stage, settings: Settings) -> Iterator[tuple[int, int]]:
+    """One API process that answers; yields its process id and its port."""
+    port = any_free_port()
+    arguments = ["-m", "services.cli", "api", "--port", str(port)]
+    with stage.process("api", arguments, settings) as process:
+        deadline = time.monotonic() + START_SECONDS
+        while not _answers(f"http://{LOOPBACK}:{port}/readyz"):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the API did not start:\n{stage.log('api')}")
+            time.sleep(0.05)
+        yield process.pid, port
+
+
+@contextmanager
+def running_worker(stage: Stage, settings: Settings) -> Iterator[int]:
+    """One worker process that is connected and idle; yields its process id."""
+    with stage.process("worker", ["-m", "worker"], settings) as process:
+        deadline = time.monotonic() + START_SECONDS
+        with Redis.from_url(settings.redis_url) as redis:
+            # Its listener waits on the doorbell once the first look at the outbox is over.
+            while not any(entry["cmd"] == "blpop" for entry in redis.client_list()):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"the worker did not start:\n{stage.log('worker')}")
+                time.sleep(0.05)
+        # The jobs that ARQ runs at start-up take a moment.
+        time.sleep(1)
+        yield process.pid
+
+
+def run_beside(module: str, job: Mapping[str, Any]) -> dict[str, Any]:
+    """Run `python -m MODULE` with `job` as JSON on its standard input; what it prints is the result."""
+    finished = subprocess.run(
+        [sys.executable, "-m", module],
+        cwd=Path(__file__).parent.parent,
+        input=json.dumps(job).encode(),
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    result: dict[str, Any] = json.loads(finished.stdout)
+    return result
+
+
+def check_books(stage: Stage, database: str) -> None:
+    """End the benchmark where the books do not balance: the figures mean nothing then."""
+
+    async def count() -> Books:
+        async with open_database(stage.settings(database), "benchmark") as opened, UnitOfWork(opened.read) as uow:
+            return await operations.books(uow)
+
+    books = asyncio.run(count())
+    if not books.balanced:
+        sys.exit(f"the books of {database} do not balance: {books}")
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WAYBILL_")}
+    values = settings.model_dump(mode="json", exclude_unset=True)
+    values["secret_key"] = settings.secret_key.get_secret_value()
+    return kept | {f"WAYBILL_{name.upper()}": str(value) for name, value in values.items()}
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as reply:
+            return bool(reply.status == 200)
+    except OSError:
+        return False
