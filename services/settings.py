@@ -6,6 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from redis.asyncio.connection import parse_url
 from sqlalchemy.engine import URL, make_url
 
 DEVELOPMENT_SECRET = "waybill-development-secret-do-not-deploy"
@@ -86,8 +87,10 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _is_redis(cls, value: str) -> str:
-        if not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("expected redis://[:PASSWORD@]HOST:PORT/DB, rediss:// or unix://")
+        try:
+            parse_url(value)
+        except ValueError as error:
+            raise ValueError("expected redis://[:PASSWORD@]HOST:PORT/DB, rediss:// or unix://") from error
         return value
 
     @model_validator(mode="after")
@@ -114,9 +117,9 @@ class Settings(BaseSettings):
         """The primary's address for asyncpg."""
         return _with_driver(self.database_url, "asyncpg")
 
-    def replica_url(self) -> URL:
-        """The read replica's address for asyncpg; the primary's where none is set."""
-        return _with_driver(self.database_replica_url or self.database_url, "asyncpg")
+    def replica_url(self) -> URL | None:
+        """The read replica's address for asyncpg, if there is one."""
+        return _with_driver(self.database_replica_url, "asyncpg") if self.database_replica_url else None
 
     def sync_url(self) -> URL:
         """The primary's address for psycopg, for scripts and the command line."""

@@ -1,25 +1,44 @@
 """`python -m worker`: one worker process."""
 
 import asyncio
+import logging
+import sys
 
 import uvloop
 from arq.worker import get_kwargs
+from pydantic import ValidationError
 
 from services.logs import configure_logging
 from services.settings import get_settings
-from worker.runner import ReconnectingWorker
-from worker.settings import WorkerSettings
+from worker.runner import DatabaseAway, ReconnectingWorker
+
+logger = logging.getLogger("worker")
 
 
-async def serve() -> None:
-    await ReconnectingWorker(**get_kwargs(WorkerSettings)).serve()  # type: ignore[arg-type]
+async def serve(settings_class: type) -> None:
+    await ReconnectingWorker(**get_kwargs(settings_class)).serve()  # type: ignore[arg-type]
 
 
 def main() -> None:
-    """Run until SIGTERM or SIGINT."""
-    configure_logging(get_settings(), "worker")
+    """Run until SIGTERM or SIGINT. Exit code 1: the database does not take us; 2: the settings are not valid."""
+    try:
+        configure_logging(get_settings(), "worker")
+    except ValidationError as error:
+        # Imported here: it brings the command line along, which a worker does without.
+        from services.cli.console import explain
+
+        sys.stderr.write(f"worker: {explain(error)}\n")
+        sys.exit(2)
+    # Imported here: it reads the settings, too.
+    from worker.settings import WorkerSettings
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve())
+        try:
+            runner.run(serve(WorkerSettings))
+        except DatabaseAway as error:
+            # One line: whoever supervises us starts us again.
+            logger.error("%s", error)
+            sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,34 @@
 import asyncio
 import logging
 from contextlib import suppress
+from dataclasses import fields
+from typing import Any
 
-from arq.connections import create_pool
+from arq.connections import RedisSettings, create_pool
 from arq.worker import Worker
+from redis.asyncio.connection import SSLConnection, parse_url
 from redis.exceptions import RedisError
 
 logger = logging.getLogger(__name__)
 
 _LONGEST_WAIT = 5.0
 """Seconds between two tries to reach Redis at most."""
+
+
+class DatabaseAway(Exception):
+    """The worker cannot start: the database does not take it."""
+
+
+def read_redis_url(url: str) -> RedisSettings:
+    """ARQ's settings for the Redis at `url`, read as the worker's own client reads it.
+
+    ARQ's `from_dsn` takes a quoted password as it stands. Options of the URL that ARQ does not know are left out.
+    """
+    given: dict[str, Any] = dict(parse_url(url))
+    names = {"db": "database", "path": "unix_socket_path", "socket_connect_timeout": "conn_timeout"}
+    known = {field.name for field in fields(RedisSettings)}
+    chosen = {names.get(name, name): value for name, value in given.items() if names.get(name, name) in known}
+    return RedisSettings(**chosen, ssl=given.get("connection_class") is SSLConnection)
 
 
 class ReconnectingWorker(Worker):

@@ -9,13 +9,14 @@ from contextlib import AsyncExitStack
 from typing import Any, ClassVar
 
 from arq import cron
-from arq.connections import RedisSettings
 from arq.cron import CronJob
+from sqlalchemy.exc import DBAPIError
 
 from services.settings import get_settings
 from worker.context import open_worker
 from worker.jobs.reports import report_backlog
 from worker.jobs.retention import ensure_event_partitions, prune_idempotency_keys
+from worker.runner import DatabaseAway, read_redis_url
 
 QUEUE = "waybill:jobs"
 
@@ -34,9 +35,17 @@ def deserialize(raw: bytes) -> dict[str, Any]:
 
 
 async def startup(ctx: dict[str, Any]) -> None:
+    """Raises `DatabaseAway`."""
     stack = AsyncExitStack()
     ctx["stack"] = stack
-    ctx["worker"] = await stack.enter_async_context(open_worker(get_settings()))
+    settings = get_settings()
+    try:
+        ctx["worker"] = await stack.enter_async_context(open_worker(settings))
+    except (OSError, DBAPIError) as error:
+        address = settings.async_url().render_as_string(hide_password=True)
+        reason = error.orig if isinstance(error, DBAPIError) else error
+        # What is raised where nobody answers in time has no text.
+        raise DatabaseAway(f"the database {address} does not take us: {str(reason) or repr(reason)}") from error
 
 
 async def shutdown(ctx: dict[str, Any]) -> None:
@@ -49,7 +58,7 @@ class WorkerSettings:
     """Read by ARQ."""
 
     queue_name = QUEUE
-    redis_settings = RedisSettings.from_dsn(get_settings().redis_url)
+    redis_settings = read_redis_url(get_settings().redis_url)
     functions: ClassVar = [ensure_event_partitions, prune_idempotency_keys, report_backlog]
     cron_jobs: ClassVar[list[CronJob]] = [
         cron(ensure_event_partitions, hour=0, minute=10, second=0, run_at_startup=True),

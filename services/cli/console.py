@@ -26,15 +26,20 @@ def say(message: str = "") -> None:
         sys.stdout = sys.stderr = open("/dev/null", "w")  # noqa: SIM115 (open until the process ends)
 
 
+def explain(error: ValidationError) -> str:
+    """What is not valid, a line for each fault, without the values given."""
+    faults = (f"  {'.'.join(map(str, fault['loc'])) or error.title}: {fault['msg']}" for fault in error.errors())
+    subject = "the settings are" if error.title == "Settings" else "this is"
+    return "\n".join((f"{subject} not valid:", *faults))
+
+
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """Turn the errors that a person can do something about into a message and exit code 1."""
     try:
         yield
     except ValidationError as error:
-        faults = (f"  {'.'.join(map(str, fault['loc'])) or error.title}: {fault['msg']}" for fault in error.errors())
-        subject = "the settings are" if error.title == "Settings" else "this is"
-        _fail("\n".join((f"{subject} not valid:", *faults)))
+        _fail(explain(error))
     except (CommandError, EmbeddedServerError) as error:
         _fail(str(error))
 

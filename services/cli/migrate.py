@@ -8,9 +8,10 @@ from sqlalchemy.exc import DBAPIError
 
 from services.cli.console import CommandError, plain_errors, say
 from services.database import sync_session
-from services.settings import Settings, get_settings
+from services.settings import Environment, Settings
 
 OLDEST_SERVER = 150_000
+_LOCK_NOT_AVAILABLE = "55P03"
 
 
 def migrate(
@@ -20,7 +21,8 @@ def migrate(
 ) -> None:
     """Bring the database to the newest schema. Several may run at once: they wait for each other."""
     with plain_errors():
-        check_database(get_settings())
+        # As in migrations/env.py: a release step needs the database's address, not the secrets of the services.
+        check_database(Settings(environment=Environment.development))
         upgrade_to_head(schema)
     say("The database is at the newest revision.")
 
@@ -38,7 +40,10 @@ def check_database(settings: Settings) -> None:
 
 
 def upgrade_to_head(schema: str | None = None) -> None:
-    """Run the migrations with the settings of this process. Raises `CommandError` where Alembic refuses."""
+    """Run the migrations with the settings of this process.
+
+    Raises `CommandError` where Alembic refuses, or somebody else holds a table for longer than a step waits.
+    """
     # Imported here: it takes a while, and most commands migrate nothing.
     from alembic import command
     from alembic.util import CommandError as AlembicError
@@ -49,3 +54,10 @@ def upgrade_to_head(schema: str | None = None) -> None:
         command.upgrade(alembic_config(schema=schema), "head")
     except AlembicError as error:
         raise CommandError(str(error)) from error
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+            raise
+        raise CommandError(
+            f"a table was in use for too long, and the migration gave way to it ({error.orig}). "
+            "Steps done so far are kept; try again with `waybill migrate`"
+        ) from error

@@ -4,12 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 
-from sqlalchemy import func
-from sqlmodel import col, select
-
 import services.models  # noqa: F401  (relationships are resolved by name: every model must be known)
 from services.catalog import service as catalog
-from services.catalog.models import Category, Product
 from services.catalog.schemas import CategoryCreate, ProductCreate
 from services.cli.facts import Credentials, Facts
 from services.cli.users import new_password
@@ -107,8 +103,7 @@ class _People:
 
 
 async def _find_or_make_products(uow: UnitOfWork, seller: User) -> list[int]:
-    statement = select(Product).where(col(Product.seller_id) == seller.id)
-    ids = {product.sku: product.id for product in await uow.session.exec(statement)}
+    ids = await uow.products.ids_by_sku(seller.id)
     missing = [offer for offer in _OFFERS if offer.sku not in ids]
     if missing:
         category_id = await _find_or_make_category(uow)
@@ -127,8 +122,7 @@ async def _find_or_make_products(uow: UnitOfWork, seller: User) -> list[int]:
 
 
 async def _find_or_make_category(uow: UnitOfWork) -> int:
-    statement = select(col(Category.id)).where(func.lower(col(Category.name)) == _CATEGORY.lower())
-    found = (await uow.session.exec(statement)).one_or_none()
+    found = await uow.categories.by_name(_CATEGORY)
     if found is None:
-        found = (await catalog.create_category(uow, CategoryCreate(name=_CATEGORY))).id
-    return found
+        found = await catalog.create_category(uow, CategoryCreate(name=_CATEGORY))
+    return found.id

@@ -44,5 +44,9 @@ def api(
 
 def worker() -> None:
     """Process events and jobs in this process."""
+    from services.settings import get_settings
+
+    with plain_errors():
+        get_settings()
     # The services never import the worker; this process becomes it.
     os.execv(sys.executable, [sys.executable, "-P", "-m", "worker"])  # noqa: S606 (no shell is meant)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -16,12 +17,13 @@ from services.cli.facts import DEFAULT_DATA_DIR, Facts, ProcessIds, read_facts
 from services.cli.home import Home, hold
 from services.cli.migrate import check_database, upgrade_to_head
 from services.cli.supervisor import Part, Program, Stop, Supervisor, how_it_ended
-from services.embedded import EmbeddedPostgres, EmbeddedRedis, child
+from services.embedded import EmbeddedPostgres, EmbeddedRedis, PortTaken, child
 from services.embedded.ports import LOOPBACK, next_free_port
 from services.settings import Environment, Settings
 
 DATABASE_NAME = "waybill"
 READY_SECONDS = 60.0
+_PORTS_TRIED = 20
 
 
 def up(
@@ -93,19 +95,27 @@ class _House:
         if not self.given.get("secret_key"):
             chosen["WAYBILL_SECRET_KEY"] = self.home.secret_key()
         if not self.given.get("database_url"):
-            self.postgres = EmbeddedPostgres(self.home.path / "postgres", self._free_port(5432, "PostgreSQL"))
-            say("Starting PostgreSQL ...")
-            self.supervisor.start(self.postgres)
+            self.postgres = EmbeddedPostgres(self.home.path / "postgres")
+            self._start_server(self.postgres, 5432)
             self.postgres.create_database(DATABASE_NAME)
             chosen["WAYBILL_DATABASE_URL"] = self.postgres.url(DATABASE_NAME)
         if not self.given.get("redis_url"):
-            self.redis = EmbeddedRedis(self.home.path / "redis", self._free_port(6379, "Redis"))
-            say("Starting Redis ...")
-            self.supervisor.start(self.redis)
+            self.redis = EmbeddedRedis(self.home.path / "redis")
+            self._start_server(self.redis, 6379)
             chosen["WAYBILL_REDIS_URL"] = self.redis.url()
         # For what runs in this process, migrations and seed, and for the children.
         os.environ.update(chosen)
         return Settings()
+
+    def _start_server(self, server: EmbeddedPostgres | EmbeddedRedis, preferred: int) -> None:
+        say(f"Starting {server.name} ...")
+        for _ in range(_PORTS_TRIED):
+            server.port = self._free_port(preferred, server.name)
+            # Somebody may take a port between the look and the start: the next one, then.
+            with suppress(PortTaken):
+                server.start()
+                break
+        self.supervisor.start(server)
 
     def _start_programs(self) -> None:
         assert self.facts is not None
@@ -150,7 +160,7 @@ class _House:
             )
 
     def _free_port(self, preferred: int, what: str) -> int:
-        taken = [server.port for server in (self.postgres, self.redis) if server is not None]
+        taken = [server.port for server in (self.postgres, self.redis) if server is not None and server.running]
         port = next_free_port(preferred, taken)
         if port != preferred:
             say(f"Port {preferred} is taken: {what} listens on {port} instead.")

@@ -5,11 +5,15 @@ import secrets
 from typing import Annotated
 
 import typer
+from sqlalchemy.exc import DBAPIError
 
 from services.cli.console import CommandError, plain_errors, say
 from services.cli.migrate import check_database
 from services.errors import DomainError
 from services.settings import Settings, get_settings
+
+_OLD_SCHEMA = ("42P01", "42703", "42704")
+"""SQLSTATE: no such table, column or type."""
 
 
 def create_operator(
@@ -28,6 +32,12 @@ def create_operator(
             asyncio.run(_create(settings, email, name, password))
         except DomainError as error:
             raise CommandError(error.detail) from error
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) not in _OLD_SCHEMA:
+                raise
+            raise CommandError(
+                "the database lacks tables or columns of this version: run `waybill migrate` first"
+            ) from error
     say(f"{email} is an operator now." + (f" The password: {password}" if generate else ""))
 
 

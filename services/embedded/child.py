@@ -38,6 +38,10 @@ class EmbeddedServerError(Exception):
     """An embedded server cannot be found, started or used; the message says what to do."""
 
 
+class PortTaken(EmbeddedServerError):
+    """Somebody else listens on the server's port."""
+
+
 @dataclass(frozen=True, slots=True)
 class Disguise:
     """How a child becomes an ordinary user that has an entry in the password database.

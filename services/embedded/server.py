@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import ClassVar, Self
 
 from services.embedded import child
-from services.embedded.child import Disguise, EmbeddedServerError
+from services.embedded.child import Disguise, EmbeddedServerError, PortTaken
 from services.embedded.ports import any_free_port, is_free
 
 START_SECONDS = 60.0
@@ -64,7 +64,7 @@ class EmbeddedServer(ABC):
             self._prepare()
             self.port = self.port or any_free_port()
             if not is_free(self.port):
-                raise EmbeddedServerError(f"{self.name}: port {self.port} is taken")
+                raise PortTaken(f"{self.name}: port {self.port} is taken")
             # The server and all it forks keep the lock for as long as one of them lives, also when we are gone.
             self.process = child.spawn(
                 self._command(),

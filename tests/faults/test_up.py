@@ -258,3 +258,20 @@ def test_a_setting_that_is_not_valid_is_named(tmp_path: Path) -> None:
     assert failed.process.wait(START_SECONDS) == 1
     assert "log_level" in failed.said()
     assert "Traceback" not in failed.said()
+
+
+def test_a_folder_that_holds_other_files_stays_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "data" / "logs").mkdir(parents=True)
+    (tmp_path / "data" / "thesis.tex").touch()
+    failed = Up(tmp_path)
+    assert failed.process.wait(START_SECONDS) == 1
+    assert "it holds other files (thesis.tex, logs)" in failed.said()
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["logs", "thesis.tex"]
+
+
+def test_clean_data_knows_everything_that_a_run_leaves(tmp_path: Path) -> None:
+    with up(tmp_path) as first:
+        assert first.interrupt() == 0
+    command = [sys.executable, "-P", "-m", "services.cli", "clean-data", "--data-dir", "data"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=60)
+    assert not first.data.exists()

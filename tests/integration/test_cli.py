@@ -3,11 +3,16 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
+from alembic import command
 from sqlalchemy import inspect
 from sqlmodel import col, select
 from typer.testing import CliRunner
 
+from migrations.config import alembic_config
+from services.catalog import service as catalog
+from services.catalog.schemas import CategoryCreate
 from services.cli.facts import Facts
 from services.cli.main import app
 from services.cli.seed import FIRST_CREDITS, seed
@@ -94,6 +99,38 @@ def test_an_address_that_is_taken_is_refused() -> None:
 
 
 @pytest.mark.usefixtures("_settings_of_commands")
+def test_create_operator_on_a_database_without_tables_says_to_migrate(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WAYBILL_DATABASE_URL", empty_database_url)
+    get_settings.cache_clear()
+    refused = CliRunner().invoke(app, ["create-operator", "boss@waybill.example", "--generate"])
+    assert isinstance(refused.exception, SystemExit)
+    assert refused.exit_code == 1
+    assert "run `waybill migrate` first" in refused.output
+    assert "SELECT" not in refused.output
+
+
+@pytest.mark.usefixtures("_settings_of_commands")
+def test_migrate_needs_no_secret(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAYBILL_ENVIRONMENT", "production")
+    ran = CliRunner().invoke(app, ["migrate"])
+    assert ran.exit_code == 0, ran.output
+
+
+@pytest.mark.usefixtures("_settings_of_commands")
+def test_migrate_gives_way_to_whoever_holds_a_table_and_says_so(settings: Settings) -> None:
+    command.downgrade(alembic_config(settings.database_url), "-1")
+    with psycopg.connect(settings.database_url) as holder:
+        holder.execute("LOCK TABLE order_items, orders IN ACCESS EXCLUSIVE MODE")
+        refused = CliRunner().invoke(app, ["migrate"])
+    assert isinstance(refused.exception, SystemExit)
+    assert refused.exit_code == 1
+    assert "try again with `waybill migrate`" in refused.output
+    assert CliRunner().invoke(app, ["migrate"]).exit_code == 0
+
+
+@pytest.mark.usefixtures("_settings_of_commands")
 def test_migrate_makes_the_tables_of_a_tenant(settings: Settings) -> None:
     ran = CliRunner().invoke(app, ["migrate", "--schema", "tenant_one"])
     assert ran.exit_code == 0, ran.output
@@ -122,6 +159,26 @@ async def test_the_seed_makes_people_products_and_credits(settings: Settings, da
         assert [product.id for product in products] == facts.product_ids
         statement = select(col(Account.posted)).join(User).where(col(User.email) == facts.users[0].email)
         assert (await session.exec(statement)).one() == FIRST_CREDITS
+
+
+async def test_the_seed_finds_its_category_and_products_through_the_repositories(
+    settings: Settings, database: Database, facts: Facts
+) -> None:
+    async with UnitOfWork(database.write) as uow:
+        shelf = await catalog.create_category(uow, CategoryCreate(name="STATIONERY"))
+        await uow.commit()
+    await seed(settings, facts, facts.write)
+    async with UnitOfWork(database.write) as uow:
+        found = await uow.categories.by_name("stationery")
+        assert found is not None
+        assert found.id == shelf.id
+        assert await uow.categories.by_name("Station_ry") is None
+        seller = await uow.users.by_email("seller@waybill.example")
+        assert seller is not None
+        await uow.products.take_off_sale(seller.id)
+        skus = ("PEN-BLUE", "PAPER-A4", "INK-BLACK")
+        assert await uow.products.ids_by_sku(seller.id) == dict(zip(skus, facts.product_ids, strict=True))
+        assert await uow.products.ids_by_sku(0) == {}
 
 
 async def test_a_second_seed_changes_nothing(settings: Settings, database: Database, facts: Facts) -> None:

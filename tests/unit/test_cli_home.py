@@ -69,6 +69,80 @@ def test_one_at_a_time_holds_the_folder(tmp_path: Path) -> None:
         assert home.path == tmp_path
 
 
+def contents(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_with_other_files_is_left_as_it_is(tmp_path: Path) -> None:
+    precious = tmp_path / "my project"
+    (precious / "logs").mkdir(parents=True)
+    for name in ("thesis.tex", "lock", "logs/mine.log"):
+        (precious / name).write_text("mine")
+    precious.chmod(0o755)
+    before = contents(precious)
+    refused = pytest.raises(CommandError, match=r"it holds other files \(thesis\.tex, lock, logs\)")
+    with refused, hold(precious):
+        pass
+    assert CliRunner().invoke(app, ["clean-data", "--data-dir", str(precious)]).exit_code == 1
+    assert contents(precious) == before
+    assert precious.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("files", [(), ("thesis.tex",)])
+def test_the_folder_one_works_in_is_refused_with_a_better_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: tuple[str, ...]
+) -> None:
+    folder = tmp_path / "my project"
+    folder.mkdir()
+    for name in files:
+        (folder / name).touch()
+    monkeypatch.chdir(folder)
+    with pytest.raises(CommandError) as refused, hold(Path()):
+        pass
+    assert (files[0] if files else "the folder you work in") in str(refused.value)
+    assert f"for example --data-dir '{folder}/.waybill'" in str(refused.value)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(files)
+
+
+def test_a_folder_that_everybody_shares_is_refused_even_when_it_is_empty(tmp_path: Path) -> None:
+    shared = tmp_path / "tmp"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    refused = pytest.raises(CommandError, match=r"everybody .* shares it.* --data-dir .*/tmp/\.waybill$")
+    with refused, hold(shared):
+        pass
+    assert not list(shared.iterdir())
+
+
+def test_an_empty_folder_is_taken_and_keeps_its_mode(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data").chmod(0o755)
+    for _ in range(2):
+        with hold(tmp_path / "data") as home:
+            home.secret_key()
+    assert (tmp_path / "data").stat().st_mode & 0o777 == 0o755
+
+
+def test_a_folder_we_make_is_for_its_owner_alone(tmp_path: Path) -> None:
+    with hold(tmp_path / "new" / "data") as home:
+        assert home.path.stat().st_mode & 0o777 == 0o700
+        assert "waybill up" in (home.path / "waybill.marker").read_text()
+
+
+def test_a_folder_from_before_the_marker_is_known_by_its_facts_unless_it_holds_more(
+    facts: Facts, tmp_path: Path
+) -> None:
+    facts.write()
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "thesis.tex").touch()
+    refused = pytest.raises(CommandError, match=r"it holds other files \(thesis\.tex, ")
+    with refused, hold(tmp_path):
+        pass
+    (tmp_path / "thesis.tex").unlink()
+    with hold(tmp_path) as home:
+        assert (home.path / "waybill.marker").is_file()
+
+
 def test_a_file_is_no_data_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CommandError, match="cannot be used as the data folder"), hold(tmp_path / "file"):
@@ -95,6 +169,24 @@ def test_clean_data_removes_a_data_folder(tmp_path: Path) -> None:
     cleaned = CliRunner().invoke(app, ["clean-data", "--data-dir", str(tmp_path / "data")])
     assert cleaned.exit_code == 0
     assert not (tmp_path / "data").exists()
+
+
+def test_clean_data_removes_all_that_a_run_writes_and_spares_the_rest(facts: Facts, tmp_path: Path) -> None:
+    with hold(tmp_path / "data") as home:
+        home.secret_key()
+        facts.data_dir = home.path
+        facts.write()
+        for server in ("postgres", "redis"):
+            (home.path / server / "cluster").mkdir(parents=True)
+    elsewhere = tmp_path / "elsewhere"
+    (tmp_path / "data" / "postgres").rename(elsewhere)
+    (tmp_path / "data" / "postgres").symlink_to(elsewhere)
+    (tmp_path / "data" / "thesis.tex").touch()
+    cleaned = CliRunner().invoke(app, ["clean-data", "--data-dir", str(tmp_path / "data")])
+    assert cleaned.exit_code == 0, cleaned.output
+    assert "the folder stays" in cleaned.output
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["thesis.tex"]
+    assert (elsewhere / "cluster").is_dir()
 
 
 def test_clean_data_removes_nothing_else(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_a_name_is_not_blank_and_can_be_stored(value: str) -> None:
         TypeAdapter(Name).validate_python(value)
 
 
-def test_text_may_be_empty_but_holds_no_nul() -> None:
+def test_text_may_be_empty_but_holds_storable() -> None:
     assert TypeAdapter(Text).validate_python("") == ""
     with pytest.raises(ValidationError, match=r"U\+0000"):
         TypeAdapter(Text).validate_python("\x00")
