@@ -91,9 +91,8 @@ class Database:
 async def open_database(settings: Settings, process: str) -> AsyncIterator[Database]:
     """The process's engines, made on entry and disposed of on exit."""
     engine = make_engine(settings, process)
-    replica = (
-        make_engine(settings, f"{process}-read", settings.replica_url()) if settings.database_replica_url else None
-    )
+    replica_url = settings.replica_url()
+    replica = make_engine(settings, f"{process}-read", replica_url) if replica_url else None
     try:
         yield Database(engine, make_session_factory(engine), make_session_factory(replica or engine))
     finally:

@@ -1,7 +1,7 @@
 """Domain errors: a stable code, a message for people, and where in the input the trouble lies. No HTTP here."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 
@@ -19,7 +19,6 @@ class DomainError(Exception):
 
     detail: str
     faults: Sequence[Fault] = ()
-    facts: Mapping[str, str | int] = field(default_factory=dict)
     code: ClassVar[str] = "refused"
 
     def __str__(self) -> str:
@@ -102,9 +101,3 @@ class RequestInFlight(DomainError):
     """A request with the same key is being processed at this moment."""
 
     code = "request_in_flight"
-
-
-class Overloaded(DomainError):
-    """The service cannot take this now; the same request may succeed later."""
-
-    code = "overloaded"

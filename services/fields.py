@@ -49,11 +49,12 @@ new_id: Callable[[], UUID] = uuid_utils.compat.uuid7
 """A fresh UUIDv7 (RFC 9562): ordered by time, so that inserts append to their index."""
 
 
-def no_nul(value: str) -> str:
-    """Refuse U+0000. Raises `ValueError`."""
-    # PostgreSQL's text cannot hold U+0000.
+def storable(value: str) -> str:
+    """Refuse what PostgreSQL's text cannot hold: U+0000 and lone surrogates. Raises `ValueError`."""
     if "\x00" in value:
         raise ValueError("must not contain the character U+0000")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError("must not contain half of a surrogate pair")
     return value
 
 
@@ -83,10 +84,10 @@ def _two_decimals(value: Decimal) -> str:
 
 _MONEY_SCHEMA = WithJsonSchema({"type": "string", "pattern": r"^(0|[1-9][0-9]{0,15})(\.[0-9]{1,2})?$"})
 
-Text = Annotated[str, AfterValidator(no_nul)]
+Text = Annotated[str, AfterValidator(storable)]
 """Any text PostgreSQL can hold."""
 
-Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"\S"), AfterValidator(no_nul)]
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"\S"), AfterValidator(storable)]
 """A name for people: 1 to 200 characters, not all blank."""
 
 Id = Annotated[int, Field(ge=1, le=MAX_BIGINT)]

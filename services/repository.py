@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel
-from sqlalchemy import ColumnElement, func, inspect, literal, update
+from sqlalchemy import ARRAY, ColumnElement, any_, func, inspect, literal, update
 from sqlalchemy.orm import Mapper
 from sqlalchemy.sql.base import ExecutableOption
 from sqlmodel import select
@@ -32,6 +32,11 @@ class Repository(SqlAccess, Generic[ModelT]):
     def _key(self) -> ColumnElement[Any]:
         return self._mapper.primary_key[0]
 
+    def _among(self, keys: Sequence[Any]) -> ColumnElement[bool]:
+        # One array: a statement takes 32,767 parameters at most.
+        condition: ColumnElement[bool] = self._key == any_(literal(list(keys), ARRAY(self._key.type)))
+        return condition
+
     def _visible(self) -> Sequence[ColumnElement[bool]]:
         """Conditions that every read keeps to."""
         return ()
@@ -50,9 +55,7 @@ class Repository(SqlAccess, Generic[ModelT]):
 
     async def get_many(self, keys: Sequence[Any], *, options: Sequence[ExecutableOption] = ()) -> list[ModelT]:
         """The rows with these keys, by key; a missing one is left out."""
-        statement = (
-            select(self.model).where(self._key.in_(keys), *self._visible()).options(*options).order_by(self._key)
-        )
+        statement = select(self.model).where(self._among(keys), *self._visible()).options(*options).order_by(self._key)
         return list(await self.session.exec(statement))
 
     async def count(self, *conditions: ColumnElement[bool]) -> int:
@@ -91,7 +94,7 @@ class Repository(SqlAccess, Generic[ModelT]):
             values[str(version.key)] = version + 1
         statement = (
             update(self.model)
-            .where(self._key.in_(keys), *self._visible())
+            .where(self._among(keys), *self._visible())
             .values(**values)
             .execution_options(synchronize_session=False)
         )

@@ -107,6 +107,11 @@ def _check_transaction(driver: asyncpg.Connection) -> None:
     assert driver.is_in_transaction() or driver.is_closed(), "the transaction is over; open a new unit of work"
 
 
+def violates(error: DBAPIError, constraint: str) -> bool:
+    """Whether the database refused the statement because of this constraint or unique index."""
+    return f'"{constraint}"' in str(error.orig)
+
+
 class SqlAccess:
     """What every repository has: the unit of work's session, and plain SQL on its connection."""
 

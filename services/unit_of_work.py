@@ -17,6 +17,9 @@ from services.outbox.repository import OutboxRepository
 from services.sql import Sql, Statement
 from services.users.repository import UserRepository
 
+_CHECK_DEFERRED = Statement("SET CONSTRAINTS ALL IMMEDIATE")
+_DEFER_AGAIN = Statement("SET CONSTRAINTS ALL DEFERRED")
+
 
 class Bell(Protocol):
     """What is rung after a commit that queued an event. Must return at once and never fail."""
@@ -39,7 +42,8 @@ class UnitOfWork:
         self._factory = factory
         self._bell = bell
         self.trace = trace or Trace()
-        self._events: list[Event] = []
+        self._events: list[tuple[Event, Trace]] = []
+        self._work_queued = False
         self._savepoints = 0
 
     async def __aenter__(self) -> Self:
@@ -55,30 +59,43 @@ class UnitOfWork:
         # Closing a session rolls back what was not committed and gives the connection back.
         await self.session.close()
 
-    def record(self, event: Event) -> None:
-        """Write the event in this transaction, at the latest when it commits; rolled back with it."""
-        self._events.append(event)
+    def record(self, event: Event, trace: Trace | None = None) -> None:
+        """Write the event in this transaction, at the latest when it commits; rolled back with it.
+
+        `trace` is where it came from: that of this unit of work unless given.
+        """
+        self._events.append((event, trace or self.trace))
 
     @property
     def recorded(self) -> tuple[Event, ...]:
-        """The events recorded and not yet committed."""
-        return tuple(self._events)
+        """The events recorded and not yet written."""
+        return tuple(event for event, _ in self._events)
 
     async def commit(self) -> None:
         """Write the recorded events and commit; then ring the doorbell if a worker has work.
 
-        Whatever the commit raises, nothing of this unit of work remains. The unit of work can go on with a new
-        transaction afterwards.
+        Where it raises, nothing of this unit of work remains, unless the connection was lost during the commit itself:
+        then nobody knows. Close the unit of work; after a success it can go on with a new transaction.
         """
-        events = self.recorded
-        if events:
-            # Last before the commit, so that an aggregate's events get their positions while its row is locked.
-            await self.outbox.append(events, self.trace)
+        # Last before the commit, so that an aggregate's events get their positions while its row is locked.
+        await self._write_events()
         self._sql.release()
         await self.session.commit()
-        self._events.clear()
-        if self._bell is not None and any(event.queued for event in events):
+        if self._bell is not None and self._work_queued:
             self._bell.ring()
+        self._work_queued = False
+
+    async def check(self) -> None:
+        """Write the recorded events and check deferred constraints now: what would fail the commit fails here."""
+        await self._write_events()
+        await self._sql.run(_CHECK_DEFERRED)
+        await self._sql.run(_DEFER_AGAIN)
+
+    async def _write_events(self) -> None:
+        if self._events:
+            await self.outbox.append(self._events)
+            self._work_queued = self._work_queued or any(event.queued for event, _ in self._events)
+            self._events.clear()
 
     async def rollback(self) -> None:
         """Give up what was done so far, and the connection; the unit of work can go on with a new transaction.
@@ -86,6 +103,7 @@ class UnitOfWork:
         Objects that were read stay readable, detached.
         """
         self._events.clear()
+        self._work_queued = False
         self._sql.release()
         # `Session.rollback` would expire them, and an expired attribute cannot be awaited.
         await self.session.close()
@@ -100,14 +118,15 @@ class UnitOfWork:
         `plain` is for blocks that write with plain SQL only: an ORM flush that fails would take the transaction with
         it, not only the block.
         """
-        kept = len(self._events)
+        before = list(self._events)
         # SQLAlchemy's nested transaction keeps its objects in step with the database, and costs six times as much.
         objects = self.session.identity_map.keys() or self.session.new
         try:
             async with self._plain_savepoint() if plain and not objects else self.session.begin_nested():
                 yield
         except BaseException:
-            del self._events[kept:]
+            # Also those that the block wrote and the savepoint took back.
+            self._events[:] = before
             raise
 
     @asynccontextmanager

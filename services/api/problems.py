@@ -26,7 +26,6 @@ from services.errors import (
     InsufficientCredits,
     InvalidInput,
     NotFound,
-    Overloaded,
     RequestInFlight,
     StaleVersion,
     Unauthenticated,
@@ -47,7 +46,6 @@ _STATUS: Mapping[type[DomainError], int] = {
     InsufficientCredits: 402,
     InvalidInput: 422,
     NotFound: 404,
-    Overloaded: 503,
     RequestInFlight: 409,
     StaleVersion: 412,
     Unauthenticated: 401,
@@ -108,7 +106,7 @@ def domain_problem(request: Request, error: DomainError) -> ProblemResponse:
     headers = {}
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, RequestInFlight | Overloaded):
+    if isinstance(error, RequestInFlight):
         headers["Retry-After"] = "1"
     return problem(request, _STATUS[type(error)], error.code, error.detail, error.faults, headers)
 
@@ -125,6 +123,18 @@ def database_problem(request: Request, error: DBAPIError) -> ProblemResponse | N
         case str(state) if state.startswith("22"):
             return problem(request, 422, InvalidInput.code, "a value is out of the range that can be stored")
     return None
+
+
+def is_unavailable(error: DBAPIError) -> bool:
+    """Whether the connection was lost, or the server takes no new one now; nothing is wrong with the request."""
+    # Connection exceptions, insufficient resources, operator intervention, a database that is closed to connections.
+    sqlstate = str(getattr(error.orig, "sqlstate", None) or "")
+    return (
+        error.connection_invalidated
+        or isinstance(error, OperationalError | InterfaceError)
+        or sqlstate.startswith(("08", "53", "57P"))
+        or sqlstate == "55000"
+    )
 
 
 async def _on_domain_error(request: Request, error: Exception) -> ProblemResponse:
@@ -158,7 +168,7 @@ async def _on_database_error(request: Request, error: Exception) -> ProblemRespo
     if refused is not None:
         logger.warning("PostgreSQL refused a value that validation let through: %s", error.orig)
         return refused
-    if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
+    if is_unavailable(error):
         return await _on_unavailable(request, error)
     logger.error("unexpected database error", exc_info=error)
     return problem(request, 500, "internal_error", "the request failed; nothing of it took effect")

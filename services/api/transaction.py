@@ -9,13 +9,16 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from services.api.idempotency import Claim, ReplayStored, kept_headers
-from services.api.problems import domain_problem
+from services.api.problems import domain_problem, is_unavailable
 from services.api.state import api_state
 from services.errors import DomainError, IdempotencyKeyReused, RequestInFlight
 from services.idempotency.repository import PRIMARY_KEY, Free, InFlight, StoredReply
 from services.outbox.events import Trace
+from services.sql import violates
 from services.unit_of_work import UnitOfWork
 
 logger = logging.getLogger(__name__)
@@ -44,6 +47,8 @@ class TransactionRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_in_transaction(request: Request) -> Response:
+            # The whole body before the first statement: no transaction waits for a client.
+            await _read_body(request)
             attempts = api_state(request).settings.transaction_attempts
             for attempt in range(1, attempts + 1):
                 try:
@@ -58,6 +63,13 @@ class TransactionRoute(APIRoute):
             raise AssertionError("unreachable")
 
         return handle_in_transaction
+
+
+async def _read_body(request: Request) -> None:
+    try:
+        await request.body()
+    except ClientDisconnect as error:
+        raise HTTPException(400, "the connection was closed before the whole body came") from error
 
 
 async def _run(request: Request, handle: Callable[[Request], Coroutine[Any, Any, Response]]) -> Response:
@@ -127,9 +139,9 @@ def open_unit_of_work(request: Request) -> UnitOfWork:
 def _may_succeed_again(error: DBAPIError) -> bool:
     sqlstate = getattr(error.orig, "sqlstate", None)
     # Another transaction stored a reply under the same key after this one looked: the next try finds it.
-    key_taken = sqlstate == "23505" and PRIMARY_KEY in str(error.orig)
+    key_taken = sqlstate == "23505" and violates(error, PRIMARY_KEY)
     return sqlstate in _RETRIED or key_taken
 
 
 def _was_lost_before_the_commit(request: Request, error: DBAPIError) -> bool:
-    return error.connection_invalidated and not request.state.committing
+    return is_unavailable(error) and not request.state.committing

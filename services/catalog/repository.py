@@ -30,7 +30,6 @@ _PRODUCT_FILTERS = {
     "sku": Filterable(Product.sku, Text, TEXT),
     "name": Filterable(Product.name, Text, TEXT),
     "price": Filterable(Product.price, _Amount, ORDERED),
-    "is_active": Filterable(Product.is_active, bool, EXACT),
     "created_at": Filterable(Product.created_at, Instant, ORDERED),
 }
 _PRODUCT_KEY = Sortable(Product.id, Id)
@@ -46,9 +45,12 @@ _CATEGORY_KEY = Sortable(col(Category.id), Id)
 _CATEGORY_SORTS = {"id": _CATEGORY_KEY, "name": Sortable(col(Category.name), Text)}
 
 _FOR_SALE = Statement("""
-    SELECT products.id, products.seller_id, products.sku, products.name, products.price, products.is_active,
+    SELECT products.id, products.seller_id, products.sku, products.name, products.price,
+        products.is_active AND users.is_active AND users.deleted_at IS NULL AS is_active,
         accounts.id AS seller_account_id
-    FROM products JOIN accounts ON accounts.user_id = products.seller_id
+    FROM products
+    JOIN users ON users.id = products.seller_id
+    JOIN accounts ON accounts.user_id = products.seller_id
     WHERE products.id = ANY(CAST(:ids AS bigint[]))
 """)
 
@@ -68,7 +70,7 @@ _CHANGE_STOCK = Statement("""
 
 @dataclass(frozen=True, slots=True)
 class ProductForSale:
-    """What placing an order needs of a product."""
+    """What placing an order needs of a product. It is active where its seller is, too."""
 
     id: int
     seller_id: int
@@ -90,6 +92,11 @@ class CategoryRepository(Repository[Category]):
             select(Category), filters=_CATEGORY_FILTERS, sorts=_CATEGORY_SORTS, key=_CATEGORY_KEY, default_sort="id"
         )
         return await query.filter(filters).sort(sort).page(self.session, limit=limit, cursor=cursor)
+
+    async def by_name(self, name: str) -> Category | None:
+        """The category of this name, in whatever case."""
+        statement = select(Category).where(func.lower(Category.name) == name.lower())
+        return (await self.session.exec(statement)).one_or_none()
 
 
 class ProductRepository(Repository[Product]):
@@ -125,6 +132,11 @@ class ProductRepository(Repository[Product]):
         """The products with these ids, inactive ones included, with one statement."""
         rows = await self.sql.fetch(_FOR_SALE, ids=list(ids))
         return {row["id"]: ProductForSale(**row) for row in rows}
+
+    async def ids_by_sku(self, seller_id: int) -> dict[str, int]:
+        """Everything the seller has ever offered, inactive products included."""
+        statement = select(Product.sku, Product.id).where(Product.seller_id == seller_id)
+        return dict((await self.session.exec(statement)).all())
 
 
 class InventoryRepository(SqlAccess):

@@ -7,10 +7,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from sqlmodel import SQLModel
 
 from services.catalog.models import CategoryBase
-from services.fields import Money, Name, Price, StrictId, Text, no_nul
+from services.fields import Money, Name, Price, StrictId, Text, storable
 from services.users.schemas import UserSummary
 
-Sku = Annotated[str, Field(min_length=1, max_length=64, pattern=r"\S"), AfterValidator(no_nul)]
+Sku = Annotated[str, Field(min_length=1, max_length=64, pattern=r"\S"), AfterValidator(storable)]
 Description = Annotated[Text, Field(max_length=10_000)]
 Stock = Annotated[int, Field(strict=True, ge=0, le=1_000_000_000)]
 StockChange = Annotated[int, Field(strict=True, ge=-1_000_000_000, le=1_000_000_000)]

@@ -8,6 +8,7 @@ from services.catalog.models import Category, Product
 from services.catalog.repository import PRODUCT_WITH_DETAILS
 from services.catalog.schemas import CategoryCreate, ProductCreate, ProductUpdate
 from services.errors import AlreadyExists, Conflict, Fault, Forbidden, InvalidInput, NotFound, StaleVersion
+from services.sql import violates
 from services.unit_of_work import UnitOfWork
 from services.users.models import Caller, Role
 
@@ -20,7 +21,7 @@ async def create_category(uow: UnitOfWork, wanted: CategoryCreate) -> Category:
     try:
         return await uow.categories.create(wanted)
     except IntegrityError as error:
-        raise taken from error
+        raise taken if violates(error, "uq_categories_name_lower") else error from error
 
 
 async def get_category(uow: UnitOfWork, category_id: int) -> Category:
@@ -42,7 +43,7 @@ async def create_product(uow: UnitOfWork, seller: Caller, wanted: ProductCreate)
     try:
         await uow.session.flush()
     except IntegrityError as error:
-        raise taken from error
+        raise taken if violates(error, "uq_products_seller_id_sku") else error from error
     await uow.inventory.open(product.id, wanted.stock)
     uow.record(ProductCreated(product_id=product.id, seller_id=seller.id, price=product.price))
     return await get_product(uow, product.id)

@@ -28,7 +28,7 @@ _BOOKS = Statement("""
                     WHERE orders.status = 'confirmed' GROUP BY product_id) AS due USING (product_id)
          WHERE inventory.reserved <> coalesce(due.pieces, 0)) AS miscounted_stock,
         (SELECT count(*) FROM (
-            SELECT FROM orders JOIN transfers ON transfers.order_id = orders.id
+            SELECT FROM orders LEFT JOIN transfers ON transfers.order_id = orders.id
             GROUP BY orders.id, orders.status, orders.total
             HAVING coalesce(sum(amount) FILTER (WHERE kind = 'order' AND state = 'posted'), 0)
                 - coalesce(sum(amount) FILTER (WHERE kind = 'refund'), 0)

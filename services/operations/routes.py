@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from services.api.dependencies import Operator, PageParams, ReplicaWork, Work
+from services.api.dependencies import Operator, PageParams, Work
 from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED
 from services.api.problems import responses
 from services.api.transaction import TransactionRoute
@@ -16,7 +16,7 @@ router = APIRouter(route_class=TransactionRoute, tags=["operations"], prefix="/o
 
 
 @router.get("/books", responses=responses(401, 403))
-async def read_books(_: Operator, uow: ReplicaWork) -> Books:
+async def read_books(_: Operator, uow: Work) -> Books:
     """Whether credits and stock are counted right. Recounts everything: not for a tight loop."""
     return await service.books(uow)
 

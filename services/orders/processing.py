@@ -21,6 +21,7 @@ async def process_placed(uow: UnitOfWork, events: Sequence[Claimed[OrderPlaced]]
     placed = [claimed.event.order_id for claimed in events]
     orders = await uow.orders.lock(placed)
     pending = [orders[order_id] for order_id in placed if orders[order_id].status is OrderStatus.pending]
+    traces = {claimed.event.order_id: claimed.trace for claimed in events}
     if not pending:
         return
     ids = [order.id for order in pending]
@@ -45,9 +46,9 @@ async def process_placed(uow: UnitOfWork, events: Sequence[Claimed[OrderPlaced]]
     )
     for order in pending:
         if order.id in confirmed:
-            uow.record(OrderConfirmed(order_id=order.id, total=order.total))
+            uow.record(OrderConfirmed(order_id=order.id, total=order.total), traces[order.id])
         else:
-            uow.record(OrderRejected(order_id=order.id, reason=OUT_OF_STOCK))
+            uow.record(OrderRejected(order_id=order.id, reason=OUT_OF_STOCK), traces[order.id])
 
 
 def _allocate(

@@ -9,14 +9,14 @@ from uuid import UUID
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, computed_field
 
 from services.catalog.schemas import ProductSummary
-from services.fields import Money, Quantity, StrictId, Text, no_nul
+from services.fields import Money, Quantity, StrictId, Text, storable
 from services.orders.models import OrderBase, OrderItemBase, OrderStatus
 from services.users.schemas import UserSummary
 
 MAX_ITEMS = 750
 """Lines of one order at most."""
 
-Reference = Annotated[str, Field(min_length=1, max_length=64, pattern=r"\S"), AfterValidator(no_nul)]
+Reference = Annotated[str, Field(min_length=1, max_length=64, pattern=r"\S"), AfterValidator(storable)]
 Reason = Annotated[Text, Field(max_length=200)]
 
 

@@ -26,25 +26,27 @@ class Event(BaseModel):
         """What the event is about, as `kind/id`; its events are processed in the order they were written."""
 
 
-EventT = TypeVar("EventT", bound=Event)
-
-
-@dataclass(frozen=True, slots=True)
-class Claimed(Generic[EventT]):
-    """An event that this transaction is processing. `attempts` counts the failed ones before."""
-
-    position: int
-    event_id: UUID
-    aggregate: str
-    attempts: int
-    event: EventT
-    request_id: str | None = None
-    traceparent: str | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class Trace:
     """Where an event came from: the request's id and its W3C trace context."""
 
     request_id: str | None = None
     traceparent: str | None = None
+
+
+EventT = TypeVar("EventT", bound=Event)
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed(Generic[EventT]):
+    """An event that this transaction is processing. `attempts` counts the failed ones before this one.
+
+    What a handler records because of it carries its `trace`.
+    """
+
+    position: int
+    event_id: UUID
+    aggregate: str
+    attempts: int
+    event: EventT
+    trace: Trace

@@ -64,7 +64,7 @@ class OutboxRow(DeclarativeTable):
 
 
 class DeadLetter(DeclarativeTable):
-    """An event whose attempts are used up. Later events of its aggregate wait until it is replayed or discarded."""
+    """An event whose attempts are used up. Later events of its aggregate wait until it is replayed."""
 
     __tablename__ = "dead_letters"
     __table_args__ = (Index("ix_dead_letters_aggregate", "aggregate"),)

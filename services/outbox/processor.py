@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError
 
-from services.outbox.events import Claimed, Event
+from services.outbox.events import Claimed, Event, Trace
 from services.outbox.repository import ClaimedRow, Failure, OutboxRepository
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,8 @@ class Transaction(Protocol):
 
     def savepoint(self) -> AbstractAsyncContextManager[None]: ...
 
+    async def check(self) -> None: ...
+
     async def commit(self) -> None: ...
 
 
@@ -45,6 +47,10 @@ Handler = Callable[[TransactionT, Sequence[Claimed[Any]]], Awaitable[None]]
 
 class Unprocessable(Exception):
     """Raised for an event that no retry can save: it becomes a dead letter at once."""
+
+
+class NoHandler(Exception):
+    """This worker does not know the event's type or version. Another, of a newer release, may: it is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +155,7 @@ class Processor(Generic[TransactionT]):
                 continue
             try:
                 claimed = self._decode(row)
-            except Unprocessable as error:
+            except (NoHandler, Unprocessable) as error:
                 self._fail(row, error, batch)
             else:
                 by_type.setdefault(row.type, []).append((row, claimed))
@@ -159,18 +165,19 @@ class Processor(Generic[TransactionT]):
     def _decode(self, row: ClaimedRow) -> Claimed[Any]:
         subscription = self._subscriptions.get(row.type)
         if subscription is None:
-            raise Unprocessable(f"this worker has no handler for events of type {row.type!r}")
+            raise NoHandler(f"this worker has no handler for events of type {row.type!r}")
         if row.payload is None:
             raise Unprocessable(f"event {row.event_id} is not in the log")
         if row.version != subscription.event.version:
-            raise Unprocessable(
-                f"this worker processes version {subscription.event.version} of {row.type!r}, not {row.version}"
+            raise NoHandler(
+                f"this worker has a handler for version {subscription.event.version} of {row.type!r}, not {row.version}"
             )
         try:
             event = subscription.event.model_validate(row.payload)
         except ValidationError as error:
             raise Unprocessable(f"the payload is no {row.type!r}: {error}") from error
-        return Claimed(row.position, row.event_id, row.aggregate, row.attempts, event, row.request_id, row.traceparent)
+        trace = Trace(row.request_id, row.traceparent)
+        return Claimed(row.position, row.event_id, row.aggregate, row.attempts, event, trace)
 
     async def _process(
         self,
@@ -187,6 +194,8 @@ class Processor(Generic[TransactionT]):
         try:
             async with transaction.savepoint():
                 await handler(transaction, [claimed for _, claimed in events])
+                # What would fail the commit is to fail here, where the poison event can be found.
+                await transaction.check()
         except Exception as error:
             # A handler may raise anything; it is kept with the event.
             if _is_transient(error):

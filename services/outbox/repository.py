@@ -38,11 +38,13 @@ _CLAIM = Statement("""
     )
     SELECT locked.position, locked.event_id, locked.aggregate, locked.type, locked.attempts,
         events.version, events.payload, events.request_id, events.traceparent,
-        EXISTS (
-            SELECT FROM outbox AS earlier
+        (
+            -- Not EXISTS: the ORDER BY keeps the planner on the index, however many rows an aggregate has.
+            SELECT earlier.position FROM outbox AS earlier
             WHERE earlier.aggregate = locked.aggregate AND earlier.position < locked.position
             AND earlier.position NOT IN (SELECT position FROM locked)
-        ) OR EXISTS (
+            ORDER BY earlier.aggregate, earlier.position LIMIT 1
+        ) IS NOT NULL OR EXISTS (
             SELECT FROM dead_letters
             WHERE dead_letters.aggregate = locked.aggregate AND dead_letters.position < locked.position
         ) AS blocked
@@ -58,8 +60,10 @@ _POSTPONE_BLOCKED = Statement("""
     UPDATE outbox SET available_at = blocker.until
     FROM (
         SELECT waiting.position, coalesce(
+            -- Shared with others who wait behind it, but not with its replay: that one wakes all who wait.
             (SELECT CAST('infinity' AS timestamptz) FROM dead_letters
-             WHERE dead_letters.aggregate = waiting.aggregate AND dead_letters.position < waiting.position LIMIT 1),
+             WHERE dead_letters.aggregate = waiting.aggregate AND dead_letters.position < waiting.position LIMIT 1
+             FOR SHARE),
             (SELECT earlier.available_at FROM outbox AS earlier
              WHERE earlier.aggregate = waiting.aggregate AND earlier.position < waiting.position
              ORDER BY earlier.aggregate, earlier.position LIMIT 1)
@@ -97,6 +101,8 @@ _BURY = Statement("""
     INSERT INTO dead_letters (position, event_id, aggregate, type, attempts, error)
     SELECT position, event_id, aggregate, type, attempts + 1, error FROM removed
 """)
+
+_LOCK_DEAD_LETTER = Statement("SELECT position FROM dead_letters WHERE position = :position FOR UPDATE")
 
 _REPLAY = Statement("""
     WITH risen AS (
@@ -139,8 +145,9 @@ class Failure:
 class OutboxRepository(SqlAccess):
     """The event log, the outbox and the dead letters."""
 
-    async def append(self, events: Sequence[Event], trace: Trace) -> None:
-        """Write the events to the log, and an outbox row for each that is queued."""
+    async def append(self, recorded: Sequence[tuple[Event, Trace]]) -> None:
+        """Write events to the log, each with where it came from, and an outbox row for each that is queued."""
+        events = [event for event, _ in recorded]
         await self.sql.run(
             _APPEND,
             ids=[new_id() for _ in events],
@@ -148,8 +155,8 @@ class OutboxRepository(SqlAccess):
             versions=[event.version for event in events],
             aggregates=[event.aggregate for event in events],
             payloads=[event.model_dump_json() for event in events],
-            request_ids=[trace.request_id] * len(events),
-            traceparents=[trace.traceparent] * len(events),
+            request_ids=[trace.request_id for _, trace in recorded],
+            traceparents=[trace.traceparent for _, trace in recorded],
             queued=[event.queued for event in events],
         )
 
@@ -185,4 +192,7 @@ class OutboxRepository(SqlAccess):
 
     async def replay(self, position: int) -> bool:
         """Put a dead letter back at its old place with its attempts at zero; False if there is none."""
+        # Two statements: the second sees every row that was sent to wait before the lock was granted.
+        if not await self.sql.fetch(_LOCK_DEAD_LETTER, position=position):
+            return False
         return await self.sql.run(_REPLAY, position=position) == 1

@@ -23,6 +23,10 @@ _KEY = Sortable(col(User.id), Id)
 _SORTS = {"id": _KEY, "created_at": Sortable(col(User.created_at), Instant), "email": Sortable(col(User.email), Text)}
 
 
+_LOCK_OPERATORS = Statement("""
+    SELECT id FROM users WHERE role = 'operator' AND is_active AND deleted_at IS NULL ORDER BY id FOR NO KEY UPDATE
+""")
+
 _CALLER = Statement("""
     SELECT id, full_name, role FROM users WHERE id = :id AND is_active AND deleted_at IS NULL
 """)
@@ -44,6 +48,10 @@ class UserRepository(SoftDeleteRepository[User]):
         """The user if they may still use their token."""
         rows = await self.sql.fetch(_CALLER, id=user_id)
         return SignedIn(rows[0]["id"], rows[0]["full_name"], Role(rows[0]["role"])) if rows else None
+
+    async def lock_operators(self) -> list[int]:
+        """The ids of all active operators, locked until the transaction ends."""
+        return [row["id"] for row in await self.sql.fetch(_LOCK_OPERATORS)]
 
     async def by_email(self, email: str) -> User | None:
         statement = select(User).where(func.lower(User.email) == email.lower(), *self._visible())

@@ -10,7 +10,7 @@ from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED
 from services.api.problems import responses
 from services.api.transaction import TransactionRoute
 from services.errors import Unauthenticated
-from services.fields import Id
+from services.fields import Id, storable
 from services.query import Page, Rows
 from services.users import service
 from services.users.models import User
@@ -22,8 +22,11 @@ router = APIRouter(route_class=TransactionRoute, tags=["users"])
 @router.post("/token", responses=responses(400, 401, 413, 422))
 async def create_token(form: Annotated[OAuth2PasswordRequestForm, Depends()], uow: Work, state: State) -> Token:
     """Sign in (OAuth 2.0 password flow): `username` is the e-mail address."""
-    if "\x00" in form.username:
-        raise Unauthenticated("the e-mail address or the password is wrong")
+    try:
+        for given in (form.username, form.password):
+            storable(given)
+    except ValueError as error:
+        raise Unauthenticated("the e-mail address or the password is wrong") from error
     user = await service.sign_in(uow, state.passwords, form.username, form.password)
     return Token(access_token=state.tokens.make(user.id), expires_in=state.tokens.ttl)
 
@@ -55,7 +58,7 @@ async def update_self(
     return updated
 
 
-@router.delete("/users/me", status_code=204, responses=responses(401))
+@router.delete("/users/me", status_code=204, responses=responses(401, 409))
 async def delete_self(user: CurrentUser, uow: Work) -> None:
     """Close one's own access. Orders and credits stay on the books."""
     await service.delete(uow, user.id)
@@ -76,7 +79,7 @@ async def read_user(user_id: Id, _: Operator, response: Response, uow: Work) -> 
 
 
 @router.patch(
-    "/users/{user_id}", response_model=UserPublic, responses=responses(400, 401, 403, 404, 412, 413, 422, 428)
+    "/users/{user_id}", response_model=UserPublic, responses=responses(400, 401, 403, 404, 409, 412, 413, 422, 428)
 )
 async def update_user(
     user_id: Id, changes: UserAdminUpdate, operator: Operator, version: IfMatch, response: Response, uow: Work
@@ -87,7 +90,7 @@ async def update_user(
     return user
 
 
-@router.delete("/users/{user_id}", status_code=204, responses=responses(401, 403, 404, 422))
+@router.delete("/users/{user_id}", status_code=204, responses=responses(401, 403, 404, 409, 422))
 async def delete_user(user_id: Id, operator: Operator, uow: Work) -> None:
     """Delete a user softly, for operators; `restore` brings them back."""
     await service.delete_as_operator(uow, operator, user_id)

@@ -6,11 +6,18 @@ from typing import Annotated
 from pydantic import AfterValidator, ConfigDict, EmailStr, Field, SecretStr
 from sqlmodel import SQLModel
 
-from services.fields import Name
+from services.fields import Name, storable
 from services.users.models import Role, UserBase
 
 Email = Annotated[EmailStr, Field(max_length=254), AfterValidator(str.lower)]
-Password = Annotated[SecretStr, Field(min_length=10, max_length=200)]
+
+
+def _hashable(password: SecretStr) -> SecretStr:
+    storable(password.get_secret_value())
+    return password
+
+
+Password = Annotated[SecretStr, Field(min_length=10, max_length=200), AfterValidator(_hashable)]
 
 
 class UserCreate(UserBase):

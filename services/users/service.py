@@ -2,7 +2,8 @@
 
 from sqlalchemy.exc import IntegrityError
 
-from services.errors import AlreadyExists, Fault, InvalidInput, NotFound, StaleVersion, Unauthenticated
+from services.errors import AlreadyExists, Conflict, Fault, InvalidInput, NotFound, StaleVersion, Unauthenticated
+from services.sql import violates
 from services.unit_of_work import UnitOfWork
 from services.users.events import UserRegistered
 from services.users.models import Caller, Role, User
@@ -23,7 +24,7 @@ async def register(uow: UnitOfWork, passwords: Passwords, wanted: UserCreate, ro
         await uow.session.flush()
     except IntegrityError as error:
         # Two registrations at once: both saw the address free, the unique index lets one through.
-        raise taken from error
+        raise taken if violates(error, "uq_users_email_lower") else error from error
     await uow.ledger.open_account(user.id)
     uow.record(UserRegistered(user_id=user.id))
     return user
@@ -37,11 +38,15 @@ async def sign_in(uow: UnitOfWork, passwords: Passwords, email: str, password: s
     right = await passwords.matches(user.hashed_password if user else None, password)
     if user is None or not right or not user.is_active:
         raise Unauthenticated("the e-mail address or the password is wrong")
+    if passwords.outdated(user.hashed_password):
+        await uow.users.bulk_update([user.id], hashed_password=await passwords.hash(password))
     return user
 
 
 async def update_self(uow: UnitOfWork, passwords: Passwords, user_id: int, changes: UserUpdate, version: int) -> User:
     """Change one's own name or password. Raises `StaleVersion` where `version` is not the current one."""
+    # The connection goes back to the pool while the hash is computed.
+    await uow.rollback()
     hashed = await passwords.hash(changes.password.get_secret_value()) if changes.password else None
     user = await _locked(uow, user_id, version)
     if changes.full_name is not None:
@@ -57,6 +62,8 @@ async def update_as_operator(
     """Change a user's name, role or whether they may sign in. Operators cannot lock themselves out."""
     if operator.id == user_id and (changes.is_active is False or changes.role is Role.customer):
         raise InvalidInput("operators cannot deactivate or demote themselves; ask another operator")
+    if changes.is_active is False or changes.role is Role.customer:
+        await _keep_an_operator(uow, user_id)
     user = await _locked(uow, user_id, version)
     for name, value in changes.model_dump(exclude_none=True).items():
         setattr(user, name, value)
@@ -65,6 +72,7 @@ async def update_as_operator(
 
 async def delete(uow: UnitOfWork, user_id: int) -> None:
     """Hide the user: they can no longer sign in, and what they offer goes off sale. Orders and credits stay."""
+    await _keep_an_operator(uow, user_id)
     user = await uow.users.get(user_id, lock=True)
     if user is None:
         raise NotFound(f"there is no user {user_id}")
@@ -95,6 +103,12 @@ async def get(uow: UnitOfWork, user_id: int) -> User:
     if user is None:
         raise NotFound(f"there is no user {user_id}")
     return user
+
+
+async def _keep_an_operator(uow: UnitOfWork, leaving: int) -> None:
+    """Raises `Conflict` where this user is the last operator. Locks all of them, so that two cannot leave at once."""
+    if await uow.users.lock_operators() == [leaving]:
+        raise Conflict("this is the last operator; make somebody else one first")
 
 
 async def _locked(uow: UnitOfWork, user_id: int, version: int) -> User:

@@ -104,7 +104,7 @@ async def test_a_connection_cut_before_the_commit_answers_5xx_and_leaves_nothing
 async def test_no_route_answers_before_its_commit(
     api: Api, before_commit: Callable[[Hook], None], method: str, path: str, body: Any
 ) -> None:
-    operator = await make_operator(api.database)
+    operator, _ = await make_operator(api.database), await make_operator(api.database)
     before = await api.everything()
 
     async def cut_always(uow: UnitOfWork) -> None:

@@ -1,5 +1,6 @@
 """One batch, one transaction: what commits together, what fails alone, and what rolls everything back."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,9 +10,10 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from services.database import Database
 from services.outbox.events import Claimed
-from services.outbox.processor import RetryPolicy
+from services.outbox.processor import Processor, RetryPolicy, Subscription
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import (
+    LATER,
     SOON,
     Tick,
     TickHandler,
@@ -46,15 +48,25 @@ async def test_effects_next_events_and_the_deletion_are_one_commit(ticking: Data
     assert await rows(ticking, WAITING) == []
 
 
+class FailingCommit(UnitOfWork):
+    """Its commit fails whatever the handlers did: an effect's key is checked then, and taken twice."""
+
+    async def commit(self) -> None:
+        connection = await self.session.connection()
+        await connection.execute(text("INSERT INTO effects (name, number) VALUES ('twice', 0), ('twice', 0)"))
+        await super().commit()
+
+
 async def test_a_commit_that_fails_leaves_no_effect_no_next_event_and_every_outbox_row(ticking: Database) -> None:
     await append(ticking, *named("abc"))
-    # The effect's key is checked at commit.
-    await rows(ticking, "INSERT INTO effects (name, number) VALUES ('b', 0)")
+    failing = Processor[UnitOfWork](
+        lambda: FailingCommit(ticking.write), [Subscription(Tick, TickHandler())], retry=SOON, batch_size=100
+    )
 
     with pytest.raises(IntegrityError):
-        await processor(ticking).run_once()
+        await failing.run_once()
 
-    assert await effects(ticking) == [("b", 0)]
+    assert await effects(ticking) == []
     assert await rows(ticking, TOCKS) == []
     assert await rows(ticking, WAITING) == [("tick/a", 0), ("tick/b", 0), ("tick/c", 0)]
 
@@ -145,12 +157,10 @@ async def test_hundreds_of_poison_events_stay_within_the_savepoint_budget_of_eac
 @pytest.mark.parametrize(
     ("spoil", "error"),
     [
-        ("UPDATE outbox SET type = 'test.unknown' WHERE aggregate = 'tick/b'", "no handler"),
-        ("UPDATE events SET version = 2 WHERE aggregate = 'tick/b'", "version 1 of 'test.tick', not 2"),
         ("""UPDATE events SET payload = '{"name": [1]}' WHERE aggregate = 'tick/b'""", "the payload is no 'test.tick'"),
         ("DELETE FROM events WHERE aggregate = 'tick/b'", "is not in the log"),
     ],
-    ids=["type", "version", "payload", "log"],
+    ids=["payload", "log"],
 )
 async def test_an_event_that_nobody_can_read_is_a_dead_letter_at_once(
     ticking: Database, spoil: str, error: str
@@ -165,6 +175,68 @@ async def test_an_event_that_nobody_can_read_is_a_dead_letter_at_once(
     ((aggregate, attempts, said),) = await rows(ticking, "SELECT aggregate, attempts, error FROM dead_letters")
     assert (aggregate, attempts) == ("tick/b", 1)
     assert error in said
+    assert await rows(ticking, WAITING) == []
+
+
+OF_A_NEWER_RELEASE = pytest.mark.parametrize(
+    ("spoil", "mend", "error"),
+    [
+        (
+            "UPDATE outbox SET type = 'test.unknown' WHERE aggregate = 'tick/b'",
+            "UPDATE outbox SET type = 'test.tick' WHERE aggregate = 'tick/b'",
+            r"no handler for .*'test\.unknown'",
+        ),
+        (
+            "UPDATE events SET version = 2 WHERE aggregate = 'tick/b'",
+            "UPDATE events SET version = 1 WHERE aggregate = 'tick/b'",
+            r"version 1 of 'test\.tick', not 2",
+        ),
+    ],
+    ids=["type", "version"],
+)
+"""Events that this worker cannot process and another, of a newer release, may; mended, this one is the newer."""
+
+
+@OF_A_NEWER_RELEASE
+async def test_an_event_of_an_unknown_type_or_version_waits_for_a_worker_that_knows_it(
+    ticking: Database, spoil: str, mend: str, error: str
+) -> None:
+    await append(ticking, *named("abc"), Tick(name="b", number=1))
+    await rows(ticking, spoil)
+
+    outcomes = await drain(processor(ticking, retry=LATER))
+
+    assert [(outcome.processed, outcome.retried, outcome.buried) for outcome in outcomes] == [(2, 1, 0)]
+    assert await effects(ticking) == [("a", 0), ("c", 0)]
+    assert await rows(ticking, WAITING) == [("tick/b", 1), ("tick/b", 0)]
+    assert await rows(ticking, "SELECT count(*) FROM outbox WHERE available_at > now()") == [2]
+    (said,) = await rows(ticking, "SELECT last_error FROM outbox WHERE attempts = 1")
+    assert re.search(error, said), said
+
+    await rows(ticking, mend)
+    await rows(ticking, "UPDATE outbox SET available_at = now()")
+    await drain(processor(ticking))
+    assert [number for name, number in await effects(ticking) if name == "b"] == [0, 1]
+    assert await rows(ticking, WAITING) == []
+
+
+@OF_A_NEWER_RELEASE
+async def test_it_is_a_dead_letter_once_its_attempts_are_used_up(
+    ticking: Database, spoil: str, mend: str, error: str
+) -> None:
+    await append(ticking, *named("b"))
+    await rows(ticking, spoil)
+    engine = processor(ticking, retry=RetryPolicy(max_attempts=3, base=0.001, cap=0.001))
+
+    outcomes = []
+    for _ in range(3):
+        await rows(ticking, "UPDATE outbox SET available_at = now()")
+        outcomes.append(await engine.run_once())
+
+    assert [(outcome.retried, outcome.buried) for outcome in outcomes] == [(1, 0), (1, 0), (0, 1)]
+    ((attempts, said),) = await rows(ticking, "SELECT attempts, error FROM dead_letters")
+    assert attempts == 3
+    assert re.search(error, said), said
     assert await rows(ticking, WAITING) == []
 
 

@@ -1,0 +1,86 @@
+"""A database that is up and refuses connections: 503 and a hint to come back, not a 500."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from psycopg import sql
+from sqlalchemy import make_url
+
+from services.settings import Settings
+from services.users.models import User
+from tests.api.client import Api, assert_problem, order_of
+from tests.conftest import Administrator
+from tests.factories import make_user
+
+NAME = "waybill-api"
+
+
+@contextmanager
+def refusing_connections(administrator: Administrator, settings: Settings) -> Iterator[None]:
+    """The database takes no new connection, and the API has lost those it had."""
+    name = make_url(settings.database_url).database
+    assert name is not None
+    alter = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
+    administrator.execute(alter.format(sql.Identifier(name), sql.SQL("false")))
+    try:
+        administrator.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s AND application_name = %s",
+            (name, NAME),
+        )
+        yield
+    finally:
+        administrator.execute(alter.format(sql.Identifier(name), sql.SQL("true")))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/v1/orders", None),
+        ("GET", "/v1/products", None),
+        ("GET", "/v1/operations/books", None),
+        ("PATCH", "/v1/users/me", {"full_name": "Other"}),
+        ("POST", "/v1/users", {"email": "new@example.com", "full_name": "New", "password": "long enough"}),
+    ],
+)
+async def test_a_database_that_refuses_connections_is_told_as_unavailable(
+    api: Api, administrator: Administrator, method: str, path: str, body: Any
+) -> None:
+    caller: User = await make_user(api.database)
+    before = await api.everything()
+
+    with refusing_connections(administrator, api.settings):
+        reply = await api.request(method, path, by=caller, version=1, json=body)
+
+    assert_problem(reply, 503, "unavailable")
+    assert reply.headers["retry-after"] == "1"
+    assert "not currently accepting" not in reply.text, "what the server says is for the log"
+    assert await api.everything() == before
+
+
+async def test_an_order_that_met_such_a_database_is_placed_once_when_it_is_sent_again(
+    api: Api, administrator: Administrator
+) -> None:
+    buyer, _, product = await api.shop()
+    with refusing_connections(administrator, api.settings):
+        refused = await api.post("/v1/orders", by=buyer, key="k", json=order_of((product, 1)))
+        signing_in = await api.client.post("/v1/token", data={"username": buyer.email, "password": "x"})
+    assert_problem(refused, 503, "unavailable")
+    assert refused.headers["retry-after"] == "1"
+    assert_problem(signing_in, 503, "unavailable")
+
+    for _ in range(2):
+        again = await api.post("/v1/orders", by=buyer, key="k", json=order_of((product, 1)))
+        assert again.status_code == 201
+    assert await api.scalar("SELECT count(*) FROM orders") == 1
+
+
+async def test_readiness_says_that_the_database_refuses_connections(api: Api, administrator: Administrator) -> None:
+    with refusing_connections(administrator, api.settings):
+        reply = await api.get("/readyz")
+        alive = await api.get("/healthz")
+    assert (reply.status_code, reply.json()["database"], reply.json()["ready"]) == (503, "unreachable", False)
+    assert reply.headers["retry-after"] == "1"
+    assert alive.status_code == 200
+    assert (await api.get("/readyz")).status_code == 200
