@@ -41,7 +41,7 @@ run: $(READY) ## Run everything here until Ctrl-C; ARGS="--port 9000 --workers 2
 	@$(BIN)/waybill up $(ARGS)
 
 test: $(READY) ## Run the tests; ARGS="-k words" passes options
-	@$(BIN)/python -m pytest -n 2 $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: lint types imports drift ## Everything CI checks besides the tests
 
