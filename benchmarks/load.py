@@ -9,6 +9,7 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 from uuid import uuid4
@@ -34,6 +35,12 @@ class Seen:
     machine_cpu: float = 0.0
     own_cpu: float = 0.0
     peak_rss_mib: float = 0.0
+
+    def read(self, meter: Meter, pid: int) -> None:
+        """Take over what was metered, and the most memory that the process `pid` ever held."""
+        self.seconds, self.cpu = meter.seconds, meter.cpu
+        self.postgres_cpu, self.machine_cpu = meter.postgres_cpu, meter.machine_cpu
+        self.peak_rss_mib = peak_rss_mib(pid)
 
 
 class Load:
@@ -120,13 +127,7 @@ async def run(job: dict[str, Any]) -> Seen:
     await asyncio.wait_for(asyncio.gather(*(client.closed for client in clients)), 30)
     seen = load.seen
     seen.own_cpu = _own_cpu() - own
-    seen.seconds, seen.cpu, seen.postgres_cpu, seen.machine_cpu = (
-        meter.seconds,
-        meter.cpu,
-        meter.postgres_cpu,
-        meter.machine_cpu,
-    )
-    seen.peak_rss_mib = peak_rss_mib(job["pid"])
+    seen.read(meter, job["pid"])
     return seen
 
 
@@ -135,11 +136,12 @@ def _own_cpu() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def main() -> None:
+def run_job(run: Callable[[dict[str, Any]], Coroutine[Any, Any, Seen]]) -> None:
+    """Be a process of a benchmark: the job comes in as JSON, what was seen goes out as JSON."""
     job = json.load(sys.stdin)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         print(json.dumps(asdict(runner.run(run(job)))))
 
 
 if __name__ == "__main__":
-    main()
+    run_job(run)

@@ -4,22 +4,18 @@ Six statements a batch: BEGIN, claim and lock the orders, lock the stock and rea
 the holds, write everything, COMMIT.
 """
 
-import asyncio
 import json
 import os
-import sys
 import time
 from collections import defaultdict
-from dataclasses import asdict
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
 import asyncpg
-import uvloop
 
-from benchmarks.load import Seen
-from benchmarks.usage import Meter, peak_rss_mib
+from benchmarks.load import Seen, run_job
+from benchmarks.usage import Meter
 from services.fields import new_id
 
 _CLAIM = """
@@ -152,21 +148,9 @@ async def run(job: dict[str, Any]) -> Seen:
         seen.latencies.append(time.perf_counter() - started)
     meter.stop()
     await connection.close()
-    seen.seconds, seen.cpu, seen.postgres_cpu, seen.machine_cpu = (
-        meter.seconds,
-        meter.cpu,
-        meter.postgres_cpu,
-        meter.machine_cpu,
-    )
-    seen.peak_rss_mib = peak_rss_mib(os.getpid())
+    seen.read(meter, os.getpid())
     return seen
 
 
-def main() -> None:
-    job = json.load(sys.stdin)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        print(json.dumps(asdict(runner.run(run(job)))))
-
-
 if __name__ == "__main__":
-    main()
+    run_job(run)
