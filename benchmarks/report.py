@@ -64,18 +64,7 @@ def report(
     if as_json:
         print(json.dumps(_document(title, runs, targets, notes), indent=2))
         return
-    table = Table(
-        "",
-        "orders/s",
-        "ratio",
-        "CPU ms",
-        "ratio",
-        "PostgreSQL CPU ms",
-        "p50 ms",
-        "p99 ms",
-        "peak RSS MiB",
-        "others' CPUs",
-    )
+    table = Table("", *_HEADINGS)
     for column in table.columns[1:]:
         column.justify = "right"
     for run in runs:

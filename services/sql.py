@@ -10,6 +10,9 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 Row: TypeAlias = Mapping[str, Any]
 
+CONTENTION = frozenset({"40001", "40P01"})
+"""SQLSTATEs of a serialization failure and a deadlock: the same transaction may succeed when tried again."""
+
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z_]+)")
 _STATUS = re.compile(r"(\d+)$", re.ASCII)
 
@@ -105,6 +108,11 @@ class Sql:
 def _check_transaction(driver: asyncpg.Connection) -> None:
     # A failed flush rolls the whole transaction back: what came after it would be committed statement by statement.
     assert driver.is_in_transaction() or driver.is_closed(), "the transaction is over; open a new unit of work"
+
+
+def sqlstate(error: DBAPIError) -> str | None:
+    """PostgreSQL's five-character code for what went wrong; None where the server said nothing."""
+    return getattr(error.orig, "sqlstate", None)
 
 
 def violates(error: DBAPIError, constraint: str) -> bool:

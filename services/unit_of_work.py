@@ -54,10 +54,7 @@ class UnitOfWork:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._events.clear()
-        self._sql.release()
-        # Closing a session rolls back what was not committed and gives the connection back.
-        await self.session.close()
+        await self.rollback()
 
     def record(self, event: Event, trace: Trace | None = None) -> None:
         """Write the event in this transaction, at the latest when it commits; rolled back with it.

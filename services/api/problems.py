@@ -31,6 +31,7 @@ from services.errors import (
     Unauthenticated,
     VersionRequired,
 )
+from services.sql import sqlstate
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ def domain_problem(request: Request, error: DomainError) -> ProblemResponse:
 
 def database_problem(request: Request, error: DBAPIError) -> ProblemResponse | None:
     """The problem that PostgreSQL's refusal of a value is; None where the client is not to blame."""
-    match getattr(error.orig, "sqlstate", None):
+    match sqlstate(error):
         case "23505":
             return problem(request, 409, AlreadyExists.code, "something with this unique value exists already")
         case "23503":
@@ -128,12 +129,12 @@ def database_problem(request: Request, error: DBAPIError) -> ProblemResponse | N
 def is_unavailable(error: DBAPIError) -> bool:
     """Whether the connection was lost, or the server takes no new one now; nothing is wrong with the request."""
     # Connection exceptions, insufficient resources, operator intervention, a database that is closed to connections.
-    sqlstate = str(getattr(error.orig, "sqlstate", None) or "")
+    code = sqlstate(error) or ""
     return (
         error.connection_invalidated
         or isinstance(error, OperationalError | InterfaceError)
-        or sqlstate.startswith(("08", "53", "57P"))
-        or sqlstate == "55000"
+        or code.startswith(("08", "53", "57P"))
+        or code == "55000"
     )
 
 

@@ -18,15 +18,12 @@ from services.api.state import api_state
 from services.errors import DomainError, IdempotencyKeyReused, RequestInFlight
 from services.idempotency.repository import PRIMARY_KEY, Free, InFlight, StoredReply
 from services.outbox.events import Trace
-from services.sql import violates
+from services.sql import CONTENTION, sqlstate, violates
 from services.unit_of_work import UnitOfWork
 
 logger = logging.getLogger(__name__)
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
-_RETRIED = frozenset({"40001", "40P01"})
-"""SQLSTATEs of a serialization failure and a deadlock."""
-
 _NOT_STORED = frozenset({401, 403, 429})
 
 
@@ -137,10 +134,9 @@ def open_unit_of_work(request: Request) -> UnitOfWork:
 
 
 def _may_succeed_again(error: DBAPIError) -> bool:
-    sqlstate = getattr(error.orig, "sqlstate", None)
     # Another transaction stored a reply under the same key after this one looked: the next try finds it.
-    key_taken = sqlstate == "23505" and violates(error, PRIMARY_KEY)
-    return sqlstate in _RETRIED or key_taken
+    key_taken = sqlstate(error) == "23505" and violates(error, PRIMARY_KEY)
+    return sqlstate(error) in CONTENTION or key_taken
 
 
 def _was_lost_before_the_commit(request: Request, error: DBAPIError) -> bool:

@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import secrets
 import shlex
 import stat
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from services.cli.console import CommandError
 from services.cli.facts import DEFAULT_DATA_DIR, FILE_NAME
+from services.embedded.server import keep_secret
 
 MARKER = "waybill.marker"
 _MARKER_TEXT = """\
@@ -35,14 +35,7 @@ class Home:
 
     def secret_key(self) -> str:
         """The key that signs tokens: made once, so that they stay valid over a restart."""
-        kept = self.path / "secret_key"
-        if not kept.exists():
-            draft = kept.with_name("secret_key.new")
-            draft.unlink(missing_ok=True)
-            draft.touch(mode=0o600)
-            draft.write_text(secrets.token_urlsafe(48))
-            draft.replace(kept)
-        return kept.read_text()
+        return keep_secret(self.path / "secret_key", 48)
 
 
 @contextmanager

@@ -21,6 +21,18 @@ _LOCK_SECONDS = 10.0
 _POLL_SECONDS = 0.005
 
 
+def keep_secret(kept: Path, size: int) -> str:
+    """The secret in this file; where there is none, `size` random bytes as text, readable by the owner alone."""
+    if not kept.exists():
+        # Whole or not at all: a half-written password would lock us out of the data for good.
+        draft = kept.with_name(f"{kept.name}.new")
+        draft.unlink(missing_ok=True)
+        draft.touch(mode=0o600)
+        draft.write_text(secrets.token_urlsafe(size))
+        draft.replace(kept)
+    return kept.read_text()
+
+
 class EmbeddedServer(ABC):
     """A server on the loopback address whose files all lie in the folder `data`.
 
@@ -132,15 +144,7 @@ class EmbeddedServer(ABC):
                 return lock
 
     def _keep_password(self) -> str:
-        kept = self.data / "password"
-        if not kept.exists():
-            # Whole or not at all: a half-written password would lock us out of the data for good.
-            draft = kept.with_name("password.new")
-            draft.unlink(missing_ok=True)
-            draft.touch(mode=0o600)
-            draft.write_text(secrets.token_urlsafe(24))
-            draft.replace(kept)
-        return kept.read_text()
+        return keep_secret(self.data / "password", 24)
 
     def _wait_until_ready(self, process: "subprocess.Popen[bytes]") -> None:
         deadline = time.monotonic() + START_SECONDS

@@ -13,14 +13,12 @@ from sqlalchemy.exc import DBAPIError
 
 from services.outbox.events import Claimed, Event, Trace
 from services.outbox.repository import ClaimedRow, Failure, OutboxRepository
+from services.sql import CONTENTION, sqlstate
 
 logger = logging.getLogger(__name__)
 
 SAVEPOINT_BUDGET = 48
 """Savepoints in one transaction at most; more than 64 overflow a PostgreSQL backend's subtransaction cache."""
-
-_TRANSIENT = frozenset({"40001", "40P01"})
-"""SQLSTATEs of a serialization failure and a deadlock: the batch is innocent and is tried again as a whole."""
 
 
 class Transaction(Protocol):
@@ -256,7 +254,8 @@ def _waves(rows: Sequence[ClaimedRow]) -> list[list[ClaimedRow]]:
 def _is_transient(error: Exception) -> bool:
     if not isinstance(error, DBAPIError):
         return False
-    return error.connection_invalidated or getattr(error.orig, "sqlstate", None) in _TRANSIENT
+    # The batch is innocent and is tried again as a whole.
+    return error.connection_invalidated or sqlstate(error) in CONTENTION
 
 
 def _describe(error: BaseException) -> str:

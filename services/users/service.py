@@ -73,9 +73,7 @@ async def update_as_operator(
 async def delete(uow: UnitOfWork, user_id: int) -> None:
     """Hide the user: they can no longer sign in, and what they offer goes off sale. Orders and credits stay."""
     await _keep_an_operator(uow, user_id)
-    user = await uow.users.get(user_id, lock=True)
-    if user is None:
-        raise NotFound(f"there is no user {user_id}")
+    user = await get(uow, user_id, lock=True)
     user.version += 1
     await uow.users.soft_delete(user)
     await uow.products.take_off_sale(user_id)
@@ -98,8 +96,9 @@ async def restore(uow: UnitOfWork, user_id: int) -> User:
     return user
 
 
-async def get(uow: UnitOfWork, user_id: int) -> User:
-    user = await uow.users.get(user_id)
+async def get(uow: UnitOfWork, user_id: int, *, lock: bool = False) -> User:
+    """The user; `lock` takes the row until the transaction ends. Raises `NotFound` where there is none."""
+    user = await uow.users.get(user_id, lock=lock)
     if user is None:
         raise NotFound(f"there is no user {user_id}")
     return user
@@ -112,9 +111,7 @@ async def _keep_an_operator(uow: UnitOfWork, leaving: int) -> None:
 
 
 async def _locked(uow: UnitOfWork, user_id: int, version: int) -> User:
-    user = await uow.users.get(user_id, lock=True)
-    if user is None:
-        raise NotFound(f"there is no user {user_id}")
+    user = await get(uow, user_id, lock=True)
     if user.version != version:
         raise StaleVersion(f"user {user_id} has version {user.version} now, not {version}; read it again")
     return user
