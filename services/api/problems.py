@@ -15,7 +15,9 @@ from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
 
 from services.errors import (
+    AccountClosed,
     AlreadyExists,
+    AmountInvalid,
     BadQuery,
     Conflict,
     DomainError,
@@ -25,9 +27,15 @@ from services.errors import (
     IdempotencyKeyReused,
     InsufficientCredits,
     InvalidInput,
+    LinkedFailed,
     NotFound,
     RequestInFlight,
+    SameAccount,
     StaleVersion,
+    TransferAlreadyPosted,
+    TransferAlreadyReversed,
+    TransferAlreadyVoided,
+    TransferExpired,
     Unauthenticated,
     VersionRequired,
 )
@@ -38,7 +46,9 @@ logger = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 
 _STATUS: Mapping[type[DomainError], int] = {
+    AccountClosed: 409,
     AlreadyExists: 409,
+    AmountInvalid: 422,
     BadQuery: 400,
     Conflict: 409,
     Forbidden: 403,
@@ -46,9 +56,15 @@ _STATUS: Mapping[type[DomainError], int] = {
     IdempotencyKeyReused: 422,
     InsufficientCredits: 402,
     InvalidInput: 422,
+    LinkedFailed: 409,
     NotFound: 404,
     RequestInFlight: 409,
+    SameAccount: 422,
     StaleVersion: 412,
+    TransferAlreadyPosted: 409,
+    TransferAlreadyReversed: 409,
+    TransferAlreadyVoided: 409,
+    TransferExpired: 409,
     Unauthenticated: 401,
     VersionRequired: 428,
 }
