@@ -1,8 +1,6 @@
 """What a batch comes to in memory is what carrying it out naively comes to, one transfer after another."""
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from decimal import Decimal
 
 from hypothesis import given, settings
@@ -11,73 +9,9 @@ from hypothesis import strategies as st
 from services.credits.planning import Balance, Item, Posting, carry_out, cause, chains, take_back
 from services.errors import DomainError
 from services.fields import MAX_CREDITS
+from tests.naive_bank import UNKNOWN, Bank, Wanted, as_one_chain, naively
 
 ACCOUNTS = 4
-UNKNOWN = ACCOUNTS
-"""The number of an account that is none."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    debit: int
-    credit: int
-    amount: Decimal
-    linked: bool
-
-
-@dataclass
-class Bank:
-    """The naive way: a savepoint is a copy of everything."""
-
-    posted: list[Decimal]
-    held: list[Decimal]
-    closed: list[bool]
-    entries: list[list[tuple[Decimal, Decimal]]] = field(default_factory=lambda: [[] for _ in range(ACCOUNTS)])
-    """Signed amount and balance after, by account."""
-
-    def transfer(self, one: Wanted) -> str:
-        if one.credit == UNKNOWN:
-            return "unknown_recipient"
-        if one.debit == one.credit:
-            return "same_account"
-        if self.closed[one.debit] or self.closed[one.credit]:
-            return "account_closed"
-        if self.posted[one.debit] - self.held[one.debit] < one.amount:
-            return "insufficient_credits"
-        if self.posted[one.credit] + one.amount > MAX_CREDITS:
-            return "amount_invalid"
-        for account, amount in ((one.debit, -one.amount), (one.credit, one.amount)):
-            self.posted[account] += amount
-            self.entries[account].append((amount, self.posted[account]))
-        return "posted"
-
-
-def naively(bank: Bank, batch: Sequence[Wanted]) -> tuple[Bank, list[str]]:
-    """TigerBeetle's rules: the first failure breaks the chain; a chain that the batch's end cuts off is open."""
-    told: list[str] = []
-    start = 0
-    while start < len(batch):
-        end = start
-        while end < len(batch) and batch[end].linked:
-            end += 1
-        is_open = end == len(batch)
-        chain = batch[start : end + 1]
-        savepoint = copy.deepcopy(bank)
-        codes: list[str] = []
-        for number, one in enumerate(chain):
-            if is_open and number == len(chain) - 1:
-                codes.append("linked_chain_open")
-            elif any(code != "posted" for code in codes):
-                codes.append("linked_failed")
-            else:
-                codes.append(bank.transfer(one))
-        if any(code != "posted" for code in codes):
-            bank = savepoint
-            codes = ["linked_failed" if code == "posted" else code for code in codes]
-        told += codes
-        start = end + 1
-    return bank, told
-
 
 cents = st.integers(0, 3000).map(lambda number: Decimal(number) / 100)
 amounts = st.one_of(st.integers(1, 2000).map(lambda number: Decimal(number) / 100), st.just(MAX_CREDITS))
@@ -93,7 +27,11 @@ def banks(draw: st.DrawFn) -> Bank:
 
 
 wishes = st.builds(
-    Wanted, debit=st.integers(0, ACCOUNTS - 1), credit=st.integers(0, UNKNOWN), amount=amounts, linked=st.booleans()
+    Wanted,
+    debit=st.integers(0, ACCOUNTS - 1),
+    credit=st.integers(UNKNOWN, ACCOUNTS - 1),
+    amount=amounts,
+    linked=st.booleans(),
 )
 
 
@@ -103,7 +41,7 @@ def test_the_outcomes_and_balances_are_those_of_one_transfer_after_another(
     bank: Bank, batch: list[Wanted], atomic: bool
 ) -> None:
     if atomic:
-        batch = [Wanted(one.debit, one.credit, one.amount, True) for one in batch[:-1]] + batch[-1:]
+        batch = as_one_chain(batch)
     balances = [
         Balance(number, bank.posted[number], bank.held[number], 0, bank.closed[number]) for number in range(ACCOUNTS)
     ]
