@@ -6,10 +6,14 @@ import io
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import httpx
 import pytest
+import uvicorn
 
 from services.credits import export
 from services.credits.export import HEADINGS
+from services.credits.statement_repository import StatementRepository
+from services.embedded.ports import LOOPBACK, any_free_port
 from services.users.models import User
 from tests.api.client import Api, assert_problem
 from tests.factories import make_operator, make_user
@@ -154,3 +158,34 @@ async def test_a_slow_reader_keeps_no_connection_and_gets_the_statement_of_when_
 
     assert [line["version"] for line in parse(reply.content)] == [str(version) for version in range(1, 9)]
     assert len(received) >= 3, "it came in pieces"
+
+
+async def test_an_export_that_fails_in_the_middle_does_not_look_complete(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "_LINES_A_PIECE", 3)
+    user = await with_notes(api, *["x"] * 7)
+    lines = StatementRepository.lines
+    reads: list[bool] = []
+
+    async def fail_at_the_second(self: StatementRepository, *args: Any, **kwargs: Any) -> Any:
+        reads.append(True)
+        if len(reads) == 2:
+            raise ConnectionResetError("the database is gone")
+        return await lines(self, *args, **kwargs)
+
+    monkeypatch.setattr(StatementRepository, "lines", fail_at_the_second)
+    port = any_free_port()
+    server = uvicorn.Server(uvicorn.Config(api.app, host=LOOPBACK, port=port, log_config=None, lifespan="off"))
+    serving = asyncio.create_task(server.serve())
+    try:
+        # Retried while it does not listen yet.
+        transport = httpx.AsyncHTTPTransport(retries=8)
+        headers = {"Authorization": f"Bearer {api.tokens.make(user.id)}"}
+        async with httpx.AsyncClient(base_url=f"http://{LOOPBACK}:{port}", transport=transport) as client:
+            with pytest.raises(httpx.RemoteProtocolError):
+                await client.get(f"{PATH}.csv", headers=headers)
+            assert (await client.get(f"{PATH}.csv", headers=headers)).status_code == 200
+    finally:
+        server.should_exit = True
+        await serving
