@@ -27,8 +27,8 @@ _HOLD = """
     WITH buyer AS (
         UPDATE accounts SET held = held + $2 WHERE user_id = $1 AND posted - held >= $2 RETURNING id
     )
-    INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, order_id)
-    SELECT share.id, buyer.id, share.account_id, share.amount, 'order', 'pending', $3
+    INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, order_id, expires_at)
+    SELECT share.id, buyer.id, share.account_id, share.amount, 'order', 'pending', $3, now() + interval '1 day'
     FROM buyer, unnest($4::uuid[], $5::bigint[], $6::numeric[]) AS share(id, account_id, amount)
 """
 

@@ -66,7 +66,8 @@ _WRITE = """
         FROM unnest($1::bigint[], $2::bigint[]) AS change(product_id, reserved)
         WHERE inventory.product_id = change.product_id
     ), posted AS (
-        UPDATE transfers SET state = 'posted', resolved_at = now() WHERE id = ANY($3::uuid[])
+        UPDATE transfers SET state = 'posted', posted_amount = amount, resolved_at = now()
+        WHERE id = ANY($3::uuid[])
     ), entered AS (
         INSERT INTO entries (account_id, version, transfer_id, amount, balance)
         SELECT * FROM unnest($4::bigint[], $5::bigint[], $6::uuid[], $7::numeric[], $8::numeric[])

@@ -21,8 +21,8 @@ _SHOP = """
     SELECT gen_random_uuid() AS id, issuance.id AS issuance_id, accounts.id AS account_id, 10000000.00 AS amount,
         row_number() OVER (ORDER BY accounts.id) AS n
     FROM accounts JOIN accounts AS issuance ON issuance.system_name = 'issuance' WHERE accounts.user_id IS NOT NULL;
-    INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, resolved_at)
-    SELECT id, issuance_id, account_id, amount, 'top_up', 'posted', now() FROM top_up;
+    INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, posted_amount, resolved_at)
+    SELECT id, issuance_id, account_id, amount, 'top_up', 'posted', amount, now() FROM top_up;
     INSERT INTO entries (account_id, version, transfer_id, amount, balance)
     SELECT issuance_id, n, id, -amount, -amount * n FROM top_up
     UNION ALL SELECT account_id, 1, id, amount, amount FROM top_up;
@@ -56,8 +56,9 @@ _PLACE = """
     SELECT order_id, line, product_id, quantity, price FROM line ORDER BY order_id, line;
     INSERT INTO order_transitions (order_id, to_status) SELECT id, 'pending' FROM placed ORDER BY id;
 
-    INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, order_id)
-    SELECT new.id, accounts.id, share.account_id, share.amount, 'order', 'pending', share.order_id
+    INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, order_id, expires_at)
+    SELECT new.id, accounts.id, share.account_id, share.amount, 'order', 'pending', share.order_id,
+        now() + interval '1 day'
     FROM (
         SELECT order_id, buyer_id, account_id, sum(quantity * price) AS amount,
             row_number() OVER (ORDER BY order_id, account_id) AS n
@@ -85,15 +86,15 @@ class Shop:
     product_ids: list[int]
 
 
-def open_shop(url: str, buyers: int) -> Shop:
-    """Ten sellers with a thousand products and endless stock, and buyers with ten million credits each."""
+def open_shop(url: str, buyers: int, sellers: int = SELLERS) -> Shop:
+    """Sellers with a thousand products and endless stock between them, and buyers with ten million credits each."""
     with psycopg.connect(url) as connection:
-        connection.execute(_SHOP.format(sellers=SELLERS, buyers=buyers, products=PRODUCTS))
+        connection.execute(_SHOP.format(sellers=sellers, buyers=buyers, products=PRODUCTS))
         user_ids = [row[0] for row in connection.execute("SELECT id FROM users ORDER BY id")]
         product_ids = [row[0] for row in connection.execute("SELECT id FROM products ORDER BY id")]
         connection.commit()
     _tidy(url, "users, accounts, products, inventory, transfers, entries")
-    return Shop(user_ids[SELLERS:], product_ids)
+    return Shop(user_ids[sellers:], product_ids)
 
 
 def place_waiting(url: str, shop: Shop, orders: int, items: int) -> None:

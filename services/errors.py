@@ -85,6 +85,72 @@ class InsufficientCredits(DomainError):
     code = "insufficient_credits"
 
 
+class AccountClosed(DomainError):
+    """One of the accounts is closed: it neither sends nor receives."""
+
+    code = "account_closed"
+
+
+class SameAccount(DomainError):
+    """The credits would go to the account they come from."""
+
+    code = "same_account"
+
+
+class UnknownRecipient(DomainError):
+    """There is no such user to send credits to, or no longer."""
+
+    code = "unknown_recipient"
+
+
+class AmountInvalid(DomainError):
+    """The amount is none that can be moved here."""
+
+    code = "amount_invalid"
+
+
+class TransferAlreadyPosted(DomainError):
+    """The pending transfer was posted before."""
+
+    code = "transfer_already_posted"
+
+
+class TransferAlreadyVoided(DomainError):
+    """The pending transfer was voided before."""
+
+    code = "transfer_already_voided"
+
+
+class TransferExpired(DomainError):
+    """The pending transfer was neither posted nor voided in time."""
+
+    code = "transfer_expired"
+
+
+class TransferAlreadyReversed(DomainError):
+    """Another transfer has reversed this one."""
+
+    code = "transfer_already_reversed"
+
+
+class LinkedFailed(DomainError):
+    """Another transfer that this one stands or falls with has failed."""
+
+    code = "linked_failed"
+
+
+class LinkedChainOpen(DomainError):
+    """The last transfer of a batch is linked to a next one that does not come."""
+
+    code = "linked_chain_open"
+
+
+class BatchRefused(DomainError):
+    """The database refuses more transfers of the batch than one transaction can set apart."""
+
+    code = "batch_refused"
+
+
 class IdempotencyKeyInvalid(DomainError):
     """The Idempotency-Key is missing where it is required, or malformed."""
 

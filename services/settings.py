@@ -64,6 +64,9 @@ class Settings(BaseSettings):
     transaction_attempts: Annotated[int, Field(ge=1, le=20)] = 5
     idempotency_retention: Annotated[int, Field(ge=60)] = 86_400
 
+    hold_ttl: Annotated[int, Field(ge=1, le=31_536_000)] = 86_400
+    awaiting_payment_ttl: Annotated[int, Field(ge=1, le=31_536_000)] = 604_800
+
     outbox_poll_interval: Annotated[float, Field(gt=0, le=60)] = 1.0
     outbox_batch_size: Annotated[int, Field(ge=1, le=5000)] = 200
     outbox_max_attempts: Annotated[int, Field(ge=1, le=100)] = 8

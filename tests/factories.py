@@ -6,6 +6,7 @@ relationships. Where a value does not matter to the test, leave it out; unique o
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from decimal import Decimal
 from itertools import count
 
@@ -123,6 +124,7 @@ async def make_order(
         reference=reference,
         total=sum((item.unit_price * item.quantity for item in items), Decimal(0)),
         item_count=len(items),
+        expires_at=now() + timedelta(days=1) if status is OrderStatus.awaiting_payment else None,
     )
     async with database.write() as session:
         session.add(order)
@@ -140,6 +142,7 @@ async def _top_up(session: AsyncSession, account: Account, amount: Decimal) -> N
         amount=amount,
         kind=TransferKind.top_up,
         state=TransferState.posted,
+        posted_amount=amount,
         resolved_at=now(),
     )
     session.add(transfer)

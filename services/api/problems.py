@@ -15,8 +15,11 @@ from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
 
 from services.errors import (
+    AccountClosed,
     AlreadyExists,
+    AmountInvalid,
     BadQuery,
+    BatchRefused,
     Conflict,
     DomainError,
     Fault,
@@ -25,10 +28,18 @@ from services.errors import (
     IdempotencyKeyReused,
     InsufficientCredits,
     InvalidInput,
+    LinkedChainOpen,
+    LinkedFailed,
     NotFound,
     RequestInFlight,
+    SameAccount,
     StaleVersion,
+    TransferAlreadyPosted,
+    TransferAlreadyReversed,
+    TransferAlreadyVoided,
+    TransferExpired,
     Unauthenticated,
+    UnknownRecipient,
     VersionRequired,
 )
 from services.sql import sqlstate
@@ -38,18 +49,29 @@ logger = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 
 _STATUS: Mapping[type[DomainError], int] = {
+    AccountClosed: 409,
     AlreadyExists: 409,
+    AmountInvalid: 422,
     BadQuery: 400,
+    BatchRefused: 422,
     Conflict: 409,
     Forbidden: 403,
     IdempotencyKeyInvalid: 400,
     IdempotencyKeyReused: 422,
     InsufficientCredits: 402,
     InvalidInput: 422,
+    LinkedChainOpen: 422,
+    LinkedFailed: 409,
     NotFound: 404,
     RequestInFlight: 409,
+    SameAccount: 422,
     StaleVersion: 412,
+    TransferAlreadyPosted: 409,
+    TransferAlreadyReversed: 409,
+    TransferAlreadyVoided: 409,
+    TransferExpired: 409,
     Unauthenticated: 401,
+    UnknownRecipient: 422,
     VersionRequired: 428,
 }
 
@@ -90,6 +112,7 @@ def problem(
     detail: str,
     faults: Sequence[Fault] = (),
     headers: Mapping[str, str] | None = None,
+    members: Mapping[str, Any] | None = None,
 ) -> ProblemResponse:
     body = Problem(
         title=HTTPStatus(status).phrase,
@@ -99,17 +122,17 @@ def problem(
         request_id=getattr(request.state, "request_id", None),
         errors=[ProblemFault(detail=fault.detail, pointer=fault.pointer) for fault in faults],
     )
-    return ProblemResponse(body.model_dump(), status, headers=dict(headers or {}))
+    return ProblemResponse({**body.model_dump(), **(members or {})}, status, headers=dict(headers or {}))
 
 
-def domain_problem(request: Request, error: DomainError) -> ProblemResponse:
-    """The problem that a domain error is over HTTP."""
+def domain_problem(request: Request, error: DomainError, members: Mapping[str, Any] | None = None) -> ProblemResponse:
+    """The problem that a domain error is over HTTP; `members` are those that this kind of problem has besides."""
     headers = {}
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, RequestInFlight):
         headers["Retry-After"] = "1"
-    return problem(request, _STATUS[type(error)], error.code, error.detail, error.faults, headers)
+    return problem(request, _STATUS[type(error)], error.code, error.detail, error.faults, headers, members)
 
 
 def database_problem(request: Request, error: DBAPIError) -> ProblemResponse | None:
@@ -148,7 +171,10 @@ async def _on_validation_error(request: Request, error: Exception) -> ProblemRes
     faults = [Fault(_message(fault), _pointer(fault["loc"])) for fault in error.errors()]
     if any(fault["type"] == "json_invalid" for fault in error.errors()):
         return problem(request, 400, "malformed_body", "the body is not valid JSON", faults)
-    return problem(request, 422, InvalidInput.code, "the request has fields that are missing or wrong", faults)
+    # A field may have a code of its own, which counts where nothing else is wrong.
+    amounts_only = all(fault["type"] == AmountInvalid.code for fault in error.errors())
+    code = AmountInvalid.code if amounts_only else InvalidInput.code
+    return problem(request, 422, code, "the request has fields that are missing or wrong", faults)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> ProblemResponse:

@@ -23,14 +23,25 @@ class TransferKind(StrEnum):
     transfer = "transfer"
     order = "order"
     refund = "refund"
+    reversal = "reversal"
+    adjustment = "adjustment"
 
 
 class TransferState(StrEnum):
-    """A pending transfer holds credits; it is posted or voided once."""
+    """A pending transfer holds credits; it is posted, voided or expired, once."""
 
     pending = "pending"
     posted = "posted"
     voided = "voided"
+    expired = "expired"
+
+
+class AdjustmentState(StrEnum):
+    """A pending adjustment waits for a second operator."""
+
+    pending = "pending"
+    applied = "applied"
+    rejected = "rejected"
 
 
 class AccountBase(SQLModel):
@@ -52,6 +63,7 @@ class Account(AccountBase, table=True):
         CheckConstraint("(user_id IS NULL) <> (system_name IS NULL)", name="owner"),
         CheckConstraint("held >= 0", name="held"),
         CheckConstraint("posted - held >= 0 OR system_name IS NOT NULL", name="available"),
+        CheckConstraint("closed_at IS NULL OR held = 0 AND system_name IS NULL", name="closed"),
     )
 
     id: int = Field(default=None, primary_key=True, sa_type=BigInteger, sa_column_args=(Identity(),))
@@ -59,6 +71,8 @@ class Account(AccountBase, table=True):
     system_name: str | None = Field(default=None, max_length=32, unique=True)
     version: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": text("0")})
     """Number of entries so far; the version of the newest one."""
+    closed_at: datetime | None = Field(default=None, sa_type=TIMESTAMPTZ)
+    """A closed account neither sends nor receives; a trigger keeps its balance as it is."""
 
     user: Optional["User"] = Relationship(back_populates="account", sa_relationship_kwargs={"lazy": "raise"})
 
@@ -70,7 +84,7 @@ class TransferBase(SQLModel):
 
 
 class Transfer(TransferBase, table=True):
-    """One movement of credits, undone only by another transfer."""
+    """One movement of credits, undone only by another transfer. Triggers allow a row one change: its resolution."""
 
     __tablename__ = "transfers"
     __table_args__ = (
@@ -79,7 +93,13 @@ class Transfer(TransferBase, table=True):
         CheckConstraint(allowed("kind", TransferKind), name="kind"),
         CheckConstraint(allowed("state", TransferState), name="state"),
         CheckConstraint("(state = 'pending') = (resolved_at IS NULL)", name="resolved"),
+        CheckConstraint("(state = 'posted') = (posted_amount IS NOT NULL)", name="posted"),
+        CheckConstraint("posted_amount > 0 AND posted_amount <= amount", name="posted_amount"),
+        CheckConstraint("state NOT IN ('pending', 'expired') OR expires_at IS NOT NULL", name="expires"),
+        CheckConstraint("(kind = 'reversal') = (reverses IS NOT NULL)", name="reversal"),
         Index("ix_transfers_order_id", "order_id", postgresql_where=text("order_id IS NOT NULL")),
+        Index("ix_transfers_expires_at", "expires_at", postgresql_where=text("state = 'pending'")),
+        Index("uq_transfers_reverses", "reverses", unique=True, postgresql_where=text("reverses IS NOT NULL")),
     )
 
     id: UUID = Field(default_factory=new_id, primary_key=True)
@@ -87,25 +107,34 @@ class Transfer(TransferBase, table=True):
     credit_account_id: int = Field(foreign_key="accounts.id", sa_type=BigInteger)
     kind: TransferKind = Field(sa_type=text_enum(TransferKind))
     state: TransferState = Field(sa_type=text_enum(TransferState))
+    posted_amount: Decimal | None = Field(default=None, max_digits=18, decimal_places=2)
+    """What of the amount was posted; the remainder was released."""
     order_id: UUID | None = Field(
         default=None,
         # Deferred: the credits are held before the order row is written, when its status is known.
         sa_column=Column(ForeignKey("orders.id", deferrable=True, initially="DEFERRED")),
     )
+    reverses: UUID | None = Field(default=None, foreign_key="transfers.id")
     note: str = Field(default="", max_length=200, sa_column_kwargs={"server_default": ""})
     created_at: datetime = Field(
         default_factory=now, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": text("now()")}
     )
+    expires_at: datetime | None = Field(default=None, sa_type=TIMESTAMPTZ)
+    """When a pending transfer can no longer be posted."""
     resolved_at: datetime | None = Field(default=None, sa_type=TIMESTAMPTZ)
 
 
 class Entry(SQLModel, table=True):
-    """One side of a posted transfer: a signed amount and the account's balance after it, numbered without gaps."""
+    """One side of a posted transfer: a signed amount and the account's balance after it, numbered without gaps.
+
+    Append-only, by a trigger. `created_at` is the clock under the account's lock, so that it grows with the version.
+    """
 
     __tablename__ = "entries"
     __table_args__ = (
         CheckConstraint("amount <> 0", name="amount"),
         CheckConstraint("version > 0", name="version"),
+        Index("ix_entries_account_id_created_at", "account_id", "created_at"),
     )
 
     account_id: int = Field(primary_key=True, foreign_key="accounts.id", sa_type=BigInteger)
@@ -114,7 +143,49 @@ class Entry(SQLModel, table=True):
     amount: Decimal = Field(max_digits=18, decimal_places=2)
     balance: Decimal = Field(max_digits=18, decimal_places=2)
     created_at: datetime = Field(
-        default_factory=now, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": text("now()")}
+        default_factory=now, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": text("clock_timestamp()")}
     )
 
     transfer: Transfer = Relationship(sa_relationship_kwargs={"lazy": "raise"})
+
+
+class AdjustmentBase(SQLModel):
+    """A correction of a balance: credits given (more than zero) or taken (less)."""
+
+    amount: Decimal = Field(max_digits=18, decimal_places=2)
+    reason: str = Field(max_length=200)
+
+
+class Adjustment(AdjustmentBase, table=True):
+    """What an operator asks for; above a set amount another one approves it. Applied, it names its transfer."""
+
+    __tablename__ = "adjustments"
+    __table_args__ = (
+        CheckConstraint("amount <> 0", name="amount"),
+        CheckConstraint("length(reason) > 0", name="reason"),
+        CheckConstraint(allowed("state", AdjustmentState), name="state"),
+        CheckConstraint("decided_by <> requested_by", name="second_operator"),
+        CheckConstraint(
+            "CASE state WHEN 'pending' THEN decided_by IS NULL WHEN 'rejected' THEN decided_by IS NOT NULL"
+            " ELSE needs_approval = (decided_by IS NOT NULL) END",
+            name="decided_by",
+        ),
+        CheckConstraint("(state = 'pending') = (decided_at IS NULL)", name="decided"),
+        CheckConstraint("(state = 'applied') = (transfer_id IS NOT NULL)", name="applied"),
+        Index("ix_adjustments_account_id", "account_id"),
+    )
+
+    id: UUID = Field(default_factory=new_id, primary_key=True)
+    account_id: int = Field(foreign_key="accounts.id", sa_type=BigInteger)
+    state: AdjustmentState = Field(sa_type=text_enum(AdjustmentState))
+    needs_approval: bool
+    requested_by: int = Field(foreign_key="users.id", sa_type=BigInteger)
+    decided_by: int | None = Field(default=None, foreign_key="users.id", sa_type=BigInteger)
+    """The second operator; nobody where none was needed."""
+    transfer_id: UUID | None = Field(default=None, foreign_key="transfers.id", unique=True)
+    created_at: datetime = Field(
+        default_factory=now, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": text("now()")}
+    )
+    decided_at: datetime | None = Field(default=None, sa_type=TIMESTAMPTZ)
+
+    account: Account = Relationship(sa_relationship_kwargs={"lazy": "raise"})

@@ -2,20 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from uuid import UUID
 
-from sqlalchemy.orm import joinedload
 from sqlmodel import col, select
 
-from services.credits.models import ISSUANCE, Account, Entry, Transfer, TransferKind
+from services.credits.models import ISSUANCE, Account, Transfer, TransferKind
 from services.errors import InsufficientCredits
-from services.fields import Id, Instant, new_id
-from services.query import ORDERED, Filterable, QueryBuilder, Rows, Sortable
+from services.fields import new_id
 from services.sql import SqlAccess, Statement
-
-_ENTRY_FILTERS = {"created_at": Filterable(col(Entry.created_at), Instant, ORDERED)}
-_ENTRY_KEY = Sortable(col(Entry.version), Id)
 
 # One conditional UPDATE checks and takes; where it finds too little, the INSERT has no row to join and writes nothing.
 _HOLD = Statement("""
@@ -24,8 +20,9 @@ _HOLD = Statement("""
         WHERE user_id = :buyer_id AND posted - held >= CAST(:total AS numeric)
         RETURNING id
     )
-    INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, order_id)
-    SELECT share.id, buyer.id, share.account_id, share.amount, 'order', 'pending', CAST(:order_id AS uuid)
+    INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, order_id, expires_at)
+    SELECT share.id, buyer.id, share.account_id, share.amount, 'order', 'pending', CAST(:order_id AS uuid),
+        CAST(:expires_at AS timestamptz)
     FROM buyer, unnest(CAST(:ids AS uuid[]), CAST(:account_ids AS bigint[]), CAST(:amounts AS numeric[]))
         AS share(id, account_id, amount)
 """)
@@ -53,8 +50,8 @@ _WRITE_ENTRIES = Statement("""
 
 _WRITE_TRANSFERS = Statement("""
     INSERT INTO transfers
-        (id, debit_account_id, credit_account_id, amount, kind, state, order_id, note, resolved_at)
-    SELECT id, debit, credit, amount, :kind, 'posted', order_id, :note, now() FROM unnest(
+        (id, debit_account_id, credit_account_id, amount, kind, state, posted_amount, order_id, note, resolved_at)
+    SELECT id, debit, credit, amount, :kind, 'posted', amount, order_id, :note, now() FROM unnest(
         CAST(:ids AS uuid[]), CAST(:debits AS bigint[]), CAST(:credits AS bigint[]), CAST(:amounts AS numeric[]),
         CAST(:order_ids AS uuid[])
     ) AS new(id, debit, credit, amount, order_id)
@@ -66,7 +63,8 @@ _OF_ORDERS = Statement("""
 """)
 
 _RESOLVE = Statement("""
-    UPDATE transfers SET state = :state, resolved_at = now()
+    UPDATE transfers SET state = CAST(:state AS text), resolved_at = now(),
+        posted_amount = CASE CAST(:state AS text) WHEN 'posted' THEN amount END
     WHERE id = ANY(CAST(:ids AS uuid[])) AND state = 'pending'
 """)
 
@@ -115,24 +113,8 @@ class LedgerRepository(SqlAccess):
         statement = select(col(Account.id)).where(col(Account.system_name) == ISSUANCE)
         return (await self.session.exec(statement)).one()
 
-    async def entries(
-        self, account_id: int, *, filters: Sequence[str], sort: str | None, limit: int, cursor: str | None
-    ) -> Rows[Entry]:
-        """A statement of the account, the newest entry first unless sorted otherwise."""
-        statement = (
-            select(Entry).where(col(Entry.account_id) == account_id).options(joinedload(Entry.transfer, innerjoin=True))  # type: ignore[arg-type]
-        )
-        query = QueryBuilder[Entry](
-            statement,
-            filters=_ENTRY_FILTERS,
-            sorts={"version": _ENTRY_KEY},
-            key=_ENTRY_KEY,
-            default_sort="-version",
-        )
-        return await query.filter(filters).sort(sort).page(self.session, limit=limit, cursor=cursor)
-
-    async def hold(self, order_id: UUID, buyer_id: int, shares: Sequence[Share]) -> None:
-        """Set the buyer's credits aside: one pending transfer for each seller.
+    async def hold(self, order_id: UUID, buyer_id: int, shares: Sequence[Share], expires_at: datetime) -> None:
+        """Set the buyer's credits aside until then: one pending transfer for each seller.
 
         Raises `InsufficientCredits`, with nothing written, where the available credits do not cover the sum.
         """
@@ -145,6 +127,7 @@ class LedgerRepository(SqlAccess):
             ids=[new_id() for _ in shares],
             account_ids=[share.account_id for share in shares],
             amounts=[share.amount for share in shares],
+            expires_at=expires_at,
         )
         if held == 0:
             raise InsufficientCredits(f"the available credits do not cover {total}")

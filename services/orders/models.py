@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, Identity, Index, Integer, text
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKeyConstraint, Identity, Index, Integer, text
 from sqlmodel import Field, Relationship, SQLModel
 
 from services.fields import TIMESTAMPTZ, allowed, new_id, now, text_enum
@@ -66,7 +66,11 @@ class Order(OrderBase, table=True):
         CheckConstraint(allowed("status", OrderStatus), name="status"),
         CheckConstraint("total > 0", name="total"),
         CheckConstraint("item_count > 0", name="item_count"),
+        CheckConstraint("refunded >= 0 AND refunded <= total", name="refunded"),
+        CheckConstraint("(status = 'awaiting_payment') = (expires_at IS NOT NULL)", name="expires"),
         Index("ix_orders_buyer_id_id", "buyer_id", "id"),
+        # No word of the status: a move of an order that does not await payment changes no indexed column.
+        Index("ix_orders_expires_at", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
         Index(
             "uq_orders_buyer_id_reference",
             "buyer_id",
@@ -81,6 +85,12 @@ class Order(OrderBase, table=True):
     status: OrderStatus = Field(sa_type=text_enum(OrderStatus))
     total: Decimal = Field(max_digits=18, decimal_places=2)
     item_count: int = Field(sa_type=Integer)
+    refunded: Decimal = Field(
+        default=Decimal(0), max_digits=18, decimal_places=2, sa_column_kwargs={"server_default": text("0")}
+    )
+    """What of the total went back to the buyer: that of the returned pieces."""
+    expires_at: datetime | None = Field(default=None, sa_type=TIMESTAMPTZ)
+    """Until when the order awaits payment. One that is pending expires with its holds."""
     version: int = Field(default=1, sa_column_kwargs={"server_default": text("1")})
     created_at: datetime = Field(
         default_factory=now, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": text("now()")}
@@ -112,6 +122,7 @@ class OrderItem(OrderItemBase, table=True):
     __table_args__ = (
         CheckConstraint("quantity > 0", name="quantity"),
         CheckConstraint("unit_price > 0", name="unit_price"),
+        CheckConstraint("returned >= 0 AND returned <= quantity", name="returned"),
         Index("ix_order_items_product_id", "product_id"),
     )
 
@@ -120,13 +131,15 @@ class OrderItem(OrderItemBase, table=True):
     product_id: int = Field(foreign_key="products.id", sa_type=BigInteger)
     quantity: int = Field(sa_type=Integer)
     unit_price: Decimal = Field(max_digits=18, decimal_places=2)
+    returned: int = Field(default=0, sa_type=Integer, sa_column_kwargs={"server_default": text("0")})
+    """Pieces that were refunded."""
 
     order: Order = Relationship(back_populates="items", sa_relationship_kwargs={"lazy": "raise"})
     product: "Product" = Relationship(sa_relationship_kwargs={"lazy": "raise"})
 
 
 class OrderTransition(SQLModel, table=True):
-    """One move of an order; append-only."""
+    """One move of an order; append-only, by a trigger."""
 
     __tablename__ = "order_transitions"
     __table_args__ = (
@@ -144,3 +157,47 @@ class OrderTransition(SQLModel, table=True):
     )
 
     order: Order = Relationship(back_populates="transitions", sa_relationship_kwargs={"lazy": "raise"})
+
+
+class RefundBase(SQLModel):
+    """Credits of an order that go back to its buyer."""
+
+    reason: str = Field(default="", max_length=200, sa_column_kwargs={"server_default": ""})
+
+
+class Refund(RefundBase, table=True):
+    """Pieces of an order that were given back, for what was paid for them; append-only, by a trigger."""
+
+    __tablename__ = "refunds"
+    __table_args__ = (
+        CheckConstraint("amount > 0", name="amount"),
+        Index("ix_refunds_order_id", "order_id"),
+    )
+
+    id: UUID = Field(default_factory=new_id, primary_key=True)
+    order_id: UUID = Field(foreign_key="orders.id")
+    amount: Decimal = Field(max_digits=18, decimal_places=2)
+    requested_by: int = Field(foreign_key="users.id", sa_type=BigInteger)
+    created_at: datetime = Field(
+        default_factory=now, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": text("now()")}
+    )
+
+    lines: list["RefundLine"] = Relationship(
+        sa_relationship_kwargs={"lazy": "raise", "order_by": "RefundLine.line", "viewonly": True}
+    )
+
+
+class RefundLine(SQLModel, table=True):
+    """Pieces of one line of the order; append-only, by a trigger."""
+
+    __tablename__ = "refund_lines"
+    __table_args__ = (
+        CheckConstraint("quantity > 0", name="quantity"),
+        ForeignKeyConstraint(["order_id", "line"], ["order_items.order_id", "order_items.line"]),
+        Index("ix_refund_lines_order_id_line", "order_id", "line"),
+    )
+
+    refund_id: UUID = Field(primary_key=True, foreign_key="refunds.id")
+    line: int = Field(primary_key=True, sa_type=Integer)
+    order_id: UUID
+    quantity: int = Field(sa_type=Integer)

@@ -45,8 +45,8 @@ _SORTS = {
 
 _PLACE = Statement("""
     WITH placed AS (
-        INSERT INTO orders (id, buyer_id, reference, status, total, item_count, created_at, updated_at)
-        VALUES (:id, :buyer_id, :reference, :status, :total, :item_count, :at, :at)
+        INSERT INTO orders (id, buyer_id, reference, status, total, item_count, expires_at, created_at, updated_at)
+        VALUES (:id, :buyer_id, :reference, :status, :total, :item_count, :expires_at, :at, :at)
         ON CONFLICT (buyer_id, reference) WHERE reference IS NOT NULL DO NOTHING
         RETURNING id
     ), lines AS (
@@ -83,7 +83,8 @@ _MOVE = Statement("""
             CAST(:ids AS uuid[]), CAST(:from_statuses AS text[]), CAST(:to_statuses AS text[]), CAST(:reasons AS text[])
         ) AS move(id, from_status, to_status, reason)
     ), moved AS (
-        UPDATE orders SET status = move.to_status, version = version + 1, updated_at = clock_timestamp()
+        UPDATE orders SET status = move.to_status, expires_at = NULL, version = version + 1,
+            updated_at = clock_timestamp()
         FROM move WHERE orders.id = move.id AND orders.status = move.from_status
         RETURNING orders.id, move.from_status, move.to_status, move.reason
     )
@@ -143,6 +144,7 @@ class OrderRepository(Repository[Order]):
         total: Decimal,
         items: Sequence[NewItem],
         at: datetime,
+        expires_at: datetime | None,
     ) -> bool:
         """Write an order, its lines and its first transition; False if the buyer has used the reference before."""
         written = await self.sql.run(
@@ -154,6 +156,7 @@ class OrderRepository(Repository[Order]):
             total=total,
             item_count=len(items),
             at=at,
+            expires_at=expires_at,
             product_ids=[item.product_id for item in items],
             quantities=[item.quantity for item in items],
             unit_prices=[item.unit_price for item in items],

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
 
-from services.api.dependencies import CurrentUser, PageParams, Work, etag
+from services.api.dependencies import CurrentUser, PageParams, State, Work, etag
 from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED, IDEMPOTENCY_KEY_REQUIRED
 from services.api.problems import responses
 from services.api.transaction import TransactionRoute
@@ -34,9 +34,11 @@ class Side(StrEnum):
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
     responses=responses(400, 401, 402, 409, 413, 422),
 )
-async def place_order(wanted: OrderCreate, buyer: CurrentUser, response: Response, uow: Work) -> OrderPublic:
+async def place_order(
+    wanted: OrderCreate, buyer: CurrentUser, response: Response, uow: Work, state: State
+) -> OrderPublic:
     """Place an order: `pending` when the caller's credits cover it, else `awaiting_payment`, or 402 if so asked."""
-    order = await service.place(uow, buyer, wanted)
+    order = await service.place(uow, buyer, wanted, service.Patience.from_settings(state.settings))
     response.headers["Location"] = f"/v1/orders/{order.id}"
     response.headers["ETag"] = etag(order.version)
     return order
@@ -76,9 +78,9 @@ async def read_order(order_id: UUID, caller: CurrentUser, response: Response, uo
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
     responses=responses(400, 401, 402, 403, 404, 409, 422),
 )
-async def pay_order(order_id: UUID, buyer: CurrentUser, response: Response, uow: Work) -> Order:
+async def pay_order(order_id: UUID, buyer: CurrentUser, response: Response, uow: Work, state: State) -> Order:
     """Pay an order that awaits payment."""
-    order = await service.pay(uow, buyer, order_id)
+    order = await service.pay(uow, buyer, order_id, service.Patience.from_settings(state.settings))
     response.headers["ETag"] = etag(order.version)
     return order
 

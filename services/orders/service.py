@@ -1,6 +1,8 @@
 """What can be done with orders."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 from decimal import Decimal
 from uuid import UUID
 
@@ -25,12 +27,25 @@ from services.orders.schemas import (
     OrderItemPublic,
     OrderPublic,
 )
+from services.settings import Settings
 from services.unit_of_work import UnitOfWork
 from services.users.models import Caller, Role
 from services.users.schemas import UserSummary
 
 
-async def place(uow: UnitOfWork, buyer: Caller, wanted: OrderCreate) -> OrderPublic:
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long credits are held for an order that is pending, and how long an order may await its payment."""
+
+    hold: timedelta
+    payment: timedelta
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "Patience":
+        return cls(timedelta(seconds=settings.hold_ttl), timedelta(seconds=settings.awaiting_payment_ttl))
+
+
+async def place(uow: UnitOfWork, buyer: Caller, wanted: OrderCreate, patience: Patience) -> OrderPublic:
     """Write an order at today's prices and hold the buyer's credits in a savepoint.
 
     Too few credits leave the order `awaiting_payment`, or raise `InsufficientCredits` where the client asked for that.
@@ -48,7 +63,7 @@ async def place(uow: UnitOfWork, buyer: Caller, wanted: OrderCreate) -> OrderPub
     status = OrderStatus.pending
     try:
         async with uow.savepoint(plain=True):
-            await uow.ledger.hold(order_id, buyer.id, _shares(items, products))
+            await uow.ledger.hold(order_id, buyer.id, _shares(items, products), at + patience.hold)
     except InsufficientCredits:
         if wanted.on_insufficient_credits is OnInsufficientCredits.refuse:
             raise
@@ -61,6 +76,7 @@ async def place(uow: UnitOfWork, buyer: Caller, wanted: OrderCreate) -> OrderPub
         total=total,
         items=items,
         at=at,
+        expires_at=at + patience.payment if status is OrderStatus.awaiting_payment else None,
     )
     if not placed:
         raise AlreadyExists(
@@ -102,7 +118,7 @@ async def get(uow: UnitOfWork, caller: Caller, order_id: UUID) -> Order:
     return order
 
 
-async def pay(uow: UnitOfWork, buyer: Caller, order_id: UUID) -> Order:
+async def pay(uow: UnitOfWork, buyer: Caller, order_id: UUID, patience: Patience) -> Order:
     """Hold the buyer's credits for an order that awaits payment; `InsufficientCredits` where they are too few."""
     order = await _locked(uow, buyer, order_id)
     if buyer.id != order.buyer_id:
@@ -110,7 +126,7 @@ async def pay(uow: UnitOfWork, buyer: Caller, order_id: UUID) -> Order:
     _check_move(order, OrderStatus.pending)
     shares = [Share(share.account_id, share.amount) for share in await uow.orders.shares(order_id)]
     async with uow.savepoint(plain=True):
-        await uow.ledger.hold(order_id, buyer.id, shares)
+        await uow.ledger.hold(order_id, buyer.id, shares, now() + patience.hold)
     placed = OrderPlaced(order_id=order_id, buyer_id=buyer.id, total=order.total)
     return await _moved(uow, buyer, order, OrderStatus.pending, "paid", placed)
 

@@ -16,8 +16,8 @@ from tests.factories import make_operator
 Hook = Callable[[UnitOfWork], Awaitable[None]]
 
 DANGLING = text("""
-    INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, order_id)
-    SELECT gen_random_uuid(), min(id), max(id), 1, 'order', 'pending', gen_random_uuid() FROM accounts
+    INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, order_id, expires_at)
+    SELECT gen_random_uuid(), min(id), max(id), 1, 'order', 'pending', gen_random_uuid(), now() FROM accounts
 """)
 """A hold for an order that does not exist: the foreign key is checked at the commit."""
 
@@ -43,8 +43,10 @@ async def test_a_constraint_that_fails_at_the_commit_answers_5xx_and_leaves_noth
 ) -> None:
     place = service.place
 
-    async def place_and_hold_for_nothing(uow: UnitOfWork, buyer: User, wanted: OrderCreate) -> OrderPublic:
-        placed = await place(uow, buyer, wanted)
+    async def place_and_hold_for_nothing(
+        uow: UnitOfWork, buyer: User, wanted: OrderCreate, patience: service.Patience
+    ) -> OrderPublic:
+        placed = await place(uow, buyer, wanted, patience)
         await (await uow.session.connection()).execute(DANGLING)
         return placed
 
@@ -124,11 +126,13 @@ async def test_a_connection_cut_during_the_work_is_made_up_for_and_the_order_pla
     place = service.place
     tries: list[bool] = []
 
-    async def place_and_cut_once(uow: UnitOfWork, who: User, wanted: OrderCreate) -> OrderPublic:
+    async def place_and_cut_once(
+        uow: UnitOfWork, who: User, wanted: OrderCreate, patience: service.Patience
+    ) -> OrderPublic:
         tries.append(True)
         if len(tries) == 1:
             await cut(uow, api)
-        return await place(uow, who, wanted)
+        return await place(uow, who, wanted, patience)
 
     monkeypatch.setattr(service, "place", place_and_cut_once)
     reply = await api.post("/v1/orders", by=buyer, json=order_of((product, 1)))
@@ -194,8 +198,10 @@ async def test_a_deadlocks_victim_is_tried_again_and_takes_effect_once(
     place = service.place
     tries = []
 
-    async def place_at_the_third_try(uow: UnitOfWork, who: User, wanted: OrderCreate) -> OrderPublic:
-        placed = await place(uow, who, wanted)
+    async def place_at_the_third_try(
+        uow: UnitOfWork, who: User, wanted: OrderCreate, patience: service.Patience
+    ) -> OrderPublic:
+        placed = await place(uow, who, wanted, patience)
         tries.append(placed.id)
         if len(tries) < 3:
             raise_deadlock = "DO $$ BEGIN RAISE EXCEPTION 'deadlock detected' USING ERRCODE = '40P01'; END $$"

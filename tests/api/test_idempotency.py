@@ -5,6 +5,7 @@ from collections import Counter
 from uuid import uuid4
 
 import pytest
+from httpx import Response
 from sqlalchemy import text
 
 from services.idempotency.repository import RequestKey
@@ -62,7 +63,7 @@ async def test_a_key_belongs_to_one_caller_one_method_and_one_path(api: Api) -> 
     assert not any("idempotency-replayed" in reply.headers for reply in replies)
 
 
-@pytest.mark.parametrize("path", ["/v1/orders", "/v1/top-ups", "/v1/transfers"])
+@pytest.mark.parametrize("path", ["/v1/orders", "/v1/top-ups", "/v1/transfers", "/v1/transfers/batch"])
 async def test_what_moves_credits_needs_a_key(api: Api, path: str) -> None:
     operator = await make_operator(api.database)
     reply = await api.post(path, by=operator, key=None, json={})
@@ -76,6 +77,41 @@ async def test_moves_of_an_order_that_move_credits_need_a_key(api: Api, move: st
     placed = await api.place(buyer, (product, 1))
     reply = await api.post(f"/v1/orders/{placed['id']}/{move}", by=buyer, key=None)
     assert_problem(reply, 400, "idempotency_key_invalid")
+
+
+ANONYMOUS = {"/v1/token", "/v1/users"}
+"""Nobody is signed in here: docs/decisions/ says why these take no key."""
+
+
+async def test_every_post_takes_a_key_and_those_that_move_credits_require_it(api: Api) -> None:
+    operator = await make_operator(api.database)
+    document = (await api.get("/openapi.json")).json()
+    paths = {path for path, operations in document["paths"].items() if "post" in operations}
+    takes: set[str] = set()
+    requires: set[str] = set()
+    for path in paths:
+        # An id that nothing has: whatever else is wrong, the key comes first.
+        target = path
+        for parameter in document["paths"][path]["post"].get("parameters", []):
+            if parameter["in"] == "path":
+                value = str(uuid4()) if parameter["schema"].get("format") == "uuid" else "987654321"
+                target = target.replace(f"{{{parameter['name']}}}", value)
+        for found, key in ((takes, "not a key"), (requires, None)):
+            reply = await api.post(target, by=operator, key=key, json={})
+            if reply.status_code == 400 and reply.json()["code"] == "idempotency_key_invalid":
+                found.add(path)
+
+    assert paths - takes == ANONYMOUS
+    assert requires >= {
+        "/v1/orders",
+        "/v1/orders/{order_id}/pay",
+        "/v1/orders/{order_id}/cancel",
+        "/v1/top-ups",
+        "/v1/transfers",
+        "/v1/transfers/batch",
+    }
+    movers = ("transfers", "top-ups", "adjustments", "refund", "reverse")
+    assert {path for path in paths if any(word in path for word in movers)} <= requires
 
 
 @pytest.mark.parametrize("key", ["", " ", "a b", "x" * 256, "schlüssel", "tab\there", "\x7f"], ids=repr)
@@ -145,6 +181,29 @@ async def test_a_hundred_simultaneous_posts_with_one_key_take_effect_once(api: A
     assert await api.scalar("SELECT held FROM accounts WHERE user_id = :id", id=buyer.id) == 10
     final = await api.post("/v1/orders", by=buyer, key="k-1", json=body)
     assert final.status_code == 201
+
+
+async def test_a_hundred_simultaneous_transfers_with_one_key_take_effect_once(api: Api) -> None:
+    sender, receiver = await make_user(api.database, credits="100"), await make_user(api.database)
+    body = {"to_user_id": receiver.id, "amount": "1.00"}
+
+    async def until_it_is_answered() -> Response:
+        while True:
+            reply = await api.post("/v1/transfers", by=sender, key="k-1", json=body)
+            if reply.status_code != 409:
+                return reply
+            assert_problem(reply, 409, "request_in_flight")
+            assert reply.headers["retry-after"] == "1"
+            await asyncio.sleep(0.05)
+
+    replies = await asyncio.gather(*[until_it_is_answered() for _ in range(100)])
+
+    assert {reply.status_code for reply in replies} == {201}
+    assert len({reply.content for reply in replies}) == 1
+    assert sum("idempotency-replayed" not in reply.headers for reply in replies) == 1
+    assert await api.scalar("SELECT count(*) FROM transfers WHERE kind = 'transfer'") == 1
+    assert (await api.credits_of(receiver))[0] == 1
+    await api.assert_books_balance()
 
 
 async def test_a_hundred_simultaneous_refusals_with_one_key_are_one_refusal(api: Api) -> None:

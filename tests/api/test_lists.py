@@ -20,7 +20,7 @@ LISTS = {
         {"buyer_id", "created_at", "reference", "status", "total", "updated_at"},
         {"created_at", "id", "total"},
     ),
-    "/v1/accounts/me/statement": ({"created_at"}, {"version"}),
+    "/v1/accounts/me/statement": ({"created_at", "kind"}, {"version"}),
     "/v1/operations/dead-letters": ({"aggregate", "type"}, {"position"}),
 }
 

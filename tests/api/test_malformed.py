@@ -51,6 +51,7 @@ WITH_BODY = [
     ),
     ("POST", "/v1/top-ups"),
     ("POST", "/v1/transfers"),
+    ("POST", "/v1/transfers/batch"),
 ]
 
 

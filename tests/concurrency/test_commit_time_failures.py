@@ -15,8 +15,8 @@ from tests.factories import make_user
 TOCKS = "SELECT payload ->> 'name' FROM events WHERE type = 'test.tock' ORDER BY 1"
 WAITING = "SELECT aggregate, attempts FROM outbox ORDER BY position"
 DANGLING = text("""
-    INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, order_id)
-    SELECT gen_random_uuid(), min(id), max(id), 1, 'order', 'pending', gen_random_uuid() FROM accounts
+    INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, order_id, expires_at)
+    SELECT gen_random_uuid(), min(id), max(id), 1, 'order', 'pending', gen_random_uuid(), now() FROM accounts
 """)
 Spoil = Callable[[UnitOfWork], Awaitable[None]]
 

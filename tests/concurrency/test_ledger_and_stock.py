@@ -2,13 +2,14 @@
 
 import asyncio
 import random
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from services.credits import service as ledger
+from services.credits import transfers
 from services.credits.schemas import TransferCreate
 from services.database import Database
 from services.errors import Conflict, InsufficientCredits
@@ -25,6 +26,7 @@ from tests.factories import make_product, make_user
 from tests.processes import running_worker, wait_until
 from worker.handlers import SUBSCRIPTIONS
 
+PATIENCE = orders.Patience(timedelta(days=1), timedelta(days=7))
 BALANCES = "SELECT posted - held FROM accounts WHERE user_id IS NOT NULL ORDER BY id"
 ENDS = "SELECT array_agg(to_status ORDER BY id)::text[] FROM order_transitions GROUP BY order_id"
 
@@ -38,7 +40,7 @@ async def assert_balanced(database: Database) -> None:
 async def place(database: Database, buyer: User, *lines: tuple[int, int]) -> OrderStatus:
     items = [OrderItemCreate(product_id=product_id, quantity=quantity) for product_id, quantity in lines]
     async with UnitOfWork(database.write) as uow:
-        placed = await orders.place(uow, buyer, OrderCreate(items=items))
+        placed = await orders.place(uow, buyer, OrderCreate(items=items), PATIENCE)
         await uow.commit()
     return placed.status
 
@@ -53,7 +55,7 @@ async def test_random_transfers_of_sixteen_at_once_keep_the_sum_and_never_overdr
             wanted = TransferCreate(to_user_id=recipient.id, amount=Decimal(chance.randint(100, 6000)) / 100)
             try:
                 async with UnitOfWork(database.write) as uow:
-                    await ledger.transfer(uow, sender, wanted)
+                    await transfers.transfer(uow, sender, wanted)
                     await uow.commit()
             except InsufficientCredits:
                 refused += 1

@@ -1,6 +1,7 @@
 """What an event causes can be traced to the request that the event came from."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 from services.catalog.models import Product
 from services.database import Database
@@ -25,7 +26,7 @@ CAUSED = """
 async def place(database: Database, buyer: User, product: Product, quantity: int, trace: Trace) -> str:
     async with UnitOfWork(database.write, trace=trace) as uow:
         wanted = OrderCreate(items=[OrderItemCreate(product_id=product.id, quantity=quantity)])
-        placed = await service.place(uow, buyer, wanted)
+        placed = await service.place(uow, buyer, wanted, service.Patience(timedelta(days=1), timedelta(days=7)))
         await uow.commit()
     return f"order/{placed.id}"
 

@@ -17,8 +17,8 @@ from services.unit_of_work import UnitOfWork
 from tests.factories import count_statements
 
 DANGLING = text("""
-    INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, order_id)
-    SELECT gen_random_uuid(), min(id), min(id) + 1, 1, 'order', 'pending', gen_random_uuid() FROM accounts
+    INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, order_id, expires_at)
+    SELECT gen_random_uuid(), min(id), min(id) + 1, 1, 'order', 'pending', gen_random_uuid(), now() FROM accounts
 """)
 
 

@@ -31,6 +31,12 @@ _INDEXES = f"""
     FROM ({_OWN_TABLES}) AS own JOIN pg_index ON indrelid = own.oid
 """
 
+_TRIGGERS = f"""
+    SELECT relname, pg_get_triggerdef(pg_trigger.oid), prosrc
+    FROM ({_OWN_TABLES}) AS own JOIN pg_trigger ON tgrelid = own.oid JOIN pg_proc ON pg_proc.oid = tgfoid
+    WHERE NOT tgisinternal
+"""
+
 _PARTITION_KEYS = f"SELECT relname, pg_get_partkeydef(oid) FROM ({_OWN_TABLES}) AS own"
 
 
@@ -41,6 +47,7 @@ class Schema:
     columns: frozenset[TupleRow]
     constraints: frozenset[TupleRow]
     indexes: frozenset[TupleRow]
+    triggers: frozenset[TupleRow]
     partition_keys: frozenset[TupleRow]
 
     @property
@@ -61,7 +68,7 @@ def read_schema(url: str, schema: str = "public") -> Schema:
                 for row in found
             )
 
-        return Schema(rows(_COLUMNS), rows(_CONSTRAINTS), rows(_INDEXES), rows(_PARTITION_KEYS))
+        return Schema(rows(_COLUMNS), rows(_CONSTRAINTS), rows(_INDEXES), rows(_TRIGGERS), rows(_PARTITION_KEYS))
 
 
 def upgrade(url: str, revision: str = "head", schema: str = "public") -> None:

@@ -18,7 +18,7 @@ from migrations.config import alembic_config
 from services.database import Database
 from services.fields import new_id
 from services.models import metadata
-from tests.factories import make_order, make_product, make_user
+from tests.factories import make_operator, make_order, make_product, make_user
 from tests.migrations.schema import downgrade, revision_of, upgrade
 
 ORDERS = 20
@@ -194,7 +194,7 @@ def test_an_empty_table_is_filled_too(empty_database_url: str) -> None:
 
 
 async def test_downgrades_run_with_rows_in_every_table(database: Database, database_url: str) -> None:
-    buyer = await make_user(database, credits="100.00")
+    buyer, operator = await make_user(database, credits="100.00"), await make_operator(database)
     order = await make_order(database, buyer=buyer, lines=[(await make_product(database), 2)])
     async with database.engine.begin() as connection:
         await connection.execute(
@@ -221,6 +221,31 @@ async def test_downgrades_run_with_rows_in_every_table(database: Database, datab
             ),
             {"id": buyer.id},
         )
+        await connection.execute(
+            text("INSERT INTO refunds (id, order_id, amount, requested_by) VALUES (:id, :order, 5, :by)"),
+            {"id": order.id, "order": order.id, "by": operator.id},
+        )
+        await connection.execute(
+            text("INSERT INTO refund_lines (refund_id, line, order_id, quantity) VALUES (:id, 1, :id, 1)"),
+            {"id": order.id},
+        )
+        await connection.execute(
+            text(
+                "INSERT INTO adjustments (id, account_id, amount, reason, state, needs_approval, requested_by)"
+                " SELECT :id, id, 1, 'because', 'pending', true, :by FROM accounts WHERE user_id = :user"
+            ),
+            {"id": new_id(), "user": buyer.id, "by": operator.id},
+        )
+        await connection.execute(
+            text(
+                "INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, posted_amount,"
+                " expires_at, resolved_at, reverses)"
+                " SELECT gen_random_uuid(), credit_account_id, debit_account_id, 9, row.kind, row.state, row.posted,"
+                " now(), now(), CASE row.kind WHEN 'reversal' THEN id END FROM transfers, (VALUES"
+                " ('transfer', 'expired', NULL), ('transfer', 'posted', 4), ('reversal', 'posted', 9),"
+                " ('adjustment', 'posted', 9)) AS row(kind, state, posted)"
+            )
+        )
         for table in metadata.tables:
             count = await connection.scalar(text(f"SELECT count(*) FROM {table}"))
             assert count, f"{table} is empty: this test is to know it"
@@ -229,6 +254,13 @@ async def test_downgrades_run_with_rows_in_every_table(database: Database, datab
     await asyncio.to_thread(downgrade, database_url, "0001")
     with psycopg.connect(database_url) as rows:
         assert rows.execute("SELECT id, total FROM orders").fetchall() == [(order.id, order.total)]
+        told = "SELECT kind, state, amount FROM transfers WHERE kind <> 'top_up' ORDER BY state, amount"
+        assert rows.execute(told).fetchall() == [
+            ("transfer", "posted", 4),
+            ("transfer", "posted", 9),
+            ("transfer", "posted", 9),
+            ("transfer", "voided", 9),
+        ]
     await asyncio.to_thread(upgrade, database_url, "0002")
     assert counts(database_url) == {order.id: 1}
     await asyncio.to_thread(downgrade, database_url, "base")

@@ -39,6 +39,12 @@ def sql_of(revisions: str, *, down: bool = False, schema: str = "public") -> str
     return config.output_buffer.getvalue()
 
 
+def run_script(connection: "psycopg.Connection[tuple[object, ...]]", script: str) -> None:
+    """Send the statements one by one, as `psql` does: sent together they would be one transaction."""
+    for statement in script.split(";\n\n"):
+        connection.execute(statement.encode())
+
+
 @contextmanager
 def alembic_process(url: str, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
     """The `alembic` command line in a process of its own, as a release step starts it."""
@@ -82,20 +88,20 @@ def wait_until_it_asks_for_the_lock(connection: "psycopg.Connection[tuple[object
 
 def test_offline_sql_makes_the_same_schema_without_a_connection(database_url: str, empty_database_url: str) -> None:
     with psycopg.connect(empty_database_url, autocommit=True) as connection:
-        connection.execute(sql_of("head").encode())
+        run_script(connection, sql_of("head"))
     assert read_schema(empty_database_url) == read_schema(database_url)
     assert revision_of(empty_database_url) == revision_of(database_url)
 
 
 def test_offline_sql_undoes_the_whole_history(database_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute(sql_of("head:base", down=True).encode())
+        run_script(connection, sql_of("head:base", down=True))
     assert read_schema(database_url).tables == set()
 
 
 def test_offline_sql_of_a_tenant_stays_in_its_schema(empty_database_url: str, database_url: str) -> None:
     with psycopg.connect(empty_database_url, autocommit=True) as connection:
-        connection.execute(sql_of("head", schema="tenant_a").encode())
+        run_script(connection, sql_of("head", schema="tenant_a"))
     assert read_schema(empty_database_url, "tenant_a") == read_schema(database_url)
     assert read_schema(empty_database_url).tables == set()
 
