@@ -104,6 +104,9 @@ class Sql:
             async for row in driver.cursor(statement.sql, *arguments, prefetch=_FETCHED):
                 yield row
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            if driver.is_closed():
+                # The session would try to roll back on it, and that error would hide this one.
+                await connection.invalidate(error)
             raise _wrapped(driver, error, statement.sql) from error
 
     async def _first(self, sql: str, arguments: tuple[Any, ...]) -> Any:

@@ -22,7 +22,8 @@ async def audit(uow: UnitOfWork, time_limit: float, tell: Callable[[Difference],
     """Recompute balances, transfers, orders, stock and outbox in one snapshot, and tell each difference as it is found.
 
     `uow` must be fresh. It may read a replica: what is replayed there is a state that the primary was in. `time_limit`
-    (seconds) bounds how long the snapshot is held; raises `AuditNotFinished` where it does not suffice.
+    (seconds) bounds how long the snapshot is held. Raises `AuditNotFinished` where it does not suffice, or the database
+    does not let the audit come to its end.
     """
     started_at, started = now(), time.monotonic()
     differences = 0
@@ -42,6 +43,10 @@ async def audit(uow: UnitOfWork, time_limit: float, tell: Callable[[Difference],
             raise AuditNotFinished(
                 "the replica ended the audit to go on replaying; set max_standby_streaming_delay there to more than "
                 "an audit takes"
+            ) from error
+        if error.connection_invalidated:
+            raise AuditNotFinished(
+                f"the database ended the session in the middle of the audit: {error.orig}"
             ) from error
         raise
     return AuditResult(started_at, time.monotonic() - started, rows, differences)

@@ -135,3 +135,20 @@ async def test_an_audit_that_takes_too_long_is_given_up_and_lets_its_snapshot_go
                 await audit(uow, 0.5, lambda _: None)
     assert await rows(database, snapshots) == [1], "the one that asks"
     assert (await run_audit(database))[1] == []
+
+
+async def test_an_audit_whose_session_is_ended_says_so(database: Database, database_url: str) -> None:
+    user = await make_user(database, credits="5.00")
+    await corrupt(database, "UPDATE accounts SET posted = 6 WHERE user_id = :id", id=user.id)
+
+    def end_the_session(_: Difference) -> None:
+        with psycopg.connect(database_url) as other:
+            other.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                " WHERE backend_xmin IS NOT NULL AND pid <> pg_backend_pid() AND datname = current_database()"
+            )
+
+    with pytest.raises(AuditNotFinished, match="ended the session"):
+        async with UnitOfWork(database.read) as uow:
+            await audit(uow, 60.0, end_the_session)
+    assert len((await run_audit(database))[1]) == 1
