@@ -48,6 +48,7 @@ class Load:
 
     def __init__(self, job: dict[str, Any]) -> None:
         self._requests: list[tuple[bytes, bytes]] = [(head.encode(), tail.encode()) for head, tail in job["requests"]]
+        self._wanted_status: str = job["status"]
         self._sent = 0
         # Fresh in every run: a key that was used before would only be answered from the store.
         self._keys = uuid4().int % 10**24 * 10**9
@@ -62,7 +63,7 @@ class Load:
 
     def take(self, reply: bytes, latency: float) -> None:
         status = reply[9:12].decode()
-        if status != "201":
+        if status != self._wanted_status:
             self.seen.wrong[status] = self.seen.wrong.get(status, 0) + 1
             self.seen.example = reply.decode(errors="replace")
         if self.measuring:

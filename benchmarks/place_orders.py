@@ -79,7 +79,7 @@ def _over_http(stage: Stage, job: dict[str, Any], orders: list[dict[str, Any]]) 
     settings = stage.settings("service", database_pool_size=16, database_max_overflow=0)
     with running_api(stage, settings) as (pid, port):
         requests = _requests(settings, orders)
-        target = {"pid": pid, "host": LOOPBACK, "port": port, "requests": requests}
+        target = {"pid": pid, "host": LOOPBACK, "port": port, "requests": requests, "status": "201"}
         seen = run_beside("benchmarks.load", {**job, **target})
     if seen["wrong"]:
         sys.exit(f"not every order was accepted: {seen['wrong']}\n{seen['example']}\n{stage.log('api')}")
@@ -105,7 +105,7 @@ def _measured(name: str, seen: dict[str, Any]) -> Measured:
     latencies = sorted(seen["latencies"])
     return Measured(
         name=name,
-        orders=seen["replies"],
+        done=seen["replies"],
         seconds=seen["seconds"],
         cpu_ms=seen["cpu"] * 1000 / seen["replies"],
         postgres_cpu_ms=seen["postgres_cpu"] * 1000 / seen["replies"],

@@ -33,7 +33,8 @@ def main() -> int:
         url = stage.postgres.url("shop")
         place_waiting(url, open_shop(url, options.buyers), options.orders, options.items)
         plain = _plain(stage, options)
-        worker = _worker(stage, options)
+        stage.clone("shop", "service")
+        worker = run_worker(stage, "service", "Waybill worker", options.orders, options.batch_size)
     targets = [
         Target(f"at least {_WANTED_RATE:,.0f} orders/s for one worker process", worker.rate >= _WANTED_RATE),
         Target(
@@ -71,7 +72,7 @@ def _plain(stage: Stage, options: argparse.Namespace) -> Measured:
     _check(stage, "plain", options.orders)
     return Measured(
         name="plain asyncpg",
-        orders=seen["replies"],
+        done=seen["replies"],
         seconds=seen["seconds"],
         cpu_ms=seen["cpu"] * 1000 / seen["replies"],
         postgres_cpu_ms=seen["postgres_cpu"] * 1000 / seen["replies"],
@@ -81,10 +82,10 @@ def _plain(stage: Stage, options: argparse.Namespace) -> Measured:
     )
 
 
-def _worker(stage: Stage, options: argparse.Namespace) -> Measured:
-    stage.clone("shop", "service")
-    settings = stage.settings("service", outbox_batch_size=options.batch_size)
-    connect = psycopg.connect(stage.postgres.url("service"), autocommit=True)
+def run_worker(stage: Stage, database: str, name: str, orders: int, batch_size: int) -> Measured:
+    """One worker process that confirms all the orders that wait in `database`."""
+    settings = stage.settings(database, outbox_batch_size=batch_size)
+    connect = psycopg.connect(stage.postgres.url(database), autocommit=True)
     with connect as connection, running_worker(stage, settings) as pid, Redis.from_url(settings.redis_url) as redis:
         meter = Meter(pid, stage.postgres_pid)
         release_waiting(connection)
@@ -94,13 +95,13 @@ def _worker(stage: Stage, options: argparse.Namespace) -> Measured:
         meter.stop()
         peak = peak_rss_mib(pid)
         ends = [row[0] for row in connection.execute(_BATCHES).fetchall()]
-    _check(stage, "service", options.orders)
+    _check(stage, database, orders)
     return Measured(
-        name="Waybill worker",
-        orders=options.orders,
+        name=name,
+        done=orders,
         seconds=meter.seconds,
-        cpu_ms=meter.cpu * 1000 / options.orders,
-        postgres_cpu_ms=meter.postgres_cpu * 1000 / options.orders,
+        cpu_ms=meter.cpu * 1000 / orders,
+        postgres_cpu_ms=meter.postgres_cpu * 1000 / orders,
         others_cpu=(meter.machine_cpu - meter.cpu - meter.postgres_cpu) / meter.seconds,
         peak_rss_mib=peak,
         **_batch_times(sorted(later - earlier for earlier, later in pairwise(ends))),

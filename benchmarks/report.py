@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 _HEADINGS = (
-    "orders/s",
+    "rate",
     "ratio",
     "CPU ms",
     "ratio",
@@ -25,10 +25,10 @@ _HEADINGS = (
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One run. Times are milliseconds; `p50` and `p99` are of one order or one batch, as the benchmark says."""
+    """One run. Times are milliseconds; `p50` and `p99` are of one request or one batch, as the benchmark says."""
 
     name: str
-    orders: int
+    done: int
     seconds: float
     cpu_ms: float
     postgres_cpu_ms: float
@@ -37,10 +37,12 @@ class Measured:
     p50_ms: float
     p99_ms: float
     peak_rss_mib: float
+    unit: str = "orders"
+    """What was done, in the plural."""
 
     @property
     def rate(self) -> float:
-        return self.orders / self.seconds
+        return self.done / self.seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +61,7 @@ def percentile(sorted_values: Sequence[float], share: float) -> float:
 def report(
     title: str, runs: Sequence[Measured], targets: Sequence[Target], notes: Sequence[str], *, as_json: bool
 ) -> None:
-    """Print the runs; the first is the baseline of the ratios."""
-    baseline = runs[0]
+    """Print the runs; the first of each unit is the baseline of its ratios."""
     if as_json:
         print(json.dumps(_document(title, runs, targets, notes), indent=2))
         return
@@ -68,9 +69,10 @@ def report(
     for column in table.columns[1:]:
         column.justify = "right"
     for run in runs:
+        baseline = _baseline(runs, run)
         table.add_row(
             run.name,
-            f"{run.rate:,.0f}",
+            f"{run.rate:,.0f} {run.unit}/s",
             f"{run.rate / baseline.rate:.2f}",
             f"{run.cpu_ms:.3f}",
             f"{run.cpu_ms / baseline.cpu_ms:.2f}",
@@ -90,12 +92,17 @@ def report(
         console.print(f"{'reached' if target.reached else 'MISSED'}: {target.text}", soft_wrap=True)
 
 
+def _baseline(runs: Sequence[Measured], run: Measured) -> Measured:
+    return next(other for other in runs if other.unit == run.unit)
+
+
 def _document(title: str, runs: Sequence[Measured], targets: Sequence[Target], notes: Sequence[str]) -> dict[str, Any]:
-    baseline = runs[0]
     return {
         "title": title,
         "machine": {"cpus": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()},
-        "runs": [{**asdict(run), "orders_per_second": run.rate, "ratio": run.rate / baseline.rate} for run in runs],
+        "runs": [
+            {**asdict(run), "per_second": run.rate, "ratio": run.rate / _baseline(runs, run).rate} for run in runs
+        ],
         "targets": [asdict(target) for target in targets],
         "notes": list(notes),
     }

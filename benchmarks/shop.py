@@ -86,15 +86,15 @@ class Shop:
     product_ids: list[int]
 
 
-def open_shop(url: str, buyers: int) -> Shop:
-    """Ten sellers with a thousand products and endless stock, and buyers with ten million credits each."""
+def open_shop(url: str, buyers: int, sellers: int = SELLERS) -> Shop:
+    """Sellers with a thousand products and endless stock between them, and buyers with ten million credits each."""
     with psycopg.connect(url) as connection:
-        connection.execute(_SHOP.format(sellers=SELLERS, buyers=buyers, products=PRODUCTS))
+        connection.execute(_SHOP.format(sellers=sellers, buyers=buyers, products=PRODUCTS))
         user_ids = [row[0] for row in connection.execute("SELECT id FROM users ORDER BY id")]
         product_ids = [row[0] for row in connection.execute("SELECT id FROM products ORDER BY id")]
         connection.commit()
     _tidy(url, "users, accounts, products, inventory, transfers, entries")
-    return Shop(user_ids[SELLERS:], product_ids)
+    return Shop(user_ids[sellers:], product_ids)
 
 
 def place_waiting(url: str, shop: Shop, orders: int, items: int) -> None:

@@ -97,6 +97,12 @@ class SameAccount(DomainError):
     code = "same_account"
 
 
+class UnknownRecipient(DomainError):
+    """There is no such user to send credits to, or no longer."""
+
+    code = "unknown_recipient"
+
+
 class AmountInvalid(DomainError):
     """The amount is none that can be moved here."""
 
@@ -131,6 +137,18 @@ class LinkedFailed(DomainError):
     """Another transfer that this one stands or falls with has failed."""
 
     code = "linked_failed"
+
+
+class LinkedChainOpen(DomainError):
+    """The last transfer of a batch is linked to a next one that does not come."""
+
+    code = "linked_chain_open"
+
+
+class BatchRefused(DomainError):
+    """The database refuses more transfers of the batch than one transaction can set apart."""
+
+    code = "batch_refused"
 
 
 class IdempotencyKeyInvalid(DomainError):

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import uuid_utils.compat
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
+from pydantic_core import PydanticCustomError
 from sqlalchemy import DateTime, Enum
 
 MAX_BIGINT = 2**63 - 1
@@ -72,6 +73,13 @@ def _positive(value: Decimal) -> Decimal:
     return value
 
 
+def _parse_amount(value: object) -> Decimal:
+    try:
+        return _positive(_parse_money(value))
+    except ValueError as error:
+        raise PydanticCustomError("amount_invalid", "{reason}", {"reason": str(error)}) from error
+
+
 def _in_calendar(value: datetime) -> datetime:
     if not 1970 <= value.year <= 9000:
         raise ValueError("must lie between the years 1970 and 9000")
@@ -103,6 +111,9 @@ Price = Annotated[
     Decimal, BeforeValidator(_parse_money), AfterValidator(_positive), PlainSerializer(_two_decimals), _MONEY_SCHEMA
 ]
 """Credits, more than zero, as a JSON string with at most two decimals."""
+
+Amount = Annotated[Decimal, BeforeValidator(_parse_amount), PlainSerializer(_two_decimals), _MONEY_SCHEMA]
+"""Credits to be moved: written like a price; anything else is an `amount_invalid`."""
 
 Money = Annotated[
     Decimal,

@@ -9,6 +9,8 @@ from typing import Protocol, Self, TypeAlias
 from services.audit.repository import AuditRepository
 from services.catalog.repository import CategoryRepository, InventoryRepository, ProductRepository
 from services.credits.repository import LedgerRepository
+from services.credits.statement_repository import StatementRepository
+from services.credits.transfer_repository import TransferRepository
 from services.database import SessionFactory
 from services.idempotency.repository import IdempotencyRepository
 from services.operations.repository import OperationsRepository
@@ -166,6 +168,14 @@ class UnitOfWork:
     @cached_property
     def ledger(self) -> LedgerRepository:
         return LedgerRepository(self.session)
+
+    @cached_property
+    def transfers(self) -> TransferRepository:
+        return TransferRepository(self.session)
+
+    @cached_property
+    def statements(self) -> StatementRepository:
+        return StatementRepository(self.session)
 
     @cached_property
     def outbox(self) -> OutboxRepository:

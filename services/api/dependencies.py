@@ -96,16 +96,19 @@ class PageQuery:
     cursor: str | None
 
 
+Filters = Annotated[
+    list[str],
+    Query(
+        alias="filter",
+        max_length=20,
+        description="`field:operator:value`, all must hold. Operators: eq ne gt gte lt lte like in is_null.",
+        examples=[["price:lte:10.00"]],
+    ),
+]
+
+
 async def _page_query(
-    filters: Annotated[
-        list[str],
-        Query(
-            alias="filter",
-            max_length=20,
-            description="`field:operator:value`, all must hold. Operators: eq ne gt gte lt lte like in is_null.",
-            examples=[["price:lte:10.00"]],
-        ),
-    ] = [],  # noqa: B006  (FastAPI copies it)
+    filters: Filters = [],  # noqa: B006  (FastAPI copies it)
     sort: Annotated[str | None, Query(max_length=64, description="A field; `-` in front for descending.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=1000, description="`next_cursor` of the page before.")] = None,

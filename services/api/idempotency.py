@@ -46,6 +46,11 @@ def kept_headers(response: Response) -> dict[str, str]:
     return {name: response.headers[name] for name in _KEPT if name in response.headers}
 
 
+def forget_key(request: Request) -> None:
+    """Store no reply under the request's key, which stays free: the request has no effect."""
+    request.state.claim = None
+
+
 async def _claim(request: Request, user: CurrentUser, key: str | None, *, required: bool) -> None:
     if key is None:
         if required:

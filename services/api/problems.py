@@ -19,6 +19,7 @@ from services.errors import (
     AlreadyExists,
     AmountInvalid,
     BadQuery,
+    BatchRefused,
     Conflict,
     DomainError,
     Fault,
@@ -27,6 +28,7 @@ from services.errors import (
     IdempotencyKeyReused,
     InsufficientCredits,
     InvalidInput,
+    LinkedChainOpen,
     LinkedFailed,
     NotFound,
     RequestInFlight,
@@ -37,6 +39,7 @@ from services.errors import (
     TransferAlreadyVoided,
     TransferExpired,
     Unauthenticated,
+    UnknownRecipient,
     VersionRequired,
 )
 from services.sql import sqlstate
@@ -50,12 +53,14 @@ _STATUS: Mapping[type[DomainError], int] = {
     AlreadyExists: 409,
     AmountInvalid: 422,
     BadQuery: 400,
+    BatchRefused: 422,
     Conflict: 409,
     Forbidden: 403,
     IdempotencyKeyInvalid: 400,
     IdempotencyKeyReused: 422,
     InsufficientCredits: 402,
     InvalidInput: 422,
+    LinkedChainOpen: 422,
     LinkedFailed: 409,
     NotFound: 404,
     RequestInFlight: 409,
@@ -66,6 +71,7 @@ _STATUS: Mapping[type[DomainError], int] = {
     TransferAlreadyVoided: 409,
     TransferExpired: 409,
     Unauthenticated: 401,
+    UnknownRecipient: 422,
     VersionRequired: 428,
 }
 
@@ -106,6 +112,7 @@ def problem(
     detail: str,
     faults: Sequence[Fault] = (),
     headers: Mapping[str, str] | None = None,
+    members: Mapping[str, Any] | None = None,
 ) -> ProblemResponse:
     body = Problem(
         title=HTTPStatus(status).phrase,
@@ -115,17 +122,17 @@ def problem(
         request_id=getattr(request.state, "request_id", None),
         errors=[ProblemFault(detail=fault.detail, pointer=fault.pointer) for fault in faults],
     )
-    return ProblemResponse(body.model_dump(), status, headers=dict(headers or {}))
+    return ProblemResponse({**body.model_dump(), **(members or {})}, status, headers=dict(headers or {}))
 
 
-def domain_problem(request: Request, error: DomainError) -> ProblemResponse:
-    """The problem that a domain error is over HTTP."""
+def domain_problem(request: Request, error: DomainError, members: Mapping[str, Any] | None = None) -> ProblemResponse:
+    """The problem that a domain error is over HTTP; `members` are those that this kind of problem has besides."""
     headers = {}
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, RequestInFlight):
         headers["Retry-After"] = "1"
-    return problem(request, _STATUS[type(error)], error.code, error.detail, error.faults, headers)
+    return problem(request, _STATUS[type(error)], error.code, error.detail, error.faults, headers, members)
 
 
 def database_problem(request: Request, error: DBAPIError) -> ProblemResponse | None:
@@ -164,7 +171,10 @@ async def _on_validation_error(request: Request, error: Exception) -> ProblemRes
     faults = [Fault(_message(fault), _pointer(fault["loc"])) for fault in error.errors()]
     if any(fault["type"] == "json_invalid" for fault in error.errors()):
         return problem(request, 400, "malformed_body", "the body is not valid JSON", faults)
-    return problem(request, 422, InvalidInput.code, "the request has fields that are missing or wrong", faults)
+    # A field may have a code of its own, which counts where nothing else is wrong.
+    amounts_only = all(fault["type"] == AmountInvalid.code for fault in error.errors())
+    code = AmountInvalid.code if amounts_only else InvalidInput.code
+    return problem(request, 422, code, "the request has fields that are missing or wrong", faults)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> ProblemResponse:

@@ -6,17 +6,12 @@ from datetime import datetime
 from decimal import Decimal
 from uuid import UUID
 
-from sqlalchemy.orm import joinedload
 from sqlmodel import col, select
 
-from services.credits.models import ISSUANCE, Account, Entry, Transfer, TransferKind
+from services.credits.models import ISSUANCE, Account, Transfer, TransferKind
 from services.errors import InsufficientCredits
-from services.fields import Id, Instant, new_id
-from services.query import ORDERED, Filterable, QueryBuilder, Rows, Sortable
+from services.fields import new_id
 from services.sql import SqlAccess, Statement
-
-_ENTRY_FILTERS = {"created_at": Filterable(col(Entry.created_at), Instant, ORDERED)}
-_ENTRY_KEY = Sortable(col(Entry.version), Id)
 
 # One conditional UPDATE checks and takes; where it finds too little, the INSERT has no row to join and writes nothing.
 _HOLD = Statement("""
@@ -117,22 +112,6 @@ class LedgerRepository(SqlAccess):
     async def issuance_account_id(self) -> int:
         statement = select(col(Account.id)).where(col(Account.system_name) == ISSUANCE)
         return (await self.session.exec(statement)).one()
-
-    async def entries(
-        self, account_id: int, *, filters: Sequence[str], sort: str | None, limit: int, cursor: str | None
-    ) -> Rows[Entry]:
-        """A statement of the account, the newest entry first unless sorted otherwise."""
-        statement = (
-            select(Entry).where(col(Entry.account_id) == account_id).options(joinedload(Entry.transfer, innerjoin=True))  # type: ignore[arg-type]
-        )
-        query = QueryBuilder[Entry](
-            statement,
-            filters=_ENTRY_FILTERS,
-            sorts={"version": _ENTRY_KEY},
-            key=_ENTRY_KEY,
-            default_sort="-version",
-        )
-        return await query.filter(filters).sort(sort).page(self.session, limit=limit, cursor=cursor)
 
     async def hold(self, order_id: UUID, buyer_id: int, shares: Sequence[Share], expires_at: datetime) -> None:
         """Set the buyer's credits aside until then: one pending transfer for each seller.

@@ -5,11 +5,10 @@ from decimal import Decimal
 from services.credits.events import CreditsMoved
 from services.credits.models import Account, Transfer, TransferKind
 from services.credits.repository import Movement
-from services.credits.schemas import TopUpCreate, TransferCreate
+from services.credits.schemas import TopUpCreate
 from services.errors import Fault, InvalidInput, NotFound
 from services.fields import new_id
 from services.unit_of_work import UnitOfWork
-from services.users.models import Caller
 
 
 async def account_of(uow: UnitOfWork, user_id: int) -> Account:
@@ -26,16 +25,6 @@ async def top_up(uow: UnitOfWork, wanted: TopUpCreate) -> Transfer:
     return await _move(
         uow, await uow.ledger.issuance_account_id(), to_account.id, wanted.amount, TransferKind.top_up, wanted.note
     )
-
-
-async def transfer(uow: UnitOfWork, sender: Caller, wanted: TransferCreate) -> Transfer:
-    """Move credits between two users in a savepoint. Raises `InsufficientCredits` where the sender has too few."""
-    if wanted.to_user_id == sender.id:
-        raise InvalidInput("credits cannot be moved to the account they come from", [Fault("is you", "#/to_user_id")])
-    to_account = await _recipient(uow, wanted.to_user_id, "#/to_user_id")
-    from_account = await account_of(uow, sender.id)
-    async with uow.savepoint(plain=True):
-        return await _move(uow, from_account.id, to_account.id, wanted.amount, TransferKind.transfer, wanted.note)
 
 
 async def _recipient(uow: UnitOfWork, user_id: int, pointer: str) -> Account:

@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from services.credits import service as ledger
+from services.credits import transfers
 from services.credits.schemas import TransferCreate
 from services.database import Database
 from services.errors import Conflict, InsufficientCredits
@@ -55,7 +55,7 @@ async def test_random_transfers_of_sixteen_at_once_keep_the_sum_and_never_overdr
             wanted = TransferCreate(to_user_id=recipient.id, amount=Decimal(chance.randint(100, 6000)) / 100)
             try:
                 async with UnitOfWork(database.write) as uow:
-                    await ledger.transfer(uow, sender, wanted)
+                    await transfers.transfer(uow, sender, wanted)
                     await uow.commit()
             except InsufficientCredits:
                 refused += 1

@@ -1,0 +1,69 @@
+"""The baseline of transfers, a process of its own: plain asyncpg, one statement a transfer.
+
+It updates two accounts and inserts two entries, with the transfer's row that they refer to, and commits by itself.
+"""
+
+import asyncio
+import os
+import time
+from decimal import Decimal
+from typing import Any
+
+import asyncpg
+
+from benchmarks.load import Seen, run_job
+from benchmarks.usage import Meter
+from services.fields import new_id
+
+_TRANSFER = """
+    WITH debit AS (
+        UPDATE accounts SET posted = posted - $4, version = version + 1 WHERE id = $2 AND posted - held >= $4
+        RETURNING id, version, posted
+    ), credit AS (
+        UPDATE accounts SET posted = accounts.posted + $4, version = accounts.version + 1
+        FROM debit WHERE accounts.id = $3
+        RETURNING accounts.id, accounts.version, accounts.posted
+    ), written AS (
+        INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, posted_amount, resolved_at)
+        SELECT $1, debit.id, credit.id, $4, 'transfer', 'posted', $4, now() FROM debit, credit
+    )
+    INSERT INTO entries (account_id, version, transfer_id, amount, balance)
+    SELECT id, version, $1, -$4, posted FROM debit UNION ALL SELECT id, version, $1, $4, posted FROM credit
+"""
+
+
+async def run(job: dict[str, Any]) -> Seen:
+    # Always from the lower id to the higher one: the updates lock in this order, and nobody deadlocks.
+    wanted = [(min(pair), max(pair), Decimal(amount)) for *pair, amount in job["transfers"]]
+    seen = Seen()
+    stopped = measuring = False
+
+    async def client(number: int) -> None:
+        connection = await asyncpg.connect(job["database_url"], server_settings={"jit": "off"})
+        taken = number
+        while not stopped:
+            started = time.perf_counter()
+            written = await connection.execute(_TRANSFER, new_id(), *wanted[taken % len(wanted)])
+            assert written == "INSERT 0 2", written
+            taken += job["clients"]
+            if measuring:
+                seen.replies += 1
+                seen.latencies.append(time.perf_counter() - started)
+        await connection.close()
+
+    clients = [asyncio.create_task(client(number)) for number in range(job["clients"])]
+    await asyncio.sleep(job["warmup"])
+    meter = Meter(os.getpid(), job["postgres_pid"])
+    meter.start()
+    measuring = True
+    await asyncio.sleep(job["seconds"])
+    measuring = False
+    meter.stop()
+    stopped = True
+    await asyncio.gather(*clients)
+    seen.read(meter, os.getpid())
+    return seen
+
+
+if __name__ == "__main__":
+    run_job(run)

@@ -1,0 +1,87 @@
+"""All SQL of an account's statement."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Protocol, cast
+from uuid import UUID
+
+import sqlalchemy
+from sqlalchemy.orm import contains_eager
+from sqlmodel import col, select
+from sqlmodel.sql.expression import SelectOfScalar
+
+from services.credits.models import Account, Entry, Transfer, TransferKind
+from services.fields import Id, Instant
+from services.query import EXACT, ORDERED, Filterable, QueryBuilder, Rows, Sortable
+from services.sql import SqlAccess
+
+_FILTERS = {
+    "created_at": Filterable(col(Entry.created_at), Instant, ORDERED),
+    "kind": Filterable(col(Transfer.kind), TransferKind, EXACT),
+}
+_KEY = Sortable(col(Entry.version), Id)
+
+
+_LINE = (
+    col(Entry.version),
+    col(Entry.created_at),
+    col(Transfer.kind),
+    col(Entry.amount),
+    col(Entry.balance),
+    col(Entry.transfer_id),
+    col(Transfer.order_id),
+    col(Transfer.note),
+)
+
+
+class Line(Protocol):
+    """One entry with its transfer, as plain values: what an export needs, without the cost of mapped objects."""
+
+    version: int
+    created_at: datetime
+    kind: TransferKind
+    amount: Decimal
+    balance: Decimal
+    transfer_id: UUID
+    order_id: UUID | None
+    note: str
+
+
+class StatementRepository(SqlAccess):
+    """What came in and went out. Entries are never changed and their versions have no gap."""
+
+    async def page(
+        self, account_id: int, *, filters: Sequence[str], sort: str | None, limit: int, cursor: str | None
+    ) -> Rows[Entry]:
+        """Entries with their transfers, the newest first unless sorted otherwise."""
+        statement = (
+            select(Entry)
+            .join(Transfer, col(Transfer.id) == col(Entry.transfer_id))
+            .where(col(Entry.account_id) == account_id)
+            .options(contains_eager(Entry.transfer))  # type: ignore[arg-type]
+        )
+        query = QueryBuilder[Entry](
+            statement, filters=_FILTERS, sorts={"version": _KEY}, key=_KEY, default_sort="-version"
+        )
+        return await query.filter(filters).sort(sort).page(self.session, limit=limit, cursor=cursor)
+
+    async def bounds(self, user_id: int) -> tuple[int, int] | None:
+        """The user's account and the version of its newest entry; None where there is no such account."""
+        statement = select(col(Account.id), col(Account.version)).where(col(Account.user_id) == user_id)
+        row = (await self.session.exec(statement)).one_or_none()
+        return None if row is None else (row[0], row[1])
+
+    async def lines(
+        self, account_id: int, *, filters: Sequence[str], last_version: int, limit: int, cursor: str | None
+    ) -> Rows[Line]:
+        """Entries up to `last_version`, the oldest first."""
+        statement = (
+            sqlalchemy.select(*_LINE)
+            .join(Transfer, col(Transfer.id) == col(Entry.transfer_id))
+            .where(col(Entry.account_id) == account_id, col(Entry.version) <= last_version)
+        )
+        # Its rows have a line's attributes.
+        lines = cast("SelectOfScalar[Line]", statement)
+        query = QueryBuilder[Line](lines, filters=_FILTERS, sorts={"version": _KEY}, key=_KEY, default_sort="version")
+        return await query.filter(filters).page(self.session, limit=limit, cursor=cursor)

@@ -1,0 +1,167 @@
+"""Transfers between users, one or many in a request.
+
+Many are carried out in memory first, on locked balances, and written together: `docs/decisions/` says why that is the
+same as a savepoint for each, and where savepoints remain.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy.exc import DBAPIError
+
+from services.credits import planning
+from services.credits.events import CreditsMoved
+from services.credits.models import TransferKind
+from services.credits.planning import Chain, Item, Outcome, Posting
+from services.credits.schemas import BatchMode, TransferBatchCreate, TransferCreate, TransferItem
+from services.credits.transfer_repository import Parties
+from services.errors import BatchRefused, DomainError, Fault, InvalidInput
+from services.outbox.processor import SAVEPOINT_BUDGET
+from services.sql import sqlstate
+from services.unit_of_work import UnitOfWork
+from services.users.models import Caller
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Transferred:
+    """What became of each transfer, in the order they were asked for, and when."""
+
+    outcomes: Sequence[Outcome]
+    at: datetime
+
+
+async def transfer(uow: UnitOfWork, sender: Caller, wanted: TransferCreate) -> Transferred:
+    """Move the sender's credits to another user; a dry run only tells what would happen.
+
+    Raises `InsufficientCredits`, `AccountClosed`, `SameAccount`, `UnknownRecipient` or `AmountInvalid`.
+    """
+    parties = await uow.transfers.parties(sender.id, [wanted.to_user_id], lock=not wanted.dry_run)
+    item = _item(parties, wanted, "#")
+    [outcome] = planning.carry_out([Chain([item])])
+    if isinstance(outcome, DomainError):
+        raise outcome
+    if not wanted.dry_run:
+        # No savepoint: the transaction holds nothing else that could be saved.
+        try:
+            await uow.transfers.write([outcome])
+        except DBAPIError as error:
+            raise _refused(error, item) if _is_refusal(error) else error from error
+        _record(uow, outcome)
+    return Transferred([outcome], parties.at)
+
+
+async def transfer_batch(uow: UnitOfWork, sender: Caller, wanted: TransferBatchCreate) -> Transferred:
+    """Carry out transfers one after another; each chain of linked ones, or an atomic batch, whole or not at all.
+
+    Raises `BatchRefused`, with nothing written, where the database refuses more of them than can be set apart.
+    """
+    parties = await uow.transfers.parties(
+        sender.id, (one.to_user_id for one in wanted.transfers), lock=not wanted.dry_run
+    )
+    items = [_item(parties, one, f"#/transfers/{index}") for index, one in enumerate(wanted.transfers)]
+    linked = [one.linked for one in wanted.transfers]
+    if wanted.mode is BatchMode.atomic:
+        linked[:-1] = [True] * (len(linked) - 1)
+    chains = planning.chains(items, linked)
+    if wanted.dry_run:
+        return Transferred(planning.carry_out(chains), parties.at)
+    outcomes = await _Writer(uow).carry_out(chains)
+    for outcome in outcomes:
+        if isinstance(outcome, Posting):
+            _record(uow, outcome)
+    return Transferred(outcomes, parties.at)
+
+
+class _Writer:
+    """Writes chains in savepoints: one for all of them where the database takes them, smaller ones where it does not.
+
+    What the balances do not allow never gets there; what is refused here is refused by a constraint or a trigger that
+    the plan does not know of.
+    """
+
+    def __init__(self, uow: UnitOfWork) -> None:
+        self._uow = uow
+        self._savepoints = 0
+
+    async def carry_out(self, chains: Sequence[Chain]) -> list[Outcome]:
+        outcomes = planning.carry_out(chains)
+        error = await self._write(outcomes)
+        if error is None:
+            return outcomes
+        planning.take_back(outcomes)
+        if len(chains) == 1:
+            return await self._blame(chains[0], error)
+        # Later chains are planned anew: what was refused no longer pays for them.
+        middle = len(chains) // 2
+        return [*await self.carry_out(chains[:middle]), *await self.carry_out(chains[middle:])]
+
+    async def _blame(self, chain: Chain, error: DBAPIError) -> list[Outcome]:
+        """Find the item that a refused chain fails with: the last one of the shortest beginning that is refused."""
+        taken, refused = 0, len(chain.items)
+        while refused - taken > 1:
+            middle = (taken + refused) // 2
+            beginning = planning.carry_out([Chain(chain.items[:middle])])
+            found = await self._write(beginning, keep=False)
+            planning.take_back(beginning)
+            if found is None:
+                taken = middle
+            else:
+                refused, error = middle, found
+        failed = refused - 1
+        return planning.broken(chain, failed, _refused(error, chain.items[failed]))
+
+    async def _write(self, outcomes: Sequence[Outcome], *, keep: bool = True) -> DBAPIError | None:
+        """Write in a savepoint; the database's refusal, with nothing written, is returned."""
+        postings = [outcome for outcome in outcomes if isinstance(outcome, Posting)]
+        if not postings:
+            return None
+        if self._savepoints == SAVEPOINT_BUDGET:
+            raise BatchRefused("the database refuses many of these transfers; send them in smaller batches")
+        self._savepoints += 1
+        try:
+            async with self._uow.savepoint(plain=True):
+                await self._uow.transfers.write(postings)
+                if not keep:
+                    raise _TakenBack
+        except DBAPIError as error:
+            if not _is_refusal(error):
+                raise
+            return error
+        except _TakenBack:
+            pass
+        return None
+
+
+class _TakenBack(Exception):
+    """The database would take it: roll back to the savepoint."""
+
+
+def _item(parties: Parties, wanted: TransferCreate | TransferItem, pointer: str) -> Item:
+    return Item(pointer, parties.sender, parties.recipients.get(wanted.to_user_id), wanted.amount, wanted.note)
+
+
+def _is_refusal(error: DBAPIError) -> bool:
+    """Whether the database objects to the rows: bad data, a constraint, or a trigger's exception."""
+    code = sqlstate(error) or ""
+    return code.startswith(("22", "23")) or code == "P0001"
+
+
+def _refused(error: DBAPIError, item: Item) -> DomainError:
+    logger.warning("PostgreSQL refused a transfer that the balances allow: %s", error.orig)
+    return InvalidInput("this transfer is not allowed here", [Fault("is not allowed", item.pointer)])
+
+
+def _record(uow: UnitOfWork, posting: Posting) -> None:
+    uow.record(
+        CreditsMoved(
+            transfer_id=posting.transfer_id,
+            kind=TransferKind.transfer.value,
+            from_account_id=posting.debit.account_id,
+            to_account_id=posting.credit.account_id,
+            amount=posting.item.amount,
+        )
+    )

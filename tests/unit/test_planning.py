@@ -1,0 +1,149 @@
+"""What a batch comes to in memory is what carrying it out naively comes to, one transfer after another."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.credits.planning import Balance, Item, Posting, carry_out, cause, chains, take_back
+from services.errors import DomainError
+from services.fields import MAX_CREDITS
+
+ACCOUNTS = 4
+UNKNOWN = ACCOUNTS
+"""The number of an account that is none."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    debit: int
+    credit: int
+    amount: Decimal
+    linked: bool
+
+
+@dataclass
+class Bank:
+    """The naive way: a savepoint is a copy of everything."""
+
+    posted: list[Decimal]
+    held: list[Decimal]
+    closed: list[bool]
+    entries: list[list[tuple[Decimal, Decimal]]] = field(default_factory=lambda: [[] for _ in range(ACCOUNTS)])
+    """Signed amount and balance after, by account."""
+
+    def transfer(self, one: Wanted) -> str:
+        if one.credit == UNKNOWN:
+            return "unknown_recipient"
+        if one.debit == one.credit:
+            return "same_account"
+        if self.closed[one.debit] or self.closed[one.credit]:
+            return "account_closed"
+        if self.posted[one.debit] - self.held[one.debit] < one.amount:
+            return "insufficient_credits"
+        if self.posted[one.credit] + one.amount > MAX_CREDITS:
+            return "amount_invalid"
+        for account, amount in ((one.debit, -one.amount), (one.credit, one.amount)):
+            self.posted[account] += amount
+            self.entries[account].append((amount, self.posted[account]))
+        return "posted"
+
+
+def naively(bank: Bank, batch: Sequence[Wanted]) -> tuple[Bank, list[str]]:
+    """TigerBeetle's rules: the first failure breaks the chain; a chain that the batch's end cuts off is open."""
+    told: list[str] = []
+    start = 0
+    while start < len(batch):
+        end = start
+        while end < len(batch) and batch[end].linked:
+            end += 1
+        is_open = end == len(batch)
+        chain = batch[start : end + 1]
+        savepoint = copy.deepcopy(bank)
+        codes: list[str] = []
+        for number, one in enumerate(chain):
+            if is_open and number == len(chain) - 1:
+                codes.append("linked_chain_open")
+            elif any(code != "posted" for code in codes):
+                codes.append("linked_failed")
+            else:
+                codes.append(bank.transfer(one))
+        if any(code != "posted" for code in codes):
+            bank = savepoint
+            codes = ["linked_failed" if code == "posted" else code for code in codes]
+        told += codes
+        start = end + 1
+    return bank, told
+
+
+cents = st.integers(0, 3000).map(lambda number: Decimal(number) / 100)
+amounts = st.one_of(st.integers(1, 2000).map(lambda number: Decimal(number) / 100), st.just(MAX_CREDITS))
+
+
+@st.composite
+def banks(draw: st.DrawFn) -> Bank:
+    posted = [draw(cents) for _ in range(ACCOUNTS)]
+    if draw(st.booleans()):
+        posted[0] = MAX_CREDITS
+    held = [min(draw(cents), balance) if draw(st.booleans()) else Decimal(0) for balance in posted]
+    return Bank(posted, held, [draw(st.integers(0, 9)) == 0 for _ in range(ACCOUNTS)])
+
+
+wishes = st.builds(
+    Wanted, debit=st.integers(0, ACCOUNTS - 1), credit=st.integers(0, UNKNOWN), amount=amounts, linked=st.booleans()
+)
+
+
+@given(banks(), st.lists(wishes, min_size=1, max_size=30), st.booleans())
+@settings(max_examples=400, deadline=None)
+def test_the_outcomes_and_balances_are_those_of_one_transfer_after_another(
+    bank: Bank, batch: list[Wanted], atomic: bool
+) -> None:
+    if atomic:
+        batch = [Wanted(one.debit, one.credit, one.amount, True) for one in batch[:-1]] + batch[-1:]
+    balances = [
+        Balance(number, bank.posted[number], bank.held[number], 0, bank.closed[number]) for number in range(ACCOUNTS)
+    ]
+    before = copy.deepcopy(balances)
+    items = [
+        Item(f"#/{index}", balances[one.debit], balances[one.credit] if one.credit != UNKNOWN else None, one.amount, "")
+        for index, one in enumerate(batch)
+    ]
+
+    outcomes = carry_out(chains(items, [one.linked for one in batch]))
+
+    bank, expected = naively(bank, batch)
+    assert [outcome.code if isinstance(outcome, DomainError) else "posted" for outcome in outcomes] == expected
+    assert [balance.posted for balance in balances] == bank.posted
+    entries: dict[int, list[tuple[int, Decimal, Decimal]]] = {number: [] for number in range(ACCOUNTS)}
+    for posting in outcomes:
+        if isinstance(posting, Posting):
+            debit, credit, amount = posting.debit.account_id, posting.credit.account_id, posting.item.amount
+            entries[debit].append((posting.debit_version, -amount, posting.debit_balance))
+            entries[credit].append((posting.credit_version, amount, posting.credit_balance))
+    for number in range(ACCOUNTS):
+        assert entries[number] == [(n, *entry) for n, entry in enumerate(bank.entries[number], start=1)]
+        assert balances[number].version == len(entries[number])
+    if atomic:
+        failed = [code for code in expected if code not in ("posted", "linked_failed")]
+        found = cause(outcomes)
+        assert (found.code if found else None) == (failed[0] if failed else None)
+
+    take_back(outcomes)
+    assert balances == before
+
+
+def test_a_failed_item_says_where_it_stands_and_the_linked_ones_say_which_one_failed() -> None:
+    sender, receiver = Balance(1, Decimal(5), Decimal(0), 7, False), Balance(2, Decimal(0), Decimal(0), 0, False)
+    items = [Item(f"#/transfers/{n}", sender, receiver, Decimal(amount), "") for n, amount in enumerate((5, 1, 1))]
+    first, second, third = carry_out(chains(items, [True, True, False]))
+    assert isinstance(second, DomainError)
+    assert (second.code, second.faults[0].pointer) == ("insufficient_credits", "#/transfers/1/amount")
+    for outcome, pointer in ((first, "#/transfers/0"), (third, "#/transfers/2")):
+        assert isinstance(outcome, DomainError)
+        assert (outcome.code, outcome.faults[0].pointer) == ("linked_failed", pointer)
+        assert "#/transfers/1" in outcome.detail
+    assert sender == Balance(1, Decimal(5), Decimal(0), 7, False)
