@@ -14,6 +14,7 @@ from services.api.middleware import BodyLimitMiddleware, RequestContextMiddlewar
 from services.api.request_times import RequestTimes, RequestTimesMiddleware
 from services.api.state import ApiState
 from services.api.tokens import Tokens
+from services.audit import routes as audit
 from services.catalog import routes as catalog
 from services.credits import routes as ledger
 from services.database import check_pool_budget, open_database
@@ -64,7 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(health.router)
     app.include_router(metrics.router)
     # The busiest first: routes are matched one after another.
-    for domain in (orders, ledger, catalog, users, operations):
+    for domain in (orders, ledger, catalog, users, operations, audit):
         app.include_router(domain.router, prefix="/v1")
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

@@ -7,6 +7,8 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
+from pydantic import BaseModel
+
 
 class DifferenceKind(StrEnum):
     """What does not agree with what."""
@@ -97,7 +99,7 @@ class Difference:
         subject = {
             name: str(value) if isinstance(value, UUID) else value
             for name, value in row.items()
-            if name not in ("kind", "expected", "found")
+            if name not in ("kind", "expected", "found") and value is not None
         }
         return cls(DifferenceKind(row["kind"]), subject, row["expected"] or "nothing", row["found"] or "nothing")
 
@@ -119,3 +121,23 @@ class AuditResult:
     seconds: float
     rows_checked: int
     differences: int
+
+
+class DifferencePublic(BaseModel):
+    """Two things that do not agree. `subject` has the ids of what is concerned, by their names."""
+
+    kind: DifferenceKind
+    subject: dict[str, int | str]
+    expected: str
+    found: str
+    message: str
+
+
+class LedgerAuditPublic(BaseModel):
+    """A finished audit: how many differences it found, and the first few of each kind."""
+
+    started_at: datetime
+    seconds: float
+    rows_checked: int
+    differences: int
+    sample: list[DifferencePublic]

@@ -7,8 +7,9 @@ from uuid import UUID
 import pytest
 
 from services.audit.schemas import DifferenceKind
+from services.unit_of_work import UnitOfWork
 from tests.api.audited import Busy, corrupt, run_audit, trade
-from tests.api.client import Api
+from tests.api.client import Api, assert_problem
 
 Expected = list[tuple[str, dict[str, Any]]]
 
@@ -218,7 +219,29 @@ async def test_what_was_changed_is_found_and_named_and_nothing_else(api: Api, bu
     for difference in found:
         assert difference.expected != difference.found
         named = [value for key, value in difference.subject.items() if key.endswith("_id") and key != "event_id"]
-        assert all(str(value) in difference.message for value in named if value is not None), difference.message
+        assert all(str(value) in difference.message for value in named), difference.message
+
+
+async def test_operators_read_what_the_last_audit_found(api: Api, busy: Busy) -> None:
+    missing = await api.get("/v1/operations/audit", by=busy.operator)
+    assert_problem(missing, 404, "not_found")
+    statements, _ = CORRUPTIONS["an entry's amount"]
+    await corrupt(api.database, *statements, **busy.ids())
+    result, found = await run_audit(api.database)
+    async with UnitOfWork(api.database.write) as uow:
+        await uow.audits.keep(result, found)
+        await uow.commit()
+
+    reply = await api.get("/v1/operations/audit", by=busy.operator)
+
+    assert reply.status_code == 200
+    assert reply.json() == {
+        "started_at": result.started_at.isoformat().replace("+00:00", "Z"),
+        "seconds": result.seconds,
+        "rows_checked": result.rows_checked,
+        "differences": 4,
+        "sample": [difference.as_json() for difference in found],
+    }
 
 
 def test_every_kind_of_difference_is_planted_by_a_test() -> None:
