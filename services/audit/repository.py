@@ -188,6 +188,7 @@ _LINES = Statement("""
     WHERE expected <> found
 """)
 
+# Orders that were cancelled before there were refunds have returned pieces and no refund.
 _REFUNDS = Statement("""
     SELECT 'refund_amount' AS kind, refunds.id AS refund_id, refunds.order_id, NULL::integer AS line,
         coalesce(cost, 0.00)::text AS expected, refunds.amount::text AS found
@@ -198,10 +199,11 @@ _REFUNDS = Statement("""
     ) AS given ON given.refund_id = refunds.id
     WHERE refunds.amount <> coalesce(cost, 0)
     UNION ALL
-    SELECT 'refund_above_returned', NULL, order_id, line, 'at most ' || coalesce(returned, 0), refunded.pieces::text
-    FROM (SELECT order_id, line, sum(quantity) AS pieces FROM refund_lines GROUP BY order_id, line) AS refunded
-    LEFT JOIN order_items USING (order_id, line)
-    WHERE refunded.pieces > coalesce(returned, 0)
+    SELECT 'refund_returned', NULL, order_id, line, coalesce(pieces, 0)::text, returned::text
+    FROM order_items LEFT JOIN (
+        SELECT order_id, line, sum(quantity) AS pieces FROM refund_lines GROUP BY order_id, line
+    ) AS refunded USING (order_id, line)
+    WHERE returned <> coalesce(pieces, 0) AND EXISTS (SELECT FROM refunds WHERE refunds.order_id = order_items.order_id)
 """)
 
 _STATUSES = Statement("""

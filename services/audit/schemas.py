@@ -38,7 +38,7 @@ class DifferenceKind(StrEnum):
     order_status = "order_status"
     order_history = "order_history"
     refund_amount = "refund_amount"
-    refund_above_returned = "refund_above_returned"
+    refund_returned = "refund_returned"
     stock_reserved = "stock_reserved"
     stock_impossible = "stock_impossible"
     outbox_event = "outbox_event"
@@ -71,7 +71,7 @@ _MESSAGES: Mapping[DifferenceKind, str] = {
     DifferenceKind.order_status: "order {order_id} is {found}, its last transition made it {expected}",
     DifferenceKind.order_history: "transition {transition_id} of order {order_id} starts from {found}, not {expected}",
     DifferenceKind.refund_amount: "refund {refund_id} of order {order_id} gives {found}, its pieces cost {expected}",
-    DifferenceKind.refund_above_returned: "line {line} of order {order_id}: more pieces refunded than returned",
+    DifferenceKind.refund_returned: "line {line} of order {order_id} says {found} returned, its refunds {expected}",
     DifferenceKind.stock_reserved: "product {product_id} has {found} pieces reserved, orders reserve {expected}",
     DifferenceKind.stock_impossible: "product {product_id} has an impossible stock: {found}",
     DifferenceKind.outbox_event: "outbox row {position} has not the event it names: {found}",

@@ -149,7 +149,7 @@ CORRUPTIONS: Mapping[str, tuple[list[str], Expected]] = {
         ],
         [
             ("refund_amount", {"refund_id": "t_partial", "order_id": "fulfilled"}),
-            ("refund_above_returned", {"order_id": "fulfilled", "line": 1}),
+            ("refund_returned", {"order_id": "fulfilled", "line": 1}),
         ],
     ),
     "a status without its transition": (
