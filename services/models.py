@@ -6,7 +6,7 @@ from services.credits.models import Account, Adjustment, Entry, Transfer
 from services.database import metadata
 from services.idempotency.models import IdempotencyKey
 from services.orders.models import Order, OrderItem, OrderTransition, Refund, RefundLine
-from services.outbox.models import DeadLetter, EventRow, OutboxRow
+from services.outbox.models import DeadLetter, EventRow, EventTypeControl, OutboxAction, OutboxRow, WorkerRow
 from services.users.models import User
 
 __all__ = [
@@ -16,17 +16,20 @@ __all__ = [
     "DeadLetter",
     "Entry",
     "EventRow",
+    "EventTypeControl",
     "IdempotencyKey",
     "Inventory",
     "LedgerAudit",
     "Order",
     "OrderItem",
     "OrderTransition",
+    "OutboxAction",
     "OutboxRow",
     "Product",
     "Refund",
     "RefundLine",
     "Transfer",
     "User",
+    "WorkerRow",
     "metadata",
 ]
