@@ -5,7 +5,7 @@ from services.credits.models import Account, Entry, Transfer
 from services.database import metadata
 from services.idempotency.models import IdempotencyKey
 from services.orders.models import Order, OrderItem, OrderTransition
-from services.outbox.models import DeadLetter, EventRow, OutboxRow
+from services.outbox.models import DeadLetter, EventRow, LogConsumer, OutboxRow
 from services.users.models import User
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "EventRow",
     "IdempotencyKey",
     "Inventory",
+    "LogConsumer",
     "Order",
     "OrderItem",
     "OrderTransition",
