@@ -98,7 +98,8 @@ async def read(uow: Transaction, consumer: str, limit: int, types: Sequence[str]
         if not await uow.log.exists(consumer):
             raise _unknown(consumer)
         return LogBatch(consumer, (), more=False, next=None)
-    if cursor.reading is None:
+    resumed = cursor.reading is not None
+    if not resumed:
         opened = await uow.log.open(cursor.seen)
         if opened.first is None:
             # It was new when we asked for the lock, and retention has dropped it since.
@@ -112,7 +113,8 @@ async def read(uow: Transaction, consumer: str, limit: int, types: Sequence[str]
     position = events[-1].position if len(events) == limit else until
     if position < cursor.until:
         return LogBatch(consumer, events, more=True, next=replace(cursor, position=position))
-    return LogBatch(consumer, events, more=False, next=Cursor(cursor.reading, None, position, None))
+    # All that an earlier read had found is read: more may have been committed since.
+    return LogBatch(consumer, events, more=resumed, next=Cursor(cursor.reading, None, position, None))
 
 
 async def advance(uow: Transaction, batch: LogBatch) -> None:
