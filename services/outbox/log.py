@@ -27,8 +27,8 @@ from typing import Protocol
 from services.errors import AlreadyExists, NotFound
 from services.outbox.log_repository import NOTHING_SEEN, Cursor, Lag, LoggedEvent, LogRepository
 
-POSITIONS_PER_READ = 50_000
-"""How far one read looks for events of the types it wants, so that a rare type makes no statement long."""
+POSITIONS_PER_READ = 10_000
+"""How far one read looks, so that a type that is rare in a long log makes no long statement."""
 
 MOST_COUNTED = 100_000
 """Unread events that `lags` counts at most for a consumer: this number means "or more"."""

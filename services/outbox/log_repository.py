@@ -41,16 +41,33 @@ _LOCK = Statement("""
     FOR NO KEY UPDATE SKIP LOCKED
 """)
 
-# `first` is where to begin: at the log's beginning for who has seen nothing, else at the lowest new position. The sum
-# keeps the planner from looking for that along the index of positions, past all that was seen.
+# `first` is where to begin: at the log's beginning for who has seen nothing, else at the lowest new position. A few new
+# events are found by the index whatever the planner knows of the log; for many it may choose. The sum keeps it from
+# looking for the lowest along the index of positions, past all that was seen.
 _OPEN = Statement("""
+    WITH place AS MATERIALIZED (
+        SELECT pg_snapshot_xmax(CAST(CAST(:seen AS text) AS pg_snapshot)) AS following,
+            ARRAY(SELECT pg_snapshot_xip(CAST(CAST(:seen AS text) AS pg_snapshot))) AS running
+    ), fresh AS MATERIALIZED (
+        SELECT position FROM events WHERE transaction_id >= (SELECT following FROM place)
+        ORDER BY transaction_id LIMIT 100
+    )
     SELECT CAST(pg_current_snapshot() AS text) AS snapshot, CAST(CAST(pg_current_xact_id() AS text) AS bigint) AS own,
-        CASE WHEN CAST(:seen AS text) = :nothing THEN (SELECT min(position) FROM events)
-        ELSE (
-            SELECT min(position + 0) FROM events
-            WHERE transaction_id >= pg_snapshot_xmax(CAST(CAST(:seen AS text) AS pg_snapshot))
-            OR transaction_id = ANY(ARRAY(SELECT pg_snapshot_xip(CAST(CAST(:seen AS text) AS pg_snapshot))))
-        ) END AS first,
+        CASE
+            WHEN CAST(:seen AS text) = :nothing THEN (SELECT min(position) FROM events)
+            ELSE least(
+                (
+                    SELECT min(position + 0) FROM events
+                    WHERE transaction_id = ANY(CAST((SELECT running FROM place) AS xid8[]))
+                ),
+                CASE
+                    WHEN (SELECT count(*) FROM fresh) < 100 THEN (SELECT min(position) FROM fresh)
+                    ELSE (
+                        SELECT min(position + 0) FROM events WHERE transaction_id >= (SELECT following FROM place)
+                    )
+                END
+            )
+        END AS first,
         (SELECT max(position) FROM events) AS last
 """)
 
@@ -71,20 +88,24 @@ _ADVANCE = Statement("""
 """)
 
 _LIST = Statement("""
-    SELECT name, updated_at, unread.events,
+    SELECT name, updated_at, least(unread.events, :most) AS events,
         coalesce(extract(epoch FROM clock_timestamp() - unread.oldest), 0)::float AS seconds
     FROM log_consumers CROSS JOIN LATERAL (
         SELECT count(*) AS events, min(occurred_at) AS oldest FROM (
-            SELECT occurred_at FROM events
-            WHERE (
-                transaction_id >= pg_snapshot_xmax(seen)
-                OR transaction_id = ANY(ARRAY(SELECT pg_snapshot_xip(seen)))
+            (
+                SELECT occurred_at FROM events
+                WHERE transaction_id >= pg_snapshot_xmax(seen) AND (
+                    reading IS NULL OR events.position > log_consumers.position
+                    OR NOT pg_visible_in_snapshot(transaction_id, reading)
+                )
+                ORDER BY transaction_id LIMIT :most
             )
-            AND (
+            UNION ALL
+            SELECT occurred_at FROM events
+            WHERE transaction_id = ANY(ARRAY(SELECT pg_snapshot_xip(seen))) AND (
                 reading IS NULL OR events.position > log_consumers.position
                 OR NOT pg_visible_in_snapshot(transaction_id, reading)
             )
-            LIMIT :most
         ) AS unread
     ) AS unread
     ORDER BY name
