@@ -16,15 +16,13 @@ from uuid import UUID
 import sqlalchemy as sa
 from alembic import context, op
 
+from migrations import batches
 from services.outbox.models import PgSnapshot
 
 revision: str = "0005"
 down_revision: str | None = "0002"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
-
-BATCH_SIZE = 5000
-"""Events for each transaction."""
 
 SEQUENCE = "events_position_seq"
 PRESENT = "ck_events_position_present"
@@ -38,7 +36,7 @@ FILL = """
     ), filled AS (
         UPDATE events SET position = numbered.position FROM numbered WHERE events.id = numbered.id
     )
-    SELECT id FROM pending ORDER BY id DESC LIMIT 1
+    SELECT id FROM pending ORDER BY id OFFSET {full} LIMIT 1
 """
 
 
@@ -89,12 +87,12 @@ def downgrade() -> None:
 
 
 def fill() -> None:
-    """Give the events without a position theirs, by id."""
+    """Give the events without a position theirs, by id, until a batch is not full: writers may add some meanwhile."""
     first = UUID(int=0)
     if context.is_offline_mode():
-        op.execute(FILL.format(limit="").replace(":after", f"'{first}'"))
+        op.execute(FILL.format(limit="", full=0).replace(":after", f"'{first}'"))
         return
-    batch = sa.text(FILL.format(limit=f"LIMIT {BATCH_SIZE}"))
+    batch = sa.text(FILL.format(limit=f"LIMIT {batches.BATCH_SIZE}", full=batches.BATCH_SIZE - 1))
     last: UUID | None = first
     while last is not None:
         last = op.get_bind().scalar(batch, {"after": last})
