@@ -33,7 +33,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.database import make_engine
 from services.models import metadata
-from services.outbox.models import Xid8
+from services.outbox.models import PgSnapshot, Xid8
 from services.outbox.partitions import is_partition
 from services.settings import Environment, Settings
 
@@ -44,8 +44,9 @@ LOCK = int.from_bytes(b"waybill!", "big")
 
 VERSION_TABLE = "alembic_version"
 
-# SQLAlchemy does not know this type by name, and would compare the column with nothing.
+# SQLAlchemy does not know these types by name, and would compare the columns with nothing.
 ischema_names["xid8"] = Xid8
+ischema_names["pg_snapshot"] = PgSnapshot
 
 
 def read_settings() -> Settings:

@@ -6,7 +6,15 @@ from services.credits.models import Account, Adjustment, Entry, Transfer
 from services.database import metadata
 from services.idempotency.models import IdempotencyKey
 from services.orders.models import Order, OrderItem, OrderTransition, Refund, RefundLine
-from services.outbox.models import DeadLetter, EventRow, EventTypeControl, OutboxAction, OutboxRow, WorkerRow
+from services.outbox.models import (
+    DeadLetter,
+    EventRow,
+    EventTypeControl,
+    LogConsumer,
+    OutboxAction,
+    OutboxRow,
+    WorkerRow,
+)
 from services.users.models import User
 
 __all__ = [
@@ -20,6 +28,7 @@ __all__ = [
     "IdempotencyKey",
     "Inventory",
     "LedgerAudit",
+    "LogConsumer",
     "Order",
     "OrderItem",
     "OrderTransition",

@@ -2,6 +2,7 @@
 
 from enum import StrEnum
 from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -74,6 +75,8 @@ class Settings(BaseSettings):
     outbox_max_attempts: Annotated[int, Field(ge=1, le=100)] = 8
     outbox_retry_base: Annotated[float, Field(gt=0)] = 1.0
     outbox_retry_cap: Annotated[float, Field(gt=0)] = 300.0
+    event_retention_days: Annotated[int, Field(ge=0, le=36_500)] = 400
+    event_export_path: Path | None = None
     worker_shutdown_grace: Annotated[float, Field(gt=0, le=60)] = 8.0
 
     audit_time_limit: Annotated[float, Field(gt=0, le=3000)] = 300.0
@@ -106,6 +109,12 @@ class Settings(BaseSettings):
     def _is_given(cls, value: SecretStr | None) -> SecretStr | None:
         # A compose file can hand on a variable only by setting it, be it to nothing.
         return value if value is not None and value.get_secret_value() else None
+
+    @field_validator("event_export_path", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        # As a path, an empty text is the folder that the process happens to run in.
+        return None if value == "" else value
 
     @model_validator(mode="after")
     def _safe_outside_development(self) -> Self:

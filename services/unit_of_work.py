@@ -19,6 +19,7 @@ from services.idempotency.repository import IdempotencyRepository
 from services.operations.repository import OperationsRepository
 from services.orders.repository import OrderRepository
 from services.outbox.events import Event, Recorded, Trace
+from services.outbox.log_repository import LogRepository
 from services.outbox.repository import OutboxRepository
 from services.sql import Sql, Statement
 from services.users.repository import UserRepository
@@ -187,6 +188,10 @@ class UnitOfWork:
     @cached_property
     def outbox(self) -> OutboxRepository:
         return OutboxRepository(self.session)
+
+    @cached_property
+    def log(self) -> LogRepository:
+        return LogRepository(self.session)
 
     @cached_property
     def idempotency(self) -> IdempotencyRepository:

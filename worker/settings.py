@@ -8,7 +8,7 @@ import json
 from contextlib import AsyncExitStack
 from typing import Any, ClassVar
 
-from arq import cron
+from arq import cron, func
 from arq.cron import CronJob
 from sqlalchemy.exc import DBAPIError
 
@@ -16,10 +16,13 @@ from services.settings import get_settings
 from worker.context import open_worker
 from worker.jobs.audit import audit_ledger
 from worker.jobs.reports import report_backlog
-from worker.jobs.retention import ensure_event_partitions, prune_idempotency_keys
+from worker.jobs.retention import drop_expired_events, ensure_event_partitions, prune_idempotency_keys
 from worker.runner import DatabaseAway, read_redis_url
 
 QUEUE = "waybill:jobs"
+
+LONG = 6 * 3600
+"""Seconds for a job that may export a month of events; cut short, the next run begins with the same month."""
 
 
 def serialize(job: dict[str, Any]) -> bytes:
@@ -60,9 +63,16 @@ class WorkerSettings:
 
     queue_name = QUEUE
     redis_settings = read_redis_url(get_settings().redis_url)
-    functions: ClassVar = [ensure_event_partitions, prune_idempotency_keys, report_backlog, audit_ledger]
+    functions: ClassVar = [
+        ensure_event_partitions,
+        func(drop_expired_events, timeout=LONG),
+        prune_idempotency_keys,
+        report_backlog,
+        audit_ledger,
+    ]
     cron_jobs: ClassVar[list[CronJob]] = [
         cron(ensure_event_partitions, hour=0, minute=10, second=0, run_at_startup=True),
+        cron(drop_expired_events, hour=1, minute=40, second=0, timeout=LONG),
         cron(prune_idempotency_keys, minute=25, second=0),
         cron(report_backlog, second={0, 15, 30, 45}),
         # It ends itself, in good order, at its time limit.

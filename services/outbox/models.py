@@ -12,6 +12,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    Sequence,
     SmallInteger,
     String,
     Text,
@@ -22,7 +23,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import UserDefinedType
 
-from services.database import DeclarativeTable
+from services.database import DeclarativeTable, metadata
 from services.fields import TIMESTAMPTZ, allowed, text_enum
 
 
@@ -35,6 +36,19 @@ class Xid8(UserDefinedType[int]):
         return "xid8"
 
 
+class PgSnapshot(UserDefinedType[str]):
+    """PostgreSQL's `pg_snapshot`: which transactions had ended at one moment."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "pg_snapshot"
+
+
+# No identity column: before PostgreSQL 17 a partitioned table cannot have one.
+EVENT_POSITIONS = Sequence("events_position_seq", metadata=metadata)
+
+
 class EventRow(DeclarativeTable):
     """A fact, written once in the transaction that caused it.
 
@@ -43,7 +57,11 @@ class EventRow(DeclarativeTable):
     """
 
     __tablename__ = "events"
-    __table_args__ = {"postgresql_partition_by": "RANGE (id)"}
+    __table_args__ = (
+        Index("ix_events_position", "position"),
+        Index("ix_events_transaction_id", "transaction_id"),
+        {"postgresql_partition_by": "RANGE (id)"},
+    )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     type: Mapped[str] = mapped_column(String(100))
@@ -51,10 +69,30 @@ class EventRow(DeclarativeTable):
     aggregate: Mapped[str] = mapped_column(String(100))
     payload: Mapped[dict[str, Any]] = mapped_column(JSONB)
     occurred_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=func.now())
-    # A sequence is not commit order: a reader of the log stays below the oldest running transaction.
+    # Neither these ids nor positions are commit order: a reader of the log asks whether each transaction had ended.
     transaction_id: Mapped[int] = mapped_column(Xid8, server_default=text("pg_current_xact_id()"))
     request_id: Mapped[str | None] = mapped_column(String(128))
     traceparent: Mapped[str | None] = mapped_column(String(128))
+    # Taken when the event is written, under the locks that its transaction holds: what saw an event comes after it.
+    position: Mapped[int] = mapped_column(BigInteger, server_default=EVENT_POSITIONS.next_value())
+
+
+class LogConsumer(DeclarativeTable):
+    """How far a reader of the log has come: it has read what `seen` shows.
+
+    While it reads the events that `reading` shows and `seen` does not, those up to `position` are read too; `until` is
+    the last of them.
+    """
+
+    __tablename__ = "log_consumers"
+    __table_args__ = (CheckConstraint("(reading IS NULL) = (until IS NULL)", name="reading"),)
+
+    name: Mapped[str] = mapped_column(String(100), primary_key=True)
+    seen: Mapped[str] = mapped_column(PgSnapshot)
+    reading: Mapped[str | None] = mapped_column(PgSnapshot)
+    position: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    until: Mapped[int | None] = mapped_column(BigInteger)
+    updated_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=func.now())
 
 
 class Waits(StrEnum):

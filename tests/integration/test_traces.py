@@ -10,6 +10,7 @@ from services.orders.schemas import OrderCreate, OrderItemCreate
 from services.outbox.events import Trace
 from services.outbox.policy import RetryPolicy
 from services.outbox.processor import Processor
+from services.outbox.testing import drain
 from services.unit_of_work import UnitOfWork
 from services.users.models import User
 from tests.concurrency.ticks import rows
@@ -39,7 +40,7 @@ async def process(database: Database) -> int:
         retry=RetryPolicy(max_attempts=1, base=1.0, cap=1.0),
         batch_size=200,
     )
-    return (await processor.run_once()).processed
+    return sum(outcome.processed for outcome in await drain(processor))
 
 
 async def caused(database: Database, aggregates: Sequence[str]) -> list[list[tuple[str, str | None, str | None]]]:

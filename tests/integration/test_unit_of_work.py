@@ -119,7 +119,7 @@ async def test_queued_events_keep_the_order_they_were_recorded_in(database: Data
         await uow.commit()
     async with database.engine.connect() as connection:
         numbers = await connection.scalars(
-            text("SELECT payload->>'number' FROM outbox JOIN events ON events.id = event_id ORDER BY position")
+            text("SELECT payload->>'number' FROM outbox JOIN events ON events.id = event_id ORDER BY outbox.position")
         )
         assert [int(number) for number in numbers] == list(range(50))
 

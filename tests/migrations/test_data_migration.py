@@ -252,6 +252,7 @@ async def test_downgrades_run_with_rows_in_every_table(database: Database, datab
                 " ('adjustment', 'posted', 9)) AS row(kind, state, posted)"
             )
         )
+        await connection.execute(text("INSERT INTO log_consumers (name, seen) VALUES ('feed', '1:1:')"))
         for table in metadata.tables:
             count = await connection.scalar(text(f"SELECT count(*) FROM {table}"))
             assert count, f"{table} is empty: this test is to know it"

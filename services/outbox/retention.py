@@ -1,0 +1,137 @@
+"""What the event log forgets: which partitions are old enough, what still needs them, and their drop.
+
+Each function is one step in the caller's transaction; `worker/jobs/retention.py` takes the steps, and may be stopped
+between any two. Nothing that is not yet processed is dropped: the check and the drop are one transaction, in which no
+event can be written to the partition any more.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.outbox.partitions import (
+    DEFAULT_PARTITION,
+    add_partitions,
+    existing_partitions,
+    id_at,
+    month_bounds,
+    month_of,
+    partition_name,
+)
+
+LOCK_TIMEOUT = "200ms"
+"""For the drop's lock on the log: while it waits, the log's writers wait behind it."""
+
+# A dead letter that is replayed is in one of the two tables at any moment: one statement sees it in one of them.
+_NEEDED = """
+    SELECT
+        (SELECT count(*) FROM outbox WHERE event_id >= :start AND event_id < :end) AS waiting,
+        (SELECT count(*) FROM dead_letters WHERE event_id >= :start AND event_id < :end) AS dead,
+        ARRAY(
+            SELECT name FROM log_consumers WHERE EXISTS (
+                SELECT FROM {partition} AS unread
+                WHERE unread.transaction_id >= pg_snapshot_xmin(seen)
+                AND NOT pg_visible_in_snapshot(unread.transaction_id, seen)
+                AND (
+                    reading IS NULL OR unread.position > log_consumers.position
+                    OR NOT pg_visible_in_snapshot(unread.transaction_id, reading)
+                )
+            ) ORDER BY name
+        ) AS consumers
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """One month of the log."""
+
+    year: int
+    month: int
+
+    @property
+    def name(self) -> str:
+        return partition_name(self.year, self.month)
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """What still needs a partition: how many outbox rows and dead letters, and which consumers have not read it."""
+
+    waiting: int
+    dead: int
+    consumers: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.waiting or self.dead or self.consumers)
+
+    def __str__(self) -> str:
+        reasons = [
+            (self.waiting, f"{self.waiting} events wait in the outbox"),
+            (self.dead, f"{self.dead} dead letters"),
+            (self.consumers, f"unread by {', '.join(self.consumers)}"),
+        ]
+        return "; ".join(said for there, said in reasons if there)
+
+
+class Changed(Exception):
+    """The partition does not hold what was exported."""
+
+
+async def expired(connection: AsyncConnection, before: datetime) -> list[Partition]:
+    """The months that ended before that moment and still have a partition, the oldest first."""
+    names = await existing_partitions(connection)
+    months = [(int(name[7:11]), int(name[12:14])) for name in names if name != DEFAULT_PARTITION]
+    return [Partition(*month) for month in sorted(months) if month_bounds(*month)[1] <= id_at(before)]
+
+
+async def give_strays_a_partition(connection: AsyncConnection, before: datetime) -> list[str]:
+    """Move events of expired months out of the default partition, each month into one of its own; their names.
+
+    Keeps the log's writers out while they move.
+    """
+    this_month = month_bounds(before.astimezone(UTC).year, before.astimezone(UTC).month)[0]
+    made: list[str] = []
+    while True:
+        oldest = await connection.scalar(
+            text(f"SELECT id FROM {DEFAULT_PARTITION} WHERE id < :end ORDER BY id LIMIT 1"),  # noqa: S608
+            {"end": this_month},
+        )
+        if oldest is None:
+            return made
+        made += await add_partitions(connection, [month_of(oldest)])
+
+
+async def needed(connection: AsyncConnection, partition: Partition) -> Needed:
+    """What still needs the partition."""
+    start, end = month_bounds(partition.year, partition.month)
+    found = await connection.execute(
+        text(_NEEDED.format(partition=partition.name)),
+        {"start": start, "end": end},
+    )
+    waiting, dead, consumers = found.one()
+    return Needed(waiting, dead, tuple(consumers))
+
+
+async def drop(connection: AsyncConnection, partition: Partition, exported: int | None) -> Needed:
+    """Drop the partition unless something needs it, which is returned; the caller commits at once.
+
+    `exported` is the number of events in its export: raises `Changed` where the partition holds another number.
+    Raises `DBAPIError` with SQLSTATE 55P03 where a lock is not to be had in time, and with 42P01 where the partition is
+    gone: to be tried again, or not at all.
+    """
+    await connection.execute(text("SET LOCAL lock_timeout = '5s'"))
+    # From here on no event can come to this month, and none is on its way: the next statement sees all there are.
+    await connection.execute(text(f"LOCK TABLE ONLY {partition.name} IN SHARE MODE"))
+    reasons = await needed(connection, partition)
+    if reasons:
+        return reasons
+    if exported is not None:
+        held = await connection.scalar(text(f"SELECT count(*) FROM {partition.name}"))  # noqa: S608
+        if held != exported:
+            raise Changed(f"{partition.name} holds {held} events, and {exported} were exported")
+    await connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
+    # Not DETACH ... CONCURRENTLY: PostgreSQL refuses it beside a default partition.
+    await connection.execute(text(f"DROP TABLE {partition.name}"))
+    return reasons

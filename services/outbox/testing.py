@@ -1,0 +1,148 @@
+"""For tests: what was recorded, and an outbox that is worked off before the test goes on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+from pydantic import ValidationError
+from sqlalchemy.ext.asyncio import async_sessionmaker
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from services.database import Database, SessionFactory
+from services.outbox.events import Event
+from services.outbox.processor import Outcome, Processor
+from services.sql import Sql, Statement
+
+EventT = TypeVar("EventT", bound=Event)
+
+_SHOWN = 10
+"""Events that a failing assertion tells of at most."""
+
+_WRITTEN = Statement("""
+    SELECT type, aggregate, payload FROM events
+    WHERE NOT CAST(:own AS boolean) OR transaction_id = pg_current_xact_id_if_assigned()
+    ORDER BY position
+""")
+
+
+class UnitOfWork(Protocol):
+    """What is asked of an open unit of work."""
+
+    @property
+    def recorded(self) -> tuple[Event, ...]: ...
+
+    @property
+    def session(self) -> AsyncSession: ...
+
+
+Recorded: TypeAlias = UnitOfWork | Database | SessionFactory
+"""Where to look: in what an open unit of work has recorded, written or not, or in what was committed."""
+
+
+class TooMuchWork(AssertionError):
+    """The outbox was not empty after as many transactions as a test would want."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """An event as it was recorded; `event` is None where it is not what was asked for, or no longer fits its model."""
+
+    type: str
+    aggregate: str
+    payload: dict[str, Any]
+    event: Event | None
+
+
+async def assert_recorded(where: Recorded, event_type: type[EventT], **fields: Any) -> EventT:
+    """Assert that an event of this type and with these fields was recorded; returns the last such one.
+
+    `where` is an open unit of work: what its transaction has recorded, written or not; or a `Database` or a session
+    factory: what was committed. `fields` are compared with the event's own, `aggregate` included. A failing assertion
+    tells what was recorded instead, the nearest first. Raises `TypeError` for a field that the event does not have.
+    """
+    if unknown := sorted(name for name in fields if name not in event_type.model_fields and name != "aggregate"):
+        known = ", ".join(("aggregate", *event_type.model_fields))
+        raise TypeError(f"{event_type.__name__} has no {', '.join(unknown)}; it has {known}")
+    found = await _recorded(where, event_type)
+    for candidate in reversed(found):
+        if isinstance(candidate.event, event_type) and not _differences(candidate.event, fields):
+            return candidate.event
+    raise AssertionError(_explain(event_type, fields, found))
+
+
+async def drain(processor: Processor[Any], transactions: int = 1000) -> list[Outcome]:
+    """Process until nothing in the outbox is due; what each transaction did.
+
+    Events that wait, for their time or behind another, are left waiting. Raises `TooMuchWork` if something is still due
+    after so many transactions, as it is with a handler that fails for ever and is tried again at once.
+    """
+    outcomes: list[Outcome] = []
+    idle = Outcome()
+    while len(outcomes) < transactions:
+        outcome = await processor.run_once()
+        if outcome == idle:
+            return outcomes
+        outcomes.append(outcome)
+    raise TooMuchWork(f"the outbox still has work after {transactions} transactions, the last of which did {outcome}")
+
+
+async def _recorded(where: Recorded, event_type: type[Event]) -> list[_Found]:
+    if isinstance(where, Database):
+        where = where.write
+    if isinstance(where, async_sessionmaker):
+        async with where() as session:
+            return await _written(session, event_type, own=False)
+    written = await _written(where.session, event_type, own=True)
+    pending = [
+        _Found(
+            event.type,
+            event.aggregate,
+            event.model_dump(mode="json"),
+            event if type(event) is event_type else None,
+        )
+        for event in where.recorded
+    ]
+    return written + pending
+
+
+async def _written(session: AsyncSession, event_type: type[Event], *, own: bool) -> list[_Found]:
+    rows = await Sql.of(session).fetch(_WRITTEN, own=own)
+    return [
+        _Found(row["type"], row["aggregate"], row["payload"], _read(event_type, row["type"], row["payload"]))
+        for row in rows
+    ]
+
+
+def _read(event_type: type[Event], written_type: str, payload: dict[str, Any]) -> Event | None:
+    if written_type != event_type.type:
+        return None
+    try:
+        return event_type.model_validate(payload)
+    except ValidationError:
+        return None
+
+
+def _differences(event: Event, fields: dict[str, Any]) -> list[str]:
+    return [f"{name} is {getattr(event, name)!r}" for name, wanted in fields.items() if getattr(event, name) != wanted]
+
+
+def _explain(event_type: type[Event], fields: dict[str, Any], found: Sequence[_Found]) -> str:
+    wanted = ", ".join(f"{name}={value!r}" for name, value in fields.items())
+    asked = f"{event_type.type} was not recorded{f' with {wanted}' if wanted else ''}"
+    if not found:
+        return f"{asked}; nothing was"
+    told: list[tuple[int, str]] = []
+    for candidate in found:
+        if isinstance(candidate.event, event_type):
+            differences = _differences(candidate.event, fields)
+            told.append((len(differences), f"{candidate.type}: {', '.join(differences)}"))
+        elif candidate.type == event_type.type:
+            told.append((len(fields) + 1, f"{candidate.type}, which does not fit its model: {candidate.payload}"))
+        else:
+            told.append((len(fields) + 2, f"{candidate.type} of {candidate.aggregate}: {candidate.payload}"))
+    # Stable: of what is equally near, the earlier comes first.
+    told.sort(key=lambda line: line[0])
+    lines = [line for _, line in told[:_SHOWN]]
+    if len(told) > _SHOWN:
+        lines.append(f"and {len(told) - _SHOWN} more")
+    return "\n  ".join((f"{asked}, but, the nearest first:", *lines))

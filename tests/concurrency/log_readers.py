@@ -1,0 +1,83 @@
+"""An event that is only logged, and a consumer that keeps what it read, for tests of the log's readers."""
+
+from typing import ClassVar
+
+from sqlalchemy import text
+
+from services.database import Database
+from services.outbox import log
+from services.outbox.events import Event
+from services.outbox.log import LogBatch
+from services.outbox.log_repository import LoggedEvent
+from services.unit_of_work import UnitOfWork
+
+FEED = "feed"
+
+
+class Noted(Event):
+    """The `number`-th event about `name`."""
+
+    type: ClassVar[str] = "test.noted"
+
+    name: str
+    number: int = 0
+
+    @property
+    def aggregate(self) -> str:
+        return f"noted/{self.name}"
+
+
+class Remarked(Noted):
+    """Another type, about the same aggregates."""
+
+    type: ClassVar[str] = "test.remarked"
+
+
+async def make_consumer(database: Database, name: str = FEED) -> None:
+    async with UnitOfWork(database.write) as uow:
+        await log.create(uow, name)
+        await uow.commit()
+
+
+async def note(database: Database, *events: Event) -> None:
+    """Write the events in one transaction."""
+    async with UnitOfWork(database.write) as uow:
+        for event in events:
+            uow.record(event)
+        await uow.commit()
+
+
+async def read_once(database: Database, limit: int = 100, consumer: str = FEED) -> LogBatch:
+    """One read, committed."""
+    async with UnitOfWork(database.write) as uow:
+        batch = await log.read(uow, consumer, limit)
+        await log.advance(uow, batch)
+        await uow.commit()
+    return batch
+
+
+async def read_all(database: Database, limit: int = 100, consumer: str = FEED) -> list[str]:
+    """What is there to read, as `name number`, in the order it comes."""
+    found: list[str] = []
+    more = True
+    while more:
+        batch = await read_once(database, limit, consumer)
+        found += [told(event) for event in batch.events]
+        more = batch.more
+    return found
+
+
+def told(event: LoggedEvent) -> str:
+    return f"{event.payload['name']} {event.payload['number']}"
+
+
+async def take_transaction_id(uow: UnitOfWork) -> int:
+    """Let the transaction have its id now, as its first write would; and return it."""
+    connection = await uow.session.connection()
+    return int(await connection.scalar(text("SELECT pg_current_xact_id()::text")))
+
+
+async def lock(uow: UnitOfWork, name: str) -> None:
+    """The lock under which events about `name` are written."""
+    connection = await uow.session.connection()
+    await connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": name})

@@ -1,0 +1,77 @@
+"""A reader of the log looks at what is new, whatever the log's size and the planner's knowledge of it."""
+
+import re
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from services.database import Database
+from services.outbox import log, log_repository
+from services.sql import Statement
+
+EVENTS = 30_000
+FILL = """
+    INSERT INTO events (id, type, version, aggregate, payload, transaction_id)
+    SELECT CAST(lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint), 12, '0')
+        || lpad(to_hex(number), 20, '0') AS uuid), 'a', 1, 'a/' || number, '{}',
+        CAST(CAST(number / 10 + 3 AS text) AS xid8)
+    FROM generate_series(1, $1::int) AS number
+"""
+
+
+@pytest.fixture
+async def connection(database: Database) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to a log with many old events, of which one consumer has read all but the last ten."""
+    opened = await asyncpg.connect(
+        database.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    )
+    try:
+        await opened.execute(FILL, EVENTS)
+        seen = EVENTS // 10 + 2
+        await opened.execute("INSERT INTO log_consumers (name, seen) VALUES ('feed', $1)", (seen, seen, ()))
+        yield opened
+    finally:
+        await opened.close()
+
+
+async def touches(enough: int, connection: asyncpg.Connection, statement: Statement, **parameters: object) -> None:
+    """Running the statement takes this many rows out of the log's tables and indexes at most, discarded ones too."""
+    rows = await connection.fetch(
+        f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) {statement.sql}", *statement.arguments(parameters)
+    )
+    plan = "\n".join(row[0] for row in rows)
+    counts = 0.0
+    scanning = False
+    for line in plan.splitlines():
+        if found := re.search(r"(Scan|on) .*events_\w+ .*actual rows=([\d.]+) loops=(\d+)", line):
+            counts += float(found[2]) * int(found[3])
+            scanning = True
+        elif "->" in line:
+            scanning = False
+        elif scanning and (removed := re.search(r"Rows Removed by Filter: (\d+)", line)):
+            counts += int(removed[1])
+    assert "events_" in plan, plan
+    assert counts <= enough, plan
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+@pytest.mark.parametrize("plans", ["force_custom_plan", "force_generic_plan"])
+async def test_a_look_at_the_log_costs_what_is_new(connection: asyncpg.Connection, analyzed: bool, plans: str) -> None:
+    if analyzed:
+        await connection.execute("ANALYZE events")
+    await connection.execute(f"SET plan_cache_mode = {plans}")
+    seen, reading = f"{EVENTS // 10 + 2}:{EVENTS // 10 + 2}:", f"{EVENTS}:{EVENTS}:"
+    last = await connection.fetchval("SELECT max(position) FROM events")
+    read = {"seen": seen, "reading": reading, "types": None, "limit": 100}
+
+    nothing = log_repository.NOTHING_SEEN
+    page, span = log_repository._PAGE, log.POSITIONS_PER_READ
+
+    await touches(50, connection, log_repository._LOCK, name="feed")
+    await touches(50, connection, log_repository._OPEN, seen=seen, nothing=nothing)
+    await touches(50, connection, log_repository._OPEN, seen=nothing, nothing=nothing)
+    await touches(50, connection, page, after=last - 20, until=last, **read)
+    # Read from its beginning: the planner may prefer to sort, and finds no more than a read looks at.
+    await touches(2 * span, connection, page, after=0, until=span, **{**read, "seen": nothing})
+    await touches(50, connection, log_repository._LIST, most=100)
