@@ -47,8 +47,8 @@ def month_of(event_id: UUID) -> tuple[int, int]:
 
 
 def id_at(moment: datetime) -> UUID:
-    """Smaller than every id made from that moment on, and larger than those made before."""
-    return UUID(int=int(moment.timestamp() * 1000) << 80)
+    """Smaller than every id made from that moment on, and larger than those made before. No id is from before 1970."""
+    return UUID(int=max(0, int(moment.timestamp() * 1000)) << 80)
 
 
 async def ensure_partitions(connection: AsyncConnection, months_ahead: int, today: date) -> list[str]:
@@ -77,8 +77,7 @@ async def add_partitions(connection: AsyncConnection, months: Sequence[tuple[int
 
 
 def _first_id(year: int, month: int) -> UUID:
-    milliseconds = int(datetime(year, month, 1, tzinfo=UTC).timestamp()) * 1000
-    return UUID(int=milliseconds << 80)
+    return id_at(datetime(year, month, 1, tzinfo=UTC))
 
 
 async def existing_partitions(connection: AsyncConnection) -> set[str]:

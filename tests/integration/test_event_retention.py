@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -30,8 +31,9 @@ from services.outbox.partitions import (
     month_of,
 )
 from services.outbox.retention import Changed, Partition
+from services.settings import Environment, Settings
 from services.unit_of_work import UnitOfWork
-from worker.jobs.retention import forget_events
+from worker.jobs.retention import drop_expired_events, forget_events
 
 MARCH, APRIL = Partition(2021, 3), Partition(2021, 4)
 LATER = datetime(2021, 6, 1, tzinfo=UTC)
@@ -334,6 +336,27 @@ async def test_a_crash_between_export_and_drop_is_made_up_for(
     assert await forget_events(old_log.engine, LATER, tmp_path) == [MARCH.name, APRIL.name]
     for month in (MARCH, APRIL):
         assert len(read_export(tmp_path / f"public.{month.name}.jsonl.gz")) == 3
+
+
+async def test_the_job_goes_by_the_settings_and_zero_days_keep_everything(
+    old_log: Database, settings: Settings, tmp_path: Path
+) -> None:
+    async def run(**changes: object) -> None:
+        given = settings.model_copy(update=changes)
+        await drop_expired_events({"worker": SimpleNamespace(settings=given, database=old_log)})
+
+    await run(event_retention_days=0)
+    await run(event_retention_days=36_500)
+    assert await partitions(old_log) == {MARCH.name, APRIL.name}
+    await run(event_retention_days=400, event_export_path=tmp_path)
+    assert await partitions(old_log) == set()
+    assert len(files_in(tmp_path)) == 4
+    assert len(await rows(old_log, "SELECT id FROM events")) == 1
+
+
+def test_an_empty_export_path_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAYBILL_EVENT_EXPORT_PATH", "")
+    assert Settings(_env_file=None, environment=Environment.development).event_export_path is None
 
 
 async def test_two_runs_at_once_drop_each_month_once(old_log: Database, tmp_path: Path) -> None:
