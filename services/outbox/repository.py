@@ -25,7 +25,8 @@ _APPEND = Statement("""
         AS new(id, type, version, aggregate, payload, request_id, traceparent, queued, available_at, ordinal)
     ), logged AS (
         INSERT INTO events (id, type, version, aggregate, payload, request_id, traceparent)
-        SELECT id, type, version, aggregate, CAST(payload AS jsonb), request_id, traceparent FROM new
+        -- Positions in the log, too, are taken in the order in which the events were recorded.
+        SELECT id, type, version, aggregate, CAST(payload AS jsonb), request_id, traceparent FROM new ORDER BY ordinal
     )
     INSERT INTO outbox (event_id, aggregate, type, available_at, waits)
     SELECT new.id, aggregate, type, available_at, CASE WHEN available_at IS NOT NULL THEN 'asked' END

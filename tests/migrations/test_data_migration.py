@@ -204,8 +204,25 @@ async def test_downgrades_run_with_rows_in_every_table(database: Database, datab
             text("INSERT INTO events (id, type, version, aggregate, payload) VALUES (:id, 'a', 1, 'b', '{}')"),
             {"id": new_id()},
         )
+        # Ready, and waiting in each way there is.
         await connection.execute(
-            text("INSERT INTO outbox (event_id, aggregate, type) VALUES (:id, 'a', 'b')"), {"id": new_id()}
+            text(
+                "INSERT INTO outbox (event_id, aggregate, type, available_at, waits, failures)"
+                " SELECT gen_random_uuid(), 'b', 'a', row.available_at, row.waits, '[]' FROM (VALUES (NULL, NULL),"
+                " (now(), 'retry'), (now(), 'asked'), ('infinity', 'behind'), (now(), 'unknown'))"
+                " AS row(available_at, waits)"
+            )
+        )
+        await connection.execute(text("INSERT INTO outbox_types (type, paused, max_batches) VALUES ('a', true, 2)"))
+        await connection.execute(
+            text("INSERT INTO outbox_actions (actor, action, type) VALUES ('somebody', 'paused', 'a')")
+        )
+        await connection.execute(
+            text(
+                "INSERT INTO workers (id, host, pid, started_at, beat_at, progress_at, report)"
+                " VALUES (:id, 'here', 1, now(), now(), now(), '{}')"
+            ),
+            {"id": new_id()},
         )
         await connection.execute(
             text(

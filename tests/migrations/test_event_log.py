@@ -15,7 +15,7 @@ from migrations.config import alembic_config
 from services.fields import new_id
 from tests.migrations.schema import downgrade, revision_of, upgrade
 
-BEFORE, AFTER = "0002", "0005"
+BEFORE, AFTER = "0004", "0005"
 EVENTS, BATCH = 20, 6
 
 
