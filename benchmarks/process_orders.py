@@ -33,7 +33,7 @@ def main() -> int:
         url = stage.postgres.url("shop")
         place_waiting(url, open_shop(url, options.buyers), options.orders, options.items)
         plain = _plain(stage, options)
-        worker = _worker(stage, options)
+        worker = confirm(stage, "shop", options.orders, options.batch_size)
     targets = [
         Target(f"at least {_WANTED_RATE:,.0f} orders/s for one worker process", worker.rate >= _WANTED_RATE),
         Target(
@@ -81,9 +81,10 @@ def _plain(stage: Stage, options: argparse.Namespace) -> Measured:
     )
 
 
-def _worker(stage: Stage, options: argparse.Namespace) -> Measured:
-    stage.clone("shop", "service")
-    settings = stage.settings("service", outbox_batch_size=options.batch_size)
+def confirm(stage: Stage, source: str, orders: int, batch_size: int) -> Measured:
+    """Let one worker process confirm all the orders that wait in a copy of the database `source`."""
+    stage.clone(source, "service")
+    settings = stage.settings("service", outbox_batch_size=batch_size)
     connect = psycopg.connect(stage.postgres.url("service"), autocommit=True)
     with connect as connection, running_worker(stage, settings) as pid, Redis.from_url(settings.redis_url) as redis:
         meter = Meter(pid, stage.postgres_pid)
@@ -94,13 +95,14 @@ def _worker(stage: Stage, options: argparse.Namespace) -> Measured:
         meter.stop()
         peak = peak_rss_mib(pid)
         ends = [row[0] for row in connection.execute(_BATCHES).fetchall()]
-    _check(stage, "service", options.orders)
+    _check(stage, "service", orders)
+    stage.drop("service")
     return Measured(
         name="Waybill worker",
-        orders=options.orders,
+        orders=orders,
         seconds=meter.seconds,
-        cpu_ms=meter.cpu * 1000 / options.orders,
-        postgres_cpu_ms=meter.postgres_cpu * 1000 / options.orders,
+        cpu_ms=meter.cpu * 1000 / orders,
+        postgres_cpu_ms=meter.postgres_cpu * 1000 / orders,
         others_cpu=(meter.machine_cpu - meter.cpu - meter.postgres_cpu) / meter.seconds,
         peak_rss_mib=peak,
         **_batch_times(sorted(later - earlier for earlier, later in pairwise(ends))),

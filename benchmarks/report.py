@@ -90,11 +90,16 @@ def report(
         console.print(f"{'reached' if target.reached else 'MISSED'}: {target.text}", soft_wrap=True)
 
 
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {"cpus": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()}
+
+
 def _document(title: str, runs: Sequence[Measured], targets: Sequence[Target], notes: Sequence[str]) -> dict[str, Any]:
     baseline = runs[0]
     return {
         "title": title,
-        "machine": {"cpus": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()},
+        "machine": machine(),
         "runs": [{**asdict(run), "orders_per_second": run.rate, "ratio": run.rate / baseline.rate} for run in runs],
         "targets": [asdict(target) for target in targets],
         "notes": list(notes),
