@@ -5,7 +5,7 @@ from services.credits.models import Account, Entry, Transfer
 from services.database import metadata
 from services.idempotency.models import IdempotencyKey
 from services.orders.models import Order, OrderItem, OrderTransition
-from services.outbox.models import DeadLetter, EventRow, OutboxRow
+from services.outbox.models import DeadLetter, EventRow, EventTypeControl, OutboxAction, OutboxRow, WorkerRow
 from services.users.models import User
 
 __all__ = [
@@ -14,14 +14,17 @@ __all__ = [
     "DeadLetter",
     "Entry",
     "EventRow",
+    "EventTypeControl",
     "IdempotencyKey",
     "Inventory",
     "Order",
     "OrderItem",
     "OrderTransition",
+    "OutboxAction",
     "OutboxRow",
     "Product",
     "Transfer",
     "User",
+    "WorkerRow",
     "metadata",
 ]

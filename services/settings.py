@@ -65,7 +65,9 @@ class Settings(BaseSettings):
     idempotency_retention: Annotated[int, Field(ge=60)] = 86_400
 
     outbox_poll_interval: Annotated[float, Field(gt=0, le=60)] = 1.0
-    outbox_batch_size: Annotated[int, Field(ge=1, le=5000)] = 200
+    outbox_batch_size: Annotated[int, Field(ge=1, le=5000)] = 500
+    outbox_concurrency: Annotated[int, Field(ge=1, le=16)] = 2
+    outbox_time_limit: Annotated[float, Field(gt=0, le=600)] = 30.0
     outbox_max_attempts: Annotated[int, Field(ge=1, le=100)] = 8
     outbox_retry_base: Annotated[float, Field(gt=0)] = 1.0
     outbox_retry_cap: Annotated[float, Field(gt=0)] = 300.0

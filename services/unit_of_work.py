@@ -2,17 +2,20 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import datetime
 from functools import cached_property
 from types import TracebackType
 from typing import Protocol, Self, TypeAlias
+from uuid import UUID
 
 from services.catalog.repository import CategoryRepository, InventoryRepository, ProductRepository
 from services.credits.repository import LedgerRepository
 from services.database import SessionFactory
+from services.fields import new_id
 from services.idempotency.repository import IdempotencyRepository
 from services.operations.repository import OperationsRepository
 from services.orders.repository import OrderRepository
-from services.outbox.events import Event, Trace
+from services.outbox.events import Event, Recorded, Trace
 from services.outbox.repository import OutboxRepository
 from services.sql import Sql, Statement
 from services.users.repository import UserRepository
@@ -42,7 +45,7 @@ class UnitOfWork:
         self._factory = factory
         self._bell = bell
         self.trace = trace or Trace()
-        self._events: list[tuple[Event, Trace]] = []
+        self._events: list[Recorded] = []
         self._work_queued = False
         self._savepoints = 0
 
@@ -56,17 +59,21 @@ class UnitOfWork:
     ) -> None:
         await self.rollback()
 
-    def record(self, event: Event, trace: Trace | None = None) -> None:
-        """Write the event in this transaction, at the latest when it commits; rolled back with it.
+    def record(self, event: Event, trace: Trace | None = None, *, available_at: datetime | None = None) -> UUID:
+        """Write the event in this transaction, at the latest when it commits; rolled back with it. Returns its id.
 
-        `trace` is where it came from: that of this unit of work unless given.
+        `trace` is where it came from: that of this unit of work unless given. An event with `available_at` is deferred:
+        no worker takes it before, and later events of its aggregate do not wait for it.
         """
-        self._events.append((event, trace or self.trace))
+        assert available_at is None or event.queued, "only an event that a worker processes can be deferred"
+        event_id = new_id()
+        self._events.append(Recorded(event_id, event, trace or self.trace, available_at))
+        return event_id
 
     @property
     def recorded(self) -> tuple[Event, ...]:
         """The events recorded and not yet written."""
-        return tuple(event for event, _ in self._events)
+        return tuple(one.event for one in self._events)
 
     async def commit(self) -> None:
         """Write the recorded events and commit; then ring the doorbell if a worker has work.
@@ -91,7 +98,7 @@ class UnitOfWork:
     async def _write_events(self) -> None:
         if self._events:
             await self.outbox.append(self._events)
-            self._work_queued = self._work_queued or any(event.queued for event, _ in self._events)
+            self._work_queued = self._work_queued or any(one.event.queued for one in self._events)
             self._events.clear()
 
     async def rollback(self) -> None:

@@ -8,7 +8,8 @@ from redis.asyncio import Redis
 
 from services.database import Database, check_pool_budget, open_database
 from services.outbox.doorbell import Doorbell, DoorbellListener
-from services.outbox.processor import Processor, RetryPolicy
+from services.outbox.policy import RetryPolicy
+from services.outbox.processor import Processor
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork
 from worker.handlers import SUBSCRIPTIONS
@@ -38,13 +39,17 @@ async def open_worker(settings: Settings) -> AsyncIterator[WorkerContext]:
     redis = Redis.from_url(settings.redis_url, socket_connect_timeout=1)
     async with open_database(settings, "worker") as database, redis, Doorbell(redis) as doorbell:
         await check_pool_budget(database.engine, settings)
-        processor = Processor[UnitOfWork](
-            lambda: UnitOfWork(database.write, doorbell),
-            SUBSCRIPTIONS,
-            retry=RetryPolicy(settings.outbox_max_attempts, settings.outbox_retry_base, settings.outbox_retry_cap),
-            batch_size=settings.outbox_batch_size,
-        )
-        poller = Poller(processor, DoorbellListener(redis), settings.outbox_poll_interval)
+        processors = [
+            Processor[UnitOfWork](
+                lambda: UnitOfWork(database.write, doorbell),
+                SUBSCRIPTIONS,
+                retry=RetryPolicy(settings.outbox_max_attempts, settings.outbox_retry_base, settings.outbox_retry_cap),
+                batch_size=settings.outbox_batch_size,
+                time_limit=settings.outbox_time_limit,
+            )
+            for _ in range(settings.outbox_concurrency)
+        ]
+        poller = Poller(processors, DoorbellListener(redis), settings.outbox_poll_interval)
         poller.start()
         try:
             yield WorkerContext(settings, database, doorbell, poller)

@@ -1,13 +1,17 @@
-"""The poll loop of one worker: doorbell or timer, then drain."""
+"""The poll loops of one worker: doorbell or timer, then drain."""
 
 import asyncio
 import logging
 import random
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
 from time import monotonic
 
+from services.fields import now
 from services.outbox.doorbell import DoorbellListener
-from services.outbox.processor import Processor
+from services.outbox.processor import Outcome, Processor
 from services.unit_of_work import UnitOfWork
 
 logger = logging.getLogger(__name__)
@@ -15,73 +19,179 @@ logger = logging.getLogger(__name__)
 _MAX_BACKOFF = 10.0
 """Seconds between tries at most while the database cannot be reached."""
 
+_BLOCKED_AGAIN = 0.01
+"""Seconds until another look at events that another worker's transaction blocks."""
+
+_UPKEEP = 5.0
+"""Seconds between looks for events that nobody here can process."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """What the poll loops have done since the worker started. Times are UTC, durations seconds."""
+
+    batches: int = 0
+    processed: int = 0
+    retried: int = 0
+    buried: int = 0
+    rolled_back: int = 0
+    last_batch_at: datetime | None = None
+    last_batch_seconds: float = 0.0
+    alive_at: dict[str, datetime] = field(default_factory=dict)
+    """When each loop last came round."""
+
+    def add(self, outcome: Outcome, seconds: float) -> None:
+        self.processed += outcome.processed
+        self.retried += outcome.retried
+        self.buried += outcome.buried
+        if outcome.processed or outcome.retried or outcome.buried:
+            self.batches += 1
+            self.last_batch_at, self.last_batch_seconds = now(), seconds
+
 
 class Poller:
     """Drains the outbox on a ring of the doorbell, or at the latest after the poll interval (seconds).
 
-    It needs only the database: without Redis it goes on by the timer.
+    Each processor has a loop of its own; one ear listens for all of them. It needs only the database: without Redis it
+    goes on by the timer. While there is nothing to do it asks the database once an interval.
     """
 
-    def __init__(self, processor: Processor[UnitOfWork], listener: DoorbellListener, poll_interval: float) -> None:
-        self._processor = processor
+    def __init__(
+        self, processors: Sequence[Processor[UnitOfWork]], listener: DoorbellListener, poll_interval: float
+    ) -> None:
+        self._processors = processors
         self._listener = listener
         self._interval = poll_interval
         self._stopping = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self.processed = 0
+        # At most one call is open: whoever answers it takes all there is.
+        self._calls: asyncio.Queue[None] = asyncio.Queue(maxsize=1)
+        self._loops: list[asyncio.Task[None]] = []
+        self._helpers: list[asyncio.Task[None]] = []
+        self.progress = Progress()
+
+    @property
+    def processed(self) -> int:
+        return self.progress.processed
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="outbox-poller")
+        self._call()
+        for number, processor in enumerate(self._processors):
+            name = f"outbox-{number}"
+            self._loops.append(asyncio.create_task(self._run(processor, name), name=name))
+        self._helpers.append(asyncio.create_task(self._listen(self._processors[0]), name="outbox-ear"))
+        self._helpers.append(asyncio.create_task(self._keep_up(self._processors[0]), name="outbox-upkeep"))
 
     async def stop(self, grace: float) -> None:
-        """Let the running batch finish for `grace` seconds; then roll it back."""
+        """Let the running batches finish for `grace` seconds; then roll them back."""
         self._stopping.set()
-        if self._task is None:
+        for helper in self._helpers:
+            helper.cancel()
+        await asyncio.gather(*self._helpers, return_exceptions=True)
+        if not self._loops:
             return
-        _, running = await asyncio.wait([self._task], timeout=grace)
+        _, running = await asyncio.wait(self._loops, timeout=grace)
         if running:
             logger.warning("the running batch took longer than %.1f s to finish; it is rolled back", grace)
-            self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
+        for task in self._loops:
+            task.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
 
-    async def _run(self) -> None:
+    def _call(self) -> None:
+        """Have a loop look at the outbox, at once or as soon as one is free."""
+        with suppress(asyncio.QueueFull):
+            self._calls.put_nowait(None)
+
+    async def _listen(self, processor: Processor[UnitOfWork]) -> None:
+        """Call at a ring, and when the timer's look finds something."""
+        wait = self._interval
+        while True:
+            if await self._listener.wait(wait):
+                self._call()
+                wait = self._interval
+                continue
+            try:
+                ready, due_in = await processor.look()
+            except Exception:  # noqa: BLE001  (a loop will meet the same, and says so)
+                ready, due_in = True, None
+            if ready or (due_in is not None and due_in <= 0):
+                self._call()
+                wait = self._interval
+            else:
+                self._mark("ear")
+                wait = self._interval if due_in is None else min(self._interval, due_in)
+
+    async def _run(self, processor: Processor[UnitOfWork], name: str) -> None:
         failures = 0
         while not self._stopping.is_set():
+            self._mark(name)
             try:
-                await self._drain()
+                outcome = await self._drain(processor, name)
                 failures = 0
-                await self._pause(self._interval)
+                if outcome.blocked:
+                    await self._pause(_BLOCKED_AGAIN)
+                    continue
+                if outcome.retried or outcome.postponed:
+                    await self._call_when_due(processor)
             except Exception as error:  # noqa: BLE001  (whatever it is, the loop must go on)
                 # The batch was rolled back; its events are still there.
                 failures += 1
+                self.progress.rolled_back += 1
                 backoff = min(_MAX_BACKOFF, 0.05 * 2 ** min(failures, 20)) * random.uniform(0.5, 1.0)  # noqa: S311
                 logger.warning("outbox batch rolled back, next try in %.2f s: %r", backoff, error)
-                await self._pause(backoff, ring=False)
+                await self._pause(backoff)
+                continue
+            self.progress.alive_at.pop(name, None)
+            await self._until_called()
 
-    async def _drain(self) -> None:
-        more = True
-        while more and not self._stopping.is_set():
+    async def _drain(self, processor: Processor[UnitOfWork], name: str) -> Outcome:
+        while True:
             started = monotonic()
-            outcome = await self._processor.run_once()
-            self.processed += outcome.processed
-            more = outcome.more
+            outcome = await processor.run_once()
+            seconds = monotonic() - started
+            self.progress.add(outcome, seconds)
+            self._mark(name)
             if outcome.processed or outcome.retried or outcome.buried:
                 logger.debug(
                     "batch: %d processed, %d to retry, %d buried, %.1f ms",
                     outcome.processed,
                     outcome.retried,
                     outcome.buried,
-                    (monotonic() - started) * 1000,
+                    seconds * 1000,
                 )
+            if not outcome.more or self._stopping.is_set():
+                return outcome
+            # There is more than one loop can take at once.
+            self._call()
 
-    async def _pause(self, seconds: float, *, ring: bool = True) -> None:
-        """Wait for the doorbell, for `seconds`, or for the stop, whichever is first."""
+    async def _call_when_due(self, processor: Processor[UnitOfWork]) -> None:
+        _, due_in = await processor.look()
+        if due_in is not None and due_in < self._interval:
+            asyncio.get_running_loop().call_later(max(0.0, due_in), self._call)
+
+    async def _keep_up(self, processor: Processor[UnitOfWork]) -> None:
+        while True:
+            await asyncio.sleep(_UPKEEP)
+            try:
+                await processor.park_unknown()
+            except Exception as error:  # noqa: BLE001  (the next time will do)
+                logger.warning("could not look for events of unknown types: %r", error)
+
+    def _mark(self, name: str) -> None:
+        self.progress.alive_at[name] = now()
+
+    async def _until_called(self) -> None:
+        await self._first_of(self._calls.get())
+
+    async def _pause(self, seconds: float) -> None:
+        await self._first_of(asyncio.sleep(seconds))
+
+    async def _first_of(self, awaited: Coroutine[None, None, None]) -> None:
+        """Wait for it or for the stop, whichever is first."""
         stopping = asyncio.create_task(self._stopping.wait())
-        sleeping = asyncio.create_task(self._listener.wait(seconds) if ring else asyncio.sleep(seconds))
+        waiting = asyncio.create_task(awaited)
         try:
-            await asyncio.wait([stopping, sleeping], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([stopping, waiting], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (stopping, sleeping):
+            for task in (stopping, waiting):
                 task.cancel()
-            await asyncio.gather(stopping, sleeping, return_exceptions=True)
+            await asyncio.gather(stopping, waiting, return_exceptions=True)

@@ -43,8 +43,13 @@ _ORDERS = Statement("SELECT status, count(*) AS number FROM orders GROUP BY stat
 _BACKLOG = Statement("""
     SELECT count(*) AS waiting,
         count(*) FILTER (WHERE attempts > 0) AS retrying,
-        coalesce(extract(epoch FROM clock_timestamp() - min(available_at) FILTER (
-            WHERE available_at <= clock_timestamp())), 0)::float AS oldest_due_seconds,
+        coalesce(extract(epoch FROM clock_timestamp() - least(min(available_at) FILTER (
+            WHERE available_at <= clock_timestamp()
+        ), (
+            SELECT occurred_at FROM events WHERE id = (
+                SELECT event_id FROM outbox WHERE available_at IS NULL ORDER BY position LIMIT 1
+            )
+        ))), 0)::float AS oldest_due_seconds,
         (SELECT count(*) FROM dead_letters) AS dead_letters
     FROM outbox
 """)

@@ -81,15 +81,17 @@ class DoorbellListener:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
-    async def wait(self, seconds: float) -> None:
-        """Return at a ring or after `seconds`, whichever is first; without Redis, after `seconds`."""
+    async def wait(self, seconds: float) -> bool:
+        """Return at a ring or after `seconds`, and whether it rang; without Redis, after `seconds`."""
         try:
             # Redis ends the wait; ours is for a Redis that does not answer. Cut short, it would cost the connection.
             async with asyncio.timeout(seconds + _GRACE):
                 try:
-                    # As a raw command: the typed method promises whole seconds only.
-                    await self._redis.execute_command("BLPOP", KEY, seconds)  # type: ignore[no-untyped-call]
+                    # As a raw command: the typed method promises whole seconds only. A timeout of 0 means for ever.
+                    rang = await self._redis.execute_command("BLPOP", KEY, max(seconds, 0.001))  # type: ignore[no-untyped-call]
+                    return rang is not None
                 except (RedisError, OSError):
                     await asyncio.sleep(seconds)
         except TimeoutError:
-            return
+            pass
+        return False

@@ -1,17 +1,32 @@
 """What an event is: a typed fact about one aggregate."""
 
 from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar
+from datetime import datetime
+from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
+
+
+class Unprocessable(Exception):
+    """Raised for an event that no retry can save: it becomes a dead letter at once."""
+
+
+class NoHandler(Exception):
+    """This worker does not know the event's type or version. Another, of a newer release, may: the event waits."""
+
+
+class _Payload(RootModel[dict[str, Any]]):
+    """Any JSON object."""
 
 
 class Event(BaseModel):
     """A fact, named in the past tense.
 
     `queued` says whether a worker has work to do on it; an event that is not queued is only written to the log.
+    A change of the payload that old events do not fit comes with a new `version` and an `upgraded` that reads the old.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -25,6 +40,45 @@ class Event(BaseModel):
     def aggregate(self) -> str:
         """What the event is about, as `kind/id`; its events are processed in the order they were written."""
 
+    @classmethod
+    def upgraded(cls, payload: dict[str, Any], version: int) -> dict[str, Any]:
+        """The payload of an earlier version in the shape of this one. Raises `Unprocessable` where there is no way."""
+        raise Unprocessable(f"{cls.type!r} of version {version} is not read as version {cls.version}: {payload}")
+
+    @classmethod
+    def read(cls, payload: str, version: int) -> Self:
+        """The event that was written as `payload` (JSON) under `version`.
+
+        Raises `NoHandler` for a version newer than this class, `Unprocessable` for a payload that does not fit.
+        """
+        try:
+            if version == cls.version:
+                return cls.model_validate_json(payload)
+            if version > cls.version:
+                raise NoHandler(f"this worker knows version {cls.version} of {cls.type!r}, not {version}")
+            return cls.model_validate(cls.upgraded(_Payload.model_validate_json(payload).root, version))
+        except ValidationError as error:
+            raise Unprocessable(f"the payload is no {cls.type!r} of version {version}: {error}") from error
+
+
+class Registry(Mapping[str, type[Event]]):
+    """The event types that a process knows, by name. Raises `ValueError` where two have the same."""
+
+    def __init__(self, events: Sequence[type[Event]]) -> None:
+        self._events: dict[str, type[Event]] = {}
+        for event in events:
+            if self._events.setdefault(event.type, event) is not event:
+                raise ValueError(f"two event types are named {event.type!r}")
+
+    def __getitem__(self, name: str) -> type[Event]:
+        return self._events[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._events)
+
+    def __len__(self) -> int:
+        return len(self._events)
+
 
 @dataclass(frozen=True, slots=True)
 class Trace:
@@ -34,11 +88,19 @@ class Trace:
     traceparent: str | None = None
 
 
+class Recorded(NamedTuple):
+    """An event that a unit of work is going to write. Deferred where `available_at` is given."""
+
+    event_id: UUID
+    event: Event
+    trace: Trace
+    available_at: datetime | None = None
+
+
 EventT = TypeVar("EventT", bound=Event)
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed(Generic[EventT]):
+class Claimed(NamedTuple, Generic[EventT]):
     """An event that this transaction is processing. `attempts` counts the failed ones before this one.
 
     What a handler records because of it carries its `trace`.

@@ -1,16 +1,29 @@
-"""The event log, the outbox and the dead letters."""
+"""The event log, the outbox, the dead letters, and what operators say of them."""
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, Identity, Index, SmallInteger, String, Text, func, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Identity,
+    Index,
+    Integer,
+    SmallInteger,
+    String,
+    Text,
+    func,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import UserDefinedType
 
 from services.database import DeclarativeTable
-from services.fields import TIMESTAMPTZ
+from services.fields import TIMESTAMPTZ, allowed, text_enum
 
 
 class Xid8(UserDefinedType[int]):
@@ -44,13 +57,47 @@ class EventRow(DeclarativeTable):
     traceparent: Mapped[str | None] = mapped_column(String(128))
 
 
+class Waits(StrEnum):
+    """Why an outbox row is not simply ready."""
+
+    asked = "asked"
+    """Its writer deferred it. Later events of its aggregate do not wait for it."""
+    retry = "retry"
+    """It failed, or was replayed, and is tried again."""
+    behind = "behind"
+    """An earlier event of its aggregate waits or is a dead letter. Woken when that one is out of the way."""
+    unknown = "unknown"
+    """No worker that looked at it has a handler for its type and version."""
+
+
 class OutboxRow(DeclarativeTable):
-    """The note that an event has still to be processed; deleted in the transaction that processes it."""
+    """The note that an event has still to be processed; deleted in the transaction that processes it.
+
+    A row is *ready* (`available_at` null) or it *waits* (until `available_at`, for the reason in `waits`). A ready row
+    may start to wait; one that waits is never ready again, only due. So a claim may skip positions below which it has
+    seen no ready row, and whose writers have all ended.
+    """
 
     __tablename__ = "outbox"
     __table_args__ = (
+        Index("ix_outbox_ready", "type", "position", postgresql_where=text("available_at IS NULL")),
         Index("ix_outbox_aggregate_position", "aggregate", "position"),
+        Index(
+            "ix_outbox_waiting",
+            "type",
+            "available_at",
+            "position",
+            postgresql_where=text("available_at IS NOT NULL"),
+        ),
+        Index(
+            "ix_outbox_waiting_aggregate",
+            "aggregate",
+            "position",
+            postgresql_where=text("available_at IS NOT NULL"),
+        ),
         CheckConstraint("attempts >= 0", name="attempts"),
+        CheckConstraint(allowed("waits", Waits), name="waits"),
+        CheckConstraint("(available_at IS NULL) = (waits IS NULL)", name="ready_or_waits"),
     )
 
     position: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
@@ -58,16 +105,26 @@ class OutboxRow(DeclarativeTable):
     event_id: Mapped[UUID]
     aggregate: Mapped[str] = mapped_column(String(100))
     type: Mapped[str] = mapped_column(String(100))
-    available_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=func.now())
+    available_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
+    waits: Mapped[Waits | None] = mapped_column(text_enum(Waits))
     attempts: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     last_error: Mapped[str | None] = mapped_column(Text)
+    # What failed so far, the oldest first: [{"at", "attempt", "error", "fingerprint"}, ...]
+    failures: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB)
 
 
 class DeadLetter(DeclarativeTable):
-    """An event whose attempts are used up. Later events of its aggregate wait until it is replayed."""
+    """An event whose attempts are used up, with everything that is known of why.
+
+    Where it `blocks`, later events of its aggregate wait until it is replayed or discarded.
+    """
 
     __tablename__ = "dead_letters"
-    __table_args__ = (Index("ix_dead_letters_aggregate", "aggregate"),)
+    __table_args__ = (
+        Index("ix_dead_letters_aggregate", "aggregate"),
+        Index("ix_dead_letters_fingerprint", "fingerprint"),
+        Index("ix_dead_letters_event_id", "event_id"),
+    )
 
     # The outbox position it had: replayed there, it keeps its place before the aggregate's later events.
     position: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
@@ -76,4 +133,55 @@ class DeadLetter(DeclarativeTable):
     type: Mapped[str] = mapped_column(String(100))
     attempts: Mapped[int] = mapped_column(SmallInteger)
     error: Mapped[str] = mapped_column(Text)
+    fingerprint: Mapped[str] = mapped_column(String(16), server_default="")
+    """Equal for errors of the same kind from the same place in the code, whatever their messages say."""
+    failures: Mapped[list[dict[str, Any]]] = mapped_column(JSONB, server_default=text("'[]'"))
+    blocks: Mapped[bool] = mapped_column(Boolean, server_default=text("true"))
     died_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=func.now())
+
+
+class EventTypeControl(DeclarativeTable):
+    """What operators said of one event type; every claim reads it, so it takes effect with the next batch."""
+
+    __tablename__ = "outbox_types"
+    __table_args__ = (CheckConstraint("max_batches > 0", name="max_batches"),)
+
+    type: Mapped[str] = mapped_column(String(100), primary_key=True)
+    paused: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    max_batches: Mapped[int | None] = mapped_column(Integer)
+    """Transactions at most, of all workers together, that process events of this type at the same time."""
+    changed_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=func.now())
+    changed_by: Mapped[str] = mapped_column(String(200), server_default="")
+
+
+class OutboxAction(DeclarativeTable):
+    """What an operator did to events: replayed, discarded, cancelled, paused, resumed, limited. Append-only."""
+
+    __tablename__ = "outbox_actions"
+    __table_args__ = (Index("ix_outbox_actions_event_id", "event_id"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=func.now())
+    actor: Mapped[str] = mapped_column(String(200))
+    action: Mapped[str] = mapped_column(String(32))
+    type: Mapped[str] = mapped_column(String(100))
+    event_id: Mapped[UUID | None]
+    aggregate: Mapped[str | None] = mapped_column(String(100))
+    reason: Mapped[str] = mapped_column(String(500), server_default="")
+    detail: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
+
+
+class WorkerRow(DeclarativeTable):
+    """One worker process, as it says of itself every few seconds; gone when it leaves in order."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    host: Mapped[str] = mapped_column(String(255))
+    pid: Mapped[int] = mapped_column(Integer)
+    started_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ)
+    beat_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ)
+    progress_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ)
+    """When its poll loops last finished a look at the outbox, the slowest of them: it stands still when it hangs."""
+    report: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    """What it runs: types, batches, events processed, failed and buried, rates, its last batch, its ARQ jobs."""

@@ -1,24 +1,34 @@
 """Claims due events and processes them in batches, each batch in one transaction."""
 
+import asyncio
 import logging
-import random
-import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeAlias, TypeVar
 
-from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError
 
-from services.outbox.events import Claimed, Event, Trace
+from services.fields import now
+from services.outbox.events import Claimed, Event, NoHandler, Trace, Unprocessable
+from services.outbox.models import Waits
+from services.outbox.policy import OnDeath, RetryPolicy, describe, fingerprint, history_entry
 from services.outbox.repository import ClaimedRow, Failure, OutboxRepository
+from services.outbox.window import Floor, Window
 from services.sql import CONTENTION, sqlstate
 
 logger = logging.getLogger(__name__)
 
 SAVEPOINT_BUDGET = 48
 """Savepoints in one transaction at most; more than 64 overflow a PostgreSQL backend's subtransaction cache."""
+
+_UNKNOWN_AGAIN = 30.0
+"""Seconds after which a worker looks again at an event of a version that it does not know."""
+
+_SHORTEST_LIMIT = 0.5
+"""Seconds that a part of a batch may take at least, however small a part it is."""
+
+_NO_TRACE = Trace()
 
 
 class Transaction(Protocol):
@@ -31,7 +41,7 @@ class Transaction(Protocol):
 
     async def __aexit__(self, *error: Any) -> None: ...
 
-    def savepoint(self) -> AbstractAsyncContextManager[None]: ...
+    def savepoint(self, *, plain: bool = False) -> AbstractAsyncContextManager[None]: ...
 
     async def check(self) -> None: ...
 
@@ -39,70 +49,75 @@ class Transaction(Protocol):
 
 
 TransactionT = TypeVar("TransactionT", bound=Transaction)
-Handler = Callable[[TransactionT, Sequence[Claimed[Any]]], Awaitable[None]]
-"""Processes a batch of events of one type inside the transaction, whole or not at all; it never commits."""
+
+Verdicts: TypeAlias = Sequence[Exception | None] | None
+"""What a handler may say of each event of its batch, in order: None where it is done, or why it is not."""
+
+Handler = Callable[[TransactionT, Sequence[Claimed[Any]]], Awaitable[Verdicts]]
+"""Processes a batch of events of one type inside the transaction; it never commits.
+
+The batch may hold several events of one aggregate, in their order. A handler that raises has done nothing: its work is
+rolled back. One that returns has processed all events, but for those it gives an exception for, of which it must not
+have written anything.
+"""
 
 
-class Unprocessable(Exception):
-    """Raised for an event that no retry can save: it becomes a dead letter at once."""
-
-
-class NoHandler(Exception):
-    """This worker does not know the event's type or version. Another, of a newer release, may: it is tried again."""
+class HandlerBroken(Exception):
+    """The handler did not say what became of each event of its batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subscription(Generic[TransactionT]):
-    """An event type and what processes it."""
+    """An event type, what processes it, and what becomes of those that fail.
+
+    `retry` and `time_limit` (seconds for a whole batch; a part of it gets its part of them) are the processor's unless
+    given. `plain_sql` is for a handler that adds no ORM objects: its savepoints then cost a sixth.
+    """
 
     event: type[Event]
     handler: Handler[TransactionT]
-
-
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """Exponential backoff: half to all of `base * 2**attempts` seconds, up to `cap`, for `max_attempts` attempts."""
-
-    max_attempts: int
-    base: float
-    cap: float
-
-    def delay(self, attempts: int) -> float:
-        """Seconds to wait after this many failed attempts."""
-        longest = min(self.cap, self.base * 2.0 ** min(attempts, 30))
-        return random.uniform(0.5, 1.0) * longest  # noqa: S311
+    retry: RetryPolicy | None = None
+    on_death: OnDeath = OnDeath.block
+    time_limit: float | None = None
+    plain_sql: bool = False
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What one transaction did. `more` says whether the next claim may find something at once."""
+    """What one transaction did. `more` says whether the next claim may find something at once.
+
+    `blocked` counts events whose turn comes when another worker has ended its transaction.
+    """
 
     processed: int = 0
     retried: int = 0
     buried: int = 0
     postponed: int = 0
+    blocked: int = 0
     more: bool = False
 
 
-@dataclass(slots=True)
-class _Failed:
-    claimed: ClaimedRow
-    error: BaseException
+class _Work(NamedTuple):
+    row: ClaimedRow
+    claimed: Claimed[Any]
 
 
 @dataclass(slots=True)
 class _Batch:
     """The state of one transaction's work."""
 
-    done: list[int] = field(default_factory=list)
-    failed: list[_Failed] = field(default_factory=list)
+    done: list[ClaimedRow] = field(default_factory=list)
+    failed: list[tuple[ClaimedRow, Exception]] = field(default_factory=list)
     stopped: set[str] = field(default_factory=set)
     """Aggregates with a failed event: their later events of the batch wait."""
     savepoints: int = 0
 
 
 class Processor(Generic[TransactionT]):
-    """Processes the outbox. Effects, next events and the deletion of the outbox rows are one commit."""
+    """Processes the outbox. Effects, next events and the deletion of the outbox rows are one commit.
+
+    One transaction at a time; several processors, in one process or in many, share the outbox.
+    """
 
     def __init__(
         self,
@@ -111,13 +126,19 @@ class Processor(Generic[TransactionT]):
         *,
         retry: RetryPolicy,
         batch_size: int,
+        time_limit: float = 30.0,
     ) -> None:
         self._open = open_transaction
         self._subscriptions: Mapping[str, Subscription[TransactionT]] = {
             subscription.event.type: subscription for subscription in subscriptions
         }
+        assert len(self._subscriptions) == len(subscriptions), "two handlers for one event type"
         self._retry = retry
+        self._time_limit = time_limit
+        limits = (subscription.time_limit or time_limit for subscription in subscriptions)
+        self._longest_limit = max(limits, default=time_limit)
         self._batch_size = batch_size
+        self._forget()
 
     async def run_once(self) -> Outcome:
         """Claim one batch and process it in one transaction.
@@ -126,100 +147,150 @@ class Processor(Generic[TransactionT]):
         attempt counted and waits, or becomes a dead letter; its neighbours commit. Raises what the database raises when
         it cannot be reached or chooses this transaction as a deadlock's victim: everything is rolled back then.
         """
+        try:
+            async with self._open() as transaction:
+                return await self._process_batch(transaction)
+        except DBAPIError:
+            # Perhaps it is another server now, whose positions go on from elsewhere.
+            self._forget()
+            raise
+
+    async def look(self) -> tuple[bool, float | None]:
+        """Whether a batch may be waiting, and in how many seconds the next deferred event is due. Costs one query."""
         async with self._open() as transaction:
-            rows = await transaction.outbox.claim(self._batch_size)
-            if not rows:
-                return Outcome()
-            batch = _Batch()
-            for wave in _waves([row for row in rows if not row.blocked]):
-                await self._process_wave(transaction, wave, batch)
-            if batch.done:
-                await transaction.outbox.complete(batch.done)
-            outcome = await self._settle_failures(transaction, batch)
-            blocked = [row.position for row in rows if row.blocked]
-            if blocked:
-                outcome.postponed = await transaction.outbox.postpone_blocked(blocked)
+            return await transaction.outbox.look(self._window.spans(self._floor))
+
+    async def park_unknown(self) -> int:
+        """Let events at the head of the queue wait whose type has no handler here; their number."""
+        async with self._open() as transaction:
+            parked = await transaction.outbox.park_unknown(list(self._subscriptions), self._floor.position, 2000)
             await transaction.commit()
+        if parked:
+            logger.warning("%d events are of types that this worker has no handler for; they wait", parked)
+        return parked
+
+    def _forget(self) -> None:
+        self._floor = Floor()
+        self._window = Window(list(self._subscriptions), self._batch_size)
+
+    async def _process_batch(self, transaction: TransactionT) -> Outcome:
+        await transaction.outbox.begin(self._longest_limit)
+        horizon, rows = await transaction.outbox.claim(self._window.spans(self._floor), self._floor.position)
+        self._floor.rise(horizon)
+        full = self._window.note(rows)
+        if not rows:
+            return Outcome()
+        batch = _Batch()
+        for stage in _stages([row for row in rows if not row.blocked]):
+            for event_type, events in stage.items():
+                await self._process_type(transaction, self._subscriptions[event_type], events, batch)
+        if batch.done:
+            await transaction.outbox.complete([row.position for row in batch.done])
+        outcome = await self._settle_failures(transaction, batch)
+        parked = [row.position for row in rows if row.parks]
+        if parked:
+            outcome.postponed = await transaction.outbox.park(parked)
+        # After they were parked: those that wait for one of these are to be woken too.
+        passed = {row.aggregate for row in batch.done if row.waited}
+        if passed:
+            await transaction.outbox.wake(sorted(passed))
+        await transaction.commit()
         outcome.processed = len(batch.done)
-        # A full claim has more behind it, unless the next would find the same rows, blocked by another worker's.
-        full = len(rows) == self._batch_size and (len(blocked) < len(rows) or outcome.postponed > 0)
-        outcome.more = full or batch.savepoints >= SAVEPOINT_BUDGET
+        outcome.blocked = sum(row.blocked for row in rows) - outcome.postponed
+        progress = outcome.processed or outcome.retried or outcome.buried or outcome.postponed
+        outcome.more = bool(passed) or (full and bool(progress)) or batch.savepoints >= SAVEPOINT_BUDGET
         return outcome
 
-    async def _process_wave(self, transaction: TransactionT, wave: Sequence[ClaimedRow], batch: _Batch) -> None:
-        by_type: dict[str, list[tuple[ClaimedRow, Claimed[Any]]]] = {}
-        for row in wave:
+    async def _process_type(
+        self,
+        transaction: TransactionT,
+        subscription: Subscription[TransactionT],
+        rows: Sequence[ClaimedRow],
+        batch: _Batch,
+    ) -> None:
+        works: list[_Work] = []
+        for row in rows:
             if row.aggregate in batch.stopped:
                 continue
             try:
-                claimed = self._decode(row)
+                works.append(_Work(row, _decode(subscription.event, row)))
             except (NoHandler, Unprocessable) as error:
                 self._fail(row, error, batch)
-            else:
-                by_type.setdefault(row.type, []).append((row, claimed))
-        for event_type, events in by_type.items():
-            await self._process(transaction, self._subscriptions[event_type].handler, events, batch)
-
-    def _decode(self, row: ClaimedRow) -> Claimed[Any]:
-        subscription = self._subscriptions.get(row.type)
-        if subscription is None:
-            raise NoHandler(f"this worker has no handler for events of type {row.type!r}")
-        if row.payload is None:
-            raise Unprocessable(f"event {row.event_id} is not in the log")
-        if row.version != subscription.event.version:
-            raise NoHandler(
-                f"this worker has a handler for version {subscription.event.version} of {row.type!r}, not {row.version}"
-            )
-        try:
-            event = subscription.event.model_validate(row.payload)
-        except ValidationError as error:
-            raise Unprocessable(f"the payload is no {row.type!r}: {error}") from error
-        trace = Trace(row.request_id, row.traceparent)
-        return Claimed(row.position, row.event_id, row.aggregate, row.attempts, event, trace)
+        limit = subscription.time_limit or self._time_limit
+        await self._process(transaction, subscription, works, limit, batch)
 
     async def _process(
         self,
         transaction: TransactionT,
-        handler: Handler[TransactionT],
-        events: Sequence[tuple[ClaimedRow, Claimed[Any]]],
+        subscription: Subscription[TransactionT],
+        works: Sequence[_Work],
+        limit: float,
         batch: _Batch,
     ) -> None:
+        if batch.stopped:
+            works = [work for work in works if work.row.aggregate not in batch.stopped]
+        if not works:
+            return
         if batch.savepoints >= SAVEPOINT_BUDGET:
             # The rest is released by the commit and claimed again, in a transaction with a fresh budget.
-            batch.stopped.update(row.aggregate for row, _ in events)
+            batch.stopped.update(work.row.aggregate for work in works)
             return
         batch.savepoints += 1
         try:
-            async with transaction.savepoint():
-                await handler(transaction, [claimed for _, claimed in events])
+            async with transaction.savepoint(plain=subscription.plain_sql):
+                verdicts = await _handle(transaction, subscription, works, limit)
                 # What would fail the commit is to fail here, where the poison event can be found.
                 await transaction.check()
         except Exception as error:
             # A handler may raise anything; it is kept with the event.
             if _is_transient(error):
                 raise
-            if len(events) == 1:
-                self._fail(events[0][0], error, batch)
+            if len(works) == 1:
+                self._fail(works[0].row, error, batch)
                 return
-            middle = len(events) // 2
-            await self._process(transaction, handler, events[:middle], batch)
-            await self._process(transaction, handler, events[middle:], batch)
+            middle = len(works) // 2
+            # So that a handler that hangs holds the transaction for twice its limit at most, not for each part anew.
+            limit = max(_SHORTEST_LIMIT, limit / 2)
+            await self._process(transaction, subscription, works[:middle], limit, batch)
+            await self._process(transaction, subscription, works[middle:], limit, batch)
         else:
-            batch.done.extend(row.position for row, _ in events)
+            self._take(works, verdicts, batch)
+
+    def _take(self, works: Sequence[_Work], verdicts: Verdicts, batch: _Batch) -> None:
+        if verdicts is None:
+            batch.done.extend(work.row for work in works)
+            return
+        for work, error in zip(works, verdicts, strict=True):
+            if error is None:
+                batch.done.append(work.row)
+            else:
+                self._fail(work.row, error, batch)
 
     def _fail(self, row: ClaimedRow, error: Exception, batch: _Batch) -> None:
-        batch.failed.append(_Failed(row, error))
+        batch.failed.append((row, error))
         batch.stopped.add(row.aggregate)
 
     async def _settle_failures(self, transaction: TransactionT, batch: _Batch) -> Outcome:
         """Count the attempts; bury what has used them up."""
         put_off: list[Failure] = []
         bury: list[Failure] = []
-        for failed in batch.failed:
-            row, error = failed.claimed, failed.error
-            attempts = row.attempts + 1
-            dead = isinstance(error, Unprocessable) or attempts >= self._retry.max_attempts
-            failure = Failure(row.position, row.aggregate, _describe(error), self._retry.delay(row.attempts))
+        for row, error in batch.failed:
+            subscription = self._subscriptions[row.type]
+            policy = subscription.retry or self._retry
+            attempt = row.attempts + 1
+            unknown = isinstance(error, NoHandler)
+            dead = not unknown and (attempt >= policy.max_attempts or isinstance(error, (Unprocessable, *policy.never)))
+            failure = Failure(
+                position=row.position,
+                aggregate=row.aggregate,
+                error=describe(error),
+                fingerprint=fingerprint(error),
+                entry=history_entry(error, attempt, now()),
+                delay=_UNKNOWN_AGAIN if unknown else policy.delay(row.attempts),
+                waits=Waits.unknown if unknown else Waits.retry,
+                counts=not unknown,
+                blocks=subscription.on_death is OnDeath.block,
+            )
             (bury if dead else put_off).append(failure)
             logger.log(
                 logging.ERROR if dead else logging.WARNING,
@@ -227,7 +298,7 @@ class Processor(Generic[TransactionT]):
                 row.event_id,
                 row.type,
                 row.aggregate,
-                attempts,
+                attempt,
                 ", now a dead letter" if dead else "",
                 error,
             )
@@ -238,17 +309,51 @@ class Processor(Generic[TransactionT]):
         return Outcome(retried=len(put_off), buried=len(bury))
 
 
-def _waves(rows: Sequence[ClaimedRow]) -> list[list[ClaimedRow]]:
-    """Split a claim so that each wave holds at most one event of an aggregate: the first, then the second, ..."""
-    waves: list[list[ClaimedRow]] = []
-    seen: dict[str, int] = {}
+async def _handle(
+    transaction: TransactionT, subscription: Subscription[TransactionT], works: Sequence[_Work], limit: float
+) -> Verdicts:
+    name = subscription.event.type
+    try:
+        async with asyncio.timeout(limit) as timer:
+            verdicts = await subscription.handler(transaction, [work.claimed for work in works])
+    except TimeoutError as late:
+        if not timer.expired():
+            raise
+        raise HandlerBroken(f"the handler of {name!r} did not end within {limit:g} s for {len(works)} events") from late
+    if verdicts is None:
+        return None
+    if len(verdicts) != len(works):
+        raise HandlerBroken(f"the handler of {name!r} gave {len(verdicts)} verdicts for {len(works)} events")
+    failed: set[str] = set()
+    for work, error in zip(works, verdicts, strict=True):
+        if error is not None:
+            failed.add(work.row.aggregate)
+        elif work.row.aggregate in failed:
+            raise HandlerBroken(f"the handler of {name!r} went on with {work.row.aggregate} after an event that failed")
+    return verdicts
+
+
+def _stages(rows: Sequence[ClaimedRow]) -> list[dict[str, list[ClaimedRow]]]:
+    """Rows by type, in stages: within an aggregate, a later stage holds what comes after an event of another type."""
+    stages: list[dict[str, list[ClaimedRow]]] = []
+    reached: dict[str, tuple[int, str]] = {}
     for row in rows:
-        number = seen.get(row.aggregate, 0)
-        seen[row.aggregate] = number + 1
-        if number == len(waves):
-            waves.append([])
-        waves[number].append(row)
-    return waves
+        number, before = reached.get(row.aggregate, (0, row.type))
+        if row.type != before:
+            number += 1
+        reached[row.aggregate] = (number, row.type)
+        while number >= len(stages):
+            stages.append({})
+        stages[number].setdefault(row.type, []).append(row)
+    return stages
+
+
+def _decode(event: type[Event], row: ClaimedRow) -> Claimed[Any]:
+    if row.payload is None or row.version is None:
+        raise Unprocessable(f"event {row.event_id} is not in the log")
+    trace = Trace(row.request_id, row.traceparent) if row.request_id or row.traceparent else _NO_TRACE
+    read = event.read(row.payload, row.version)
+    return Claimed(row.position, row.event_id, row.aggregate, row.attempts, read, trace)
 
 
 def _is_transient(error: Exception) -> bool:
@@ -256,9 +361,3 @@ def _is_transient(error: Exception) -> bool:
         return False
     # The batch is innocent and is tried again as a whole.
     return error.connection_invalidated or sqlstate(error) in CONTENTION
-
-
-def _describe(error: BaseException) -> str:
-    text = "".join(traceback.format_exception(error))
-    # PostgreSQL's text cannot hold U+0000; the end of a traceback says most.
-    return text.replace("\x00", "")[-8000:]

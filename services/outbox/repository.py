@@ -1,198 +1,404 @@
-"""All SQL of the engine: append, claim, complete, put off, bury, replay."""
+"""All SQL of a worker: append, claim, complete, put off, bury, park, wake."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 from uuid import UUID
 
-from services.fields import new_id
-from services.outbox.events import Event, Trace
+from pydantic import TypeAdapter
+
+from services.outbox.events import Recorded
+from services.outbox.models import Waits
 from services.sql import SqlAccess, Statement
 
-# One statement for all events of a unit of work, whatever their number.
+# One statement for all events of a unit of work, whatever their number. The transaction has its id before it takes a
+# position: claims tell by the ids of running transactions which positions may still come (`claim`).
 _APPEND = Statement("""
-    WITH new AS (
+    WITH own AS MATERIALIZED (
+        SELECT pg_current_xact_id() AS id
+    ), new AS (
         SELECT * FROM unnest(
             CAST(:ids AS uuid[]), CAST(:types AS text[]), CAST(:versions AS smallint[]), CAST(:aggregates AS text[]),
             CAST(:payloads AS text[]), CAST(:request_ids AS text[]), CAST(:traceparents AS text[]),
-            CAST(:queued AS boolean[])
+            CAST(:queued AS boolean[]), CAST(:available_ats AS timestamptz[])
         ) WITH ORDINALITY
-        AS new(id, type, version, aggregate, payload, request_id, traceparent, queued, ordinal)
+        AS new(id, type, version, aggregate, payload, request_id, traceparent, queued, available_at, ordinal)
     ), logged AS (
         INSERT INTO events (id, type, version, aggregate, payload, request_id, traceparent)
         SELECT id, type, version, aggregate, CAST(payload AS jsonb), request_id, traceparent FROM new
     )
-    INSERT INTO outbox (event_id, aggregate, type)
-    SELECT id, aggregate, type FROM new WHERE queued ORDER BY ordinal
+    INSERT INTO outbox (event_id, aggregate, type, available_at, waits)
+    SELECT new.id, aggregate, type, available_at, CASE WHEN available_at IS NOT NULL THEN 'asked' END
+    FROM own JOIN new ON queued AND own.id IS NOT NULL ORDER BY ordinal
 """)
 
-# Locks the first due rows, then tells which of them may run: those whose earlier rows of the same aggregate are all
-# among them, and whose aggregate has no dead letter. Everything reads one snapshot, so a row that another worker is
-# about to delete still blocks here.
+# Locks the first ready rows and the first due ones of each wanted type, then tells which of them may run: those with no
+# earlier row of the same aggregate outside the locked set, and no dead letter that blocks. Everything reads one
+# snapshot, so a row that another worker is about to delete still blocks here. The barriers are not EXISTS: an ORDER BY
+# keeps the planner on the index, however many rows an aggregate has.
 _CLAIM = Statement("""
-    WITH locked AS MATERIALIZED (
-        SELECT position, event_id, aggregate, type, attempts FROM outbox
-        WHERE available_at <= statement_timestamp()
-        ORDER BY position LIMIT :limit
-        FOR UPDATE SKIP LOCKED
-    )
-    SELECT locked.position, locked.event_id, locked.aggregate, locked.type, locked.attempts,
-        events.version, events.payload, events.request_id, events.traceparent,
-        (
-            -- Not EXISTS: the ORDER BY keeps the planner on the index, however many rows an aggregate has.
+    WITH wanted AS MATERIALIZED (
+        SELECT entry.* FROM unnest(
+            CAST(:types AS text[]), CAST(:starts AS bigint[]), CAST(:ends AS bigint[]), CAST(:ready AS integer[]),
+            CAST(:due AS integer[])
+        ) AS entry(type, first, past, ready, due)
+        LEFT JOIN outbox_types AS control ON control.type = entry.type
+        WHERE CASE
+            WHEN control.type IS NULL THEN true
+            WHEN control.paused THEN false
+            WHEN control.max_batches IS NULL THEN true
+            -- A slot is taken to the end of the transaction, so not for nothing.
+            ELSE (
+                EXISTS (
+                    SELECT FROM outbox
+                    WHERE outbox.type = entry.type AND available_at IS NULL AND position >= entry.first
+                ) OR EXISTS (
+                    SELECT FROM outbox WHERE outbox.type = entry.type AND available_at <= statement_timestamp()
+                )
+            ) AND EXISTS (
+                SELECT FROM generate_series(1, control.max_batches) AS slot
+                WHERE pg_try_advisory_xact_lock(hashtext(current_schema() || ' outbox ' || entry.type), slot)
+            )
+        END
+    ), locked AS MATERIALIZED (
+        SELECT row.* FROM wanted CROSS JOIN LATERAL (
+            SELECT position, event_id, aggregate, type, attempts, false AS waited FROM outbox
+            WHERE outbox.type = wanted.type AND available_at IS NULL
+            AND position >= wanted.first AND position < wanted.past
+            ORDER BY position LIMIT wanted.ready FOR UPDATE SKIP LOCKED
+        ) AS row
+        UNION ALL
+        SELECT row.* FROM wanted CROSS JOIN LATERAL (
+            SELECT position, event_id, aggregate, type, attempts, true AS waited FROM outbox
+            WHERE outbox.type = wanted.type AND available_at <= statement_timestamp()
+            ORDER BY available_at, position LIMIT wanted.due FOR UPDATE SKIP LOCKED
+        ) AS row
+    ), barrier AS MATERIALIZED (
+        SELECT aggregate, (
             SELECT earlier.position FROM outbox AS earlier
-            WHERE earlier.aggregate = locked.aggregate AND earlier.position < locked.position
+            WHERE earlier.aggregate = here.aggregate AND earlier.position < here.last
+            AND earlier.position >= :floor AND earlier.available_at IS NULL
             AND earlier.position NOT IN (SELECT position FROM locked)
             ORDER BY earlier.aggregate, earlier.position LIMIT 1
-        ) IS NOT NULL OR EXISTS (
-            SELECT FROM dead_letters
-            WHERE dead_letters.aggregate = locked.aggregate AND dead_letters.position < locked.position
-        ) AS blocked
-    FROM locked LEFT JOIN events ON events.id = locked.event_id
-    ORDER BY locked.position
+        ) AS ready, least((
+            SELECT earlier.position FROM outbox AS earlier
+            WHERE earlier.aggregate = here.aggregate AND earlier.position < here.last
+            AND earlier.available_at IS NOT NULL AND earlier.waits <> 'asked'
+            AND earlier.position NOT IN (SELECT position FROM locked)
+            ORDER BY earlier.aggregate, earlier.position LIMIT 1
+        ), (
+            SELECT min(position) FROM dead_letters WHERE dead_letters.aggregate = here.aggregate AND blocks
+        )) AS waiting
+        FROM (SELECT aggregate, max(position) AS last FROM locked GROUP BY aggregate) AS here
+    )
+    SELECT 0 AS position, NULL AS event_id, '' AS aggregate, '' AS type, 0 AS attempts, false AS waited,
+        NULL AS version,        json_build_object(
+            'first_ready', (
+                SELECT position FROM outbox WHERE available_at IS NULL AND position >= :floor ORDER BY position LIMIT 1
+            ),
+            'last_taken', (SELECT last_value FROM outbox_position_seq),
+            'transaction', CAST(CAST(pg_current_xact_id() AS text) AS bigint),
+            'oldest_running', CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS text) AS bigint)
+        )::text AS payload, NULL AS request_id, NULL AS traceparent, false AS blocked, false AS parks
+    UNION ALL
+    SELECT locked.position, locked.event_id, locked.aggregate, locked.type, locked.attempts, locked.waited,
+        events.version, events.payload::text, events.request_id, events.traceparent,
+        coalesce(locked.position > least(barrier.ready, barrier.waiting), false),
+        coalesce(locked.position > barrier.waiting, false)
+    FROM locked JOIN barrier USING (aggregate) LEFT JOIN events ON events.id = locked.event_id
+    ORDER BY position
+""")
+
+_LOOK = Statement("""
+    SELECT bool_or(EXISTS (
+        SELECT FROM outbox WHERE outbox.type = entry.type AND available_at IS NULL AND position >= entry.first
+    )) AS ready, CAST(extract(epoch FROM min((
+        SELECT available_at FROM outbox WHERE outbox.type = entry.type AND available_at < 'infinity'
+        ORDER BY available_at LIMIT 1
+    )) - statement_timestamp()) AS double precision) AS due_in
+    FROM unnest(CAST(:types AS text[]), CAST(:starts AS bigint[])) AS entry(type, first)
+    WHERE NOT EXISTS (SELECT FROM outbox_types WHERE outbox_types.type = entry.type AND paused)
 """)
 
 _COMPLETE = Statement("DELETE FROM outbox WHERE position = ANY(CAST(:positions AS bigint[]))")
 
-# Rows that arrived behind one that waits leave the scan until it is due again; a blocker that another worker holds is
-# due, and changes nothing here. What waits is the aggregate's first row: one look at the index, however many follow.
-_POSTPONE_BLOCKED = Statement("""
-    UPDATE outbox SET available_at = blocker.until
-    FROM (
-        SELECT waiting.position, coalesce(
-            -- Shared with others who wait behind it, but not with its replay: that one wakes all who wait.
-            (SELECT CAST('infinity' AS timestamptz) FROM dead_letters
-             WHERE dead_letters.aggregate = waiting.aggregate AND dead_letters.position < waiting.position LIMIT 1
-             FOR SHARE),
-            (SELECT earlier.available_at FROM outbox AS earlier
-             WHERE earlier.aggregate = waiting.aggregate AND earlier.position < waiting.position
-             ORDER BY earlier.aggregate, earlier.position LIMIT 1)
-        ) AS until
-        FROM outbox AS waiting WHERE waiting.position = ANY(CAST(:positions AS bigint[]))
-    ) AS blocker
-    WHERE outbox.position = blocker.position AND blocker.until > statement_timestamp()
+# What a row waits for is the aggregate's first row that waits, or a dead letter. Its lock, shared with others that wait
+# for it, keeps it from being processed or replayed before this commit: whoever does that wakes all who wait. Where it
+# is locked, it is being processed, and nobody needs to wait for long.
+_PARK = Statement("""
+    UPDATE outbox SET waits = 'behind', available_at = 'infinity'
+    WHERE position = ANY(CAST(:positions AS bigint[])) AND CASE WHEN EXISTS (
+        SELECT FROM dead_letters
+        WHERE dead_letters.aggregate = outbox.aggregate AND dead_letters.position < outbox.position AND blocks
+    ) THEN (
+        SELECT position FROM dead_letters
+        WHERE dead_letters.aggregate = outbox.aggregate AND dead_letters.position < outbox.position AND blocks
+        LIMIT 1 FOR SHARE SKIP LOCKED
+    ) ELSE (
+        SELECT root.position FROM outbox AS root WHERE root.available_at < 'infinity' AND root.position = (
+            SELECT earlier.position FROM outbox AS earlier
+            WHERE earlier.aggregate = outbox.aggregate AND earlier.position < outbox.position
+            AND earlier.available_at IS NOT NULL AND earlier.waits <> 'asked'
+            ORDER BY earlier.aggregate, earlier.position LIMIT 1
+        ) FOR SHARE SKIP LOCKED
+    ) END IS NOT NULL
+    RETURNING position, aggregate
 """)
 
 _PUT_OFF = Statement("""
-    WITH failed AS (
-        SELECT * FROM unnest(
-            CAST(:positions AS bigint[]), CAST(:aggregates AS text[]), CAST(:delays AS double precision[]),
-            CAST(:errors AS text[])
-        ) AS failed(position, aggregate, delay, error)
+    UPDATE outbox SET waits = failed.waits, attempts = attempts + failed.counts, last_error = failed.error,
+        available_at = clock_timestamp() + make_interval(secs => failed.delay),
+        failures = coalesce(failures, '[]') || CAST(failed.failure AS jsonb)
+    FROM unnest(
+        CAST(:positions AS bigint[]), CAST(:waits AS text[]), CAST(:counts AS smallint[]),
+        CAST(:delays AS double precision[]), CAST(:errors AS text[]), CAST(:failures AS text[])
+    ) AS failed(position, waits, counts, delay, error, failure)
+    WHERE outbox.position = failed.position
+""")
+
+# Rows that another worker holds are left to it: it finds out for itself, and nobody waits for anybody here. What is
+# beyond the limit is parked by the claims that meet it.
+_HOLD_BACK = Statement("""
+    UPDATE outbox SET waits = 'behind', available_at = 'infinity' WHERE position IN (
+        SELECT later.position
+        FROM unnest(CAST(:aggregates AS text[]), CAST(:positions AS bigint[])) AS failed(aggregate, position)
+        JOIN outbox AS later ON later.aggregate = failed.aggregate AND later.position > failed.position
+        WHERE later.available_at IS NULL OR (later.waits = 'behind' AND later.available_at < 'infinity')
+        LIMIT 10000 FOR UPDATE OF later SKIP LOCKED
     )
-    UPDATE outbox SET
-        attempts = attempts + CASE WHEN outbox.position = failed.position THEN 1 ELSE 0 END,
-        last_error = CASE WHEN outbox.position = failed.position THEN failed.error ELSE last_error END,
-        available_at = greatest(available_at, clock_timestamp() + make_interval(secs => failed.delay))
-    FROM failed
-    WHERE outbox.aggregate = failed.aggregate AND outbox.position >= failed.position
 """)
 
 _BURY = Statement("""
     WITH failed AS (
-        SELECT * FROM unnest(CAST(:positions AS bigint[]), CAST(:errors AS text[])) AS failed(position, error)
+        SELECT * FROM unnest(
+            CAST(:positions AS bigint[]), CAST(:errors AS text[]), CAST(:fingerprints AS text[]),
+            CAST(:failures AS text[]), CAST(:blocks AS boolean[])
+        ) AS failed(position, error, fingerprint, failure, blocks)
     ), removed AS (
         DELETE FROM outbox USING failed WHERE outbox.position = failed.position
-        RETURNING outbox.position, outbox.event_id, outbox.aggregate, outbox.type, outbox.attempts, failed.error
-    ), waiting AS (
-        UPDATE outbox SET available_at = 'infinity' FROM removed
-        WHERE outbox.aggregate = removed.aggregate AND outbox.position > removed.position
+        RETURNING outbox.position, outbox.event_id, outbox.aggregate, outbox.type, outbox.attempts, outbox.failures,
+            failed.error, failed.fingerprint, failed.failure, failed.blocks
     )
-    INSERT INTO dead_letters (position, event_id, aggregate, type, attempts, error)
-    SELECT position, event_id, aggregate, type, attempts + 1, error FROM removed
+    INSERT INTO dead_letters (position, event_id, aggregate, type, attempts, error, fingerprint, failures, blocks)
+    SELECT position, event_id, aggregate, type, attempts + 1, error, fingerprint,
+        coalesce(failures, '[]') || CAST(failure AS jsonb), blocks
+    FROM removed
+""")
+
+_WAKE = Statement("""
+    UPDATE outbox SET available_at = statement_timestamp()
+    WHERE aggregate = ANY(CAST(:aggregates AS text[])) AND waits = 'behind' AND available_at = 'infinity'
+""")
+
+# A slice from the first ready row on: what is at the head of the queue and nobody takes.
+_PARK_UNKNOWN = Statement("""
+    UPDATE outbox SET waits = 'unknown', available_at = statement_timestamp(),
+        last_error = format('no worker that looked at it has a handler for events of type ''%s''', type)
+    WHERE position IN (
+        SELECT position FROM outbox AS unknown WHERE type <> ALL(CAST(:known AS text[])) AND position IN (
+            SELECT position FROM outbox WHERE available_at IS NULL AND position >= :floor ORDER BY position LIMIT :slice
+        ) FOR UPDATE SKIP LOCKED
+    )
 """)
 
 _LOCK_DEAD_LETTER = Statement("SELECT position FROM dead_letters WHERE position = :position FOR UPDATE")
 
 _REPLAY = Statement("""
     WITH risen AS (
-        DELETE FROM dead_letters WHERE position = :position RETURNING position, event_id, aggregate, type
-    ), waiting AS (
-        UPDATE outbox SET available_at = statement_timestamp() FROM risen
-        WHERE outbox.aggregate = risen.aggregate AND outbox.position > risen.position
+        DELETE FROM dead_letters WHERE position = :position RETURNING position, event_id, aggregate, type, failures
     )
-    INSERT INTO outbox (position, event_id, aggregate, type)
-    SELECT position, event_id, aggregate, type FROM risen
+    INSERT INTO outbox (position, event_id, aggregate, type, available_at, waits, failures)
+    SELECT position, event_id, aggregate, type, statement_timestamp(), 'retry', failures FROM risen
 """)
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimedRow:
-    """An outbox row locked by this transaction, with its event from the log (None where the log has lost it)."""
+_BEGIN = Statement("SELECT set_config('statement_timeout', :milliseconds, true)")
+
+
+class Span(NamedTuple):
+    """Where a claim looks for one type: positions from `first` to before `past`; so many ready and due rows at most."""
+
+    type: str
+    first: int
+    past: int
+    ready: int
+    due: int
+
+
+class ClaimedRow(NamedTuple):
+    """An outbox row locked by this transaction, with its event from the log (None where the log has lost it).
+
+    `waited` is whether it was not simply ready. One that is `blocked` must not run now; where it `parks`, what blocks
+    it waits itself.
+    """
 
     position: int
     event_id: UUID
     aggregate: str
     type: str
     attempts: int
+    waited: bool
     version: int | None
-    payload: dict[str, Any] | None
+    payload: str | None
     request_id: str | None
     traceparent: str | None
     blocked: bool
+    parks: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Horizon:
+    """What a claim's snapshot says of the positions: which is the first ready one, which are still to come.
+
+    `last_taken` is the highest position that any transaction has taken, `transaction` the claim's own id, and every
+    transaction with an id below `oldest_running` has ended.
+    """
+
+    first_ready: int | None
+    last_taken: int
+    transaction: int
+    oldest_running: int
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an event could not be processed, and when to try again (`delay` in seconds)."""
+    """Why an event could not be processed, and when to try again (`delay` in seconds).
+
+    `error` is the whole traceback, `entry` a JSON object for the event's history.
+    """
 
     position: int
     aggregate: str
     error: str
-    delay: float
+    fingerprint: str
+    entry: str
+    delay: float = 0.0
+    waits: Waits = Waits.retry
+    counts: bool = True
+    blocks: bool = True
+
+
+_HORIZON = TypeAdapter(Horizon)
+
+_CROWD = 20
+"""Rows of an aggregate in one claim that tell of more behind them."""
 
 
 class OutboxRepository(SqlAccess):
-    """The event log, the outbox and the dead letters."""
+    """The event log, the outbox and the dead letters, as writers and workers use them."""
 
-    async def append(self, recorded: Sequence[tuple[Event, Trace]]) -> None:
+    async def append(self, recorded: Sequence[Recorded]) -> None:
         """Write events to the log, each with where it came from, and an outbox row for each that is queued."""
-        events = [event for event, _ in recorded]
+        events = [one.event for one in recorded]
         await self.sql.run(
             _APPEND,
-            ids=[new_id() for _ in events],
+            ids=[one.event_id for one in recorded],
             types=[event.type for event in events],
             versions=[event.version for event in events],
             aggregates=[event.aggregate for event in events],
             payloads=[event.model_dump_json() for event in events],
-            request_ids=[trace.request_id for _, trace in recorded],
-            traceparents=[trace.traceparent for _, trace in recorded],
+            request_ids=[one.trace.request_id for one in recorded],
+            traceparents=[one.trace.traceparent for one in recorded],
             queued=[event.queued for event in events],
+            available_ats=[one.available_at for one in recorded],
         )
 
-    async def claim(self, limit: int) -> list[ClaimedRow]:
-        """Lock up to `limit` due rows until the transaction ends. `blocked` ones must not run now."""
-        return [ClaimedRow(**row) for row in await self.sql.fetch(_CLAIM, limit=limit)]
+    async def begin(self, time_limit: float) -> None:
+        """Let no statement of this transaction run for longer than so many seconds."""
+        await self.sql.fetch(_BEGIN, milliseconds=str(int(time_limit * 1000)))
+
+    async def claim(self, spans: Sequence[Span], floor: int) -> tuple[Horizon, list[ClaimedRow]]:
+        """Lock ready and due rows of the spans until the transaction ends.
+
+        No ready row has a position below `floor` (see `Floor`). Types that are paused, or whose batches are all under
+        way, are left out.
+        """
+        header, *rows = await self.sql.fetch(
+            _CLAIM,
+            types=[span.type for span in spans],
+            starts=[span.first for span in spans],
+            ends=[span.past for span in spans],
+            ready=[span.ready for span in spans],
+            due=[span.due for span in spans],
+            floor=floor,
+        )
+        return _HORIZON.validate_json(header["payload"]), [ClaimedRow._make(row.values()) for row in rows]
+
+    async def look(self, spans: Sequence[Span]) -> tuple[bool, float | None]:
+        """Whether a claim may find something now, and in how many seconds something that waits is due."""
+        (row,) = await self.sql.fetch(_LOOK, types=[span.type for span in spans], starts=[span.first for span in spans])
+        return bool(row["ready"]), row["due_in"]
 
     async def complete(self, positions: Sequence[int]) -> None:
         """Delete the rows of processed events."""
         await self.sql.run(_COMPLETE, positions=list(positions))
 
-    async def postpone_blocked(self, positions: Sequence[int]) -> int:
-        """Take rows that wait behind a deferred or dead one out of the claim until that one moves; their number."""
-        return await self.sql.run(_POSTPONE_BLOCKED, positions=list(positions))
+    async def park(self, positions: Sequence[int]) -> int:
+        """Take rows out of the scan that wait behind one that waits itself, until that one wakes them; their number.
+
+        Where an aggregate has many of them, those that no claim has met yet are taken out with them.
+        """
+        parked = await self.sql.fetch(_PARK, positions=list(positions))
+        first: dict[str, int] = {}
+        for row in parked:
+            first[row["aggregate"]] = min(row["position"], first.get(row["aggregate"], row["position"]))
+        if len(parked) >= _CROWD * len(first) > 0:
+            await self.sql.run(_HOLD_BACK, aggregates=list(first), positions=list(first.values()))
+        return len(parked)
+
+    async def wake(self, aggregates: Sequence[str]) -> int:
+        """Make due what waits behind something of these aggregates that is now out of the way; the number of rows."""
+        return await self.sql.run(_WAKE, aggregates=list(aggregates))
 
     async def put_off(self, failures: Sequence[Failure]) -> None:
-        """Count an attempt and wait; later events of the same aggregate wait as long."""
+        """Let events wait, with an attempt counted where it `counts`; later ones of the aggregate wait behind."""
         await self.sql.run(
             _PUT_OFF,
             positions=[failure.position for failure in failures],
-            aggregates=[failure.aggregate for failure in failures],
+            waits=[failure.waits.value for failure in failures],
+            counts=[int(failure.counts) for failure in failures],
             delays=[failure.delay for failure in failures],
             errors=[failure.error for failure in failures],
+            failures=[failure.entry for failure in failures],
         )
+        await self._hold_back(failures)
 
     async def bury(self, failures: Sequence[Failure]) -> None:
-        """Make dead letters of events whose attempts are used up; later ones of the aggregate wait behind."""
+        """Make dead letters of events; later ones of the aggregate wait behind those that block."""
         await self.sql.run(
             _BURY,
             positions=[failure.position for failure in failures],
             errors=[failure.error for failure in failures],
+            fingerprints=[failure.fingerprint for failure in failures],
+            failures=[failure.entry for failure in failures],
+            blocks=[failure.blocks for failure in failures],
         )
+        await self._hold_back([failure for failure in failures if failure.blocks])
+        passed = [failure.aggregate for failure in failures if not failure.blocks]
+        if passed:
+            await self.wake(passed)
+
+    async def park_unknown(self, known: Sequence[str], floor: int, batch: int) -> int:
+        """Let events at the head of the queue wait whose types are not among `known`; the number of rows.
+
+        They are due for whoever knows them.
+        """
+        return await self.sql.run(_PARK_UNKNOWN, known=list(known), floor=floor, slice=batch)
 
     async def replay(self, position: int) -> bool:
-        """Put a dead letter back at its old place with its attempts at zero; False if there is none."""
-        # Two statements: the second sees every row that was sent to wait before the lock was granted.
+        """Put a dead letter back at its old place with its attempts at zero; False if there is none.
+
+        What waits behind it goes on waiting until it is processed.
+        """
+        # Two statements: the lock waits for those that are about to wait behind it.
         if not await self.sql.fetch(_LOCK_DEAD_LETTER, position=position):
             return False
         return await self.sql.run(_REPLAY, position=position) == 1
+
+    async def _hold_back(self, failures: Sequence[Failure]) -> None:
+        if failures:
+            await self.sql.run(
+                _HOLD_BACK,
+                aggregates=[failure.aggregate for failure in failures],
+                positions=[failure.position for failure in failures],
+            )

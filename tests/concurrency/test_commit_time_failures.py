@@ -7,9 +7,9 @@ from sqlalchemy import text
 
 from services.database import Database
 from services.outbox.events import Claimed
-from services.outbox.processor import RetryPolicy
+from services.outbox.policy import RetryPolicy
 from services.unit_of_work import UnitOfWork
-from tests.concurrency.ticks import LATER, Tick, TickHandler, Tock, append, drain, effects, processor, rows
+from tests.concurrency.ticks import DUE_NOW, LATER, Tick, TickHandler, Tock, append, drain, effects, processor, rows
 from tests.factories import make_user
 
 TOCKS = "SELECT payload ->> 'name' FROM events WHERE type = 'test.tock' ORDER BY 1"
@@ -105,7 +105,7 @@ async def test_what_fails_at_the_commit_is_put_off_alone_and_the_queue_goes_on(s
     assert await rows(shop, WAITING) == [("tick/d", 1), ("tick/d", 0)]
 
     # Without the fault it is made up for, in its order.
-    await rows(shop, "UPDATE outbox SET available_at = now()")
+    await rows(shop, DUE_NOW)
     await drain(processor(shop))
     assert [number for name, number in await effects(shop) if name == "d"] == [0, 1]
     assert await rows(shop, WAITING) == []

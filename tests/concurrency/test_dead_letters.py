@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError
 
 from services.database import Database
 from services.outbox.events import Claimed
-from services.outbox.processor import RetryPolicy
+from services.outbox.policy import RetryPolicy
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import Tick, TickHandler, append, drain, effects, processor, rows
 

@@ -8,7 +8,8 @@ from sqlalchemy import text
 
 from services.database import Database
 from services.outbox.events import Claimed, Event
-from services.outbox.processor import Outcome, Processor, RetryPolicy, Subscription
+from services.outbox.policy import RetryPolicy
+from services.outbox.processor import Outcome, Processor, Subscription
 from services.unit_of_work import UnitOfWork
 
 SOON = RetryPolicy(max_attempts=100, base=0.001, cap=0.002)
@@ -16,6 +17,9 @@ SOON = RetryPolicy(max_attempts=100, base=0.001, cap=0.002)
 
 LATER = RetryPolicy(max_attempts=100, base=3600.0, cap=3600.0)
 """Tries again long after the test is over."""
+
+DUE_NOW = "UPDATE outbox SET available_at = now() WHERE available_at IS NOT NULL"
+"""Whatever waits for its time need not wait any longer."""
 
 _EFFECTS = """
     CREATE TABLE effects (

@@ -7,7 +7,8 @@ from services.database import Database
 from services.orders import service
 from services.orders.schemas import OrderCreate, OrderItemCreate
 from services.outbox.events import Trace
-from services.outbox.processor import Processor, RetryPolicy
+from services.outbox.policy import RetryPolicy
+from services.outbox.processor import Processor
 from services.unit_of_work import UnitOfWork
 from services.users.models import User
 from tests.concurrency.ticks import rows

@@ -11,7 +11,8 @@ from sqlalchemy.pool import QueuePool
 from services.catalog.models import Category
 from services.catalog.schemas import CategoryCreate
 from services.database import Database
-from services.outbox.events import Event, Trace
+from services.fields import new_id
+from services.outbox.events import Event, Recorded, Trace
 from services.sql import Statement
 from services.unit_of_work import UnitOfWork
 from tests.factories import count_statements
@@ -234,18 +235,18 @@ async def test_a_statement_that_fails_in_a_savepoint_leaves_the_transaction_usab
 
 async def test_a_plain_savepoint_undoes_only_its_block_and_its_events(database: Database) -> None:
     async with UnitOfWork(database.write) as uow:
-        await uow.outbox.append([(Noted(number=1), Trace())])
+        await uow.outbox.append([Recorded(new_id(), Noted(number=1), Trace())])
         with suppress(Undo):
             async with uow.savepoint(plain=True):
-                await uow.outbox.append([(Noted(number=2), Trace())])
+                await uow.outbox.append([Recorded(new_id(), Noted(number=2), Trace())])
                 uow.record(Noted(number=3))
                 raise Undo
         with suppress(IntegrityError):
             async with uow.savepoint(plain=True):
-                await uow.outbox.append([(Noted(number=4), Trace())])
+                await uow.outbox.append([Recorded(new_id(), Noted(number=4), Trace())])
                 await uow.outbox.sql.run(Statement("INSERT INTO accounts (system_name) VALUES ('issuance')"))
         async with uow.savepoint(plain=True):
-            await uow.outbox.append([(Noted(number=5), Trace())])
+            await uow.outbox.append([Recorded(new_id(), Noted(number=5), Trace())])
         await uow.commit()
     async with database.engine.connect() as connection:
         numbers = await connection.scalars(

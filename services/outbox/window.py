@@ -1,0 +1,105 @@
+"""Where a worker looks for events: past the dead rows, and so that nobody's backlog starves the others."""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+from services.outbox.repository import ClaimedRow, Horizon, Span
+
+_END = 2**63 - 1
+_HEAD_SHARE = 0.75
+"""Of a window that one aggregate fills: how much goes on looking at the head of the queue."""
+
+
+class Floor:
+    """The lowest position at which a ready row may be. Claims start there, past the rows that are dead or wait.
+
+    While another session holds a snapshot, processed rows stay in the index at the head of the queue, and a scan from
+    the beginning reads them over and over. Skipping them must not skip a row that is still to come: a transaction takes
+    its position before it commits. So the floor rises only over positions whose takers have ended. Each has its
+    transaction id before it takes a position (`OutboxRepository.append`); hence, of a position that was taken before a
+    claim, the taker's id is lower than the claim's own, and it has ended once all ids below that one have.
+
+    A row that waits is not ready again, and one that is locked by another worker is still to be seen: neither is passed
+    over. What it knows is lost with the object; the first claim of a new one reads the dead rows once.
+    """
+
+    def __init__(self) -> None:
+        self.position = 0
+        self.last_taken = 0
+        self._settling: tuple[int, int] | None = None
+
+    def rise(self, horizon: Horizon) -> None:
+        """Take in what a claim's snapshot has shown."""
+        if self._settling is not None:
+            settled, transaction = self._settling
+            if horizon.oldest_running >= transaction:
+                ready = settled + 1 if horizon.first_ready is None else horizon.first_ready
+                self.position = max(self.position, min(ready, settled + 1))
+                self._settling = None
+        if self._settling is None:
+            # Taken before this claim began: its own id came later.
+            self._settling = (self.last_taken, horizon.transaction)
+        self.last_taken = horizon.last_taken
+
+
+class Window:
+    """How a claim's rows are shared among the event types, and among the aggregates of one.
+
+    A type gets what the others leave: those with little to do keep an even share free, and those with a backlog divide
+    the rest. Where one aggregate fills a window, a part of the next one is taken from a random place further on.
+    """
+
+    def __init__(self, types: Sequence[str], size: int) -> None:
+        self._types = list(types)
+        self._size = size
+        self._ready: dict[str, int] = dict.fromkeys(types, size)
+        self._due: dict[str, int] = dict.fromkeys(types, 0)
+        self._crowded: dict[str, int] = {}
+        """The last position of a window that one aggregate filled."""
+        self._asked: dict[str, int] = {}
+        """Ready rows that the latest claim wanted from the head of the queue."""
+
+    def spans(self, floor: Floor) -> list[Span]:
+        """What the next claim asks for."""
+        even = max(1, self._size // len(self._types))
+        idle = sum(found for found in self._found().values() if found < even)
+        busy = [name for name, found in self._found().items() if found >= even]
+        spans: list[Span] = []
+        for name in self._types:
+            share = max(even, (self._size - idle) // len(busy)) if name in busy else even
+            due = share // 2 if self._ready[name] >= share else share
+            ready = share - min(self._due[name], share // 2)
+            of_type = self._split(name, floor, max(1, ready), max(1, due))
+            self._asked[name] = of_type[0].ready
+            spans += of_type
+        return spans
+
+    def note(self, rows: Sequence[ClaimedRow]) -> bool:
+        """Take in what a claim has found; whether another may find as much at once."""
+        ready = Counter(row.type for row in rows if not row.waited)
+        due = Counter(row.type for row in rows if row.waited)
+        full = False
+        for name in self._types:
+            # What was looked at in two places may have more in either.
+            full = full or (name in self._crowded and ready[name] > 0)
+            full = full or ready[name] >= self._asked[name] or due[name] >= max(1, self._asked[name] // 2)
+            self._ready[name], self._due[name] = ready[name], due[name]
+            self._crowded.pop(name, None)
+            if ready[name] >= max(2, self._asked[name]):
+                mine = [row for row in rows if row.type == name and not row.waited][: self._asked[name]]
+                ((_, most),) = Counter(row.aggregate for row in mine).most_common(1)
+                if most > len(mine) // 2:
+                    self._crowded[name] = mine[-1].position
+        return full
+
+    def _found(self) -> dict[str, int]:
+        return {name: self._ready[name] + self._due[name] for name in self._types}
+
+    def _split(self, name: str, floor: Floor, ready: int, due: int) -> list[Span]:
+        last = self._crowded.get(name)
+        if last is None or last + 1 >= floor.last_taken or ready < 2:
+            return [Span(name, floor.position, _END, ready, due)]
+        further = random.randint(last + 1, floor.last_taken)  # noqa: S311
+        head = min(ready - 1, int(ready * _HEAD_SHARE))
+        return [Span(name, floor.position, further, head, due), Span(name, further, _END, ready - head, 0)]
