@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import psycopg
 
-from benchmarks.rows import INTO_LOG, INTO_OUTBOX
+from benchmarks.rows import INTO_LOG, queue
 from services.fields import new_id
 
 SELLERS = 10
@@ -124,8 +124,7 @@ def place_waiting(url: str, shop: Shop, orders: int, items: int) -> None:
 
 def release_waiting(connection: psycopg.Connection[tuple[object, ...]]) -> None:
     """Put the outbox rows in, as one commit."""
-    with connection.transaction():
-        connection.execute(INTO_OUTBOX + " SELECT event_id, aggregate, 'order.placed' FROM waiting ORDER BY n")
+    queue(connection, "SELECT event_id, aggregate, 'order.placed' FROM waiting ORDER BY n")
 
 
 def _tidy(url: str, tables: str) -> None:

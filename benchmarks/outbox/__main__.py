@@ -2,13 +2,16 @@
 
 import argparse
 import json
+import shutil
+import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 
 from benchmarks.outbox import backlog, hot, latency, orders, peers, scaling, snapshot, trivial
 from benchmarks.outbox.bench import Bench
-from benchmarks.outbox.sizes import FULL, QUICK
+from benchmarks.outbox.sizes import FULL, FULL_GIB, QUICK, QUICK_GIB
 from benchmarks.outbox.table import Line, document, show
 from benchmarks.stage import open_stage
 
@@ -27,6 +30,9 @@ _SCENARIOS: dict[str, Callable[[Bench], list[Line]]] = {
 
 def main() -> int:
     options = _options()
+    # An orderly end, so that servers, workers and gigabytes of events go with us.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    _check_room(QUICK_GIB if options.quick else FULL_GIB)
     lines: list[Line] = []
     started = time.monotonic()
     with open_stage() as stage:
@@ -48,6 +54,15 @@ def main() -> int:
     else:
         show(title, lines, notes)
     return 0 if all(line.reached for line in lines) else 1
+
+
+def _check_room(wanted: int) -> None:
+    if sys.platform != "linux":
+        sys.exit("the benchmarks need Linux: CPU time and memory are read from /proc")
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free / 2**30
+    if free < wanted:
+        sys.exit(f"{folder} has {free:.0f} GiB free, and {wanted} may be needed; set TMPDIR to a folder with more room")
 
 
 def _options() -> argparse.Namespace:

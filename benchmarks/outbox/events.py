@@ -7,7 +7,7 @@ from uuid import UUID
 
 import psycopg
 
-from benchmarks.rows import INTO_LOG, INTO_OUTBOX
+from benchmarks.rows import INTO_LOG, queue
 from services.outbox.events import Event
 
 WATCHED = 0
@@ -26,7 +26,7 @@ _LOG = """
         SELECT n, {id} AS id, {key} AS key FROM generate_series(%(first)s::bigint, %(last)s::bigint) AS n
     ) AS new ORDER BY n
 """
-_RELEASE = " SELECT id, aggregate, type FROM events WHERE id >= %s AND id < %s ORDER BY id"
+_SOME = "SELECT id, aggregate, type FROM events WHERE id >= %s AND id < %s ORDER BY id"
 
 
 class Ping(Event):
@@ -77,9 +77,7 @@ class Log:
 
     def release(self, connection: psycopg.Connection[tuple[object, ...]], first: int, number: int) -> None:
         """Put the outbox rows of `number` events in, from the `first` on, as one commit."""
-        with connection.transaction():
-            bounds = (self._id_from(first), self._id_from(first + number))
-            connection.execute(INTO_OUTBOX + _RELEASE, bounds)
+        queue(connection, _SOME, (self._id_from(first), self._id_from(first + number)))
 
     def _id_from(self, n: int) -> UUID:
         millisecond = self.millisecond + n // _IDS_A_MILLISECOND

@@ -48,6 +48,9 @@ FULL = Sizes(
     scaling_seconds=15.0,
 )
 
+FULL_GIB = 40
+"""What the servers may write: ten million events, or ten minutes of dead rows, and the write-ahead log."""
+
 QUICK = Sizes(
     rounds=1,
     events=200_000,
@@ -66,3 +69,5 @@ QUICK = Sizes(
     watched=10_000,
     scaling_seconds=3.0,
 )
+
+QUICK_GIB = 10

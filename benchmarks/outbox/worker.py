@@ -22,14 +22,15 @@ from services.database import open_database
 from services.logs import configure_logging
 from services.outbox.doorbell import Doorbell, DoorbellListener
 from services.outbox.events import Claimed
-from services.outbox.processor import Outcome, Processor, RetryPolicy, Subscription
+from services.outbox.policy import RetryPolicy
+from services.outbox.processor import Outcome, Processor, Subscription
 from services.settings import get_settings
 from services.unit_of_work import UnitOfWork
 from worker.poller import Poller
 
 
 class Counter:
-    """The trivial handler: it notes what it was given, and waits or fails where it is told to."""
+    """The trivial handler of one processor: it notes what it was given, and waits or fails where it is told to."""
 
     def __init__(self, wait: float, *, failing: bool) -> None:
         self.noted: list[Claimed[Ping]] = []
@@ -45,13 +46,16 @@ class Counter:
 
 
 class TimedProcessor(Processor[UnitOfWork]):
-    """Writes down each batch once it is committed, and sees whether aggregates kept their order."""
+    """Writes down each batch once it is committed, and sees whether aggregates kept their order.
 
-    def __init__(self, counter: Counter, timeline: TimelineWriter, aggregates: int, **more: Any) -> None:
-        super().__init__(subscriptions=[Subscription(Ping, counter)], **more)
+    `last` has the position of each aggregate's latest event, over all processors of the process.
+    """
+
+    def __init__(self, counter: Counter, timeline: TimelineWriter, last: "array[int]", **more: Any) -> None:
+        super().__init__(subscriptions=[Subscription(Ping, counter, plain_sql=True)], **more)
         self._counter = counter
         self._timeline = timeline
-        self._last = array("q", bytes(8 * (aggregates + 1)))
+        self._last = last
 
     async def run_once(self) -> Outcome:
         self._counter.noted.clear()
@@ -74,17 +78,22 @@ async def work(options: argparse.Namespace) -> None:
     settings = get_settings()
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    timeline, last = TimelineWriter(options.timeline), array("q", bytes(8 * (options.aggregates + 1)))
     redis = Redis.from_url(settings.redis_url, socket_connect_timeout=1)
     async with open_database(settings, "worker") as database, redis, Doorbell(redis) as doorbell:
-        processor = TimedProcessor(
-            Counter(options.wait, failing=options.failing),
-            TimelineWriter(options.timeline),
-            options.aggregates,
-            open_transaction=lambda: UnitOfWork(database.write, doorbell),
-            retry=RetryPolicy(settings.outbox_max_attempts, settings.outbox_retry_base, settings.outbox_retry_cap),
-            batch_size=settings.outbox_batch_size,
-        )
-        poller = Poller(processor, DoorbellListener(redis), settings.outbox_poll_interval)
+        processors = [
+            TimedProcessor(
+                Counter(options.wait, failing=options.failing),
+                timeline,
+                last,
+                open_transaction=lambda: UnitOfWork(database.write, doorbell),
+                retry=RetryPolicy(settings.outbox_max_attempts, settings.outbox_retry_base, settings.outbox_retry_cap),
+                batch_size=settings.outbox_batch_size,
+                time_limit=settings.outbox_time_limit,
+            )
+            for _ in range(settings.outbox_concurrency)
+        ]
+        poller = Poller(processors, DoorbellListener(redis), settings.outbox_poll_interval)
         poller.start()
         await stop.wait()
         await poller.stop(settings.worker_shutdown_grace)
