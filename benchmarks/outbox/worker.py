@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 
 from benchmarks.outbox.events import WATCHED, Ping
 from benchmarks.outbox.timeline import Batch, TimelineWriter
+from services.collector import spare_what_stays
 from services.database import open_database
 from services.logs import configure_logging
 from services.outbox.doorbell import Doorbell, DoorbellListener
@@ -107,6 +108,7 @@ def main() -> int:
     parser.add_argument("--failing", action="store_true", help="let the events of the watched aggregate fail")
     options = parser.parse_args()
     configure_logging(get_settings(), "worker")
+    spare_what_stays()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(work(options))
     return 0
