@@ -11,8 +11,9 @@ from benchmarks.outbox.timeline import rate_between
 
 _WORKERS = (1, 2, 4, 8)
 _WAIT_SECONDS = 0.02
-# Few events a batch, so that the CPUs of a small machine are not the limit.
+# Few events a batch, and one batch at a time, so that the CPUs of a small machine are not the limit.
 _BATCH_SIZE = 10
+_CONCURRENCY = 1
 _WARMUP_SECONDS = 1.0
 
 
@@ -33,7 +34,8 @@ def measure(bench: Bench) -> list[Line]:
 
 
 def _rate(bench: Bench, database: str, number: int, seconds: float) -> float:
-    with bench.workers(database, number, wait=_WAIT_SECONDS, outbox_batch_size=_BATCH_SIZE) as workers:
+    how = {"wait": _WAIT_SECONDS, "outbox_batch_size": _BATCH_SIZE, "outbox_concurrency": _CONCURRENCY}
+    with bench.workers(database, number, **how) as workers:
         for worker in workers:
             worker.wait_for(_BATCH_SIZE)
         time.sleep(_WARMUP_SECONDS)

@@ -59,7 +59,7 @@ def test_a_rate_between_two_times_counts_what_ended_between_them() -> None:
 
 def test_the_hot_aggregate_and_the_others_are_timed_apart() -> None:
     batches = [batch(0.0, 100), batch(1.0, 100), batch(2.0, 100, 50), batch(3.0, 100, 100), batch(4.0, 300)]
-    assert rate_of_watched(batches) == 75.0
+    assert rate_of_watched(batches) == (75.0, 100.0)
     assert rate_of_others(batches) == 200.0
 
 
