@@ -13,7 +13,7 @@ from arq.worker import Worker, func
 
 from benchmarks.peers.drain import Drain, tell
 
-_MAX_JOBS = 100
+_MAX_JOBS = 10
 _CHUNK = 1_000
 _A_DAY_MS = 86_400_000
 

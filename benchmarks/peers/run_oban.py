@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.peers.drain import Drain, tell
 
-_LIMIT = 200
+_LIMIT = 1000
 _CONNECTIONS = 4
 
 

@@ -1,6 +1,7 @@
 """procrastinate: it fetches and finishes each job by a statement of its own; jobs run side by side on a pool."""
 
 import asyncio
+import logging
 from typing import Any
 
 import psycopg
@@ -8,12 +9,14 @@ from procrastinate import App, PsycopgConnector
 
 from benchmarks.peers.drain import Drain, tell
 
-_CONCURRENCY = 20
+_CONCURRENCY = 40
 _CONNECTIONS = 10
 _CHUNK = 1_000
 
 
 async def run(job: dict[str, Any], drain: Drain) -> None:
+    # It warns of tasks in the main module, which another process would not find: there is no other.
+    logging.getLogger("procrastinate").setLevel(logging.ERROR)
     app = App(connector=PsycopgConnector(conninfo=job["database_url"], min_size=_CONNECTIONS, max_size=_CONNECTIONS))
 
     async def trivial(number: int) -> None:  # noqa: ARG001
