@@ -8,13 +8,18 @@ BIN := .venv/bin
 READY := .venv/ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
+# One of the peers needs Python 3.12; the others run with any. `make` finds those of pyenv, too.
+PEERS_PYTHON ?= $(firstword $(foreach name,python3.14 python3.13 python3.12 \
+	$(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python),$(shell $(name) -c '$(ENOUGH)' 2>/dev/null && echo $(name))) \
+	$(PYTHON))
+PEERS := .venv-bench
 
 UV := build/lock/bin/uv
 COMPILE := $(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --no-header -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check lint format types imports drift clean-data clean lock
+.PHONY: help setup run test check lint format types imports drift bench-peers clean-data clean lock
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -62,15 +67,23 @@ imports: $(READY) ## Check which package imports which
 drift: $(READY) ## See that the migrations make the schema of the models
 	$(BIN)/python .ci/drift.py
 
+bench-peers: $(PEERS)/ready ## Make .venv-bench with the job queues that benchmarks/outbox runs beside the product
+
+$(PEERS)/ready: requirements-bench.txt
+	"$(PEERS_PYTHON)" -m venv --clear $(PEERS)
+	$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r requirements-bench.txt
+	@touch $(PEERS)/ready
+
 clean-data: $(READY) ## Remove the data of `make run`, to start afresh
 	@$(BIN)/waybill clean-data $(ARGS)
 
 clean: ## Remove .venv, caches and builds; the data stay
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv $(PEERS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 lock: $(UV) ## Lock anew what pyproject.toml asks for, as it stands; remove a lock first to get the newest versions
 	$(COMPILE) pyproject.toml -o requirements.txt
 	$(COMPILE) pyproject.toml --extra dev -o requirements-dev.txt
+	$(COMPILE) --group peers -o requirements-bench.txt
 	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["embedded"], sep="\n")' \
 		| $(COMPILE) - --no-deps --no-annotate -o requirements-embedded.txt
 

@@ -20,7 +20,7 @@ from services.fields import new_id
 
 _CLAIM = """
     WITH locked AS MATERIALIZED (
-        SELECT position, event_id, aggregate FROM outbox WHERE available_at <= statement_timestamp()
+        SELECT position, event_id, aggregate FROM outbox WHERE available_at IS NULL
         ORDER BY position LIMIT $1 FOR UPDATE SKIP LOCKED
     )
     SELECT locked.position, orders.id, orders.total FROM locked

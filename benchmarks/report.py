@@ -96,10 +96,15 @@ def _baseline(runs: Sequence[Measured], run: Measured) -> Measured:
     return next(other for other in runs if other.unit == run.unit)
 
 
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {"cpus": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()}
+
+
 def _document(title: str, runs: Sequence[Measured], targets: Sequence[Target], notes: Sequence[str]) -> dict[str, Any]:
     return {
         "title": title,
-        "machine": {"cpus": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()},
+        "machine": machine(),
         "runs": [
             {**asdict(run), "per_second": run.rate, "ratio": run.rate / _baseline(runs, run).rate} for run in runs
         ],

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import psycopg
 
+from benchmarks.rows import INTO_LOG, queue
 from services.fields import new_id
 
 SELLERS = 10
@@ -37,7 +38,7 @@ _SHOP = """
     INSERT INTO inventory (product_id, on_hand) SELECT id, 1000000000 FROM products;
 """
 
-_PLACE = """
+_PLACE = f"""
     CREATE TEMP TABLE placed ON COMMIT DROP AS
     SELECT id, event_id, %(first_buyer)s + (n + %(first)s) %% %(buyers)s AS buyer_id, n + %(first)s AS n
     FROM unnest(%(ids)s, %(event_ids)s) WITH ORDINALITY AS new(id, event_id, n);
@@ -70,7 +71,7 @@ _PLACE = """
         SELECT buyer_id, sum(total) AS amount FROM orders JOIN placed USING (id, buyer_id) GROUP BY buyer_id
     ) AS pending WHERE accounts.user_id = pending.buyer_id;
 
-    INSERT INTO events (id, type, version, aggregate, payload, request_id)
+    {INTO_LOG}
     SELECT event_id, 'order.placed', 1, 'order/' || orders.id, jsonb_build_object(
         'order_id', orders.id, 'buyer_id', orders.buyer_id, 'total', orders.total::text), event_id::text
     FROM placed JOIN orders USING (id) ORDER BY placed.event_id;
@@ -124,11 +125,7 @@ def place_waiting(url: str, shop: Shop, orders: int, items: int) -> None:
 
 def release_waiting(connection: psycopg.Connection[tuple[object, ...]]) -> None:
     """Put the outbox rows in, as one commit."""
-    with connection.transaction():
-        connection.execute(
-            "INSERT INTO outbox (event_id, aggregate, type)"
-            " SELECT event_id, aggregate, 'order.placed' FROM waiting ORDER BY n"
-        )
+    queue(connection, "SELECT event_id, aggregate, 'order.placed' FROM waiting ORDER BY n")
 
 
 def _tidy(url: str, tables: str) -> None:

@@ -30,6 +30,7 @@ from services.operations.schemas import Books
 from services.settings import Environment, LogFormat, Settings
 from services.unit_of_work import UnitOfWork
 
+ROOT = Path(__file__).parent.parent
 START_SECONDS = 60.0
 # Durable as in production; a checkpoint in the middle of ten seconds would measure the disk and not the product.
 _POSTGRES_SETTINGS = {"shared_buffers": "512MB", "max_wal_size": "8GB", "checkpoint_timeout": "30min"}
@@ -73,9 +74,15 @@ class Stage:
             connection.execute(statement.format(sql.Identifier(database), sql.Identifier(source)))
             connection.execute("CHECKPOINT")
 
+    def drop(self, database: str) -> None:
+        """Remove a database, whoever is still connected."""
+        with psycopg.connect(self.postgres.url(), autocommit=True) as connection:
+            statement = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)")
+            connection.execute(statement.format(sql.Identifier(database)))
+
     @contextmanager
     def process(self, name: str, arguments: list[str], settings: Settings) -> Iterator["subprocess.Popen[bytes]"]:
-        """One process of the product, stopped by its id on exit; its output goes to `NAME.log`."""
+        """A process with the product's settings, stopped by its id on exit; its output goes to `NAME.log`."""
         started = child.spawn(
             [sys.executable, "-P", *arguments],
             cwd=self.folder,
@@ -93,11 +100,11 @@ class Stage:
 
 
 @contextmanager
-def open_stage() -> Iterator[Stage]:
+def open_stage(**postgres_settings: str) -> Iterator[Stage]:
     """Start the servers in a temporary folder; stop them and remove it on exit."""
     with tempfile.TemporaryDirectory(prefix="waybill-benchmark-") as name:
         folder = Path(name)
-        postgres = EmbeddedPostgres(folder / "postgres", settings=_POSTGRES_SETTINGS, durable=True)
+        postgres = EmbeddedPostgres(folder / "postgres", settings=_POSTGRES_SETTINGS | postgres_settings, durable=True)
         with postgres, EmbeddedRedis(folder / "redis", durable=True) as redis:
             yield Stage(folder, postgres, redis, secrets.token_urlsafe(48))
 
@@ -132,11 +139,17 @@ def running_worker(stage: Stage, settings: Settings) -> Iterator[int]:
         yield process.pid
 
 
-def run_beside(module: str, job: Mapping[str, Any]) -> dict[str, Any]:
-    """Run `python -m MODULE` with `job` as JSON on its standard input; what it prints is the result."""
+def run_beside(
+    module: str, job: Mapping[str, Any], *, python: str | Path = sys.executable, settings: Settings | None = None
+) -> dict[str, Any]:
+    """Run `python -m MODULE` with `job` as JSON on its standard input; what it prints is the result.
+
+    With `settings`, the module finds them as the product's own processes do.
+    """
     finished = subprocess.run(
-        [sys.executable, "-m", module],
-        cwd=Path(__file__).parent.parent,
+        [python, "-m", module],
+        cwd=ROOT,
+        env=_environment(settings) if settings else None,
         input=json.dumps(job).encode(),
         stdout=subprocess.PIPE,
         check=True,
@@ -161,7 +174,8 @@ def _environment(settings: Settings) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WAYBILL_")}
     values = settings.model_dump(mode="json", exclude_unset=True)
     values["secret_key"] = settings.secret_key.get_secret_value()
-    return kept | {f"WAYBILL_{name.upper()}": str(value) for name, value in values.items()}
+    # The benchmark's own processes are found from any working folder.
+    return kept | {f"WAYBILL_{name.upper()}": str(value) for name, value in values.items()} | {"PYTHONPATH": str(ROOT)}
 
 
 def _answers(url: str) -> bool:

@@ -28,10 +28,12 @@ def family_cpu_seconds(pid: int) -> float:
 
 def peak_rss_mib(pid: int) -> float:
     """The most memory the process has held at a time so far."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    raise ValueError(f"process {pid} shows no memory")
+    return _status_mib(pid, "VmHWM:")
+
+
+def rss_mib(pid: int) -> float:
+    """The memory the process holds now."""
+    return _status_mib(pid, "VmRSS:")
 
 
 def machine_cpu_seconds() -> float:
@@ -62,6 +64,13 @@ class Meter:
         self.cpu += cpu_seconds(self.pid)
         self.postgres_cpu += family_cpu_seconds(self.postgres_pid)
         self.machine_cpu += machine_cpu_seconds()
+
+
+def _status_mib(pid: int, field: str) -> float:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+    raise ValueError(f"process {pid} shows no memory")
 
 
 def _stat(pid: int) -> list[str]:

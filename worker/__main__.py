@@ -8,6 +8,7 @@ import uvloop
 from arq.worker import get_kwargs
 from pydantic import ValidationError
 
+from services.collector import spare_what_stays
 from services.logs import configure_logging
 from services.settings import get_settings
 from worker.runner import DatabaseAway, ReconnectingWorker
@@ -32,6 +33,7 @@ def main() -> None:
     # Imported here: it reads the settings, too.
     from worker.settings import WorkerSettings
 
+    spare_what_stays()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             runner.run(serve(WorkerSettings))

@@ -43,7 +43,8 @@ def upgrade() -> None:
     op.create_check_constraint(op.f("ck_outbox_ready_or_waits"), "outbox", "(available_at IS NULL) = (waits IS NULL)")
     op.create_index("ix_outbox_ready", "outbox", ["type", "position"], postgresql_where=sa.text("available_at IS NULL"))
     waiting = sa.text("available_at IS NOT NULL")
-    op.create_index("ix_outbox_waiting", "outbox", ["type", "available_at", "position"], postgresql_where=waiting)
+    due = sa.text("available_at < 'infinity'")
+    op.create_index("ix_outbox_waiting", "outbox", ["type", "available_at", "position"], postgresql_where=due)
     op.create_index("ix_outbox_waiting_aggregate", "outbox", ["aggregate", "position"], postgresql_where=waiting)
 
     op.add_column("dead_letters", sa.Column("fingerprint", sa.String(16), server_default="", nullable=False))

@@ -120,12 +120,14 @@ class OutboxRow(DeclarativeTable):
     __table_args__ = (
         Index("ix_outbox_ready", "type", "position", postgresql_where=text("available_at IS NULL")),
         Index("ix_outbox_aggregate_position", "aggregate", "position"),
+        # Not of those that wait for ever: the planner would take it for a way to an aggregate's rows while the
+        # statistics know of none that wait.
         Index(
             "ix_outbox_waiting",
             "type",
             "available_at",
             "position",
-            postgresql_where=text("available_at IS NOT NULL"),
+            postgresql_where=text("available_at < 'infinity'"),
         ),
         Index(
             "ix_outbox_waiting_aggregate",

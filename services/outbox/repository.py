@@ -55,6 +55,7 @@ _CLAIM = Statement("""
                     WHERE outbox.type = entry.type AND available_at IS NULL AND position >= entry.first
                 ) OR EXISTS (
                     SELECT FROM outbox WHERE outbox.type = entry.type AND available_at <= statement_timestamp()
+                    AND available_at < 'infinity'
                 )
             ) AND EXISTS (
                 SELECT FROM generate_series(1, control.max_batches) AS slot
@@ -71,7 +72,7 @@ _CLAIM = Statement("""
         UNION ALL
         SELECT row.* FROM wanted CROSS JOIN LATERAL (
             SELECT position, event_id, aggregate, type, attempts, true AS waited FROM outbox
-            WHERE outbox.type = wanted.type AND available_at <= statement_timestamp()
+            WHERE outbox.type = wanted.type AND available_at <= statement_timestamp() AND available_at < 'infinity'
             ORDER BY available_at, position LIMIT wanted.due FOR UPDATE SKIP LOCKED
         ) AS row
     ), barrier AS MATERIALIZED (

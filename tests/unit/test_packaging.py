@@ -16,7 +16,7 @@ from services.cli.main import app
 from services.settings import Settings
 
 ROOT = Path(__file__).parents[2]
-LOCKS = ("requirements.txt", "requirements-dev.txt", "requirements-embedded.txt")
+LOCKS = ("requirements.txt", "requirements-dev.txt", "requirements-embedded.txt", "requirements-bench.txt")
 
 
 def commands() -> set[str]:

@@ -1,0 +1,1 @@
+"""What the outbox engine does and what it costs: `python -m benchmarks.outbox`."""

@@ -1,0 +1,88 @@
+"""What the outbox engine does and what it costs: `python -m benchmarks.outbox`."""
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+from benchmarks.outbox import backlog, hot, latency, orders, peers, scaling, snapshot, trivial
+from benchmarks.outbox.bench import Bench
+from benchmarks.outbox.sizes import FULL, FULL_GIB, QUICK, QUICK_GIB
+from benchmarks.outbox.table import Line, document, show
+from benchmarks.stage import open_stage
+
+_SCENARIOS: dict[str, Callable[[Bench], list[Line]]] = {
+    "trivial": trivial.measure,
+    "peers": peers.measure,
+    "orders": orders.measure,
+    "latency": latency.measure,
+    "hot": hot.measure_hot,
+    "retry": hot.measure_retry,
+    "scaling": scaling.measure,
+    "snapshot": snapshot.measure,
+    "backlog": backlog.measure,
+}
+
+
+def main() -> int:
+    options = _options()
+    # An orderly end, so that servers, workers and gigabytes of events go with us.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    _check_room(QUICK_GIB if options.quick else FULL_GIB)
+    lines: list[Line] = []
+    started = time.monotonic()
+    with open_stage() as stage:
+        stage.migrate("empty")
+        bench = Bench(stage, QUICK if options.quick else FULL, options.batch_size)
+        for name in options.only:
+            began = time.monotonic()
+            lines += _SCENARIOS[name](bench)
+            print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+        batch_size = stage.settings("empty").outbox_batch_size if bench.batch_size is None else bench.batch_size
+    title = f"The outbox engine, at most {batch_size} events a transaction{', quick' if options.quick else ''}"
+    reached, missed = (sum(line.verdict == verdict for line in lines) for verdict in ("reached", "MISSED"))
+    notes = [
+        "CPU is for 1,000 events. Rates of workers run from the end of their first batch to the end of their last.",
+        f"{reached} targets reached, {missed} missed, in {(time.monotonic() - started) / 60:.1f} minutes.",
+    ]
+    if options.json:
+        print(json.dumps(document(title, lines, notes), indent=2))
+    else:
+        show(title, lines, notes)
+    return 0 if all(line.reached for line in lines) else 1
+
+
+def _check_room(wanted: int) -> None:
+    if sys.platform != "linux":
+        sys.exit("the benchmarks need Linux: CPU time and memory are read from /proc")
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free / 2**30
+    if free < wanted:
+        sys.exit(f"{folder} has {free:.0f} GiB free, and {wanted} may be needed; set TMPDIR to a folder with more room")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.outbox", description=__doc__)
+    parser.add_argument(
+        "--only", type=_scenarios, default=list(_SCENARIOS), help=f"some of {','.join(_SCENARIOS)} (all)"
+    )
+    parser.add_argument("--quick", action="store_true", help="small sizes: over in four minutes")
+    parser.add_argument("--batch-size", type=int, help="events of a transaction at most (what the settings say)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    return parser.parse_args()
+
+
+def _scenarios(names: str) -> list[str]:
+    wanted = names.split(",")
+    unknown = [name for name in wanted if name not in _SCENARIOS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no scenario {', '.join(unknown)}; there are {', '.join(_SCENARIOS)}")
+    return wanted
+
+
+if __name__ == "__main__":
+    sys.exit(main())

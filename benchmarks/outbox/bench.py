@@ -1,0 +1,168 @@
+"""What every scenario works with: databases with waiting events, worker processes, and how far they are."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import psycopg
+
+from benchmarks.outbox.events import Events, fill
+from benchmarks.outbox.sizes import Sizes
+from benchmarks.outbox.table import Cost
+from benchmarks.outbox.timeline import Batch, Timeline, rate
+from benchmarks.stage import START_SECONDS, Stage, run_beside
+from benchmarks.usage import Meter, peak_rss_mib
+
+_LOOK_SECONDS = 0.01
+_STALLED_SECONDS = 60.0
+_SETTINGS_OF_A_WORKER = {"database_pool_size": 4, "database_max_overflow": 0}
+
+
+@dataclass(slots=True)
+class Worker:
+    """A worker process and what it has done so far."""
+
+    pid: int
+    timeline: Timeline
+    log: Callable[[], str]
+
+    def wait_for(self, processed: int, on_look: Callable[[], None] | None = None) -> None:
+        """Return when it has processed so many events in all; end the benchmark where it comes to a stand."""
+        last = time.monotonic()
+        while self.timeline.processed < processed:
+            if self.timeline.read():
+                last = time.monotonic()
+            if time.monotonic() - last > _STALLED_SECONDS:
+                sys.exit(f"a worker came to a stand at {self.timeline.processed:,} events:\n{self.log()}")
+            if on_look is not None:
+                on_look()
+            time.sleep(_LOOK_SECONDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """What a worker did from its first batch on."""
+
+    batches: Sequence[Batch]
+    cost: Cost
+
+    @property
+    def rate(self) -> float:
+        return rate(self.batches)
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """The servers, the sizes, and the batch size where the product's own is not wanted."""
+
+    stage: Stage
+    sizes: Sizes
+    batch_size: int | None
+    _done: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, name: str, measure: Callable[[], Any]) -> Any:
+        """What `measure` returned the first time: a figure of this run that several scenarios compare with."""
+        if name not in self._done:
+            self._done[name] = measure()
+        return self._done[name]
+
+    @contextmanager
+    def filled(self, events: Events) -> Iterator[str]:
+        """A database in which the events wait, to be cloned for each run."""
+        with self.database("empty", f"filled_{events.number}_{events.watched}_{events.block_at}") as name:
+            fill(self.stage.postgres.url(name), events)
+            yield name
+
+    @contextmanager
+    def database(self, source: str = "empty", name: str = "run") -> Iterator[str]:
+        """A copy of a database, dropped on exit."""
+        self.stage.clone(source, name)
+        try:
+            yield name
+        finally:
+            self.stage.drop(name)
+
+    @contextmanager
+    def worker(
+        self, database: str, *, number: int = 1, wait: float = 0.0, failing: bool = False, **settings: Any
+    ) -> Iterator[Worker]:
+        """A worker process on the database; `number` tells workers of the same database apart."""
+        if self.batch_size is not None:
+            settings.setdefault("outbox_batch_size", self.batch_size)
+        name = f"worker-{number}"
+        timeline = self.stage.folder / f"{name}.timeline"
+        timeline.unlink(missing_ok=True)
+        arguments = ["-m", "benchmarks.outbox.worker", str(timeline), "--wait", str(wait)]
+        arguments += ["--aggregates", str(self.sizes.aggregates), *(["--failing"] if failing else [])]
+        wanted = self.stage.settings(database, **_SETTINGS_OF_A_WORKER, **settings)
+        with self.stage.process(name, arguments, wanted) as process:
+            yield Worker(process.pid, Timeline(timeline), lambda: self.stage.log(name))
+
+    @contextmanager
+    def workers(self, database: str, number: int, **more: Any) -> Iterator[list[Worker]]:
+        """Several worker processes on one database."""
+        with ExitStack() as stack:
+            yield [stack.enter_context(self.worker(database, number=n + 1, **more)) for n in range(number)]
+
+    def drain(self, database: str, expected: int, **more: Any) -> Drained:
+        """Let one worker process process `expected` waiting events."""
+        with self.worker(database, **more) as worker:
+            drained = self.follow(worker, expected)
+        self.check(database, [worker], expected)
+        return drained
+
+    def follow(self, worker: Worker, expected: int, on_look: Callable[[], None] | None = None) -> Drained:
+        """Meter a worker from its next batch to the `expected`-th event in all."""
+        first, before = len(worker.timeline.batches), worker.timeline.processed
+        meter = Meter(worker.pid, self.stage.postgres_pid)
+        _wait_for_start(worker, before)
+        started_at = worker.timeline.processed
+        meter.start()
+        worker.wait_for(expected, on_look)
+        meter.stop()
+        cost = Cost.of(meter, max(1, worker.timeline.processed - started_at), peak_rss_mib(worker.pid))
+        return Drained(worker.timeline.batches[first:], cost)
+
+    def check(self, database: str, workers: Sequence[Worker], expected: int, waiting: int = 0) -> None:
+        """End the benchmark where an event was lost, took effect twice, or out of order: the figures mean nothing."""
+        for worker in workers:
+            worker.timeline.read()
+        processed = sum(worker.timeline.processed for worker in workers)
+        disordered = sum(worker.timeline.disordered for worker in workers)
+        with psycopg.connect(self.stage.postgres.url(database)) as connection:
+            left = connection.execute("SELECT count(*) FROM outbox").fetchone()
+            dead = connection.execute("SELECT count(*) FROM dead_letters").fetchone()
+        if (processed, disordered, left, dead) != (expected, 0, (waiting,), (0,)):
+            sys.exit(
+                f"{expected:,} events were to be processed: {processed:,} were, {disordered:,} out of order; "
+                f"{left} wait, {dead} are dead letters\n{workers[0].log()}"
+            )
+
+    def plain(self, database: str) -> tuple[float, Cost]:
+        """The plain asyncpg loop on the database: events a second, and what they cost."""
+        job = {
+            "database_url": self.stage.postgres.url(database),
+            "postgres_pid": self.stage.postgres_pid,
+            "batch_size": 100,
+        }
+        seen = run_beside("benchmarks.outbox.plain_loop", job)
+        meter = Meter(0, 0, seen["seconds"], seen["cpu"], seen["postgres_cpu"], seen["machine_cpu"])
+        return seen["replies"] / seen["seconds"], Cost.of(meter, seen["replies"], seen["peak_rss_mib"])
+
+
+def middle(values: Sequence[float]) -> float:
+    """The median."""
+    return float(median(values))
+
+
+def _wait_for_start(worker: Worker, processed: int) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while worker.timeline.processed == processed:
+        worker.timeline.read()
+        if time.monotonic() > deadline:
+            sys.exit(f"a worker did not start:\n{worker.log()}")
+        time.sleep(_LOOK_SECONDS)

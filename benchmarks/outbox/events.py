@@ -1,0 +1,113 @@
+"""The event that the engine is measured with, and the rows of many that wait."""
+
+import time
+from dataclasses import dataclass
+from typing import ClassVar
+from uuid import UUID
+
+import psycopg
+
+from benchmarks.rows import INTO_LOG, queue
+from services.outbox.events import Event
+
+WATCHED = 0
+"""The key of the aggregate that a measure looks at apart from the others: the hot one, or the one that fails."""
+
+_ROWS_A_STEP = 500_000
+_IDS_A_MILLISECOND = 4096
+
+# `n` counts the events from 0. The id is a UUIDv7 made from it, so that ids ascend as events do.
+_ID = """(lpad(to_hex(%(millisecond)s + n / 4096), 12, '0') || '7' || lpad(to_hex(n %% 4096), 3, '0')
+    || '8' || substr(md5(n::text), 1, 15))::uuid"""
+_LOG = """
+    SELECT id, 'benchmark.ping', 1, 'ping/' || key, jsonb_build_object('key', key, 'number', n, 'text', 'ping ' || n),
+        'benchmark-' || n
+    FROM (
+        SELECT n, {id} AS id, {key} AS key FROM generate_series(%(first)s::bigint, %(last)s::bigint) AS n
+    ) AS new ORDER BY n
+"""
+_SOME = "SELECT id, aggregate, type FROM events WHERE id >= %s AND id < %s ORDER BY id"
+
+
+class Ping(Event):
+    """The `number`-th event; it is about the aggregate `key`."""
+
+    type: ClassVar[str] = "benchmark.ping"
+    queued: ClassVar[bool] = True
+
+    key: int
+    number: int
+    text: str
+
+    @property
+    def aggregate(self) -> str:
+        return f"ping/{self.key}"
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """What waits: `number` events, spread at random over `aggregates` but for those of the watched aggregate.
+
+    The watched aggregate has `watched` events: one block that begins with the `block_at`-th event, or, where that is
+    None, the same number spread evenly over all.
+    """
+
+    number: int
+    aggregates: int
+    watched: int = 0
+    block_at: int | None = None
+
+    def key(self) -> str:
+        """SQL for the aggregate of event `n`: from 1 on, or `WATCHED`."""
+        other = f"1 + abs(hashint8(n)::bigint) % {self.aggregates}"
+        if not self.watched:
+            return other
+        if self.block_at is None:
+            return f"CASE WHEN n % {self.number // self.watched} = 0 THEN {WATCHED} ELSE {other} END"
+        end = self.block_at + self.watched
+        return f"CASE WHEN n >= {self.block_at} AND n < {end} THEN {WATCHED} ELSE {other} END"
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Events that are in the log, and can be released to the workers as often as one likes."""
+
+    number: int
+    millisecond: int
+
+    def release(self, connection: psycopg.Connection[tuple[object, ...]], first: int, number: int) -> None:
+        """Put the outbox rows of `number` events in, from the `first` on, as one commit."""
+        queue(connection, _SOME, (self._id_from(first), self._id_from(first + number)))
+
+    def _id_from(self, n: int) -> UUID:
+        millisecond = self.millisecond + n // _IDS_A_MILLISECOND
+        return UUID(int=millisecond << 80 | 7 << 76 | n % _IDS_A_MILLISECOND << 64)
+
+
+def write_log(connection: psycopg.Connection[tuple[object, ...]], events: Events) -> Log:
+    """Write the events to the log, with nothing in the outbox yet."""
+    log = Log(events.number, time.time_ns() // 1_000_000)
+    select = _LOG.format(id=_ID, key=events.key().replace("%", "%%"))
+    for first in range(0, events.number, _ROWS_A_STEP):
+        last = min(first + _ROWS_A_STEP, events.number) - 1
+        values = {"millisecond": log.millisecond, "first": first, "last": last}
+        with connection.transaction():
+            connection.execute((INTO_LOG + select).encode(), values)
+    return log
+
+
+def fill(url: str, events: Events) -> Log:
+    """Let the events wait, in the log and in the outbox, vacuumed and analysed as after a while of normal work."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        log = write_log(connection, events)
+        for first in range(0, events.number, _ROWS_A_STEP):
+            log.release(connection, first, min(_ROWS_A_STEP, events.number - first))
+        tidy(connection)
+    return log
+
+
+def tidy(connection: psycopg.Connection[tuple[object, ...]]) -> None:
+    """Vacuum and analyse what is not empty: a plan made for a table that was seen empty suits no other."""
+    for table in ("events", "outbox"):
+        if connection.execute(f"SELECT FROM {table} LIMIT 1".encode()).fetchone() is not None:
+            connection.execute(f"VACUUM ANALYZE {table}".encode())

@@ -1,0 +1,96 @@
+"""From the commit of an order to the commit of its processing, at a steady rate of orders."""
+
+import time
+from typing import Any
+
+import psycopg
+
+from benchmarks.outbox.bench import Bench
+from benchmarks.outbox.table import Line, at_most
+from benchmarks.report import percentile
+from benchmarks.shop import Shop, open_shop, place_waiting
+from benchmarks.stage import Stage, check_books, open_stage, run_beside, running_worker
+
+_RATE = 200
+_ITEMS = 3
+_BUYERS = 200
+_EARLIER_ORDERS = 20_000
+_WARMUP_SECONDS = 1.0
+_PATIENCE_SECONDS = 30.0
+_MILLISECOND = 0.001
+
+# Both commits by PostgreSQL's own clock: the time it wrote into each commit's record (`track_commit_timestamp`). The
+# two transitions of an order are written in just these transactions and never touched again.
+_LATENCIES = """
+    SELECT extract(epoch FROM pg_xact_commit_timestamp(confirmed.xmin) - pg_xact_commit_timestamp(placed.xmin))::float
+    FROM order_transitions AS placed JOIN order_transitions AS confirmed USING (order_id)
+    WHERE placed.to_status = 'pending' AND confirmed.to_status = 'confirmed' AND placed.created_at >= (
+        SELECT min(created_at) FROM orders WHERE created_at > %s
+    ) + make_interval(secs => %s) ORDER BY 1
+"""
+
+
+def measure(bench: Bench) -> list[Line]:
+    """On servers of its own, since only here commits are time-stamped, and Redis is stopped."""
+    with open_stage(track_commit_timestamp="on") as stage:
+        stage.migrate("shop")
+        url = stage.postgres.url("shop")
+        shop = open_shop(url, _BUYERS)
+        # A shop that has been open for a while: the planner has never to guess from an empty table.
+        place_waiting(url, shop, _EARLIER_ORDERS, _ITEMS)
+        interval = stage.settings("shop").outbox_poll_interval
+        woken, woken_late = _run(bench, stage, shop, redis_down=False)
+        polled, polled_late = _run(bench, stage, shop, redis_down=True)
+    return [
+        Line(
+            f"commit to processed, {_RATE} orders/s offered: p50",
+            percentile(woken, 0.5) / _MILLISECOND,
+            "ms",
+            at_most(5),
+            note=f"{len(woken):,} orders; placing one took {woken_late:.1f} ms at p99, from when it was due",
+        ),
+        Line("… p99", percentile(woken, 0.99) / _MILLISECOND, "ms", at_most(25)),
+        Line("… with Redis down: p50", percentile(polled, 0.5) / _MILLISECOND, "ms"),
+        Line(
+            "… with Redis down: p99",
+            percentile(polled, 0.99) / _MILLISECOND,
+            "ms",
+            at_most(interval / _MILLISECOND + 50),
+            note=f"a poll interval of {interval:g} s; placing one took {polled_late:.1f} ms at p99",
+        ),
+    ]
+
+
+def _run(bench: Bench, stage: Stage, shop: Shop, *, redis_down: bool) -> tuple[list[float], float]:
+    """The latencies in seconds, sorted, and the milliseconds that 99 of 100 orders were placed within."""
+    name = "polled" if redis_down else "woken"
+    stage.clone("shop", name)
+    settings = stage.settings(name)
+    job: dict[str, Any] = {
+        "rate": _RATE,
+        "seconds": bench.sizes.latency_seconds + _WARMUP_SECONDS,
+        "warmup": _WARMUP_SECONDS,
+        "seed": 1,
+        "items": _ITEMS,
+        "buyer_ids": shop.buyer_ids,
+        "product_ids": shop.product_ids,
+    }
+    connect = psycopg.connect(stage.postgres.url(name), autocommit=True)
+    with connect as connection, running_worker(stage, settings):
+        if redis_down:
+            stage.redis.stop()
+        begin = connection.execute("SELECT now()").fetchone()
+        assert begin is not None
+        seen = run_beside("benchmarks.outbox.buyers", job, settings=settings)
+        _wait_until_processed(connection, stage)
+        latencies = [row[0] for row in connection.execute(_LATENCIES, [*begin, _WARMUP_SECONDS]).fetchall()]
+    check_books(stage, name)
+    return latencies, percentile(sorted(seen["latencies"]), 0.99) / _MILLISECOND
+
+
+def _wait_until_processed(connection: psycopg.Connection[tuple[object, ...]], stage: Stage) -> None:
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while connection.execute("SELECT FROM outbox LIMIT 1").fetchone() is not None:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"the worker did not process every order:\n{stage.log('worker')}")
+        time.sleep(0.05)

@@ -1,0 +1,43 @@
+"""The baseline, a process of its own: plain asyncpg, one connection, a claim of 100 rows deleted a commit.
+
+One statement a batch, the fewest there can be. No order of an aggregate is kept, nothing is read from the log, nothing
+is decoded, and no handler is called.
+"""
+
+import os
+import time
+from typing import Any
+
+import asyncpg
+
+from benchmarks.load import Seen, run_job
+from benchmarks.usage import Meter
+
+_CLAIM = """
+    DELETE FROM outbox WHERE position = ANY(ARRAY(
+        SELECT position FROM outbox ORDER BY position LIMIT $1 FOR UPDATE SKIP LOCKED
+    )) RETURNING position, event_id, aggregate, type
+"""
+
+
+async def run(job: dict[str, Any]) -> Seen:
+    seen = Seen()
+    meter = Meter(os.getpid(), job["postgres_pid"])
+    connection = await asyncpg.connect(job["database_url"], server_settings={"jit": "off"})
+    await connection.fetch(_CLAIM, job["batch_size"])
+    meter.start()
+    while True:
+        started = time.perf_counter()
+        claimed = await connection.fetch(_CLAIM, job["batch_size"])
+        if not claimed:
+            break
+        seen.replies += len(claimed)
+        seen.latencies.append(time.perf_counter() - started)
+    meter.stop()
+    await connection.close()
+    seen.read(meter, os.getpid())
+    return seen
+
+
+if __name__ == "__main__":
+    run_job(run)

@@ -1,0 +1,73 @@
+"""How much of everything: the full measure, and one that is over in minutes."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Durations are seconds."""
+
+    rounds: int
+    """How often what is compared is measured, in turn; the median counts."""
+    events: int
+    aggregates: int
+    peer_jobs: dict[str, int]
+    orders: int
+    single_orders: int
+    """Orders that are processed with one event a transaction."""
+    latency_seconds: float
+    backlog: int
+    small_backlog: int
+    backlog_measured: int
+    """Events of the large backlog that its rate is measured over."""
+    load_seconds: float
+    snapshot_seconds: float
+    recovery_seconds: float
+    others: int
+    """Events beside those of the watched aggregate."""
+    watched: int
+    scaling_seconds: float
+
+
+FULL = Sizes(
+    rounds=3,
+    events=1_000_000,
+    aggregates=100_000,
+    peer_jobs={"pgqueuer": 200_000, "procrastinate": 10_000, "oban": 40_000, "arq": 30_000},
+    orders=40_000,
+    single_orders=3_000,
+    latency_seconds=60.0,
+    backlog=10_000_000,
+    small_backlog=10_000,
+    backlog_measured=1_000_000,
+    load_seconds=60.0,
+    snapshot_seconds=600.0,
+    recovery_seconds=60.0,
+    others=100_000,
+    watched=10_000,
+    scaling_seconds=15.0,
+)
+
+FULL_GIB = 40
+"""What the servers may write: ten million events, or ten minutes of dead rows, and the write-ahead log."""
+
+QUICK = Sizes(
+    rounds=1,
+    events=200_000,
+    aggregates=100_000,
+    peer_jobs={"pgqueuer": 40_000, "procrastinate": 2_000, "oban": 8_000, "arq": 6_000},
+    orders=10_000,
+    single_orders=500,
+    latency_seconds=6.0,
+    backlog=300_000,
+    small_backlog=10_000,
+    backlog_measured=150_000,
+    load_seconds=4.0,
+    snapshot_seconds=8.0,
+    recovery_seconds=20.0,
+    others=100_000,
+    watched=10_000,
+    scaling_seconds=3.0,
+)
+
+QUICK_GIB = 10

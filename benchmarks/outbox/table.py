@@ -1,0 +1,120 @@
+"""One line a figure, each with what is to be reached and whether it was, as one table or as JSON."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.report import machine
+from benchmarks.usage import Meter
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What a figure has to reach: `limit` or more, or with `most` `limit` or less."""
+
+    limit: float
+    most: bool = False
+
+    def holds(self, value: float) -> bool:
+        return value <= self.limit if self.most else value >= self.limit
+
+
+def at_least(limit: float) -> Bound:
+    return Bound(limit)
+
+
+def at_most(limit: float) -> Bound:
+    return Bound(limit, most=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What it cost: CPU milliseconds for 1,000 events, MiB, and CPUs that anybody else kept busy meanwhile."""
+
+    worker_cpu_ms: float | None = None
+    postgres_cpu_ms: float | None = None
+    peak_rss_mib: float | None = None
+    others_cpu: float | None = None
+
+    @classmethod
+    def of(cls, meter: Meter, events: int, peak_rss_mib: float) -> "Cost":
+        """Of one process, metered over so many events."""
+        return cls(
+            meter.cpu * 1_000_000 / events,
+            meter.postgres_cpu * 1_000_000 / events,
+            peak_rss_mib,
+            (meter.machine_cpu - meter.cpu - meter.postgres_cpu) / meter.seconds,
+        )
+
+
+NO_COST = Cost()
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One figure. Without a `bound` it is there to compare with; without a `value` it could not be measured."""
+
+    measure: str
+    value: float | None
+    unit: str
+    bound: Bound | None = None
+    cost: Cost = NO_COST
+    note: str = ""
+
+    @property
+    def reached(self) -> bool:
+        """Whether nothing is missed here."""
+        return self.bound is None or (self.value is not None and self.bound.holds(self.value))
+
+    @property
+    def verdict(self) -> str:
+        if self.bound is None:
+            return ""
+        return "reached" if self.reached else "MISSED"
+
+    @property
+    def wanted(self) -> str:
+        if self.bound is None:
+            return ""
+        return f"{'≤' if self.bound.most else '≥'} {figure(self.bound.limit, self.unit)}"
+
+
+def figure(value: float, unit: str) -> str:
+    """The number as short as it can be told apart by, with its unit."""
+    if unit == "x":
+        return f"{value:,.2f} x" if value < 10 else f"{value:,.1f} x"
+    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:,.1f} {unit}"
+
+
+def show(title: str, lines: Sequence[Line], notes: Iterable[str]) -> None:
+    """Print the table and the notes below it."""
+    table = Table("measure", "measured", "to reach", "")
+    for heading in ("worker\nCPU ms", "PostgreSQL\nCPU ms", "peak RSS\nMiB", "others'\nCPUs"):
+        table.add_column(heading)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for line in lines:
+        measured = "not measured" if line.value is None else figure(line.value, line.unit)
+        costs = asdict(line.cost).values()
+        table.add_row(
+            f"{line.measure}\n  {line.note}" if line.note else line.measure,
+            measured,
+            line.wanted,
+            line.verdict,
+            *("" if cost is None else f"{cost:.1f}" for cost in costs),
+            style="bold red" if line.verdict == "MISSED" else None,
+        )
+    console = Console(width=180, highlight=False)
+    console.print(title, style="bold")
+    console.print(table)
+    for note in notes:
+        console.print(note, soft_wrap=True)
+
+
+def document(title: str, lines: Sequence[Line], notes: Iterable[str]) -> dict[str, Any]:
+    """The same as JSON."""
+    shown = [{**asdict(line), "verdict": line.verdict or None} for line in lines]
+    return {"title": title, "machine": machine(), "lines": shown, "notes": list(notes)}

@@ -1,0 +1,118 @@
+"""A worker process of the benchmark: `python -m benchmarks.outbox.worker TIMELINE`.
+
+The product's poll loop, processor, decoding and unit of work; only the event and its handler are the benchmark's.
+"""
+
+import argparse
+import asyncio
+import signal
+import sys
+import time
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from redis.asyncio import Redis
+
+from benchmarks.outbox.events import WATCHED, Ping
+from benchmarks.outbox.timeline import Batch, TimelineWriter
+from services.collector import spare_what_stays
+from services.database import open_database
+from services.logs import configure_logging
+from services.outbox.doorbell import Doorbell, DoorbellListener
+from services.outbox.events import Claimed
+from services.outbox.policy import RetryPolicy
+from services.outbox.processor import Outcome, Processor, Subscription
+from services.settings import get_settings
+from services.unit_of_work import UnitOfWork
+from worker.poller import Poller
+
+
+class Counter:
+    """The trivial handler of one processor: it notes what it was given, and waits or fails where it is told to."""
+
+    def __init__(self, wait: float, *, failing: bool) -> None:
+        self.noted: list[Claimed[Ping]] = []
+        self._wait = wait
+        self._failing = failing
+
+    async def __call__(self, _: UnitOfWork, events: Sequence[Claimed[Ping]]) -> None:
+        if self._failing and any(claimed.event.key == WATCHED for claimed in events):
+            raise RuntimeError("the benchmark lets this event fail")
+        self.noted += events
+        if self._wait:
+            await asyncio.sleep(self._wait)
+
+
+class TimedProcessor(Processor[UnitOfWork]):
+    """Writes down each batch once it is committed, and sees whether aggregates kept their order.
+
+    `last` has the position of each aggregate's latest event, over all processors of the process.
+    """
+
+    def __init__(self, counter: Counter, timeline: TimelineWriter, last: "array[int]", **more: Any) -> None:
+        super().__init__(subscriptions=[Subscription(Ping, counter, plain_sql=True)], **more)
+        self._counter = counter
+        self._timeline = timeline
+        self._last = last
+
+    async def run_once(self) -> Outcome:
+        self._counter.noted.clear()
+        outcome = await super().run_once()
+        failed = outcome.retried + outcome.buried
+        if outcome.processed or failed:
+            watched = disordered = 0
+            last = self._last
+            for claimed in self._counter.noted:
+                key = claimed.event.key
+                watched += key == WATCHED
+                disordered += claimed.position <= last[key]
+                last[key] = claimed.position
+            self._timeline.write(Batch(time.monotonic(), outcome.processed, watched, failed, disordered))
+        return outcome
+
+
+async def work(options: argparse.Namespace) -> None:
+    """Process until SIGTERM."""
+    settings = get_settings()
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    timeline, last = TimelineWriter(options.timeline), array("q", bytes(8 * (options.aggregates + 1)))
+    redis = Redis.from_url(settings.redis_url, socket_connect_timeout=1)
+    async with open_database(settings, "worker") as database, redis, Doorbell(redis) as doorbell:
+        processors = [
+            TimedProcessor(
+                Counter(options.wait, failing=options.failing),
+                timeline,
+                last,
+                open_transaction=lambda: UnitOfWork(database.write, doorbell),
+                retry=RetryPolicy(settings.outbox_max_attempts, settings.outbox_retry_base, settings.outbox_retry_cap),
+                batch_size=settings.outbox_batch_size,
+                time_limit=settings.outbox_time_limit,
+            )
+            for _ in range(settings.outbox_concurrency)
+        ]
+        poller = Poller(processors, DoorbellListener(redis), settings.outbox_poll_interval)
+        poller.start()
+        await stop.wait()
+        await poller.stop(settings.worker_shutdown_grace)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.outbox.worker", description=__doc__)
+    parser.add_argument("timeline", type=Path, help="file that the batches are written down in")
+    parser.add_argument("--aggregates", type=int, required=True, help="different aggregates at most")
+    parser.add_argument("--wait", type=float, default=0.0, help="seconds that the handler waits a batch (0)")
+    parser.add_argument("--failing", action="store_true", help="let the events of the watched aggregate fail")
+    options = parser.parse_args()
+    configure_logging(get_settings(), "worker")
+    spare_what_stays()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(work(options))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

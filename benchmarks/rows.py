@@ -1,0 +1,19 @@
+"""The rows of an event as `OutboxRepository.append` writes them; a test compares them column by column."""
+
+from collections.abc import Sequence
+from typing import LiteralString
+
+import psycopg
+
+INTO_LOG: LiteralString = "INSERT INTO events (id, type, version, aggregate, payload, request_id)"
+_INTO_OUTBOX: LiteralString = "INSERT INTO outbox (event_id, aggregate, type)"
+
+
+def queue(
+    connection: psycopg.Connection[tuple[object, ...]], events: LiteralString, parameters: Sequence[object] = ()
+) -> None:
+    """Put an outbox row in for each event that the query yields as (event_id, aggregate, type), as one commit."""
+    with connection.transaction():
+        # As `append` does: the transaction has its id before it takes a position, which claims rely on.
+        connection.execute("SELECT pg_current_xact_id()")
+        connection.execute(f"{_INTO_OUTBOX} {events}", parameters)
