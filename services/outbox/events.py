@@ -62,13 +62,13 @@ class Event(BaseModel):
 
 
 class Registry(Mapping[str, type[Event]]):
-    """The event types that a process knows, by name. Raises `ValueError` where two have the same."""
+    """The event types that a process knows, by name. Raises `ValueError` where a name is given twice."""
 
     def __init__(self, events: Sequence[type[Event]]) -> None:
-        self._events: dict[str, type[Event]] = {}
-        for event in events:
-            if self._events.setdefault(event.type, event) is not event:
-                raise ValueError(f"two event types are named {event.type!r}")
+        self._events = {event.type: event for event in events}
+        twice = {event.type for event in events if sum(other.type == event.type for other in events) > 1}
+        if twice:
+            raise ValueError(f"event types named twice: {', '.join(sorted(twice))}")
 
     def __getitem__(self, name: str) -> type[Event]:
         return self._events[name]

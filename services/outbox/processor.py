@@ -10,7 +10,7 @@ from typing import Any, Generic, NamedTuple, Protocol, Self, TypeAlias, TypeVar
 from sqlalchemy.exc import DBAPIError
 
 from services.fields import now
-from services.outbox.events import Claimed, Event, NoHandler, Trace, Unprocessable
+from services.outbox.events import Claimed, Event, NoHandler, Registry, Trace, Unprocessable
 from services.outbox.models import Waits
 from services.outbox.policy import OnDeath, RetryPolicy, describe, fingerprint, history_entry
 from services.outbox.repository import ClaimedRow, Failure, OutboxRepository
@@ -129,10 +129,10 @@ class Processor(Generic[TransactionT]):
         time_limit: float = 30.0,
     ) -> None:
         self._open = open_transaction
+        self._events = Registry([subscription.event for subscription in subscriptions])
         self._subscriptions: Mapping[str, Subscription[TransactionT]] = {
             subscription.event.type: subscription for subscription in subscriptions
         }
-        assert len(self._subscriptions) == len(subscriptions), "two handlers for one event type"
         self._retry = retry
         self._time_limit = time_limit
         limits = (subscription.time_limit or time_limit for subscription in subscriptions)
@@ -163,7 +163,7 @@ class Processor(Generic[TransactionT]):
     async def park_unknown(self) -> int:
         """Let events at the head of the queue wait whose type has no handler here; their number."""
         async with self._open() as transaction:
-            parked = await transaction.outbox.park_unknown(list(self._subscriptions), self._floor.position, 2000)
+            parked = await transaction.outbox.park_unknown(list(self._events), self._floor.position, 2000)
             await transaction.commit()
         if parked:
             logger.warning("%d events are of types that this worker has no handler for; they wait", parked)
@@ -171,7 +171,7 @@ class Processor(Generic[TransactionT]):
 
     def _forget(self) -> None:
         self._floor = Floor()
-        self._window = Window(list(self._subscriptions), self._batch_size)
+        self._window = Window(list(self._events), self._batch_size)
 
     async def _process_batch(self, transaction: TransactionT) -> Outcome:
         await transaction.outbox.begin(self._longest_limit)
@@ -213,7 +213,7 @@ class Processor(Generic[TransactionT]):
             if row.aggregate in batch.stopped:
                 continue
             try:
-                works.append(_Work(row, _decode(subscription.event, row)))
+                works.append(_Work(row, _decode(self._events[row.type], row)))
             except (NoHandler, Unprocessable) as error:
                 self._fail(row, error, batch)
         limit = subscription.time_limit or self._time_limit

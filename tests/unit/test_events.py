@@ -1,0 +1,68 @@
+"""Reading what was written as an event: of this version, of an earlier one, of a later one, and of none."""
+
+from typing import Any, ClassVar
+
+import pytest
+
+from services.outbox.events import Event, NoHandler, Registry, Unprocessable
+
+
+class Moved(Event):
+    """Its first version had one `place`."""
+
+    type: ClassVar[str] = "test.moved"
+    version: ClassVar[int] = 2
+
+    start: str
+    end: str
+
+    @property
+    def aggregate(self) -> str:
+        return f"thing/{self.end}"
+
+    @classmethod
+    def upgraded(cls, payload: dict[str, Any], version: int) -> dict[str, Any]:
+        if version == 1:
+            return {"start": "", "end": payload["place"]}
+        return super().upgraded(payload, version)
+
+
+class AlsoMoved(Moved):
+    """Another class of the same name."""
+
+
+def test_an_event_is_read_as_it_was_written() -> None:
+    moved = Moved(start="a", end="b")
+    assert Moved.read(moved.model_dump_json(), 2) == moved
+
+
+def test_an_earlier_version_is_upgraded() -> None:
+    assert Moved.read('{"place": "b"}', 1) == Moved(start="", end="b")
+
+
+def test_an_earlier_version_that_nobody_upgrades_cannot_be_processed() -> None:
+    with pytest.raises(Unprocessable, match=r"'test.moved' of version 0 is not read as version 2"):
+        Moved.read('{"where": "b"}', 0)
+
+
+def test_a_later_version_is_for_another_worker() -> None:
+    with pytest.raises(NoHandler, match="knows version 2 of 'test.moved', not 3"):
+        Moved.read("{}", 3)
+
+
+@pytest.mark.parametrize("payload", ["{}", "[]", '{"start": "a", "end": "b", "more": 1}', '{"start": 1, "end": "b"}'])
+def test_a_payload_that_does_not_fit_cannot_be_processed(payload: str) -> None:
+    with pytest.raises(Unprocessable, match=r"the payload is no 'test.moved' of version 2"):
+        Moved.read(payload, 2)
+
+
+def test_a_registry_knows_its_events_by_name() -> None:
+    registry = Registry([Moved])
+    assert registry["test.moved"] is Moved
+    assert list(registry) == ["test.moved"]
+    assert "test.other" not in registry
+
+
+def test_two_events_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"named twice: test\.moved"):
+        Registry([Moved, AlsoMoved])
