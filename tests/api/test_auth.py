@@ -120,6 +120,7 @@ async def test_tokens_that_are_not_ours_are_refused(api: Api) -> None:
         ("POST", "/v1/categories", {"name": "Lamps"}),
         ("POST", "/v1/top-ups", {"user_id": 1, "amount": "1.00"}),
         ("GET", "/v1/operations/books", None),
+        ("GET", "/v1/operations/audit", None),
         ("GET", "/v1/operations/backlog", None),
         ("GET", "/v1/operations/dead-letters", None),
         ("POST", "/v1/operations/dead-letters/1/replay", None),

@@ -120,7 +120,7 @@ def test_migrate_needs_no_secret(settings: Settings, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("_settings_of_commands")
 def test_migrate_gives_way_to_whoever_holds_a_table_and_says_so(settings: Settings) -> None:
-    command.downgrade(alembic_config(settings.database_url), "-1")
+    command.downgrade(alembic_config(settings.database_url), "0002")
     with psycopg.connect(settings.database_url) as holder:
         holder.execute("LOCK TABLE order_items, orders IN ACCESS EXCLUSIVE MODE")
         refused = CliRunner().invoke(app, ["migrate"])

@@ -222,6 +222,12 @@ async def test_downgrades_run_with_rows_in_every_table(database: Database, datab
             {"id": buyer.id},
         )
         await connection.execute(
+            text(
+                "INSERT INTO ledger_audits (started_at, seconds, rows_checked, differences, sample)"
+                " VALUES (now(), 1, 1, 0, '[]')"
+            )
+        )
+        await connection.execute(
             text("INSERT INTO refunds (id, order_id, amount, requested_by) VALUES (:id, :order, 5, :by)"),
             {"id": order.id, "order": order.id, "by": operator.id},
         )

@@ -1,0 +1,21 @@
+"""HTTP for audits."""
+
+from fastapi import APIRouter
+
+from services.api.dependencies import Operator, Work
+from services.api.problems import responses
+from services.api.transaction import TransactionRoute
+from services.audit.models import LedgerAudit
+from services.audit.schemas import LedgerAuditPublic
+from services.errors import NotFound
+
+router = APIRouter(route_class=TransactionRoute, tags=["operations"], prefix="/operations")
+
+
+@router.get("/audit", response_model=LedgerAuditPublic, responses=responses(401, 403, 404))
+async def read_audit(_: Operator, uow: Work) -> LedgerAudit:
+    """What the last finished audit found. One runs every hour, and none because of this."""
+    latest = await uow.audits.latest()
+    if latest is None:
+        raise NotFound("no audit has finished yet")
+    return latest
