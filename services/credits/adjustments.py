@@ -65,8 +65,8 @@ async def approve(uow: UnitOfWork, operator: Caller, adjustment_id: UUID) -> Adj
     raises of the account.
     """
     adjustment = await _undecided(uow, operator, adjustment_id)
-    adjustment.decided_by = operator.id
     await _apply(uow, adjustment)
+    adjustment.decided_by = operator.id
     await uow.session.flush()
     return adjustment
 
