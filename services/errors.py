@@ -133,6 +133,18 @@ class TransferAlreadyReversed(DomainError):
     code = "transfer_already_reversed"
 
 
+class TransferNotReversible(DomainError):
+    """A transfer of this kind or state is undone in another way."""
+
+    code = "transfer_not_reversible"
+
+
+class TransferOfOrder(DomainError):
+    """The transfer belongs to an order, and is resolved or given back with it."""
+
+    code = "transfer_of_order"
+
+
 class LinkedFailed(DomainError):
     """Another transfer that this one stands or falls with has failed."""
 

@@ -80,6 +80,14 @@ def _parse_amount(value: object) -> Decimal:
         raise PydanticCustomError("amount_invalid", "{reason}", {"reason": str(error)}) from error
 
 
+def _parse_signed_amount(value: object) -> Decimal:
+    if isinstance(value, Decimal):
+        value = format(value, "f")
+    if isinstance(value, str) and value.startswith("-"):
+        return -_parse_amount(value[1:])
+    return _parse_amount(value)
+
+
 def _in_calendar(value: datetime) -> datetime:
     if not 1970 <= value.year <= 9000:
         raise ValueError("must lie between the years 1970 and 9000")
@@ -114,6 +122,14 @@ Price = Annotated[
 
 Amount = Annotated[Decimal, BeforeValidator(_parse_amount), PlainSerializer(_two_decimals), _MONEY_SCHEMA]
 """Credits to be moved: written like a price; anything else is an `amount_invalid`."""
+
+SignedAmount = Annotated[
+    Decimal,
+    BeforeValidator(_parse_signed_amount),
+    PlainSerializer(_two_decimals),
+    WithJsonSchema({"type": "string", "pattern": r"^-?(0|[1-9][0-9]{0,15})(\.[0-9]{1,2})?$"}),
+]
+"""Credits to be given, or with a minus in front to be taken; not zero, else an `amount_invalid`."""
 
 Money = Annotated[
     Decimal,

@@ -1,5 +1,6 @@
 """One place for every setting, read from `WAYBILL_*` environment variables or a `.env` file."""
 
+from decimal import Decimal
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
@@ -67,6 +68,8 @@ class Settings(BaseSettings):
 
     hold_ttl: Annotated[int, Field(ge=1, le=31_536_000)] = 86_400
     awaiting_payment_ttl: Annotated[int, Field(ge=1, le=31_536_000)] = 604_800
+    transfer_hold_max: Annotated[int, Field(ge=1, le=31_536_000)] = 2_592_000
+    adjustment_approval_above: Annotated[Decimal, Field(ge=0, max_digits=18, decimal_places=2)] = Decimal(1000)
 
     outbox_poll_interval: Annotated[float, Field(gt=0, le=60)] = 1.0
     outbox_batch_size: Annotated[int, Field(ge=1, le=5000)] = 500

@@ -10,6 +10,8 @@ from uuid import UUID
 
 from services.audit.repository import AuditRepository
 from services.catalog.repository import CategoryRepository, InventoryRepository, ProductRepository
+from services.credits.adjustment_repository import AdjustmentRepository
+from services.credits.hold_repository import HoldRepository
 from services.credits.repository import LedgerRepository
 from services.credits.statement_repository import StatementRepository
 from services.credits.transfer_repository import TransferRepository
@@ -17,6 +19,7 @@ from services.database import SessionFactory
 from services.fields import new_id
 from services.idempotency.repository import IdempotencyRepository
 from services.operations.repository import OperationsRepository
+from services.orders.expiry_repository import OrderExpiryRepository
 from services.orders.repository import OrderRepository
 from services.outbox.events import Event, Recorded, Trace
 from services.outbox.log_repository import LogRepository
@@ -174,12 +177,24 @@ class UnitOfWork:
         return OrderRepository(self.session)
 
     @cached_property
+    def order_expiry(self) -> OrderExpiryRepository:
+        return OrderExpiryRepository(self.session)
+
+    @cached_property
     def ledger(self) -> LedgerRepository:
         return LedgerRepository(self.session)
 
     @cached_property
     def transfers(self) -> TransferRepository:
         return TransferRepository(self.session)
+
+    @cached_property
+    def holds(self) -> HoldRepository:
+        return HoldRepository(self.session)
+
+    @cached_property
+    def adjustments(self) -> AdjustmentRepository:
+        return AdjustmentRepository(self.session)
 
     @cached_property
     def statements(self) -> StatementRepository:

@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from services.settings import get_settings
 from worker.context import open_worker
 from worker.jobs.audit import audit_ledger
+from worker.jobs.expiry import expire
 from worker.jobs.reports import report_backlog
 from worker.jobs.retention import drop_expired_events, ensure_event_partitions, prune_idempotency_keys
 from worker.runner import DatabaseAway, read_redis_url
@@ -67,6 +68,7 @@ class WorkerSettings:
         ensure_event_partitions,
         func(drop_expired_events, timeout=LONG),
         prune_idempotency_keys,
+        expire,
         report_backlog,
         audit_ledger,
     ]
@@ -74,6 +76,7 @@ class WorkerSettings:
         cron(ensure_event_partitions, hour=0, minute=10, second=0, run_at_startup=True),
         cron(drop_expired_events, hour=1, minute=40, second=0, timeout=LONG),
         cron(prune_idempotency_keys, minute=25, second=0),
+        cron(expire, second=30),
         cron(report_backlog, second={0, 15, 30, 45}),
         # It ends itself, in good order, at its time limit.
         cron(audit_ledger, minute=40, second=0, timeout=get_settings().audit_time_limit + 60),

@@ -16,6 +16,8 @@ from services.api.tokens import Tokens
 from services.audit import routes as audit
 from services.catalog import routes as catalog
 from services.collector import spare_what_stays
+from services.credits import hold_routes as holds
+from services.credits import operator_routes as ledger_operators
 from services.credits import routes as ledger
 from services.database import check_pool_budget, open_database
 from services.logs import configure_logging
@@ -65,7 +67,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(health.router)
     app.include_router(metrics.router)
     # The busiest first: routes are matched one after another.
-    for domain in (orders, ledger, catalog, users, operations, audit):
+    for domain in (orders, ledger, holds, catalog, users, ledger_operators, operations, audit):
         app.include_router(domain.router, prefix="/v1")
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

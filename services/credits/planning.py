@@ -116,19 +116,8 @@ def cause(outcomes: Iterable[Outcome]) -> DomainError | None:
     return next((error for error in errors if not isinstance(error, LinkedFailed)), None)
 
 
-def _carry_out(chain: Chain) -> list[Outcome]:
-    postings: list[Outcome] = []
-    for number, item in enumerate(chain.items):
-        ends_open = chain.is_open and number == len(chain.items) - 1
-        error = _chain_open(chain) if ends_open else _refusal(item)
-        if error is not None:
-            take_back(postings)
-            return broken(chain, number, error)
-        postings.append(_post(item))
-    return postings
-
-
-def _refusal(item: Item) -> DomainError | None:
+def refusal(item: Item) -> DomainError | None:
+    """Why the balances do not allow this transfer now; None where they do."""
     debit, credit = item.debit, item.credit
     if credit is None:
         return UnknownRecipient("there is no such recipient", [Fault("is unknown", f"{item.pointer}/to_user_id")])
@@ -150,6 +139,18 @@ def _refusal(item: Item) -> DomainError | None:
             [Fault("is more than the account can hold", f"{item.pointer}/amount")],
         )
     return None
+
+
+def _carry_out(chain: Chain) -> list[Outcome]:
+    postings: list[Outcome] = []
+    for number, item in enumerate(chain.items):
+        ends_open = chain.is_open and number == len(chain.items) - 1
+        error = _chain_open(chain) if ends_open else refusal(item)
+        if error is not None:
+            take_back(postings)
+            return broken(chain, number, error)
+        postings.append(_post(item))
+    return postings
 
 
 def _chain_open(chain: Chain) -> LinkedChainOpen:

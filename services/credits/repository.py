@@ -1,23 +1,28 @@
 """All SQL about accounts, transfers and entries. Accounts are locked in the order of their ids, everywhere."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from uuid import UUID
 
+from sqlalchemy.orm import joinedload
 from sqlmodel import col, select
 
-from services.credits.models import ISSUANCE, Account, Transfer, TransferKind
-from services.errors import InsufficientCredits
-from services.fields import new_id
+from services.credits.models import ISSUANCE, Account, Transfer, TransferKind, TransferState
+from services.errors import AccountClosed, AmountInvalid, InsufficientCredits
+from services.fields import MAX_CREDITS, new_id
 from services.sql import SqlAccess, Statement
 
 # One conditional UPDATE checks and takes; where it finds too little, the INSERT has no row to join and writes nothing.
 _HOLD = Statement("""
     WITH buyer AS (
         UPDATE accounts SET held = held + CAST(:total AS numeric)
-        WHERE user_id = :buyer_id AND posted - held >= CAST(:total AS numeric)
+        WHERE user_id = :buyer_id AND posted - held >= CAST(:total AS numeric) AND closed_at IS NULL
+            AND NOT EXISTS (
+                SELECT FROM accounts AS seller
+                WHERE seller.id = ANY(CAST(:account_ids AS bigint[])) AND seller.closed_at IS NOT NULL
+            )
         RETURNING id
     )
     INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, order_id, expires_at)
@@ -27,9 +32,14 @@ _HOLD = Statement("""
         AS share(id, account_id, amount)
 """)
 
+_CLOSED = Statement("""
+    SELECT user_id FROM accounts
+    WHERE (user_id = :buyer_id OR id = ANY(CAST(:account_ids AS bigint[]))) AND closed_at IS NOT NULL
+""")
+
 _LOCK_ACCOUNTS = Statement("""
-    SELECT id, posted, held, version, system_name IS NOT NULL AS is_system FROM accounts
-    WHERE id = ANY(CAST(:ids AS bigint[])) ORDER BY id FOR NO KEY UPDATE
+    SELECT id, posted, held, version, system_name IS NOT NULL AS is_system, closed_at IS NOT NULL AS is_closed
+    FROM accounts WHERE id = ANY(CAST(:ids AS bigint[])) ORDER BY id FOR NO KEY UPDATE
 """)
 
 _WRITE_BALANCES = Statement("""
@@ -49,22 +59,29 @@ _WRITE_ENTRIES = Statement("""
 """)
 
 _WRITE_TRANSFERS = Statement("""
-    INSERT INTO transfers
-        (id, debit_account_id, credit_account_id, amount, kind, state, posted_amount, order_id, note, resolved_at)
-    SELECT id, debit, credit, amount, :kind, 'posted', amount, order_id, :note, now() FROM unnest(
+    INSERT INTO transfers (
+        id, debit_account_id, credit_account_id, amount, kind, state, posted_amount, order_id, reverses, note,
+        resolved_at
+    )
+    SELECT id, debit, credit, amount, :kind, 'posted', amount, order_id, reverses, :note, now() FROM unnest(
         CAST(:ids AS uuid[]), CAST(:debits AS bigint[]), CAST(:credits AS bigint[]), CAST(:amounts AS numeric[]),
-        CAST(:order_ids AS uuid[])
-    ) AS new(id, debit, credit, amount, order_id)
+        CAST(:order_ids AS uuid[]), CAST(:reverses AS uuid[])
+    ) AS new(id, debit, credit, amount, order_id, reverses)
 """)
 
 _OF_ORDERS = Statement("""
-    SELECT id, order_id, debit_account_id, credit_account_id, amount FROM transfers
+    SELECT id, order_id, debit_account_id, credit_account_id, amount, expires_at <= now() AS is_due FROM transfers
     WHERE order_id = ANY(CAST(:order_ids AS uuid[])) AND kind = 'order' AND state = :state ORDER BY id
 """)
 
-_RESOLVE = Statement("""
-    UPDATE transfers SET state = CAST(:state AS text), resolved_at = now(),
-        posted_amount = CASE CAST(:state AS text) WHEN 'posted' THEN amount END
+_POST = Statement("""
+    UPDATE transfers SET state = 'posted', resolved_at = now(), posted_amount = posting.amount
+    FROM unnest(CAST(:ids AS uuid[]), CAST(:amounts AS numeric[])) AS posting(id, amount)
+    WHERE transfers.id = posting.id AND state = 'pending'
+""")
+
+_RELEASE = Statement("""
+    UPDATE transfers SET state = :state, resolved_at = now()
     WHERE id = ANY(CAST(:ids AS uuid[])) AND state = 'pending'
 """)
 
@@ -86,6 +103,9 @@ class Movement:
     credit_account_id: int
     amount: Decimal
     order_id: UUID | None = None
+    reverses: UUID | None = None
+    is_due: bool = False
+    """A pending one whose time was over when it was read: it can no longer be posted."""
 
 
 @dataclass(slots=True)
@@ -95,6 +115,7 @@ class _Balance:
     held: Decimal
     version: int
     is_system: bool
+    is_closed: bool
 
 
 class LedgerRepository(SqlAccess):
@@ -109,6 +130,16 @@ class LedgerRepository(SqlAccess):
     async def account_of(self, user_id: int) -> Account | None:
         return (await self.session.exec(select(Account).where(col(Account.user_id) == user_id))).one_or_none()
 
+    async def lock_account(self, user_id: int) -> Account | None:
+        """The account with its user, if there is one, locked until the transaction ends."""
+        statement = (
+            select(Account)
+            .where(col(Account.user_id) == user_id)
+            .options(joinedload(Account.user, innerjoin=True))  # type: ignore[arg-type]
+            .with_for_update(of=Account, key_share=True)
+        )
+        return (await self.session.exec(statement)).one_or_none()
+
     async def issuance_account_id(self) -> int:
         statement = select(col(Account.id)).where(col(Account.system_name) == ISSUANCE)
         return (await self.session.exec(statement)).one()
@@ -116,51 +147,82 @@ class LedgerRepository(SqlAccess):
     async def hold(self, order_id: UUID, buyer_id: int, shares: Sequence[Share], expires_at: datetime) -> None:
         """Set the buyer's credits aside until then: one pending transfer for each seller.
 
-        Raises `InsufficientCredits`, with nothing written, where the available credits do not cover the sum.
+        Raises `AccountClosed` where the buyer's or a seller's is, `InsufficientCredits` where the available credits do
+        not cover the sum, both with nothing written.
         """
         total = sum((share.amount for share in shares), Decimal(0))
+        account_ids = [share.account_id for share in shares]
         held = await self.sql.run(
             _HOLD,
             order_id=order_id,
             buyer_id=buyer_id,
             total=total,
             ids=[new_id() for _ in shares],
-            account_ids=[share.account_id for share in shares],
+            account_ids=account_ids,
             amounts=[share.amount for share in shares],
             expires_at=expires_at,
         )
         if held == 0:
+            closed = [
+                row["user_id"] for row in await self.sql.fetch(_CLOSED, buyer_id=buyer_id, account_ids=account_ids)
+            ]
+            if buyer_id in closed:
+                raise AccountClosed("your account is closed")
+            if closed:
+                raise AccountClosed(f"the account of seller {min(closed)} is closed")
             raise InsufficientCredits(f"the available credits do not cover {total}")
 
     async def get_transfer(self, transfer_id: UUID) -> Transfer:
         return (await self.session.exec(select(Transfer).where(col(Transfer.id) == transfer_id))).one()
 
     async def pending_of(self, order_ids: Sequence[UUID]) -> list[Movement]:
-        """The holds of these orders that are neither posted nor voided."""
+        """The holds of these orders that are not resolved."""
         return await self._of_orders(order_ids, "pending")
 
     async def posted_of(self, order_ids: Sequence[UUID]) -> list[Movement]:
         """The payments of these orders."""
         return await self._of_orders(order_ids, "posted")
 
-    async def resolve_holds(self, *, post: Sequence[Movement], void: Sequence[Movement]) -> None:
-        """Post some pending transfers and void others, with one update for each account.
+    async def lock_payees(self, holds: Sequence[Movement]) -> set[int]:
+        """Lock the accounts of these holds until the transaction ends; those of their payees that are closed."""
+        balances = await self._lock(holds)
+        return {hold.credit_account_id for hold in holds if balances[hold.credit_account_id].is_closed}
 
-        The orders are locked by the caller, so that nobody resolves a transfer twice.
+    async def resolve_holds(
+        self, *, post: Sequence[Movement] = (), void: Sequence[Movement] = (), expire: Sequence[Movement] = ()
+    ) -> None:
+        """Post some pending transfers, void others and let others expire, with one update for each account.
+
+        Nobody resolves a transfer twice: the caller has locked its order, or itself where it has none.
         """
-        balances = await self._lock([*post, *void])
-        for movement in [*post, *void]:
-            balances[movement.debit_account_id].held -= movement.amount
-        if void:
-            await self.sql.run(_RESOLVE, ids=[movement.transfer_id for movement in void], state="voided")
+        holds = [*post, *void, *expire]
+        balances = await self._lock(holds)
+        for hold in holds:
+            balances[hold.debit_account_id].held -= hold.amount
+        for released, state in ((void, TransferState.voided), (expire, TransferState.expired)):
+            if released:
+                await self.sql.run(_RELEASE, ids=[hold.transfer_id for hold in released], state=state.value)
         if post:
-            await self.sql.run(_RESOLVE, ids=[movement.transfer_id for movement in post], state="posted")
+            await self.sql.run(_POST, ids=[hold.transfer_id for hold in post], amounts=[hold.amount for hold in post])
         await self._post(post, balances)
+
+    async def post_part(self, hold: Movement, amount: Decimal) -> None:
+        """Post so much of a pending transfer and release the remainder. The transfer is locked by the caller.
+
+        Raises `AccountClosed` or `AmountInvalid`, with nothing written, where the payee's account does not take it.
+        """
+        balances = await self._lock([hold])
+        part = replace(hold, amount=amount)
+        _check_payees([part], balances)
+        balances[hold.debit_account_id].held -= hold.amount
+        await self.sql.run(_POST, ids=[hold.transfer_id], amounts=[amount])
+        await self._post([part], balances)
 
     async def transfer(self, movements: Sequence[Movement], kind: TransferKind, note: str) -> None:
         """Write transfers that take effect at once.
 
-        Raises `InsufficientCredits`, with nothing written, where a user's available credits would go below zero.
+        Raises `AccountClosed`, `InsufficientCredits` where a user's available credits would go below zero, or
+        `AmountInvalid` where an account would hold more than it can, with nothing written.
         """
         balances = await self._lock(movements)
         spending: dict[int, Decimal] = {}
@@ -169,8 +231,11 @@ class LedgerRepository(SqlAccess):
             spending[debit] = spending.get(debit, Decimal(0)) + movement.amount
         for account_id, amount in spending.items():
             balance = balances[account_id]
+            if balance.is_closed:
+                raise AccountClosed("the account that the credits would come from is closed")
             if not balance.is_system and balance.posted - balance.held < amount:
                 raise InsufficientCredits(f"the available credits do not cover {amount}")
+        _check_payees(movements, balances)
         await self.sql.run(
             _WRITE_TRANSFERS,
             ids=[movement.transfer_id for movement in movements],
@@ -178,6 +243,7 @@ class LedgerRepository(SqlAccess):
             credits=[movement.credit_account_id for movement in movements],
             amounts=[movement.amount for movement in movements],
             order_ids=[movement.order_id for movement in movements],
+            reverses=[movement.reverses for movement in movements],
             kind=kind.value,
             note=note,
         )
@@ -186,7 +252,14 @@ class LedgerRepository(SqlAccess):
     async def _of_orders(self, order_ids: Sequence[UUID], state: str) -> list[Movement]:
         rows = await self.sql.fetch(_OF_ORDERS, order_ids=list(order_ids), state=state)
         return [
-            Movement(row["id"], row["debit_account_id"], row["credit_account_id"], row["amount"], row["order_id"])
+            Movement(
+                row["id"],
+                row["debit_account_id"],
+                row["credit_account_id"],
+                row["amount"],
+                row["order_id"],
+                is_due=bool(row["is_due"]),
+            )
             for row in rows
         ]
 
@@ -226,3 +299,15 @@ class LedgerRepository(SqlAccess):
                 held=[balance.held for balance in changed],
                 versions=[balance.version for balance in changed],
             )
+
+
+def _check_payees(movements: Iterable[Movement], balances: Mapping[int, _Balance]) -> None:
+    receiving: dict[int, Decimal] = {}
+    for movement in movements:
+        credit = movement.credit_account_id
+        receiving[credit] = receiving.get(credit, Decimal(0)) + movement.amount
+    for account_id, amount in receiving.items():
+        if balances[account_id].is_closed:
+            raise AccountClosed("the account that the credits would go to is closed")
+        if balances[account_id].posted + amount > MAX_CREDITS:
+            raise AmountInvalid(f"an account holds at most {MAX_CREDITS}")

@@ -41,7 +41,11 @@ async def read_account(user: CurrentUser, uow: Work) -> AccountPublic:
     """The caller's credits."""
     account = await service.account_of(uow, user.id)
     return AccountPublic(
-        posted=account.posted, held=account.held, available=account.posted - account.held, version=account.version
+        posted=account.posted,
+        held=account.held,
+        available=account.posted - account.held,
+        version=account.version,
+        closed_at=account.closed_at,
     )
 
 

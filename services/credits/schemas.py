@@ -7,10 +7,13 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
-from services.credits.models import TransferKind, TransferState
-from services.fields import Amount, Money, StrictId, Text
+from services.credits.models import AdjustmentState, TransferKind, TransferState
+from services.fields import Amount, Instant, Money, SignedAmount, StrictId, Text
+from services.users.schemas import UserSummary
 
 Note = Annotated[Text, Field(max_length=200)]
+Reason = Annotated[Text, Field(min_length=1, max_length=200, pattern=r"\S")]
+"""Why an operator does something; not blank."""
 
 
 class TopUpCreate(BaseModel):
@@ -35,6 +38,38 @@ class TransferCreate(_Transfer):
     """Credits from the caller to another user. A dry run tells what would happen, and writes nothing."""
 
     dry_run: StrictBool = False
+
+
+class HoldCreate(_Transfer):
+    """Credits of the caller, set aside for another user until then."""
+
+    expires_at: Instant
+
+
+class HoldPost(BaseModel):
+    """How much of a hold is posted; all of it unless said. The remainder is released."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    amount: Amount | None = None
+
+
+class ReversalCreate(BaseModel):
+    """Why a transfer is undone."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: Reason
+
+
+class AdjustmentCreate(BaseModel):
+    """Credits that an operator gives to a user, or with a minus in front takes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    user_id: StrictId
+    amount: SignedAmount
+    reason: Reason
 
 
 class TransferItem(_Transfer):
@@ -69,6 +104,23 @@ class TransferPublic(BaseModel):
     amount: Money
     note: str
     created_at: datetime
+
+
+class TransferDetail(TransferPublic):
+    """A transfer in full. `from_user_id` or `to_user_id` is null where credits were issued or taken back.
+
+    Of a posted one, `posted_amount` was moved and the rest of `amount` released. `reverses` is the transfer that this
+    one undoes, `reversed_by` the one that undoes this.
+    """
+
+    from_user_id: int | None
+    to_user_id: int | None
+    posted_amount: Money | None
+    expires_at: datetime | None
+    resolved_at: datetime | None
+    order_id: UUID | None
+    reverses: UUID | None
+    reversed_by: UUID | None
 
 
 class TransferMade(BaseModel):
@@ -120,12 +172,38 @@ class TransferBatchReply(BaseModel):
 
 
 class AccountPublic(BaseModel):
-    """The caller's credits: all of them, those held for orders, and what is free to spend."""
+    """A user's credits: all of them, those held for orders and others, and what is free to spend.
+
+    A closed account neither sends nor receives.
+    """
 
     posted: Money
     held: Money
     available: Money
     version: int
+    closed_at: datetime | None
+
+
+class AccountStatus(AccountPublic):
+    """A user's credits as an operator sees them."""
+
+    user: UserSummary
+
+
+class AdjustmentPublic(BaseModel):
+    """An adjustment of a user's balance. Applied, it names its transfer; `decided_by` is the second operator."""
+
+    id: UUID
+    user: UserSummary
+    amount: Money
+    reason: str
+    state: AdjustmentState
+    needs_approval: bool
+    requested_by: int
+    decided_by: int | None
+    transfer_id: UUID | None
+    created_at: datetime
+    decided_at: datetime | None
 
 
 class TransferSummary(BaseModel):

@@ -2,12 +2,13 @@
 
 from decimal import Decimal
 
+from services.credits import events
 from services.credits.events import CreditsMoved
 from services.credits.models import Account, Transfer, TransferKind
 from services.credits.repository import Movement
 from services.credits.schemas import TopUpCreate
-from services.errors import Fault, InvalidInput, NotFound
-from services.fields import new_id
+from services.errors import AccountClosed, Conflict, Fault, InvalidInput, NotFound
+from services.fields import new_id, now
 from services.unit_of_work import UnitOfWork
 
 
@@ -20,11 +21,47 @@ async def account_of(uow: UnitOfWork, user_id: int) -> Account:
 
 
 async def top_up(uow: UnitOfWork, wanted: TopUpCreate) -> Transfer:
-    """Issue credits to a user, from the issuance account."""
+    """Issue credits to a user, from the issuance account. Raises `InvalidInput`, `AccountClosed` or `AmountInvalid`."""
     to_account = await _recipient(uow, wanted.user_id, "#/user_id")
+    if to_account.closed_at is not None:
+        raise AccountClosed("the user's account is closed", [Fault("is closed", "#/user_id")])
     return await _move(
         uow, await uow.ledger.issuance_account_id(), to_account.id, wanted.amount, TransferKind.top_up, wanted.note
     )
+
+
+async def close_account(uow: UnitOfWork, user_id: int) -> Account:
+    """Let a user's account neither send nor receive. Its balance stays as it is until it is reopened.
+
+    Raises `NotFound`, and `Conflict` where it is closed already or credits are held: those are promised to somebody.
+    """
+    account = await _locked_account(uow, user_id)
+    if account.closed_at is not None:
+        raise Conflict("the account is closed already")
+    if account.held:
+        raise Conflict(f"{account.held} of the account's credits are held; let that be posted, voided or expire first")
+    account.closed_at = now()
+    await uow.session.flush()
+    uow.record(events.AccountClosed(account_id=account.id))
+    return account
+
+
+async def reopen_account(uow: UnitOfWork, user_id: int) -> Account:
+    """Let a closed account send and receive again. Raises `NotFound`, and `Conflict` where it is open."""
+    account = await _locked_account(uow, user_id)
+    if account.closed_at is None:
+        raise Conflict("the account is open")
+    account.closed_at = None
+    await uow.session.flush()
+    uow.record(events.AccountReopened(account_id=account.id))
+    return account
+
+
+async def _locked_account(uow: UnitOfWork, user_id: int) -> Account:
+    account = await uow.ledger.lock_account(user_id)
+    if account is None:
+        raise NotFound(f"there is no user {user_id}")
+    return account
 
 
 async def _recipient(uow: UnitOfWork, user_id: int, pointer: str) -> Account:

@@ -1,22 +1,25 @@
-"""What a worker does with orders that were placed: reserve stock, post or void the holds, confirm or reject."""
+"""What a worker does with orders that were placed: reserve stock, resolve the holds, confirm, reject or cancel."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from uuid import UUID
 
-from services.orders.events import OrderConfirmed, OrderPlaced, OrderRejected
+from services.orders.events import OrderCancelled, OrderConfirmed, OrderPlaced, OrderRejected
 from services.orders.models import OrderStatus
 from services.orders.repository import LockedOrder, Move
 from services.outbox.events import Claimed
 from services.unit_of_work import UnitOfWork
 
 OUT_OF_STOCK = "out of stock"
+SELLER_CLOSED = "a seller's account is closed"
+EXPIRED = "expired"
 
 
 async def process_placed(uow: UnitOfWork, events: Sequence[Claimed[OrderPlaced]]) -> None:
     """Confirm the batch's orders in the order they were placed, as far as the stock goes; reject the others.
 
-    Set-based: the number of statements does not grow with the batch. An order that is no longer pending (cancelled
-    meanwhile) is left as it is: a late event never moves an order back.
+    Holds are never posted after their time, however late the sweep that lets them expire: such an order is cancelled
+    here. One that pays a closed account is rejected. Set-based: the number of statements does not grow with the batch.
+    An order that is no longer pending (cancelled meanwhile) is left as it is: a late event never moves an order back.
     """
     placed = [claimed.event.order_id for claimed in events]
     orders = await uow.orders.lock(placed)
@@ -27,28 +30,43 @@ async def process_placed(uow: UnitOfWork, events: Sequence[Claimed[OrderPlaced]]
     ids = [order.id for order in pending]
     pieces = await uow.orders.pieces(ids)
     available = await uow.inventory.lock(sorted({product_id for lines in pieces.values() for product_id in lines}))
-    confirmed, reserved = _allocate(pending, pieces, available)
+    holds = await uow.ledger.pending_of(ids)
+    closed = await uow.ledger.lock_payees(holds)
+    expired = {hold.order_id for hold in holds if hold.is_due}
+    refused = {hold.order_id for hold in holds if hold.credit_account_id in closed}
+    payable = [order for order in pending if order.id not in expired | refused]
+    confirmed, reserved = _allocate(payable, pieces, available)
 
     if reserved:
         await uow.inventory.reserve(reserved)
-    holds = await uow.ledger.pending_of(ids)
     await uow.ledger.resolve_holds(
         post=[hold for hold in holds if hold.order_id in confirmed],
-        void=[hold for hold in holds if hold.order_id not in confirmed],
+        void=[hold for hold in holds if hold.order_id not in confirmed | expired],
+        expire=[hold for hold in holds if hold.order_id in expired],
     )
-    await uow.orders.move(
-        [
-            Move(order.id, order.status, OrderStatus.confirmed)
-            if order.id in confirmed
-            else Move(order.id, order.status, OrderStatus.rejected, OUT_OF_STOCK)
-            for order in pending
-        ]
-    )
-    for order in pending:
-        if order.id in confirmed:
-            uow.record(OrderConfirmed(order_id=order.id, total=order.total), traces[order.id])
-        else:
-            uow.record(OrderRejected(order_id=order.id, reason=OUT_OF_STOCK), traces[order.id])
+    moves = [_move(order, confirmed, expired, refused) for order in pending]
+    await uow.orders.move(moves)
+    for order, move in zip(pending, moves, strict=True):
+        uow.record(_event(order, move), traces[order.id])
+
+
+def _move(
+    order: LockedOrder, confirmed: Collection[UUID], expired: Collection[UUID | None], refused: Collection[UUID | None]
+) -> Move:
+    if order.id in confirmed:
+        return Move(order.id, order.status, OrderStatus.confirmed)
+    if order.id in expired:
+        return Move(order.id, order.status, OrderStatus.cancelled, EXPIRED)
+    reason = SELLER_CLOSED if order.id in refused else OUT_OF_STOCK
+    return Move(order.id, order.status, OrderStatus.rejected, reason)
+
+
+def _event(order: LockedOrder, move: Move) -> OrderConfirmed | OrderCancelled | OrderRejected:
+    if move.after is OrderStatus.confirmed:
+        return OrderConfirmed(order_id=order.id, total=order.total)
+    if move.after is OrderStatus.cancelled:
+        return OrderCancelled(order_id=order.id, from_status=order.status.value, reason=move.reason)
+    return OrderRejected(order_id=order.id, reason=move.reason)
 
 
 def _allocate(

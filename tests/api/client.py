@@ -135,6 +135,11 @@ class Api:
         return buyer, seller, await make_product(self.database, seller=seller, **product)
 
 
+def amounts(posted: str, held: str = "0") -> tuple[Decimal, Decimal]:
+    """What `credits_of` gives: posted and held credits."""
+    return Decimal(posted), Decimal(held)
+
+
 def order_of(*lines: tuple[Product, Any], **more: Any) -> dict[str, Any]:
     return {"items": [{"product_id": product.id, "quantity": quantity} for product, quantity in lines], **more}
 

@@ -14,6 +14,7 @@ from tests.api.client import Api, assert_problem
 from tests.factories import make_operator, make_user
 
 PASSWORD = "correct horse battery"
+ANY = "01890a5d-ac96-774b-bcce-b302099a8057"
 
 
 async def sign_in(api: Api, email: str, password: str) -> Any:
@@ -119,6 +120,14 @@ async def test_tokens_that_are_not_ours_are_refused(api: Api) -> None:
         ("POST", "/v1/users/1/restore", None),
         ("POST", "/v1/categories", {"name": "Lamps"}),
         ("POST", "/v1/top-ups", {"user_id": 1, "amount": "1.00"}),
+        ("POST", f"/v1/transfers/{ANY}/reverse", {"reason": "x"}),
+        ("POST", "/v1/adjustments", {"user_id": 1, "amount": "1.00", "reason": "x"}),
+        ("GET", "/v1/adjustments", None),
+        ("GET", f"/v1/adjustments/{ANY}", None),
+        ("POST", f"/v1/adjustments/{ANY}/approve", None),
+        ("POST", f"/v1/adjustments/{ANY}/reject", None),
+        ("POST", "/v1/accounts/1/close", None),
+        ("POST", "/v1/accounts/1/reopen", None),
         ("GET", "/v1/operations/books", None),
         ("GET", "/v1/operations/audit", None),
         ("GET", "/v1/operations/backlog", None),

@@ -19,7 +19,7 @@ async def test_a_top_up_issues_credits_and_shows_on_the_statement(api: Api) -> N
     top_up = reply.json()
     assert (top_up["kind"], top_up["state"], top_up["amount"]) == ("top_up", "posted", "12.50")
     account = (await api.get("/v1/accounts/me", by=user)).json()
-    assert account == {"posted": "12.50", "held": "0.00", "available": "12.50", "version": 1}
+    assert account == {"posted": "12.50", "held": "0.00", "available": "12.50", "version": 1, "closed_at": None}
     statement = (await api.get("/v1/accounts/me/statement", by=user)).json()
     [entry] = statement["data"]
     assert (entry["version"], entry["amount"], entry["balance"]) == (1, "12.50", "12.50")
@@ -64,7 +64,7 @@ async def test_more_credits_than_an_account_can_hold_are_refused(api: Api) -> No
     wanted = {"user_id": user.id, "amount": "9999999999999999.99"}
     assert (await api.post("/v1/top-ups", by=operator, json=wanted)).status_code == 201
     before = await api.everything()
-    assert_problem(await api.post("/v1/top-ups", by=operator, json=wanted), 422, "invalid_input")
+    assert_problem(await api.post("/v1/top-ups", by=operator, json=wanted), 422, "amount_invalid")
     assert await api.everything() == before
 
 

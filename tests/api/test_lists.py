@@ -21,6 +21,7 @@ LISTS = {
         {"created_at", "id", "total"},
     ),
     "/v1/accounts/me/statement": ({"created_at", "kind"}, {"version"}),
+    "/v1/adjustments": ({"created_at", "requested_by", "state", "user_id"}, {"id"}),
     "/v1/operations/dead-letters": ({"aggregate", "type"}, {"position"}),
 }
 

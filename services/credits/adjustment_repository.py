@@ -1,0 +1,56 @@
+"""All SQL of adjustments."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy.orm import contains_eager
+from sqlmodel import col, select
+from sqlmodel.sql.expression import SelectOfScalar
+
+from services.credits.models import Account, Adjustment, AdjustmentState
+from services.fields import Id, Instant
+from services.query import EXACT, ORDERED, Filterable, QueryBuilder, Rows, Sortable
+from services.sql import SqlAccess
+from services.users.models import User
+
+_FILTERS = {
+    "state": Filterable(col(Adjustment.state), AdjustmentState, EXACT),
+    "user_id": Filterable(col(Account.user_id), Id, EXACT),
+    "requested_by": Filterable(col(Adjustment.requested_by), Id, EXACT),
+    "created_at": Filterable(col(Adjustment.created_at), Instant, ORDERED),
+}
+_KEY = Sortable(col(Adjustment.id), UUID)
+
+
+class AdjustmentRepository(SqlAccess):
+    """What operators ask for, with the account and its user."""
+
+    async def add(self, adjustment: Adjustment) -> None:
+        self.session.add(adjustment)
+        await self.session.flush()
+
+    async def get(self, adjustment_id: UUID, *, lock: bool = False) -> Adjustment | None:
+        """The adjustment, if there is one; `lock` takes the row until the transaction ends."""
+        statement = _with_user().where(col(Adjustment.id) == adjustment_id)
+        if lock:
+            statement = statement.with_for_update(of=Adjustment, key_share=True)
+        # What another transaction decided while this one waited for the lock is read, not what was known before.
+        return (await self.session.exec(statement.execution_options(populate_existing=True))).one_or_none()
+
+    async def page(
+        self, *, filters: Sequence[str], sort: str | None, limit: int, cursor: str | None
+    ) -> Rows[Adjustment]:
+        """The newest first unless sorted otherwise."""
+        query = QueryBuilder[Adjustment](
+            _with_user(), filters=_FILTERS, sorts={"id": _KEY}, key=_KEY, default_sort="-id"
+        )
+        return await query.filter(filters).sort(sort).page(self.session, limit=limit, cursor=cursor)
+
+
+def _with_user() -> SelectOfScalar[Adjustment]:
+    return (
+        select(Adjustment)
+        .join(Account, col(Account.id) == col(Adjustment.account_id))
+        .join(User, col(User.id) == col(Account.user_id))
+        .options(contains_eager(Adjustment.account).contains_eager(Account.user))  # type: ignore[arg-type]
+    )

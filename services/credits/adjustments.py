@@ -1,0 +1,124 @@
+"""Adjustments: an operator gives credits to an account or takes them; above a set amount a second one approves it."""
+
+from decimal import Decimal
+from uuid import UUID
+
+from services.credits.events import (
+    AdjustmentApplied,
+    AdjustmentRejected,
+    AdjustmentRequested,
+    CreditsMoved,
+)
+from services.credits.models import Adjustment, AdjustmentState, TransferKind
+from services.credits.repository import Movement
+from services.credits.schemas import AdjustmentCreate
+from services.errors import AccountClosed, Conflict, Fault, Forbidden, NotFound, UnknownRecipient
+from services.fields import new_id, now
+from services.unit_of_work import UnitOfWork
+from services.users.models import Caller
+
+
+async def request(uow: UnitOfWork, operator: Caller, wanted: AdjustmentCreate, approval_above: Decimal) -> Adjustment:
+    """Adjust a user's balance at once, or leave it pending where the amount, either way, is above `approval_above`.
+
+    Raises `UnknownRecipient`, `AccountClosed`, and where it takes effect at once `InsufficientCredits` or
+    `AmountInvalid`.
+    """
+    account = await uow.ledger.account_of(wanted.user_id)
+    if account is None:
+        raise UnknownRecipient(f"there is no user {wanted.user_id}", [Fault("is unknown", "#/user_id")])
+    if account.closed_at is not None:
+        raise AccountClosed("the user's account is closed", [Fault("is closed", "#/user_id")])
+    needs_approval = abs(wanted.amount) > approval_above
+    adjustment = Adjustment(
+        account_id=account.id,
+        amount=wanted.amount,
+        reason=wanted.reason,
+        state=AdjustmentState.pending,
+        needs_approval=needs_approval,
+        requested_by=operator.id,
+    )
+    if not needs_approval:
+        await _apply(uow, adjustment)
+    await uow.adjustments.add(adjustment)
+    if needs_approval:
+        uow.record(
+            AdjustmentRequested(
+                adjustment_id=adjustment.id, account_id=account.id, amount=wanted.amount, reason=wanted.reason
+            )
+        )
+    return await get(uow, adjustment.id)
+
+
+async def get(uow: UnitOfWork, adjustment_id: UUID) -> Adjustment:
+    """The adjustment with its user. Raises `NotFound`."""
+    adjustment = await uow.adjustments.get(adjustment_id)
+    if adjustment is None:
+        raise NotFound(f"there is no adjustment {adjustment_id}")
+    return adjustment
+
+
+async def approve(uow: UnitOfWork, operator: Caller, adjustment_id: UUID) -> Adjustment:
+    """Let a pending adjustment take effect. Of several decisions at once the first one counts.
+
+    Raises `Forbidden` for the operator who asked for it, `Conflict` where it was decided before, and what `request`
+    raises of the account.
+    """
+    adjustment = await _undecided(uow, operator, adjustment_id)
+    await _apply(uow, adjustment)
+    adjustment.decided_by = operator.id
+    await uow.session.flush()
+    return adjustment
+
+
+async def reject(uow: UnitOfWork, operator: Caller, adjustment_id: UUID) -> Adjustment:
+    """Refuse a pending adjustment. Raises `Forbidden` and `Conflict` as `approve` does."""
+    adjustment = await _undecided(uow, operator, adjustment_id)
+    adjustment.state = AdjustmentState.rejected
+    adjustment.decided_by = operator.id
+    adjustment.decided_at = now()
+    await uow.session.flush()
+    uow.record(
+        AdjustmentRejected(adjustment_id=adjustment.id, account_id=adjustment.account_id, amount=adjustment.amount)
+    )
+    return adjustment
+
+
+async def _undecided(uow: UnitOfWork, operator: Caller, adjustment_id: UUID) -> Adjustment:
+    adjustment = await uow.adjustments.get(adjustment_id, lock=True)
+    if adjustment is None:
+        raise NotFound(f"there is no adjustment {adjustment_id}")
+    if adjustment.requested_by == operator.id:
+        raise Forbidden("whoever asks for an adjustment does not decide on it; another operator does")
+    if adjustment.state is not AdjustmentState.pending:
+        raise Conflict(f"the adjustment is {adjustment.state.value} already")
+    return adjustment
+
+
+async def _apply(uow: UnitOfWork, adjustment: Adjustment) -> None:
+    """Move the credits, and write down that they were. The adjustment is new, or locked by the caller."""
+    issuance, amount = await uow.ledger.issuance_account_id(), adjustment.amount
+    debit, credit = (issuance, adjustment.account_id) if amount > 0 else (adjustment.account_id, issuance)
+    movement = Movement(new_id(), debit, credit, abs(amount))
+    await uow.ledger.transfer([movement], TransferKind.adjustment, adjustment.reason)
+    adjustment.state = AdjustmentState.applied
+    adjustment.transfer_id = movement.transfer_id
+    adjustment.decided_at = now()
+    uow.record(
+        CreditsMoved(
+            transfer_id=movement.transfer_id,
+            kind=TransferKind.adjustment.value,
+            from_account_id=debit,
+            to_account_id=credit,
+            amount=movement.amount,
+        )
+    )
+    uow.record(
+        AdjustmentApplied(
+            adjustment_id=adjustment.id,
+            account_id=adjustment.account_id,
+            amount=amount,
+            reason=adjustment.reason,
+            transfer_id=movement.transfer_id,
+        )
+    )

@@ -1,0 +1,63 @@
+"""HTTP for transfers in two phases, and for a single transfer."""
+
+from datetime import timedelta
+from uuid import UUID
+
+from fastapi import APIRouter, Response
+
+from services.api.dependencies import CurrentUser, State, Work
+from services.api.idempotency import IDEMPOTENCY_KEY_REQUIRED
+from services.api.problems import responses
+from services.api.transaction import TransactionRoute
+from services.credits import holds
+from services.credits.hold_repository import TransferRow
+from services.credits.schemas import HoldCreate, HoldPost, TransferDetail
+
+router = APIRouter(route_class=TransactionRoute, tags=["credits"])
+
+
+@router.post(
+    "/holds",
+    status_code=201,
+    response_model=TransferDetail,
+    dependencies=[IDEMPOTENCY_KEY_REQUIRED],
+    responses=responses(400, 401, 402, 409, 413, 422),
+)
+async def create_hold(
+    wanted: HoldCreate, payer: CurrentUser, response: Response, uow: Work, state: State
+) -> TransferRow:
+    """Hold the caller's credits for another user until `expires_at`: a pending transfer."""
+    longest = timedelta(seconds=state.settings.transfer_hold_max)
+    held = await holds.hold(uow, payer, wanted, longest)
+    response.headers["Location"] = f"/v1/transfers/{held.id}"
+    return held
+
+
+@router.get("/transfers/{transfer_id}", response_model=TransferDetail, responses=responses(401, 404, 422))
+async def read_transfer(transfer_id: UUID, caller: CurrentUser, uow: Work) -> TransferRow:
+    """One transfer, for the two users it is about and operators."""
+    return await holds.get(uow, caller, transfer_id)
+
+
+@router.post(
+    "/transfers/{transfer_id}/post",
+    response_model=TransferDetail,
+    dependencies=[IDEMPOTENCY_KEY_REQUIRED],
+    responses=responses(400, 401, 403, 404, 409, 413, 422),
+)
+async def post_transfer(
+    transfer_id: UUID, caller: CurrentUser, uow: Work, wanted: HoldPost | None = None
+) -> TransferRow:
+    """Post a pending transfer, or a part of it and release the remainder, for its recipient and operators."""
+    return await holds.post(uow, caller, transfer_id, wanted.amount if wanted else None)
+
+
+@router.post(
+    "/transfers/{transfer_id}/void",
+    response_model=TransferDetail,
+    dependencies=[IDEMPOTENCY_KEY_REQUIRED],
+    responses=responses(400, 401, 403, 404, 409, 422),
+)
+async def void_transfer(transfer_id: UUID, caller: CurrentUser, uow: Work) -> TransferRow:
+    """Release what a pending transfer holds, for its recipient and operators."""
+    return await holds.void(uow, caller, transfer_id)

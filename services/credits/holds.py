@@ -1,0 +1,163 @@
+"""Transfers in two phases: credits are held, then posted (all of them or a part), voided, or expired; once.
+
+Holds for orders are resolved with their order: `services/orders/processing.py` and `expiry.py`.
+"""
+
+from datetime import datetime, timedelta
+from decimal import Decimal
+from uuid import UUID
+
+from services.credits import planning
+from services.credits.events import CreditsHeld, CreditsMoved, CreditsReleased
+from services.credits.hold_repository import TransferRow
+from services.credits.models import TransferKind, TransferState
+from services.credits.planning import Item
+from services.credits.repository import Movement
+from services.credits.schemas import HoldCreate
+from services.errors import (
+    AmountInvalid,
+    Fault,
+    Forbidden,
+    InvalidInput,
+    NotFound,
+    TransferAlreadyPosted,
+    TransferAlreadyVoided,
+    TransferExpired,
+    TransferOfOrder,
+)
+from services.fields import new_id, now
+from services.unit_of_work import UnitOfWork
+from services.users.models import Caller, Role
+
+
+async def hold(uow: UnitOfWork, payer: Caller, wanted: HoldCreate, longest: timedelta) -> TransferRow:
+    """Hold the payer's credits for another user until `expires_at`, which lies at most `longest` from now.
+
+    Raises `InsufficientCredits`, `AccountClosed`, `SameAccount`, `UnknownRecipient`, `AmountInvalid`, or `InvalidInput`
+    for a time that has come or lies too far away.
+    """
+    _check_time(wanted.expires_at, longest)
+    parties = await uow.transfers.parties(payer.id, [wanted.to_user_id], lock=True)
+    item = Item("#", parties.sender, parties.recipients.get(wanted.to_user_id), wanted.amount, wanted.note)
+    error = planning.refusal(item)
+    if error is not None:
+        raise error
+    assert item.credit is not None
+    transfer_id = new_id()
+    await uow.holds.write(transfer_id, item, wanted.expires_at)
+    uow.record(
+        CreditsHeld(
+            transfer_id=transfer_id,
+            from_account_id=item.debit.account_id,
+            to_account_id=item.credit.account_id,
+            amount=wanted.amount,
+            expires_at=wanted.expires_at,
+        )
+    )
+    return await get(uow, payer, transfer_id)
+
+
+async def get(uow: UnitOfWork, caller: Caller, transfer_id: UUID, *, lock: bool = False) -> TransferRow:
+    """The transfer, for the two users it is about and operators.
+
+    Raises `NotFound` for everybody else too: whether a foreign transfer exists is nobody's business.
+    """
+    found = await uow.holds.find(transfer_id, lock=lock)
+    if found is None or not _may_see(caller, found):
+        raise NotFound(f"there is no transfer {transfer_id} that you may see")
+    return found
+
+
+async def post(uow: UnitOfWork, caller: Caller, transfer_id: UUID, amount: Decimal | None) -> TransferRow:
+    """Post a pending transfer, or only `amount` of it: the remainder is released. The payee or an operator may.
+
+    Raises `TransferAlreadyPosted`, `TransferAlreadyVoided` or `TransferExpired` where it was resolved before or its
+    time is over, `TransferOfOrder`, `AmountInvalid` for more than is held, and `AccountClosed`.
+    """
+    found = await _pending(uow, caller, transfer_id)
+    posted = found.amount if amount is None else amount
+    if posted > found.amount:
+        raise AmountInvalid(f"only {found.amount} are held", [Fault("is more than is held", "#/amount")])
+    await uow.ledger.post_part(found.movement(), posted)
+    uow.record(
+        CreditsMoved(
+            transfer_id=transfer_id,
+            kind=TransferKind.transfer.value,
+            from_account_id=found.debit_account_id,
+            to_account_id=found.credit_account_id,
+            amount=posted,
+        )
+    )
+    return await get(uow, caller, transfer_id)
+
+
+async def void(uow: UnitOfWork, caller: Caller, transfer_id: UUID) -> TransferRow:
+    """Release what a pending transfer holds. The payee or an operator may; the payer has promised it until its time.
+
+    Raises what `post` raises, but for amounts and accounts.
+    """
+    found = await _pending(uow, caller, transfer_id)
+    await uow.ledger.resolve_holds(void=[found.movement()])
+    _record_release(uow, found.movement(), TransferState.voided)
+    return await get(uow, caller, transfer_id)
+
+
+async def expire_due(uow: UnitOfWork, limit: int) -> int:
+    """Let up to `limit` holds between users expire whose time is over; how many it were."""
+    due = await uow.holds.lock_due(limit)
+    if due:
+        await uow.ledger.resolve_holds(expire=due)
+    for movement in due:
+        _record_release(uow, movement, TransferState.expired)
+    return len(due)
+
+
+def check_unresolved(found: TransferRow) -> None:
+    """Raises what says which way a transfer was resolved, where it was."""
+    match found.state:
+        case TransferState.posted:
+            raise TransferAlreadyPosted("the transfer was posted before")
+        case TransferState.voided:
+            raise TransferAlreadyVoided("the transfer was voided before")
+        case TransferState.expired:
+            raise TransferExpired(f"the transfer expired at {found.expires_at}")
+
+
+async def _pending(uow: UnitOfWork, caller: Caller, transfer_id: UUID) -> TransferRow:
+    """The transfer, locked, where the caller may resolve it now."""
+    # Read first: who may not see it does not wait for its lock, or make others wait.
+    found = await get(uow, caller, transfer_id)
+    if caller.role is not Role.operator and caller.id != found.to_user_id:
+        raise Forbidden("only the recipient or an operator may post or void this transfer")
+    if found.order_id is not None:
+        raise TransferOfOrder("this transfer pays an order and is resolved with it")
+    found = await get(uow, caller, transfer_id, lock=True)
+    check_unresolved(found)
+    if found.is_due:
+        raise TransferExpired(f"the transfer expired at {found.expires_at}")
+    return found
+
+
+def _check_time(expires_at: datetime, longest: timedelta) -> None:
+    at = now()
+    if not at < expires_at <= at + longest:
+        raise InvalidInput(
+            f"a hold ends in the future, at most {longest} from now",
+            [Fault("must lie in the future" if expires_at <= at else "lies too far away", "#/expires_at")],
+        )
+
+
+def _may_see(caller: Caller, found: TransferRow) -> bool:
+    return caller.role is Role.operator or caller.id in (found.from_user_id, found.to_user_id)
+
+
+def _record_release(uow: UnitOfWork, movement: Movement, state: TransferState) -> None:
+    uow.record(
+        CreditsReleased(
+            transfer_id=movement.transfer_id,
+            from_account_id=movement.debit_account_id,
+            to_account_id=movement.credit_account_id,
+            amount=movement.amount,
+            state=state.value,
+        )
+    )

@@ -1,0 +1,28 @@
+"""Orders that nothing came of in time are cancelled: unpaid ones, and those whose holds no worker posted."""
+
+from services.orders.events import OrderCancelled
+from services.orders.models import OrderStatus
+from services.orders.processing import EXPIRED
+from services.orders.repository import Move
+from services.unit_of_work import UnitOfWork
+
+
+async def expire_due(uow: UnitOfWork, limit: int) -> int:
+    """Cancel up to `limit` orders whose time is over, and free their credits; how many it looked at.
+
+    Orders that somebody works on at this moment are left out: they are resolved there, or found the next time. A
+    pending order has no stock reserved, so that none is given back.
+    """
+    found = await uow.order_expiry.lock_due(limit)
+    pending = [one.order.id for one in found if one.order.status is OrderStatus.pending]
+    holds = await uow.ledger.pending_of(pending) if pending else []
+    overdue = {hold.order_id for hold in holds if hold.is_due}
+    orders = [one.order for one in found if one.is_due or one.order.id in overdue]
+    expired = [hold for hold in holds if hold.order_id in overdue]
+    if expired:
+        await uow.ledger.resolve_holds(expire=expired)
+    if orders:
+        await uow.orders.move([Move(order.id, order.status, OrderStatus.cancelled, EXPIRED) for order in orders])
+    for order in orders:
+        uow.record(OrderCancelled(order_id=order.id, from_status=order.status.value, reason=EXPIRED))
+    return len(found)

@@ -1,0 +1,33 @@
+"""Lets time pass for what ends by itself, and does what the scheduled job does then."""
+
+from sqlalchemy import text
+
+from services.credits import holds
+from services.database import Database
+from services.orders import expiry as orders
+from services.unit_of_work import UnitOfWork
+from tests.api.audited import run_audit
+
+
+async def let_the_time_run_out(database: Database) -> None:
+    """Every hold, and every order that awaits payment, ended a second ago."""
+    async with database.engine.begin() as connection:
+        # The end of a transfer is not changed once it is written: a trigger sees to that.
+        await connection.execute(text("SET LOCAL session_replication_role = replica"))
+        ended = "expires_at = now() - interval '1 second'"
+        await connection.execute(text(f"UPDATE transfers SET {ended} WHERE state = 'pending'"))
+        await connection.execute(text(f"UPDATE orders SET {ended} WHERE status = 'awaiting_payment'"))
+
+
+async def sweep(database: Database, limit: int = 100) -> tuple[int, int]:
+    """One slice of orders and one of holds, as the job takes them; how many it looked at."""
+    async with UnitOfWork(database.write) as uow:
+        looked_at = (await orders.expire_due(uow, limit), await holds.expire_due(uow, limit))
+        await uow.commit()
+    return looked_at
+
+
+async def assert_nothing_differs(database: Database) -> None:
+    """An audit of everything finds no difference."""
+    _, found = await run_audit(database)
+    assert found == [], [difference.message for difference in found]
