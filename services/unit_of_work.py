@@ -13,6 +13,7 @@ from services.credits.transfer_repository import TransferRepository
 from services.database import SessionFactory
 from services.idempotency.repository import IdempotencyRepository
 from services.operations.repository import OperationsRepository
+from services.orders.refund_repository import RefundRepository
 from services.orders.repository import OrderRepository
 from services.outbox.events import Event, Trace
 from services.outbox.repository import OutboxRepository
@@ -163,6 +164,10 @@ class UnitOfWork:
     @cached_property
     def orders(self) -> OrderRepository:
         return OrderRepository(self.session)
+
+    @cached_property
+    def refunds(self) -> RefundRepository:
+        return RefundRepository(self.session)
 
     @cached_property
     def ledger(self) -> LedgerRepository:
