@@ -1,5 +1,6 @@
 """Every table in one import: what migrations compare with, and what resolves relationships by name."""
 
+from services.audit.models import LedgerAudit
 from services.catalog.models import Category, Inventory, Product
 from services.credits.models import Account, Adjustment, Entry, Transfer
 from services.database import metadata
@@ -17,6 +18,7 @@ __all__ = [
     "EventRow",
     "IdempotencyKey",
     "Inventory",
+    "LedgerAudit",
     "Order",
     "OrderItem",
     "OrderTransition",

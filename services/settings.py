@@ -74,6 +74,9 @@ class Settings(BaseSettings):
     outbox_retry_cap: Annotated[float, Field(gt=0)] = 300.0
     worker_shutdown_grace: Annotated[float, Field(gt=0, le=60)] = 8.0
 
+    audit_time_limit: Annotated[float, Field(gt=0, le=3000)] = 300.0
+    metrics_token: SecretStr | None = None
+
     @field_validator("database_url", "database_replica_url")
     @classmethod
     def _is_postgresql(cls, value: str | None) -> str | None:
@@ -96,6 +99,12 @@ class Settings(BaseSettings):
             raise ValueError("expected redis://[:PASSWORD@]HOST:PORT/DB, rediss:// or unix://") from error
         return value
 
+    @field_validator("metrics_token")
+    @classmethod
+    def _is_given(cls, value: SecretStr | None) -> SecretStr | None:
+        # A compose file can hand on a variable only by setting it, be it to nothing.
+        return value if value is not None and value.get_secret_value() else None
+
     @model_validator(mode="after")
     def _safe_outside_development(self) -> Self:
         if self.environment is Environment.development:
@@ -110,6 +119,8 @@ class Settings(BaseSettings):
             raise ValueError("WAYBILL_DATABASE_ECHO writes row data to the log; it is refused outside development")
         if self.argon2_memory_kib < 19_456 or self.argon2_time_cost < 2:
             raise ValueError("WAYBILL_ARGON2_* must be at least 19456 KiB and 2 passes outside development")
+        if self.metrics_token is not None and len(self.metrics_token.get_secret_value()) < 16:
+            raise ValueError("WAYBILL_METRICS_TOKEN must have at least 16 characters outside development")
         return self
 
     @property

@@ -1,7 +1,7 @@
 """Plain SQL inside a unit of work: named parameters, compiled once, without the cost of a mapped statement."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -15,6 +15,8 @@ CONTENTION = frozenset({"40001", "40P01"})
 
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z_]+)")
 _STATUS = re.compile(r"(\d+)$", re.ASCII)
+_FETCHED = 500
+"""Rows that a cursor fetches at a time."""
 
 
 class Statement:
@@ -72,7 +74,7 @@ class Sql:
         try:
             return await driver.fetch(statement.sql, *arguments)  # type: ignore[no-any-return]
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            raise self._wrapped(error, statement.sql) from error
+            raise _wrapped(driver, error, statement.sql) from error
 
     async def run(self, statement: Statement, **parameters: Any) -> int:
         """Run a statement that returns no rows; the number of rows it wrote."""
@@ -84,9 +86,28 @@ class Sql:
         try:
             status = await driver.execute(statement.sql, *arguments)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            raise self._wrapped(error, statement.sql) from error
+            raise _wrapped(driver, error, statement.sql) from error
         number = _STATUS.search(status)
         return int(number[1]) if number else 0
+
+    async def stream(self, statement: Statement, **parameters: Any) -> AsyncIterator[Row]:
+        """The rows that the statement returns, through a server-side cursor: a few hundred in memory at a time.
+
+        Not for the first statement of a transaction. These statements are not logged.
+        """
+        arguments = statement.arguments(parameters)
+        connection = await self._session.connection()
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert driver is not None
+        _check_transaction(driver)
+        try:
+            async for row in driver.cursor(statement.sql, *arguments, prefetch=_FETCHED):
+                yield row
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            if driver.is_closed():
+                # The session would try to roll back on it, and that error would hide this one.
+                await connection.invalidate(error)
+            raise _wrapped(driver, error, statement.sql) from error
 
     async def _first(self, sql: str, arguments: tuple[Any, ...]) -> Any:
         connection = await self._session.connection()
@@ -95,14 +116,14 @@ class Sql:
             self._driver = (await connection.get_raw_connection()).driver_connection
         return result
 
-    def _wrapped(self, error: Exception, sql: str) -> DBAPIError:
-        """The driver's error as SQLAlchemy would raise it."""
-        assert self._driver is not None
-        sqlstate = getattr(error, "sqlstate", None) or ""
-        lost = self._driver.is_closed() or isinstance(error, OSError)
-        kinds: dict[str, type[DBAPIError]] = {"22": DataError, "23": IntegrityError}
-        kind = OperationalError if lost else kinds.get(sqlstate[:2], InternalError)
-        return kind(sql, None, error, connection_invalidated=lost)
+
+def _wrapped(driver: asyncpg.Connection, error: Exception, sql: str) -> DBAPIError:
+    """The driver's error as SQLAlchemy would raise it."""
+    sqlstate = getattr(error, "sqlstate", None) or ""
+    lost = driver.is_closed() or isinstance(error, OSError)
+    kinds: dict[str, type[DBAPIError]] = {"22": DataError, "23": IntegrityError}
+    kind = OperationalError if lost else kinds.get(sqlstate[:2], InternalError)
+    return kind(sql, None, error, connection_invalidated=lost)
 
 
 def _check_transaction(driver: asyncpg.Connection) -> None:

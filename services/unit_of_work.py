@@ -6,6 +6,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import Protocol, Self, TypeAlias
 
+from services.audit.repository import AuditRepository
 from services.catalog.repository import CategoryRepository, InventoryRepository, ProductRepository
 from services.credits.repository import LedgerRepository
 from services.credits.statement_repository import StatementRepository
@@ -192,6 +193,10 @@ class UnitOfWork:
     @cached_property
     def operations(self) -> OperationsRepository:
         return OperationsRepository(self.session)
+
+    @cached_property
+    def audits(self) -> AuditRepository:
+        return AuditRepository(self.session)
 
 
 OpenUnitOfWork: TypeAlias = Callable[[], UnitOfWork]

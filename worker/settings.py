@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from services.settings import get_settings
 from worker.context import open_worker
+from worker.jobs.audit import audit_ledger
 from worker.jobs.reports import report_backlog
 from worker.jobs.retention import ensure_event_partitions, prune_idempotency_keys
 from worker.runner import DatabaseAway, read_redis_url
@@ -59,11 +60,13 @@ class WorkerSettings:
 
     queue_name = QUEUE
     redis_settings = read_redis_url(get_settings().redis_url)
-    functions: ClassVar = [ensure_event_partitions, prune_idempotency_keys, report_backlog]
+    functions: ClassVar = [ensure_event_partitions, prune_idempotency_keys, report_backlog, audit_ledger]
     cron_jobs: ClassVar[list[CronJob]] = [
         cron(ensure_event_partitions, hour=0, minute=10, second=0, run_at_startup=True),
         cron(prune_idempotency_keys, minute=25, second=0),
         cron(report_backlog, second={0, 15, 30, 45}),
+        # It ends itself, in good order, at its time limit.
+        cron(audit_ledger, minute=40, second=0, timeout=get_settings().audit_time_limit + 60),
     ]
     on_startup = startup
     on_shutdown = shutdown

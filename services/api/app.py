@@ -9,8 +9,9 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from redis.asyncio import Redis
 
-from services.api import health, problems
+from services.api import health, metrics, problems
 from services.api.middleware import BodyLimitMiddleware, RequestContextMiddleware
+from services.api.request_times import RequestTimes, RequestTimesMiddleware
 from services.api.state import ApiState
 from services.api.tokens import Tokens
 from services.catalog import routes as catalog
@@ -30,6 +31,7 @@ VERSION = "0.1.0"
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application. Its engines and its Redis client are made and disposed of in the lifespan."""
     settings = settings or get_settings()
+    request_times = RequestTimes()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -43,6 +45,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 doorbell=doorbell,
                 passwords=Passwords(settings),
                 tokens=Tokens.from_settings(settings),
+                request_times=request_times,
             )
             yield
 
@@ -56,8 +59,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # The last one added is the first one passed.
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes)
     app.add_middleware(RequestContextMiddleware)
+    app.add_middleware(RequestTimesMiddleware, times=request_times)
     problems.install(app)
     app.include_router(health.router)
+    app.include_router(metrics.router)
     # The busiest first: routes are matched one after another.
     for domain in (orders, ledger, catalog, users, operations):
         app.include_router(domain.router, prefix="/v1")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from fastapi import Request
 from redis.asyncio import Redis
 
+from services.api.request_times import RequestTimes
 from services.api.tokens import Tokens
 from services.database import Database
 from services.outbox.doorbell import Doorbell
@@ -22,6 +23,7 @@ class ApiState:
     doorbell: Doorbell
     passwords: Passwords
     tokens: Tokens
+    request_times: RequestTimes
 
 
 def api_state(request: Request) -> ApiState:

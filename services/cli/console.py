@@ -34,17 +34,17 @@ def explain(error: ValidationError) -> str:
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
-    """Turn the errors that a person can do something about into a message and exit code 1."""
+def plain_errors(exit_code: int = 1) -> Iterator[None]:
+    """Turn the errors that a person can do something about into a message and an exit code."""
     try:
         yield
     except ValidationError as error:
-        _fail(explain(error))
+        _fail(explain(error), exit_code)
     except (CommandError, EmbeddedServerError) as error:
-        _fail(str(error))
+        _fail(str(error), exit_code)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, exit_code: int) -> None:
     typer.secho("waybill: ", fg=typer.colors.RED, err=True, nl=False)
     typer.echo(message, err=True)
-    raise typer.Exit(1)
+    raise typer.Exit(exit_code)

@@ -3,6 +3,7 @@
 import typer
 
 from services.cli.clean import clean_data
+from services.cli.ledger import ledger
 from services.cli.migrate import migrate
 from services.cli.replay.command import replay
 from services.cli.serve import api, worker
@@ -25,6 +26,7 @@ app.command("migrate")(migrate)
 app.command("create-operator")(create_operator)
 app.command("replay")(replay)
 app.command("clean-data")(clean_data)
+app.add_typer(ledger, name="ledger")
 
 
 if __name__ == "__main__":

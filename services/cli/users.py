@@ -12,7 +12,7 @@ from services.cli.migrate import check_database
 from services.errors import DomainError
 from services.settings import Settings, get_settings
 
-_OLD_SCHEMA = ("42P01", "42703", "42704")
+OLD_SCHEMA = ("42P01", "42703", "42704")
 """SQLSTATE: no such table, column or type."""
 
 
@@ -33,7 +33,7 @@ def create_operator(
         except DomainError as error:
             raise CommandError(error.detail) from error
         except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) not in _OLD_SCHEMA:
+            if getattr(error.orig, "sqlstate", None) not in OLD_SCHEMA:
                 raise
             raise CommandError(
                 "the database lacks tables or columns of this version: run `waybill migrate` first"

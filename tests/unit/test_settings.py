@@ -28,6 +28,7 @@ def test_production_is_what_runs_unless_said_otherwise(monkeypatch: pytest.Monke
         ({"database_echo": True}, "WAYBILL_DATABASE_ECHO"),
         ({"argon2_memory_kib": 19_455}, "WAYBILL_ARGON2_"),
         ({"argon2_time_cost": 1}, "WAYBILL_ARGON2_"),
+        ({"metrics_token": "a" * 15}, "WAYBILL_METRICS_TOKEN"),
     ],
 )
 def test_unsafe_values_are_refused_outside_development_only(unsafe: dict[str, Any], named: str) -> None:
@@ -37,7 +38,11 @@ def test_unsafe_values_are_refused_outside_development_only(unsafe: dict[str, An
 
 
 def test_safe_values_are_taken() -> None:
-    assert not production().is_development
+    assert not production(metrics_token="a" * 16).is_development
+
+
+def test_an_empty_metrics_token_is_none() -> None:
+    assert production(metrics_token="").metrics_token is None
 
 
 def test_a_refusal_does_not_print_the_secret() -> None:
@@ -74,6 +79,8 @@ def test_a_refusal_does_not_print_the_secret() -> None:
         ("outbox_batch_size", 5001),
         ("outbox_max_attempts", 0),
         ("worker_shutdown_grace", 0),
+        ("audit_time_limit", 0),
+        ("audit_time_limit", 3001),
         ("database_pool_size", "many"),
     ],
 )

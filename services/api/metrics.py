@@ -1,0 +1,89 @@
+"""`GET /metrics` for Prometheus: what waits, what the last audit found, and the requests of this process."""
+
+import asyncio
+import hmac
+from collections.abc import Iterable
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from fastapi.responses import PlainTextResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from sqlalchemy.exc import SQLAlchemyError
+
+from services.api.dependencies import State
+from services.api.problems import responses
+from services.api.state import ApiState
+from services.errors import NotFound, Unauthenticated
+from services.fields import now
+from services.unit_of_work import UnitOfWork
+
+_PATIENCE = 5.0
+"""Seconds that the database may take to answer; Prometheus gives a scrape up after ten, unless told otherwise."""
+
+_BACKLOG = {
+    "waiting": ("waybill_outbox_waiting_events", "Events that wait in the outbox."),
+    "retrying": ("waybill_outbox_retrying_events", "Waiting events that have failed before."),
+    "oldest_due_seconds": ("waybill_outbox_oldest_due_seconds", "How long the most overdue event has been due."),
+    "dead_letters": ("waybill_dead_letters", "Events whose attempts are used up."),
+}
+
+router = APIRouter(tags=["health"])
+_bearer = HTTPBearer(auto_error=False, scheme_name="MetricsToken", description="`WAYBILL_METRICS_TOKEN`")
+
+
+async def _scraped(state: State, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> ApiState:
+    """Raises `NotFound` where there are no metrics, `Unauthenticated` where the token is not theirs."""
+    token = state.settings.metrics_token
+    if token is None:
+        if not state.settings.is_development:
+            raise NotFound("there are no metrics here")
+    elif given is None or not hmac.compare_digest(given.credentials.encode(), token.get_secret_value().encode()):
+        raise Unauthenticated("the token of the metrics is required: Authorization: Bearer TOKEN")
+    return state
+
+
+@router.get("/metrics", response_class=PlainTextResponse, responses=responses(401, 404))
+async def read_metrics(state: Annotated[ApiState, Depends(_scraped)]) -> PlainTextResponse:
+    """Prometheus' text format: gauges from the database, the same in every process, and this process's own figures.
+
+    Where the database does not answer, its gauges are missing and `waybill_database_up` is 0.
+    """
+    scrape = _Scrape([*state.request_times.registry.collect(), *await _read_database(state)])
+    return PlainTextResponse(generate_latest(scrape), media_type=CONTENT_TYPE_LATEST)
+
+
+class _Scrape(Collector):
+    """What one reader gets."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+async def _read_database(state: ApiState) -> list[Metric]:
+    try:
+        async with asyncio.timeout(_PATIENCE), UnitOfWork(state.database.write) as uow:
+            backlog = await uow.operations.backlog()
+            audit = await uow.audits.latest()
+    except (SQLAlchemyError, OSError, TimeoutError):
+        return [_gauge("waybill_database_up", "Whether the database answers.", 0)]
+    gauges = [_gauge("waybill_database_up", "Whether the database answers.", 1)]
+    gauges += [_gauge(name, explained, backlog[key]) for key, (name, explained) in _BACKLOG.items()]
+    if audit is not None:
+        age = (now() - audit.started_at).total_seconds()
+        gauges += [
+            _gauge("waybill_audit_differences", "Differences that the last finished audit found.", audit.differences),
+            _gauge("waybill_audit_age_seconds", "Time since the last finished audit began.", age),
+            _gauge("waybill_audit_duration_seconds", "How long the last finished audit took.", audit.seconds),
+            _gauge("waybill_audit_rows_checked", "Rows that the last finished audit looked at.", audit.rows_checked),
+        ]
+    return gauges
+
+
+def _gauge(name: str, explained: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, explained, value=value)

@@ -1,0 +1,73 @@
+"""How long requests take in this process, for `GET /metrics`."""
+
+import time
+
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class RequestTimes:
+    """Numbers and times of this process's requests, by method, route and class of status; and what the process uses.
+
+    What a client makes up is no label: a path that no route matches is `unmatched`, an odd method `other`.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._histogram = Histogram(
+            "waybill_http_request_seconds",
+            "Time from a request's head to the end of its reply.",
+            ("method", "route", "status"),
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
+        # Looking a child up by its labels costs more than counting in it.
+        self._children: dict[tuple[str, str, int], Histogram] = {}
+
+    def observe(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count one request."""
+        method = scope["method"]
+        key = (method if method in _METHODS else "other", _template(scope), status // 100)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = self._histogram.labels(key[0], key[1], f"{key[2]}xx")
+        child.observe(seconds)
+
+
+class RequestTimesMiddleware:
+    """Takes the time of every request. One that ends without a reply counts as a 5xx."""
+
+    def __init__(self, app: ASGIApp, times: RequestTimes) -> None:
+        self._app = app
+        self._times = times
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = 500
+
+        async def send_and_see(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        started = time.perf_counter()
+        try:
+            await self._app(scope, receive, send_and_see)
+        finally:
+            self._times.observe(scope, status, time.perf_counter() - started)
+
+
+def _template(scope: Scope) -> str:
+    """The route as it is declared, such as `/v1/orders/{order_id}`."""
+    path = getattr(scope.get("route"), "path", None)
+    if path is None:
+        return "unmatched"
+    # A route does not know the prefix that its router was included with.
+    return f"/v1{path}" if scope["path"].startswith("/v1/") else str(path)

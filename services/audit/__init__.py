@@ -1,0 +1,1 @@
+"""Reconciliation: everything recomputed from the tables, and each difference named."""

@@ -1,0 +1,291 @@
+"""All SQL of the audit: what every row must agree with, told once, as statements that return what does not.
+
+Each row is a difference: its `kind`, the ids of its subject, and as text what was `expected` and what was `found`.
+Every statement reads each table once, by sorts and hashes that spill to disk beyond `_SETTINGS`' memory.
+"""
+
+import json
+from collections.abc import AsyncIterator
+
+from sqlmodel import col, select
+
+from services.audit.models import LedgerAudit
+from services.audit.schemas import AuditResult, Difference
+from services.sql import SqlAccess, Statement
+
+_SNAPSHOT = Statement("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+
+# The sorts and hashes of one statement together stay below some 100 MiB. The time limit is the server's, too: a process
+# that was killed leaves its statement running.
+_SETTINGS = Statement("""
+    SELECT set_config('work_mem', '32MB', true), set_config('hash_mem_multiplier', '1', true),
+        set_config('statement_timeout', CAST(:milliseconds AS text), true)
+""")
+
+_ROWS = Statement("""
+    SELECT (SELECT count(*) FROM entries) + (SELECT count(*) FROM transfers) + (SELECT count(*) FROM accounts)
+        + (SELECT count(*) FROM adjustments) + (SELECT count(*) FROM orders) + (SELECT count(*) FROM order_items)
+        + (SELECT count(*) FROM order_transitions) + (SELECT count(*) FROM refunds)
+        + (SELECT count(*) FROM refund_lines) + (SELECT count(*) FROM inventory) + (SELECT count(*) FROM outbox)
+        + (SELECT count(*) FROM dead_letters) AS rows
+""")
+
+_LEDGER_SUM = Statement("""
+    SELECT 'ledger_sum' AS kind, '0.00' AS expected, sum(amount)::text AS found FROM entries HAVING sum(amount) <> 0
+""")
+
+# Each entry against the one before it: where all agree, every balance is the running sum, and no later entry is blamed.
+_ENTRIES = Statement("""
+    SELECT kind, account_id, version, after, expected, found FROM (
+        SELECT account_id, version, amount, balance, coalesce(lag(version) OVER earlier, 0) AS after,
+            coalesce(lag(balance) OVER earlier, 0) + amount AS sum
+        FROM entries WINDOW earlier AS (PARTITION BY account_id ORDER BY version)
+    ) AS entry, LATERAL (VALUES
+        ('entry_version', version <> after + 1, (after + 1)::text, version::text),
+        ('entry_balance', version = after + 1 AND balance <> sum, sum::text, balance::text)
+    ) AS compared(kind, differs, expected, found)
+    WHERE (version <> after + 1 OR balance <> sum) AND differs
+""")
+
+ACCOUNTS = Statement("""
+    SELECT kind, accounts.id AS account_id, expected::text, found::text FROM accounts
+    LEFT JOIN (SELECT account_id, sum(amount) AS amount, count(*) AS number FROM entries GROUP BY account_id)
+        AS entered ON entered.account_id = accounts.id
+    LEFT JOIN (SELECT debit_account_id, sum(amount) AS amount FROM transfers WHERE state = 'pending'
+               GROUP BY debit_account_id) AS pending ON pending.debit_account_id = accounts.id
+    CROSS JOIN LATERAL (VALUES
+        ('account_posted', coalesce(entered.amount, 0.00), posted),
+        ('account_held', coalesce(pending.amount, 0.00), held),
+        ('account_version', coalesce(entered.number, 0), version)
+    ) AS compared(kind, expected, found)
+    WHERE expected <> found
+""")
+
+OVERDRAWN = Statement("""
+    SELECT 'account_overdrawn' AS kind, id AS account_id, 'at least 0.00' AS expected, (posted - held)::text AS found
+    FROM accounts WHERE system_name IS NULL AND posted - held < 0
+""")
+
+# One pass over both tables: an entry is right where it is on the side, and has the amount, that its transfer says.
+_TRANSFERS = Statement("""
+    SELECT CASE WHEN sum <> 0 THEN 'transfer_unbalanced' ELSE 'transfer_entries' END AS kind, id AS transfer_id,
+        CASE WHEN state = 'posted'
+            THEN format('%s: %s, %s: %s', debit_account_id, -posted_amount, credit_account_id, posted_amount)
+            ELSE 'none: it is ' || state
+        END AS expected,
+        coalesce(listed, 'none') AS found
+    FROM (
+        SELECT transfers.id, state, debit_account_id, credit_account_id, posted_amount,
+            count(entries.version) AS number, coalesce(sum(entries.amount), 0) AS sum,
+            count(*) FILTER (WHERE account_id = debit_account_id AND entries.amount = -posted_amount) AS debits,
+            count(*) FILTER (WHERE account_id = credit_account_id AND entries.amount = posted_amount) AS credits,
+            string_agg(entries.account_id || ': ' || entries.amount, ', ') AS listed
+        FROM transfers LEFT JOIN entries ON entries.transfer_id = transfers.id
+        GROUP BY transfers.id
+    ) AS counted
+    WHERE number <> CASE state WHEN 'posted' THEN 2 ELSE 0 END OR state = 'posted' AND (debits <> 1 OR credits <> 1)
+""")
+
+_ORPHANS = Statement("""
+    SELECT 'entry_orphan' AS kind, account_id, version, transfer_id, 'a transfer' AS expected, amount::text AS found
+    FROM entries WHERE NOT EXISTS (SELECT FROM transfers WHERE transfers.id = entries.transfer_id)
+""")
+
+_POSTINGS = Statement("""
+    SELECT 'transfer_posting' AS kind, id AS transfer_id,
+        CASE state WHEN 'posted' THEN format('above 0.00, at most %s', amount) ELSE 'nothing: it is ' || state END
+            AS expected,
+        posted_amount::text AS found
+    FROM transfers
+    WHERE CASE state WHEN 'posted' THEN coalesce(posted_amount, 0) NOT BETWEEN 0.01 AND amount
+        ELSE posted_amount IS NOT NULL END
+""")
+
+_REVERSALS = Statement("""
+    SELECT 'reversal' AS kind, transfers.id AS transfer_id, transfers.reverses AS reversed_id,
+        format('from %s to %s: %s', reversed.credit_account_id, reversed.debit_account_id, reversed.posted_amount)
+            AS expected,
+        format('from %s to %s: %s', transfers.debit_account_id, transfers.credit_account_id, transfers.posted_amount)
+            AS found
+    FROM transfers LEFT JOIN transfers AS reversed ON reversed.id = transfers.reverses
+    WHERE transfers.reverses IS NOT NULL
+    AND (transfers.debit_account_id, transfers.credit_account_id, transfers.posted_amount)
+        IS DISTINCT FROM (reversed.credit_account_id, reversed.debit_account_id, reversed.posted_amount)
+""")
+
+_ADJUSTMENTS = Statement("""
+    SELECT 'adjustment' AS kind, adjustments.id AS adjustment_id, adjustments.transfer_id,
+        adjustments.account_id || ': ' || adjustments.amount AS expected, did.account_id || ': ' || did.amount AS found
+    FROM adjustments
+    LEFT JOIN transfers ON transfers.id = adjustments.transfer_id AND kind = 'adjustment'
+    LEFT JOIN LATERAL (
+        SELECT CASE WHEN adjustments.amount > 0 THEN credit_account_id ELSE debit_account_id END AS account_id,
+            sign(adjustments.amount) * posted_amount AS amount
+    ) AS did ON true
+    WHERE adjustments.state = 'applied'
+    AND (adjustments.account_id, adjustments.amount) IS DISTINCT FROM (did.account_id, did.amount)
+    UNION ALL
+    SELECT 'adjustment_orphan', NULL, id, 'an adjustment', amount::text FROM transfers
+    WHERE kind = 'adjustment' AND NOT EXISTS (SELECT FROM adjustments WHERE transfer_id = transfers.id)
+""")
+
+# What was refunded of a cancelled order is what was paid for it.
+PAYMENTS = Statement("""
+    SELECT compared.kind, orders.id AS order_id, orders.status, compared.expected, compared.found::text
+    FROM orders
+    LEFT JOIN accounts ON accounts.user_id = orders.buyer_id
+    LEFT JOIN (
+        SELECT order_id, debit_account_id AS account_id,
+            sum(amount) FILTER (WHERE state = 'pending') AS held, sum(posted_amount) AS paid
+        FROM transfers WHERE kind = 'order' GROUP BY order_id, debit_account_id
+    ) AS payment ON payment.order_id = orders.id AND payment.account_id = accounts.id
+    LEFT JOIN (
+        SELECT order_id, credit_account_id AS account_id, sum(posted_amount) AS refunded
+        FROM transfers WHERE kind = 'refund' GROUP BY order_id, credit_account_id
+    ) AS refund ON refund.order_id = orders.id AND refund.account_id = accounts.id
+    CROSS JOIN LATERAL (
+        SELECT coalesce(payment.held, 0.00) AS held, coalesce(payment.paid, 0.00) AS paid,
+            coalesce(refund.refunded, 0.00) AS refunded
+    ) AS moved
+    CROSS JOIN LATERAL (VALUES
+        ('order_held', moved.held <> CASE status WHEN 'pending' THEN total ELSE 0 END,
+            CASE status WHEN 'pending' THEN total ELSE 0.00 END::text, moved.held),
+        ('order_paid', moved.paid <> CASE WHEN status IN ('confirmed', 'fulfilled') THEN total
+                WHEN status = 'cancelled' THEN moved.refunded ELSE 0 END,
+            CASE WHEN status IN ('confirmed', 'fulfilled') THEN total
+                WHEN status = 'cancelled' THEN moved.refunded ELSE 0.00 END::text, moved.paid),
+        ('order_refunded_above_paid', moved.refunded > moved.paid, 'at most ' || moved.paid, moved.refunded)
+    ) AS compared(kind, differs, expected, found)
+    WHERE differs
+""")
+
+_REFUNDED = Statement("""
+    SELECT 'order_refunded' AS kind, orders.id AS order_id, coalesce(refund.amount, 0.00)::text AS expected,
+        orders.refunded::text AS found
+    FROM orders
+    LEFT JOIN (SELECT order_id, sum(posted_amount) AS amount FROM transfers WHERE kind = 'refund' GROUP BY order_id)
+        AS refund ON refund.order_id = orders.id
+    WHERE orders.refunded <> coalesce(refund.amount, 0)
+""")
+
+_STRAY_PAYMENTS = Statement("""
+    SELECT 'transfer_order' AS kind, transfers.id AS transfer_id, 'an order' AS expected, order_id::text AS found
+    FROM transfers LEFT JOIN orders ON orders.id = order_id
+    WHERE orders.id IS NULL AND (order_id IS NOT NULL OR kind IN ('order', 'refund'))
+""")
+
+_LINES = Statement("""
+    SELECT kind, orders.id AS order_id, expected::text, found::text FROM orders
+    LEFT JOIN (
+        SELECT order_id, count(*) AS number, sum(quantity * unit_price) AS cost, sum(returned * unit_price) AS returned
+        FROM order_items GROUP BY order_id
+    ) AS line ON line.order_id = orders.id
+    CROSS JOIN LATERAL (VALUES
+        ('order_total', coalesce(cost, 0.00), total),
+        ('order_item_count', coalesce(number, 0), item_count),
+        ('order_returned', coalesce(returned, 0.00), refunded)
+    ) AS compared(kind, expected, found)
+    WHERE expected <> found
+""")
+
+_REFUNDS = Statement("""
+    SELECT 'refund_amount' AS kind, refunds.id AS refund_id, refunds.order_id, NULL::integer AS line,
+        coalesce(cost, 0.00)::text AS expected, refunds.amount::text AS found
+    FROM refunds
+    LEFT JOIN (
+        SELECT refund_id, sum(refund_lines.quantity * unit_price) AS cost FROM refund_lines
+        JOIN order_items USING (order_id, line) GROUP BY refund_id
+    ) AS given ON given.refund_id = refunds.id
+    WHERE refunds.amount <> coalesce(cost, 0)
+    UNION ALL
+    SELECT 'refund_above_returned', NULL, order_id, line, 'at most ' || coalesce(returned, 0), refunded.pieces::text
+    FROM (SELECT order_id, line, sum(quantity) AS pieces FROM refund_lines GROUP BY order_id, line) AS refunded
+    LEFT JOIN order_items USING (order_id, line)
+    WHERE refunded.pieces > coalesce(returned, 0)
+""")
+
+_STATUSES = Statement("""
+    SELECT 'order_status' AS kind, orders.id AS order_id, last.to_status AS expected, orders.status AS found FROM orders
+    LEFT JOIN (SELECT DISTINCT ON (order_id) order_id, to_status FROM order_transitions ORDER BY order_id, id DESC)
+        AS last ON last.order_id = orders.id
+    WHERE orders.status IS DISTINCT FROM last.to_status
+""")
+
+_HISTORIES = Statement("""
+    SELECT 'order_history' AS kind, order_id, id AS transition_id, before AS expected, from_status AS found FROM (
+        SELECT id, order_id, from_status, lag(to_status) OVER (PARTITION BY order_id ORDER BY id) AS before
+        FROM order_transitions
+    ) AS transition WHERE from_status IS DISTINCT FROM before
+""")
+
+RESERVED_STOCK = Statement("""
+    SELECT 'stock_reserved' AS kind, product_id, coalesce(pieces, 0)::text AS expected, reserved::text AS found
+    FROM inventory
+    FULL JOIN (
+        SELECT product_id, sum(quantity - returned) AS pieces FROM order_items JOIN orders ON orders.id = order_id
+        WHERE orders.status = 'confirmed' GROUP BY product_id
+    ) AS due USING (product_id)
+    WHERE coalesce(reserved, 0) <> coalesce(pieces, 0)
+""")
+
+IMPOSSIBLE_STOCK = Statement("""
+    SELECT 'stock_impossible' AS kind, product_id, '0 <= reserved <= on hand' AS expected,
+        format('%s reserved, %s on hand', reserved, on_hand) AS found
+    FROM inventory WHERE on_hand < 0 OR reserved < 0 OR reserved > on_hand
+""")
+
+_OUTBOX = Statement("""
+    SELECT queued.kind, queued.position, queued.event_id, format('%s of %s', queued.type, queued.aggregate) AS expected,
+        events.type || ' of ' || events.aggregate AS found
+    FROM (
+        SELECT 'outbox_event' AS kind, position, event_id, aggregate, type FROM outbox
+        UNION ALL SELECT 'dead_letter_event', position, event_id, aggregate, type FROM dead_letters
+    ) AS queued LEFT JOIN events ON events.id = queued.event_id
+    WHERE (events.type, events.aggregate) IS DISTINCT FROM (queued.type, queued.aggregate)
+""")
+
+CHECKS = (
+    _LEDGER_SUM, _ENTRIES, ACCOUNTS, OVERDRAWN, _TRANSFERS, _ORPHANS, _POSTINGS, _REVERSALS, _ADJUSTMENTS,
+    PAYMENTS, _REFUNDED, _STRAY_PAYMENTS, _LINES, _REFUNDS, _STATUSES, _HISTORIES, RESERVED_STOCK, IMPOSSIBLE_STOCK,
+    _OUTBOX,
+)  # fmt: skip
+"""Everything that must agree."""
+
+_KEEP = Statement("""
+    INSERT INTO ledger_audits (started_at, seconds, rows_checked, differences, sample)
+    VALUES (:started_at, :seconds, :rows_checked, :differences, CAST(:sample AS jsonb))
+""")
+
+
+class AuditRepository(SqlAccess):
+    """What does not agree, and what audits have found so far."""
+
+    async def begin(self, time_limit: float) -> None:
+        """Make the transaction, which must not have begun, read one snapshot, and each statement end in time."""
+        await self.sql.run(_SNAPSHOT)
+        await self.sql.fetch(_SETTINGS, milliseconds=str(int(time_limit * 1000)))
+
+    async def count_rows(self) -> int:
+        """Rows that the statements look at."""
+        return int((await self.sql.fetch(_ROWS))[0]["rows"])
+
+    async def differences(self) -> AsyncIterator[Difference]:
+        """Everything that does not agree, a few hundred rows in memory at a time."""
+        for statement in CHECKS:
+            async for row in self.sql.stream(statement):
+                yield Difference.from_row(row)
+
+    async def keep(self, result: AuditResult, sample: list[Difference]) -> None:
+        await self.sql.run(
+            _KEEP,
+            started_at=result.started_at,
+            seconds=result.seconds,
+            rows_checked=result.rows_checked,
+            differences=result.differences,
+            sample=json.dumps([difference.as_json() for difference in sample]),
+        )
+
+    async def latest(self) -> LedgerAudit | None:
+        """The audit that began last."""
+        newest = select(LedgerAudit).order_by(col(LedgerAudit.started_at).desc()).limit(1)
+        return (await self.session.exec(newest)).one_or_none()

@@ -1,0 +1,121 @@
+"""What an audit says."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+
+class DifferenceKind(StrEnum):
+    """What does not agree with what."""
+
+    ledger_sum = "ledger_sum"
+    entry_version = "entry_version"
+    entry_balance = "entry_balance"
+    entry_orphan = "entry_orphan"
+    account_posted = "account_posted"
+    account_held = "account_held"
+    account_version = "account_version"
+    account_overdrawn = "account_overdrawn"
+    transfer_unbalanced = "transfer_unbalanced"
+    transfer_entries = "transfer_entries"
+    transfer_posting = "transfer_posting"
+    transfer_order = "transfer_order"
+    reversal = "reversal"
+    adjustment = "adjustment"
+    adjustment_orphan = "adjustment_orphan"
+    order_held = "order_held"
+    order_paid = "order_paid"
+    order_refunded = "order_refunded"
+    order_refunded_above_paid = "order_refunded_above_paid"
+    order_total = "order_total"
+    order_item_count = "order_item_count"
+    order_returned = "order_returned"
+    order_status = "order_status"
+    order_history = "order_history"
+    refund_amount = "refund_amount"
+    refund_above_returned = "refund_above_returned"
+    stock_reserved = "stock_reserved"
+    stock_impossible = "stock_impossible"
+    outbox_event = "outbox_event"
+    dead_letter_event = "dead_letter_event"
+
+
+_MESSAGES: Mapping[DifferenceKind, str] = {
+    DifferenceKind.ledger_sum: "all entries together sum to {found}",
+    DifferenceKind.entry_version: "the entry of account {account_id} after version {after} has version {found}",
+    DifferenceKind.entry_balance: "entry {version} of account {account_id} has a balance of {found}, not {expected}",
+    DifferenceKind.entry_orphan: "entry {version} of account {account_id} is of transfer {transfer_id}, which is gone",
+    DifferenceKind.account_posted: "account {account_id} says {found} posted, its entries sum to {expected}",
+    DifferenceKind.account_held: "account {account_id} says {found} held, its pending transfers sum to {expected}",
+    DifferenceKind.account_version: "account {account_id} is at version {found}, and has {expected} entries",
+    DifferenceKind.account_overdrawn: "account {account_id} has {found} available",
+    DifferenceKind.transfer_unbalanced: "the entries of transfer {transfer_id} do not sum to zero: {found}",
+    DifferenceKind.transfer_entries: "transfer {transfer_id} has other entries than its state calls for: {found}",
+    DifferenceKind.transfer_posting: "transfer {transfer_id} has posted {found}",
+    DifferenceKind.transfer_order: "transfer {transfer_id} belongs to an order that does not exist: {found}",
+    DifferenceKind.reversal: "reversal {transfer_id} is not the opposite of transfer {reversed_id}",
+    DifferenceKind.adjustment: "adjustment {adjustment_id} is not what transfer {transfer_id} did",
+    DifferenceKind.adjustment_orphan: "transfer {transfer_id} adjusts an account, and nobody asked for it",
+    DifferenceKind.order_held: "order {order_id} ({status}) has {found} held instead of {expected}",
+    DifferenceKind.order_paid: "order {order_id} ({status}) was paid {found} instead of {expected}",
+    DifferenceKind.order_refunded: "order {order_id} says {found} refunded, its refunds sum to {expected}",
+    DifferenceKind.order_refunded_above_paid: "order {order_id} was refunded {found}, more than was paid",
+    DifferenceKind.order_total: "order {order_id} has a total of {found}, its lines sum to {expected}",
+    DifferenceKind.order_item_count: "order {order_id} says {found} lines, and has {expected}",
+    DifferenceKind.order_returned: "order {order_id} says {found} refunded, its returned pieces cost {expected}",
+    DifferenceKind.order_status: "order {order_id} is {found}, its last transition made it {expected}",
+    DifferenceKind.order_history: "transition {transition_id} of order {order_id} starts from {found}, not {expected}",
+    DifferenceKind.refund_amount: "refund {refund_id} of order {order_id} gives {found}, its pieces cost {expected}",
+    DifferenceKind.refund_above_returned: "line {line} of order {order_id}: more pieces refunded than returned",
+    DifferenceKind.stock_reserved: "product {product_id} has {found} pieces reserved, orders reserve {expected}",
+    DifferenceKind.stock_impossible: "product {product_id} has an impossible stock: {found}",
+    DifferenceKind.outbox_event: "outbox row {position} has not the event it names: {found}",
+    DifferenceKind.dead_letter_event: "dead letter {position} has not the event it names: {found}",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Two things that do not agree. `subject` has the ids of what is concerned, by their names."""
+
+    kind: DifferenceKind
+    subject: Mapping[str, int | str]
+    expected: str
+    found: str
+
+    @property
+    def message(self) -> str:
+        """One line for people."""
+        return _MESSAGES[self.kind].format(**self.subject, expected=self.expected, found=self.found)
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "Difference":
+        """From a row of one of the audit's statements: the other columns are the subject."""
+        subject = {
+            name: str(value) if isinstance(value, UUID) else value
+            for name, value in row.items()
+            if name not in ("kind", "expected", "found")
+        }
+        return cls(DifferenceKind(row["kind"]), subject, row["expected"] or "nothing", row["found"] or "nothing")
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind.value,
+            "subject": dict(self.subject),
+            "expected": self.expected,
+            "found": self.found,
+            "message": self.message,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class AuditResult:
+    """A finished audit. `seconds` is how long it took, and held its snapshot."""
+
+    started_at: datetime
+    seconds: float
+    rows_checked: int
+    differences: int

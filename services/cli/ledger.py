@@ -1,0 +1,97 @@
+"""`waybill ledger audit`: recompute everything, and name what does not agree."""
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from sqlalchemy.exc import DBAPIError
+
+from services.cli.console import CommandError, plain_errors, say
+from services.cli.migrate import check_database
+from services.cli.users import OLD_SCHEMA
+from services.settings import Settings, get_settings
+from services.sql import sqlstate
+
+if TYPE_CHECKING:
+    from services.audit.schemas import AuditResult, Difference
+
+DIFFERENCES = 1
+NOT_DONE = 2
+
+ledger = typer.Typer(help="Look after the ledger.", no_args_is_help=True)
+
+
+@ledger.command("audit")
+def audit_ledger(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object: the differences, then the summary.")
+    ] = False,
+) -> None:
+    """Recompute accounts, transfers, orders, stock and outbox from their tables, and print each difference.
+
+    All of it is one state of the database (the replica's, where one is configured); writers go on meanwhile.
+
+    Exit code 0: everything agrees; 1: something does not; 2: the audit could not be done, or not within
+    WAYBILL_AUDIT_TIME_LIMIT.
+    """
+    with plain_errors(NOT_DONE):
+        settings = get_settings()
+        check_database(settings)
+        printer = _JsonPrinter() if as_json else _Printer()
+        try:
+            result = asyncio.run(_audit(settings, printer))
+        except DBAPIError as error:
+            if sqlstate(error) not in OLD_SCHEMA:
+                raise CommandError(f"the audit could not be finished: {error.orig}") from error
+            raise CommandError(
+                "the database lacks tables or columns of this version: run `waybill migrate` first"
+            ) from error
+        printer.end(result)
+    if result.differences:
+        raise typer.Exit(DIFFERENCES)
+
+
+async def _audit(settings: Settings, printer: "_Printer") -> "AuditResult":
+    # Imported here, with all domains: the other commands start without them.
+    from services.audit.service import AuditNotFinished, audit
+    from services.database import open_database
+    from services.unit_of_work import UnitOfWork
+
+    async with open_database(settings, "audit") as database, UnitOfWork(database.read) as uow:
+        try:
+            return await audit(uow, settings.audit_time_limit, printer.tell)
+        except AuditNotFinished as error:
+            raise CommandError(str(error)) from error
+
+
+class _Printer:
+    """A line for each difference, as it is found, and one for the whole."""
+
+    def tell(self, difference: "Difference") -> None:
+        say(f"{difference.kind.value}: {difference.message} (expected {difference.expected})")
+
+    def end(self, result: "AuditResult") -> None:
+        found = "everything agrees" if not result.differences else f"{result.differences:,} differences"
+        say(f"Checked {result.rows_checked:,} rows in {result.seconds:.1f} s: {found}.")
+
+
+class _JsonPrinter(_Printer):
+    """One object, written piece by piece: the differences may be more than fit in memory."""
+
+    def __init__(self) -> None:
+        self._separator = '{"differences": [\n'
+
+    def tell(self, difference: "Difference") -> None:
+        say(self._separator + json.dumps(difference.as_json()))
+        self._separator = ","
+
+    def end(self, result: "AuditResult") -> None:
+        summary = {
+            "started_at": result.started_at.isoformat(),
+            "seconds": round(result.seconds, 3),
+            "rows_checked": result.rows_checked,
+            "number_of_differences": result.differences,
+        }
+        opened = "" if result.differences else self._separator
+        say(f"{opened}], {json.dumps(summary)[1:]}")

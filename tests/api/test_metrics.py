@@ -1,0 +1,144 @@
+"""What Prometheus reads, and who may."""
+
+import logging
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
+
+from services.api.app import create_app
+from services.audit.schemas import AuditResult
+from services.fields import now
+from services.settings import Environment, Settings
+from services.unit_of_work import UnitOfWork
+from tests.api.client import Api, assert_problem
+from tests.api.test_unavailable import refusing_connections
+from tests.conftest import Administrator
+
+TOKEN = "a-token-for-the-scraper"
+
+
+async def scrape(api: Api) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """Every sample by its name and labels."""
+    reply = await api.get("/metrics")
+    assert reply.status_code == 200, reply.text
+    assert reply.headers["content-type"].startswith("text/plain; version=")
+    families = text_string_to_metric_families(reply.text)
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+async def test_the_database_gauges_tell_what_waits_and_what_the_last_audit_found(api: Api) -> None:
+    buyer, _, product = await api.shop()
+    await api.place(buyer, (product, 1))
+    before = await scrape(api)
+    assert before["waybill_database_up", ()] == 1
+    assert before["waybill_outbox_waiting_events", ()] == 1
+    assert before["waybill_dead_letters", ()] == 0
+    assert not any(name.startswith("waybill_audit") for name, _ in before), "there was none"
+
+    async with UnitOfWork(api.database.write) as uow:
+        for minutes, differences in ((90, 5), (30, 3)):
+            at = now() - timedelta(minutes=minutes)
+            await uow.audits.keep(AuditResult(at, 2.5, 1000 + minutes, differences), [])
+        await uow.commit()
+    await api.process()
+
+    after = await scrape(api)
+    assert after["waybill_outbox_waiting_events", ()] == 0
+    assert after["waybill_outbox_oldest_due_seconds", ()] == 0
+    assert after["waybill_audit_differences", ()] == 3
+    assert after["waybill_audit_duration_seconds", ()] == 2.5
+    assert after["waybill_audit_rows_checked", ()] == 1030
+    assert 1800 <= after["waybill_audit_age_seconds", ()] < 1860
+
+
+async def test_requests_are_counted_and_timed_by_route_and_class_of_status(api: Api) -> None:
+    buyer, _, product = await api.shop()
+    order = await api.place(buyer, (product, 1))
+    for _ in range(3):
+        assert (await api.get(f"/v1/orders/{order['id']}", by=buyer)).status_code == 200
+    assert (await api.get("/v1/orders/nonsense", by=buyer)).status_code == 422
+    for path in ("/v1/a", "/v1/b", "/c"):
+        assert (await api.get(path)).status_code == 404
+    await api.request("BREW", "/v1/orders")
+
+    samples = await scrape(api)
+
+    def count(method: str, route: str, status: str) -> float:
+        labels = (("method", method), ("route", route), ("status", status))
+        return samples["waybill_http_request_seconds_count", labels]
+
+    assert count("POST", "/v1/orders", "2xx") == 1
+    assert count("GET", "/v1/orders/{order_id}", "2xx") == 3
+    assert count("GET", "/v1/orders/{order_id}", "4xx") == 1
+    assert count("GET", "unmatched", "4xx") == 3
+    assert count("other", "/v1/orders", "4xx") == 1
+    took = ("waybill_http_request_seconds_sum", (("method", "POST"), ("route", "/v1/orders"), ("status", "2xx")))
+    assert 0 < samples[took] < 60
+    assert not any(order["id"] in str(labels) for _, labels in samples)
+
+
+async def test_a_request_that_fails_counts_as_a_5xx(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(_: Any) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("services.operations.service.backlog", fail)
+    operator = (await api.shop())[0]
+    await api.client.get("/v1/operations/backlog")
+    async with api.database.engine.begin() as connection:
+        await connection.exec_driver_sql("UPDATE users SET role = 'operator'")
+    logging.disable()
+    try:
+        assert (await api.get("/v1/operations/backlog", by=operator)).status_code == 500
+    finally:
+        logging.disable(logging.NOTSET)
+    samples = await scrape(api)
+    labels = (("method", "GET"), ("route", "/v1/operations/backlog"), ("status", "5xx"))
+    assert samples["waybill_http_request_seconds_count", labels] == 1
+
+
+async def test_without_the_database_the_process_still_tells_its_own(api: Api, administrator: Administrator) -> None:
+    with refusing_connections(administrator, api.settings):
+        samples = await scrape(api)
+    assert samples["waybill_database_up", ()] == 0
+    assert ("waybill_outbox_waiting_events", ()) not in samples
+    assert samples["process_resident_memory_bytes", ()] > 0
+    assert (await scrape(api))["waybill_database_up", ()] == 1
+
+
+async def read(settings: Settings, authorization: str | None) -> httpx.Response:
+    app = create_app(settings)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api.test") as client,
+    ):
+        headers: dict[bytes, bytes] = {}
+        if authorization is not None:
+            headers[b"Authorization"] = authorization.encode("latin-1")
+        return await client.get("/metrics", headers=headers)
+
+
+@pytest.mark.parametrize("environment", list(Environment))
+@pytest.mark.parametrize("given", [None, "Bearer", "Bearer ", f"Bearer {TOKEN}x", f"Basic {TOKEN}", "Bearer é"])
+async def test_with_a_token_set_only_who_has_it_reads(
+    settings: Settings, environment: Environment, given: str | None
+) -> None:
+    guarded = settings.model_copy(update={"environment": environment, "metrics_token": SecretStr(TOKEN)})
+    reply = await read(guarded, given)
+    assert_problem(reply, 401, "unauthenticated")
+    assert reply.headers["www-authenticate"] == "Bearer"
+    assert TOKEN not in reply.text
+    assert (await read(guarded, f"Bearer {TOKEN}")).status_code == 200
+
+
+@pytest.mark.parametrize("given", [None, "Bearer x"])
+async def test_outside_development_there_is_no_such_path_without_a_token(settings: Settings, given: str | None) -> None:
+    closed = settings.model_copy(update={"environment": Environment.production})
+    assert_problem(await read(closed, given), 404, "not_found")

@@ -1,0 +1,49 @@
+"""The scheduled audit: recompute everything, and keep what it found for every process to show."""
+
+from collections import Counter
+from typing import Any
+
+import structlog
+
+from services.audit.schemas import Difference, DifferenceKind
+from services.audit.service import AuditNotFinished, audit
+from services.unit_of_work import UnitOfWork
+from worker.context import WorkerContext
+
+logger = structlog.get_logger(__name__)
+
+_SAMPLE_OF_A_KIND = 5
+
+
+async def audit_ledger(ctx: dict[str, Any]) -> None:
+    """Audit the replica where there is one, else the primary; log the outcome and keep it.
+
+    An audit that is given up leaves nothing behind but its log line: the age of the last finished one tells.
+    """
+    worker: WorkerContext = ctx["worker"]
+    found: Counter[DifferenceKind] = Counter()
+    sample: list[Difference] = []
+
+    def tell(difference: Difference) -> None:
+        found[difference.kind] += 1
+        if found[difference.kind] <= _SAMPLE_OF_A_KIND:
+            sample.append(difference)
+
+    try:
+        async with UnitOfWork(worker.database.read) as uow:
+            result = await audit(uow, worker.settings.audit_time_limit, tell)
+    except AuditNotFinished as error:
+        logger.error("ledger audit not finished", reason=str(error))
+        return
+    async with worker.open_unit_of_work() as uow:
+        await uow.audits.keep(result, sample)
+        await uow.commit()
+    write = logger.error if result.differences else logger.info
+    write(
+        "ledger audit",
+        differences=result.differences,
+        kinds={kind.value: number for kind, number in found.items()},
+        sample=[difference.message for difference in sample[:_SAMPLE_OF_A_KIND]],
+        rows_checked=result.rows_checked,
+        seconds=round(result.seconds, 3),
+    )
