@@ -170,9 +170,8 @@ async def refund(uow: UnitOfWork, caller: Caller, order_id: UUID, wanted: Refund
     mine = {
         number: line for number, line in sold.items() if caller.role is Role.operator or line.seller_id == caller.id
     }
-    if not mine or (
-        wanted.lines is not None and any(one.line in sold and one.line not in mine for one in wanted.lines)
-    ):
+    asked = {one.line for one in wanted.lines or ()}
+    if not mine or asked & (sold.keys() - mine.keys()):
         raise Forbidden("only the seller of these lines or an operator may refund them")
     if order.status not in REFUNDABLE:
         raise Conflict(f"the order is {order.status.value}; nothing was paid that could be refunded")

@@ -13,6 +13,7 @@ from services.audit.schemas import Difference
 from services.audit.service import AuditNotFinished, audit
 from services.credits import service as ledger
 from services.credits.schemas import TopUpCreate, TransferCreate
+from services.credits.transfers import transfer
 from services.database import Database
 from services.errors import Conflict, InsufficientCredits
 from services.orders import service as orders
@@ -59,7 +60,7 @@ async def test_a_busy_ledger_has_no_difference_at_any_moment(database: Database)
 
     async def move(sender: User, recipient: User, cents: int) -> None:
         async with UnitOfWork(database.write) as uow:
-            await ledger.transfer(uow, sender, TransferCreate(to_user_id=recipient.id, amount=Decimal(cents) / 100))
+            await transfer(uow, sender, TransferCreate(to_user_id=recipient.id, amount=Decimal(cents) / 100))
             await uow.commit()
 
     async def cancel_any(chance: random.Random, buyer: User) -> None:
