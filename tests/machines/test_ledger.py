@@ -12,7 +12,6 @@ from services.settings import Settings
 from tests.machines.ledger import LedgerMachine
 
 
-
 def test_the_ledger_agrees_with_its_model_after_every_step(settings: Settings, pytestconfig: pytest.Config) -> None:
     wanted: int = pytestconfig.getoption("--ledger-steps")
     with asyncio.Runner() as runner:
@@ -23,7 +22,7 @@ def test_the_ledger_agrees_with_its_model_after_every_step(settings: Settings, p
             run_state_machine_as_test(
                 LedgerMachine,
                 settings=hypothesis_settings(
-                    max_examples=max(1, wanted // 25),
+                    max_examples=max(1, wanted // 45),
                     # The same steps in each run of the CI; more steps are other steps.
                     derandomize=True,
                     database=None,
