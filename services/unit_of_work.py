@@ -20,6 +20,7 @@ from services.fields import new_id
 from services.idempotency.repository import IdempotencyRepository
 from services.operations.repository import OperationsRepository
 from services.orders.expiry_repository import OrderExpiryRepository
+from services.orders.refund_repository import RefundRepository
 from services.orders.repository import OrderRepository
 from services.outbox.events import Event, Recorded, Trace
 from services.outbox.log_repository import LogRepository
@@ -179,6 +180,10 @@ class UnitOfWork:
     @cached_property
     def order_expiry(self) -> OrderExpiryRepository:
         return OrderExpiryRepository(self.session)
+
+    @cached_property
+    def refunds(self) -> RefundRepository:
+        return RefundRepository(self.session)
 
     @cached_property
     def ledger(self) -> LedgerRepository:

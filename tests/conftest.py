@@ -32,6 +32,15 @@ REDIS_DATABASES = 16
 """What a Redis server has unless configured otherwise."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--ledger-steps",
+        type=int,
+        default=2000,
+        help="random steps that the ledger is compared with its model over (2000); more find more",
+    )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_settings_of_the_developer() -> Iterator[None]:
     """Tests say what they need; what is exported in the shell must not change their outcome."""

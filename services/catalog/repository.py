@@ -163,6 +163,10 @@ class InventoryRepository(SqlAccess):
         """Reserved pieces leave the house. The rows are locked by the caller."""
         await self._change(pieces, on_hand=-1, reserved=-1)
 
+    async def take_back(self, pieces: Mapping[int, int]) -> None:
+        """Pieces that had left the house are on hand again. The rows are locked by the caller."""
+        await self._change(pieces, on_hand=1, reserved=0)
+
     async def receive(self, product_id: int, pieces: int) -> None:
         """Add pieces (negative: take them away). The row is locked by the caller."""
         await self._change({product_id: pieces}, on_hand=1, reserved=0)

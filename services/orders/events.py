@@ -61,6 +61,16 @@ class OrderCancelled(OrderEvent):
     reason: str
 
 
+class OrderRefunded(OrderEvent):
+    """What was paid for some pieces went back to the buyer. `pieces` is by line."""
+
+    type: ClassVar[str] = "order.refunded"
+
+    refund_id: UUID
+    amount: Decimal
+    pieces: dict[int, int]
+
+
 class OrderFulfilled(OrderEvent):
     """The goods have left the house."""
 

@@ -65,7 +65,7 @@ _LOCK = Statement("""
 """)
 
 _PIECES = Statement("""
-    SELECT order_id, product_id, sum(quantity)::bigint AS pieces FROM order_items
+    SELECT order_id, product_id, sum(quantity - returned)::bigint AS pieces FROM order_items
     WHERE order_id = ANY(CAST(:ids AS uuid[])) GROUP BY order_id, product_id
 """)
 
@@ -189,7 +189,7 @@ class OrderRepository(Repository[Order]):
         return {row["id"]: LockedOrder(**{**row, "status": OrderStatus(row["status"])}) for row in rows}
 
     async def pieces(self, order_ids: Sequence[UUID]) -> dict[UUID, dict[int, int]]:
-        """Pieces of each product in each order; two lines of one product count together."""
+        """Pieces of each product in each order, without those given back; two lines of one product count together."""
         pieces: dict[UUID, dict[int, int]] = {}
         for row in await self.sql.fetch(_PIECES, ids=list(order_ids)):
             pieces.setdefault(row["order_id"], {})[row["product_id"]] = row["pieces"]

@@ -12,8 +12,8 @@ from services.api.problems import responses
 from services.api.transaction import TransactionRoute
 from services.errors import Forbidden
 from services.orders import service
-from services.orders.models import Order
-from services.orders.schemas import OrderCancel, OrderCreate, OrderDetail, OrderPublic
+from services.orders.models import Order, Refund
+from services.orders.schemas import OrderCancel, OrderCreate, OrderDetail, OrderPublic, RefundCreate, RefundPublic
 from services.query import Page, Rows
 from services.users.models import Role
 
@@ -98,6 +98,25 @@ async def cancel_order(
     order = await service.cancel(uow, caller, order_id, wanted.reason if wanted else "")
     response.headers["ETag"] = etag(order.version)
     return order
+
+
+@router.post(
+    "/orders/{order_id}/refunds",
+    status_code=201,
+    response_model=RefundPublic,
+    dependencies=[IDEMPOTENCY_KEY_REQUIRED],
+    responses=responses(400, 401, 402, 403, 404, 409, 413, 422),
+)
+async def refund_order(order_id: UUID, wanted: RefundCreate, caller: CurrentUser, uow: Work) -> Refund:
+    """Give back pieces of a paid order, for the sellers of the lines and operators. Without lines: all that is left."""
+    return await service.refund(uow, caller, order_id, wanted)
+
+
+@router.get("/orders/{order_id}/refunds", response_model=Page[RefundPublic], responses=responses(400, 401, 404, 422))
+async def list_refunds(order_id: UUID, caller: CurrentUser, page: PageParams, uow: Work) -> Rows[Refund]:
+    """What was given back of an order, the oldest first, for its buyer, its sellers and operators."""
+    await service.get(uow, caller, order_id)
+    return await uow.refunds.page(order_id, filters=page.filters, sort=page.sort, limit=page.limit, cursor=page.cursor)
 
 
 @router.post(

@@ -54,10 +54,47 @@ class OrderCancel(BaseModel):
     reason: Reason = ""
 
 
-class OrderItemPublic(OrderItemBase):
-    """One line of an order, at the price as sold."""
+class RefundLineCreate(BaseModel):
+    """Pieces of one line that are given back."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    line: Annotated[int, Field(strict=True, ge=1, le=MAX_ITEMS)]
+    quantity: Quantity
+
+
+class RefundCreate(BaseModel):
+    """What is given back of an order: everything that is left of it, or some lines."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    lines: Annotated[list[RefundLineCreate], Field(min_length=1, max_length=MAX_ITEMS)] | None = None
+    reason: Reason = ""
+
+
+class RefundLinePublic(BaseModel):
+    """Pieces of one line that were given back."""
 
     line: int
+    quantity: int
+
+
+class RefundPublic(BaseModel):
+    """Pieces of an order that were given back, and what was paid for them."""
+
+    id: UUID
+    order_id: UUID
+    amount: Money
+    reason: str
+    created_at: datetime
+    lines: list[RefundLinePublic]
+
+
+class OrderItemPublic(OrderItemBase):
+    """One line of an order, at the price as sold. `returned` pieces of it were refunded."""
+
+    line: int
+    returned: int
     unit_price: Money
     product: ProductSummary
 
@@ -68,11 +105,12 @@ class OrderItemPublic(OrderItemBase):
 
 
 class OrderPublic(OrderBase):
-    """An order with its lines and its buyer."""
+    """An order with its lines and its buyer. `refunded` of the total went back to the buyer."""
 
     id: UUID
     status: OrderStatus
     total: Money
+    refunded: Money
     item_count: int
     version: int
     created_at: datetime

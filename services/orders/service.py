@@ -8,8 +8,7 @@ from uuid import UUID
 
 from services.catalog.repository import ProductForSale
 from services.catalog.schemas import ProductSummary
-from services.credits.models import TransferKind
-from services.credits.repository import Movement, Share
+from services.credits.repository import Share
 from services.errors import AlreadyExists, Conflict, Fault, Forbidden, InsufficientCredits, InvalidInput, NotFound
 from services.fields import MAX_CREDITS, new_id, now
 from services.orders.events import (
@@ -19,18 +18,22 @@ from services.orders.events import (
     OrderFulfilled,
     OrderPlaced,
 )
-from services.orders.models import ALLOWED_MOVES, Order, OrderStatus
+from services.orders.models import ALLOWED_MOVES, Order, OrderStatus, Refund
+from services.orders.refunds import REFUNDABLE, give_back, wanted_pieces
 from services.orders.repository import ORDER_WITH_DETAILS, LockedOrder, Move, NewItem
 from services.orders.schemas import (
     OnInsufficientCredits,
     OrderCreate,
     OrderItemPublic,
     OrderPublic,
+    RefundCreate,
 )
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork
 from services.users.models import Caller, Role
 from services.users.schemas import UserSummary
+
+_ALL_REFUNDED = "everything was refunded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ async def place(uow: UnitOfWork, buyer: Caller, wanted: OrderCreate, patience: P
         reference=wanted.reference,
         status=status,
         total=total,
+        refunded=Decimal(0),
         item_count=len(items),
         version=1,
         created_at=at,
@@ -99,6 +103,7 @@ async def place(uow: UnitOfWork, buyer: Caller, wanted: OrderCreate, patience: P
                 line=line,
                 product_id=item.product_id,
                 quantity=item.quantity,
+                returned=0,
                 unit_price=item.unit_price,
                 product=_summary(products[item.product_id]),
             )
@@ -144,15 +149,44 @@ async def cancel(uow: UnitOfWork, caller: Caller, order_id: UUID, reason: str) -
     if order.status is OrderStatus.pending:
         await uow.ledger.resolve_holds(post=[], void=await uow.ledger.pending_of([order_id]))
     if order.status is OrderStatus.confirmed:
-        pieces = (await uow.orders.pieces([order_id]))[order_id]
-        await uow.inventory.lock(list(pieces))
-        await uow.inventory.release(pieces)
-        paid = await uow.ledger.posted_of([order_id])
-        refunds = [Movement(new_id(), m.credit_account_id, m.debit_account_id, m.amount, order_id) for m in paid]
-        async with uow.savepoint(plain=True):
-            await uow.ledger.transfer(refunds, TransferKind.refund, reason)
+        sold = {line.line: line for line in await uow.refunds.sold(order_id)}
+        # What was refunded before is not paid back twice.
+        left = {line.line: line.left for line in sold.values() if line.left > 0}
+        if left:
+            await give_back(uow, caller, order, sold, left, reason)
     cancelled = OrderCancelled(order_id=order_id, from_status=order.status.value, reason=reason)
     return await _moved(uow, caller, order, OrderStatus.cancelled, reason, cancelled)
+
+
+async def refund(uow: UnitOfWork, caller: Caller, order_id: UUID, wanted: RefundCreate) -> Refund:
+    """Give back pieces of a paid order: a seller those of its own lines, an operator any.
+
+    Without lines, everything that is left and that the caller may give back. A confirmed order of which nothing is left
+    is cancelled. Raises `InvalidInput` for lines the order has not or pieces it has no more, `Conflict` where nothing
+    was paid or nothing is left, `InsufficientCredits` where a seller has too few.
+    """
+    order = await _locked(uow, caller, order_id)
+    sold = {line.line: line for line in await uow.refunds.sold(order_id)}
+    mine = {
+        number: line for number, line in sold.items() if caller.role is Role.operator or line.seller_id == caller.id
+    }
+    asked = {one.line for one in wanted.lines or ()}
+    if not mine or asked & (sold.keys() - mine.keys()):
+        raise Forbidden("only the seller of these lines or an operator may refund them")
+    if order.status not in REFUNDABLE:
+        raise Conflict(f"the order is {order.status.value}; nothing was paid that could be refunded")
+    if wanted.lines is None:
+        pieces = {number: line.left for number, line in mine.items() if line.left > 0}
+        if not pieces:
+            raise Conflict("everything was refunded before")
+    else:
+        pieces = wanted_pieces(mine, wanted.lines)
+    refund_id = await give_back(uow, caller, order, sold, pieces, wanted.reason)
+    nothing_left = all(line.left == pieces.get(number, 0) for number, line in sold.items())
+    if order.status is OrderStatus.confirmed and nothing_left:
+        await uow.orders.move([Move(order.id, order.status, OrderStatus.cancelled, _ALL_REFUNDED)])
+        uow.record(OrderCancelled(order_id=order_id, from_status=order.status.value, reason=_ALL_REFUNDED))
+    return await uow.refunds.get(refund_id)
 
 
 async def fulfil(uow: UnitOfWork, caller: Caller, order_id: UUID) -> Order:
@@ -161,7 +195,7 @@ async def fulfil(uow: UnitOfWork, caller: Caller, order_id: UUID) -> Order:
     await _must_sell_all(uow, caller, order_id, "fulfil")
     _check_move(order, OrderStatus.fulfilled)
     pieces = (await uow.orders.pieces([order_id]))[order_id]
-    await uow.inventory.lock(list(pieces))
+    await uow.inventory.lock(sorted(pieces))
     await uow.inventory.ship(pieces)
     return await _moved(uow, caller, order, OrderStatus.fulfilled, "", OrderFulfilled(order_id=order_id))
 

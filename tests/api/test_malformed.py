@@ -46,10 +46,8 @@ WITH_BODY = [
     ("PATCH", "/v1/products/1"),
     ("POST", "/v1/products/1/stock"),
     ("POST", "/v1/orders"),
-    (
-        "POST",
-        f"/v1/orders/{uuid4()}/cancel",
-    ),
+    ("POST", f"/v1/orders/{uuid4()}/cancel"),
+    ("POST", f"/v1/orders/{uuid4()}/refunds"),
     ("POST", "/v1/top-ups"),
     ("POST", "/v1/transfers"),
     ("POST", "/v1/transfers/batch"),

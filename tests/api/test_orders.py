@@ -23,12 +23,13 @@ async def test_a_placed_order_shows_what_was_bought_at_todays_price(api: Api) ->
     assert reply.headers["etag"] == '"1"'
     assert UUID(order["id"]).version == 7
     summary = {"id": product.id, "sku": product.sku, "name": product.name}
-    line = {"product_id": product.id, "unit_price": "2.50", "product": summary}
+    line = {"product_id": product.id, "returned": 0, "unit_price": "2.50", "product": summary}
     assert order == {
         "id": order["id"],
         "reference": "INV-7",
         "status": "pending",
         "total": "10.00",
+        "refunded": "0.00",
         "item_count": 2,
         "version": 1,
         "created_at": order["created_at"],

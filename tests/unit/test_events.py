@@ -46,7 +46,7 @@ def test_an_earlier_version_that_nobody_upgrades_cannot_be_processed() -> None:
 
 
 def test_a_later_version_is_for_another_worker() -> None:
-    with pytest.raises(NoHandler, match="knows version 2 of 'test.moved', not 3"):
+    with pytest.raises(NoHandler, match=r"knows version 2 of 'test.moved', not 3"):
         Moved.read("{}", 3)
 
 

@@ -1,0 +1,103 @@
+"""All SQL about what is given back of an order."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from uuid import UUID
+
+from sqlalchemy.orm import selectinload
+from sqlmodel import col, select
+
+from services.orders.models import Refund
+from services.query import QueryBuilder, Rows, Sortable
+from services.sql import SqlAccess, Statement
+
+_KEY = Sortable(col(Refund.id), UUID)
+_WITH_LINES = selectinload(Refund.lines)  # type: ignore[arg-type]
+
+_SOLD = Statement("""
+    SELECT order_items.line, order_items.product_id, order_items.quantity, order_items.returned, order_items.unit_price,
+        products.seller_id, accounts.id AS seller_account_id
+    FROM order_items
+    JOIN products ON products.id = order_items.product_id
+    JOIN accounts ON accounts.user_id = products.seller_id
+    WHERE order_items.order_id = :order_id ORDER BY order_items.line
+""")
+
+# One statement for the whole refund. CHECKs refuse more pieces than were sold and more credits than were paid.
+_WRITE = Statement("""
+    WITH given AS (
+        SELECT * FROM unnest(CAST(:lines AS integer[]), CAST(:quantities AS integer[])) AS given(line, quantity)
+    ), returned AS (
+        UPDATE order_items SET returned = returned + given.quantity FROM given
+        WHERE order_items.order_id = :order_id AND order_items.line = given.line
+    ), refunded AS (
+        UPDATE orders SET refunded = refunded + CAST(:amount AS numeric), version = version + 1,
+            updated_at = clock_timestamp()
+        WHERE id = :order_id
+    ), refund AS (
+        INSERT INTO refunds (id, order_id, amount, reason, requested_by)
+        VALUES (:id, :order_id, CAST(:amount AS numeric), :reason, :requested_by)
+    )
+    INSERT INTO refund_lines (refund_id, line, order_id, quantity)
+    SELECT :id, line, :order_id, quantity FROM given
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class SoldLine:
+    """One line of an order: what was sold, what came back, and who was paid for it."""
+
+    line: int
+    product_id: int
+    quantity: int
+    returned: int
+    unit_price: Decimal
+    seller_id: int
+    seller_account_id: int
+
+    @property
+    def left(self) -> int:
+        """Pieces that were not given back."""
+        return self.quantity - self.returned
+
+
+class RefundRepository(SqlAccess):
+    """Refunds. The order is locked by the caller."""
+
+    async def sold(self, order_id: UUID) -> list[SoldLine]:
+        """The order's lines, in their order."""
+        return [SoldLine(**row) for row in await self.sql.fetch(_SOLD, order_id=order_id)]
+
+    async def write(
+        self,
+        refund_id: UUID,
+        order_id: UUID,
+        *,
+        amount: Decimal,
+        pieces: Mapping[int, int],
+        reason: str,
+        requested_by: int,
+    ) -> None:
+        """Write a refund of so many `pieces` of each line."""
+        await self.sql.run(
+            _WRITE,
+            id=refund_id,
+            order_id=order_id,
+            amount=amount,
+            lines=list(pieces),
+            quantities=list(pieces.values()),
+            reason=reason,
+            requested_by=requested_by,
+        )
+
+    async def get(self, refund_id: UUID) -> Refund:
+        return (await self.session.exec(select(Refund).where(col(Refund.id) == refund_id).options(_WITH_LINES))).one()
+
+    async def page(
+        self, order_id: UUID, *, filters: Sequence[str], sort: str | None, limit: int, cursor: str | None
+    ) -> Rows[Refund]:
+        """What was given back of an order, the oldest first."""
+        statement = select(Refund).where(col(Refund.order_id) == order_id).options(_WITH_LINES)
+        query = QueryBuilder[Refund](statement, filters={}, sorts={"id": _KEY}, key=_KEY, default_sort="id")
+        return await query.filter(filters).sort(sort).page(self.session, limit=limit, cursor=cursor)

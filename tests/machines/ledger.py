@@ -1,0 +1,222 @@
+"""The ledger as a state machine: random steps on real PostgreSQL, each compared with a model in memory."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any, ClassVar
+
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+
+from services.audit.schemas import Difference
+from services.audit.service import audit
+from services.credits import service as ledger
+from services.credits import transfers
+from services.credits.schemas import BatchMode, TopUpCreate, TransferBatchCreate, TransferCreate, TransferItem
+from services.database import Database
+from services.errors import DomainError
+from services.orders import service as orders
+from services.orders.schemas import OrderCreate, OrderItemCreate, RefundCreate, RefundLineCreate
+from services.outbox.policy import RetryPolicy
+from services.outbox.processor import Processor
+from services.unit_of_work import UnitOfWork
+from services.users.models import User
+from tests.concurrency.ticks import rows
+from tests.factories import make_operator, make_product, make_user
+from tests.machines.model import Goods, Line, Model, Purse, Sale
+from tests.naive_bank import Bank, Wanted, as_one_chain, naively
+from worker.handlers import SUBSCRIPTIONS
+
+USERS, PRODUCTS = 4, 3
+PATIENT = orders.Patience(timedelta(hours=1), timedelta(hours=1))
+TOO_LATE = orders.Patience(timedelta(0), timedelta(hours=1))
+"""Holds that are over as soon as they are made."""
+
+users = st.integers(0, USERS - 1)
+cents = st.one_of(st.integers(1, 300), st.integers(2000, 30_000)).map(lambda number: Decimal(number) / 100)
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Users, products and operators of its own in a database that all examples share."""
+
+    runner: ClassVar[asyncio.Runner]
+    database: ClassVar[Database]
+    steps: ClassVar[int] = 0
+
+    sales = Bundle("sales")
+
+    @initialize(given=st.lists(st.integers(0, 50_000), min_size=USERS, max_size=USERS), stock=st.integers(5, 60))
+    def open(self, given: list[int], stock: int) -> None:
+        self.runner.run(self._open([Decimal(number) / 100 for number in given], stock))
+
+    async def _open(self, given: list[Decimal], stock: int) -> None:
+        self.people: list[User] = [await make_user(self.database, credits=str(amount)) for amount in given]
+        self.operator = await make_operator(self.database)
+        sellers = [0, 0, 1]
+        prices = ["2.50", "0.37", "11.00"]
+        self.products = [
+            await make_product(self.database, seller=self.people[seller], price=price, stock=stock)
+            for seller, price in zip(sellers, prices, strict=True)
+        ]
+        goods = {
+            number: Goods(seller, Decimal(price), stock)
+            for number, (seller, price) in enumerate(zip(sellers, prices, strict=True))
+        }
+        self.model = Model(
+            {number: Purse(amount) for number, amount in enumerate(given)}, goods, sum(given, Decimal(0))
+        )
+        self.processor = Processor[UnitOfWork](
+            lambda: UnitOfWork(self.database.write), SUBSCRIPTIONS, retry=RetryPolicy(1, 1.0, 1.0), batch_size=50
+        )
+
+    def do(self, work: Callable[[UnitOfWork], Awaitable[Any]]) -> tuple[str, Any]:
+        """Do it in a unit of work: `done` and its result, or the code of the refusal."""
+
+        async def one() -> tuple[str, Any]:
+            async with UnitOfWork(self.database.write) as uow:
+                try:
+                    result = await work(uow)
+                except DomainError as refusal:
+                    return refusal.code, None
+                await uow.commit()
+                return "done", result
+
+        return self.runner.run(one())
+
+    @rule(user=users, amount=cents)
+    def top_up(self, user: int, amount: Decimal) -> None:
+        wanted = TopUpCreate(user_id=self.people[user].id, amount=amount)
+        told, _ = self.do(lambda uow: ledger.top_up(uow, wanted))
+        assert told == self.model.issue(user, amount)
+
+    @rule(sender=users, recipient=users, amount=cents)
+    def transfer(self, sender: int, recipient: int, amount: Decimal) -> None:
+        wanted = TransferCreate(to_user_id=self.people[recipient].id, amount=amount)
+        told, _ = self.do(lambda uow: transfers.transfer(uow, self.people[sender], wanted))
+        assert told == self.model.transfer(sender, recipient, amount)
+
+    @rule(
+        sender=users,
+        wanted=st.lists(st.tuples(users, cents, st.booleans()), min_size=1, max_size=8),
+        mode=st.sampled_from(BatchMode),
+    )
+    def batch(self, sender: int, wanted: list[tuple[int, Decimal, bool]], mode: BatchMode) -> None:
+        items = [
+            TransferItem(to_user_id=self.people[recipient].id, amount=amount, linked=linked)
+            for recipient, amount, linked in wanted
+        ]
+        asked = TransferBatchCreate(mode=mode, transfers=items)
+        told, transferred = self.do(lambda uow: transfers.transfer_batch(uow, self.people[sender], asked))
+        assert told == "done"
+        purses = self.model.purses
+        bank = Bank(
+            [purses[number].posted for number in range(USERS)],
+            [purses[number].held for number in range(USERS)],
+            [False] * USERS,
+        )
+        chain = [Wanted(sender, recipient, amount, linked) for recipient, amount, linked in wanted]
+        after, codes = naively(bank, as_one_chain(chain) if mode is BatchMode.atomic else chain)
+        assert [one.code if isinstance(one, DomainError) else "posted" for one in transferred.outcomes] == codes
+        for number, posted in enumerate(after.posted):
+            purses[number].posted = posted
+
+    @rule(
+        target=sales,
+        buyer=st.integers(2, USERS - 1),
+        lines=st.lists(st.tuples(st.integers(0, PRODUCTS - 1), st.integers(1, 12)), min_size=1, max_size=3),
+        late=st.integers(0, 5).map(lambda number: number == 0),
+    )
+    def place(self, buyer: int, lines: list[tuple[int, int]], late: bool) -> Any:
+        wanted = OrderCreate(
+            items=[OrderItemCreate(product_id=self.products[number].id, quantity=n) for number, n in lines]
+        )
+        patience = TOO_LATE if late else PATIENT
+        told, placed = self.do(lambda uow: orders.place(uow, self.people[buyer], wanted, patience))
+        assert told == "done"
+        sale = Sale(placed.id, buyer, [Line(number, n) for number, n in lines], "awaiting_payment")
+        if self.model.hold(sale):
+            sale.status, sale.late = "pending", late
+        assert placed.status == sale.status
+        self.model.sales.append(sale)
+        return sale
+
+    @rule(sale=sales)
+    def pay(self, sale: Sale) -> None:
+        told, _ = self.do(lambda uow: orders.pay(uow, self.people[sale.buyer], sale.id, PATIENT))
+        if sale.status != "awaiting_payment":
+            assert told == "conflict"
+        elif self.model.hold(sale):
+            assert told == "done"
+            sale.status = "pending"
+            # It is processed after those that were placed or paid before.
+            self.model.sales.remove(sale)
+            self.model.sales.append(sale)
+        else:
+            assert told == "insufficient_credits"
+
+    @rule()
+    def process(self) -> None:
+        outcome = self.runner.run(self.processor.run_once())
+        assert (outcome.retried, outcome.buried) == (0, 0)
+        self.model.process()
+
+    @rule(sale=sales)
+    def cancel(self, sale: Sale) -> None:
+        told, _ = self.do(lambda uow: orders.cancel(uow, self.people[sale.buyer], sale.id, "changed my mind"))
+        assert told == self.model.cancel(sale)
+
+    @rule(sale=sales, place=st.integers(0, 2), quantity=st.integers(1, 6))
+    def refund(self, sale: Sale, place: int, quantity: int) -> None:
+        place %= len(sale.lines)
+        wanted = RefundCreate(lines=[RefundLineCreate(line=place + 1, quantity=quantity)])
+        told, _ = self.do(lambda uow: orders.refund(uow, self.operator, sale.id, wanted))
+        assert told == self.model.refund(sale, place, quantity)
+
+    @rule(sale=sales)
+    def fulfil(self, sale: Sale) -> None:
+        told, _ = self.do(lambda uow: orders.fulfil(uow, self.operator, sale.id))
+        assert told == self.model.fulfil(sale)
+
+    @invariant()
+    def tables_say_what_the_model_says(self) -> None:
+        if not hasattr(self, "model"):
+            return
+        type(self).steps += 1
+        self.runner.run(self._compare())
+
+    async def _compare(self) -> None:
+        accounts = await rows(
+            self.database,
+            "SELECT posted, held, version, (SELECT count(*) FROM entries WHERE account_id = accounts.id),"
+            " (SELECT coalesce(sum(amount), 0) FROM entries WHERE account_id = accounts.id) FROM accounts"
+            " WHERE user_id = ANY(:ids) ORDER BY user_id",
+            ids=[user.id for user in self.people],
+        )
+        purses = [self.model.purses[number] for number in range(USERS)]
+        assert [(posted, held) for posted, held, *_ in accounts] == [(one.posted, one.held) for one in purses]
+        # Gapless versions, and the balance is what the entries sum to.
+        assert all(version == number and posted == total for posted, _, version, number, total in accounts)
+        assert all(one.held >= 0 and one.available >= 0 for one in purses)
+        stock = await rows(
+            self.database,
+            "SELECT on_hand, reserved FROM inventory WHERE product_id = ANY(:ids) ORDER BY product_id",
+            ids=[product.id for product in self.products],
+        )
+        assert stock == [(goods.on_hand, goods.reserved) for goods in self.model.goods.values()]
+        statuses = await rows(
+            self.database,
+            "SELECT id, status FROM orders WHERE buyer_id = ANY(:ids)",
+            ids=[user.id for user in self.people],
+        )
+        assert dict(statuses) == {sale.id: sale.status for sale in self.model.sales}
+
+    def teardown(self) -> None:
+        if hasattr(self, "model"):
+            self.runner.run(self._audit())
+
+    async def _audit(self) -> None:
+        found: list[Difference] = []
+        async with UnitOfWork(self.database.read) as uow:
+            await audit(uow, 60.0, found.append)
+        assert found == []

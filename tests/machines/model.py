@@ -1,0 +1,166 @@
+"""What the ledger must come to, in a few lines of memory: credits, stock and orders, one thing after another."""
+
+from dataclasses import dataclass, field
+from decimal import Decimal
+from uuid import UUID
+
+Cents = Decimal
+
+
+@dataclass
+class Purse:
+    """One account's credits."""
+
+    posted: Cents = Decimal(0)
+    held: Cents = Decimal(0)
+
+    @property
+    def available(self) -> Cents:
+        return self.posted - self.held
+
+
+@dataclass
+class Goods:
+    """One product: who sells it, for how much, and how many there are."""
+
+    seller: int
+    price: Cents
+    on_hand: int
+    reserved: int = 0
+
+
+@dataclass
+class Line:
+    product: int
+    quantity: int
+    returned: int = 0
+
+    @property
+    def left(self) -> int:
+        return self.quantity - self.returned
+
+
+@dataclass
+class Sale:
+    """An order: its buyer, its lines and where it stands. `late` is one whose holds are over."""
+
+    id: UUID
+    buyer: int
+    lines: list[Line]
+    status: str
+    late: bool = False
+
+
+@dataclass
+class Model:
+    """All of it. Each method is one thing that happens, and says how it must end."""
+
+    purses: dict[int, Purse]
+    goods: dict[int, Goods]
+    issued: Cents = Decimal(0)
+    sales: list[Sale] = field(default_factory=list)
+
+    def issue(self, user: int, amount: Cents) -> str:
+        if self.purses[user].available + amount < 0:
+            return "insufficient_credits"
+        self.purses[user].posted += amount
+        self.issued += amount
+        return "done"
+
+    def transfer(self, sender: int, recipient: int, amount: Cents) -> str:
+        if sender == recipient:
+            return "same_account"
+        if self.purses[sender].available < amount:
+            return "insufficient_credits"
+        self.purses[sender].posted -= amount
+        self.purses[recipient].posted += amount
+        return "done"
+
+    def cost(self, sale: Sale) -> Cents:
+        return sum((self.goods[line.product].price * line.quantity for line in sale.lines), Decimal(0))
+
+    def hold(self, sale: Sale) -> bool:
+        """Set the buyer's credits aside, where there are enough."""
+        cost = self.cost(sale)
+        if self.purses[sale.buyer].available < cost:
+            return False
+        self.purses[sale.buyer].held += cost
+        return True
+
+    def free(self, sale: Sale, status: str) -> None:
+        """The hold is over, and nothing was paid."""
+        self.purses[sale.buyer].held -= self.cost(sale)
+        sale.status = status
+
+    def process(self) -> None:
+        """What a worker does with the pending orders, the earliest first."""
+        for sale in self.sales:
+            if sale.status != "pending":
+                continue
+            if sale.late:
+                self.free(sale, "cancelled")
+                continue
+            wanted: dict[int, int] = {}
+            for line in sale.lines:
+                wanted[line.product] = wanted.get(line.product, 0) + line.quantity
+            if any(self.goods[product].on_hand - self.goods[product].reserved < n for product, n in wanted.items()):
+                self.free(sale, "rejected")
+                continue
+            self.free(sale, "confirmed")
+            for line in sale.lines:
+                goods = self.goods[line.product]
+                goods.reserved += line.quantity
+                self.purses[sale.buyer].posted -= goods.price * line.quantity
+                self.purses[goods.seller].posted += goods.price * line.quantity
+
+    def give_back(self, sale: Sale, pieces: dict[int, int]) -> str:
+        """So many pieces of each line, by its place in the order."""
+        due: dict[int, Cents] = {}
+        for place, quantity in pieces.items():
+            goods = self.goods[sale.lines[place].product]
+            due[goods.seller] = due.get(goods.seller, Decimal(0)) + goods.price * quantity
+        if any(self.purses[seller].available < amount for seller, amount in due.items()):
+            return "insufficient_credits"
+        for seller, amount in due.items():
+            self.purses[seller].posted -= amount
+            self.purses[sale.buyer].posted += amount
+        for place, quantity in pieces.items():
+            line = sale.lines[place]
+            line.returned += quantity
+            if sale.status == "confirmed":
+                self.goods[line.product].reserved -= quantity
+            else:
+                self.goods[line.product].on_hand += quantity
+        return "done"
+
+    def cancel(self, sale: Sale) -> str:
+        if sale.status not in ("awaiting_payment", "pending", "confirmed"):
+            return "conflict"
+        if sale.status == "pending":
+            self.free(sale, "cancelled")
+        elif sale.status == "confirmed":
+            left = {place: line.left for place, line in enumerate(sale.lines) if line.left}
+            if self.give_back(sale, left) != "done":
+                return "insufficient_credits"
+        sale.status = "cancelled"
+        return "done"
+
+    def refund(self, sale: Sale, place: int, quantity: int) -> str:
+        if sale.status not in ("confirmed", "fulfilled"):
+            return "conflict"
+        if quantity > sale.lines[place].left:
+            return "invalid_input"
+        outcome = self.give_back(sale, {place: quantity})
+        if outcome == "done" and sale.status == "confirmed" and not any(line.left for line in sale.lines):
+            sale.status = "cancelled"
+        return outcome
+
+    def fulfil(self, sale: Sale) -> str:
+        if sale.status != "confirmed":
+            return "conflict"
+        for line in sale.lines:
+            goods = self.goods[line.product]
+            goods.on_hand -= line.left
+            goods.reserved -= line.left
+        sale.status = "fulfilled"
+        return "done"

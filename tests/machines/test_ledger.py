@@ -1,0 +1,37 @@
+"""Whatever is done to credits, orders and stock, in whatever order: the tables say what the model says."""
+
+import asyncio
+
+import pytest
+from hypothesis import HealthCheck, Phase
+from hypothesis import settings as hypothesis_settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from services.database import open_database
+from services.settings import Settings
+from tests.machines.ledger import LedgerMachine
+
+
+def test_the_ledger_agrees_with_its_model_after_every_step(settings: Settings, pytestconfig: pytest.Config) -> None:
+    wanted: int = pytestconfig.getoption("--ledger-steps")
+    with asyncio.Runner() as runner:
+        context = open_database(settings, "machine")
+        LedgerMachine.runner, LedgerMachine.database = runner, runner.run(context.__aenter__())
+        LedgerMachine.steps = 0
+        try:
+            run_state_machine_as_test(
+                LedgerMachine,
+                settings=hypothesis_settings(
+                    max_examples=max(1, wanted // 45),
+                    # The same steps in each run of the CI; more steps are other steps.
+                    derandomize=True,
+                    database=None,
+                    deadline=None,
+                    suppress_health_check=list(HealthCheck),
+                    # A failure is shown by its shortest steps.
+                    phases=[Phase.explicit, Phase.generate, Phase.shrink],
+                ),
+            )
+        finally:
+            runner.run(context.__aexit__(None, None, None))
+    assert LedgerMachine.steps >= wanted
