@@ -103,6 +103,7 @@ def fill(url: str, events: Events) -> Log:
         for first in range(0, events.number, _ROWS_A_STEP):
             log.release(connection, first, min(_ROWS_A_STEP, events.number - first))
         tidy(connection)
+        connection.execute("CHECKPOINT")
     return log
 
 

@@ -48,7 +48,12 @@ def measure(bench: Bench) -> list[Line]:
     held = rate_between(batches, taken, given_up)
     last = rate_between(batches, given_up - sizes.snapshot_seconds / 10, given_up)
     return [
-        Line(f"full load for {sizes.load_seconds:g} s, a set-based producer beside it", without, "events/s"),
+        Line(
+            f"full load for {sizes.load_seconds:g} s, a set-based producer beside it",
+            without,
+            "events/s",
+            note=f"at least {load.fewest:,} events waited all the while",
+        ),
         Line(
             f"… while another session holds a snapshot for {sizes.snapshot_seconds:g} s, to without",
             held / without,
@@ -73,6 +78,8 @@ class _Load:
     connection: psycopg.Connection[tuple[object, ...]]
     log: Log
     released: int = 0
+    fewest: int = _WAITING
+    """The fewest events that waited at any time."""
 
     def release(self, number: int) -> None:
         for _ in range(0, number, _CHUNK):
@@ -84,7 +91,9 @@ class _Load:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             worker.timeline.read()
-            if self.released - worker.timeline.processed < _WAITING:
+            waiting = self.released - worker.timeline.processed
+            self.fewest = min(self.fewest, waiting)
+            if waiting < _WAITING:
                 self.release(_CHUNK)
             else:
                 time.sleep(0.005)

@@ -107,7 +107,9 @@ _CLAIM = Statement("""
         events.version, events.payload::text, events.request_id, events.traceparent,
         coalesce(locked.position > least(barrier.ready, barrier.waiting), false),
         coalesce(locked.position > barrier.waiting, false)
-    FROM locked JOIN barrier USING (aggregate) LEFT JOIN events ON events.id = locked.event_id
+    -- Each has its other half. FULL forbids the nested loop that the planner takes where it expects few rows, as of a
+    -- short queue: it would compare each of a batch with each.
+    FROM locked FULL JOIN barrier USING (aggregate) LEFT JOIN events ON events.id = locked.event_id
     ORDER BY position
 """)
 
