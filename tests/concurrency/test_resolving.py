@@ -16,6 +16,8 @@ from services.errors import DomainError
 from services.fields import now
 from services.orders import expiry as orders_expiry
 from services.orders import service as orders
+from services.orders.expiry_repository import DueOrder, OrderExpiryRepository
+from services.orders.repository import OrderRepository
 from services.orders.schemas import OrderCreate
 from services.outbox.processor import Processor
 from services.unit_of_work import UnitOfWork
@@ -150,6 +152,39 @@ async def test_an_order_is_paid_or_expires_when_both_happen_at_once(database: Da
         ends[status] += 1
     assert ends["cancelled"] > 0
     await assert_nothing_differs(database)
+
+
+async def test_a_sweep_passes_over_an_order_that_somebody_works_on_and_over_its_holds(database: Database) -> None:
+    buyer = await make_user(database, credits="100")
+    product = await make_product(database, price="10.00")
+    await place(database, buyer, (product.id, 1))
+    [order_id] = await rows(database, "SELECT id FROM orders")
+    await let_the_time_run_out(database)
+
+    async with UnitOfWork(database.write) as busy:
+        await busy.orders.lock([order_id])
+        assert await asyncio.wait_for(sweep(database), 10) == (0, 0)
+    assert await balances(database, buyer) == ["(100.00,10.00)"]
+
+    assert await sweep(database) == (1, 0)
+    assert await balances(database, buyer) == ["(100.00,0.00)"]
+
+
+async def test_an_order_that_was_paid_between_being_found_and_being_locked_is_left_alone(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buyer = await make_user(database, credits="100")
+    product = await make_product(database, price="10.00")
+    await place(database, buyer, (product.id, 1))
+    [order_id] = await rows(database, "SELECT id FROM orders")
+
+    async def found_before_it_was_paid(self: OrderExpiryRepository, _: int) -> list[DueOrder]:
+        return [DueOrder((await OrderRepository(self.session).lock([order_id]))[order_id], is_due=False)]
+
+    monkeypatch.setattr(OrderExpiryRepository, "lock_due", found_before_it_was_paid)
+    assert await sweep(database) == (1, 0)
+    assert await rows(database, "SELECT status FROM orders") == ["pending"]
+    assert await balances(database, buyer) == ["(100.00,10.00)"]
 
 
 async def test_of_two_approvals_at_once_one_takes_effect(database: Database) -> None:
