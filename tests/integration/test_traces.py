@@ -86,6 +86,7 @@ async def test_a_request_leaves_its_own_trace_on_what_it_does_later(database: Da
     assert await caused(database, [order]) == [
         [
             ("order.confirmed", TRACES[0].request_id, TRACES[0].traceparent),
+            ("order.refunded", TRACES[1].request_id, TRACES[1].traceparent),
             ("order.cancelled", TRACES[1].request_id, TRACES[1].traceparent),
         ]
     ]

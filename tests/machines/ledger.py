@@ -1,21 +1,32 @@
 """The ledger as a state machine: random steps on real PostgreSQL, each compared with a model in memory."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any, ClassVar
 
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 
 from services.audit.schemas import Difference
 from services.audit.service import audit
+from services.credits import adjustments, holds, reversals, transfers
 from services.credits import service as ledger
-from services.credits import transfers
-from services.credits.schemas import BatchMode, TopUpCreate, TransferBatchCreate, TransferCreate, TransferItem
+from services.credits.schemas import (
+    AdjustmentCreate,
+    BatchMode,
+    HoldCreate,
+    TopUpCreate,
+    TransferBatchCreate,
+    TransferCreate,
+    TransferItem,
+)
 from services.database import Database
 from services.errors import DomainError
+from services.fields import now
+from services.orders import expiry
 from services.orders import service as orders
 from services.orders.schemas import OrderCreate, OrderItemCreate, RefundCreate, RefundLineCreate
 from services.outbox.policy import RetryPolicy
@@ -24,12 +35,13 @@ from services.unit_of_work import UnitOfWork
 from services.users.models import User
 from tests.concurrency.ticks import rows
 from tests.factories import make_operator, make_product, make_user
-from tests.machines.model import Goods, Line, Model, Purse, Sale
+from tests.machines.model import Gift, Goods, Line, Model, Promise, Purse, Sale, Wish
 from tests.naive_bank import Bank, Wanted, as_one_chain, naively
 from worker.handlers import SUBSCRIPTIONS
 
 USERS, PRODUCTS = 4, 3
 PATIENT = orders.Patience(timedelta(hours=1), timedelta(hours=1))
+BRIEFLY, APPROVAL_ABOVE = timedelta(milliseconds=60), Decimal(100)
 TOO_LATE = orders.Patience(timedelta(0), timedelta(hours=1))
 """Holds that are over as soon as they are made."""
 
@@ -45,6 +57,9 @@ class LedgerMachine(RuleBasedStateMachine):
     steps: ClassVar[int] = 0
 
     sales = Bundle("sales")
+    promises = Bundle("promises")
+    gifts = Bundle("gifts")
+    wishes = Bundle("wishes")
 
     @initialize(given=st.lists(st.integers(0, 50_000), min_size=USERS, max_size=USERS), stock=st.integers(5, 60))
     def open(self, given: list[int], stock: int) -> None:
@@ -53,6 +68,7 @@ class LedgerMachine(RuleBasedStateMachine):
     async def _open(self, given: list[Decimal], stock: int) -> None:
         self.people: list[User] = [await make_user(self.database, credits=str(amount)) for amount in given]
         self.operator = await make_operator(self.database)
+        self.second_operator = await make_operator(self.database)
         sellers = [0, 0, 1]
         prices = ["2.50", "0.37", "11.00"]
         self.products = [
@@ -84,17 +100,99 @@ class LedgerMachine(RuleBasedStateMachine):
 
         return self.runner.run(one())
 
-    @rule(user=users, amount=cents)
-    def top_up(self, user: int, amount: Decimal) -> None:
+    @rule(target=gifts, user=users, amount=cents)
+    def top_up(self, user: int, amount: Decimal) -> Any:
         wanted = TopUpCreate(user_id=self.people[user].id, amount=amount)
-        told, _ = self.do(lambda uow: ledger.top_up(uow, wanted))
-        assert told == self.model.issue(user, amount)
+        told, issued = self.do(lambda uow: ledger.top_up(uow, wanted))
+        assert told == self.model.issue(user, amount) == "done"
+        return Gift(issued.id, None, user, amount)
 
-    @rule(sender=users, recipient=users, amount=cents)
-    def transfer(self, sender: int, recipient: int, amount: Decimal) -> None:
+    @rule(target=gifts, sender=users, recipient=users, amount=cents)
+    def transfer(self, sender: int, recipient: int, amount: Decimal) -> Any:
         wanted = TransferCreate(to_user_id=self.people[recipient].id, amount=amount)
-        told, _ = self.do(lambda uow: transfers.transfer(uow, self.people[sender], wanted))
+        told, transferred = self.do(lambda uow: transfers.transfer(uow, self.people[sender], wanted))
         assert told == self.model.transfer(sender, recipient, amount)
+        if told != "done":
+            return multiple()
+        return Gift(transferred.outcomes[0].transfer_id, sender, recipient, amount)
+
+    @rule(gift=gifts)
+    def reverse(self, gift: Gift) -> None:
+        told, _ = self.do(lambda uow: reversals.reverse(uow, self.operator, gift.id, "by mistake"))
+        if gift.reversed:
+            assert told == "transfer_already_reversed"
+            return
+        assert told == self.model.take_back(gift.sender, gift.recipient, gift.amount)
+        gift.reversed = told == "done"
+
+    @rule(target=promises, payer=users, payee=users, amount=cents, late=st.booleans())
+    def hold(self, payer: int, payee: int, amount: Decimal, late: bool) -> Any:
+        expires_at = now() + (BRIEFLY if late else timedelta(hours=1))
+        wanted = HoldCreate(to_user_id=self.people[payee].id, amount=amount, expires_at=expires_at)
+        told, held = self.do(lambda uow: holds.hold(uow, self.people[payer], wanted, timedelta(days=1)))
+        assert told == self.model.promise(payer, payee, amount)
+        if told != "done":
+            return multiple()
+        if late:
+            time.sleep(max(0.0, (expires_at - now()).total_seconds()) + 0.005)
+        promise = Promise(held.id, payer, payee, amount, late)
+        self.model.promises.append(promise)
+        return promise
+
+    @rule(promise=promises, part=st.sampled_from([None, Decimal("0.01"), Decimal(20), Decimal(500)]))
+    def post(self, promise: Promise, part: Decimal | None) -> None:
+        told, _ = self.do(lambda uow: holds.post(uow, self.people[promise.payee], promise.id, part))
+        assert told == self.model.resolve(promise, "posted", promise.amount if part is None else part)
+
+    @rule(promise=promises)
+    def void(self, promise: Promise) -> None:
+        told, _ = self.do(lambda uow: holds.void(uow, self.operator, promise.id))
+        assert told == self.model.resolve(promise, "voided")
+
+    @rule(promise=promises)
+    def reverse_what_was_held(self, promise: Promise) -> None:
+        told, _ = self.do(lambda uow: reversals.reverse(uow, self.operator, promise.id, "by mistake"))
+        if promise.state != "posted":
+            expected = {"voided": "transfer_already_voided", "expired": "transfer_expired"}
+            assert told == expected.get(promise.state, "transfer_not_reversible")
+        elif promise.reversed:
+            assert told == "transfer_already_reversed"
+        else:
+            assert told == self.model.take_back(promise.payer, promise.payee, promise.posted)
+            promise.reversed = told == "done"
+
+    @rule()
+    def expire(self) -> None:
+        for sweep in (expiry.expire_due, holds.expire_due):
+            told, _ = self.do(lambda uow, sweep=sweep: sweep(uow, 100))  # type: ignore[misc]
+            assert told == "done"
+        self.model.expire()
+
+    @rule(target=wishes, user=users, amount=cents, takes=st.booleans())
+    def adjust(self, user: int, amount: Decimal, takes: bool) -> Any:
+        signed = -amount if takes else amount
+        wanted = AdjustmentCreate(user_id=self.people[user].id, amount=signed, reason="counted anew")
+        told, adjusted = self.do(lambda uow: adjustments.request(uow, self.operator, wanted, APPROVAL_ABOVE))
+        if amount > APPROVAL_ABOVE:
+            assert told == "done"
+            return Wish(adjusted.id, user, signed)
+        assert told == self.model.issue(user, signed)
+        return multiple()
+
+    @rule(wish=wishes, agreed=st.booleans())
+    def decide(self, wish: Wish, agreed: bool) -> None:
+        decision = adjustments.approve if agreed else adjustments.reject
+        told, _ = self.do(lambda uow: decision(uow, self.operator, wish.id))
+        assert told == "forbidden"
+        told, _ = self.do(lambda uow: decision(uow, self.second_operator, wish.id))
+        if wish.state != "pending":
+            assert told == "conflict"
+        elif agreed:
+            assert told == self.model.issue(wish.user, wish.amount)
+            wish.state = "applied" if told == "done" else "pending"
+        else:
+            assert told == "done"
+            wish.state = "rejected"
 
     @rule(
         sender=users,

@@ -52,6 +52,41 @@ class Sale:
 
 
 @dataclass
+class Promise:
+    """A hold between two users. `late` is one whose time is over."""
+
+    id: UUID
+    payer: int
+    payee: int
+    amount: Cents
+    late: bool
+    state: str = "pending"
+    posted: Cents = Decimal(0)
+    reversed: bool = False
+
+
+@dataclass
+class Gift:
+    """Credits that moved at once. From nobody: they were issued."""
+
+    id: UUID
+    sender: int | None
+    recipient: int
+    amount: Cents
+    reversed: bool = False
+
+
+@dataclass
+class Wish:
+    """An adjustment that waits for a second operator."""
+
+    id: UUID
+    user: int
+    amount: Cents
+    state: str = "pending"
+
+
+@dataclass
 class Model:
     """All of it. Each method is one thing that happens, and says how it must end."""
 
@@ -59,6 +94,7 @@ class Model:
     goods: dict[int, Goods]
     issued: Cents = Decimal(0)
     sales: list[Sale] = field(default_factory=list)
+    promises: list[Promise] = field(default_factory=list)
 
     def issue(self, user: int, amount: Cents) -> str:
         if self.purses[user].available + amount < 0:
@@ -74,6 +110,53 @@ class Model:
             return "insufficient_credits"
         self.purses[sender].posted -= amount
         self.purses[recipient].posted += amount
+        return "done"
+
+    def promise(self, payer: int, payee: int, amount: Cents) -> str:
+        if payer == payee:
+            return "same_account"
+        if self.purses[payer].available < amount:
+            return "insufficient_credits"
+        self.purses[payer].held += amount
+        return "done"
+
+    def resolve(self, promise: Promise, state: str, posted: Cents = Decimal(0)) -> str:
+        """Post so much of it, or nothing."""
+        told = {
+            "posted": "transfer_already_posted",
+            "voided": "transfer_already_voided",
+            "expired": "transfer_expired",
+        }
+        if promise.state != "pending":
+            return told[promise.state]
+        if promise.late and state != "expired":
+            return "transfer_expired"
+        if posted > promise.amount:
+            return "amount_invalid"
+        promise.state, promise.posted = state, posted
+        self.purses[promise.payer].held -= promise.amount
+        self.purses[promise.payer].posted -= posted
+        self.purses[promise.payee].posted += posted
+        return "done"
+
+    def expire(self) -> None:
+        """What the scheduled sweep does."""
+        for promise in self.promises:
+            if promise.late and promise.state == "pending":
+                self.resolve(promise, "expired")
+        for sale in self.sales:
+            if sale.late and sale.status == "pending":
+                self.free(sale, "cancelled")
+
+    def take_back(self, sender: int | None, recipient: int, amount: Cents) -> str:
+        """A reversal, to nobody where the credits were issued."""
+        if self.purses[recipient].available < amount:
+            return "insufficient_credits"
+        self.purses[recipient].posted -= amount
+        if sender is None:
+            self.issued -= amount
+        else:
+            self.purses[sender].posted += amount
         return "done"
 
     def cost(self, sale: Sale) -> Cents:

@@ -22,7 +22,7 @@ def test_the_ledger_agrees_with_its_model_after_every_step(settings: Settings, p
             run_state_machine_as_test(
                 LedgerMachine,
                 settings=hypothesis_settings(
-                    max_examples=max(1, wanted // 45),
+                    max_examples=max(1, wanted // 35),
                     # The same steps in each run of the CI; more steps are other steps.
                     derandomize=True,
                     database=None,
