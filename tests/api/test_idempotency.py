@@ -110,7 +110,7 @@ async def test_every_post_takes_a_key_and_those_that_move_credits_require_it(api
         "/v1/transfers",
         "/v1/transfers/batch",
     }
-    movers = ("transfers", "top-ups", "adjustments", "refund", "reverse")
+    movers = ("transfers", "holds", "top-ups", "adjustments", "refund", "reverse")
     assert {path for path in paths if any(word in path for word in movers)} <= requires
 
 
