@@ -81,7 +81,7 @@ async def approve_adjustment(adjustment_id: UUID, operator: Operator, uow: Work)
 
 @router.post(
     "/adjustments/{adjustment_id}/reject",
-    dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
+    dependencies=[IDEMPOTENCY_KEY_REQUIRED],
     responses=responses(400, 401, 403, 404, 409, 422),
 )
 async def reject_adjustment(adjustment_id: UUID, operator: Operator, uow: Work) -> AdjustmentPublic:
