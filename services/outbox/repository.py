@@ -212,6 +212,10 @@ _REPLAY = Statement("""
 """)
 
 
+_TRANSACTION = Statement("SELECT CAST(CAST(pg_current_xact_id_if_assigned() AS text) AS bigint) AS id")
+
+_COMMITTED = Statement("SELECT pg_xact_status(CAST(CAST(:transaction AS text) AS xid8)) = 'committed' AS committed")
+
 _BEGIN = Statement("SELECT set_config('statement_timeout', :milliseconds, true)")
 
 
@@ -323,6 +327,17 @@ class OutboxRepository(SqlAccess):
             floor=floor,
         )
         return _HORIZON.validate_json(header["payload"]), [ClaimedRow._make(row.values()) for row in rows]
+
+    async def transaction(self) -> int | None:
+        """The id of this transaction, as its claim's horizon says it; None where it has written nothing."""
+        (row,) = await self.sql.fetch(_TRANSACTION)
+        found: int | None = row["id"]
+        return found
+
+    async def was_committed(self, transaction: int) -> bool:
+        """Whether the transaction with this id is over and took effect."""
+        (row,) = await self.sql.fetch(_COMMITTED, transaction=str(transaction))
+        return bool(row["committed"])
 
     async def look(self, spans: Sequence[Span]) -> tuple[bool, float | None]:
         """Whether a claim may find something now, and in how many seconds something that waits is due."""
