@@ -175,6 +175,7 @@ class Processor(Generic[TransactionT]):
     async def park_unknown(self) -> int:
         """Let events at the head of the queue wait whose type has no handler here; their number."""
         async with self._open() as transaction:
+            await transaction.outbox.begin(self._longest_limit)
             parked = await transaction.outbox.park_unknown(list(self._subscriptions), self._floor.position, 2000)
             await transaction.commit()
         if parked:
