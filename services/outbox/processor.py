@@ -211,7 +211,7 @@ class Processor(Generic[TransactionT]):
         outcome.processed = len(batch.done)
         outcome.blocked = sum(row.blocked for row in rows) - outcome.postponed
         progress = outcome.processed or outcome.retried or outcome.buried or outcome.postponed
-        outcome.more = bool(passed) or (full and bool(progress)) or batch.savepoints >= SAVEPOINT_BUDGET
+        outcome.more |= bool(passed) or (full and bool(progress)) or batch.savepoints >= SAVEPOINT_BUDGET
         return outcome
 
     async def _make_up(self, batch: _Batch) -> Outcome:
@@ -339,7 +339,8 @@ class Processor(Generic[TransactionT]):
             await transaction.outbox.put_off(put_off)
         if bury:
             await transaction.outbox.bury(bury)
-        return Outcome(retried=len(put_off), buried=len(bury))
+        # Those that a dead letter does not block are due at once.
+        return Outcome(retried=len(put_off), buried=len(bury), more=any(not failure.blocks for failure in bury))
 
 
 async def _handle(
