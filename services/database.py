@@ -1,12 +1,13 @@
 """Naming convention, shared registry, engines, session factories and the connection budget."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from sqlalchemy import URL, Engine, create_engine, text
+from sqlalchemy import URL, Engine, ExceptionContext, create_engine, event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 from sqlmodel import Session, SQLModel
@@ -45,7 +46,7 @@ def make_engine(settings: Settings, process: str, url: URL | None = None) -> Asy
     The caller disposes of it. No connection is made before the first statement.
     """
     idle_ms = str(int(settings.database_idle_in_transaction_timeout * 1000))
-    return create_async_engine(
+    engine = create_async_engine(
         url or settings.async_url(),
         pool_size=settings.database_pool_size,
         max_overflow=settings.database_max_overflow,
@@ -71,6 +72,19 @@ def make_engine(settings: Settings, process: str, url: URL | None = None) -> Asy
             },
         },
     )
+    event.listen(engine.sync_engine, "handle_error", _keep_where_cancelled)
+    return engine
+
+
+def _keep_where_cancelled(context: ExceptionContext) -> None:
+    """Leave a transaction open whose statement was cancelled because it took too long: a savepoint can undo it.
+
+    SQLAlchemy would throw the connection away, and with it what else the transaction has done. The driver stops the
+    statement at the server and lets the next one wait until it has stopped.
+    """
+    if isinstance(context.original_exception, asyncio.CancelledError) and context.connection is not None:
+        driver = context.connection.connection.driver_connection
+        context.is_disconnect = driver is None or driver.is_closed() or not driver.is_in_transaction()
 
 
 def make_session_factory(engine: AsyncEngine) -> SessionFactory:

@@ -106,11 +106,20 @@ class _Work(NamedTuple):
 class _Batch:
     """The state of one transaction's work."""
 
+    transaction: int
     done: list[ClaimedRow] = field(default_factory=list)
     failed: list[tuple[ClaimedRow, Exception]] = field(default_factory=list)
     stopped: set[str] = field(default_factory=set)
     """Aggregates with a failed event: their later events of the batch wait."""
     savepoints: int = 0
+
+
+class TransactionEnded(Unprocessable):
+    """The handler committed or rolled back by itself, and may have taken effect in part: no retry is safe."""
+
+    def __init__(self, event_type: str, batch: _Batch) -> None:
+        super().__init__(f"the handler of {event_type!r} ended the transaction; what it wrote may be committed")
+        self.batch = batch
 
 
 class Processor(Generic[TransactionT]):
@@ -148,8 +157,11 @@ class Processor(Generic[TransactionT]):
         it cannot be reached or chooses this transaction as a deadlock's victim: everything is rolled back then.
         """
         try:
-            async with self._open() as transaction:
-                return await self._process_batch(transaction)
+            try:
+                async with self._open() as transaction:
+                    return await self._process_batch(transaction)
+            except TransactionEnded as ended:
+                return await self._make_up(ended.batch)
         except DBAPIError:
             # Perhaps it is another server now, whose positions go on from elsewhere.
             self._forget()
@@ -163,6 +175,7 @@ class Processor(Generic[TransactionT]):
     async def park_unknown(self) -> int:
         """Let events at the head of the queue wait whose type has no handler here; their number."""
         async with self._open() as transaction:
+            await transaction.outbox.begin(self._longest_limit)
             parked = await transaction.outbox.park_unknown(list(self._events), self._floor.position, 2000)
             await transaction.commit()
         if parked:
@@ -180,7 +193,7 @@ class Processor(Generic[TransactionT]):
         full = self._window.note(rows)
         if not rows:
             return Outcome()
-        batch = _Batch()
+        batch = _Batch(horizon.transaction)
         for stage in _stages([row for row in rows if not row.blocked]):
             for event_type, events in stage.items():
                 await self._process_type(transaction, self._subscriptions[event_type], events, batch)
@@ -198,7 +211,22 @@ class Processor(Generic[TransactionT]):
         outcome.processed = len(batch.done)
         outcome.blocked = sum(row.blocked for row in rows) - outcome.postponed
         progress = outcome.processed or outcome.retried or outcome.buried or outcome.postponed
-        outcome.more = bool(passed) or (full and bool(progress)) or batch.savepoints >= SAVEPOINT_BUDGET
+        outcome.more |= bool(passed) or (full and bool(progress)) or batch.savepoints >= SAVEPOINT_BUDGET
+        return outcome
+
+    async def _make_up(self, batch: _Batch) -> Outcome:
+        """After a handler has ended the transaction: bury what it was given, complete what was committed with it."""
+        async with self._open() as transaction:
+            done = batch.done if await transaction.outbox.was_committed(batch.transaction) else []
+            if done:
+                await transaction.outbox.complete([row.position for row in done])
+            outcome = await self._settle_failures(transaction, batch)
+            # Without its locks another worker may have been here meanwhile: nothing may wait for what is gone.
+            passed = {row.aggregate for row in (*done, *(row for row, _ in batch.failed))}
+            await transaction.outbox.wake(sorted(passed))
+            await transaction.commit()
+        outcome.processed = len(done)
+        outcome.more = True
         return outcome
 
     async def _process_type(
@@ -245,6 +273,11 @@ class Processor(Generic[TransactionT]):
             # A handler may raise anything; it is kept with the event.
             if _is_transient(error):
                 raise
+            if not await _is_open(transaction, batch.transaction):
+                ended = TransactionEnded(subscription.event.type, batch)
+                ended.__cause__ = error
+                batch.failed = [(work.row, ended) for work in works]
+                raise ended from error
             if len(works) == 1:
                 self._fail(works[0].row, error, batch)
                 return
@@ -306,7 +339,8 @@ class Processor(Generic[TransactionT]):
             await transaction.outbox.put_off(put_off)
         if bury:
             await transaction.outbox.bury(bury)
-        return Outcome(retried=len(put_off), buried=len(bury))
+        # Those that a dead letter does not block are due at once.
+        return Outcome(retried=len(put_off), buried=len(bury), more=any(not failure.blocks for failure in bury))
 
 
 async def _handle(
@@ -331,6 +365,16 @@ async def _handle(
         elif work.row.aggregate in failed:
             raise HandlerBroken(f"the handler of {name!r} went on with {work.row.aggregate} after an event that failed")
     return verdicts
+
+
+async def _is_open(transaction: Transaction, number: int) -> bool:
+    """Whether this is still the transaction with that id. Raises `DBAPIError` where the connection is lost."""
+    try:
+        return await transaction.outbox.transaction() == number
+    except Exception as error:
+        if _is_transient(error):
+            raise
+        return False
 
 
 def _stages(rows: Sequence[ClaimedRow]) -> list[dict[str, list[ClaimedRow]]]:

@@ -94,13 +94,15 @@ _CLAIM = Statement("""
         FROM (SELECT aggregate, max(position) AS last FROM locked GROUP BY aggregate) AS here
     )
     SELECT 0 AS position, NULL AS event_id, '' AS aggregate, '' AS type, 0 AS attempts, false AS waited,
-        NULL AS version,        json_build_object(
+        NULL AS version, json_build_object(
             'first_ready', (
                 SELECT position FROM outbox WHERE available_at IS NULL AND position >= :floor ORDER BY position LIMIT 1
             ),
             'last_taken', (SELECT last_value FROM outbox_position_seq),
             'transaction', CAST(CAST(pg_current_xact_id() AS text) AS bigint),
-            'oldest_running', CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS text) AS bigint)
+            'oldest_running', CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS text) AS bigint),
+            'planned', set_config('enable_seqscan', 'on', true) || set_config('enable_bitmapscan', 'on', true)
+                || set_config('enable_sort', 'on', true)
         )::text AS payload, NULL AS request_id, NULL AS traceparent, false AS blocked, false AS parks
     UNION ALL
     SELECT locked.position, locked.event_id, locked.aggregate, locked.type, locked.attempts, locked.waited,
@@ -114,9 +116,10 @@ _CLAIM = Statement("""
 """)
 
 _LOOK = Statement("""
-    SELECT bool_or(EXISTS (
-        SELECT FROM outbox WHERE outbox.type = entry.type AND available_at IS NULL AND position >= entry.first
-    )) AS ready, CAST(extract(epoch FROM min((
+    SELECT bool_or((
+        SELECT position FROM outbox WHERE outbox.type = entry.type AND available_at IS NULL AND position >= entry.first
+        ORDER BY position LIMIT 1
+    ) IS NOT NULL) AS ready, CAST(extract(epoch FROM min((
         SELECT available_at FROM outbox WHERE outbox.type = entry.type AND available_at < 'infinity'
         ORDER BY available_at LIMIT 1
     )) - statement_timestamp()) AS double precision) AS due_in
@@ -164,11 +167,14 @@ _PUT_OFF = Statement("""
 # beyond the limit is parked by the claims that meet it.
 _HOLD_BACK = Statement("""
     UPDATE outbox SET waits = 'behind', available_at = 'infinity' WHERE position IN (
-        SELECT later.position
+        SELECT held.position
         FROM unnest(CAST(:aggregates AS text[]), CAST(:positions AS bigint[])) AS failed(aggregate, position)
-        JOIN outbox AS later ON later.aggregate = failed.aggregate AND later.position > failed.position
-        WHERE later.available_at IS NULL OR (later.waits = 'behind' AND later.available_at < 'infinity')
-        LIMIT 10000 FOR UPDATE OF later SKIP LOCKED
+        CROSS JOIN LATERAL (
+            SELECT position FROM outbox AS later
+            WHERE later.aggregate = failed.aggregate AND later.position > failed.position
+            AND (later.available_at IS NULL OR (later.waits = 'behind' AND later.available_at < 'infinity'))
+            ORDER BY later.aggregate, later.position LIMIT 10000 FOR UPDATE SKIP LOCKED
+        ) AS held
     )
 """)
 
@@ -216,7 +222,16 @@ _REPLAY = Statement("""
 """)
 
 
-_BEGIN = Statement("SELECT set_config('statement_timeout', :milliseconds, true)")
+_TRANSACTION = Statement("SELECT CAST(CAST(pg_current_xact_id_if_assigned() AS text) AS bigint) AS id")
+
+_COMMITTED = Statement("SELECT pg_xact_status(CAST(CAST(:transaction AS text) AS xid8)) = 'committed' AS committed")
+
+# The statistics of a queue are of another hour: taken of an empty or a huge one, they make the planner read and sort
+# all of it. The claim is planned for the indexes that were made for it, and sets these back for the handlers.
+_BEGIN = Statement("""
+    SELECT set_config('statement_timeout', :milliseconds, true), set_config('enable_seqscan', 'off', true),
+        set_config('enable_bitmapscan', 'off', true), set_config('enable_sort', 'off', true)
+""")
 
 
 class Span(NamedTuple):
@@ -308,7 +323,7 @@ class OutboxRepository(SqlAccess):
         )
 
     async def begin(self, time_limit: float) -> None:
-        """Let no statement of this transaction run for longer than so many seconds."""
+        """Let no statement of this transaction run for longer than so many seconds; have the claim use its indexes."""
         await self.sql.fetch(_BEGIN, milliseconds=str(int(time_limit * 1000)))
 
     async def claim(self, spans: Sequence[Span], floor: int) -> tuple[Horizon, list[ClaimedRow]]:
@@ -327,6 +342,17 @@ class OutboxRepository(SqlAccess):
             floor=floor,
         )
         return _HORIZON.validate_json(header["payload"]), [ClaimedRow._make(row.values()) for row in rows]
+
+    async def transaction(self) -> int | None:
+        """The id of this transaction, as its claim's horizon says it; None where it has written nothing."""
+        (row,) = await self.sql.fetch(_TRANSACTION)
+        found: int | None = row["id"]
+        return found
+
+    async def was_committed(self, transaction: int) -> bool:
+        """Whether the transaction with this id is over and took effect."""
+        (row,) = await self.sql.fetch(_COMMITTED, transaction=str(transaction))
+        return bool(row["committed"])
 
     async def look(self, spans: Sequence[Span]) -> tuple[bool, float | None]:
         """Whether a claim may find something now, and in how many seconds something that waits is due."""

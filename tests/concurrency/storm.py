@@ -1,0 +1,179 @@
+"""A storm: events of many kinds of a few aggregates, and a handler that fails as a seed decides.
+
+Decisions are made from the seed and what they are about, not from a sequence: the same ones are made again whatever
+the order in which things happen.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from services.database import open_database
+from services.outbox.events import Claimed, Event
+from services.outbox.policy import OnDeath, RetryPolicy
+from services.outbox.processor import Processor, Subscription, Verdicts
+from services.settings import Settings
+from services.unit_of_work import UnitOfWork
+from tests.concurrency.ticks import drain
+
+# `drops` counts what was written of each aggregate, `effects` what happened because of it.
+TABLES = (
+    "CREATE TABLE drops (name text PRIMARY KEY, number integer NOT NULL DEFAULT 0)",
+    """
+    CREATE TABLE effects (
+        id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text, number integer, type text,
+        at timestamptz DEFAULT clock_timestamp(), CONSTRAINT once UNIQUE (name, number) DEFERRABLE INITIALLY DEFERRED
+    )
+    """,
+    "CREATE TABLE pardons (name text, number integer, PRIMARY KEY (name, number))",
+)
+
+
+class Drop(Event):
+    """The `number`-th event about `name`."""
+
+    queued: ClassVar[bool] = True
+
+    name: str
+    number: int
+
+    @property
+    def aggregate(self) -> str:
+        return f"drop/{self.name}"
+
+
+class Rain(Drop):
+    """Fails often and never dies."""
+
+    type: ClassVar[str] = "storm.rain"
+
+
+class Sleet(Drop):
+    """Its handler gives verdicts."""
+
+    type: ClassVar[str] = "storm.sleet"
+
+
+class Snow(Drop):
+    """Dies of its second failure; what comes later waits."""
+
+    type: ClassVar[str] = "storm.snow"
+
+
+class Hail(Drop):
+    """Dies of its second failure; what comes later goes on without it."""
+
+    type: ClassVar[str] = "storm.hail"
+
+
+class Dew(Drop):
+    """Deferred: nothing waits for it."""
+
+    type: ClassVar[str] = "storm.dew"
+
+
+KINDS: Sequence[type[Drop]] = (Rain, Sleet, Snow, Hail)
+ALL_KINDS: Sequence[type[Drop]] = (*KINDS, Dew)
+
+_FOR_EVER = RetryPolicy(max_attempts=100, base=0.002, cap=0.05)
+_TWICE = RetryPolicy(max_attempts=2, base=0.002, cap=0.05)
+
+
+def chance(seed: int, *about: object) -> float:
+    """From 0 to below 1, always the same for the same seed and subject."""
+    digest = hashlib.sha256(repr((seed, *about)).encode()).digest()
+    return int.from_bytes(digest[:8]) / 2**64
+
+
+@dataclass(frozen=True, slots=True)
+class DropHandler:
+    """Writes an effect for each event, and fails of some in one of several ways."""
+
+    seed: int
+    verdicts: bool = False
+
+    async def __call__(self, uow: UnitOfWork, events: Sequence[Claimed[Drop]]) -> Verdicts:
+        connection = await uow.session.connection()
+        pardons = {(row[0], row[1]) for row in await connection.execute(text("SELECT name, number FROM pardons"))}
+        failing = {
+            claimed.position: chance(self.seed, "how", claimed.event.name, claimed.event.number)
+            for claimed in events
+            if (claimed.event.name, claimed.event.number) not in pardons
+            and chance(self.seed, "fails", claimed.event.name, claimed.event.number, claimed.attempts) < 0.12
+        }
+        if self.verdicts:
+            return await self._judge(connection, events, failing)
+        await self._write(connection, events)
+        for claimed in events:
+            how = failing.get(claimed.position)
+            if how is None:
+                continue
+            if how < 0.3:
+                await connection.execute(text("SELECT 1 / 0"))
+            if how < 0.5:
+                # Fails at the commit only.
+                await self._write(connection, [claimed])
+            else:
+                raise ValueError(f"{claimed.event!r} fails")
+        return None
+
+    async def _judge(
+        self, connection: Any, events: Sequence[Claimed[Drop]], failing: dict[int, float]
+    ) -> list[Exception | None]:
+        verdicts: list[Exception | None] = []
+        failed: set[str] = set()
+        for claimed in events:
+            if claimed.position in failing or claimed.aggregate in failed:
+                failed.add(claimed.aggregate)
+                verdicts.append(ValueError(f"{claimed.event!r} is not done"))
+            else:
+                verdicts.append(None)
+        done = [claimed for claimed, verdict in zip(events, verdicts, strict=True) if verdict is None]
+        if done:
+            await self._write(connection, done)
+        return verdicts
+
+    async def _write(self, connection: Any, events: Sequence[Claimed[Drop]]) -> None:
+        rows = [
+            {"name": claimed.event.name, "number": claimed.event.number, "type": claimed.event.type}
+            for claimed in events
+        ]
+        await connection.execute(text("INSERT INTO effects (name, number, type) VALUES (:name, :number, :type)"), rows)
+
+
+def subscriptions(seed: int) -> list[Subscription[UnitOfWork]]:
+    fails = DropHandler(seed)
+    return [
+        Subscription(Rain, fails, retry=_FOR_EVER),
+        Subscription(Sleet, DropHandler(seed, verdicts=True), retry=_FOR_EVER, plain_sql=True),
+        Subscription(Snow, fails, retry=_TWICE, plain_sql=True),
+        Subscription(Hail, fails, retry=_TWICE, on_death=OnDeath.park_and_continue),
+        Subscription(Dew, fails, retry=_FOR_EVER),
+    ]
+
+
+async def work(settings: Settings, seed: int) -> None:
+    """Work the outbox off until killed, as a poll loop does."""
+    async with open_database(settings, "storm") as database:
+        engine = Processor[UnitOfWork](
+            lambda: UnitOfWork(database.write), subscriptions(seed), retry=_FOR_EVER, batch_size=30, time_limit=10
+        )
+        while True:
+            try:
+                await drain(engine)
+            except DBAPIError as error:
+                # A deadlock's victim comes again; nothing else may come here.
+                assert getattr(error.orig, "sqlstate", None) == "40P01", error  # noqa: PT017
+            await asyncio.sleep(0.005)
+
+
+def run(settings: Settings, seed: int) -> None:
+    """The main function of a worker process."""
+    logging.disable()
+    asyncio.run(work(settings, seed))

@@ -1,0 +1,185 @@
+"""Handlers that break the rules: each ends as a retry that says what happened, and its neighbours take effect."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, ClassVar
+
+import pytest
+from sqlalchemy import text
+
+from services.database import Database
+from services.outbox.events import Claimed
+from services.outbox.processor import Processor, Subscription
+from services.unit_of_work import UnitOfWork
+from tests.concurrency.ticks import LATER, Tick, TickHandler, append, drain, effects, rows
+
+Misdeed = Callable[[UnitOfWork], Awaitable[None]]
+WAITING = "SELECT aggregate, attempts FROM outbox ORDER BY position"
+
+
+async def execute(uow: UnitOfWork, statement: str) -> None:
+    await (await uow.session.connection()).execute(text(statement))
+
+
+async def raises(uow: UnitOfWork) -> None:
+    raise ValueError("no such luck")
+
+
+async def violates_a_constraint(uow: UnitOfWork) -> None:
+    await execute(uow, "INSERT INTO outbox_types (type, max_batches) VALUES ('x', 0)")
+
+
+async def violates_a_deferred_constraint(uow: UnitOfWork) -> None:
+    await execute(uow, "INSERT INTO effects (name, number) VALUES ('twice', 0), ('twice', 0)")
+
+
+async def waits_for_ever(uow: UnitOfWork) -> None:
+    await asyncio.Event().wait()
+
+
+async def sleeps_in_sql(uow: UnitOfWork) -> None:
+    await execute(uow, "SELECT pg_sleep(60)")
+
+
+async def sleeps_in_many_statements(uow: UnitOfWork) -> None:
+    while True:
+        await execute(uow, "SELECT pg_sleep(0.15)")
+
+
+async def leaks_a_savepoint(uow: UnitOfWork) -> None:
+    await execute(uow, "SAVEPOINT leaked")
+    raise ValueError("with a savepoint open")
+
+
+async def swallows_a_database_error(uow: UnitOfWork) -> None:
+    try:
+        await violates_a_constraint(uow)
+    except Exception:  # noqa: BLE001
+        return
+
+
+MISDEEDS: dict[Misdeed, str] = {
+    raises: "ValueError: no such luck",
+    violates_a_constraint: "ck_outbox_types_max_batches",
+    violates_a_deferred_constraint: "effects_name_number_key",
+    waits_for_ever: "the handler of 'test.tick' did not end within 0.5 s for 1 events",
+    sleeps_in_sql: "",
+    sleeps_in_many_statements: "the handler of 'test.tick' did not end within 0.5 s for 1 events",
+    leaks_a_savepoint: "ValueError: with a savepoint open",
+    swallows_a_database_error: "current transaction is aborted",
+}
+
+
+class Misbehaving(TickHandler):
+    """Works as it should, then does what it should not where `bad` is in the batch."""
+
+    def __init__(self, misdeed: Misdeed) -> None:
+        super().__init__()
+        self._misdeed = misdeed
+
+    async def __call__(self, uow: UnitOfWork, events: Sequence[Claimed[Tick]]) -> None:
+        await super().__call__(uow, events)
+        if any(claimed.event.name == "bad" for claimed in events):
+            await self._misdeed(uow)
+
+
+def engine(database: Database, handler: Any, *, plain: bool = False) -> Processor[UnitOfWork]:
+    return Processor(
+        lambda: UnitOfWork(database.write),
+        [Subscription(Tick, handler, plain_sql=plain)],
+        retry=LATER,
+        batch_size=100,
+        time_limit=0.5,
+    )
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["orm", "plain"])
+@pytest.mark.parametrize("misdeed", MISDEEDS)
+async def test_a_misdeed_is_found_put_off_and_said_and_its_neighbours_take_effect(
+    ticking: Database, misdeed: Misdeed, plain: bool
+) -> None:
+    await append(ticking, *(Tick(name=name) for name in ("a", "b", "bad", "c")))
+
+    async with asyncio.timeout(30):
+        outcomes = await drain(engine(ticking, Misbehaving(misdeed), plain=plain))
+
+    assert sum(outcome.processed for outcome in outcomes) == 3
+    assert sum(outcome.retried for outcome in outcomes) == 1
+    assert sorted(await effects(ticking)) == [("a", 0), ("b", 0), ("c", 0)]
+    assert await rows(ticking, WAITING) == [("tick/bad", 1)]
+    (error,) = await rows(ticking, "SELECT last_error FROM outbox")
+    assert MISDEEDS[misdeed] in error
+
+
+async def commits(uow: UnitOfWork) -> None:
+    await execute(uow, "COMMIT")
+
+
+async def commits_and_begins(uow: UnitOfWork) -> None:
+    await execute(uow, "COMMIT")
+    await execute(uow, "BEGIN")
+
+
+async def commits_the_unit_of_work(uow: UnitOfWork) -> None:
+    await uow.commit()
+
+
+async def commits_the_session(uow: UnitOfWork) -> None:
+    await uow.session.commit()
+
+
+async def rolls_back(uow: UnitOfWork) -> None:
+    await execute(uow, "ROLLBACK")
+
+
+async def rolls_back_the_unit_of_work(uow: UnitOfWork) -> None:
+    await uow.rollback()
+
+
+class Spark(Tick):
+    """An event of another type, before that of the broken handler in the same transaction."""
+
+    type: ClassVar[str] = "test.spark"
+
+
+ENDS_THE_TRANSACTION: dict[Misdeed, int] = {
+    commits: 1,
+    commits_and_begins: 1,
+    commits_the_unit_of_work: 1,
+    commits_the_session: 1,
+    rolls_back: 0,
+    rolls_back_the_unit_of_work: 0,
+}
+"""And how many effects of the broken handler remain."""
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["orm", "plain"])
+@pytest.mark.parametrize("misdeed", ENDS_THE_TRANSACTION)
+async def test_an_event_whose_handler_ends_the_transaction_is_buried_and_nothing_takes_effect_twice(
+    ticking: Database, misdeed: Misdeed, plain: bool
+) -> None:
+    await append(ticking, Spark(name="a"), Tick(name="bad"), Tick(name="b"), Tick(name="bad", number=1))
+    broken = Processor(
+        lambda: UnitOfWork(ticking.write),
+        [
+            Subscription(Spark, TickHandler(), plain_sql=plain),
+            Subscription(Tick, Misbehaving(misdeed), plain_sql=plain),
+        ],
+        retry=LATER,
+        batch_size=4,
+    )
+
+    async with asyncio.timeout(30):
+        await drain(broken)
+
+    dead = "SELECT aggregate, attempts FROM dead_letters ORDER BY position"
+    assert await rows(ticking, dead) == [("tick/bad", 1), ("tick/b", 1)]
+    (error,) = await rows(ticking, "SELECT error FROM dead_letters WHERE aggregate = 'tick/bad'")
+    assert "TransactionEnded: the handler of 'test.tick' ended the transaction" in error
+    remaining = [("bad", 0), ("b", 0)] if ENDS_THE_TRANSACTION[misdeed] else []
+    assert sorted(await effects(ticking)) == sorted([("a", 0), *remaining])
+    assert await rows(ticking, "SELECT aggregate, waits FROM outbox") == [("tick/bad", "behind")]
+
+    # The next of its transactions is sound.
+    await append(ticking, Spark(name="z"))
+    assert sum(outcome.processed for outcome in await drain(broken)) == 1

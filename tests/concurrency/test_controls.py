@@ -1,0 +1,147 @@
+"""What operators say of a type, what another transaction holds, and what is still to come."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import ClassVar
+
+import pytest
+from sqlalchemy import text
+
+from services.database import Database
+from services.fields import now
+from services.outbox.events import Claimed
+from services.outbox.processor import Processor, Subscription
+from services.unit_of_work import UnitOfWork
+from tests.concurrency.ticks import DUE_NOW, LATER, Tick, TickHandler, append, drain, effects, processor, rows
+
+
+class Spark(Tick):
+    type: ClassVar[str] = "test.spark"
+
+
+async def test_a_paused_type_waits_and_others_do_not_and_it_goes_on_when_resumed(ticking: Database) -> None:
+    both = Processor(
+        lambda: UnitOfWork(ticking.write),
+        [Subscription(Tick, TickHandler()), Subscription(Spark, TickHandler())],
+        retry=LATER,
+        batch_size=10,
+    )
+    await append(ticking, Tick(name="a"), Spark(name="b"))
+    await rows(ticking, "INSERT INTO outbox_types (type, paused) VALUES ('test.tick', true)")
+    await drain(both)
+    assert await effects(ticking) == [("b", 0)]
+    assert await both.look() == (False, None)
+
+    await rows(ticking, "UPDATE outbox_types SET paused = false")
+    assert (await both.look())[0]
+    await drain(both)
+    assert await effects(ticking) == [("b", 0), ("a", 0)]
+
+
+@pytest.mark.parametrize(("limit", "at_once"), [(1, 1), (2, 2), (None, 3)])
+async def test_no_more_batches_of_a_type_are_under_way_than_its_limit(
+    ticking: Database, limit: int | None, at_once: int
+) -> None:
+    await append(ticking, *(Tick(name=f"{number:02d}") for number in range(30)))
+    await rows(ticking, "INSERT INTO outbox_types (type, max_batches) VALUES ('test.tick', :limit)", limit=limit)
+    running, most, held = 0, 0, asyncio.Event()
+
+    async def count(uow: UnitOfWork, events: Sequence[Claimed[Tick]]) -> None:
+        nonlocal running, most
+        await TickHandler()(uow, events)
+        running += 1
+        most = max(most, running)
+        if most == at_once:
+            held.set()
+        await held.wait()
+        # Time for one too many.
+        await asyncio.sleep(0.1)
+        running -= 1
+
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        for _ in range(3):
+            group.create_task(processor(ticking, count, batch_size=5).run_once())
+    assert most == at_once
+    await drain(processor(ticking))
+    assert len(await effects(ticking)) == 30
+
+
+async def test_a_deferred_event_is_taken_when_its_time_has_come_and_nobody_waits_for_it(ticking: Database) -> None:
+    async with UnitOfWork(ticking.write) as uow:
+        uow.record(Tick(name="a"), available_at=now() + timedelta(hours=1))
+        uow.record(Tick(name="a", number=1))
+        await uow.commit()
+    engine = processor(ticking)
+    await drain(engine)
+    assert await effects(ticking) == [("a", 1)]
+    ready, due_in = await engine.look()
+    assert not ready
+    assert due_in == pytest.approx(3600, abs=60)
+
+    await rows(ticking, DUE_NOW)
+    await drain(engine)
+    assert await effects(ticking) == [("a", 1), ("a", 0)]
+
+
+async def test_an_event_whose_writer_took_its_position_early_and_committed_late_is_not_passed_over(
+    ticking: Database,
+) -> None:
+    engine = processor(ticking)
+    async with UnitOfWork(ticking.write) as late, UnitOfWork(ticking.read) as reader:
+        late.record(Tick(name="late"))
+        await late.check()
+        # Somebody holds a snapshot as well.
+        connection = await reader.session.connection()
+        await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+        await connection.execute(text("SELECT count(*) FROM outbox"))
+        for number in range(8):
+            await append(ticking, Tick(name="early", number=number))
+            await drain(engine)
+        assert [name for name, _ in await effects(ticking)] == ["early"] * 8
+        await late.commit()
+        await drain(engine)
+        assert (await effects(ticking))[-1] == ("late", 0)
+        for number in range(8, 12):
+            await append(ticking, Tick(name="early", number=number))
+            await drain(engine)
+    assert len(await effects(ticking)) == 13
+
+
+async def test_the_floor_rises_past_what_is_done_and_stays_below_what_is_to_come(ticking: Database) -> None:
+    engine = processor(ticking)
+    floors: list[int] = []
+    for number in range(6):
+        await append(ticking, Tick(name="a", number=number))
+        await drain(engine)
+        floors.append(engine._floor.position)
+    assert floors == sorted(floors)
+    assert floors[-1] > 1
+    async with UnitOfWork(ticking.write) as late:
+        late.record(Tick(name="late"))
+        await late.check()
+        (last,) = await rows(ticking, "SELECT last_value FROM outbox_position_seq")
+        for number in range(6, 16):
+            await append(ticking, Tick(name="a", number=number))
+            await drain(engine)
+        assert engine._floor.position <= last
+
+
+async def test_twenty_thousand_rows_of_one_aggregate_keep_another_from_nothing(ticking: Database) -> None:
+    await append(ticking, *(Tick(name="hot", number=number) for number in range(20_000)))
+    await append(ticking, Tick(name="cold"), Spark(name="other"))
+    both = Processor(
+        lambda: UnitOfWork(ticking.write),
+        [Subscription(Tick, TickHandler()), Subscription(Spark, TickHandler())],
+        retry=LATER,
+        batch_size=200,
+    )
+    took: list[tuple[str, int]] = []
+    for _ in range(60):
+        await both.run_once()
+        took = await effects(ticking)
+        if ("cold", 0) in took:
+            break
+    assert took.index(("other", 0)) < 200
+    assert ("cold", 0) in took
+    assert len(took) < 19_000

@@ -1,0 +1,161 @@
+"""The plans of what a worker runs over and over: no scan of the whole outbox, no sort of the backlog.
+
+Whatever the size of the outbox, whatever the statistics say of it (a queue is empty when they are taken, or huge), and
+whether the statement is planned for its arguments or for any.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import asyncpg
+import pytest
+
+from services.outbox import repository
+from services.outbox.window import _END
+from services.settings import Settings
+from services.sql import Statement
+
+SMALL, LARGE, WAITING = 300, 200_000, 10_000
+BATCH = 500
+TYPES = [f"type.{number}" for number in range(5)]
+
+FILL = """
+    INSERT INTO outbox (event_id, aggregate, type, available_at, waits)
+    SELECT gen_random_uuid(), 'thing/' || n % 100000, 'type.' || n % 5,
+        CASE WHEN n <= $2 THEN CASE n % 3 WHEN 0 THEN 'infinity' WHEN 1 THEN now() + interval '1 h' ELSE now() END END,
+        CASE WHEN n <= $2 THEN CASE n % 3 WHEN 0 THEN 'behind' WHEN 1 THEN 'retry' ELSE 'asked' END END
+    FROM generate_series(1, $1::bigint) AS n
+"""
+SIZES = {"empty": (0, 0), "small": (SMALL, 30), "large": (LARGE, 0), "large, many wait": (LARGE, WAITING)}
+
+
+def statements(first: int, positions: Sequence[int]) -> dict[str, tuple[Statement, dict[str, Any]]]:
+    """What a worker runs, with arguments as it gives them."""
+    each: list[Any] = list(positions)
+    aggregates = [f"thing/{number}" for number in each]
+    span = {"types": TYPES, "starts": [first] * 5}
+    sizes = {"ends": [_END] * 5, "ready": [BATCH // 5] * 5, "due": [BATCH // 10] * 5}
+    words = ["because"] * len(each)
+    return {
+        "claim": (repository._CLAIM, {**span, **sizes, "floor": first}),
+        "look": (repository._LOOK, span),
+        "complete": (repository._COMPLETE, {"positions": each}),
+        "park": (repository._PARK, {"positions": each}),
+        "put off": (
+            repository._PUT_OFF,
+            {
+                "positions": each,
+                "waits": ["retry"] * len(each),
+                "counts": [1] * len(each),
+                "delays": [1.0] * len(each),
+                "errors": words,
+                "failures": ["{}"] * len(each),
+            },
+        ),
+        "hold back": (repository._HOLD_BACK, {"aggregates": aggregates, "positions": each}),
+        "bury": (
+            repository._BURY,
+            {
+                "positions": each,
+                "errors": words,
+                "fingerprints": words,
+                "failures": ["{}"] * len(each),
+                "blocks": [True] * len(each),
+            },
+        ),
+        "wake": (repository._WAKE, {"aggregates": aggregates}),
+        "park unknown": (repository._PARK_UNKNOWN, {"known": TYPES, "floor": first, "slice": 2000}),
+    }
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for part in plan.get("Plans", ()):
+        yield from nodes(part)
+
+
+def faults(plan: dict[str, Any]) -> list[str]:
+    """What in the plan reads or sorts more than it should."""
+    found = []
+    for node in nodes(plan):
+        kind, table = node["Node Type"], node.get("Relation Name")
+        if (
+            kind == "Seq Scan"
+            and table == "outbox"
+            and node.get("Actual Rows", 0) + node.get("Rows Removed by Filter", 0) > SMALL
+        ):
+            found.append("reads all of the outbox")
+        actual = node.get("Actual Rows", 0) * node.get("Actual Loops", 1) + node.get("Rows Removed by Filter", 0)
+        if table == "outbox" and actual > 20 * BATCH:
+            found.append(f"{kind} of {node.get('Index Name')} reads {actual:.0f} rows")
+        if "Sort" in kind and node["Plans"][0].get("Actual Rows", 0) > 4 * BATCH:
+            found.append(f"sorts {node['Plans'][0]['Actual Rows']} rows")
+    return found
+
+
+@pytest.fixture
+async def connection(settings: Settings) -> Any:
+    connected = await asyncpg.connect(settings.database_url, server_settings={"jit": "off"})
+    # Statistics are taken when the test says so.
+    await connected.execute("ALTER TABLE outbox SET (autovacuum_enabled = off)")
+    yield connected
+    await connected.close()
+
+
+async def explain(connection: Any, statement: Statement, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The plan with what it really read; rolled back."""
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        if statement in (repository._CLAIM, repository._PARK_UNKNOWN):
+            await connection.execute(repository._BEGIN.sql.replace("$1", "'30000'"))
+        found = await connection.fetchval(
+            f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {statement.sql}", *statement.arguments(arguments)
+        )
+    finally:
+        await transaction.rollback()
+    plan: dict[str, Any] = json.loads(found)[0]["Plan"]
+    return plan
+
+
+async def assert_plans(connection: Any, size: str, statistics: str) -> None:
+    waiting = SIZES[size][1]
+    positions = list(range(waiting + 1, waiting + 101))
+    for mode in ("force_custom_plan", "force_generic_plan"):
+        await connection.execute(f"SET plan_cache_mode = {mode}")
+        wrong = {
+            name: said
+            for name, (statement, arguments) in statements(waiting, positions).items()
+            if (said := faults(await explain(connection, statement, arguments)))
+        }
+        assert wrong == {}, f"{statistics}, {mode}"
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_without_statistics_and_with_them_a_worker_reads_what_it_takes_and_sorts_no_backlog(
+    connection: Any, size: str
+) -> None:
+    await connection.execute(FILL.replace("$1", str(SIZES[size][0])).replace("$2", str(SIZES[size][1])))
+    await assert_plans(connection, size, "no statistics")
+    await connection.execute("ANALYZE outbox")
+    await assert_plans(connection, size, "analyzed")
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_with_the_statistics_of_an_empty_outbox_a_worker_reads_what_it_takes_and_sorts_no_backlog(
+    connection: Any, size: str
+) -> None:
+    await connection.execute("ANALYZE outbox")
+    await connection.execute(FILL.replace("$1", str(SIZES[size][0])).replace("$2", str(SIZES[size][1])))
+    await assert_plans(connection, size, "analyzed when empty")
+
+
+async def test_the_claim_leaves_the_planner_as_it_was_for_the_handlers(connection: Any) -> None:
+    async with connection.transaction():
+        await connection.execute(repository._BEGIN.sql.replace("$1", "'30000'"))
+        claim, arguments = statements(0, [1])["claim"]
+        assert await connection.fetchval("SHOW enable_seqscan") == "off"
+        await connection.fetch(claim.sql, *claim.arguments(arguments))
+        ways = [await connection.fetchval(f"SHOW enable_{way}") for way in ("seqscan", "bitmapscan", "sort")]
+        assert ways == ["on", "on", "on"]

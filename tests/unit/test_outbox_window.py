@@ -1,0 +1,123 @@
+"""Where a claim looks: the floor rises over nothing that is still to come, the window is shared among types."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from services.outbox.repository import ClaimedRow, Horizon, Span
+from services.outbox.window import Floor, Window
+
+NOBODY = UUID(int=0)
+
+
+def horizon(first_ready: int | None, last_taken: int, transaction: int, oldest_running: int | None = None) -> Horizon:
+    return Horizon(first_ready, last_taken, transaction, transaction if oldest_running is None else oldest_running)
+
+
+def claimed(event_type: str, position: int, aggregate: str = "", waited: bool = False) -> ClaimedRow:
+    return ClaimedRow(
+        position, NOBODY, aggregate or f"a/{position}", event_type, 0, waited, 1, "{}", None, None, False, False
+    )
+
+
+def risen(*seen: Horizon) -> int:
+    floor = Floor()
+    for one in seen:
+        floor.rise(one)
+    return floor.position
+
+
+def test_the_floor_rises_to_the_first_ready_row() -> None:
+    assert risen(*(horizon(70, 100, transaction) for transaction in (10, 11, 12))) == 70
+
+
+def test_with_no_ready_row_it_rises_over_what_was_taken_before_the_claim_that_settled_it() -> None:
+    assert risen(horizon(None, 100, 10), horizon(None, 100, 11), horizon(None, 150, 12)) == 101
+
+
+def test_it_waits_for_every_transaction_that_may_have_taken_a_lower_position() -> None:
+    """Transaction 9 took position 50, and runs."""
+    waiting = [horizon(None, 100, 10, 9), horizon(None, 100, 11, 9), *(horizon(60, 100, n, 9) for n in range(12, 40))]
+    assert risen(*waiting) == 0
+    # It commits: position 50 is seen.
+    assert risen(*waiting, *(horizon(50, 100, number) for number in (41, 42, 43))) == 50
+
+
+def test_it_never_falls() -> None:
+    floor = Floor()
+    positions = []
+    for number in range(10, 60):
+        floor.rise(horizon(1000 - number if number % 3 else None, 1000, number))
+        positions.append(floor.position)
+    assert positions == sorted(positions)
+    assert positions[-1] > 0
+
+
+def spans(window: Window, floor: Floor | None = None) -> dict[str, list[Span]]:
+    found: dict[str, list[Span]] = {}
+    for span in window.spans(floor or Floor()):
+        found.setdefault(span.type, []).append(span)
+    return found
+
+
+def test_a_type_that_is_alone_busy_gets_what_the_others_leave_and_they_keep_their_even_share() -> None:
+    window = Window(["a", "b", "c", "d"], 400)
+    for _ in range(3):
+        ((span,),) = [spans(window)["a"]]
+        window.note([claimed("a", number) for number in range(span.ready)])
+    shares = {name: of_type[0] for name, of_type in spans(window).items()}
+    assert shares["a"].ready == 400
+    # One that was idle gets its share at once, in the very next claim.
+    assert [shares[name].ready for name in "bcd"] == [100, 100, 100]
+
+
+def test_busy_types_divide_the_window() -> None:
+    window = Window(["a", "b", "c", "d"], 400)
+    for _ in range(3):
+        of_each = spans(window)
+        window.note(
+            [claimed(name, number) for name in ("a", "b") for number in range(sum(s.ready for s in of_each[name]))]
+        )
+    assert [spans(window)[name][0].ready for name in ("a", "b")] == [200, 200]
+
+
+def test_every_type_is_asked_for_something_however_many_there_are() -> None:
+    window = Window([f"t{number}" for number in range(50)], 10)
+    assert all(span.ready >= 1 and span.due >= 1 for span in window.spans(Floor()))
+
+
+def crowd(rows: int, aggregate: str = "hot") -> Sequence[ClaimedRow]:
+    return [claimed("a", number, aggregate) for number in range(1, rows + 1)]
+
+
+def test_where_one_aggregate_fills_the_window_a_part_of_the_next_looks_further_on() -> None:
+    window, floor = Window(["a"], 100), Floor()
+    floor.last_taken = 100_000
+    window.spans(floor)
+    window.note(crowd(100))
+    seen = set()
+    for _ in range(50):
+        head, further = window.spans(floor)
+        assert (head.first, head.past) == (0, further.first)
+        assert 100 < further.first <= 100_000
+        assert head.ready + further.ready == 100
+        assert further.ready >= 20
+        seen.add(further.first)
+    assert len(seen) > 10
+
+
+def test_a_window_of_many_aggregates_is_taken_from_the_head() -> None:
+    window, floor = Window(["a"], 100), Floor()
+    floor.last_taken = 100_000
+    window.spans(floor)
+    window.note([claimed("a", number) for number in range(1, 101)])
+    assert len(window.spans(floor)) == 1
+
+
+def test_it_says_that_there_may_be_more_where_a_part_was_filled() -> None:
+    window = Window(["a", "b"], 100)
+    window.spans(Floor())
+    assert not window.note([])
+    asked = spans(window)["a"][0].ready
+    assert not window.note([claimed("a", number) for number in range(asked - 1)])
+    asked = spans(window)["a"][0].ready
+    assert window.note([claimed("a", number) for number in range(asked)])
