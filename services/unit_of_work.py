@@ -15,6 +15,7 @@ from services.fields import new_id
 from services.idempotency.repository import IdempotencyRepository
 from services.operations.repository import OperationsRepository
 from services.orders.repository import OrderRepository
+from services.outbox.control_repository import ControlRepository
 from services.outbox.events import Event, Recorded, Trace
 from services.outbox.repository import OutboxRepository
 from services.sql import Sql, Statement
@@ -176,6 +177,10 @@ class UnitOfWork:
     @cached_property
     def outbox(self) -> OutboxRepository:
         return OutboxRepository(self.session)
+
+    @cached_property
+    def control(self) -> ControlRepository:
+        return ControlRepository(self.session)
 
     @cached_property
     def idempotency(self) -> IdempotencyRepository:

@@ -13,12 +13,16 @@ from arq.cron import CronJob
 from sqlalchemy.exc import DBAPIError
 
 from services.settings import get_settings
-from worker.context import open_worker
+from worker.context import QUEUE, open_worker
+from worker.jobs.metrics import watched
 from worker.jobs.reports import report_backlog
-from worker.jobs.retention import ensure_event_partitions, prune_idempotency_keys
+from worker.jobs.retention import ensure_event_partitions, forget_workers, prune_idempotency_keys
 from worker.runner import DatabaseAway, read_redis_url
 
-QUEUE = "waybill:jobs"
+_JOBS = {
+    job.__name__: watched(job)
+    for job in (ensure_event_partitions, forget_workers, prune_idempotency_keys, report_backlog)
+}
 
 
 def serialize(job: dict[str, Any]) -> bytes:
@@ -40,7 +44,8 @@ async def startup(ctx: dict[str, Any]) -> None:
     ctx["stack"] = stack
     settings = get_settings()
     try:
-        ctx["worker"] = await stack.enter_async_context(open_worker(settings))
+        worker = ctx["worker"] = await stack.enter_async_context(open_worker(settings))
+        ctx["jobs"] = worker.jobs
     except (OSError, DBAPIError) as error:
         address = settings.async_url().render_as_string(hide_password=True)
         reason = error.orig if isinstance(error, DBAPIError) else error
@@ -59,11 +64,12 @@ class WorkerSettings:
 
     queue_name = QUEUE
     redis_settings = read_redis_url(get_settings().redis_url)
-    functions: ClassVar = [ensure_event_partitions, prune_idempotency_keys, report_backlog]
+    functions: ClassVar = list(_JOBS.values())
     cron_jobs: ClassVar[list[CronJob]] = [
-        cron(ensure_event_partitions, hour=0, minute=10, second=0, run_at_startup=True),
-        cron(prune_idempotency_keys, minute=25, second=0),
-        cron(report_backlog, second={0, 15, 30, 45}),
+        cron(_JOBS["ensure_event_partitions"], hour=0, minute=10, second=0, run_at_startup=True),
+        cron(_JOBS["forget_workers"], minute=35, second=0),
+        cron(_JOBS["prune_idempotency_keys"], minute=25, second=0),
+        cron(_JOBS["report_backlog"], second={0, 15, 30, 45}),
     ]
     on_startup = startup
     on_shutdown = shutdown
@@ -72,5 +78,7 @@ class WorkerSettings:
     # A job id is taken until its result expires; without results, the next run can use it at once.
     keep_result = 0
     max_jobs = 10
+    # Jobs read from Redis at a time: more are only contended for.
+    queue_read_limit = 50
     job_timeout = 300
     poll_delay = 0.5

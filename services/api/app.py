@@ -17,6 +17,7 @@ from services.catalog import routes as catalog
 from services.credits import routes as ledger
 from services.database import check_pool_budget, open_database
 from services.logs import configure_logging
+from services.operations import outbox_routes
 from services.operations import routes as operations
 from services.orders import routes as orders
 from services.outbox.doorbell import Doorbell
@@ -59,7 +60,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     app.include_router(health.router)
     # The busiest first: routes are matched one after another.
-    for domain in (orders, ledger, catalog, users, operations):
+    for domain in (orders, ledger, catalog, users, operations, outbox_routes):
         app.include_router(domain.router, prefix="/v1")
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

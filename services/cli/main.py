@@ -4,6 +4,7 @@ import typer
 
 from services.cli.clean import clean_data
 from services.cli.migrate import migrate
+from services.cli.outbox import outbox
 from services.cli.replay.command import replay
 from services.cli.serve import api, worker
 from services.cli.up import up
@@ -25,6 +26,7 @@ app.command("migrate")(migrate)
 app.command("create-operator")(create_operator)
 app.command("replay")(replay)
 app.command("clean-data")(clean_data)
+app.add_typer(outbox, name="outbox")
 
 
 if __name__ == "__main__":

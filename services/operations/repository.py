@@ -5,9 +5,9 @@ from typing import Any
 
 from sqlmodel import select
 
-from services.fields import Id, Text
+from services.fields import Id, Instant, Text
 from services.outbox.models import DeadLetter
-from services.query import EXACT, Filterable, QueryBuilder, Rows, Sortable
+from services.query import EXACT, ORDERED, Filterable, QueryBuilder, Rows, Sortable
 from services.sql import SqlAccess, Statement
 
 _BOOKS = Statement("""
@@ -57,6 +57,8 @@ _BACKLOG = Statement("""
 _FILTERS = {
     "aggregate": Filterable(DeadLetter.aggregate, Text, EXACT),
     "type": Filterable(DeadLetter.type, Text, EXACT),
+    "fingerprint": Filterable(DeadLetter.fingerprint, Text, EXACT),
+    "died_at": Filterable(DeadLetter.died_at, Instant, ORDERED),
 }
 _KEY = Sortable(DeadLetter.position, Id)
 

@@ -21,7 +21,8 @@ LISTS = {
         {"created_at", "id", "total"},
     ),
     "/v1/accounts/me/statement": ({"created_at"}, {"version"}),
-    "/v1/operations/dead-letters": ({"aggregate", "type"}, {"position"}),
+    "/v1/operations/dead-letters": ({"aggregate", "type", "fingerprint", "died_at"}, {"position"}),
+    "/v1/operations/deferred": ({"aggregate", "type", "available_at"}, {"position", "available_at"}),
 }
 
 

@@ -17,7 +17,7 @@ from tests.factories import count_statements, make_category, make_product, make_
 def statements() -> Iterator[tuple[str, Statement]]:
     """Every statement of every repository, by its name."""
     for module in pkgutil.walk_packages(services.__path__, "services."):
-        if module.name.endswith(".repository"):
+        if module.name.endswith("repository"):
             for name, value in vars(importlib.import_module(module.name)).items():
                 if isinstance(value, Statement):
                     yield f"{module.name}.{name}", value
