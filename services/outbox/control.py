@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
-from services.errors import Conflict, InvalidInput, NotFound
+from services.errors import Conflict, Fault, InvalidInput, NotFound
 from services.outbox.control_repository import COUNTED, ControlRepository, Selection
 from services.outbox.repository import OutboxRepository
 
@@ -139,7 +139,8 @@ async def discard(
     """
     _check_selection(selection)
     if not by.reason.strip():
-        raise InvalidInput("a reason is required: what is discarded never takes effect")
+        fault = Fault("a reason is required: what is discarded never takes effect", "#/reason")
+        raise InvalidInput(fault.detail, [fault])
     matching, letters = await _take(work, selection, after, limit, dry_run)
     if letters and not dry_run:
         await work.control.discard([letter.position for letter in letters], by.actor, by.reason)
@@ -229,7 +230,8 @@ def _complaint(silent: float, stuck: float, time_limit: float) -> str | None:
 
 def _check_selection(selection: Selection) -> None:
     if selection.is_everything:
-        raise InvalidInput("say which: a position, an event, a type, an aggregate, a fingerprint or a time")
+        fault = Fault("say which: a position, an event, a type, an aggregate, a fingerprint or a time", "#")
+        raise InvalidInput(fault.detail, [fault])
 
 
 async def _take(

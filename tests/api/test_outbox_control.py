@@ -10,8 +10,8 @@ from tests.factories import make_operator, make_user
 
 LETTERS = (
     "INSERT INTO dead_letters (position, event_id, aggregate, type, attempts, error, fingerprint)"
-    " SELECT nextval('outbox_position_seq'), gen_random_uuid(), 'order/' || n, 'order.placed', 5, 'ValueError: no', 'abc'"
-    " FROM generate_series(1, 3) AS n"
+    " SELECT nextval('outbox_position_seq'), gen_random_uuid(), 'order/' || n, 'order.placed', 5,"
+    " 'ValueError: no', 'abc' FROM generate_series(1, 3) AS n"
 )
 BASE = "/v1/operations"
 
@@ -70,6 +70,12 @@ async def test_what_cannot_be_is_refused_and_nobody_else_may(api: Api) -> None:
     operator, user = await make_operator(api.database), await make_user(api.database)
     assert_problem(await api.post(f"{BASE}/discard", by=operator, json={"type": "x"}), 422, "invalid_input")
     assert_problem(await api.post(f"{BASE}/replay", by=operator, json={}), 422, "invalid_input")
+    for body in ("[]", '{"reason": 1}', '{"more": 1}'):
+        headers = {"Content-Type": "application/json"}
+        for act in ("pause", "resume"):
+            path = f"{BASE}/types/order.placed/{act}"
+            reply = await api.post(path, by=operator, content=body, headers=headers)
+            assert_problem(reply, 422, "invalid_input")
     cancel = f"{BASE}/deferred/01a211c2-28bd-7492-a320-6901ece8e8bb/cancel"
     assert_problem(await api.post(cancel, by=operator, json={}), 404, "not_found")
     for path in ("types", "workers", "why", "deferred", "dead-letter-groups"):
