@@ -22,6 +22,7 @@ from services.operations.repository import OperationsRepository
 from services.orders.expiry_repository import OrderExpiryRepository
 from services.orders.refund_repository import RefundRepository
 from services.orders.repository import OrderRepository
+from services.outbox.control_repository import ControlRepository
 from services.outbox.events import Event, Recorded, Trace
 from services.outbox.log_repository import LogRepository
 from services.outbox.repository import OutboxRepository
@@ -212,6 +213,10 @@ class UnitOfWork:
     @cached_property
     def log(self) -> LogRepository:
         return LogRepository(self.session)
+
+    @cached_property
+    def control(self) -> ControlRepository:
+        return ControlRepository(self.session)
 
     @cached_property
     def idempotency(self) -> IdempotencyRepository:

@@ -13,7 +13,12 @@ from services.outbox.processor import Processor
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork
 from worker.handlers import SUBSCRIPTIONS
+from worker.heartbeat import Heartbeat, queue_length_of
+from worker.jobs.metrics import JobMetrics
 from worker.poller import Poller
+
+QUEUE = "waybill:jobs"
+"""The key of ARQ's queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,7 @@ class WorkerContext:
     database: Database
     doorbell: Doorbell
     poller: Poller
+    jobs: JobMetrics
 
     def open_unit_of_work(self) -> UnitOfWork:
         return UnitOfWork(self.database.write, self.doorbell)
@@ -50,8 +56,18 @@ async def open_worker(settings: Settings) -> AsyncIterator[WorkerContext]:
             for _ in range(settings.outbox_concurrency)
         ]
         poller = Poller(processors, DoorbellListener(redis), settings.outbox_poll_interval)
-        poller.start()
-        try:
-            yield WorkerContext(settings, database, doorbell, poller)
-        finally:
-            await poller.stop(settings.worker_shutdown_grace)
+        jobs = JobMetrics()
+        heartbeat = Heartbeat(
+            lambda: UnitOfWork(database.write),
+            poller.progress,
+            jobs,
+            queue_length_of(redis, QUEUE),
+            types=[subscription.event.type for subscription in SUBSCRIPTIONS],
+            time_limit=max(subscription.time_limit or settings.outbox_time_limit for subscription in SUBSCRIPTIONS),
+        )
+        async with heartbeat:
+            poller.start()
+            try:
+                yield WorkerContext(settings, database, doorbell, poller, jobs)
+            finally:
+                await poller.stop(settings.worker_shutdown_grace)

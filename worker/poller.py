@@ -105,6 +105,7 @@ class Poller:
         """Call at a ring, and when the timer's look finds something."""
         wait = self._interval
         while True:
+            self._mark("ear")
             if await self._listener.wait(wait):
                 self._call()
                 wait = self._interval
@@ -117,7 +118,6 @@ class Poller:
                 self._call()
                 wait = self._interval
             else:
-                self._mark("ear")
                 wait = self._interval if due_in is None else min(self._interval, due_in)
 
     async def _run(self, processor: Processor[UnitOfWork], name: str) -> None:

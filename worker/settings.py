@@ -13,17 +13,44 @@ from arq.cron import CronJob
 from sqlalchemy.exc import DBAPIError
 
 from services.settings import get_settings
-from worker.context import open_worker
+from worker.context import QUEUE, open_worker
 from worker.jobs.audit import audit_ledger
 from worker.jobs.expiry import expire
+from worker.jobs.metrics import Job, watched
 from worker.jobs.reports import report_backlog
-from worker.jobs.retention import drop_expired_events, ensure_event_partitions, prune_idempotency_keys
+from worker.jobs.retention import (
+    drop_expired_events,
+    ensure_event_partitions,
+    forget_workers,
+    prune_idempotency_keys,
+)
 from worker.runner import DatabaseAway, read_redis_url
-
-QUEUE = "waybill:jobs"
 
 LONG = 6 * 3600
 """Seconds for a job that may export a month of events; cut short, the next run begins with the same month."""
+
+_JOBS = {
+    job.__name__: watched(job)
+    for job in (
+        ensure_event_partitions,
+        drop_expired_events,
+        forget_workers,
+        prune_idempotency_keys,
+        expire,
+        report_backlog,
+        audit_ledger,
+    )
+}
+
+_TIME_LIMITS = {
+    drop_expired_events.__name__: LONG,
+    # It ends itself, in good order, at its time limit.
+    audit_ledger.__name__: get_settings().audit_time_limit + 60,
+}
+
+
+def _scheduled(job: Job, **when: Any) -> CronJob:
+    return cron(_JOBS[job.__name__], timeout=_TIME_LIMITS.get(job.__name__), **when)
 
 
 def serialize(job: dict[str, Any]) -> bytes:
@@ -45,7 +72,8 @@ async def startup(ctx: dict[str, Any]) -> None:
     ctx["stack"] = stack
     settings = get_settings()
     try:
-        ctx["worker"] = await stack.enter_async_context(open_worker(settings))
+        worker = ctx["worker"] = await stack.enter_async_context(open_worker(settings))
+        ctx["jobs"] = worker.jobs
     except (OSError, DBAPIError) as error:
         address = settings.async_url().render_as_string(hide_password=True)
         reason = error.orig if isinstance(error, DBAPIError) else error
@@ -64,22 +92,15 @@ class WorkerSettings:
 
     queue_name = QUEUE
     redis_settings = read_redis_url(get_settings().redis_url)
-    functions: ClassVar = [
-        ensure_event_partitions,
-        func(drop_expired_events, timeout=LONG),
-        prune_idempotency_keys,
-        expire,
-        report_backlog,
-        audit_ledger,
-    ]
+    functions: ClassVar = [func(job, timeout=_TIME_LIMITS.get(name)) for name, job in _JOBS.items()]
     cron_jobs: ClassVar[list[CronJob]] = [
-        cron(ensure_event_partitions, hour=0, minute=10, second=0, run_at_startup=True),
-        cron(drop_expired_events, hour=1, minute=40, second=0, timeout=LONG),
-        cron(prune_idempotency_keys, minute=25, second=0),
-        cron(expire, second=30),
-        cron(report_backlog, second={0, 15, 30, 45}),
-        # It ends itself, in good order, at its time limit.
-        cron(audit_ledger, minute=40, second=0, timeout=get_settings().audit_time_limit + 60),
+        _scheduled(ensure_event_partitions, hour=0, minute=10, second=0, run_at_startup=True),
+        _scheduled(drop_expired_events, hour=1, minute=40, second=0),
+        _scheduled(forget_workers, minute=35, second=0),
+        _scheduled(prune_idempotency_keys, minute=25, second=0),
+        _scheduled(expire, second=30),
+        _scheduled(report_backlog, second={0, 15, 30, 45}),
+        _scheduled(audit_ledger, minute=40, second=0),
     ]
     on_startup = startup
     on_shutdown = shutdown
@@ -88,5 +109,7 @@ class WorkerSettings:
     # A job id is taken until its result expires; without results, the next run can use it at once.
     keep_result = 0
     max_jobs = 10
+    # Jobs read from Redis at a time: more are only contended for.
+    queue_read_limit = 50
     job_timeout = 300
     poll_delay = 0.5

@@ -21,6 +21,7 @@ from services.credits import operator_routes as ledger_operators
 from services.credits import routes as ledger
 from services.database import check_pool_budget, open_database
 from services.logs import configure_logging
+from services.operations import outbox_routes
 from services.operations import routes as operations
 from services.orders import routes as orders
 from services.outbox.doorbell import Doorbell
@@ -67,7 +68,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(health.router)
     app.include_router(metrics.router)
     # The busiest first: routes are matched one after another.
-    for domain in (orders, ledger, holds, catalog, users, ledger_operators, operations, audit):
+    for domain in (
+        orders,
+        ledger,
+        holds,
+        catalog,
+        users,
+        ledger_operators,
+        operations,
+        outbox_routes,
+        audit,
+    ):
         app.include_router(domain.router, prefix="/v1")
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

@@ -5,6 +5,7 @@ import typer
 from services.cli.clean import clean_data
 from services.cli.ledger import ledger
 from services.cli.migrate import migrate
+from services.cli.outbox import outbox
 from services.cli.replay.command import replay
 from services.cli.serve import api, worker
 from services.cli.up import up
@@ -27,6 +28,7 @@ app.command("create-operator")(create_operator)
 app.command("replay")(replay)
 app.command("clean-data")(clean_data)
 app.add_typer(ledger, name="ledger")
+app.add_typer(outbox, name="outbox")
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ from typing import Any
 from sqlmodel import select
 
 from services.audit import repository as audit
-from services.fields import Id, Text
+from services.fields import Id, Instant, Text
 from services.outbox.models import DeadLetter
-from services.query import EXACT, Filterable, QueryBuilder, Rows, Sortable
+from services.query import EXACT, ORDERED, Filterable, QueryBuilder, Rows, Sortable
 from services.sql import SqlAccess, Statement
 
 # The audit says what is wrong; this counts whose. Its statements that compare entry by entry are left out.
@@ -42,6 +42,8 @@ _BACKLOG = Statement("""
 _FILTERS = {
     "aggregate": Filterable(DeadLetter.aggregate, Text, EXACT),
     "type": Filterable(DeadLetter.type, Text, EXACT),
+    "fingerprint": Filterable(DeadLetter.fingerprint, Text, EXACT),
+    "died_at": Filterable(DeadLetter.died_at, Instant, ORDERED),
 }
 _KEY = Sortable(DeadLetter.position, Id)
 

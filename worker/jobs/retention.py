@@ -1,4 +1,4 @@
-"""Scheduled upkeep: the event log's partitions are made ahead and dropped behind, idempotency keys leave in time."""
+"""Scheduled upkeep: partitions of the log are made ahead and dropped behind; keys and lost workers leave in time."""
 
 import asyncio
 import random
@@ -106,3 +106,13 @@ async def prune_idempotency_keys(ctx: dict[str, Any]) -> None:
         async with worker.open_unit_of_work() as uow:
             pruned = await uow.idempotency.prune(retention, _KEYS_PER_TRANSACTION)
             await uow.commit()
+
+
+async def forget_workers(ctx: dict[str, Any]) -> None:
+    """Delete the rows of workers that left without a word a day ago."""
+    worker: WorkerContext = ctx["worker"]
+    async with worker.open_unit_of_work() as uow:
+        forgotten = await uow.control.forget_workers()
+        await uow.commit()
+    if forgotten:
+        logger.info("workers forgotten", workers=forgotten)

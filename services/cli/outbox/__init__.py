@@ -1,0 +1,31 @@
+"""`waybill outbox`: what operators see of the engine, and do to it."""
+
+import typer
+
+from services.cli.outbox.events import cancel, deferred, why
+from services.cli.outbox.letters import discard, groups, list_letters, replay, show
+from services.cli.outbox.types import limit, pause, resume, status, types
+from services.cli.outbox.workers import workers
+
+outbox = typer.Typer(
+    help="Look at the outbox and take it in hand. Exit codes: 0 done; 1 refused, not found or not well; 2 misuse.",
+    no_args_is_help=True,
+)
+dead_letters = typer.Typer(help="Events whose attempts are used up.", no_args_is_help=True)
+
+dead_letters.command("list")(list_letters)
+dead_letters.command("show")(show)
+dead_letters.command("groups")(groups)
+
+outbox.command("status")(status)
+outbox.command("types")(types)
+outbox.command("pause")(pause)
+outbox.command("resume")(resume)
+outbox.command("limit")(limit)
+outbox.command("why")(why)
+outbox.add_typer(dead_letters, name="dead-letters")
+outbox.command("replay")(replay)
+outbox.command("discard")(discard)
+outbox.command("deferred")(deferred)
+outbox.command("cancel")(cancel)
+outbox.command("workers")(workers)

@@ -1,0 +1,84 @@
+"""Single events: why one waits, which are deferred, and taking one of those back."""
+
+from collections.abc import Awaitable
+from typing import Annotated
+from uuid import UUID
+
+import typer
+
+from services.cli.console import CommandError, plain_errors, say
+from services.cli.outbox.run import Actor, AsJson, Reason, Work, ago, in_one, show_json, show_table, who
+from services.outbox import control
+from services.outbox import why as reasons
+from services.outbox.control import By
+from services.outbox.why import Why
+
+
+def why(
+    what: Annotated[str, typer.Argument(help="An event's id, an aggregate (`order/…`) or a position.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say why an event, or what there is of an aggregate, waits: for which one, its error, since when."""
+    with plain_errors():
+        found = in_one(_asked(what))
+        if as_json:
+            show_json(found)
+            return
+        for one in found:
+            say(f"{one.position}  {one.type} of {one.aggregate}: {one.because}")
+            if one.since is not None:
+                say(f"    since {one.since:%Y-%m-%d %H:%M:%S} UTC ({ago(one.since)})")
+            for event in (one, one.blocker):
+                if event is not None and event.error:
+                    say(f"    the error of {event.position} ({event.type}): {event.error}")
+
+
+def deferred(
+    event_type: Annotated[str | None, typer.Option("--type", help="Of this type only.")] = None,
+    aggregate: Annotated[str | None, typer.Option(help="Of this aggregate only.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
+    cursor: Annotated[str | None, typer.Option(help="Go on after the page that ended with this.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Events whose writers deferred them."""
+    wanted = {"type": event_type, "aggregate": aggregate}
+    filters = [f"{name}:eq:{value}" for name, value in wanted.items() if value is not None]
+    with plain_errors():
+        page = in_one(lambda uow: uow.control.deferred(filters=filters, sort=None, limit=limit, cursor=cursor))
+        if as_json:
+            fields = ("position", "event_id", "aggregate", "type", "available_at")
+            data = [{name: getattr(row, name) for name in fields} for row in page.data]
+            show_json({"data": data, "next_cursor": page.next_cursor})
+            return
+        show_table(
+            ["position", "event", "type", "aggregate", "available"],
+            ([row.position, row.event_id, row.type, row.aggregate, ago(row.available_at)] for row in page.data),
+        )
+        if page.next_cursor:
+            say(f"More with --cursor {page.next_cursor}")
+
+
+def cancel(
+    event_id: Annotated[UUID, typer.Argument(help="The event's id.")], actor: Actor = None, reason: Reason = ""
+) -> None:
+    """Take back a deferred event that nobody has tried yet."""
+    with plain_errors():
+        in_one(lambda uow: control.cancel_or_refuse(uow, event_id, By(who(actor), reason)))
+    say(f"Event {event_id} is cancelled.")
+
+
+def _asked(what: str) -> Work[list[Why]]:
+    if "/" in what:
+        return lambda uow: reasons.of_aggregate(uow, what)
+    if what.isascii() and what.isdecimal() and 0 < int(what) < 2**63:
+        position = int(what)
+        return lambda uow: _alone(reasons.of_position(uow, position))
+    try:
+        event_id = UUID(what)
+    except ValueError as error:
+        raise CommandError(f"{what!r} is no event's id, no aggregate (kind/id) and no position") from error
+    return lambda uow: _alone(reasons.of_event(uow, event_id))
+
+
+async def _alone(found: Awaitable[Why]) -> list[Why]:
+    return [await found]

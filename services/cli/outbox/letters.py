@@ -1,0 +1,242 @@
+"""Dead letters: look at them, replay them, discard them."""
+
+from collections.abc import Awaitable, Iterator
+from datetime import UTC, datetime
+from typing import Annotated, Any, Protocol
+from uuid import UUID
+
+import typer
+
+from services.cli.console import CommandError, plain_errors, say
+from services.cli.outbox.run import (
+    Actor,
+    AsJson,
+    Reason,
+    Work,
+    Yes,
+    ago,
+    in_one,
+    in_several,
+    show_json,
+    show_table,
+    who,
+)
+from services.fields import MAX_BIGINT
+from services.outbox import control
+from services.outbox.control import By, Slice
+from services.outbox.control_repository import Selection
+from services.outbox.models import DeadLetter, EventRow
+from services.unit_of_work import UnitOfWork
+
+Position = Annotated[int | None, typer.Argument(min=1, max=MAX_BIGINT, help="One dead letter's position.")]
+EventId = Annotated[UUID | None, typer.Option("--event", help="That of this event.")]
+OfType = Annotated[str | None, typer.Option("--type", help="Those of this event type.")]
+OfAggregate = Annotated[str | None, typer.Option("--aggregate", help="Those of this aggregate.")]
+Fingerprint = Annotated[str | None, typer.Option(help="Those of this kind of error; see `dead-letters groups`.")]
+From = Annotated[datetime | None, typer.Option("--died-from", help="Those that died at this time (UTC) or later.")]
+Before = Annotated[datetime | None, typer.Option("--died-before", help="Those that died before this time (UTC).")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how many and which; change nothing.")]
+
+
+class Act(Protocol):
+    """`control.replay` or `control.discard`."""
+
+    def __call__(
+        self, work: UnitOfWork, selection: Selection, by: By, *, after: int = 0, dry_run: bool = False
+    ) -> Awaitable[Slice]: ...
+
+
+def list_letters(
+    event_type: OfType = None,
+    aggregate: OfAggregate = None,
+    fingerprint: Fingerprint = None,
+    died_from: From = None,
+    died_before: Before = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
+    after: Annotated[int, typer.Option(min=0, max=MAX_BIGINT, help="Go on after this position.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Dead letters, the oldest position first."""
+    wanted = Selection(None, None, event_type, aggregate, fingerprint, _utc(died_from), _utc(died_before))
+    with plain_errors():
+        heads = in_one(lambda uow: uow.control.heads(wanted, after, limit))
+        if as_json:
+            show_json([dict(head) for head in heads])
+            return
+        show_table(
+            ["position", "event", "type", "aggregate", "kind", "died"],
+            (
+                [*list(head.values())[:2], head["type"], head["aggregate"], head["fingerprint"], ago(head["died_at"])]
+                for head in heads
+            ),
+        )
+        if len(heads) == limit:
+            say(f"More with --after {heads[-1]['position']}")
+
+
+def show(
+    position: Annotated[int, typer.Argument(min=1, max=MAX_BIGINT, help="Its position.")], as_json: AsJson = False
+) -> None:
+    """One dead letter with its full error, its history and its payload."""
+    with plain_errors():
+        found = in_one(lambda uow: uow.control.dead_letter(position))
+        if found is None:
+            raise CommandError(f"there is no dead letter {position}")
+        shown = _whole(*found)
+        if as_json:
+            show_json(shown)
+            return
+        for name in (
+            "position",
+            "event_id",
+            "type",
+            "version",
+            "aggregate",
+            "attempts",
+            "fingerprint",
+            "blocks",
+            "died_at",
+            "occurred_at",
+            "request_id",
+            "payload",
+        ):
+            say(f"{name:12} {shown[name]}")
+        say("history")
+        for failure in shown["failures"]:
+            say(f"  {failure['at']}  attempt {failure['attempt']}: {failure['error']}")
+        say(shown["error"])
+
+
+def groups(
+    event_type: OfType = None, limit: Annotated[int, typer.Option(min=1, max=1000)] = 50, as_json: AsJson = False
+) -> None:
+    """Dead letters by kind of error, the largest group first."""
+    with plain_errors():
+        found = in_one(lambda uow: control.groups(uow, event_type, limit))
+        if as_json:
+            show_json(found)
+            return
+        show_table(
+            ["kind", "letters", "aggregates", "first", "last", "type", "latest error"],
+            (
+                [
+                    one.fingerprint,
+                    one.letters,
+                    one.aggregates,
+                    ago(one.first_at),
+                    ago(one.last_at),
+                    one.type,
+                    one.message,
+                ]
+                for one in found
+            ),
+        )
+
+
+def replay(
+    position: Position = None,
+    event_id: EventId = None,
+    event_type: OfType = None,
+    aggregate: OfAggregate = None,
+    fingerprint: Fingerprint = None,
+    died_from: From = None,
+    died_before: Before = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    actor: Actor = None,
+    reason: Reason = "",
+    as_json: AsJson = False,
+) -> None:
+    """Put dead letters back into the outbox, at their old places and with their attempts at zero."""
+    wanted = Selection(position, event_id, event_type, aggregate, fingerprint, _utc(died_from), _utc(died_before))
+    _act("replay", control.replay, wanted, By(who(actor), reason), dry_run, yes, as_json)
+
+
+def discard(
+    position: Position = None,
+    event_id: EventId = None,
+    event_type: OfType = None,
+    aggregate: OfAggregate = None,
+    fingerprint: Fingerprint = None,
+    died_from: From = None,
+    died_before: Before = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    actor: Actor = None,
+    reason: Reason = "",
+    as_json: AsJson = False,
+) -> None:
+    """Give dead letters up for good; what waited behind them goes on. Needs a reason."""
+    wanted = Selection(position, event_id, event_type, aggregate, fingerprint, _utc(died_from), _utc(died_before))
+    _act("discard", control.discard, wanted, By(who(actor), reason), dry_run, yes, as_json)
+
+
+def _act(name: str, act: Act, wanted: Selection, by: By, dry_run: bool, yes: bool, as_json: bool) -> None:
+    with plain_errors():
+        plan = in_one(lambda uow: act(uow, wanted, by, dry_run=True))
+        if plan.matching == 0:
+            raise CommandError("no dead letter is like that")
+        if dry_run:
+            _show_plan(name, plan, as_json)
+            return
+        if not yes:
+            typer.confirm(f"{name} {plan.matching} dead letters?", abort=True, err=True)
+        done = sum(one.done for one in in_several(_Slices(act, wanted, by)))
+    if as_json:
+        show_json({"done": done})
+    else:
+        say(f"{name}: {done} dead letters.")
+
+
+class _Slices:
+    """One transaction after the other, until nothing is left; each goes on where the one before has ended."""
+
+    def __init__(self, act: Act, wanted: Selection, by: By) -> None:
+        self._act, self._wanted, self._by = act, wanted, by
+        self._latest: Slice | None = None
+
+    def __iter__(self) -> Iterator[Work[Slice]]:
+        while self._latest is None or self._latest.more:
+            yield self._next
+
+    async def _next(self, uow: UnitOfWork) -> Slice:
+        # Positions only rise: what dies again meanwhile is not taken twice.
+        after = 0 if self._latest is None else self._latest.last
+        done = await self._act(uow, self._wanted, self._by, after=after)
+        self._latest = done
+        return done
+
+
+def _show_plan(name: str, plan: Slice, as_json: bool) -> None:
+    if as_json:
+        show_json(plan)
+        return
+    say(f"Would {name} {plan.matching} dead letters" + (f", the first {plan.done}:" if plan.more else ":"))
+    show_table(
+        ["position", "event", "type", "aggregate"],
+        ([letter.position, letter.event_id, letter.type, letter.aggregate] for letter in plan.letters),
+    )
+
+
+def _whole(letter: DeadLetter, event: EventRow | None) -> dict[str, Any]:
+    of_letter = (
+        "position",
+        "event_id",
+        "type",
+        "aggregate",
+        "attempts",
+        "fingerprint",
+        "blocks",
+        "died_at",
+        "failures",
+    )
+    of_event = ("version", "occurred_at", "request_id", "payload")
+    return {
+        **{name: getattr(letter, name) for name in of_letter},
+        **{name: None if event is None else getattr(event, name) for name in of_event},
+        "error": letter.error,
+    }
+
+
+def _utc(at: datetime | None) -> datetime | None:
+    return None if at is None else at.replace(tzinfo=UTC)

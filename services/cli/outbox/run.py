@@ -1,0 +1,108 @@
+"""How the commands reach the database, and how they show what they found."""
+
+import asyncio
+import getpass
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, TypeAlias, TypeVar
+
+import typer
+from pydantic_core import to_json
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy.exc import DBAPIError
+
+from services.cli.console import CommandError, say
+from services.cli.migrate import check_database
+from services.database import open_database
+from services.errors import DomainError
+from services.settings import get_settings
+from services.sql import CONTENTION, sqlstate
+from services.unit_of_work import UnitOfWork
+
+ResultT = TypeVar("ResultT")
+Work: TypeAlias = Callable[[UnitOfWork], Awaitable[ResultT]]
+
+_OLD_SCHEMA = ("42P01", "42703", "42704")
+_TRIES = 5
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Actor = Annotated[str | None, typer.Option(help="Who does it, for the audit; the user of this system unless given.")]
+Reason = Annotated[str, typer.Option(help="Why, for the audit.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+
+
+def in_one(work: Work[ResultT]) -> ResultT:
+    """Do it in one unit of work, and commit. Raises `CommandError` for what is refused."""
+    return in_several([work])[0]
+
+
+def in_several(works: Iterable[Work[ResultT]]) -> list[ResultT]:
+    """Each in a unit of work of its own, committed before the next one is asked for."""
+    settings = get_settings()
+    check_database(settings)
+
+    async def run() -> list[ResultT]:
+        async with open_database(settings, "cli") as database:
+            return [await _committed(lambda: UnitOfWork(database.write), work) for work in works]
+
+    try:
+        return asyncio.run(run())
+    except DomainError as error:
+        raise CommandError(error.detail) from error
+    except DBAPIError as error:
+        if sqlstate(error) not in _OLD_SCHEMA:
+            raise CommandError(f"the database refused: {error.orig}") from error
+        raise CommandError("the database lacks tables of this version: run `waybill migrate` first") from error
+
+
+def who(actor: str | None) -> str:
+    """The actor of the audit."""
+    return (actor or getpass.getuser())[:200]
+
+
+def show_json(value: Any) -> None:
+    say(to_json(value, indent=2).decode())
+
+
+def show_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    table = Table(*headings, box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row))
+    console = Console(highlight=False, markup=False)
+    # In a pipe nothing is cut: whoever reads it there wants the whole.
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, width=400)
+    console.print(table)
+
+
+def ago(at: datetime | None) -> str:
+    """How long ago, or in how long, to be read by people."""
+    if at is None:
+        return ""
+    seconds = (datetime.now(UTC) - at).total_seconds()
+    return f"in {lasting(-seconds)}" if seconds < 0 else f"{lasting(seconds)} ago"
+
+
+def lasting(seconds: float | None) -> str:
+    """A duration, to be read by people."""
+    if seconds is None:
+        return ""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+async def _committed(open_unit_of_work: Callable[[], UnitOfWork], work: Work[ResultT]) -> ResultT:
+    for left in reversed(range(_TRIES)):
+        try:
+            async with open_unit_of_work() as uow:
+                result = await work(uow)
+                await uow.commit()
+                return result
+        except DBAPIError as error:
+            # Workers go on meanwhile: a deadlock's victim has done nothing, and comes again.
+            if sqlstate(error) not in CONTENTION or not left:
+                raise
+    raise AssertionError("the last try returns or raises")

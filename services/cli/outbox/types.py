@@ -1,0 +1,76 @@
+"""Event types: what waits of each, and what operators say of them."""
+
+from typing import Annotated
+
+import typer
+
+from services.cli.console import plain_errors, say
+from services.cli.outbox.run import Actor, AsJson, Reason, ago, in_one, lasting, show_json, show_table, who
+from services.operations import service as operations
+from services.outbox import control
+from services.outbox.control import By, TypeState
+
+Type = Annotated[str, typer.Argument(help="The event type, such as `order.placed`.", max=100)]
+
+
+def status(as_json: AsJson = False) -> None:
+    """The whole in numbers: what waits, is retried and is dead. Counts every waiting row."""
+    with plain_errors():
+        backlog = in_one(operations.backlog)
+        if as_json:
+            show_json(backlog)
+            return
+        show_table(
+            ["waiting", "retrying", "oldest due", "dead letters"],
+            [[backlog.waiting, backlog.retrying, lasting(backlog.oldest_due_seconds), backlog.dead_letters]],
+        )
+
+
+def types(as_json: AsJson = False) -> None:
+    """Each event type: ready, waiting, oldest, dead, paused, limit, live workers that handle it."""
+    with plain_errors():
+        found = in_one(control.types)
+        if as_json:
+            show_json(found)
+            return
+        show_table(["type", "ready", "waiting", "oldest ready", "dead", "state", "limit", "workers"], map(_line, found))
+
+
+def pause(event_type: Type, actor: Actor = None, reason: Reason = "") -> None:
+    """Let no worker claim events of this type, from its next claim on. Batches under way end as they would."""
+    with plain_errors():
+        in_one(lambda uow: control.pause(uow, event_type, By(who(actor), reason)))
+    say(f"{event_type} is paused.")
+
+
+def resume(event_type: Type, actor: Actor = None, reason: Reason = "") -> None:
+    """Let workers claim events of this type again."""
+    with plain_errors():
+        in_one(lambda uow: control.pause(uow, event_type, By(who(actor), reason), paused=False))
+    say(f"{event_type} is not paused.")
+
+
+def limit(
+    event_type: Type,
+    batches: Annotated[int, typer.Argument(min=0, max=1000, help="Batches at the same time; 0: no limit.")],
+    actor: Actor = None,
+    reason: Reason = "",
+) -> None:
+    """Let at most so many batches of this type, of all workers together, run at the same time."""
+    with plain_errors():
+        in_one(lambda uow: control.limit(uow, event_type, batches or None, By(who(actor), reason)))
+    say(f"{event_type}: {batches or 'any number of'} batches at the same time.")
+
+
+def _line(one: TypeState) -> list[object]:
+    state = f"paused {ago(one.changed_at)} by {one.changed_by}" if one.paused else "runs"
+    return [
+        one.type,
+        f"{one.ready}+" if one.ready_is_more else one.ready,
+        f"{one.waiting}+" if one.waiting_is_more else one.waiting,
+        lasting(one.oldest_ready_seconds),
+        one.dead_letters,
+        state,
+        one.max_batches,
+        one.workers,
+    ]

@@ -1,0 +1,138 @@
+"""HTTP for operators who take the outbox in hand."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Path, Query
+
+from services.api.dependencies import Operator, PageParams, Work
+from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED
+from services.api.problems import responses
+from services.api.transaction import TransactionRoute
+from services.errors import InvalidInput, NotFound
+from services.fields import Id
+from services.operations.outbox_schemas import (
+    Because,
+    DeadLetterDetail,
+    DeferredPublic,
+    LettersWanted,
+    LimitChange,
+    Short,
+)
+from services.outbox import control, why
+from services.outbox.control import By, Group, Slice, TypeState, WorkerState
+from services.outbox.models import OutboxRow
+from services.outbox.why import Why
+from services.query import Page, Rows
+from services.users.repository import SignedIn
+
+router = APIRouter(route_class=TransactionRoute, tags=["operations"], prefix="/operations")
+
+_READ = responses(400, 401, 403, 422)
+_READ_ONE = responses(400, 401, 403, 404, 422)
+_ACT = responses(400, 401, 403, 409, 422)
+_ACT_ON_ONE = responses(400, 401, 403, 404, 409, 422)
+_ONCE = [IDEMPOTENCY_KEY_ACCEPTED]
+
+EventType = Annotated[Short, Path(description="Such as `order.placed`.")]
+
+
+@router.get("/types", responses=responses(401, 403))
+async def list_types(_: Operator, uow: Work) -> list[TypeState]:
+    """Event types: what is ready and waits, paused or limited, dead letters, live workers. Counts end at 10,000."""
+    return await control.types(uow)
+
+
+@router.post("/types/{event_type}/pause", status_code=204, dependencies=_ONCE, responses=_ACT)
+async def pause_type(event_type: EventType, wanted: Because, user: Operator, uow: Work) -> None:
+    """Let no worker claim events of this type, from its next claim on."""
+    await control.pause(uow, event_type, _by(user, wanted))
+
+
+@router.post("/types/{event_type}/resume", status_code=204, dependencies=_ONCE, responses=_ACT)
+async def resume_type(event_type: EventType, wanted: Because, user: Operator, uow: Work) -> None:
+    """Let workers claim events of this type again."""
+    await control.pause(uow, event_type, _by(user, wanted), paused=False)
+
+
+@router.post("/types/{event_type}/limit", status_code=204, dependencies=_ONCE, responses=_ACT)
+async def limit_type(event_type: EventType, wanted: LimitChange, user: Operator, uow: Work) -> None:
+    """Let at most so many transactions, of all workers together, process this type at the same time."""
+    await control.limit(uow, event_type, wanted.max_batches, _by(user, wanted))
+
+
+@router.get("/workers", responses=responses(401, 403))
+async def list_workers(_: Operator, uow: Work) -> list[WorkerState]:
+    """Worker processes, as each last said of itself; `complaint` is null where one is well."""
+    return await control.workers(uow)
+
+
+@router.get("/why", responses=_READ_ONE)
+async def explain_wait(
+    _: Operator,
+    uow: Work,
+    event_id: Annotated[UUID | None, Query()] = None,
+    position: Annotated[Id | None, Query()] = None,
+    aggregate: Annotated[Short | None, Query(examples=["order/0193f0e4-0000-7000-8000-000000000000"])] = None,
+) -> list[Why]:
+    """Why an event, or what there is of an aggregate, waits: for which one, its error, since when."""
+    if sum(given is not None for given in (event_id, position, aggregate)) != 1:
+        raise InvalidInput("give one of event_id, position and aggregate")
+    if event_id is not None:
+        return [await why.of_event(uow, event_id)]
+    if position is not None:
+        return [await why.of_position(uow, position)]
+    assert aggregate is not None
+    return await why.of_aggregate(uow, aggregate)
+
+
+@router.get("/dead-letter-groups", responses=_READ)
+async def list_groups(
+    _: Operator,
+    uow: Work,
+    type: Annotated[Short | None, Query()] = None,  # noqa: A002  (the name of the parameter)
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> list[Group]:
+    """Dead letters by kind of error, the largest group first."""
+    return await control.groups(uow, type, limit)
+
+
+@router.get("/dead-letters/{position}", responses=_READ_ONE)
+async def read_dead_letter(position: Id, _: Operator, uow: Work) -> DeadLetterDetail:
+    """One dead letter with its full error, its history and its payload."""
+    found = await uow.control.dead_letter(position)
+    if found is None:
+        raise NotFound(f"there is no dead letter {position}")
+    return DeadLetterDetail.of(*found)
+
+
+@router.post("/replay", dependencies=_ONCE, responses=_ACT)
+async def replay_dead_letters(wanted: LettersWanted, user: Operator, uow: Work) -> Slice:
+    """Put dead letters back into the outbox, at most `limit`; where there are `more`, ask again with `after: last`."""
+    return await control.replay(
+        uow, wanted.selection(), _by(user, wanted), after=wanted.after, limit=wanted.limit, dry_run=wanted.dry_run
+    )
+
+
+@router.post("/discard", dependencies=_ONCE, responses=_ACT)
+async def discard_dead_letters(wanted: LettersWanted, user: Operator, uow: Work) -> Slice:
+    """Give dead letters up for good, at most `limit`; what waited behind them goes on. Needs a reason."""
+    return await control.discard(
+        uow, wanted.selection(), _by(user, wanted), after=wanted.after, limit=wanted.limit, dry_run=wanted.dry_run
+    )
+
+
+@router.get("/deferred", response_model=Page[DeferredPublic], responses=_READ)
+async def list_deferred(_: Operator, page: PageParams, uow: Work) -> Rows[OutboxRow]:
+    """Events whose writers deferred them."""
+    return await uow.control.deferred(filters=page.filters, sort=page.sort, limit=page.limit, cursor=page.cursor)
+
+
+@router.post("/deferred/{event_id}/cancel", status_code=204, dependencies=_ONCE, responses=_ACT_ON_ONE)
+async def cancel_deferred(event_id: UUID, wanted: Because, user: Operator, uow: Work) -> None:
+    """Take back a deferred event that nobody has tried yet."""
+    await control.cancel_or_refuse(uow, event_id, _by(user, wanted))
+
+
+def _by(user: SignedIn, wanted: Because) -> By:
+    return By(f"user/{user.id}", wanted.reason)

@@ -1,0 +1,94 @@
+"""What operators send and see of the outbox."""
+
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from services.fields import Instant, StrictId, storable
+from services.outbox.control_repository import Selection
+from services.outbox.models import DeadLetter, EventRow
+
+Short = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(storable)]
+Reason = Annotated[str, Field(max_length=500), AfterValidator(storable)]
+
+
+class DeferredPublic(BaseModel):
+    """An event whose writer deferred it."""
+
+    position: int
+    event_id: UUID
+    aggregate: str
+    type: str
+    available_at: datetime
+
+
+class DeadLetterDetail(BaseModel):
+    """A dead letter with its history and its event; `version` to `payload` are null where the log has lost that."""
+
+    position: int
+    event_id: UUID
+    aggregate: str
+    type: str
+    attempts: int
+    error: str
+    fingerprint: str
+    failures: list[dict[str, Any]]
+    blocks: bool
+    died_at: datetime
+    version: int | None
+    occurred_at: datetime | None
+    request_id: str | None
+    payload: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, letter: DeadLetter, event: EventRow | None) -> "DeadLetterDetail":
+        names = cls.model_fields.keys() & set(DeadLetter.__table__.columns.keys())
+        logged = ("version", "occurred_at", "request_id", "payload")
+        return cls(
+            **{name: getattr(letter, name) for name in names},
+            **{name: None if event is None else getattr(event, name) for name in logged},
+        )
+
+
+class _Given(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Because(_Given):
+    """Why, for the audit."""
+
+    reason: Reason = ""
+
+
+class LimitChange(Because):
+    """Transactions at most that process the type at the same time; null: any number."""
+
+    max_batches: Annotated[int, Field(strict=True, ge=1, le=1000)] | None
+
+
+class LettersWanted(Because):
+    """Which dead letters: those for which everything given holds. `after` goes on after a position."""
+
+    position: StrictId | None = None
+    event_id: UUID | None = None
+    type: Short | None = None
+    aggregate: Short | None = None
+    fingerprint: Short | None = None
+    died_from: Instant | None = None
+    died_before: Instant | None = None
+    after: Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)] = 0
+    limit: Annotated[int, Field(strict=True, ge=1, le=500)] = 500
+    dry_run: bool = False
+
+    def selection(self) -> Selection:
+        return Selection(
+            self.position,
+            self.event_id,
+            self.type,
+            self.aggregate,
+            self.fingerprint,
+            self.died_from,
+            self.died_before,
+        )

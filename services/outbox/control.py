@@ -1,0 +1,246 @@
+"""What operators do to the engine: replay, discard, cancel, pause, limit; who is alive. The edge commits."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+from uuid import UUID
+
+from services.errors import Conflict, Fault, InvalidInput, NotFound
+from services.outbox.control_repository import COUNTED, ControlRepository, Selection
+from services.outbox.repository import OutboxRepository
+
+SLICE = 500
+"""Dead letters in one transaction at most: it holds their locks, and wakes what waits behind each."""
+
+SILENT = 20.0
+"""Seconds without a beat after which a worker counts as gone: it beats every five."""
+
+_PATIENCE = 30.0
+"""Seconds beyond its time limit that a worker's batch may take before it counts as stuck."""
+
+
+class Controlled(Protocol):
+    """What is needed of a unit of work here."""
+
+    @property
+    def outbox(self) -> OutboxRepository: ...
+
+    @property
+    def control(self) -> ControlRepository: ...
+
+
+@dataclass(frozen=True, slots=True)
+class By:
+    """Who does it, and why; kept in the audit."""
+
+    actor: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Which dead letter."""
+
+    position: int
+    event_id: UUID
+    aggregate: str
+    type: str
+    fingerprint: str
+    died_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """What one transaction has done, or would do.
+
+    `matching` dead letters were selected before it, `done` of them are dealt with: those in `letters`. Where there are
+    `more`, go on in the next transaction after the position `last`.
+    """
+
+    matching: int
+    done: int
+    letters: Sequence[Head]
+    more: bool
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Dead letters of one kind: the same error from the same place. `type` and `message` are those of the latest."""
+
+    fingerprint: str
+    letters: int
+    aggregates: int
+    first_at: datetime
+    last_at: datetime
+    type: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class TypeState:
+    """One event type. Counts end at 10,000: `ready_is_more` and `waiting_is_more` say that there are more.
+
+    `workers` is the number of live ones that handle it; `oldest_ready_seconds` is the age of the first ready event.
+    """
+
+    type: str
+    ready: int
+    ready_is_more: bool
+    waiting: int
+    waiting_is_more: bool
+    oldest_ready_seconds: float | None
+    paused: bool
+    max_batches: int | None
+    changed_at: datetime | None
+    changed_by: str | None
+    dead_letters: int
+    workers: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """One worker process, as it last said of itself; `complaint` is what its health check says, None where it is well.
+
+    `silent_seconds` have passed since its last beat, `stuck_seconds` since its slowest busy loop gave a sign.
+    """
+
+    id: UUID
+    host: str
+    pid: int
+    started_at: datetime
+    beat_at: datetime
+    progress_at: datetime
+    silent_seconds: float
+    stuck_seconds: float
+    complaint: str | None
+    report: dict[str, Any]
+
+
+async def replay(
+    work: Controlled, selection: Selection, by: By, *, after: int = 0, limit: int = SLICE, dry_run: bool = False
+) -> Slice:
+    """Put dead letters back at their old places; a dry run writes nothing."""
+    _check_selection(selection)
+    matching, letters = await _take(work, selection, after, limit, dry_run)
+    if letters and not dry_run:
+        await work.control.replay([letter.position for letter in letters], by.actor, by.reason)
+    return _slice(matching, letters, limit)
+
+
+async def discard(
+    work: Controlled, selection: Selection, by: By, *, after: int = 0, limit: int = SLICE, dry_run: bool = False
+) -> Slice:
+    """Give dead letters up for good, and wake what waited behind them; a dry run writes nothing.
+
+    Raises `InvalidInput` without a reason.
+    """
+    _check_selection(selection)
+    if not by.reason.strip():
+        fault = Fault("a reason is required: what is discarded never takes effect", "#/reason")
+        raise InvalidInput(fault.detail, [fault])
+    matching, letters = await _take(work, selection, after, limit, dry_run)
+    if letters and not dry_run:
+        await work.control.discard([letter.position for letter in letters], by.actor, by.reason)
+        # A statement of its own, after the lock: it sees those that had just been sent to wait.
+        await work.outbox.wake(sorted({letter.aggregate for letter in letters}))
+    return _slice(matching, letters, limit)
+
+
+async def groups(work: Controlled, event_type: str | None = None, limit: int = 50) -> list[Group]:
+    """Dead letters by fingerprint, the largest group first."""
+    return [
+        Group(
+            row["fingerprint"],
+            row["letters"],
+            row["aggregates"],
+            row["first_at"],
+            row["last_at"],
+            row["type"],
+            last_line(row["error"]),
+        )
+        for row in await work.control.groups(event_type, limit)
+    ]
+
+
+async def cancel(work: Controlled, event_id: UUID, by: By) -> bool:
+    """Take back a deferred event that nobody has tried yet; False where it is too late, or there is none.
+
+    For services, too: in their own unit of work, and undone with it.
+    """
+    return await work.control.cancel(event_id, by.actor, by.reason)
+
+
+async def cancel_or_refuse(work: Controlled, event_id: UUID, by: By) -> None:
+    """Take back a deferred event. Raises `NotFound` or `Conflict`, saying why it cannot be."""
+    if await cancel(work, event_id, by):
+        return
+    position = await work.control.position_of(event_id)
+    if position is None:
+        raise NotFound(f"no event {event_id} waits: there is none, or it was processed, discarded or cancelled")
+    raise Conflict(f"event {event_id} is not merely deferred any more: `why` tells what it waits for")
+
+
+async def pause(work: Controlled, event_type: str, by: By, *, paused: bool = True) -> None:
+    """Let no worker claim events of this type, or let them again. Batches under way end as they would."""
+    await work.control.pause(event_type, paused, by.actor, by.reason)
+
+
+async def limit(work: Controlled, event_type: str, max_batches: int | None, by: By) -> None:
+    """Let at most so many transactions, of all workers together, process this type at once; None: no limit."""
+    await work.control.limit(event_type, max_batches, by.actor, by.reason)
+
+
+async def types(work: Controlled) -> list[TypeState]:
+    """Every event type that is in the outbox, dead, handled by a live worker, or under an operator's control."""
+    return [
+        TypeState(
+            **{**row, "ready": min(row["ready"], COUNTED), "waiting": min(row["waiting"], COUNTED)},
+            ready_is_more=row["ready"] > COUNTED,
+            waiting_is_more=row["waiting"] > COUNTED,
+        )
+        for row in await work.control.types()
+    ]
+
+
+async def workers(work: Controlled, host: str | None = None) -> list[WorkerState]:
+    """The workers of a host, or all, and whether they are well."""
+    found: list[WorkerState] = []
+    for row in await work.control.workers(host):
+        report = json.loads(row["report"])
+        complaint = _complaint(row["silent_seconds"], row["stuck_seconds"], float(report.get("time_limit", 0.0)))
+        found.append(WorkerState(**{**row, "report": report}, complaint=complaint))
+    return found
+
+
+def last_line(error: str) -> str:
+    """What a traceback ends with: the error itself."""
+    return next((line for line in reversed(error.splitlines()) if line.strip()), "")
+
+
+def _complaint(silent: float, stuck: float, time_limit: float) -> str | None:
+    if silent > SILENT:
+        return f"no beat for {silent:.0f} s: it is gone, or its event loop is blocked"
+    if stuck > time_limit + _PATIENCE:
+        return f"no progress for {stuck:.0f} s: a batch may take {time_limit:g} s"
+    return None
+
+
+def _check_selection(selection: Selection) -> None:
+    if selection.is_everything:
+        fault = Fault("say which: a position, an event, a type, an aggregate, a fingerprint or a time", "#")
+        raise InvalidInput(fault.detail, [fault])
+
+
+async def _take(
+    work: Controlled, selection: Selection, after: int, limit: int, dry_run: bool
+) -> tuple[int, list[Head]]:
+    matching = await work.control.count(selection)
+    read = work.control.heads if dry_run else work.control.lock
+    return matching, [Head(**row) for row in await read(selection, after, limit)]
+
+
+def _slice(matching: int, letters: Sequence[Head], limit: int) -> Slice:
+    return Slice(matching, len(letters), letters, len(letters) == limit, letters[-1].position if letters else 0)

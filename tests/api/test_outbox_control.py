@@ -1,0 +1,82 @@
+"""Operators take the outbox in hand over HTTP."""
+
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from tests.api.client import Api, assert_problem
+from tests.factories import make_operator, make_user
+
+LETTERS = (
+    "INSERT INTO dead_letters (position, event_id, aggregate, type, attempts, error, fingerprint)"
+    " SELECT nextval('outbox_position_seq'), gen_random_uuid(), 'order/' || n, 'order.placed', 5,"
+    " 'ValueError: no', 'abc' FROM generate_series(1, 3) AS n"
+)
+BASE = "/v1/operations"
+
+
+@pytest.fixture
+async def letters(api: Api) -> None:
+    async with api.database.engine.begin() as connection:
+        await connection.execute(text(LETTERS))
+
+
+@pytest.mark.usefixtures("letters")
+async def test_a_kind_of_dead_letters_is_looked_at_tried_dry_and_discarded_once(api: Api) -> None:
+    operator = await make_operator(api.database)
+    (group,) = (await api.get(f"{BASE}/dead-letter-groups", by=operator)).json()
+    assert (group["letters"], group["message"]) == (3, "ValueError: no")
+    wanted: dict[str, Any] = {"fingerprint": "abc", "reason": "known bug"}
+    dry = await api.post(f"{BASE}/discard", by=operator, json={**wanted, "dry_run": True})
+    assert (dry.status_code, dry.json()["matching"]) == (200, 3)
+    position = dry.json()["letters"][0]["position"]
+    shown = (await api.get(f"{BASE}/dead-letters/{position}", by=operator)).json()
+    assert (shown["error"], shown["payload"]) == ("ValueError: no", None)
+    done = await api.post(f"{BASE}/discard", by=operator, key="once", json=wanted)
+    again = await api.post(f"{BASE}/discard", by=operator, key="once", json=wanted)
+    assert done.json()["done"] == again.json()["done"] == 3
+    assert await api.scalar("SELECT count(*) FROM outbox_actions WHERE actor = :by", by=f"user/{operator.id}") == 3
+    assert_problem(await api.get(f"{BASE}/dead-letters/{position}", by=operator), 404, "not_found")
+
+
+@pytest.mark.usefixtures("letters")
+async def test_replaying_goes_slice_by_slice(api: Api) -> None:
+    operator = await make_operator(api.database)
+    first = (await api.post(f"{BASE}/replay", by=operator, json={"type": "order.placed", "limit": 2})).json()
+    assert (first["done"], first["more"]) == (2, True)
+    rest = {"type": "order.placed", "limit": 2, "after": first["last"]}
+    second = (await api.post(f"{BASE}/replay", by=operator, json=rest)).json()
+    assert (second["done"], second["more"]) == (1, False)
+    assert await api.scalar("SELECT count(*) FROM outbox WHERE waits = 'retry'") == 3
+
+
+@pytest.mark.usefixtures("letters")
+async def test_why_types_and_workers_are_told(api: Api) -> None:
+    operator = await make_operator(api.database)
+    (found,) = (await api.get(f"{BASE}/why", by=operator, params={"aggregate": "order/1"})).json()
+    assert (found["state"], found["error"]) == ("dead", "ValueError: no")
+    assert_problem(await api.get(f"{BASE}/why", by=operator), 422, "invalid_input")
+    assert_problem(await api.get(f"{BASE}/why", by=operator, params={"position": 99}), 404, "not_found")
+    for change, body in (("pause", {}), ("limit", {"max_batches": 2})):
+        reply = await api.post(f"{BASE}/types/order.placed/{change}", by=operator, json=body)
+        assert reply.status_code == 204, reply.text
+    (state,) = (await api.get(f"{BASE}/types", by=operator)).json()
+    assert (state["paused"], state["max_batches"]) == (True, 2)
+    assert (await api.get(f"{BASE}/workers", by=operator)).json() == []
+
+
+async def test_what_cannot_be_is_refused_and_nobody_else_may(api: Api) -> None:
+    operator, user = await make_operator(api.database), await make_user(api.database)
+    assert_problem(await api.post(f"{BASE}/discard", by=operator, json={"type": "x"}), 422, "invalid_input")
+    assert_problem(await api.post(f"{BASE}/replay", by=operator, json={}), 422, "invalid_input")
+    for body in ("[]", '{"reason": 1}', '{"more": 1}'):
+        headers = {"Content-Type": "application/json"}
+        for act in ("pause", "resume"):
+            path = f"{BASE}/types/order.placed/{act}"
+            reply = await api.post(path, by=operator, content=body, headers=headers)
+            assert_problem(reply, 422, "invalid_input")
+    cancel = f"{BASE}/deferred/01a211c2-28bd-7492-a320-6901ece8e8bb/cancel"
+    assert_problem(await api.post(cancel, by=operator, json={}), 404, "not_found")
+    for path in ("types", "workers", "why", "deferred", "dead-letter-groups"):
+        assert_problem(await api.get(f"{BASE}/{path}", by=user), 403, "forbidden")

@@ -1,0 +1,146 @@
+"""`waybill outbox`: what the commands print, what they change, and their exit codes."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from typer.testing import CliRunner, Result
+
+from services.cli.main import app
+from services.settings import Settings, get_settings
+
+pytestmark = pytest.mark.usefixtures("_settings_of_commands")
+
+
+@pytest.fixture
+def _settings_of_commands(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WAYBILL_ENVIRONMENT", settings.environment.value)
+    monkeypatch.setenv("WAYBILL_DATABASE_URL", settings.database_url)
+    get_settings.cache_clear()
+    yield
+    get_settings.cache_clear()
+
+
+@pytest.fixture
+def database(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
+    """Three dead letters of one kind, the second of which an event waits behind."""
+    with psycopg.connect(settings.database_url, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO dead_letters (position, event_id, aggregate, type, attempts, error, fingerprint, failures)"
+            " SELECT -n, gen_random_uuid(), 'order/' || n, 'order.placed', 5, E'Traceback\\nValueError: no ' || n,"
+            ' \'abc\', \'[{"at": "2026-01-01", "attempt": 1, "error": "first"}]\' FROM generate_series(1, 3) AS n'
+        )
+        connection.execute("UPDATE dead_letters SET position = nextval('outbox_position_seq')")
+        connection.execute(
+            "INSERT INTO outbox (event_id, aggregate, type, waits, available_at)"
+            " VALUES (gen_random_uuid(), 'order/2', 'order.placed', 'behind', 'infinity')"
+        )
+        yield connection
+
+
+def run(*arguments: str, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, ["outbox", *arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def read(*arguments: str) -> Any:
+    return json.loads(run(*arguments, "--json").stdout)
+
+
+def count(database: psycopg.Connection[Any], table: str) -> int:
+    found = database.execute(f"SELECT count(*) FROM {table}").fetchone()
+    assert found is not None
+    return int(found[0])
+
+
+def test_why_tells_which_event_another_waits_for_and_its_error(database: psycopg.Connection[Any]) -> None:
+    said = run("why", "order/2").output
+    assert "dead letter after 5 attempts" in said
+    assert "behind position" in said
+    assert "ValueError: no 2" in said
+    (_, behind) = read("why", "order/2")
+    assert (behind["state"], behind["blocker"]["state"]) == ("behind", "dead")
+    assert read("why", str(behind["position"]))[0]["blocker"]["error"] == "ValueError: no 2"
+    assert "nothing of order/9 waits" in run("why", "order/9", code=1).output
+    assert "is no event's id" in run("why", "nonsense", code=1).output
+
+
+def test_dead_letters_are_listed_grouped_and_shown(database: psycopg.Connection[Any]) -> None:
+    listed = read("dead-letters", "list", "--type", "order.placed")
+    assert len(listed) == 3
+    assert "order/3" in run("dead-letters", "list").output
+    (group,) = read("dead-letters", "groups")
+    assert (group["letters"], group["fingerprint"]) == (3, "abc")
+    position = str(listed[0]["position"])
+    shown = run("dead-letters", "show", position).output
+    assert "Traceback" in shown
+    assert "attempt 1: first" in shown
+    assert read("dead-letters", "show", position)["attempts"] == 5
+    run("dead-letters", "show", "999", code=1)
+
+
+def test_a_dry_run_changes_nothing_and_discarding_asks_and_needs_a_reason(database: psycopg.Connection[Any]) -> None:
+    arguments = ("discard", "--fingerprint", "abc", "--reason", "known bug")
+    assert "Would discard 3 dead letters" in run(*arguments, "--dry-run").output
+    run(*arguments, code=1)  # nobody answers the question
+    assert "a reason is required" in run("discard", "--fingerprint", "abc", "--yes", code=1).output
+    assert count(database, "dead_letters") == 3
+    assert run(*arguments, "--yes", "--actor", "olga").output == "discard: 3 dead letters.\n"
+    assert count(database, "dead_letters") == 0
+    assert count(database, "outbox_actions WHERE actor = 'olga' AND reason = 'known bug'") == 3
+    assert count(database, "outbox WHERE available_at <= now()") == 1
+
+
+def test_replaying_a_kind_puts_all_of_it_back(database: psycopg.Connection[Any]) -> None:
+    assert read("replay", "--fingerprint", "abc", "--yes") == {"done": 3}
+    assert count(database, "outbox WHERE waits = 'retry'") == 3
+    assert "no dead letter is like that" in run("replay", "--fingerprint", "abc", "--yes", code=1).output
+    assert "say which" in run("replay", "--yes", code=1).output
+
+
+def test_types_are_paused_limited_and_resumed(database: psycopg.Connection[Any]) -> None:
+    run("pause", "order.placed", "--reason", "maintenance")
+    run("limit", "order.placed", "2")
+    (state,) = read("types")
+    assert (state["paused"], state["max_batches"], state["dead_letters"], state["waiting"]) == (True, 2, 3, 1)
+    assert "paused" in run("types").output
+    run("resume", "order.placed")
+    run("limit", "order.placed", "0")
+    (state,) = read("types")
+    assert (state["paused"], state["max_batches"]) == (False, None)
+    assert count(database, "outbox_actions") == 4
+    assert read("status")["dead_letters"] == 3
+    assert "dead letters" in run("status").output
+
+
+def test_deferred_events_are_listed_and_cancelled(database: psycopg.Connection[Any]) -> None:
+    database.execute(
+        "WITH e AS (INSERT INTO events (id, type, version, aggregate, payload)"
+        " VALUES (gen_random_uuid(), 'order.placed', 1, 'order/7', '{}') RETURNING *)"
+        " INSERT INTO outbox (event_id, aggregate, type, waits, available_at)"
+        " SELECT id, aggregate, type, 'asked', now() + interval '1 hour' FROM e"
+    )
+    (one,) = read("deferred")["data"]
+    assert "order/7" in run("deferred", "--aggregate", "order/7").output
+    run("cancel", one["event_id"])
+    assert read("deferred")["data"] == []
+    run("cancel", one["event_id"], code=1)
+
+
+def test_the_check_fails_without_workers_or_with_a_silent_one(database: psycopg.Connection[Any]) -> None:
+    assert "no worker" in run("workers", "--check", code=1).output
+    database.execute(
+        "INSERT INTO workers VALUES"
+        " (gen_random_uuid(), 'here', 1, now(), now(), now(), '{\"time_limit\": 30, \"types\": []}')"
+    )
+    run("workers", "--check")
+    assert "no worker on there" in run("workers", "--check", "--host", "there", code=1).output
+    assert "well" in run("workers").output
+    database.execute("UPDATE workers SET progress_at = now() - interval '61 seconds'")
+    assert "no progress for 61 s" in run("workers", "--check", "--host", "here", code=1).output
+    assert read("workers")[0]["complaint"].startswith("no progress")

@@ -1,0 +1,266 @@
+"""What operators do to dead letters, deferred events and event types, and what they are told."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from services.database import Database
+from services.errors import Conflict, InvalidInput, NotFound
+from services.fields import new_id, now
+from services.outbox import control, why
+from services.outbox.control import By
+from services.outbox.control_repository import Selection
+from services.outbox.policy import RetryPolicy
+from services.outbox.why import State
+from services.unit_of_work import UnitOfWork
+from tests.concurrency.ticks import LATER, Tick, TickHandler, append, drain, effects, make_effects, processor, rows
+
+AT_ONCE_DEAD = RetryPolicy(max_attempts=1, base=0.001, cap=0.001)
+OPS = By("ops", "known bug")
+BEATS = "INSERT INTO workers VALUES (gen_random_uuid(), 'h', 1, now(), now(), now(), '{\"types\": [\"test.tick\"]}')"
+
+
+@pytest.fixture
+async def database(database: Database) -> Database:
+    await make_effects(database)
+    return database
+
+
+async def bury(database: Database, *names: str) -> list[int]:
+    """Dead letters, one an aggregate; their positions."""
+    await append(database, *(Tick(name=name) for name in names))
+    await drain(processor(database, TickHandler(lambda _: True), retry=AT_ONCE_DEAD))
+    return await rows(database, "SELECT position FROM dead_letters ORDER BY position")
+
+
+async def actions(database: Database) -> list[tuple[str, str, str, str | None]]:
+    return await rows(database, "SELECT action, actor, reason, aggregate FROM outbox_actions ORDER BY id")
+
+
+async def test_a_discarded_dead_letter_wakes_what_waits_and_is_kept_in_the_audit(database: Database) -> None:
+    (position,) = await bury(database, "a")
+    await append(database, Tick(name="a", number=1))
+    await drain(processor(database))
+    assert await effects(database) == []
+    async with UnitOfWork(database.write) as uow:
+        done = await control.discard(uow, Selection(position=position), OPS)
+        await uow.commit()
+    assert (done.matching, done.done) == (1, 1)
+    await drain(processor(database))
+    assert await effects(database) == [("a", 1)]
+    assert await actions(database) == [("discard", "ops", "known bug", "tick/a")]
+    (kept,) = await rows(database, "SELECT detail ->> 'error' FROM outbox_actions")
+    assert "is poison" in kept
+
+
+async def test_discarding_needs_a_reason_and_a_selection(database: Database) -> None:
+    async with UnitOfWork(database.write) as uow:
+        with pytest.raises(InvalidInput, match="reason"):
+            await control.discard(uow, Selection(position=1), By("ops", " "))
+        with pytest.raises(InvalidInput, match="say which"):
+            await control.replay(uow, Selection(), OPS)
+
+
+async def test_a_dry_run_tells_which_and_writes_nothing(database: Database) -> None:
+    positions = await bury(database, "a", "b", "c")
+    async with UnitOfWork(database.write) as uow:
+        done = await control.discard(uow, Selection(type="test.tick"), OPS, limit=2, dry_run=True)
+        await uow.commit()
+    assert (done.matching, [letter.position for letter in done.letters], done.more) == (3, positions[:2], True)
+    assert await rows(database, "SELECT position FROM dead_letters ORDER BY position") == positions
+    assert await actions(database) == []
+
+
+async def test_all_of_one_fingerprint_are_replayed_slice_by_slice(database: Database) -> None:
+    await bury(database, "a", "b", "c")
+    async with UnitOfWork(database.write) as uow:
+        (group,) = await control.groups(uow)
+    assert (group.letters, group.aggregates, group.type) == (3, 3, "test.tick")
+    assert group.message.startswith("ValueError: ")
+    after, counts = 0, []
+    while True:
+        async with UnitOfWork(database.write) as uow:
+            done = await control.replay(uow, Selection(fingerprint=group.fingerprint), OPS, after=after, limit=2)
+            await uow.commit()
+        counts.append(done.done)
+        after = done.last
+        if not done.more:
+            break
+    assert counts == [2, 1]
+    await drain(processor(database))
+    assert sorted(await effects(database)) == [("a", 0), ("b", 0), ("c", 0)]
+    assert [action for action, *_ in await actions(database)] == ["replay"] * 3
+
+
+async def test_a_discard_waits_for_a_worker_that_parks_behind_the_dead_letter_and_wakes_its_event(
+    database: Database,
+) -> None:
+    (position,) = await bury(database, "a")
+    await append(database, Tick(name="a", number=1))
+    (later,) = await rows(database, "SELECT position FROM outbox")
+
+    async def discard() -> None:
+        async with UnitOfWork(database.write) as uow:
+            await control.discard(uow, Selection(position=position), OPS)
+            await uow.commit()
+
+    async with asyncio.timeout(30), UnitOfWork(database.write) as worker:
+        assert await worker.outbox.park([later]) == 1
+        discarding = asyncio.create_task(discard())
+        await asyncio.wait([discarding], timeout=0.3)
+        assert not discarding.done()
+        await worker.commit()
+        await discarding
+    await drain(processor(database))
+    assert await effects(database) == [("a", 1)]
+
+
+async def test_nobody_parks_behind_a_dead_letter_that_is_being_discarded(database: Database) -> None:
+    (position,) = await bury(database, "a")
+    await append(database, Tick(name="a", number=1))
+    async with asyncio.timeout(30), UnitOfWork(database.write) as uow:
+        await control.discard(uow, Selection(position=position), OPS)
+        await drain(processor(database))
+        await uow.commit()
+    await drain(processor(database))
+    assert await effects(database) == [("a", 1)]
+
+
+async def test_replays_by_fingerprint_while_workers_run_keep_the_order(database: Database) -> None:
+    names = [f"n{number}" for number in range(20)]
+    await bury(database, *names)
+    await append(database, *(Tick(name=name, number=number) for number in (1, 2) for name in names))
+    finished = asyncio.Event()
+
+    async def work() -> None:
+        engine = processor(database, batch_size=7)
+        while not finished.is_set():
+            await drain(engine)
+            await asyncio.sleep(0.002)
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        for _ in range(2):
+            group.create_task(work())
+        more = True
+        while more:
+            async with UnitOfWork(database.write) as uow:
+                (kind,) = await control.groups(uow)
+                more = (await control.replay(uow, Selection(fingerprint=kind.fingerprint), OPS, limit=3)).more
+                await uow.commit()
+            more = bool(await rows(database, "SELECT 1 FROM dead_letters LIMIT 1"))
+        finished.set()
+    await drain(processor(database))
+    took_effect = await effects(database)
+    for name in names:
+        assert [number for other, number in took_effect if other == name] == [0, 1, 2], name
+
+
+async def test_a_deferred_event_is_cancelled_once_and_never_processed(database: Database) -> None:
+    async with UnitOfWork(database.write) as uow:
+        event_id = uow.record(Tick(name="a"), available_at=now() + timedelta(hours=1))
+        await uow.commit()
+    async with UnitOfWork(database.write) as uow:
+        listed = await uow.control.deferred(filters=[], sort="available_at", limit=10, cursor=None)
+        assert [row.event_id for row in listed.data] == [event_id]
+        assert (await why.of_event(uow, event_id)).state is State.deferred
+        assert await control.cancel(uow, event_id, OPS)
+        await uow.commit()
+        with pytest.raises(NotFound):
+            await control.cancel_or_refuse(uow, event_id, OPS)
+    assert await rows(database, "SELECT 1 FROM outbox") == []
+    assert await actions(database) == [("cancel", "ops", "known bug", "tick/a")]
+
+
+async def test_an_event_that_is_being_processed_or_not_deferred_is_not_cancelled(database: Database) -> None:
+    async with UnitOfWork(database.write) as uow:
+        deferred = uow.record(Tick(name="a"), available_at=now() + timedelta(hours=1))
+        ready = uow.record(Tick(name="b"))
+        await uow.commit()
+    async with UnitOfWork(database.write) as worker, UnitOfWork(database.write) as uow:
+        await (await worker.session.connection()).exec_driver_sql(
+            "SELECT 1 FROM outbox WHERE aggregate = 'tick/a' FOR UPDATE"
+        )
+        for event_id in (deferred, ready):
+            with pytest.raises(Conflict):
+                await control.cancel_or_refuse(uow, event_id, OPS)
+
+
+async def test_a_paused_type_is_left_alone_until_it_is_resumed(database: Database) -> None:
+    await append(database, Tick(name="a"))
+    engine = processor(database)
+    async with UnitOfWork(database.write) as uow:
+        await control.pause(uow, "test.tick", OPS)
+        await uow.commit()
+    await drain(engine)
+    assert await effects(database) == []
+    async with UnitOfWork(database.write) as uow:
+        (found,) = await why.of_aggregate(uow, "tick/a")
+        assert (found.state, found.because) == (State.paused, "test.tick is paused by ops")
+        await control.pause(uow, "test.tick", OPS, paused=False)
+        await uow.commit()
+    await drain(engine)
+    assert await effects(database) == [("a", 0)]
+
+
+async def test_why_names_the_root_its_error_and_when_it_is_tried_again(database: Database) -> None:
+    await append(database, *(Tick(name="a", number=number) for number in range(3)))
+    await drain(processor(database, TickHandler(lambda one: one.event.number == 0), retry=LATER))
+    async with UnitOfWork(database.write) as uow:
+        first, second, third = await why.of_aggregate(uow, "tick/a")
+    assert first.state is State.retry
+    assert first.until is not None
+    assert first.since is not None
+    assert first.error is not None
+    assert "poison" in first.error
+    for later in (second, third):
+        assert (later.state, later.blocker) == (State.behind, first)
+
+
+async def test_why_names_the_dead_letter_and_the_transaction_that_holds_a_row(database: Database) -> None:
+    (position,) = await bury(database, "a")
+    await append(database, Tick(name="a", number=1), Tick(name="b"))
+    await rows(database, BEATS)
+    async with UnitOfWork(database.write) as uow:
+        dead, behind = await why.of_aggregate(uow, "tick/a")
+        assert (dead.state, dead.position) == (State.dead, position)
+        assert behind.blocker == dead
+        (ready,) = await why.of_aggregate(uow, "tick/b")
+        assert ready.state is State.ready
+        with pytest.raises(NotFound):
+            await why.of_event(uow, new_id())
+    async with UnitOfWork(database.write) as worker, UnitOfWork(database.write) as uow:
+        await (await worker.session.connection()).exec_driver_sql(
+            "SELECT 1 FROM outbox WHERE aggregate = 'tick/b' FOR UPDATE"
+        )
+        locked = await why.of_position(uow, ready.position)
+    assert locked.state is State.locked
+    assert "waybill-test" in locked.because
+
+
+async def test_why_tells_that_all_slots_are_taken(database: Database) -> None:
+    await append(database, Tick(name="a"), Tick(name="b"))
+    async with UnitOfWork(database.write) as uow:
+        await control.limit(uow, "test.tick", 1, OPS)
+        await uow.commit()
+    seen: list[why.Why] = []
+
+    async def look(_: UnitOfWork, __: object) -> None:
+        async with UnitOfWork(database.write) as uow:
+            seen.extend(await why.of_aggregate(uow, "tick/b"))
+
+    await processor(database, look, batch_size=1).run_once()
+    assert [one.state for one in seen] == [State.slots_full]
+
+
+async def test_types_are_listed_with_what_waits_who_handles_them_and_how_old_the_oldest_is(database: Database) -> None:
+    await bury(database, "a")
+    await append(database, Tick(name="a", number=1), Tick(name="b"), Tick(name="c"))
+    await drain(processor(database, TickHandler(lambda one: one.event.name == "b"), retry=LATER, batch_size=1))
+    await rows(database, BEATS)
+    async with UnitOfWork(database.write) as uow:
+        await control.limit(uow, "test.tick", 3, OPS)
+        (one,) = await control.types(uow)
+    assert (one.type, one.dead_letters, one.max_batches, one.workers) == ("test.tick", 1, 3, 1)
+    assert one.ready + one.waiting >= 2
+    assert not one.ready_is_more

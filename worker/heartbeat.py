@@ -1,0 +1,155 @@
+"""What a worker says of itself every few seconds: a row that operators and its health check read."""
+
+import asyncio
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import datetime
+from importlib.metadata import version
+from time import monotonic
+from typing import Any
+
+from pydantic_core import to_json
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from services.fields import new_id, now
+from services.unit_of_work import OpenUnitOfWork
+from worker.jobs.metrics import JobMetrics
+from worker.poller import Progress
+
+logger = logging.getLogger(__name__)
+
+INTERVAL = 5.0
+"""Seconds between beats."""
+
+_PATIENCE = 5.0
+"""Seconds that a beat may take."""
+
+_RATED = 60.0
+"""Seconds over which rates are taken."""
+
+QueueLength = Callable[[], Awaitable[int | None]]
+
+
+class Heartbeat:
+    """Writes the worker's row from entry to exit, and takes it away in the end.
+
+    It beats on the event loop of the poll loops: where that is blocked, there is no beat. A beat that the database does
+    not take is left out.
+    """
+
+    def __init__(
+        self,
+        open_unit_of_work: OpenUnitOfWork,
+        progress: Progress,
+        jobs: JobMetrics,
+        queue_length: QueueLength,
+        *,
+        types: Sequence[str],
+        time_limit: float,
+    ) -> None:
+        self._open = open_unit_of_work
+        self._progress = progress
+        self._jobs = jobs
+        self._queue_length = queue_length
+        self._fixed = {"types": sorted(types), "time_limit": time_limit, "version": version("waybill")}
+        self._id = new_id()
+        self._started_at = now()
+        self._counted: deque[tuple[float, int, int]] = deque()
+        self._silent = False
+        self._beating: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> "Heartbeat":
+        self._beating = asyncio.create_task(self._beat_for_ever(), name="heartbeat")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._beating is not None:
+            self._beating.cancel()
+            await asyncio.gather(self._beating, return_exceptions=True)
+        try:
+            async with asyncio.timeout(_PATIENCE), self._open() as uow:
+                await uow.control.leave(self._id)
+                await uow.commit()
+        except Exception as error:  # noqa: BLE001  (it is leaving anyway, and its row is forgotten in a day)
+            logger.warning("could not take this worker's row away: %r", error)
+
+    async def beat(self) -> None:
+        """Write the row. Raises what the database raises."""
+        report = await self._report()
+        async with self._open() as uow:
+            await uow.control.beat(
+                self._id,
+                socket.gethostname(),
+                os.getpid(),
+                self._started_at,
+                self._stuck_seconds(),
+                to_json(report).decode(),
+            )
+            await uow.commit()
+
+    async def _beat_for_ever(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(_PATIENCE):
+                    await self.beat()
+                self._silent = False
+            except Exception as error:  # noqa: BLE001  (whatever it is, the next beat may succeed)
+                if not self._silent:
+                    logger.warning("no heartbeat: %r", error)
+                self._silent = True
+            await asyncio.sleep(INTERVAL)
+
+    def _stuck_seconds(self) -> float:
+        """Since the slowest loop that has something to do gave a sign."""
+        signs = self._progress.alive_at.values()
+        return max(0.0, (now() - min(signs)).total_seconds()) if signs else 0.0
+
+    async def _report(self) -> dict[str, Any]:
+        done = self._progress
+        return {
+            **self._fixed,
+            "batches": done.batches,
+            "processed": done.processed,
+            "retried": done.retried,
+            "buried": done.buried,
+            "rolled_back": done.rolled_back,
+            "rates": self._rates(),
+            "last_batch": _last(done.last_batch_at, done.last_batch_seconds),
+            "jobs": {name: asdict(runs) for name, runs in self._jobs.functions.items()},
+            "queue_length": await self._queue_length(),
+        }
+
+    def _rates(self) -> dict[str, float]:
+        """Events and batches a second, over the last minute."""
+        at = monotonic()
+        self._counted.append((at, self._progress.processed, self._progress.batches))
+        while at - self._counted[0][0] > _RATED:
+            self._counted.popleft()
+        since, processed, batches = self._counted[0]
+        seconds = max(at - since, INTERVAL)
+        return {
+            "processed": round((self._progress.processed - processed) / seconds, 2),
+            "batches": round((self._progress.batches - batches) / seconds, 2),
+        }
+
+
+def queue_length_of(redis: Redis, queue: str) -> QueueLength:
+    """How many ARQ jobs wait; None while Redis does not say within a second."""
+
+    async def ask() -> int | None:
+        with suppress(RedisError, OSError, TimeoutError):
+            async with asyncio.timeout(1.0):
+                return int(await redis.zcard(queue))
+        return None
+
+    return ask
+
+
+def _last(at: datetime | None, seconds: float) -> dict[str, Any] | None:
+    return None if at is None else {"at": at, "seconds": round(seconds, 4)}
