@@ -196,8 +196,12 @@ _BURY = Statement("""
 """)
 
 _WAKE = Statement("""
-    UPDATE outbox SET available_at = statement_timestamp()
-    WHERE aggregate = ANY(CAST(:aggregates AS text[])) AND waits = 'behind' AND available_at = 'infinity'
+    UPDATE outbox SET available_at = statement_timestamp() WHERE position IN (
+        SELECT sleeping.position FROM unnest(CAST(:aggregates AS text[])) AS here(aggregate) CROSS JOIN LATERAL (
+            SELECT position FROM outbox AS later WHERE later.aggregate = here.aggregate AND later.waits = 'behind'
+            AND later.available_at = 'infinity' ORDER BY later.aggregate, later.position
+        ) AS sleeping
+    ) AND waits = 'behind' AND available_at = 'infinity'
 """)
 
 # A slice from the first ready row on: what is at the head of the queue and nobody takes.
