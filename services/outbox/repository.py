@@ -36,7 +36,8 @@ _APPEND = Statement("""
 # Locks the first ready rows and the first due ones of each wanted type, then tells which of them may run: those with no
 # earlier row of the same aggregate outside the locked set, and no dead letter that blocks. Everything reads one
 # snapshot, so a row that another worker is about to delete still blocks here. The barriers are not EXISTS: an ORDER BY
-# keeps the planner on the index, however many rows an aggregate has.
+# keeps the planner on the index, however many rows an aggregate has. Where nothing waits and nothing is dead, that is
+# asked once, and not for each aggregate.
 _CLAIM = Statement("""
     WITH wanted AS MATERIALIZED (
         SELECT entry.* FROM unnest(
@@ -82,15 +83,15 @@ _CLAIM = Statement("""
             AND earlier.position >= :floor AND earlier.available_at IS NULL
             AND earlier.position NOT IN (SELECT position FROM locked)
             ORDER BY earlier.aggregate, earlier.position LIMIT 1
-        ) AS ready, least((
+        ) AS ready, least(CASE WHEN (SELECT true FROM outbox WHERE available_at IS NOT NULL LIMIT 1) THEN (
             SELECT earlier.position FROM outbox AS earlier
             WHERE earlier.aggregate = here.aggregate AND earlier.position < here.last
             AND earlier.available_at IS NOT NULL AND earlier.waits <> 'asked'
             AND earlier.position NOT IN (SELECT position FROM locked)
             ORDER BY earlier.aggregate, earlier.position LIMIT 1
-        ), (
+        ) END, CASE WHEN (SELECT true FROM dead_letters LIMIT 1) THEN (
             SELECT min(position) FROM dead_letters WHERE dead_letters.aggregate = here.aggregate AND blocks
-        )) AS waiting
+        ) END) AS waiting
         FROM (SELECT aggregate, max(position) AS last FROM locked GROUP BY aggregate) AS here
     )
     SELECT 0 AS position, NULL AS event_id, '' AS aggregate, '' AS type, 0 AS attempts, false AS waited,
@@ -234,7 +235,8 @@ _COMMITTED = Statement("SELECT pg_xact_status(CAST(CAST(:transaction AS text) AS
 # all of it. The claim is planned for the indexes that were made for it, and sets these back for the handlers.
 _BEGIN = Statement("""
     SELECT set_config('statement_timeout', :milliseconds, true), set_config('enable_seqscan', 'off', true),
-        set_config('enable_bitmapscan', 'off', true), set_config('enable_sort', 'off', true)
+        set_config('enable_bitmapscan', 'off', true), set_config('enable_sort', 'off', true),
+        set_config('plan_cache_mode', 'force_generic_plan', true)
 """)
 
 
