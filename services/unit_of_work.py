@@ -29,8 +29,8 @@ from services.outbox.repository import OutboxRepository
 from services.sql import Sql, Statement
 from services.users.repository import UserRepository
 
-_CHECK_DEFERRED = Statement("SET CONSTRAINTS ALL IMMEDIATE")
-_DEFER_AGAIN = Statement("SET CONSTRAINTS ALL DEFERRED")
+# One trip instead of two: a block of statements is one statement.
+_CHECK_DEFERRED = Statement("DO $$ BEGIN SET CONSTRAINTS ALL IMMEDIATE; SET CONSTRAINTS ALL DEFERRED; END $$")
 
 
 class Bell(Protocol):
@@ -102,7 +102,6 @@ class UnitOfWork:
         """Write the recorded events and check deferred constraints now: what would fail the commit fails here."""
         await self._write_events()
         await self._sql.run(_CHECK_DEFERRED)
-        await self._sql.run(_DEFER_AGAIN)
 
     async def _write_events(self) -> None:
         if self._events:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from services.orders.events import OrderPlaced
 from services.orders.processing import process_placed
-from services.outbox.processor import Subscription
+from services.outbox.subscription import Subscription
 from services.unit_of_work import UnitOfWork
 
 SUBSCRIPTIONS: Sequence[Subscription[UnitOfWork]] = (Subscription(OrderPlaced, process_placed, plain_sql=True),)

@@ -22,6 +22,9 @@ _MAX_BACKOFF = 10.0
 _BLOCKED_AGAIN = 0.01
 """Seconds until another look at events that another worker's transaction blocks."""
 
+_SHARED = 0.02
+"""Seconds that a call waits for the first loop before another takes it."""
+
 _UPKEEP = 5.0
 """Seconds between looks for events that nobody here can process."""
 
@@ -52,7 +55,9 @@ class Progress:
 class Poller:
     """Drains the outbox on a ring of the doorbell, or at the latest after the poll interval (seconds).
 
-    Each processor has a loop of its own; one ear listens for all of them. It needs only the database: without Redis it
+    Each processor has a loop of its own; one ear listens for all of them. The first loop answers its calls; the others
+    help where it finds more than it can take at once, or is busy for long: few events are best left to one loop, which
+    takes those that come meanwhile together and waits for nobody's locks. It needs only the database: without Redis it
     goes on by the timer. While there is nothing to do it asks the database once an interval.
     """
 
@@ -63,8 +68,10 @@ class Poller:
         self._listener = listener
         self._interval = poll_interval
         self._stopping = asyncio.Event()
-        # At most one call is open: whoever answers it takes all there is.
+        # At most one call of each kind is open: whoever answers it takes all there is.
         self._calls: asyncio.Queue[None] = asyncio.Queue(maxsize=1)
+        self._calls_for_help: asyncio.Queue[None] = asyncio.Queue(maxsize=1)
+        self._sharing: asyncio.TimerHandle | None = None
         self._loops: list[asyncio.Task[None]] = []
         self._helpers: list[asyncio.Task[None]] = []
         self.progress = Progress()
@@ -77,7 +84,8 @@ class Poller:
         self._call()
         for number, processor in enumerate(self._processors):
             name = f"outbox-{number}"
-            self._loops.append(asyncio.create_task(self._run(processor, name), name=name))
+            calls = self._calls_for_help if number else self._calls
+            self._loops.append(asyncio.create_task(self._run(processor, name, calls), name=name))
         self._helpers.append(asyncio.create_task(self._listen(self._processors[0]), name="outbox-ear"))
         self._helpers.append(asyncio.create_task(self._keep_up(self._processors[0]), name="outbox-upkeep"))
 
@@ -100,6 +108,17 @@ class Poller:
         """Have a loop look at the outbox, at once or as soon as one is free."""
         with suppress(asyncio.QueueFull):
             self._calls.put_nowait(None)
+        if self._sharing is None and len(self._processors) > 1:
+            self._sharing = asyncio.get_running_loop().call_later(_SHARED, self._share)
+
+    def _share(self) -> None:
+        self._sharing = None
+        if self._calls.full():
+            self._call_for_help()
+
+    def _call_for_help(self) -> None:
+        with suppress(asyncio.QueueFull):
+            self._calls_for_help.put_nowait(None)
 
     async def _listen(self, processor: Processor[UnitOfWork]) -> None:
         """Call at a ring, and when the timer's look finds something."""
@@ -120,7 +139,7 @@ class Poller:
             else:
                 wait = self._interval if due_in is None else min(self._interval, due_in)
 
-    async def _run(self, processor: Processor[UnitOfWork], name: str) -> None:
+    async def _run(self, processor: Processor[UnitOfWork], name: str, calls: "asyncio.Queue[None]") -> None:
         failures = 0
         while not self._stopping.is_set():
             self._mark(name)
@@ -141,7 +160,7 @@ class Poller:
                 await self._pause(backoff)
                 continue
             self.progress.alive_at.pop(name, None)
-            await self._until_called()
+            await self._first_of(calls.get())
 
     async def _drain(self, processor: Processor[UnitOfWork], name: str) -> Outcome:
         while True:
@@ -161,7 +180,7 @@ class Poller:
             if not outcome.more or self._stopping.is_set():
                 return outcome
             # There is more than one loop can take at once.
-            self._call()
+            self._call_for_help()
 
     async def _call_when_due(self, processor: Processor[UnitOfWork]) -> None:
         _, due_in = await processor.look()
@@ -178,9 +197,6 @@ class Poller:
 
     def _mark(self, name: str) -> None:
         self.progress.alive_at[name] = now()
-
-    async def _until_called(self) -> None:
-        await self._first_of(self._calls.get())
 
     async def _pause(self, seconds: float) -> None:
         await self._first_of(asyncio.sleep(seconds))

@@ -24,7 +24,8 @@ from services.logs import configure_logging
 from services.outbox.doorbell import Doorbell, DoorbellListener
 from services.outbox.events import Claimed
 from services.outbox.policy import RetryPolicy
-from services.outbox.processor import Outcome, Processor, Subscription
+from services.outbox.processor import Outcome, Processor
+from services.outbox.subscription import Subscription
 from services.settings import get_settings
 from services.unit_of_work import UnitOfWork
 from worker.poller import Poller

@@ -1,11 +1,9 @@
 """Claims due events and processes them in batches, each batch in one transaction."""
 
-import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, Protocol, Self, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple
 
 from sqlalchemy.exc import DBAPIError
 
@@ -13,7 +11,9 @@ from services.fields import now
 from services.outbox.events import Claimed, Event, NoHandler, Registry, Trace, Unprocessable
 from services.outbox.models import Waits
 from services.outbox.policy import OnDeath, RetryPolicy, describe, fingerprint, history_entry
-from services.outbox.repository import ClaimedRow, Failure, OutboxRepository
+from services.outbox.repository import ClaimedRow
+from services.outbox.subscription import Subscription, Transaction, TransactionT, Verdicts, handle
+from services.outbox.waiting_repository import Failure
 from services.outbox.window import Floor, Window
 from services.sql import CONTENTION, sqlstate
 
@@ -29,57 +29,6 @@ _SHORTEST_LIMIT = 0.5
 """Seconds that a part of a batch may take at least, however small a part it is."""
 
 _NO_TRACE = Trace()
-
-
-class Transaction(Protocol):
-    """What the engine needs of a unit of work."""
-
-    @property
-    def outbox(self) -> OutboxRepository: ...
-
-    async def __aenter__(self) -> Self: ...
-
-    async def __aexit__(self, *error: Any) -> None: ...
-
-    def savepoint(self, *, plain: bool = False) -> AbstractAsyncContextManager[None]: ...
-
-    async def check(self) -> None: ...
-
-    async def commit(self) -> None: ...
-
-
-TransactionT = TypeVar("TransactionT", bound=Transaction)
-
-Verdicts: TypeAlias = Sequence[Exception | None] | None
-"""What a handler may say of each event of its batch, in order: None where it is done, or why it is not."""
-
-Handler = Callable[[TransactionT, Sequence[Claimed[Any]]], Awaitable[Verdicts]]
-"""Processes a batch of events of one type inside the transaction; it never commits.
-
-The batch may hold several events of one aggregate, in their order. A handler that raises has done nothing: its work is
-rolled back. One that returns has processed all events, but for those it gives an exception for, of which it must not
-have written anything.
-"""
-
-
-class HandlerBroken(Exception):
-    """The handler did not say what became of each event of its batch."""
-
-
-@dataclass(frozen=True, slots=True)
-class Subscription(Generic[TransactionT]):
-    """An event type, what processes it, and what becomes of those that fail.
-
-    `retry` and `time_limit` (seconds for a whole batch; a part of it gets its part of them) are the processor's unless
-    given. `plain_sql` is for a handler that adds no ORM objects: its savepoints then cost a sixth.
-    """
-
-    event: type[Event]
-    handler: Handler[TransactionT]
-    retry: RetryPolicy | None = None
-    on_death: OnDeath = OnDeath.block
-    time_limit: float | None = None
-    plain_sql: bool = False
 
 
 @dataclass(slots=True)
@@ -266,7 +215,7 @@ class Processor(Generic[TransactionT]):
         batch.savepoints += 1
         try:
             async with transaction.savepoint(plain=subscription.plain_sql):
-                verdicts = await _handle(transaction, subscription, works, limit)
+                verdicts = await handle(transaction, subscription, [work.claimed for work in works], limit)
                 # What would fail the commit is to fail here, where the poison event can be found.
                 await transaction.check()
         except Exception as error:
@@ -341,30 +290,6 @@ class Processor(Generic[TransactionT]):
             await transaction.outbox.bury(bury)
         # Those that a dead letter does not block are due at once.
         return Outcome(retried=len(put_off), buried=len(bury), more=any(not failure.blocks for failure in bury))
-
-
-async def _handle(
-    transaction: TransactionT, subscription: Subscription[TransactionT], works: Sequence[_Work], limit: float
-) -> Verdicts:
-    name = subscription.event.type
-    try:
-        async with asyncio.timeout(limit) as timer:
-            verdicts = await subscription.handler(transaction, [work.claimed for work in works])
-    except TimeoutError as late:
-        if not timer.expired():
-            raise
-        raise HandlerBroken(f"the handler of {name!r} did not end within {limit:g} s for {len(works)} events") from late
-    if verdicts is None:
-        return None
-    if len(verdicts) != len(works):
-        raise HandlerBroken(f"the handler of {name!r} gave {len(verdicts)} verdicts for {len(works)} events")
-    failed: set[str] = set()
-    for work, error in zip(works, verdicts, strict=True):
-        if error is not None:
-            failed.add(work.row.aggregate)
-        elif work.row.aggregate in failed:
-            raise HandlerBroken(f"the handler of {name!r} went on with {work.row.aggregate} after an event that failed")
-    return verdicts
 
 
 async def _is_open(transaction: Transaction, number: int) -> bool:

@@ -1,4 +1,4 @@
-"""All SQL of a worker: append, claim, complete, put off, bury, park, wake."""
+"""All SQL of what runs: append, claim, look, complete."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from uuid import UUID
 from pydantic import TypeAdapter
 
 from services.outbox.events import Recorded
-from services.outbox.models import Waits
-from services.sql import SqlAccess, Statement
+from services.outbox.waiting_repository import WaitingRepository
+from services.sql import Statement
 
 # One statement for all events of a unit of work, whatever their number. The transaction has its id before it takes a
 # position: claims tell by the ids of running transactions which positions may still come (`claim`).
@@ -36,7 +36,8 @@ _APPEND = Statement("""
 # Locks the first ready rows and the first due ones of each wanted type, then tells which of them may run: those with no
 # earlier row of the same aggregate outside the locked set, and no dead letter that blocks. Everything reads one
 # snapshot, so a row that another worker is about to delete still blocks here. The barriers are not EXISTS: an ORDER BY
-# keeps the planner on the index, however many rows an aggregate has.
+# keeps the planner on the index, however many rows an aggregate has. Where nothing waits and nothing is dead, that is
+# asked once, and not for each aggregate.
 _CLAIM = Statement("""
     WITH wanted AS MATERIALIZED (
         SELECT entry.* FROM unnest(
@@ -82,15 +83,15 @@ _CLAIM = Statement("""
             AND earlier.position >= :floor AND earlier.available_at IS NULL
             AND earlier.position NOT IN (SELECT position FROM locked)
             ORDER BY earlier.aggregate, earlier.position LIMIT 1
-        ) AS ready, least((
+        ) AS ready, least(CASE WHEN (SELECT true FROM outbox WHERE available_at IS NOT NULL LIMIT 1) THEN (
             SELECT earlier.position FROM outbox AS earlier
             WHERE earlier.aggregate = here.aggregate AND earlier.position < here.last
             AND earlier.available_at IS NOT NULL AND earlier.waits <> 'asked'
             AND earlier.position NOT IN (SELECT position FROM locked)
             ORDER BY earlier.aggregate, earlier.position LIMIT 1
-        ), (
+        ) END, CASE WHEN (SELECT true FROM dead_letters LIMIT 1) THEN (
             SELECT min(position) FROM dead_letters WHERE dead_letters.aggregate = here.aggregate AND blocks
-        )) AS waiting
+        ) END) AS waiting
         FROM (SELECT aggregate, max(position) AS last FROM locked GROUP BY aggregate) AS here
     )
     SELECT 0 AS position, NULL AS event_id, '' AS aggregate, '' AS type, 0 AS attempts, false AS waited,
@@ -129,99 +130,6 @@ _LOOK = Statement("""
 
 _COMPLETE = Statement("DELETE FROM outbox WHERE position = ANY(CAST(:positions AS bigint[]))")
 
-# What a row waits for is the aggregate's first row that waits, or a dead letter. Its lock, shared with others that wait
-# for it, keeps it from being processed or replayed before this commit: whoever does that wakes all who wait. Where it
-# is locked, it is being processed, and nobody needs to wait for long.
-_PARK = Statement("""
-    UPDATE outbox SET waits = 'behind', available_at = 'infinity'
-    WHERE position = ANY(CAST(:positions AS bigint[])) AND CASE WHEN EXISTS (
-        SELECT FROM dead_letters
-        WHERE dead_letters.aggregate = outbox.aggregate AND dead_letters.position < outbox.position AND blocks
-    ) THEN (
-        SELECT position FROM dead_letters
-        WHERE dead_letters.aggregate = outbox.aggregate AND dead_letters.position < outbox.position AND blocks
-        LIMIT 1 FOR SHARE SKIP LOCKED
-    ) ELSE (
-        SELECT root.position FROM outbox AS root WHERE root.available_at < 'infinity' AND root.position = (
-            SELECT earlier.position FROM outbox AS earlier
-            WHERE earlier.aggregate = outbox.aggregate AND earlier.position < outbox.position
-            AND earlier.available_at IS NOT NULL AND earlier.waits <> 'asked'
-            ORDER BY earlier.aggregate, earlier.position LIMIT 1
-        ) FOR SHARE SKIP LOCKED
-    ) END IS NOT NULL
-    RETURNING position, aggregate
-""")
-
-_PUT_OFF = Statement("""
-    UPDATE outbox SET waits = failed.waits, attempts = attempts + failed.counts, last_error = failed.error,
-        available_at = clock_timestamp() + make_interval(secs => failed.delay),
-        failures = coalesce(failures, '[]') || CAST(failed.failure AS jsonb)
-    FROM unnest(
-        CAST(:positions AS bigint[]), CAST(:waits AS text[]), CAST(:counts AS smallint[]),
-        CAST(:delays AS double precision[]), CAST(:errors AS text[]), CAST(:failures AS text[])
-    ) AS failed(position, waits, counts, delay, error, failure)
-    WHERE outbox.position = failed.position
-""")
-
-# Rows that another worker holds are left to it: it finds out for itself, and nobody waits for anybody here. What is
-# beyond the limit is parked by the claims that meet it.
-_HOLD_BACK = Statement("""
-    UPDATE outbox SET waits = 'behind', available_at = 'infinity' WHERE position IN (
-        SELECT held.position
-        FROM unnest(CAST(:aggregates AS text[]), CAST(:positions AS bigint[])) AS failed(aggregate, position)
-        CROSS JOIN LATERAL (
-            SELECT position FROM outbox AS later
-            WHERE later.aggregate = failed.aggregate AND later.position > failed.position
-            AND (later.available_at IS NULL OR (later.waits = 'behind' AND later.available_at < 'infinity'))
-            ORDER BY later.aggregate, later.position LIMIT 10000 FOR UPDATE SKIP LOCKED
-        ) AS held
-    )
-""")
-
-_BURY = Statement("""
-    WITH failed AS (
-        SELECT * FROM unnest(
-            CAST(:positions AS bigint[]), CAST(:errors AS text[]), CAST(:fingerprints AS text[]),
-            CAST(:failures AS text[]), CAST(:blocks AS boolean[])
-        ) AS failed(position, error, fingerprint, failure, blocks)
-    ), removed AS (
-        DELETE FROM outbox USING failed WHERE outbox.position = failed.position
-        RETURNING outbox.position, outbox.event_id, outbox.aggregate, outbox.type, outbox.attempts, outbox.failures,
-            failed.error, failed.fingerprint, failed.failure, failed.blocks
-    )
-    INSERT INTO dead_letters (position, event_id, aggregate, type, attempts, error, fingerprint, failures, blocks)
-    SELECT position, event_id, aggregate, type, attempts + 1, error, fingerprint,
-        coalesce(failures, '[]') || CAST(failure AS jsonb), blocks
-    FROM removed
-""")
-
-_WAKE = Statement("""
-    UPDATE outbox SET available_at = statement_timestamp()
-    WHERE aggregate = ANY(CAST(:aggregates AS text[])) AND waits = 'behind' AND available_at = 'infinity'
-""")
-
-# A slice from the first ready row on: what is at the head of the queue and nobody takes.
-_PARK_UNKNOWN = Statement("""
-    UPDATE outbox SET waits = 'unknown', available_at = statement_timestamp(),
-        last_error = format('no worker that looked at it has a handler for events of type ''%s''', type)
-    WHERE position IN (
-        SELECT position FROM outbox AS unknown WHERE type <> ALL(CAST(:known AS text[])) AND position IN (
-            SELECT position FROM outbox WHERE available_at IS NULL AND position >= :floor ORDER BY position LIMIT :slice
-        ) FOR UPDATE SKIP LOCKED
-    )
-""")
-
-_LOCK_DEAD_LETTER = Statement("SELECT position FROM dead_letters WHERE position = :position FOR UPDATE")
-
-_REPLAY = Statement("""
-    WITH risen AS (
-        DELETE FROM dead_letters WHERE position = :position RETURNING position, event_id, aggregate, type, failures
-    )
-    INSERT INTO outbox (position, event_id, aggregate, type, available_at, waits, failures)
-    SELECT position, event_id, aggregate, type, statement_timestamp(), 'retry', failures FROM risen
-""")
-
-
 _TRANSACTION = Statement("SELECT CAST(CAST(pg_current_xact_id_if_assigned() AS text) AS bigint) AS id")
 
 _COMMITTED = Statement("SELECT pg_xact_status(CAST(CAST(:transaction AS text) AS xid8)) = 'committed' AS committed")
@@ -230,7 +138,8 @@ _COMMITTED = Statement("SELECT pg_xact_status(CAST(CAST(:transaction AS text) AS
 # all of it. The claim is planned for the indexes that were made for it, and sets these back for the handlers.
 _BEGIN = Statement("""
     SELECT set_config('statement_timeout', :milliseconds, true), set_config('enable_seqscan', 'off', true),
-        set_config('enable_bitmapscan', 'off', true), set_config('enable_sort', 'off', true)
+        set_config('enable_bitmapscan', 'off', true), set_config('enable_sort', 'off', true),
+        set_config('plan_cache_mode', 'force_generic_plan', true)
 """)
 
 
@@ -279,31 +188,10 @@ class Horizon:
     oldest_running: int
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why an event could not be processed, and when to try again (`delay` in seconds).
-
-    `error` is the whole traceback, `entry` a JSON object for the event's history.
-    """
-
-    position: int
-    aggregate: str
-    error: str
-    fingerprint: str
-    entry: str
-    delay: float = 0.0
-    waits: Waits = Waits.retry
-    counts: bool = True
-    blocks: bool = True
-
-
 _HORIZON = TypeAdapter(Horizon)
 
-_CROWD = 20
-"""Rows of an aggregate in one claim that tell of more behind them."""
 
-
-class OutboxRepository(SqlAccess):
+class OutboxRepository(WaitingRepository):
     """The event log, the outbox and the dead letters, as writers and workers use them."""
 
     async def append(self, recorded: Sequence[Recorded]) -> None:
@@ -362,73 +250,3 @@ class OutboxRepository(SqlAccess):
     async def complete(self, positions: Sequence[int]) -> None:
         """Delete the rows of processed events."""
         await self.sql.run(_COMPLETE, positions=list(positions))
-
-    async def park(self, positions: Sequence[int]) -> int:
-        """Take rows out of the scan that wait behind one that waits itself, until that one wakes them; their number.
-
-        Where an aggregate has many of them, those that no claim has met yet are taken out with them.
-        """
-        parked = await self.sql.fetch(_PARK, positions=list(positions))
-        first: dict[str, int] = {}
-        for row in parked:
-            first[row["aggregate"]] = min(row["position"], first.get(row["aggregate"], row["position"]))
-        if len(parked) >= _CROWD * len(first) > 0:
-            await self.sql.run(_HOLD_BACK, aggregates=list(first), positions=list(first.values()))
-        return len(parked)
-
-    async def wake(self, aggregates: Sequence[str]) -> int:
-        """Make due what waits behind something of these aggregates that is now out of the way; the number of rows."""
-        return await self.sql.run(_WAKE, aggregates=list(aggregates))
-
-    async def put_off(self, failures: Sequence[Failure]) -> None:
-        """Let events wait, with an attempt counted where it `counts`; later ones of the aggregate wait behind."""
-        await self.sql.run(
-            _PUT_OFF,
-            positions=[failure.position for failure in failures],
-            waits=[failure.waits.value for failure in failures],
-            counts=[int(failure.counts) for failure in failures],
-            delays=[failure.delay for failure in failures],
-            errors=[failure.error for failure in failures],
-            failures=[failure.entry for failure in failures],
-        )
-        await self._hold_back(failures)
-
-    async def bury(self, failures: Sequence[Failure]) -> None:
-        """Make dead letters of events; later ones of the aggregate wait behind those that block."""
-        await self.sql.run(
-            _BURY,
-            positions=[failure.position for failure in failures],
-            errors=[failure.error for failure in failures],
-            fingerprints=[failure.fingerprint for failure in failures],
-            failures=[failure.entry for failure in failures],
-            blocks=[failure.blocks for failure in failures],
-        )
-        await self._hold_back([failure for failure in failures if failure.blocks])
-        passed = [failure.aggregate for failure in failures if not failure.blocks]
-        if passed:
-            await self.wake(passed)
-
-    async def park_unknown(self, known: Sequence[str], floor: int, batch: int) -> int:
-        """Let events at the head of the queue wait whose types are not among `known`; the number of rows.
-
-        They are due for whoever knows them.
-        """
-        return await self.sql.run(_PARK_UNKNOWN, known=list(known), floor=floor, slice=batch)
-
-    async def replay(self, position: int) -> bool:
-        """Put a dead letter back at its old place with its attempts at zero; False if there is none.
-
-        What waits behind it goes on waiting until it is processed.
-        """
-        # Two statements: the lock waits for those that are about to wait behind it.
-        if not await self.sql.fetch(_LOCK_DEAD_LETTER, position=position):
-            return False
-        return await self.sql.run(_REPLAY, position=position) == 1
-
-    async def _hold_back(self, failures: Sequence[Failure]) -> None:
-        if failures:
-            await self.sql.run(
-                _HOLD_BACK,
-                aggregates=[failure.aggregate for failure in failures],
-                positions=[failure.position for failure in failures],
-            )

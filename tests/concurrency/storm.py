@@ -17,7 +17,8 @@ from sqlalchemy.exc import DBAPIError
 from services.database import open_database
 from services.outbox.events import Claimed, Event
 from services.outbox.policy import OnDeath, RetryPolicy
-from services.outbox.processor import Processor, Subscription, Verdicts
+from services.outbox.processor import Processor
+from services.outbox.subscription import Subscription, Verdicts
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import drain

@@ -8,7 +8,8 @@ import pytest
 from services.database import Database
 from services.outbox.events import Claimed, Unprocessable
 from services.outbox.policy import OnDeath, RetryPolicy
-from services.outbox.processor import Processor, Subscription, Verdicts
+from services.outbox.processor import Processor
+from services.outbox.subscription import Subscription, Verdicts
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import DUE_NOW, LATER, Tick, TickHandler, append, drain, effects, rows
 

@@ -9,7 +9,8 @@ from sqlalchemy import text
 
 from services.database import Database
 from services.outbox.events import Claimed
-from services.outbox.processor import Processor, Subscription
+from services.outbox.processor import Processor
+from services.outbox.subscription import Subscription
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import LATER, Tick, TickHandler, append, drain, effects, rows
 

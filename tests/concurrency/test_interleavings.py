@@ -13,7 +13,8 @@ from sqlalchemy.exc import DBAPIError
 
 from services.database import Database
 from services.outbox.policy import RetryPolicy
-from services.outbox.processor import Processor, Subscription
+from services.outbox.processor import Processor
+from services.outbox.subscription import Subscription
 from services.sql import sqlstate
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import LATER, Tick, TickHandler, append, drain, effects, processor, rows

@@ -141,8 +141,8 @@ class Storm:
     async def _replay(self) -> None:
         dead = await rows(
             self._database,
-            "SELECT position, payload ->> 'name', CAST(payload ->> 'number' AS integer)"
-            " FROM dead_letters JOIN events ON events.id = event_id ORDER BY position",
+            "SELECT dead_letters.position, payload ->> 'name', CAST(payload ->> 'number' AS integer)"
+            " FROM dead_letters JOIN events ON events.id = event_id ORDER BY dead_letters.position",
         )
         for position, name, number in dead:
             if chance(self._seed, "replay", name, number) < 0.5 or self._written.is_set():

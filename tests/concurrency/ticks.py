@@ -9,7 +9,8 @@ from sqlalchemy import text
 from services.database import Database
 from services.outbox.events import Claimed, Event
 from services.outbox.policy import RetryPolicy
-from services.outbox.processor import Outcome, Processor, Subscription
+from services.outbox.processor import Outcome, Processor
+from services.outbox.subscription import Subscription
 from services.unit_of_work import UnitOfWork
 
 SOON = RetryPolicy(max_attempts=100, base=0.001, cap=0.002)

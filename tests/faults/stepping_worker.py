@@ -22,8 +22,9 @@ from sqlalchemy.exc import DBAPIError
 from services.database import SessionFactory, open_database
 from services.outbox.events import Claimed
 from services.outbox.policy import RetryPolicy
-from services.outbox.processor import Processor, Subscription
+from services.outbox.processor import Processor
 from services.outbox.repository import OutboxRepository
+from services.outbox.subscription import Subscription
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import Tick, TickHandler, drain

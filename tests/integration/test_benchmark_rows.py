@@ -79,6 +79,6 @@ def test_released_events_come_in_the_order_of_the_log_and_as_often_as_wanted(dat
         log.release(connection, 4, 3)
         log.release(connection, 5, 1)
         numbers = connection.execute(
-            "SELECT (payload ->> 'number')::int FROM outbox JOIN events ON id = event_id ORDER BY position"
+            "SELECT (payload ->> 'number')::int FROM outbox JOIN events ON id = event_id ORDER BY outbox.position"
         ).fetchall()
     assert [number for (number,) in numbers] == [4, 5, 6, 5]

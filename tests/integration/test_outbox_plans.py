@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from services.outbox import repository
+from services.outbox import repository, waiting_repository
 from services.outbox.window import _END
 from services.settings import Settings
 from services.sql import Statement
@@ -41,9 +41,9 @@ def statements(first: int, positions: Sequence[int]) -> dict[str, tuple[Statemen
         "claim": (repository._CLAIM, {**span, **sizes, "floor": first}),
         "look": (repository._LOOK, span),
         "complete": (repository._COMPLETE, {"positions": each}),
-        "park": (repository._PARK, {"positions": each}),
+        "park": (waiting_repository._PARK, {"positions": each}),
         "put off": (
-            repository._PUT_OFF,
+            waiting_repository._PUT_OFF,
             {
                 "positions": each,
                 "waits": ["retry"] * len(each),
@@ -53,9 +53,9 @@ def statements(first: int, positions: Sequence[int]) -> dict[str, tuple[Statemen
                 "failures": ["{}"] * len(each),
             },
         ),
-        "hold back": (repository._HOLD_BACK, {"aggregates": aggregates, "positions": each}),
+        "hold back": (waiting_repository._HOLD_BACK, {"aggregates": aggregates, "positions": each}),
         "bury": (
-            repository._BURY,
+            waiting_repository._BURY,
             {
                 "positions": each,
                 "errors": words,
@@ -64,8 +64,8 @@ def statements(first: int, positions: Sequence[int]) -> dict[str, tuple[Statemen
                 "blocks": [True] * len(each),
             },
         ),
-        "wake": (repository._WAKE, {"aggregates": aggregates}),
-        "park unknown": (repository._PARK_UNKNOWN, {"known": TYPES, "floor": first, "slice": 2000}),
+        "wake": (waiting_repository._WAKE, {"aggregates": aggregates}),
+        "park unknown": (waiting_repository._PARK_UNKNOWN, {"known": TYPES, "floor": first, "slice": 2000}),
     }
 
 
@@ -108,7 +108,7 @@ async def explain(connection: Any, statement: Statement, arguments: dict[str, An
     transaction = connection.transaction()
     await transaction.start()
     try:
-        if statement in (repository._CLAIM, repository._PARK_UNKNOWN):
+        if statement in (repository._CLAIM, waiting_repository._PARK_UNKNOWN):
             await connection.execute(repository._BEGIN.sql.replace("$1", "'30000'"))
         found = await connection.fetchval(
             f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {statement.sql}", *statement.arguments(arguments)

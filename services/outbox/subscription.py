@@ -1,0 +1,89 @@
+"""What processes the events of one type, and by which rules."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, Self, TypeAlias, TypeVar
+
+from services.outbox.events import Claimed, Event
+from services.outbox.policy import OnDeath, RetryPolicy
+from services.outbox.repository import OutboxRepository
+
+
+class Transaction(Protocol):
+    """What the engine needs of a unit of work."""
+
+    @property
+    def outbox(self) -> OutboxRepository: ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *error: Any) -> None: ...
+
+    def savepoint(self, *, plain: bool = False) -> AbstractAsyncContextManager[None]: ...
+
+    async def check(self) -> None: ...
+
+    async def commit(self) -> None: ...
+
+
+TransactionT = TypeVar("TransactionT", bound=Transaction)
+
+Verdicts: TypeAlias = Sequence[Exception | None] | None
+"""What a handler may say of each event of its batch, in order: None where it is done, or why it is not."""
+
+Handler = Callable[[TransactionT, Sequence[Claimed[Any]]], Awaitable[Verdicts]]
+"""Processes a batch of events of one type inside the transaction; it never commits.
+
+The batch may hold several events of one aggregate, in their order. A handler that raises has done nothing: its work is
+rolled back. One that returns has processed all events, but for those it gives an exception for, of which it must not
+have written anything.
+"""
+
+
+class HandlerBroken(Exception):
+    """The handler did not say what became of each event of its batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription(Generic[TransactionT]):
+    """An event type, what processes it, and what becomes of those that fail.
+
+    `retry` and `time_limit` (seconds for a whole batch; a part of it gets its part of them) are the processor's unless
+    given. `plain_sql` is for a handler that adds no ORM objects: its savepoints then cost a sixth.
+    """
+
+    event: type[Event]
+    handler: Handler[TransactionT]
+    retry: RetryPolicy | None = None
+    on_death: OnDeath = OnDeath.block
+    time_limit: float | None = None
+    plain_sql: bool = False
+
+
+async def handle(
+    transaction: TransactionT, subscription: Subscription[TransactionT], events: Sequence[Claimed[Any]], limit: float
+) -> Verdicts:
+    """Let the handler process the events. Raises what it raises, and `HandlerBroken` where it breaks the rules."""
+    name = subscription.event.type
+    try:
+        async with asyncio.timeout(limit) as timer:
+            verdicts = await subscription.handler(transaction, events)
+    except TimeoutError as late:
+        if not timer.expired():
+            raise
+        raise HandlerBroken(
+            f"the handler of {name!r} did not end within {limit:g} s for {len(events)} events"
+        ) from late
+    if verdicts is None:
+        return None
+    if len(verdicts) != len(events):
+        raise HandlerBroken(f"the handler of {name!r} gave {len(verdicts)} verdicts for {len(events)} events")
+    failed: set[str] = set()
+    for event, error in zip(events, verdicts, strict=True):
+        if error is not None:
+            failed.add(event.aggregate)
+        elif event.aggregate in failed:
+            raise HandlerBroken(f"the handler of {name!r} went on with {event.aggregate} after an event that failed")
+    return verdicts
