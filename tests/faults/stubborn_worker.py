@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import worker.handlers
 import worker.heartbeat
 from services.outbox.events import Claimed
-from services.outbox.processor import Subscription
+from services.outbox.subscription import Subscription
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import Tick, TickHandler
 
