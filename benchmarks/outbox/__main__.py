@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 
-from benchmarks.outbox import backlog, hot, latency, orders, peers, scaling, snapshot, trivial
+from benchmarks.outbox import backlog, hot, idle, latency, orders, peers, scaling, snapshot, trivial
 from benchmarks.outbox.bench import Bench
 from benchmarks.outbox.sizes import FULL, FULL_GIB, QUICK, QUICK_GIB
 from benchmarks.outbox.table import Line, document, show
@@ -20,6 +20,7 @@ _SCENARIOS: dict[str, Callable[[Bench], list[Line]]] = {
     "peers": peers.measure,
     "orders": orders.measure,
     "latency": latency.measure,
+    "idle": idle.measure,
     "hot": hot.measure_hot,
     "retry": hot.measure_retry,
     "scaling": scaling.measure,

@@ -16,6 +16,7 @@ class Sizes:
     single_orders: int
     """Orders that are processed with one event a transaction."""
     latency_seconds: float
+    idle_seconds: float
     backlog: int
     small_backlog: int
     backlog_measured: int
@@ -37,6 +38,7 @@ FULL = Sizes(
     orders=40_000,
     single_orders=3_000,
     latency_seconds=60.0,
+    idle_seconds=60.0,
     backlog=10_000_000,
     small_backlog=10_000,
     backlog_measured=1_000_000,
@@ -59,6 +61,7 @@ QUICK = Sizes(
     orders=10_000,
     single_orders=500,
     latency_seconds=6.0,
+    idle_seconds=20.0,
     backlog=300_000,
     small_backlog=10_000,
     backlog_measured=150_000,

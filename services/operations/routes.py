@@ -9,6 +9,7 @@ from services.api.transaction import TransactionRoute
 from services.fields import Id
 from services.operations import service
 from services.operations.schemas import Backlog, Books, DeadLetterPublic
+from services.outbox.control import By
 from services.outbox.models import DeadLetter
 from services.query import Page, Rows
 
@@ -39,6 +40,6 @@ async def list_dead_letters(_: Operator, page: PageParams, uow: Work) -> Rows[De
     dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
     responses=responses(400, 401, 403, 404, 409, 422),
 )
-async def replay_dead_letter(position: Id, _: Operator, uow: Work) -> None:
+async def replay_dead_letter(position: Id, user: Operator, uow: Work) -> None:
     """Put a dead letter back into the outbox, at its old place and with its attempts at zero."""
-    await service.replay(uow, position)
+    await service.replay(uow, position, By(f"user/{user.id}"))

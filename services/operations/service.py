@@ -3,6 +3,9 @@
 from services.errors import NotFound
 from services.operations.schemas import Backlog, Books
 from services.orders.models import OrderStatus
+from services.outbox import control
+from services.outbox.control import By
+from services.outbox.control_repository import Selection
 from services.unit_of_work import UnitOfWork
 
 
@@ -19,7 +22,8 @@ async def backlog(uow: UnitOfWork) -> Backlog:
     return Backlog(orders_by_status=counts, **await uow.operations.backlog())
 
 
-async def replay(uow: UnitOfWork, position: int) -> None:
+async def replay(uow: UnitOfWork, position: int, by: By) -> None:
     """Put a dead letter back into the outbox. Raises `NotFound` where there is none at this position."""
-    if not await uow.outbox.replay(position):
+    replayed = await control.replay(uow, Selection(position=position), by)
+    if not replayed.done:
         raise NotFound(f"there is no dead letter {position}")

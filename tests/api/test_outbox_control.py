@@ -52,6 +52,19 @@ async def test_replaying_goes_slice_by_slice(api: Api) -> None:
 
 
 @pytest.mark.usefixtures("letters")
+async def test_replaying_one_is_kept_in_the_audit_with_the_operator_who_did_it(api: Api) -> None:
+    operator = await make_operator(api.database)
+    position = await api.scalar("SELECT position FROM dead_letters WHERE aggregate = 'order/2'")
+    path = f"{BASE}/dead-letters/{position}/replay"
+    assert (await api.post(path, by=operator)).status_code == 204
+    assert await api.scalar("SELECT waits FROM outbox WHERE position = :position", position=position) == "retry"
+    assert_problem(await api.post(path, by=operator), 404, "not_found")
+    audited = "SELECT string_agg(concat_ws(' ', actor, action, aggregate, detail ->> 'position'), ';')"
+    told = await api.scalar(f"{audited} FROM outbox_actions")
+    assert told == f"user/{operator.id} replay order/2 {position}"
+
+
+@pytest.mark.usefixtures("letters")
 async def test_why_types_and_workers_are_told(api: Api) -> None:
     operator = await make_operator(api.database)
     (found,) = (await api.get(f"{BASE}/why", by=operator, params={"aggregate": "order/1"})).json()

@@ -9,6 +9,7 @@ from sqlalchemy.exc import DBAPIError
 
 from services.database import Database
 from services.operations import service as operations
+from services.outbox.control import By
 from services.outbox.events import Claimed
 from services.outbox.policy import RetryPolicy
 from services.unit_of_work import UnitOfWork
@@ -87,7 +88,7 @@ async def test_a_replayed_dead_letter_takes_effect_before_those_that_waited_for_
 
     async with UnitOfWork(ticking.write) as uow:
         (position,) = await rows(ticking, "SELECT position FROM dead_letters")
-        await operations.replay(uow, position)
+        await operations.replay(uow, position, By("ops"))
         await uow.commit()
     await drain(processor(ticking))
 

@@ -1,0 +1,46 @@
+"""What a worker costs that has nothing to do."""
+
+import re
+import time
+
+import psycopg
+from psycopg import sql
+
+from benchmarks.outbox.bench import Bench
+from benchmarks.outbox.table import Line, at_most
+from benchmarks.stage import running_worker
+from benchmarks.usage import Meter
+
+_STATEMENT = re.compile(r"waybill-worker LOG:  (?:statement|execute [^:]+): ?(.*)")
+_FRAMES = ("BEGIN", "COMMIT", "ROLLBACK")
+
+
+def measure(bench: Bench) -> list[Line]:
+    """A whole worker process on an empty outbox: its polls, its heartbeat, its jobs."""
+    stage = bench.stage
+    log = stage.folder / "postgres" / "server.log"
+    with bench.database("empty", "idle") as database:
+        with psycopg.connect(stage.postgres.url(), autocommit=True) as connection:
+            statement = sql.SQL("ALTER DATABASE {} SET log_statement = 'all'")
+            connection.execute(statement.format(sql.Identifier(database)))
+        with running_worker(stage, stage.settings(database)) as pid:
+            meter = Meter(pid, stage.postgres_pid)
+            begin = log.stat().st_size
+            meter.start()
+            time.sleep(bench.sizes.idle_seconds)
+            meter.stop()
+            said = log.read_bytes()[begin:].decode(errors="replace")
+    postgres = meter.postgres_cpu / meter.seconds * 100
+    statements = sum(not text.startswith(_FRAMES) for text in _STATEMENT.findall(said))
+    if not statements:
+        raise RuntimeError(f"the worker was not seen to ask the database anything:\n{stage.log('worker')}")
+    return [
+        Line("a worker with nothing to do", statements / meter.seconds, "statements/s", at_most(2)),
+        Line(
+            "… its CPU time",
+            meter.cpu / meter.seconds * 100,
+            "% of a core",
+            at_most(1),
+            note=f"PostgreSQL for it: {postgres:.1f} % of a core, logging each statement",
+        ),
+    ]

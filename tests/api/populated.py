@@ -1,0 +1,72 @@
+"""A database with some of everything that operations are about, for requests that name it."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import text
+
+from services.credits import adjustments, holds
+from services.credits.schemas import AdjustmentCreate, HoldCreate
+from services.database import Database
+from services.fields import new_id, now
+from services.orders import service as orders
+from services.orders.events import OrderPlaced
+from services.orders.schemas import OrderCreate
+from services.outbox.policy import RetryPolicy
+from services.outbox.processor import Processor
+from services.outbox.testing import drain
+from services.unit_of_work import UnitOfWork
+from services.users.models import User
+from tests.factories import make_operator, make_product
+from worker.handlers import SUBSCRIPTIONS
+
+EACH = 8
+
+_BURY = """
+    WITH dead AS (DELETE FROM outbox WHERE waits IS NULL RETURNING position, event_id, aggregate, type)
+    INSERT INTO dead_letters (position, event_id, aggregate, type, attempts, error, fingerprint)
+    SELECT *, 8, 'ValueError: no', 'abc' FROM dead RETURNING position
+"""
+_AUDITED = """
+    INSERT INTO ledger_audits (started_at, seconds, rows_checked, differences, sample) VALUES (now(), 0.1, 10, 0, '[]')
+"""
+
+
+async def populate(database: Database, customer: User, other: User) -> dict[str, Sequence[Any]]:
+    """Orders, holds, adjustments, dead letters and deferred events: their ids, by the names of their parameters."""
+    asking = await make_operator(database)
+    product = await make_product(database, seller=other, stock=1000)
+    confirmed = await _place(database, customer, product.id)
+    await drain(Processor(lambda: UnitOfWork(database.write), SUBSCRIPTIONS, retry=RetryPolicy(1, 1, 1), batch_size=50))
+    # What was placed last is dead, and stays pending.
+    placed = await _place(database, customer, product.id)
+    async with database.engine.begin() as connection:
+        positions = list((await connection.execute(text(_BURY))).scalars())
+        await connection.execute(text(_AUDITED))
+    async with UnitOfWork(database.write) as uow:
+        until = now() + timedelta(days=1)
+        wanted = HoldCreate(to_user_id=other.id, amount=Decimal(1), expires_at=until)
+        held = [(await holds.hold(uow, customer, wanted, timedelta(days=2))).id for _ in range(EACH)]
+        correction = AdjustmentCreate(user_id=customer.id, amount=Decimal(1), reason="wrong")
+        asked = [(await adjustments.request(uow, asking, correction, Decimal(0))).id for _ in range(EACH)]
+        late = OrderPlaced(order_id=new_id(), buyer_id=customer.id, total=Decimal(1))
+        deferred = [uow.record(late, available_at=until) for _ in range(EACH)]
+        await uow.commit()
+    return {
+        "order_id": [*confirmed, *placed],
+        "transfer_id": held,
+        "adjustment_id": asked,
+        "position": positions,
+        "event_id": deferred,
+    }
+
+
+async def _place(database: Database, buyer: User, product_id: int) -> list[Any]:
+    wanted = OrderCreate.model_validate({"items": [{"product_id": product_id, "quantity": 2}]})
+    patience = orders.Patience(timedelta(days=1), timedelta(days=1))
+    async with UnitOfWork(database.write) as uow:
+        placed = [(await orders.place(uow, buyer, wanted, patience)).id for _ in range(EACH)]
+        await uow.commit()
+    return placed

@@ -1,0 +1,63 @@
+"""`python -m tests.faults.stubborn_worker MANNER`: the product's worker, with a handler of ticks that does not end.
+
+Each manner is a way of not ending that shows at a tick about "bad", at its first attempt; other ticks take effect.
+"""
+
+import asyncio
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+import worker.handlers
+import worker.heartbeat
+from services.outbox.events import Claimed
+from services.outbox.subscription import Subscription
+from services.unit_of_work import UnitOfWork
+from tests.concurrency.ticks import Tick, TickHandler
+
+FOR_EVER = 3600.0
+
+BEAT = 0.2
+"""Seconds between beats."""
+
+
+async def block() -> None:
+    """Keep the event loop, as a call that is not async does."""
+    time.sleep(FOR_EVER)  # noqa: ASYNC251
+
+
+async def hang() -> None:
+    """Wait for what does not come."""
+    await asyncio.Event().wait()
+
+
+async def stay() -> None:
+    """Wait, and do not let it be cancelled."""
+    while True:
+        try:
+            await asyncio.sleep(FOR_EVER)
+        except asyncio.CancelledError:
+            continue
+
+
+MANNERS: dict[str, Callable[[], Awaitable[None]]] = {"block": block, "hang": hang, "stay": stay}
+
+
+def main(manner: str) -> None:
+    ticks = TickHandler()
+
+    async def handle(uow: UnitOfWork, events: Sequence[Claimed[Tick]]) -> None:
+        await ticks(uow, events)
+        if any(claimed.event.name == "bad" and claimed.attempts == 0 for claimed in events):
+            await MANNERS[manner]()
+
+    worker.handlers.SUBSCRIPTIONS = (Subscription(Tick, handle),)
+    worker.heartbeat.INTERVAL = BEAT
+    # Imported here: it takes the handlers as they are by then.
+    from worker.__main__ import main as work
+
+    work()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
