@@ -46,7 +46,7 @@ _CATEGORY_SORTS = {"id": _CATEGORY_KEY, "name": Sortable(col(Category.name), Tex
 
 _FOR_SALE = Statement("""
     SELECT products.id, products.seller_id, products.sku, products.name, products.price,
-        products.is_active AND users.is_active AND users.deleted_at IS NULL AS is_active,
+        products.is_active AND users.is_active AND users.deleted_at IS NULL AND accounts.closed_at IS NULL AS is_active,
         accounts.id AS seller_account_id
     FROM products
     JOIN users ON users.id = products.seller_id
@@ -70,7 +70,7 @@ _CHANGE_STOCK = Statement("""
 
 @dataclass(frozen=True, slots=True)
 class ProductForSale:
-    """What placing an order needs of a product. It is active where its seller is, too."""
+    """What placing an order needs of a product. It is active where its seller is, and the seller's account open."""
 
     id: int
     seller_id: int

@@ -33,7 +33,18 @@ _FIND = """
     WHERE transfers.id = :id
 """
 _GET = Statement(_FIND)
-_LOCK = Statement("SELECT id FROM transfers WHERE id = :id FOR NO KEY UPDATE")
+# The transfer, then the accounts: nothing is waited for between the look at the clock and the posting. The accounts of
+# an order's payment are left alone: it is resolved with its order, which is locked first.
+_LOCK = Statement("""
+    WITH locked AS (
+        SELECT debit_account_id, credit_account_id, order_id FROM transfers WHERE id = :id FOR NO KEY UPDATE
+    )
+    SELECT id FROM accounts
+    WHERE id = ANY(ARRAY(
+        SELECT unnest(ARRAY[debit_account_id, credit_account_id]) FROM locked WHERE order_id IS NULL
+    ))
+    ORDER BY id FOR NO KEY UPDATE
+""")
 
 _LOCK_DUE = Statement("""
     SELECT id, debit_account_id, credit_account_id, amount FROM transfers
@@ -90,7 +101,7 @@ class HoldRepository(SqlAccess):
         )
 
     async def find(self, transfer_id: UUID, *, lock: bool = False) -> TransferRow | None:
-        """The transfer, if there is one; `lock` takes the row until the transaction ends."""
+        """The transfer, if there is one; `lock` takes the row and its accounts until the transaction ends."""
         if lock:
             # A statement of its own: the one after it sees what whoever held the lock has committed.
             await self.sql.fetch(_LOCK, id=transfer_id)

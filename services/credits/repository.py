@@ -69,8 +69,20 @@ _WRITE_TRANSFERS = Statement("""
     ) AS new(id, debit, credit, amount, order_id, reverses)
 """)
 
+# An array, not a join: each account is looked up by its id, however few the orders are held to be.
+_LOCK_PARTIES = Statement("""
+    SELECT id, closed_at IS NOT NULL AS is_closed FROM accounts
+    WHERE id = ANY(ARRAY(
+        SELECT unnest(ARRAY[debit_account_id, credit_account_id]) FROM transfers
+        WHERE order_id = ANY(CAST(:order_ids AS uuid[])) AND kind = 'order' AND state = 'pending'
+    ))
+    ORDER BY id FOR NO KEY UPDATE
+""")
+
+# By the clock, not by the transaction's time: a lock that was waited for does not make a hold last longer.
 _OF_ORDERS = Statement("""
-    SELECT id, order_id, debit_account_id, credit_account_id, amount, expires_at <= now() AS is_due FROM transfers
+    SELECT id, order_id, debit_account_id, credit_account_id, amount, expires_at <= clock_timestamp() AS is_due
+    FROM transfers
     WHERE order_id = ANY(CAST(:order_ids AS uuid[])) AND kind = 'order' AND state = :state ORDER BY id
 """)
 
@@ -183,10 +195,13 @@ class LedgerRepository(SqlAccess):
         """The payments of these orders."""
         return await self._of_orders(order_ids, "posted")
 
-    async def lock_payees(self, holds: Sequence[Movement]) -> set[int]:
-        """Lock the accounts of these holds until the transaction ends; those of their payees that are closed."""
-        balances = await self._lock(holds)
-        return {hold.credit_account_id for hold in holds if balances[hold.credit_account_id].is_closed}
+    async def lock_parties(self, order_ids: Sequence[UUID]) -> set[int]:
+        """Lock the accounts on both sides of these orders' holds until the transaction ends; which of them are closed.
+
+        The orders are locked by the caller, so that their holds stay as they are.
+        """
+        rows = await self.sql.fetch(_LOCK_PARTIES, order_ids=list(order_ids))
+        return {row["id"] for row in rows if row["is_closed"]}
 
     async def resolve_holds(
         self, *, post: Sequence[Movement] = (), void: Sequence[Movement] = (), expire: Sequence[Movement] = ()

@@ -30,8 +30,9 @@ async def process_placed(uow: UnitOfWork, events: Sequence[Claimed[OrderPlaced]]
     ids = [order.id for order in pending]
     pieces = await uow.orders.pieces(ids)
     available = await uow.inventory.lock(sorted({product_id for lines in pieces.values() for product_id in lines}))
+    closed = await uow.ledger.lock_parties(ids)
+    # Read last: nothing is waited for between the look at the clock and the posting.
     holds = await uow.ledger.pending_of(ids)
-    closed = await uow.ledger.lock_payees(holds)
     expired = {hold.order_id for hold in holds if hold.is_due}
     refused = {hold.order_id for hold in holds if hold.credit_account_id in closed}
     payable = [order for order in pending if order.id not in expired | refused]

@@ -52,8 +52,8 @@ async def place(uow: UnitOfWork, buyer: Caller, wanted: OrderCreate, patience: P
     """Write an order at today's prices and hold the buyer's credits in a savepoint.
 
     Too few credits leave the order `awaiting_payment`, or raise `InsufficientCredits` where the client asked for that.
-    Raises `InvalidInput` for products that are unknown, inactive or the buyer's own, `AlreadyExists` for a reference
-    used before.
+    Raises `InvalidInput` for products that are unknown, not for sale or the buyer's own, `AccountClosed` where the
+    buyer's account is, `AlreadyExists` for a reference used before.
     """
     products = await uow.products.for_sale(sorted({item.product_id for item in wanted.items}))
     _check_products(buyer, wanted, products)

@@ -1,4 +1,4 @@
-"""All SQL about events that wait or are dead: park, wake, put off, bury, replay."""
+"""All SQL about events that wait or are dead: park, wake, put off, bury."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,16 +92,6 @@ _PARK_UNKNOWN = Statement("""
     )
 """)
 
-_LOCK_DEAD_LETTER = Statement("SELECT position FROM dead_letters WHERE position = :position FOR UPDATE")
-
-_REPLAY = Statement("""
-    WITH risen AS (
-        DELETE FROM dead_letters WHERE position = :position RETURNING position, event_id, aggregate, type, failures
-    )
-    INSERT INTO outbox (position, event_id, aggregate, type, available_at, waits, failures)
-    SELECT position, event_id, aggregate, type, statement_timestamp(), 'retry', failures FROM risen
-""")
-
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -179,16 +169,6 @@ class WaitingRepository(SqlAccess):
         They are due for whoever knows them.
         """
         return await self.sql.run(_PARK_UNKNOWN, known=list(known), floor=floor, slice=batch)
-
-    async def replay(self, position: int) -> bool:
-        """Put a dead letter back at its old place with its attempts at zero; False if there is none.
-
-        What waits behind it goes on waiting until it is processed.
-        """
-        # Two statements: the lock waits for those that are about to wait behind it.
-        if not await self.sql.fetch(_LOCK_DEAD_LETTER, position=position):
-            return False
-        return await self.sql.run(_REPLAY, position=position) == 1
 
     async def _hold_back(self, failures: Sequence[Failure]) -> None:
         if failures:

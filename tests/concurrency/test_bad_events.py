@@ -11,7 +11,7 @@ from services.outbox.policy import OnDeath, RetryPolicy
 from services.outbox.processor import Processor
 from services.outbox.subscription import Subscription, Verdicts
 from services.unit_of_work import UnitOfWork
-from tests.concurrency.ticks import DUE_NOW, LATER, Tick, TickHandler, append, drain, effects, rows
+from tests.concurrency.ticks import DUE_NOW, LATER, Tick, TickHandler, append, drain, effects, replay_letter, rows
 
 
 class NewTick(Tick):
@@ -132,7 +132,7 @@ async def test_a_dead_letter_keeps_every_failure_and_keeps_them_when_it_is_repla
     assert all("a 0 is poison" in failure["error"] for failure in failures)
 
     async with UnitOfWork(ticking.write) as uow:
-        await uow.outbox.replay((await rows(ticking, "SELECT position FROM dead_letters"))[0])
+        await replay_letter(uow, (await rows(ticking, "SELECT position FROM dead_letters"))[0])
         await uow.commit()
     assert await rows(ticking, "SELECT attempts, jsonb_array_length(failures) FROM outbox") == [(0, 3)]
 

@@ -11,7 +11,7 @@ from services.database import Database
 from services.outbox.events import Claimed
 from services.outbox.policy import RetryPolicy
 from services.unit_of_work import UnitOfWork
-from tests.concurrency.ticks import Tick, TickHandler, append, drain, effects, processor, rows
+from tests.concurrency.ticks import Tick, TickHandler, append, drain, effects, processor, replay_letter, rows
 
 AT_ONCE_DEAD = RetryPolicy(max_attempts=1, base=0.001, cap=0.001)
 DEAD = "SELECT position FROM dead_letters"
@@ -46,7 +46,7 @@ async def replay(database: Database, position: int) -> None:
     for _ in range(5):
         try:
             async with UnitOfWork(database.write) as uow:
-                await uow.outbox.replay(position)
+                await replay_letter(uow, position)
                 await uow.commit()
         except DBAPIError as error:
             assert getattr(error.orig, "sqlstate", None) == "40P01", error  # noqa: PT017
@@ -70,7 +70,7 @@ async def test_an_event_that_a_worker_looks_at_while_the_dead_letter_rises_is_no
     position = await bury(ticking)
     ticks = [Tick(name="a", number=number) for number in range(1, later + 1)]
     async with asyncio.timeout(30), UnitOfWork(ticking.write) as uow:
-        await uow.outbox.replay(position)
+        await replay_letter(uow, position)
         looking = asyncio.create_task(arrive_and_be_looked_at(ticking, *ticks))
         await asyncio.wait([looking], timeout=WHILE_IT_MAY_WAIT)
         await uow.commit()
@@ -82,7 +82,7 @@ async def test_an_event_that_a_worker_looks_at_while_the_dead_letter_rises_is_no
 async def test_a_replay_that_is_rolled_back_leaves_the_later_event_behind_the_dead_letter(ticking: Database) -> None:
     position = await bury(ticking)
     async with asyncio.timeout(30), UnitOfWork(ticking.write) as uow:
-        await uow.outbox.replay(position)
+        await replay_letter(uow, position)
         looking = asyncio.create_task(arrive_and_be_looked_at(ticking, Tick(name="a", number=1)))
         await asyncio.wait([looking], timeout=WHILE_IT_MAY_WAIT)
         await uow.rollback()

@@ -17,7 +17,7 @@ from services.outbox.processor import Processor
 from services.outbox.subscription import Subscription
 from services.sql import sqlstate
 from services.unit_of_work import UnitOfWork
-from tests.concurrency.ticks import LATER, Tick, TickHandler, append, drain, effects, processor, rows
+from tests.concurrency.ticks import LATER, Tick, TickHandler, append, drain, effects, processor, replay_letter, rows
 from tests.faults.stepping_worker import Deed, SteppingUnitOfWork, Steps
 
 AWAITS = 9
@@ -85,7 +85,7 @@ async def replay(database: Database, turns: Turns) -> None:
     """As an operator does; the first event is dead."""
     async with SteppingUnitOfWork(database.write, turns) as uow:
         await turns.step("before replay")
-        await uow.outbox.replay(await first(database))
+        await replay_letter(uow, await first(database))
         await uow.commit()
 
 
@@ -131,7 +131,7 @@ async def assert_nothing_is_stranded(database: Database, schedule: str) -> None:
     await drain(processor(database))
     if position := await first(database):
         async with UnitOfWork(database.write) as uow:
-            assert await uow.outbox.replay(position)
+            assert await replay_letter(uow, position)
             await uow.commit()
     await rows(database, "UPDATE outbox SET available_at = now() WHERE waits = 'retry'")
     await drain(processor(database))

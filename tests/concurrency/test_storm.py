@@ -21,7 +21,7 @@ from services.fields import now
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.storm import ALL_KINDS, KINDS, TABLES, Dew, Hail, chance, run
-from tests.concurrency.ticks import rows
+from tests.concurrency.ticks import replay_letter, rows
 
 WRITERS = 8
 WORKERS = 4
@@ -151,7 +151,7 @@ class Storm:
                     await connection.execute(
                         text("INSERT INTO pardons VALUES (:name, :number)"), {"name": name, "number": number}
                     )
-                    if await uow.outbox.replay(position):
+                    if await replay_letter(uow, position):
                         self.replayed += 1
                         await uow.commit()
 

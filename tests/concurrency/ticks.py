@@ -7,6 +7,9 @@ from typing import Any, ClassVar
 from sqlalchemy import text
 
 from services.database import Database
+from services.outbox import control
+from services.outbox.control import By
+from services.outbox.control_repository import Selection
 from services.outbox.events import Claimed, Event
 from services.outbox.policy import RetryPolicy
 from services.outbox.processor import Outcome, Processor
@@ -108,6 +111,11 @@ async def drain(engine: Processor[UnitOfWork]) -> list[Outcome]:
     while outcomes[-1].more:
         outcomes.append(await engine.run_once())
     return outcomes
+
+
+async def replay_letter(uow: UnitOfWork, position: int) -> bool:
+    """Put a dead letter back, as an operator does; False where there is none."""
+    return (await control.replay(uow, Selection(position=position), By("an operator"))).done == 1
 
 
 async def rows(database: Database, statement: str, **parameters: Any) -> list[Any]:

@@ -33,6 +33,7 @@ from services.outbox.partitions import (
 from services.outbox.retention import Changed, Partition
 from services.settings import Environment, Settings
 from services.unit_of_work import UnitOfWork
+from tests.concurrency.ticks import replay_letter
 from worker.jobs.retention import drop_expired_events, forget_events
 
 MARCH, APRIL = Partition(2021, 3), Partition(2021, 4)
@@ -111,7 +112,7 @@ async def test_a_dead_letter_keeps_its_month_and_its_replay_too(old_log: Databas
     assert await forget_events(old_log.engine, LATER, None) == [MARCH.name]
     assert await needed(old_log, APRIL) == "1 dead letters"
     async with UnitOfWork(old_log.write) as uow:
-        assert await uow.outbox.replay(1)
+        assert await replay_letter(uow, 1)
         # It has risen for its own transaction only.
         assert await forget_events(old_log.engine, LATER, None) == []
         await uow.commit()

@@ -13,6 +13,7 @@ class Purse:
 
     posted: Cents = Decimal(0)
     held: Cents = Decimal(0)
+    closed: bool = False
 
     @property
     def available(self) -> Cents:
@@ -96,7 +97,22 @@ class Model:
     sales: list[Sale] = field(default_factory=list)
     promises: list[Promise] = field(default_factory=list)
 
+    def close(self, user: int) -> str:
+        purse = self.purses[user]
+        if purse.closed or purse.held:
+            return "conflict"
+        purse.closed = True
+        return "done"
+
+    def reopen(self, user: int) -> str:
+        if not self.purses[user].closed:
+            return "conflict"
+        self.purses[user].closed = False
+        return "done"
+
     def issue(self, user: int, amount: Cents) -> str:
+        if self.purses[user].closed:
+            return "account_closed"
         if self.purses[user].available + amount < 0:
             return "insufficient_credits"
         self.purses[user].posted += amount
@@ -106,6 +122,8 @@ class Model:
     def transfer(self, sender: int, recipient: int, amount: Cents) -> str:
         if sender == recipient:
             return "same_account"
+        if self.purses[sender].closed or self.purses[recipient].closed:
+            return "account_closed"
         if self.purses[sender].available < amount:
             return "insufficient_credits"
         self.purses[sender].posted -= amount
@@ -115,6 +133,8 @@ class Model:
     def promise(self, payer: int, payee: int, amount: Cents) -> str:
         if payer == payee:
             return "same_account"
+        if self.purses[payer].closed or self.purses[payee].closed:
+            return "account_closed"
         if self.purses[payer].available < amount:
             return "insufficient_credits"
         self.purses[payer].held += amount
@@ -133,6 +153,8 @@ class Model:
             return "transfer_expired"
         if posted > promise.amount:
             return "amount_invalid"
+        if state == "posted" and self.purses[promise.payee].closed:
+            return "account_closed"
         promise.state, promise.posted = state, posted
         self.purses[promise.payer].held -= promise.amount
         self.purses[promise.payer].posted -= posted
@@ -150,8 +172,12 @@ class Model:
 
     def take_back(self, sender: int | None, recipient: int, amount: Cents) -> str:
         """A reversal, to nobody where the credits were issued."""
+        if self.purses[recipient].closed:
+            return "account_closed"
         if self.purses[recipient].available < amount:
             return "insufficient_credits"
+        if sender is not None and self.purses[sender].closed:
+            return "account_closed"
         self.purses[recipient].posted -= amount
         if sender is None:
             self.issued -= amount
@@ -162,13 +188,18 @@ class Model:
     def cost(self, sale: Sale) -> Cents:
         return sum((self.goods[line.product].price * line.quantity for line in sale.lines), Decimal(0))
 
-    def hold(self, sale: Sale) -> bool:
-        """Set the buyer's credits aside, where there are enough."""
+    def pays_a_closed_account(self, sale: Sale) -> bool:
+        return any(self.purses[self.goods[line.product].seller].closed for line in sale.lines)
+
+    def hold(self, sale: Sale) -> str:
+        """Set the buyer's credits aside."""
         cost = self.cost(sale)
+        if self.purses[sale.buyer].closed or self.pays_a_closed_account(sale):
+            return "account_closed"
         if self.purses[sale.buyer].available < cost:
-            return False
+            return "insufficient_credits"
         self.purses[sale.buyer].held += cost
-        return True
+        return "done"
 
     def free(self, sale: Sale, status: str) -> None:
         """The hold is over, and nothing was paid."""
@@ -182,6 +213,9 @@ class Model:
                 continue
             if sale.late:
                 self.free(sale, "cancelled")
+                continue
+            if self.pays_a_closed_account(sale):
+                self.free(sale, "rejected")
                 continue
             wanted: dict[int, int] = {}
             for line in sale.lines:
@@ -202,8 +236,13 @@ class Model:
         for place, quantity in pieces.items():
             goods = self.goods[sale.lines[place].product]
             due[goods.seller] = due.get(goods.seller, Decimal(0)) + goods.price * quantity
-        if any(self.purses[seller].available < amount for seller, amount in due.items()):
-            return "insufficient_credits"
+        for seller, amount in sorted(due.items()):
+            if self.purses[seller].closed:
+                return "account_closed"
+            if self.purses[seller].available < amount:
+                return "insufficient_credits"
+        if self.purses[sale.buyer].closed:
+            return "account_closed"
         for seller, amount in due.items():
             self.purses[seller].posted -= amount
             self.purses[sale.buyer].posted += amount
@@ -223,8 +262,9 @@ class Model:
             self.free(sale, "cancelled")
         elif sale.status == "confirmed":
             left = {place: line.left for place, line in enumerate(sale.lines) if line.left}
-            if self.give_back(sale, left) != "done":
-                return "insufficient_credits"
+            told = self.give_back(sale, left) if left else "done"
+            if told != "done":
+                return told
         sale.status = "cancelled"
         return "done"
 
