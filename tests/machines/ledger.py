@@ -271,8 +271,11 @@ class LedgerMachine(RuleBasedStateMachine):
             self.model.sales.remove(sale)
             self.model.sales.append(sale)
 
-    @rule()
-    def process(self) -> None:
+    @rule(closing=st.sampled_from([None, None, 0, 1]))
+    def process(self, closing: int | None) -> None:
+        """A worker's look at the outbox, now and then with a seller closed just before."""
+        if closing is not None:
+            self.close(closing, stays_closed=True)
         outcome = self.runner.run(self.processor.run_once())
         assert (outcome.retried, outcome.buried) == (0, 0)
         self.model.process()
