@@ -74,7 +74,10 @@ def test_compose_starts_things_in_order(compose: dict[str, Any]) -> None:
 def test_compose_can_scale_workers(compose: dict[str, Any]) -> None:
     worker = compose["services"]["worker"]
     assert not {"ports", "container_name"} & worker.keys()
-    assert worker["healthcheck"] == {"disable": True}
+    # Each container asks for its own host: the image's check asks the API, which does not run there.
+    kind, check = worker["healthcheck"]["test"]
+    assert kind == "CMD-SHELL"
+    assert check == 'python -m services.cli outbox workers --check --host "$$HOSTNAME"'
 
 
 def test_compose_publishes_the_api_alone_and_on_the_loopback_address(compose: dict[str, Any]) -> None:
