@@ -3,19 +3,14 @@
 Seven statements an order: BEGIN, the products, SAVEPOINT, the hold, RELEASE, all the other rows, COMMIT.
 """
 
-import asyncio
 import hashlib
 import json
-import os
 import random
-import time
 from decimal import Decimal
 from typing import Any
 
-import asyncpg
-
 from benchmarks.load import Seen, run_job
-from benchmarks.usage import Meter
+from benchmarks.plain_clients import run_clients
 from services.fields import new_id
 
 _PRODUCTS = """
@@ -115,34 +110,8 @@ async def place(connection: Any, order: dict[str, Any]) -> None:
 
 async def run(job: dict[str, Any]) -> Seen:
     orders = job["orders"]
-    seen = Seen()
-    stopped = measuring = False
     random.shuffle(orders)
-
-    async def client(number: int) -> None:
-        connection = await asyncpg.connect(job["database_url"], server_settings={"jit": "off"})
-        taken = number
-        while not stopped:
-            started = time.perf_counter()
-            await place(connection, orders[taken % len(orders)])
-            taken += job["clients"]
-            if measuring:
-                seen.replies += 1
-                seen.latencies.append(time.perf_counter() - started)
-        await connection.close()
-
-    clients = [asyncio.create_task(client(number)) for number in range(job["clients"])]
-    await asyncio.sleep(job["warmup"])
-    meter = Meter(os.getpid(), job["postgres_pid"])
-    meter.start()
-    measuring = True
-    await asyncio.sleep(job["seconds"])
-    measuring = False
-    meter.stop()
-    stopped = True
-    await asyncio.gather(*clients)
-    seen.read(meter, os.getpid())
-    return seen
+    return await run_clients(job, orders, place)
 
 
 if __name__ == "__main__":

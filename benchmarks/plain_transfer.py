@@ -3,16 +3,13 @@
 It updates two accounts and inserts two entries, with the transfer's row that they refer to, and commits by itself.
 """
 
-import asyncio
-import os
-import time
 from decimal import Decimal
 from typing import Any
 
 import asyncpg
 
 from benchmarks.load import Seen, run_job
-from benchmarks.usage import Meter
+from benchmarks.plain_clients import run_clients
 from services.fields import new_id
 
 _TRANSFER = """
@@ -32,37 +29,15 @@ _TRANSFER = """
 """
 
 
+async def transfer(connection: asyncpg.Connection, wanted: tuple[int, int, Decimal]) -> None:
+    written = await connection.execute(_TRANSFER, new_id(), *wanted)
+    assert written == "INSERT 0 2", written
+
+
 async def run(job: dict[str, Any]) -> Seen:
     # Always from the lower id to the higher one: the updates lock in this order, and nobody deadlocks.
     wanted = [(min(pair), max(pair), Decimal(amount)) for *pair, amount in job["transfers"]]
-    seen = Seen()
-    stopped = measuring = False
-
-    async def client(number: int) -> None:
-        connection = await asyncpg.connect(job["database_url"], server_settings={"jit": "off"})
-        taken = number
-        while not stopped:
-            started = time.perf_counter()
-            written = await connection.execute(_TRANSFER, new_id(), *wanted[taken % len(wanted)])
-            assert written == "INSERT 0 2", written
-            taken += job["clients"]
-            if measuring:
-                seen.replies += 1
-                seen.latencies.append(time.perf_counter() - started)
-        await connection.close()
-
-    clients = [asyncio.create_task(client(number)) for number in range(job["clients"])]
-    await asyncio.sleep(job["warmup"])
-    meter = Meter(os.getpid(), job["postgres_pid"])
-    meter.start()
-    measuring = True
-    await asyncio.sleep(job["seconds"])
-    measuring = False
-    meter.stop()
-    stopped = True
-    await asyncio.gather(*clients)
-    seen.read(meter, os.getpid())
-    return seen
+    return await run_clients(job, wanted, transfer)
 
 
 if __name__ == "__main__":

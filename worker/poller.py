@@ -76,10 +76,6 @@ class Poller:
         self._helpers: list[asyncio.Task[None]] = []
         self.progress = Progress()
 
-    @property
-    def processed(self) -> int:
-        return self.progress.processed
-
     def start(self) -> None:
         self._call()
         for number, processor in enumerate(self._processors):

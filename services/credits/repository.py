@@ -80,10 +80,10 @@ _LOCK_PARTIES = Statement("""
 """)
 
 # By the clock, not by the transaction's time: a lock that was waited for does not make a hold last longer.
-_OF_ORDERS = Statement("""
+_PENDING_OF = Statement("""
     SELECT id, order_id, debit_account_id, credit_account_id, amount, expires_at <= clock_timestamp() AS is_due
     FROM transfers
-    WHERE order_id = ANY(CAST(:order_ids AS uuid[])) AND kind = 'order' AND state = :state ORDER BY id
+    WHERE order_id = ANY(CAST(:order_ids AS uuid[])) AND kind = 'order' AND state = 'pending' ORDER BY id
 """)
 
 _POST = Statement("""
@@ -189,11 +189,18 @@ class LedgerRepository(SqlAccess):
 
     async def pending_of(self, order_ids: Sequence[UUID]) -> list[Movement]:
         """The holds of these orders that are not resolved."""
-        return await self._of_orders(order_ids, "pending")
-
-    async def posted_of(self, order_ids: Sequence[UUID]) -> list[Movement]:
-        """The payments of these orders."""
-        return await self._of_orders(order_ids, "posted")
+        rows = await self.sql.fetch(_PENDING_OF, order_ids=list(order_ids))
+        return [
+            Movement(
+                row["id"],
+                row["debit_account_id"],
+                row["credit_account_id"],
+                row["amount"],
+                row["order_id"],
+                is_due=bool(row["is_due"]),
+            )
+            for row in rows
+        ]
 
     async def lock_parties(self, order_ids: Sequence[UUID]) -> set[int]:
         """Lock the accounts on both sides of these orders' holds until the transaction ends; which of them are closed.
@@ -263,20 +270,6 @@ class LedgerRepository(SqlAccess):
             note=note,
         )
         await self._post(movements, balances)
-
-    async def _of_orders(self, order_ids: Sequence[UUID], state: str) -> list[Movement]:
-        rows = await self.sql.fetch(_OF_ORDERS, order_ids=list(order_ids), state=state)
-        return [
-            Movement(
-                row["id"],
-                row["debit_account_id"],
-                row["credit_account_id"],
-                row["amount"],
-                row["order_id"],
-                is_due=bool(row["is_due"]),
-            )
-            for row in rows
-        ]
 
     async def _lock(self, movements: Iterable[Movement]) -> dict[int, _Balance]:
         ids = {account for m in movements for account in (m.debit_account_id, m.credit_account_id)}
