@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlmodel import col, select
 
 from services.fields import Id, Instant, Text
+from services.outbox.generations import BY_POSITION, LAST_TAKEN, generations, ready_of
 from services.outbox.models import DeadLetter, EventRow, OutboxRow, Waits
 from services.query import EXACT, ORDERED, Filterable, QueryBuilder, Rows, Sortable
 from services.sql import Row, SqlAccess, Statement
@@ -70,10 +71,11 @@ _GROUPS = Statement("""
     ORDER BY letters DESC, groups.fingerprint LIMIT :slice
 """)
 
-# Found by the log's key and the aggregate's index: the outbox has no index on the event.
+# Found by the log's key and the index of what waits by aggregate: the outbox has no index on the event.
 _LOCK_DEFERRED = Statement("""
     SELECT position FROM outbox
-    WHERE aggregate = (SELECT aggregate FROM events WHERE id = :event_id) AND event_id = :event_id AND waits = 'asked'
+    WHERE aggregate = (SELECT aggregate FROM events WHERE id = :event_id) AND event_id = :event_id
+    AND available_at IS NOT NULL AND waits = 'asked'
     FOR UPDATE SKIP LOCKED
 """)
 
@@ -183,26 +185,45 @@ _FACTS = f"""
             AND earlier.available_at IS NOT NULL AND earlier.waits IN ('retry', 'unknown')
             ORDER BY earlier.aggregate, earlier.position LIMIT 1
         ) AS waiting_before,
-        (
+        least((
+            SELECT min(earlier.position) FROM {generations("0", "outbox.position")} CROSS JOIN LATERAL (
+                SELECT position FROM outbox AS earlier
+                WHERE {ready_of("outbox.aggregate")} AND position < outbox.position ORDER BY {BY_POSITION} LIMIT 1
+            ) AS earlier
+        ), (
             SELECT earlier.position FROM outbox AS earlier
             WHERE earlier.aggregate = outbox.aggregate AND earlier.position < outbox.position
-            AND coalesce(earlier.waits <> 'asked', true)
+            AND earlier.available_at IS NOT NULL AND earlier.waits = 'behind'
             ORDER BY earlier.aggregate, earlier.position LIMIT 1
-        ) AS ready_before
+        )) AS ready_before
     FROM outbox LEFT JOIN pg_stat_activity AS activity ON activity.backend_xid = outbox.xmax
     LEFT JOIN outbox_types AS control ON control.type = outbox.type
 """  # noqa: S608
 
 _ROW = Statement(f"{_FACTS} WHERE outbox.position = :position")
-_ROWS_OF_AGGREGATE = Statement(
-    f"{_FACTS} WHERE outbox.aggregate = :aggregate ORDER BY outbox.aggregate, outbox.position LIMIT :slice"
-)
+_ROWS_OF_AGGREGATE = Statement(f"""
+    {_FACTS} WHERE outbox.position IN (
+        SELECT position FROM (
+            SELECT position FROM outbox AS waiting WHERE available_at IS NOT NULL AND aggregate = :aggregate
+            ORDER BY aggregate, position LIMIT :slice
+        ) AS waiting
+        UNION ALL
+        SELECT ready.position FROM {generations("0", LAST_TAKEN)} CROSS JOIN LATERAL (
+            SELECT position FROM outbox AS ready WHERE {ready_of(":aggregate")} ORDER BY {BY_POSITION} LIMIT :slice
+        ) AS ready
+    ) ORDER BY outbox.position LIMIT :slice
+""")  # noqa: S608
 _LETTERS_OF = Statement("SELECT position FROM dead_letters WHERE aggregate = :aggregate ORDER BY position LIMIT :slice")
-_POSITION = Statement("""
+_POSITION = Statement(f"""
+    WITH wanted AS MATERIALIZED (SELECT aggregate FROM events WHERE id = :event_id)
     SELECT position FROM outbox
-    WHERE aggregate = (SELECT aggregate FROM events WHERE id = :event_id) AND event_id = :event_id
-    UNION ALL SELECT position FROM dead_letters WHERE event_id = :event_id
-""")
+    WHERE available_at IS NOT NULL AND aggregate = (SELECT aggregate FROM wanted) AND event_id = :event_id
+    UNION ALL
+    SELECT position FROM {generations("0", LAST_TAKEN)} JOIN outbox
+    ON {ready_of("(SELECT aggregate FROM wanted)")} AND event_id = :event_id
+    UNION ALL
+    SELECT position FROM dead_letters WHERE event_id = :event_id
+""")  # noqa: S608
 
 _BEAT = Statement("""
     INSERT INTO workers (id, host, pid, started_at, beat_at, progress_at, report)

@@ -25,6 +25,7 @@ from sqlalchemy.types import UserDefinedType
 
 from services.database import DeclarativeTable, metadata
 from services.fields import TIMESTAMPTZ, allowed, text_enum
+from services.outbox.generations import GENERATION
 
 
 class Xid8(UserDefinedType[int]):
@@ -119,7 +120,13 @@ class OutboxRow(DeclarativeTable):
     __tablename__ = "outbox"
     __table_args__ = (
         Index("ix_outbox_ready", "type", "position", postgresql_where=text("available_at IS NULL")),
-        Index("ix_outbox_aggregate_position", "aggregate", "position"),
+        Index(
+            "ix_outbox_ready_aggregate",
+            text(GENERATION),
+            "aggregate",
+            "position",
+            postgresql_where=text("available_at IS NULL"),
+        ),
         # Not of those that wait for ever: the planner would take it for a way to an aggregate's rows while the
         # statistics know of none that wait.
         Index(

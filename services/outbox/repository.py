@@ -8,6 +8,7 @@ from uuid import UUID
 from pydantic import TypeAdapter
 
 from services.outbox.events import Recorded
+from services.outbox.generations import BY_POSITION, LAST_TAKEN, MAX_POSITION, generations, ready_of
 from services.outbox.waiting_repository import WaitingRepository
 from services.sql import Statement
 
@@ -33,12 +34,16 @@ _APPEND = Statement("""
     FROM own JOIN new ON queued AND own.id IS NOT NULL ORDER BY ordinal
 """)
 
+_NEAR = 4
+"""Rows of the queue that a claim looks at for each that it may take, to find what comes before those."""
+
 # Locks the first ready rows and the first due ones of each wanted type, then tells which of them may run: those with no
 # earlier row of the same aggregate outside the locked set, and no dead letter that blocks. Everything reads one
-# snapshot, so a row that another worker is about to delete still blocks here. The barriers are not EXISTS: an ORDER BY
-# keeps the planner on the index, however many rows an aggregate has. Where nothing waits and nothing is dead, that is
-# asked once, and not for each aggregate.
-_CLAIM = Statement("""
+# snapshot, so a row that another worker is about to delete still blocks here. What is before a row is mostly near: the
+# head of the queue is read once, and only where a row is further on, its aggregate is looked up. The barriers are not
+# EXISTS: an ORDER BY keeps the planner on the index, however many rows an aggregate has. Where nothing waits and
+# nothing is dead, that is asked once, and not for each aggregate.
+_CLAIM = Statement(f"""
     WITH wanted AS MATERIALIZED (
         SELECT entry.* FROM unnest(
             CAST(:types AS text[]), CAST(:starts AS bigint[]), CAST(:ends AS bigint[]), CAST(:ready AS integer[]),
@@ -76,30 +81,43 @@ _CLAIM = Statement("""
             WHERE outbox.type = wanted.type AND available_at <= statement_timestamp() AND available_at < 'infinity'
             ORDER BY available_at, position LIMIT wanted.due FOR UPDATE SKIP LOCKED
         ) AS row
+    ), near AS MATERIALIZED (
+        SELECT position, aggregate FROM outbox
+        WHERE available_at IS NULL AND position >= :floor AND position < (SELECT max(position) FROM locked)
+        ORDER BY position LIMIT :near
+    ), looked AS MATERIALIZED (
+        SELECT CASE WHEN count(*) < :near THEN {MAX_POSITION} ELSE max(position) + 1 END AS past FROM near
+    ), here AS MATERIALIZED (
+        SELECT aggregate, max(mine) AS last, min(other) AS other FROM (
+            SELECT aggregate, position AS mine, NULL AS other FROM locked
+            UNION ALL
+            SELECT aggregate, NULL, position FROM near WHERE position NOT IN (SELECT position FROM locked)
+        ) AS rows GROUP BY aggregate HAVING max(mine) IS NOT NULL
     ), barrier AS MATERIALIZED (
-        SELECT aggregate, (
+        SELECT aggregate, CASE WHEN other IS NOT NULL OR last <= looked.past THEN other ELSE (
+            SELECT min(earlier.position) FROM {generations("looked.past", "last")} CROSS JOIN LATERAL (
+                SELECT position FROM outbox
+                WHERE {ready_of("here.aggregate")} AND position >= looked.past AND position < last
+                AND position NOT IN (SELECT position FROM locked)
+                ORDER BY {BY_POSITION} LIMIT 1
+            ) AS earlier
+        ) END AS ready, least(CASE WHEN (SELECT true FROM outbox WHERE available_at IS NOT NULL LIMIT 1) THEN (
             SELECT earlier.position FROM outbox AS earlier
-            WHERE earlier.aggregate = here.aggregate AND earlier.position < here.last
-            AND earlier.position >= :floor AND earlier.available_at IS NULL
-            AND earlier.position NOT IN (SELECT position FROM locked)
-            ORDER BY earlier.aggregate, earlier.position LIMIT 1
-        ) AS ready, least(CASE WHEN (SELECT true FROM outbox WHERE available_at IS NOT NULL LIMIT 1) THEN (
-            SELECT earlier.position FROM outbox AS earlier
-            WHERE earlier.aggregate = here.aggregate AND earlier.position < here.last
+            WHERE earlier.aggregate = here.aggregate AND earlier.position < last
             AND earlier.available_at IS NOT NULL AND earlier.waits <> 'asked'
             AND earlier.position NOT IN (SELECT position FROM locked)
             ORDER BY earlier.aggregate, earlier.position LIMIT 1
         ) END, CASE WHEN (SELECT true FROM dead_letters LIMIT 1) THEN (
             SELECT min(position) FROM dead_letters WHERE dead_letters.aggregate = here.aggregate AND blocks
         ) END) AS waiting
-        FROM (SELECT aggregate, max(position) AS last FROM locked GROUP BY aggregate) AS here
+        FROM here CROSS JOIN looked
     )
     SELECT 0 AS position, NULL AS event_id, '' AS aggregate, '' AS type, 0 AS attempts, false AS waited,
         NULL AS version, json_build_object(
             'first_ready', (
                 SELECT position FROM outbox WHERE available_at IS NULL AND position >= :floor ORDER BY position LIMIT 1
             ),
-            'last_taken', (SELECT last_value FROM outbox_position_seq),
+            'last_taken', {LAST_TAKEN},
             'transaction', CAST(CAST(pg_current_xact_id() AS text) AS bigint),
             'oldest_running', CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS text) AS bigint),
             'planned', set_config('enable_seqscan', 'on', true) || set_config('enable_bitmapscan', 'on', true)
@@ -107,14 +125,17 @@ _CLAIM = Statement("""
         )::text AS payload, NULL AS request_id, NULL AS traceparent, false AS blocked, false AS parks
     UNION ALL
     SELECT locked.position, locked.event_id, locked.aggregate, locked.type, locked.attempts, locked.waited,
-        events.version, events.payload::text, events.request_id, events.traceparent,
+        event.version, event.payload::text, event.request_id, event.traceparent,
         coalesce(locked.position > least(barrier.ready, barrier.waiting), false),
         coalesce(locked.position > barrier.waiting, false)
     -- Each has its other half. FULL forbids the nested loop that the planner takes where it expects few rows, as of a
     -- short queue: it would compare each of a batch with each.
-    FROM locked FULL JOIN barrier USING (aggregate) LEFT JOIN events ON events.id = locked.event_id
+    FROM locked FULL JOIN barrier USING (aggregate) LEFT JOIN LATERAL (
+        -- The limit forbids the opposite: all of a log that was small when the plan was made.
+        SELECT version, payload, request_id, traceparent FROM events WHERE events.id = locked.event_id LIMIT 1
+    ) AS event ON true
     ORDER BY position
-""")
+""")  # noqa: S608
 
 _LOOK = Statement("""
     SELECT bool_or((
@@ -228,6 +249,7 @@ class OutboxRepository(WaitingRepository):
             ready=[span.ready for span in spans],
             due=[span.due for span in spans],
             floor=floor,
+            near=_NEAR * sum(span.ready + span.due for span in spans),
         )
         return _HORIZON.validate_json(header["payload"]), [ClaimedRow._make(row.values()) for row in rows]
 

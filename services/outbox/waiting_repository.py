@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from services.outbox.generations import BY_POSITION, LAST_TAKEN, generations, ready_of
 from services.outbox.models import Waits
 from services.sql import SqlAccess, Statement
 
@@ -41,19 +42,28 @@ _PUT_OFF = Statement("""
 """)
 
 # Rows that another worker holds are left to it: it finds out for itself, and nobody waits for anybody here. What is
-# beyond the limit is parked by the claims that meet it.
-_HOLD_BACK = Statement("""
-    UPDATE outbox SET waits = 'behind', available_at = 'infinity' WHERE position IN (
+# beyond the limit is parked by the claims that meet it. An array, so that each row is updated by its key, however many
+# the planner takes them for.
+_HOLD_BACK = Statement(f"""
+    UPDATE outbox SET waits = 'behind', available_at = 'infinity' WHERE position = ANY(ARRAY(
         SELECT held.position
         FROM unnest(CAST(:aggregates AS text[]), CAST(:positions AS bigint[])) AS failed(aggregate, position)
         CROSS JOIN LATERAL (
-            SELECT position FROM outbox AS later
-            WHERE later.aggregate = failed.aggregate AND later.position > failed.position
-            AND (later.available_at IS NULL OR (later.waits = 'behind' AND later.available_at < 'infinity'))
-            ORDER BY later.aggregate, later.position LIMIT 10000 FOR UPDATE SKIP LOCKED
+            SELECT ready.position FROM {generations("failed.position", LAST_TAKEN)} CROSS JOIN LATERAL (
+                SELECT position FROM outbox
+                WHERE {ready_of("failed.aggregate")} AND position > failed.position
+                ORDER BY {BY_POSITION} LIMIT 10000 FOR UPDATE SKIP LOCKED
+            ) AS ready
+            UNION ALL
+            SELECT due.position FROM (
+                SELECT position FROM outbox
+                WHERE aggregate = failed.aggregate AND position > failed.position
+                AND available_at IS NOT NULL AND available_at < 'infinity' AND waits = 'behind'
+                ORDER BY aggregate, position LIMIT 10000 FOR UPDATE SKIP LOCKED
+            ) AS due
         ) AS held
-    )
-""")
+    ))
+""")  # noqa: S608
 
 _BURY = Statement("""
     WITH failed AS (

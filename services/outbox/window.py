@@ -4,9 +4,9 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
+from services.outbox.generations import MAX_POSITION
 from services.outbox.repository import ClaimedRow, Horizon, Span
 
-_END = 2**63 - 1
 _HEAD_SHARE = 0.75
 """Of a window that one aggregate fills: how much goes on looking at the head of the queue."""
 
@@ -99,7 +99,7 @@ class Window:
     def _split(self, name: str, floor: Floor, ready: int, due: int) -> list[Span]:
         last = self._crowded.get(name)
         if last is None or last + 1 >= floor.last_taken or ready < 2:
-            return [Span(name, floor.position, _END, ready, due)]
+            return [Span(name, floor.position, MAX_POSITION, ready, due)]
         further = random.randint(last + 1, floor.last_taken)  # noqa: S311
         head = min(ready - 1, int(ready * _HEAD_SHARE))
-        return [Span(name, floor.position, further, head, due), Span(name, further, _END, ready - head, 0)]
+        return [Span(name, floor.position, further, head, due), Span(name, further, MAX_POSITION, ready - head, 0)]

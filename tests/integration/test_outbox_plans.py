@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from services.outbox import repository, waiting_repository
-from services.outbox.window import _END
+from services.outbox.generations import MAX_POSITION
 from services.settings import Settings
 from services.sql import Statement
 
@@ -35,10 +35,10 @@ def statements(first: int, positions: Sequence[int]) -> dict[str, tuple[Statemen
     each: list[Any] = list(positions)
     aggregates = [f"thing/{number}" for number in each]
     span = {"types": TYPES, "starts": [first] * 5}
-    sizes = {"ends": [_END] * 5, "ready": [BATCH // 5] * 5, "due": [BATCH // 10] * 5}
+    sizes = {"ends": [MAX_POSITION] * 5, "ready": [BATCH // 5] * 5, "due": [BATCH // 10] * 5}
     words = ["because"] * len(each)
     return {
-        "claim": (repository._CLAIM, {**span, **sizes, "floor": first}),
+        "claim": (repository._CLAIM, {**span, **sizes, "floor": first, "near": 4 * BATCH}),
         "look": (repository._LOOK, span),
         "complete": (repository._COMPLETE, {"positions": each}),
         "park": (waiting_repository._PARK, {"positions": each}),
