@@ -90,6 +90,14 @@ class Sql:
         number = _STATUS.search(status)
         return int(number[1]) if number else 0
 
+    async def run_together(self, *statements: Statement) -> None:
+        """Run statements that take no parameters, one after the other, in one trip to the database."""
+        if self._driver is not None:
+            # Without arguments, the driver sends the text as it is.
+            statements = (Statement("; ".join(statement.sql for statement in statements)),)
+        for statement in statements:
+            await self.run(statement)
+
     async def stream(self, statement: Statement, **parameters: Any) -> AsyncIterator[Row]:
         """The rows that the statement returns, through a server-side cursor: a few hundred in memory at a time.
 

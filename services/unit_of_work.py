@@ -29,8 +29,7 @@ from services.outbox.repository import OutboxRepository
 from services.sql import Sql, Statement
 from services.users.repository import UserRepository
 
-# One trip instead of two: a block of statements is one statement.
-_CHECK_DEFERRED = Statement("DO $$ BEGIN SET CONSTRAINTS ALL IMMEDIATE; SET CONSTRAINTS ALL DEFERRED; END $$")
+_CHECK_DEFERRED = (Statement("SET CONSTRAINTS ALL IMMEDIATE"), Statement("SET CONSTRAINTS ALL DEFERRED"))
 
 
 class Bell(Protocol):
@@ -101,7 +100,7 @@ class UnitOfWork:
     async def check(self) -> None:
         """Write the recorded events and check deferred constraints now: what would fail the commit fails here."""
         await self._write_events()
-        await self._sql.run(_CHECK_DEFERRED)
+        await self._sql.run_together(*_CHECK_DEFERRED)
 
     async def _write_events(self) -> None:
         if self._events:
@@ -121,41 +120,52 @@ class UnitOfWork:
         await self.session.close()
 
     @asynccontextmanager
-    async def savepoint(self, *, plain: bool = False) -> AsyncIterator[None]:
+    async def savepoint(self, *, plain: bool = False, check: bool = False) -> AsyncIterator[None]:
         """Undo only the block's work, and the events it recorded, when it raises; the error goes on to the caller.
 
         ORM objects added before the block are flushed first and survive. At most 64 in one transaction: beyond that a
         PostgreSQL backend's subtransaction cache overflows.
 
         `plain` is for blocks that write with plain SQL only: an ORM flush that fails would take the transaction with
-        it, not only the block.
+        it, not only the block. With `check`, what would fail the commit fails the block (see `check`).
         """
         before = list(self._events)
         # SQLAlchemy's nested transaction keeps its objects in step with the database, and costs six times as much.
         objects = self.session.identity_map.keys() or self.session.new
         try:
-            async with self._plain_savepoint() if plain and not objects else self.session.begin_nested():
-                yield
+            if plain and not objects:
+                async with self._plain_savepoint(check=check):
+                    yield
+            else:
+                async with self.session.begin_nested():
+                    yield
+                    if check:
+                        await self.check()
         except BaseException:
             # Also those that the block wrote and the savepoint took back.
             self._events[:] = before
             raise
 
     @asynccontextmanager
-    async def _plain_savepoint(self) -> AsyncIterator[None]:
+    async def _plain_savepoint(self, *, check: bool) -> AsyncIterator[None]:
         """A savepoint for a session that holds no objects."""
         self._savepoints += 1
         name = f"waybill_{self._savepoints}"
+        release = Statement(f"RELEASE SAVEPOINT {name}")
         await self._sql.run(Statement(f"SAVEPOINT {name}"))
         try:
             yield
             assert not self.session.new, "a plain savepoint is for plain SQL"
+            if check:
+                await self._write_events()
+                await self._sql.run_together(*_CHECK_DEFERRED, release)
         except BaseException:
             # Whatever objects the session has now came with the block.
             self.session.expunge_all()
             await self._sql.run(Statement(f"ROLLBACK TO SAVEPOINT {name}"))
             raise
-        await self._sql.run(Statement(f"RELEASE SAVEPOINT {name}"))
+        if not check:
+            await self._sql.run(release)
 
     @cached_property
     def users(self) -> UserRepository:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
+from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy.orm import joinedload
@@ -42,9 +43,16 @@ _LOCK_ACCOUNTS = Statement("""
     FROM accounts WHERE id = ANY(CAST(:ids AS bigint[])) ORDER BY id FOR NO KEY UPDATE
 """)
 
-# Entries and balances in one statement: what is posted costs one trip to the database.
+# What becomes of pending transfers, the entries and the balances in one statement: posting costs one trip to the
+# database.
 _WRITE_BALANCES = Statement("""
-    WITH entered AS (
+    WITH resolved AS (
+        UPDATE transfers SET state = new.state, resolved_at = now(), posted_amount = new.posted
+        FROM unnest(
+            CAST(:resolved_ids AS uuid[]), CAST(:states AS text[]), CAST(:posted_amounts AS numeric[])
+        ) AS new(id, state, posted)
+        WHERE transfers.id = new.id AND transfers.state = 'pending'
+    ), entered AS (
         INSERT INTO entries (account_id, version, transfer_id, amount, balance)
         SELECT * FROM unnest(
             CAST(:account_ids AS bigint[]), CAST(:entry_versions AS bigint[]), CAST(:transfer_ids AS uuid[]),
@@ -69,32 +77,24 @@ _WRITE_TRANSFERS = Statement("""
     ) AS new(id, debit, credit, amount, order_id, reverses)
 """)
 
-# An array, not a join: each account is looked up by its id, however few the orders are held to be.
-_LOCK_PARTIES = Statement("""
-    SELECT id, closed_at IS NOT NULL AS is_closed FROM accounts
-    WHERE id = ANY(ARRAY(
-        SELECT unnest(ARRAY[debit_account_id, credit_account_id]) FROM transfers
-        WHERE order_id = ANY(CAST(:order_ids AS uuid[])) AND kind = 'order' AND state = 'pending'
-    ))
-    ORDER BY id FOR NO KEY UPDATE
-""")
-
-# By the clock, not by the transaction's time: a lock that was waited for does not make a hold last longer.
-_PENDING_OF = Statement("""
-    SELECT id, order_id, debit_account_id, credit_account_id, amount, expires_at <= clock_timestamp() AS is_due
-    FROM transfers
-    WHERE order_id = ANY(CAST(:order_ids AS uuid[])) AND kind = 'order' AND state = 'pending' ORDER BY id
-""")
-
-_POST = Statement("""
-    UPDATE transfers SET state = 'posted', resolved_at = now(), posted_amount = posting.amount
-    FROM unnest(CAST(:ids AS uuid[]), CAST(:amounts AS numeric[])) AS posting(id, amount)
-    WHERE transfers.id = posting.id AND state = 'pending'
-""")
-
-_RELEASE = Statement("""
-    UPDATE transfers SET state = :state, resolved_at = now()
-    WHERE id = ANY(CAST(:ids AS uuid[])) AND state = 'pending'
+# An array, not a join: each account is looked up by its id, however few the orders are held to be. The clock, not the
+# transaction's time, and after all accounts are locked: a lock that was waited for does not make a hold last longer.
+_LOCK_HOLDS = Statement("""
+    WITH pending AS MATERIALIZED (
+        SELECT id, order_id, debit_account_id, credit_account_id, amount, expires_at FROM transfers
+        WHERE order_id = ANY(CAST(:order_ids AS uuid[])) AND kind = 'order' AND state = 'pending' ORDER BY id
+    ), locked AS MATERIALIZED (
+        SELECT id, posted, held, version, system_name IS NOT NULL AS is_system, closed_at IS NOT NULL AS is_closed
+        FROM accounts WHERE id = ANY(ARRAY(SELECT unnest(ARRAY[debit_account_id, credit_account_id]) FROM pending))
+        ORDER BY id FOR NO KEY UPDATE
+    )
+    SELECT id, posted, held, version, is_system, is_closed, NULL AS transfer_id, NULL AS debit_account_id,
+        NULL AS credit_account_id, NULL AS amount, NULL AS order_id, NULL AS is_due
+    FROM locked
+    UNION ALL
+    SELECT NULL, NULL, NULL, NULL, NULL, NULL, id, debit_account_id, credit_account_id, amount, order_id,
+        expires_at <= clock_timestamp()
+    FROM pending
 """)
 
 
@@ -120,14 +120,30 @@ class Movement:
     """A pending one whose time was over when it was read: it can no longer be posted."""
 
 
+class _Resolved(NamedTuple):
+    transfer_id: UUID
+    state: TransferState
+    posted: Decimal | None = None
+
+
 @dataclass(slots=True)
-class _Balance:
+class Balance:
+    """An account as it is while its row is locked."""
+
     id: int
     posted: Decimal
     held: Decimal
     version: int
     is_system: bool
     is_closed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LockedHolds:
+    """Pending transfers for orders, and the accounts on both sides of them by their ids, locked."""
+
+    holds: Sequence[Movement]
+    balances: dict[int, Balance]
 
 
 class LedgerRepository(SqlAccess):
@@ -187,46 +203,52 @@ class LedgerRepository(SqlAccess):
     async def get_transfer(self, transfer_id: UUID) -> Transfer:
         return (await self.session.exec(select(Transfer).where(col(Transfer.id) == transfer_id))).one()
 
-    async def pending_of(self, order_ids: Sequence[UUID]) -> list[Movement]:
-        """The holds of these orders that are not resolved."""
-        rows = await self.sql.fetch(_PENDING_OF, order_ids=list(order_ids))
-        return [
-            Movement(
-                row["id"],
-                row["debit_account_id"],
-                row["credit_account_id"],
-                row["amount"],
-                row["order_id"],
-                is_due=bool(row["is_due"]),
-            )
-            for row in rows
-        ]
-
-    async def lock_parties(self, order_ids: Sequence[UUID]) -> set[int]:
-        """Lock the accounts on both sides of these orders' holds until the transaction ends; which of them are closed.
+    async def lock_holds(self, order_ids: Sequence[UUID]) -> LockedHolds:
+        """The holds of these orders that are not resolved, and their accounts, locked until the transaction ends.
 
         The orders are locked by the caller, so that their holds stay as they are.
         """
-        rows = await self.sql.fetch(_LOCK_PARTIES, order_ids=list(order_ids))
-        return {row["id"] for row in rows if row["is_closed"]}
+        holds: list[Movement] = []
+        balances: dict[int, Balance] = {}
+        for row in await self.sql.fetch(_LOCK_HOLDS, order_ids=list(order_ids)):
+            account_id, *balance = row.values()
+            if account_id is None:
+                holds.append(
+                    Movement(
+                        row["transfer_id"],
+                        row["debit_account_id"],
+                        row["credit_account_id"],
+                        row["amount"],
+                        row["order_id"],
+                        is_due=row["is_due"],
+                    )
+                )
+            else:
+                balances[account_id] = Balance(account_id, *balance[:5])
+        return LockedHolds(holds, balances)
 
     async def resolve_holds(
-        self, *, post: Sequence[Movement] = (), void: Sequence[Movement] = (), expire: Sequence[Movement] = ()
+        self,
+        *,
+        post: Sequence[Movement] = (),
+        void: Sequence[Movement] = (),
+        expire: Sequence[Movement] = (),
+        balances: dict[int, Balance] | None = None,
     ) -> None:
         """Post some pending transfers, void others and let others expire, with one update for each account.
 
-        Nobody resolves a transfer twice: the caller has locked its order, or itself where it has none.
+        Nobody resolves a transfer twice: the caller has locked its order, or itself where it has none. `balances` are
+        those of `lock_holds`; without them the accounts are locked here.
         """
         holds = [*post, *void, *expire]
-        balances = await self._lock(holds)
+        if balances is None:
+            balances = await self._lock(holds)
         for hold in holds:
             balances[hold.debit_account_id].held -= hold.amount
-        for released, state in ((void, TransferState.voided), (expire, TransferState.expired)):
-            if released:
-                await self.sql.run(_RELEASE, ids=[hold.transfer_id for hold in released], state=state.value)
-        if post:
-            await self.sql.run(_POST, ids=[hold.transfer_id for hold in post], amounts=[hold.amount for hold in post])
-        await self._post(post, balances)
+        resolved = [_Resolved(hold.transfer_id, TransferState.posted, hold.amount) for hold in post]
+        resolved += [_Resolved(hold.transfer_id, TransferState.voided) for hold in void]
+        resolved += [_Resolved(hold.transfer_id, TransferState.expired) for hold in expire]
+        await self._post(post, balances, resolved)
 
     async def post_part(self, hold: Movement, amount: Decimal) -> None:
         """Post so much of a pending transfer and release the remainder. The transfer is locked by the caller.
@@ -237,8 +259,7 @@ class LedgerRepository(SqlAccess):
         part = replace(hold, amount=amount)
         _check_payees([part], balances)
         balances[hold.debit_account_id].held -= hold.amount
-        await self.sql.run(_POST, ids=[hold.transfer_id], amounts=[amount])
-        await self._post([part], balances)
+        await self._post([part], balances, [_Resolved(hold.transfer_id, TransferState.posted, amount)])
 
     async def transfer(self, movements: Sequence[Movement], kind: TransferKind, note: str) -> None:
         """Write transfers that take effect at once.
@@ -271,13 +292,15 @@ class LedgerRepository(SqlAccess):
         )
         await self._post(movements, balances)
 
-    async def _lock(self, movements: Iterable[Movement]) -> dict[int, _Balance]:
+    async def _lock(self, movements: Iterable[Movement]) -> dict[int, Balance]:
         ids = {account for m in movements for account in (m.debit_account_id, m.credit_account_id)}
         rows = await self.sql.fetch(_LOCK_ACCOUNTS, ids=sorted(ids))
-        return {row["id"]: _Balance(**row) for row in rows}
+        return {row["id"]: Balance(**row) for row in rows}
 
-    async def _post(self, movements: Sequence[Movement], balances: dict[int, _Balance]) -> None:
-        """Two entries for each movement, then one update for each account."""
+    async def _post(
+        self, movements: Sequence[Movement], balances: dict[int, Balance], resolved: Sequence[_Resolved] = ()
+    ) -> None:
+        """Two entries for each movement, one update for each account, and what became of pending transfers."""
         entries: list[tuple[int, int, UUID, Decimal, Decimal]] = []
         for movement in movements:
             for account_id, amount in (
@@ -292,6 +315,9 @@ class LedgerRepository(SqlAccess):
             changed = list(balances.values())
             await self.sql.run(
                 _WRITE_BALANCES,
+                resolved_ids=[one.transfer_id for one in resolved],
+                states=[one.state.value for one in resolved],
+                posted_amounts=[one.posted for one in resolved],
                 account_ids=[entry[0] for entry in entries],
                 entry_versions=[entry[1] for entry in entries],
                 transfer_ids=[entry[2] for entry in entries],
@@ -304,7 +330,7 @@ class LedgerRepository(SqlAccess):
             )
 
 
-def _check_payees(movements: Iterable[Movement], balances: Mapping[int, _Balance]) -> None:
+def _check_payees(movements: Iterable[Movement], balances: Mapping[int, Balance]) -> None:
     receiving: dict[int, Decimal] = {}
     for movement in movements:
         credit = movement.credit_account_id

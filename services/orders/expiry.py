@@ -13,16 +13,15 @@ async def expire_due(uow: UnitOfWork, limit: int) -> int:
     Orders that somebody works on at this moment are left out: they are resolved there, or found the next time. A
     pending order has no stock reserved, so that none is given back.
     """
-    found = await uow.order_expiry.lock_due(limit)
-    pending = [one.order.id for one in found if one.order.status is OrderStatus.pending]
-    holds = await uow.ledger.pending_of(pending) if pending else []
-    overdue = {hold.order_id for hold in holds if hold.is_due}
-    orders = [one.order for one in found if one.is_due or one.order.id in overdue]
-    expired = [hold for hold in holds if hold.order_id in overdue]
+    due = await uow.order_expiry.lock_due(limit)
+    found = await uow.ledger.lock_holds([one.order.id for one in due if one.order.status is OrderStatus.pending])
+    overdue = {hold.order_id for hold in found.holds if hold.is_due}
+    orders = [one.order for one in due if one.is_due or one.order.id in overdue]
+    expired = [hold for hold in found.holds if hold.order_id in overdue]
     if expired:
-        await uow.ledger.resolve_holds(expire=expired)
+        await uow.ledger.resolve_holds(expire=expired, balances=found.balances)
     if orders:
         await uow.orders.move([Move(order.id, order.status, OrderStatus.cancelled, EXPIRED) for order in orders])
     for order in orders:
         uow.record(OrderCancelled(order_id=order.id, from_status=order.status.value, reason=EXPIRED))
-    return len(found)
+    return len(due)

@@ -22,19 +22,18 @@ async def process_placed(uow: UnitOfWork, events: Sequence[Claimed[OrderPlaced]]
     An order that is no longer pending (cancelled meanwhile) is left as it is: a late event never moves an order back.
     """
     placed = [claimed.event.order_id for claimed in events]
-    orders = await uow.orders.lock(placed)
+    orders, pieces = await uow.orders.lock_with_pieces(placed)
     pending = [orders[order_id] for order_id in placed if orders[order_id].status is OrderStatus.pending]
     traces = {claimed.event.order_id: claimed.trace for claimed in events}
     if not pending:
         return
-    ids = [order.id for order in pending]
-    pieces = await uow.orders.pieces(ids)
-    available = await uow.inventory.lock(sorted({product_id for lines in pieces.values() for product_id in lines}))
-    closed = await uow.ledger.lock_parties(ids)
-    # Read last: nothing is waited for between the look at the clock and the posting.
-    holds = await uow.ledger.pending_of(ids)
+    wanted = sorted({product_id for order in pending for product_id in pieces[order.id]})
+    available = await uow.inventory.lock(wanted)
+    # Last: nothing is waited for between the look at the clock and the posting.
+    found = await uow.ledger.lock_holds([order.id for order in pending])
+    holds = found.holds
     expired = {hold.order_id for hold in holds if hold.is_due}
-    refused = {hold.order_id for hold in holds if hold.credit_account_id in closed}
+    refused = {hold.order_id for hold in holds if found.balances[hold.credit_account_id].is_closed}
     payable = [order for order in pending if order.id not in expired | refused]
     confirmed, reserved = _allocate(payable, pieces, available)
 
@@ -44,6 +43,7 @@ async def process_placed(uow: UnitOfWork, events: Sequence[Claimed[OrderPlaced]]
         post=[hold for hold in holds if hold.order_id in confirmed],
         void=[hold for hold in holds if hold.order_id not in confirmed | expired],
         expire=[hold for hold in holds if hold.order_id in expired],
+        balances=found.balances,
     )
     moves = [_move(order, confirmed, expired, refused) for order in pending]
     await uow.orders.move(moves)

@@ -147,7 +147,8 @@ async def cancel(uow: UnitOfWork, caller: Caller, order_id: UUID, reason: str) -
         await _must_sell_all(uow, caller, order_id, "cancel")
     _check_move(order, OrderStatus.cancelled)
     if order.status is OrderStatus.pending:
-        await uow.ledger.resolve_holds(post=[], void=await uow.ledger.pending_of([order_id]))
+        found = await uow.ledger.lock_holds([order_id])
+        await uow.ledger.resolve_holds(void=found.holds, balances=found.balances)
     if order.status is OrderStatus.confirmed:
         sold = {line.line: line for line in await uow.refunds.sold(order_id)}
         # What was refunded before is not paid back twice.

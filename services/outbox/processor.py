@@ -214,10 +214,9 @@ class Processor(Generic[TransactionT]):
             return
         batch.savepoints += 1
         try:
-            async with transaction.savepoint(plain=subscription.plain_sql):
+            # What would fail the commit is to fail here, where the poison event can be found.
+            async with transaction.savepoint(plain=subscription.plain_sql, check=True):
                 verdicts = await handle(transaction, subscription, [work.claimed for work in works], limit)
-                # What would fail the commit is to fail here, where the poison event can be found.
-                await transaction.check()
         except Exception as error:
             # A handler may raise anything; it is kept with the event.
             if _is_transient(error):

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -107,24 +107,18 @@ class SteppingUnitOfWork(UnitOfWork):
         return repository
 
     @asynccontextmanager
-    async def savepoint(self, *, plain: bool = False) -> AsyncIterator[None]:
+    async def savepoint(self, *, plain: bool = False, check: bool = False) -> AsyncIterator[None]:
         await self._steps.step("before savepoint")
-        async with super().savepoint(plain=plain):
+        async with super().savepoint(plain=plain, check=check):
             await self._steps.step("after savepoint")
             yield
             await self._steps.step("before release")
         await self._steps.step("after release")
 
-    async def check(self) -> None:
-        await self._stepping("check", super().check)
-
     async def commit(self) -> None:
-        await self._stepping("commit", super().commit)
-
-    async def _stepping(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
-        await self._steps.step(f"before {name}")
-        await work()
-        await self._steps.step(f"after {name}")
+        await self._steps.step("before commit")
+        await super().commit()
+        await self._steps.step("after commit")
 
 
 def _is_poison(claimed: Claimed[Tick]) -> bool:
