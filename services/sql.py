@@ -136,7 +136,8 @@ def _wrapped(driver: asyncpg.Connection, error: Exception, sql: str) -> DBAPIErr
 
 def _check_transaction(driver: asyncpg.Connection) -> None:
     # A failed flush rolls the whole transaction back: what came after it would be committed statement by statement.
-    assert driver.is_in_transaction() or driver.is_closed(), "the transaction is over; open a new unit of work"
+    if not (driver.is_in_transaction() or driver.is_closed()):
+        raise RuntimeError("the transaction is over; open a new unit of work")
 
 
 def sqlstate(error: DBAPIError) -> str | None:

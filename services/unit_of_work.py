@@ -1,6 +1,6 @@
 """One database transaction over all repositories, with savepoints and the events it causes."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import cached_property
@@ -20,6 +20,7 @@ from services.fields import new_id
 from services.idempotency.repository import IdempotencyRepository
 from services.operations.repository import OperationsRepository
 from services.orders.expiry_repository import OrderExpiryRepository
+from services.orders.processing_repository import ProcessingRepository
 from services.orders.refund_repository import RefundRepository
 from services.orders.repository import OrderRepository
 from services.outbox.control_repository import ControlRepository
@@ -102,11 +103,26 @@ class UnitOfWork:
         await self._write_events()
         await self._sql.run_together(*_CHECK_DEFERRED)
 
+    async def complete(self, positions: Sequence[int], transaction: int) -> bool:
+        """Write the recorded events and delete these rows of the outbox, which this transaction has locked.
+
+        False where it is not the transaction with that id: the caller must not commit then.
+        """
+        if self._events:
+            deleted = await self.outbox.append_and_complete(self._events, positions, transaction)
+            self._written()
+        else:
+            deleted = await self.outbox.complete(positions, transaction)
+        return deleted == len(positions)
+
     async def _write_events(self) -> None:
         if self._events:
             await self.outbox.append(self._events)
-            self._work_queued = self._work_queued or any(one.event.queued for one in self._events)
-            self._events.clear()
+            self._written()
+
+    def _written(self) -> None:
+        self._work_queued = self._work_queued or any(one.event.queued for one in self._events)
+        self._events.clear()
 
     async def rollback(self) -> None:
         """Give up what was done so far, and the connection; the unit of work can go on with a new transaction.
@@ -186,6 +202,10 @@ class UnitOfWork:
     @cached_property
     def orders(self) -> OrderRepository:
         return OrderRepository(self.session)
+
+    @cached_property
+    def order_processing(self) -> ProcessingRepository:
+        return ProcessingRepository(self.session)
 
     @cached_property
     def order_expiry(self) -> OrderExpiryRepository:

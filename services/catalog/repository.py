@@ -151,10 +151,6 @@ class InventoryRepository(SqlAccess):
         rows = await self.sql.fetch(_LOCK_STOCK, ids=list(product_ids))
         return {row["product_id"]: row["available"] for row in rows}
 
-    async def reserve(self, pieces: Mapping[int, int]) -> None:
-        """Set pieces aside for confirmed orders. The rows are locked by the caller."""
-        await self._change(pieces, on_hand=0, reserved=1)
-
     async def release(self, pieces: Mapping[int, int]) -> None:
         """Give reserved pieces back. The rows are locked by the caller."""
         await self._change(pieces, on_hand=0, reserved=-1)

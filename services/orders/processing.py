@@ -21,32 +21,28 @@ async def process_placed(uow: UnitOfWork, events: Sequence[Claimed[OrderPlaced]]
     here. One that pays a closed account is rejected. Set-based: the number of statements does not grow with the batch.
     An order that is no longer pending (cancelled meanwhile) is left as it is: a late event never moves an order back.
     """
-    placed = [claimed.event.order_id for claimed in events]
-    orders, pieces = await uow.orders.lock_with_pieces(placed)
-    pending = [orders[order_id] for order_id in placed if orders[order_id].status is OrderStatus.pending]
+    placed = list(dict.fromkeys(claimed.event.order_id for claimed in events))
+    found = await uow.order_processing.lock(placed)
+    pending = [order for order in map(found.orders.__getitem__, placed) if order.status is OrderStatus.pending]
     traces = {claimed.event.order_id: claimed.trace for claimed in events}
     if not pending:
         return
-    wanted = sorted({product_id for order in pending for product_id in pieces[order.id]})
-    available = await uow.inventory.lock(wanted)
     # Last: nothing is waited for between the look at the clock and the posting.
-    found = await uow.ledger.lock_holds([order.id for order in pending])
-    holds = found.holds
+    locked = await uow.ledger.lock_holds([order.id for order in pending])
+    holds = locked.holds
     expired = {hold.order_id for hold in holds if hold.is_due}
-    refused = {hold.order_id for hold in holds if found.balances[hold.credit_account_id].is_closed}
+    refused = {hold.order_id for hold in holds if locked.balances[hold.credit_account_id].is_closed}
     payable = [order for order in pending if order.id not in expired | refused]
-    confirmed, reserved = _allocate(payable, pieces, available)
+    confirmed, reserved = _allocate(payable, found.pieces, found.available)
 
-    if reserved:
-        await uow.inventory.reserve(reserved)
+    moves = [_move(order, confirmed, expired, refused) for order in pending]
+    await uow.order_processing.settle(moves, reserved)
     await uow.ledger.resolve_holds(
         post=[hold for hold in holds if hold.order_id in confirmed],
         void=[hold for hold in holds if hold.order_id not in confirmed | expired],
         expire=[hold for hold in holds if hold.order_id in expired],
-        balances=found.balances,
+        balances=locked.balances,
     )
-    moves = [_move(order, confirmed, expired, refused) for order in pending]
-    await uow.orders.move(moves)
     for order, move in zip(pending, moves, strict=True):
         uow.record(_event(order, move), traces[order.id])
 

@@ -69,18 +69,6 @@ _PIECES = Statement("""
     WHERE order_id = ANY(CAST(:ids AS uuid[])) GROUP BY order_id, product_id
 """)
 
-# The lines are those from before a lock was waited for. For pending orders that is the same: nothing changes theirs.
-_LOCK_WITH_PIECES = Statement("""
-    WITH locked AS MATERIALIZED (
-        SELECT id, buyer_id, status, total FROM orders
-        WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE
-    )
-    SELECT locked.*, lines.product_id, lines.pieces FROM locked LEFT JOIN (
-        SELECT order_id, product_id, sum(quantity - returned)::bigint AS pieces FROM order_items
-        WHERE order_id = ANY(CAST(:ids AS uuid[])) GROUP BY order_id, product_id
-    ) AS lines ON lines.order_id = locked.id
-""")
-
 _SHARES = Statement("""
     SELECT products.seller_id, accounts.id AS account_id, sum(order_items.quantity * order_items.unit_price) AS amount
     FROM order_items
@@ -199,21 +187,6 @@ class OrderRepository(Repository[Order]):
         """Lock the orders until the transaction ends, in the order of their ids."""
         rows = await self.sql.fetch(_LOCK, ids=list(order_ids))
         return {row["id"]: LockedOrder(**{**row, "status": OrderStatus(row["status"])}) for row in rows}
-
-    async def lock_with_pieces(
-        self, order_ids: Sequence[UUID]
-    ) -> tuple[dict[UUID, LockedOrder], dict[UUID, dict[int, int]]]:
-        """As `lock`, with the `pieces` of each, in one trip; only for orders that are pending are those sure."""
-        orders: dict[UUID, LockedOrder] = {}
-        pieces: dict[UUID, dict[int, int]] = {}
-        for row in await self.sql.fetch(_LOCK_WITH_PIECES, ids=list(order_ids)):
-            order_id, buyer_id, status, total, product_id, number = row.values()
-            if order_id not in orders:
-                orders[order_id] = LockedOrder(order_id, buyer_id, OrderStatus(status), total)
-                pieces[order_id] = {}
-            if product_id is not None:
-                pieces[order_id][product_id] = number
-        return orders, pieces
 
     async def pieces(self, order_ids: Sequence[UUID]) -> dict[UUID, dict[int, int]]:
         """Pieces of each product in each order, without those given back; two lines of one product count together."""

@@ -28,6 +28,12 @@ _UNKNOWN_AGAIN = 30.0
 _SHORTEST_LIMIT = 0.5
 """Seconds that a part of a batch may take at least, however small a part it is."""
 
+_ABORTED = "25P02"
+"""SQLSTATE of a statement in a transaction in which another has failed."""
+
+_CAREFUL_BATCHES = 20
+"""Batches after a failure that are processed in savepoints from the start."""
+
 _NO_TRACE = Trace()
 
 
@@ -56,6 +62,8 @@ class _Batch:
     """The state of one transaction's work."""
 
     transaction: int
+    careful: bool
+    """In savepoints, so that a part that fails takes nothing else with it."""
     done: list[ClaimedRow] = field(default_factory=list)
     failed: list[tuple[ClaimedRow, Exception]] = field(default_factory=list)
     stopped: set[str] = field(default_factory=set)
@@ -66,9 +74,19 @@ class _Batch:
 class TransactionEnded(Unprocessable):
     """The handler committed or rolled back by itself, and may have taken effect in part: no retry is safe."""
 
-    def __init__(self, event_type: str, batch: _Batch) -> None:
+    def __init__(self, event_type: str, works: Sequence[_Work], batch: _Batch) -> None:
         super().__init__(f"the handler of {event_type!r} ended the transaction; what it wrote may be committed")
+        self.works = works
         self.batch = batch
+
+
+class _Failed(Exception):
+    """A batch without savepoints has failed: it is rolled back, and processed again with them."""
+
+    def __init__(self, ended: TransactionEnded | None = None) -> None:
+        super().__init__("a batch without savepoints failed")
+        self.ended = ended
+        """What to raise where it turns out that the handler has committed."""
 
 
 class Processor(Generic[TransactionT]):
@@ -96,21 +114,20 @@ class Processor(Generic[TransactionT]):
         limits = (subscription.time_limit or time_limit for subscription in subscriptions)
         self._longest_limit = max(limits, default=time_limit)
         self._batch_size = batch_size
+        self._careful = 0
+        """Batches to come that are processed in savepoints whatever they hold."""
         self._forget()
 
     async def run_once(self) -> Outcome:
         """Claim one batch and process it in one transaction.
 
-        A failing batch is split in halves, each in a savepoint, until the poison event stands alone: it gets its
-        attempt counted and waits, or becomes a dead letter; its neighbours commit. Raises what the database raises when
-        it cannot be reached or chooses this transaction as a deadlock's victim: everything is rolled back then.
+        Where it fails, it is rolled back and processed anew: split in halves, each in a savepoint, until the poison
+        event stands alone. That one gets its attempt counted and waits, or becomes a dead letter; its neighbours
+        commit. Raises what the database raises when it cannot be reached or chooses this transaction as a deadlock's
+        victim: everything is rolled back then.
         """
         try:
-            try:
-                async with self._open() as transaction:
-                    return await self._process_batch(transaction)
-            except TransactionEnded as ended:
-                return await self._make_up(ended.batch)
+            return await self._run()
         except DBAPIError:
             # Perhaps it is another server now, whose positions go on from elsewhere.
             self._forget()
@@ -135,6 +152,21 @@ class Processor(Generic[TransactionT]):
         self._floor = Floor()
         self._window = Window(list(self._events), self._batch_size)
 
+    async def _run(self) -> Outcome:
+        try:
+            try:
+                async with self._open() as transaction:
+                    return await self._process_batch(transaction)
+            except _Failed as failed:
+                # It is known now that a batch may fail, and it is cheaper to be ready for that.
+                self._careful = _CAREFUL_BATCHES
+                async with self._open() as transaction:
+                    if failed.ended and await transaction.outbox.was_committed(failed.ended.batch.transaction):
+                        raise failed.ended from failed
+                    return await self._process_batch(transaction)
+        except TransactionEnded as ended:
+            return await self._make_up(ended)
+
     async def _process_batch(self, transaction: TransactionT) -> Outcome:
         await transaction.outbox.begin(self._longest_limit)
         horizon, rows = await transaction.outbox.claim(self._window.spans(self._floor), self._floor.position)
@@ -142,12 +174,15 @@ class Processor(Generic[TransactionT]):
         full = self._window.note(rows)
         if not rows:
             return Outcome()
-        batch = _Batch(horizon.transaction)
-        for stage in _stages([row for row in rows if not row.blocked]):
+        stages = _stages([row for row in rows if not row.blocked])
+        batch = _Batch(horizon.transaction, careful=self._careful > 0 or _may_fail(stages))
+        for stage in stages:
             for event_type, events in stage.items():
                 await self._process_type(transaction, self._subscriptions[event_type], events, batch)
-        if batch.done:
-            await transaction.outbox.complete([row.position for row in batch.done])
+        if batch.careful:
+            self._careful = max(0, self._careful - 1)
+            if batch.done:
+                await transaction.outbox.complete([row.position for row in batch.done])
         outcome = await self._settle_failures(transaction, batch)
         parked = [row.position for row in rows if row.parks]
         if parked:
@@ -156,15 +191,23 @@ class Processor(Generic[TransactionT]):
         passed = {row.aggregate for row in batch.done if row.waited}
         if passed:
             await transaction.outbox.wake(sorted(passed))
-        await transaction.commit()
+        try:
+            await transaction.commit()
+        except Exception as error:
+            # Deferred constraints are checked by the commit here.
+            if batch.careful or _is_transient(error):
+                raise
+            raise _Failed from error
         outcome.processed = len(batch.done)
         outcome.blocked = sum(row.blocked for row in rows) - outcome.postponed
         progress = outcome.processed or outcome.retried or outcome.buried or outcome.postponed
         outcome.more |= bool(passed) or (full and bool(progress)) or batch.savepoints >= SAVEPOINT_BUDGET
         return outcome
 
-    async def _make_up(self, batch: _Batch) -> Outcome:
+    async def _make_up(self, ended: TransactionEnded) -> Outcome:
         """After a handler has ended the transaction: bury what it was given, complete what was committed with it."""
+        batch = ended.batch
+        batch.failed = [(work.row, ended) for work in ended.works]
         async with self._open() as transaction:
             done = batch.done if await transaction.outbox.was_committed(batch.transaction) else []
             if done:
@@ -194,7 +237,34 @@ class Processor(Generic[TransactionT]):
             except (NoHandler, Unprocessable) as error:
                 self._fail(row, error, batch)
         limit = subscription.time_limit or self._time_limit
-        await self._process(transaction, subscription, works, limit, batch)
+        if batch.careful:
+            await self._process(transaction, subscription, works, limit, batch)
+        elif works:
+            await self._process_at_once(transaction, subscription, works, limit, batch)
+
+    async def _process_at_once(
+        self,
+        transaction: TransactionT,
+        subscription: Subscription[TransactionT],
+        works: Sequence[_Work],
+        limit: float,
+        batch: _Batch,
+    ) -> None:
+        """Process without a savepoint, which would cost two trips to the database: for the batch that does not fail."""
+        ended = TransactionEnded(subscription.event.type, works, batch)
+        try:
+            verdicts = await handle(transaction, subscription, [work.claimed for work in works], limit)
+            done = _done(works, verdicts)
+            ours = not done or await transaction.complete([row.position for row in done], batch.transaction)
+        except Exception as error:
+            if _is_transient(error):
+                raise
+            if not await _is_open(transaction, batch.transaction, aborted=True):
+                raise ended from error
+            raise _Failed(ended) from error
+        if not ours or not (done or await _is_open(transaction, batch.transaction)):
+            raise ended
+        self._take(works, verdicts, batch)
 
     async def _process(
         self,
@@ -222,10 +292,7 @@ class Processor(Generic[TransactionT]):
             if _is_transient(error):
                 raise
             if not await _is_open(transaction, batch.transaction):
-                ended = TransactionEnded(subscription.event.type, batch)
-                ended.__cause__ = error
-                batch.failed = [(work.row, ended) for work in works]
-                raise ended from error
+                raise TransactionEnded(subscription.event.type, works, batch) from error
             if len(works) == 1:
                 self._fail(works[0].row, error, batch)
                 return
@@ -238,13 +305,9 @@ class Processor(Generic[TransactionT]):
             self._take(works, verdicts, batch)
 
     def _take(self, works: Sequence[_Work], verdicts: Verdicts, batch: _Batch) -> None:
-        if verdicts is None:
-            batch.done.extend(work.row for work in works)
-            return
-        for work, error in zip(works, verdicts, strict=True):
-            if error is None:
-                batch.done.append(work.row)
-            else:
+        batch.done += _done(works, verdicts)
+        for work, error in zip(works, verdicts or (), strict=verdicts is not None):
+            if error is not None:
                 self._fail(work.row, error, batch)
 
     def _fail(self, row: ClaimedRow, error: Exception, batch: _Batch) -> None:
@@ -291,14 +354,29 @@ class Processor(Generic[TransactionT]):
         return Outcome(retried=len(put_off), buried=len(bury), more=any(not failure.blocks for failure in bury))
 
 
-async def _is_open(transaction: Transaction, number: int) -> bool:
-    """Whether this is still the transaction with that id. Raises `DBAPIError` where the connection is lost."""
+def _done(works: Sequence[_Work], verdicts: Verdicts) -> list[ClaimedRow]:
+    if verdicts is None:
+        return [work.row for work in works]
+    return [work.row for work, error in zip(works, verdicts, strict=True) if error is None]
+
+
+async def _is_open(transaction: Transaction, number: int, *, aborted: bool = False) -> bool:
+    """Whether this is still the transaction with that id. Raises `DBAPIError` where the connection is lost.
+
+    `aborted` is the answer for a transaction in which a statement has failed: the server does not tell any more.
+    """
     try:
         return await transaction.outbox.transaction() == number
     except Exception as error:
         if _is_transient(error):
             raise
-        return False
+        return aborted and isinstance(error, DBAPIError) and sqlstate(error) == _ABORTED
+
+
+def _may_fail(stages: Sequence[Mapping[str, Sequence[ClaimedRow]]]) -> bool:
+    """Whether to be ready for a failure: something has failed before, or not all is one handler's."""
+    parts = [rows for stage in stages for rows in stage.values()]
+    return len(parts) != 1 or any(row.attempts for row in parts[0])
 
 
 def _stages(rows: Sequence[ClaimedRow]) -> list[dict[str, list[ClaimedRow]]]:

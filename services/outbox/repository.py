@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from pydantic import TypeAdapter
@@ -14,8 +14,8 @@ from services.sql import Statement
 
 # One statement for all events of a unit of work, whatever their number. The transaction has its id before it takes a
 # position: claims tell by the ids of running transactions which positions may still come (`claim`).
-_APPEND = Statement("""
-    WITH own AS MATERIALIZED (
+_LOG = """
+    own AS MATERIALIZED (
         SELECT pg_current_xact_id() AS id
     ), new AS (
         SELECT * FROM unnest(
@@ -29,10 +29,21 @@ _APPEND = Statement("""
         -- Positions in the log, too, are taken in the order in which the events were recorded.
         SELECT id, type, version, aggregate, CAST(payload AS jsonb), request_id, traceparent FROM new ORDER BY ordinal
     )
+"""
+_QUEUE = """
     INSERT INTO outbox (event_id, aggregate, type, available_at, waits)
     SELECT new.id, aggregate, type, available_at, CASE WHEN available_at IS NOT NULL THEN 'asked' END
     FROM own JOIN new ON queued AND own.id IS NOT NULL ORDER BY ordinal
-""")
+"""
+# In another transaction than the one that locked the rows it deletes nothing.
+_DELETE = """
+    DELETE FROM outbox WHERE position = ANY(CAST(:positions AS bigint[])) AND (
+        CAST(:transaction AS text) IS NULL OR pg_current_xact_id() = CAST(CAST(:transaction AS text) AS xid8)
+    )
+"""
+_APPEND = Statement(f"WITH {_LOG} {_QUEUE}")
+_COMPLETE = Statement(_DELETE)
+_APPEND_AND_COMPLETE = Statement(f"WITH {_LOG}, queued AS ({_QUEUE}) {_DELETE}")
 
 _NEAR = 4
 """Rows of the queue that a claim looks at for each that it may take, to find what comes before those."""
@@ -149,8 +160,6 @@ _LOOK = Statement("""
     WHERE NOT EXISTS (SELECT FROM outbox_types WHERE outbox_types.type = entry.type AND paused)
 """)
 
-_COMPLETE = Statement("DELETE FROM outbox WHERE position = ANY(CAST(:positions AS bigint[]))")
-
 _TRANSACTION = Statement("SELECT CAST(CAST(pg_current_xact_id_if_assigned() AS text) AS bigint) AS id")
 
 _COMMITTED = Statement("SELECT pg_xact_status(CAST(CAST(:transaction AS text) AS xid8)) = 'committed' AS committed")
@@ -217,18 +226,15 @@ class OutboxRepository(WaitingRepository):
 
     async def append(self, recorded: Sequence[Recorded]) -> None:
         """Write events to the log, each with where it came from, and an outbox row for each that is queued."""
-        events = [one.event for one in recorded]
-        await self.sql.run(
-            _APPEND,
-            ids=[one.event_id for one in recorded],
-            types=[event.type for event in events],
-            versions=[event.version for event in events],
-            aggregates=[event.aggregate for event in events],
-            payloads=[event.model_dump_json() for event in events],
-            request_ids=[one.trace.request_id for one in recorded],
-            traceparents=[one.trace.traceparent for one in recorded],
-            queued=[event.queued for event in events],
-            available_ats=[one.available_at for one in recorded],
+        await self.sql.run(_APPEND, **_columns(recorded))
+
+    async def append_and_complete(
+        self, recorded: Sequence[Recorded], positions: Sequence[int], transaction: int
+    ) -> int:
+        """`append` and `complete` in one trip."""
+        written = _columns(recorded)
+        return await self.sql.run(
+            _APPEND_AND_COMPLETE, **written, positions=list(positions), transaction=str(transaction)
         )
 
     async def begin(self, time_limit: float) -> None:
@@ -269,6 +275,22 @@ class OutboxRepository(WaitingRepository):
         (row,) = await self.sql.fetch(_LOOK, types=[span.type for span in spans], starts=[span.first for span in spans])
         return bool(row["ready"]), row["due_in"]
 
-    async def complete(self, positions: Sequence[int]) -> None:
-        """Delete the rows of processed events."""
-        await self.sql.run(_COMPLETE, positions=list(positions))
+    async def complete(self, positions: Sequence[int], transaction: int | None = None) -> int:
+        """Delete the rows of processed events; their number. With `transaction`, only if this is the one of that id."""
+        number = None if transaction is None else str(transaction)
+        return await self.sql.run(_COMPLETE, positions=list(positions), transaction=number)
+
+
+def _columns(recorded: Sequence[Recorded]) -> dict[str, list[Any]]:
+    events = [one.event for one in recorded]
+    return {
+        "ids": [one.event_id for one in recorded],
+        "types": [event.type for event in events],
+        "versions": [event.version for event in events],
+        "aggregates": [event.aggregate for event in events],
+        "payloads": [event.model_dump_json() for event in events],
+        "request_ids": [one.trace.request_id for one in recorded],
+        "traceparents": [one.trace.traceparent for one in recorded],
+        "queued": [event.queued for event in events],
+        "available_ats": [one.available_at for one in recorded],
+    }
