@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import asyncpg
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InternalError, OperationalError
+from sqlalchemy.orm import Session
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 Row: TypeAlias = Mapping[str, Any]
@@ -68,8 +69,7 @@ class Sql:
         arguments = statement.arguments(parameters)
         driver = self._driver
         if driver is None:
-            result = await self._first(statement.sql, arguments)
-            return result.mappings().all()  # type: ignore[no-any-return]
+            return (await self._first(statement.sql, arguments))[0]
         _check_transaction(driver)
         try:
             return await driver.fetch(statement.sql, *arguments)  # type: ignore[no-any-return]
@@ -81,7 +81,7 @@ class Sql:
         arguments = statement.arguments(parameters)
         driver = self._driver
         if driver is None:
-            return int((await self._first(statement.sql, arguments)).rowcount)
+            return (await self._first(statement.sql, arguments))[1]
         _check_transaction(driver)
         try:
             status = await driver.execute(statement.sql, *arguments)
@@ -117,12 +117,21 @@ class Sql:
                 await connection.invalidate(error)
             raise _wrapped(driver, error, statement.sql) from error
 
-    async def _first(self, sql: str, arguments: tuple[Any, ...]) -> Any:
-        connection = await self._session.connection()
-        result = await connection.exec_driver_sql(sql, arguments)
-        if not connection.sync_engine.echo:
-            self._driver = (await connection.get_raw_connection()).driver_connection
-        return result
+    async def _first(self, sql: str, arguments: tuple[Any, ...]) -> tuple[Sequence[Row], int]:
+        """The rows that it returns, and the number that it wrote."""
+        rows, number, self._driver = await self._session.run_sync(_execute, sql, arguments)
+        return rows, number
+
+
+def _execute(
+    session: Session, sql: str, arguments: tuple[Any, ...]
+) -> tuple[Sequence[Row], int, asyncpg.Connection | None]:
+    """Through SQLAlchemy, in one switch to its synchronous side. No driver where statements are to be logged."""
+    connection = session.connection()
+    result = connection.exec_driver_sql(sql, arguments)
+    rows: Sequence[Any] = result.mappings().all() if result.returns_rows else ()
+    driver = None if connection.engine.echo else connection.connection.driver_connection
+    return rows, result.rowcount, driver
 
 
 def _wrapped(driver: asyncpg.Connection, error: Exception, sql: str) -> DBAPIError:

@@ -133,7 +133,11 @@ class UnitOfWork:
         self._work_queued = False
         self._sql.release()
         # `Session.rollback` would expire them, and an expired attribute cannot be awaited.
-        await self.session.close()
+        if self.session.in_transaction():
+            await self.session.close()
+        else:
+            # Without a connection there is nothing to wait for.
+            self.session.sync_session.close()
 
     @asynccontextmanager
     async def savepoint(self, *, plain: bool = False, check: bool = False) -> AsyncIterator[None]:

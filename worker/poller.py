@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -68,9 +68,8 @@ class Poller:
         self._listener = listener
         self._interval = poll_interval
         self._stopping = asyncio.Event()
-        # At most one call of each kind is open: whoever answers it takes all there is.
-        self._calls: asyncio.Queue[None] = asyncio.Queue(maxsize=1)
-        self._calls_for_help: asyncio.Queue[None] = asyncio.Queue(maxsize=1)
+        # Of each loop, whether it is called. Two calls are as good as one: it takes all there is.
+        self._called = [asyncio.Event() for _ in processors]
         self._sharing: asyncio.TimerHandle | None = None
         self._loops: list[asyncio.Task[None]] = []
         self._helpers: list[asyncio.Task[None]] = []
@@ -80,14 +79,15 @@ class Poller:
         self._call()
         for number, processor in enumerate(self._processors):
             name = f"outbox-{number}"
-            calls = self._calls_for_help if number else self._calls
-            self._loops.append(asyncio.create_task(self._run(processor, name, calls), name=name))
+            self._loops.append(asyncio.create_task(self._run(processor, number, name), name=name))
         self._helpers.append(asyncio.create_task(self._listen(self._processors[0]), name="outbox-ear"))
         self._helpers.append(asyncio.create_task(self._keep_up(self._processors[0]), name="outbox-upkeep"))
 
     async def stop(self, grace: float) -> None:
         """Let the running batches finish for `grace` seconds; then roll them back."""
         self._stopping.set()
+        for called in self._called:
+            called.set()
         for helper in self._helpers:
             helper.cancel()
         await asyncio.gather(*self._helpers, return_exceptions=True)
@@ -102,19 +102,14 @@ class Poller:
 
     def _call(self) -> None:
         """Have a loop look at the outbox, at once or as soon as one is free."""
-        with suppress(asyncio.QueueFull):
-            self._calls.put_nowait(None)
+        self._called[0].set()
         if self._sharing is None and len(self._processors) > 1:
             self._sharing = asyncio.get_running_loop().call_later(_SHARED, self._share)
 
     def _share(self) -> None:
         self._sharing = None
-        if self._calls.full():
-            self._call_for_help()
-
-    def _call_for_help(self) -> None:
-        with suppress(asyncio.QueueFull):
-            self._calls_for_help.put_nowait(None)
+        if self._called[0].is_set():
+            self._called[1].set()
 
     async def _listen(self, processor: Processor[UnitOfWork]) -> None:
         """Call at a ring, and when the timer's look finds something."""
@@ -135,12 +130,12 @@ class Poller:
             else:
                 wait = self._interval if due_in is None else min(self._interval, due_in)
 
-    async def _run(self, processor: Processor[UnitOfWork], name: str, calls: "asyncio.Queue[None]") -> None:
+    async def _run(self, processor: Processor[UnitOfWork], number: int, name: str) -> None:
         failures = 0
         while not self._stopping.is_set():
             self._mark(name)
             try:
-                outcome = await self._drain(processor, name)
+                outcome = await self._drain(processor, number, name)
                 failures = 0
                 if outcome.blocked:
                     await self._pause(_BLOCKED_AGAIN)
@@ -156,9 +151,10 @@ class Poller:
                 await self._pause(backoff)
                 continue
             self.progress.alive_at.pop(name, None)
-            await self._first_of(calls.get())
+            await self._called[number].wait()
+            self._called[number].clear()
 
-    async def _drain(self, processor: Processor[UnitOfWork], name: str) -> Outcome:
+    async def _drain(self, processor: Processor[UnitOfWork], number: int, name: str) -> Outcome:
         while True:
             started = monotonic()
             outcome = await processor.run_once()
@@ -175,8 +171,9 @@ class Poller:
                 )
             if not outcome.more or self._stopping.is_set():
                 return outcome
-            # There is more than one loop can take at once.
-            self._call_for_help()
+            # There is more than one loop can take at once: the next one helps.
+            if number + 1 < len(self._called):
+                self._called[number + 1].set()
 
     async def _call_when_due(self, processor: Processor[UnitOfWork]) -> None:
         _, due_in = await processor.look()
@@ -195,15 +192,7 @@ class Poller:
         self.progress.alive_at[name] = now()
 
     async def _pause(self, seconds: float) -> None:
-        await self._first_of(asyncio.sleep(seconds))
-
-    async def _first_of(self, awaited: Coroutine[None, None, None]) -> None:
-        """Wait for it or for the stop, whichever is first."""
-        stopping = asyncio.create_task(self._stopping.wait())
-        waiting = asyncio.create_task(awaited)
-        try:
-            await asyncio.wait([stopping, waiting], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (stopping, waiting):
-                task.cancel()
-            await asyncio.gather(stopping, waiting, return_exceptions=True)
+        """Wait for so long, or for the stop."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
