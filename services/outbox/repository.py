@@ -50,12 +50,15 @@ _NEAR = 4
 
 # Locks the first ready rows and the first due ones of each wanted type, then tells which of them may run: those with no
 # earlier row of the same aggregate outside the locked set, and no dead letter that blocks. Everything reads one
-# snapshot, so a row that another worker is about to delete still blocks here. What is before a row is mostly near: the
+# snapshot, so a row that another worker is about to delete still blocks here. The dead rows between the floor and the
+# first ready one are passed once, and everything else begins there. What is before a row is mostly near: the
 # head of the queue is read once, and only where a row is further on, its aggregate is looked up. The barriers are not
 # EXISTS: an ORDER BY keeps the planner on the index, however many rows an aggregate has. Where nothing waits and
 # nothing is dead, that is asked once, and not for each aggregate.
 _CLAIM = Statement(f"""
-    WITH wanted AS MATERIALIZED (
+    WITH head AS MATERIALIZED (
+        SELECT position FROM outbox WHERE available_at IS NULL AND position >= :floor ORDER BY position LIMIT 1
+    ), wanted AS MATERIALIZED (
         SELECT entry.* FROM unnest(
             CAST(:types AS text[]), CAST(:starts AS bigint[]), CAST(:ends AS bigint[]), CAST(:ready AS integer[]),
             CAST(:due AS integer[])
@@ -83,7 +86,7 @@ _CLAIM = Statement(f"""
         SELECT row.* FROM wanted CROSS JOIN LATERAL (
             SELECT position, event_id, aggregate, type, attempts, false AS waited FROM outbox
             WHERE outbox.type = wanted.type AND available_at IS NULL
-            AND position >= wanted.first AND position < wanted.past
+            AND position >= greatest(wanted.first, (SELECT position FROM head)) AND position < wanted.past
             ORDER BY position LIMIT wanted.ready FOR UPDATE SKIP LOCKED
         ) AS row
         UNION ALL
@@ -94,7 +97,8 @@ _CLAIM = Statement(f"""
         ) AS row
     ), near AS MATERIALIZED (
         SELECT position, aggregate FROM outbox
-        WHERE available_at IS NULL AND position >= :floor AND position < (SELECT max(position) FROM locked)
+        WHERE available_at IS NULL AND position >= (SELECT position FROM head)
+        AND position < (SELECT max(position) FROM locked)
         ORDER BY position LIMIT :near
     ), looked AS MATERIALIZED (
         SELECT CASE WHEN count(*) < :near THEN {MAX_POSITION} ELSE max(position) + 1 END AS past FROM near
@@ -125,9 +129,7 @@ _CLAIM = Statement(f"""
     )
     SELECT 0 AS position, NULL AS event_id, '' AS aggregate, '' AS type, 0 AS attempts, false AS waited,
         NULL AS version, json_build_object(
-            'first_ready', (
-                SELECT position FROM outbox WHERE available_at IS NULL AND position >= :floor ORDER BY position LIMIT 1
-            ),
+            'first_ready', (SELECT position FROM head),
             'last_taken', {LAST_TAKEN},
             'transaction', CAST(CAST(pg_current_xact_id() AS text) AS bigint),
             'oldest_running', CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS text) AS bigint),

@@ -2,7 +2,9 @@
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import ClassVar
 
 import pytest
 from sqlalchemy.exc import DBAPIError
@@ -168,3 +170,45 @@ async def test_order_is_kept_by_several_processors_under_random_failures(ticking
     for name in names:
         assert [number for other, number in took_effect if other == name] == list(range(length)), name
     assert len(took_effect) == len(ticks)
+
+
+class Unwanted(Tick):
+    """What no worker here takes."""
+
+    type: ClassVar[str] = "test.unwanted"
+
+
+async def test_what_is_before_an_event_far_from_the_head_of_the_queue_is_found_too(ticking: Database) -> None:
+    """Beyond the rows that a claim reads at the head, aggregates are looked up."""
+    await append(ticking, *[Unwanted(name=f"other {number}", number=0) for number in range(40)])
+    await append(ticking, Unwanted(name="a", number=0), *numbered("a", 1, 2), *numbered("b", 0, 1))
+
+    # Nobody takes the forty-one before.
+    await drain(processor(ticking, batch_size=2))
+
+    assert await effects(ticking) == [("b", 0)]
+
+
+async def test_a_batch_that_does_not_fail_is_processed_without_a_savepoint_and_one_that_does_in_savepoints(
+    ticking: Database,
+) -> None:
+    depths: list[int] = []
+
+    class Watching(UnitOfWork):
+        @asynccontextmanager
+        async def savepoint(self, *, plain: bool = False, check: bool = False) -> AsyncIterator[None]:
+            depths.append(1)
+            async with super().savepoint(plain=plain, check=check):
+                yield
+
+    engine = processor(ticking)
+    engine._open = lambda: Watching(ticking.write)
+    await append(ticking, *numbered("a", 0, 3))
+    await engine.run_once()
+    assert depths == []
+    await append(ticking, Tick(name="bad", number=0), *numbered("b", 0, 1))
+    engine = processor(ticking, TickHandler(lambda claimed: claimed.event.name == "bad"))
+    engine._open = lambda: Watching(ticking.write)
+    await engine.run_once()
+    assert len(depths) == 3
+    assert [effect for effect in await effects(ticking) if effect[0] == "b"] == [("b", 0)]
