@@ -40,7 +40,7 @@ def statements(first: int, positions: Sequence[int]) -> dict[str, tuple[Statemen
     return {
         "claim": (repository._CLAIM, {**span, **sizes, "floor": first, "near": 4 * BATCH}),
         "look": (repository._LOOK, span),
-        "complete": (repository._COMPLETE, {"positions": each}),
+        "complete": (repository._COMPLETE, {"positions": each, "transaction": None}),
         "park": (waiting_repository._PARK, {"positions": each}),
         "put off": (
             waiting_repository._PUT_OFF,
