@@ -254,14 +254,17 @@ class Processor(Generic[TransactionT]):
         try:
             verdicts = await handle(transaction, subscription, [work.claimed for work in works], limit)
             done = _done(works, verdicts)
-            ours = not done or await transaction.complete([row.position for row in done], batch.transaction)
+            if done:
+                ours = await transaction.complete([row.position for row in done], batch.transaction)
+            else:
+                ours = await transaction.outbox.transaction() == batch.transaction
         except Exception as error:
             if _is_transient(error):
                 raise
             if not await _is_open(transaction, batch.transaction, aborted=True):
                 raise ended from error
             raise _Failed(ended) from error
-        if not ours or not (done or await _is_open(transaction, batch.transaction)):
+        if not ours:
             raise ended
         self._take(works, verdicts, batch)
 

@@ -184,3 +184,19 @@ async def test_an_event_whose_handler_ends_the_transaction_is_buried_and_nothing
     # The next of its transactions is sound.
     await append(ticking, Spark(name="z"))
     assert sum(outcome.processed for outcome in await drain(broken)) == 1
+
+
+async def test_one_that_swallows_a_database_error_and_says_that_all_failed_has_not_ended_the_transaction(
+    ticking: Database,
+) -> None:
+    async def refuses_all(uow: UnitOfWork, events: Sequence[Claimed[Tick]]) -> list[Exception | None]:
+        await swallows_a_database_error(uow)
+        return [ValueError("no") for _ in events]
+
+    await append(ticking, Tick(name="bad"))
+
+    outcomes = await drain(engine(ticking, refuses_all))
+
+    assert [outcome.retried for outcome in outcomes] == [1]
+    assert await rows(ticking, WAITING) == [("tick/bad", 1)]
+    assert await rows(ticking, "SELECT count(*) FROM dead_letters") == [0]
