@@ -13,8 +13,8 @@ MAX_POSITION = 2**63 - 1
 GENERATION = f"(position >> {_BITS})"
 """The generation of an outbox row; the index is on just this expression."""
 
-LAST_TAKEN = "(SELECT last_value FROM outbox_position_seq)"
-"""The highest position that any transaction has taken."""
+LAST_TAKEN = "(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM outbox_position_seq)"
+"""The highest position that any transaction has taken; 0 where none has (the sequence's last value is 1 by then)."""
 
 
 def generations(first: str, last: str) -> str:

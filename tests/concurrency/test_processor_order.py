@@ -212,3 +212,17 @@ async def test_a_batch_that_does_not_fail_is_processed_without_a_savepoint_and_o
     await engine.run_once()
     assert len(depths) == 3
     assert [effect for effect in await effects(ticking) if effect[0] == "b"] == [("b", 0)]
+
+
+async def test_the_very_first_event_is_found_after_any_number_of_looks_at_an_outbox_that_never_held_one(
+    ticking: Database,
+) -> None:
+    assert await rows(ticking, "SELECT is_called FROM outbox_position_seq") == [False]
+    engine = processor(ticking)
+    for _ in range(5):
+        await engine.run_once()
+    await append(ticking, *numbered("a", 0, 1))
+
+    await drain(engine)
+
+    assert await effects(ticking) == [("a", 0)]
