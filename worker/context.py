@@ -10,7 +10,6 @@ from services.database import Database, check_pool_budget, open_database
 from services.outbox.doorbell import Doorbell, DoorbellListener
 from services.outbox.policy import RetryPolicy
 from services.outbox.processor import Processor
-from services.outbox.window import Floor
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork
 from worker.handlers import SUBSCRIPTIONS
@@ -46,7 +45,6 @@ async def open_worker(settings: Settings) -> AsyncIterator[WorkerContext]:
     redis = Redis.from_url(settings.redis_url, socket_connect_timeout=1)
     async with open_database(settings, "worker") as database, redis, Doorbell(redis) as doorbell:
         await check_pool_budget(database.engine, settings)
-        floor = Floor()
         processors = [
             Processor[UnitOfWork](
                 lambda: UnitOfWork(database.write, doorbell),
@@ -54,7 +52,6 @@ async def open_worker(settings: Settings) -> AsyncIterator[WorkerContext]:
                 retry=RetryPolicy(settings.outbox_max_attempts, settings.outbox_retry_base, settings.outbox_retry_cap),
                 batch_size=settings.outbox_batch_size,
                 time_limit=settings.outbox_time_limit,
-                floor=floor,
             )
             for _ in range(settings.outbox_concurrency)
         ]

@@ -26,7 +26,6 @@ from services.outbox.events import Claimed
 from services.outbox.policy import RetryPolicy
 from services.outbox.processor import Outcome, Processor
 from services.outbox.subscription import Subscription
-from services.outbox.window import Floor
 from services.settings import get_settings
 from services.unit_of_work import UnitOfWork
 from worker.poller import Poller
@@ -84,7 +83,6 @@ async def work(options: argparse.Namespace) -> None:
     timeline, last = TimelineWriter(options.timeline), array("q", bytes(8 * (options.aggregates + 1)))
     redis = Redis.from_url(settings.redis_url, socket_connect_timeout=1)
     async with open_database(settings, "worker") as database, redis, Doorbell(redis) as doorbell:
-        floor = Floor()
         processors = [
             TimedProcessor(
                 Counter(options.wait, failing=options.failing),
@@ -94,7 +92,6 @@ async def work(options: argparse.Namespace) -> None:
                 retry=RetryPolicy(settings.outbox_max_attempts, settings.outbox_retry_base, settings.outbox_retry_cap),
                 batch_size=settings.outbox_batch_size,
                 time_limit=settings.outbox_time_limit,
-                floor=floor,
             )
             for _ in range(settings.outbox_concurrency)
         ]

@@ -92,8 +92,7 @@ class _Failed(Exception):
 class Processor(Generic[TransactionT]):
     """Processes the outbox. Effects, next events and the deletion of the outbox rows are one commit.
 
-    One transaction at a time; several processors, in one process or in many, share the outbox. Those of one process are
-    best given one `floor`.
+    One transaction at a time; several processors, in one process or in many, share the outbox.
     """
 
     def __init__(
@@ -104,7 +103,6 @@ class Processor(Generic[TransactionT]):
         retry: RetryPolicy,
         batch_size: int,
         time_limit: float = 30.0,
-        floor: Floor | None = None,
     ) -> None:
         self._open = open_transaction
         self._events = Registry([subscription.event for subscription in subscriptions])
@@ -118,8 +116,7 @@ class Processor(Generic[TransactionT]):
         self._batch_size = batch_size
         self._careful = 0
         """Batches to come that are processed in savepoints whatever they hold."""
-        self._floor = floor or Floor()
-        self._window = Window(list(self._events), batch_size)
+        self._forget()
 
     async def run_once(self) -> Outcome:
         """Claim one batch and process it in one transaction.
@@ -132,8 +129,8 @@ class Processor(Generic[TransactionT]):
         try:
             return await self._run()
         except DBAPIError:
-            self._floor.forget()
-            self._window = Window(list(self._events), self._batch_size)
+            # Perhaps it is another server now, whose positions go on from elsewhere.
+            self._forget()
             raise
 
     async def look(self) -> tuple[bool, float | None]:
@@ -150,6 +147,10 @@ class Processor(Generic[TransactionT]):
         if parked:
             logger.warning("%d events are of types that this worker has no handler for; they wait", parked)
         return parked
+
+    def _forget(self) -> None:
+        self._floor = Floor()
+        self._window = Window(list(self._events), self._batch_size)
 
     async def _run(self) -> Outcome:
         try:

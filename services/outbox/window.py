@@ -21,15 +21,10 @@ class Floor:
     claim, the taker's id is lower than the claim's own, and it has ended once all ids below that one have.
 
     A row that waits is not ready again, and one that is locked by another worker is still to be seen: neither is passed
-    over. All processors of a process share one: it rises with each of their claims. The first claim of a new one reads
-    the dead rows once.
+    over. What it knows is lost with the object; the first claim of a new one reads the dead rows once.
     """
 
     def __init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        """Begin anew: perhaps it is another server now, whose positions go on from elsewhere."""
         self.position = 0
         self.last_taken = 0
         self._settling: tuple[int, int] | None = None
@@ -45,7 +40,7 @@ class Floor:
         if self._settling is None:
             # Taken before this claim began: its own id came later.
             self._settling = (self.last_taken, horizon.transaction)
-        self.last_taken = max(self.last_taken, horizon.last_taken)
+        self.last_taken = horizon.last_taken
 
 
 class Window:
