@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -40,16 +40,24 @@ class DeclarativeTable(DeclarativeBase):
     registry = default_registry
 
 
-def make_engine(settings: Settings, process: str, url: URL | None = None) -> AsyncEngine:
+def make_engine(
+    settings: Settings,
+    process: str,
+    url: URL | None = None,
+    *,
+    pool_size: int | None = None,
+    server_settings: Mapping[str, str] | None = None,
+) -> AsyncEngine:
     """An asyncpg engine for one process; `process` shows as `application_name` in `pg_stat_activity`.
 
-    The caller disposes of it. No connection is made before the first statement.
+    The caller disposes of it. No connection is made before the first statement. With `pool_size`, it never has more
+    connections than that; `server_settings` are more of PostgreSQL's own.
     """
     idle_ms = str(int(settings.database_idle_in_transaction_timeout * 1000))
     engine = create_async_engine(
         url or settings.async_url(),
-        pool_size=settings.database_pool_size,
-        max_overflow=settings.database_max_overflow,
+        pool_size=pool_size or settings.database_pool_size,
+        max_overflow=0 if pool_size else settings.database_max_overflow,
         pool_timeout=settings.database_pool_timeout,
         pool_recycle=settings.database_pool_recycle,
         pool_pre_ping=settings.database_pool_pre_ping,
@@ -69,6 +77,7 @@ def make_engine(settings: Settings, process: str, url: URL | None = None) -> Asy
                 # that take an array of ids read tables of some thousand rows whole (a transfer's write in PostgreSQL,
                 # 2,000 accounts: 0.41 ms with 4, 0.22 with 1.1).
                 "random_page_cost": "1.1",
+                **(server_settings or {}),
             },
         },
     )
@@ -153,12 +162,14 @@ class PoolBudget:
 
     per_process: int
     processes: int
+    polling: int
+    """Connections of the workers' poll loops, of all workers together."""
     available: int
 
     @property
     def wanted(self) -> int:
         """Connections if every pool is full."""
-        return self.per_process * self.processes
+        return self.per_process * self.processes + self.polling
 
     @property
     def fits(self) -> bool:
@@ -166,8 +177,8 @@ class PoolBudget:
 
     def describe(self) -> str:
         return (
-            f"{self.processes} processes x {self.per_process} connections (pool size + overflow) = {self.wanted}, "
-            f"and the server grants {self.available} (max_connections less the reserved ones)"
+            f"{self.processes} processes x {self.per_process} connections (pool size + overflow) and {self.polling} of "
+            f"poll loops = {self.wanted}, and the server grants {self.available} (max_connections less reserved ones)"
         )
 
 
@@ -182,6 +193,7 @@ async def check_pool_budget(engine: AsyncEngine, settings: Settings) -> PoolBudg
     budget = PoolBudget(
         per_process=settings.database_pool_size + settings.database_max_overflow,
         processes=settings.api_processes + settings.worker_processes,
+        polling=settings.worker_processes * settings.polling_connections,
         available=available,
     )
     if not budget.fits:

@@ -85,6 +85,11 @@ class Settings(BaseSettings):
     audit_time_limit: Annotated[float, Field(gt=0, le=3000)] = 300.0
     metrics_token: SecretStr | None = None
 
+    @property
+    def polling_connections(self) -> int:
+        """Connections of one worker's poll loops, beside its pool: one for each, and one for what listens for them."""
+        return self.outbox_concurrency + 1
+
     @field_validator("database_url", "database_replica_url")
     @classmethod
     def _is_postgresql(cls, value: str | None) -> str | None:

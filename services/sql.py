@@ -1,8 +1,10 @@
 """Plain SQL inside a unit of work: named parameters, compiled once, without the cost of a mapped statement."""
 
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Generic, TypeAlias, TypeVar, overload
 
 import asyncpg
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InternalError, OperationalError
@@ -10,6 +12,9 @@ from sqlalchemy.orm import Session
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 Row: TypeAlias = Mapping[str, Any]
+Results: TypeAlias = Sequence[Sequence[tuple[Any, ...]]]
+FoundT = TypeVar("FoundT")
+OtherT = TypeVar("OtherT")
 
 CONTENTION = frozenset({"40001", "40P01"})
 """SQLSTATEs of a serialization failure and a deadlock: the same transaction may succeed when tried again."""
@@ -29,14 +34,62 @@ class Statement:
     def __init__(self, text: str) -> None:
         self.text = text
         self.parameters = tuple(dict.fromkeys(_PARAMETER.findall(text)))
-        numbers = {name: number for number, name in enumerate(self.parameters, start=1)}
-        self.sql = _PARAMETER.sub(lambda match: f"${numbers[match[1]]}", text)
+        self.sql = self.numbered(1)
+
+    def numbered(self, first: int) -> str:
+        """The SQL with parameters that are numbered from `first` on."""
+        numbers = {name: number for number, name in enumerate(self.parameters, start=first)}
+        return _PARAMETER.sub(lambda match: f"${numbers[match[1]]}", self.text)
 
     def arguments(self, parameters: Mapping[str, Any]) -> tuple[Any, ...]:
         """The values in the order of their numbers. Raises `TypeError` for a missing or unknown name."""
         if parameters.keys() != set(self.parameters):
             raise TypeError(f"the statement takes {self.parameters}, not {tuple(parameters)}")
         return tuple(parameters[name] for name in self.parameters)
+
+
+class Writing(Statement):
+    """Queries of a WITH clause that write: what goes together, of whatever repositories, costs one trip.
+
+    `counted` is the name of the one whose rows tell how much was written. None sees what the others wrote, and
+    PostgreSQL says nothing of their order: what is sent together must not write the same rows.
+    """
+
+    def __init__(self, queries: str, counted: str | None = None) -> None:
+        super().__init__(queries)
+        self.counted = counted
+        self.sql = _joined_writings((self,))
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A writing with its parameters. `wanted` is how much it has to write, where that is known."""
+
+    writing: Writing
+    parameters: Mapping[str, Any]
+    wanted: int | None = None
+
+
+class Reading(Statement):
+    """Queries of a WITH clause that read or lock: what is read together, of whatever repositories, costs one trip.
+
+    `results` has the names of those whose rows are wanted, in the order in which they are to run, with their columns.
+    All show the database as it was when the statement began; only rows that are locked are as they are then.
+    """
+
+    def __init__(self, queries: str, results: Mapping[str, str]) -> None:
+        super().__init__(queries)
+        self.results = results
+        self.sql = _joined_readings((self,))
+
+
+@dataclass(frozen=True, slots=True)
+class Read(Generic[FoundT]):
+    """A reading with its parameters, and what is made of the rows of its results."""
+
+    reading: Reading
+    parameters: Mapping[str, Any]
+    make: Callable[[Results], FoundT]
 
 
 class Sql:
@@ -66,15 +119,7 @@ class Sql:
 
     async def fetch(self, statement: Statement, **parameters: Any) -> Sequence[Row]:
         """The rows that the statement returns."""
-        arguments = statement.arguments(parameters)
-        driver = self._driver
-        if driver is None:
-            return (await self._first(statement.sql, arguments))[0]
-        _check_transaction(driver)
-        try:
-            return await driver.fetch(statement.sql, *arguments)  # type: ignore[no-any-return]
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            raise _wrapped(driver, error, statement.sql) from error
+        return await self._fetch(statement.sql, statement.arguments(parameters))
 
     async def run(self, statement: Statement, **parameters: Any) -> int:
         """Run a statement that returns no rows; the number of rows it wrote."""
@@ -89,6 +134,39 @@ class Sql:
             raise _wrapped(driver, error, statement.sql) from error
         number = _STATUS.search(status)
         return int(number[1]) if number else 0
+
+    @overload
+    async def read(self, one: Read[FoundT], /) -> tuple[FoundT]: ...
+
+    @overload
+    async def read(self, one: Read[FoundT], other: Read[OtherT], /) -> tuple[FoundT, OtherT]: ...
+
+    async def read(self, *reads: Read[Any]) -> tuple[Any, ...]:
+        """Read all of this in one trip, one after the other."""
+        statement = _joined_readings(tuple(one.reading for one in reads))
+        results: list[list[tuple[Any, ...]]] = [[] for one in reads for _ in one.reading.results]
+        for row in await self._fetch(statement, _arguments(reads)):
+            results[row["result"]].append(row["row"])
+        found = []
+        for one in reads:
+            number = len(one.reading.results)
+            found.append(one.make(results[:number]))
+            del results[:number]
+        return tuple(found)
+
+    async def write(self, *writes: Write) -> list[int]:
+        """Write all of this in one trip; how much each has written, 0 for one that does not count.
+
+        Where something is written a second time, it takes another trip, after what was named before it.
+        """
+        written: list[int] = []
+        for together in _without_repetition(writes):
+            statement = _joined_writings(tuple(one.writing for one in together))
+            (row,) = await self._fetch(statement, _arguments(together))
+            written += row.values()
+        for one, number in zip(writes, written, strict=True):
+            assert one.wanted in (None, number), f"{number} rows of {one.wanted} were written: {one.writing.text}"
+        return written
 
     async def run_together(self, *statements: Statement) -> None:
         """Run statements that take no parameters, one after the other, in one trip to the database."""
@@ -117,10 +195,65 @@ class Sql:
                 await connection.invalidate(error)
             raise _wrapped(driver, error, statement.sql) from error
 
+    async def _fetch(self, sql: str, arguments: tuple[Any, ...]) -> Sequence[Row]:
+        driver = self._driver
+        if driver is None:
+            return (await self._first(sql, arguments))[0]
+        _check_transaction(driver)
+        try:
+            return await driver.fetch(sql, *arguments)  # type: ignore[no-any-return]
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            raise _wrapped(driver, error, sql) from error
+
     async def _first(self, sql: str, arguments: tuple[Any, ...]) -> tuple[Sequence[Row], int]:
         """The rows that it returns, and the number that it wrote."""
         rows, number, self._driver = await self._session.run_sync(_execute, sql, arguments)
         return rows, number
+
+
+@lru_cache
+def _joined_writings(writings: tuple[Writing, ...]) -> str:
+    """One statement of several writings, which returns a column with how much was written for each."""
+    counts = [f"(SELECT count(*) FROM {one.counted})" if one.counted else "0" for one in writings]  # noqa: S608
+    columns = (f"{count} AS written_{number}" for number, count in enumerate(counts))
+    return f"{_with(writings)} SELECT {', '.join(columns)}"
+
+
+@lru_cache
+def _joined_readings(readings: tuple[Reading, ...]) -> str:
+    """One statement of several readings, which returns the rows of all results, with the number of the result."""
+    results = (result for one in readings for result in one.results.items())
+    selects = (
+        f"SELECT {number} AS result, ROW({columns}) AS row FROM {name}"  # noqa: S608
+        for number, (name, columns) in enumerate(results)
+    )
+    return f"{_with(readings)} {' UNION ALL '.join(selects)}"
+
+
+def _without_repetition(writes: Sequence[Write]) -> list[list[Write]]:
+    parts: list[list[Write]] = [[]]
+    for one in writes:
+        if any(one.writing is other.writing for other in parts[-1]):
+            parts.append([])
+        parts[-1].append(one)
+    return parts
+
+
+def _with(parts: Sequence[Statement]) -> str:
+    queries = []
+    first = 1
+    for part in parts:
+        queries.append(part.numbered(first))
+        first += len(part.parameters)
+    return f"WITH {', '.join(queries)}"
+
+
+def _arguments(parts: Sequence[Write | Read[Any]]) -> tuple[Any, ...]:
+    values: list[Any] = []
+    for part in parts:
+        statement = part.writing if isinstance(part, Write) else part.reading
+        values += statement.arguments(part.parameters)
+    return tuple(values)
 
 
 def _execute(
@@ -129,9 +262,12 @@ def _execute(
     """Through SQLAlchemy, in one switch to its synchronous side. No driver where statements are to be logged."""
     connection = session.connection()
     result = connection.exec_driver_sql(sql, arguments)
-    rows: Sequence[Any] = result.mappings().all() if result.returns_rows else ()
+    number = result.rowcount
+    # The driver's own rows, as the other statements return them.
+    rows: Sequence[Any] = result.cursor.fetchall() if result.returns_rows and result.cursor else ()
+    result.close()
     driver = None if connection.engine.echo else connection.connection.driver_connection
-    return rows, result.rowcount, driver
+    return rows, number, driver
 
 
 def _wrapped(driver: asyncpg.Connection, error: Exception, sql: str) -> DBAPIError:

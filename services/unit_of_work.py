@@ -27,7 +27,7 @@ from services.outbox.control_repository import ControlRepository
 from services.outbox.events import Event, Recorded, Trace
 from services.outbox.log_repository import LogRepository
 from services.outbox.repository import OutboxRepository
-from services.sql import Sql, Statement
+from services.sql import FoundT, OtherT, Read, Sql, Statement, Write
 from services.users.repository import UserRepository
 
 _CHECK_DEFERRED = (Statement("SET CONSTRAINTS ALL IMMEDIATE"), Statement("SET CONSTRAINTS ALL DEFERRED"))
@@ -55,6 +55,7 @@ class UnitOfWork:
         self._bell = bell
         self.trace = trace or Trace()
         self._events: list[Recorded] = []
+        self._writes: list[Write] = []
         self._work_queued = False
         self._savepoints = 0
 
@@ -84,6 +85,17 @@ class UnitOfWork:
         """The events recorded and not yet written."""
         return tuple(one.event for one in self._events)
 
+    async def read(self, one: Read[FoundT], other: Read[OtherT]) -> tuple[FoundT, OtherT]:
+        """Read or lock what two repositories want, one after the other, in one trip to the database."""
+        return await self._sql.read(one, other)
+
+    def write_with_events(self, *writes: Write) -> None:
+        """Write this when the recorded events are written, in the same trip to the database.
+
+        That is at the latest when it commits. Nothing that is read before shows it.
+        """
+        self._writes += writes
+
     async def commit(self) -> None:
         """Write the recorded events and commit; then ring the doorbell if a worker has work.
 
@@ -91,7 +103,7 @@ class UnitOfWork:
         then nobody knows. Close the unit of work; after a success it can go on with a new transaction.
         """
         # Last before the commit, so that an aggregate's events get their positions while its row is locked.
-        await self._write_events()
+        await self._write()
         self._sql.release()
         await self.session.commit()
         if self._bell is not None and self._work_queued:
@@ -100,7 +112,7 @@ class UnitOfWork:
 
     async def check(self) -> None:
         """Write the recorded events and check deferred constraints now: what would fail the commit fails here."""
-        await self._write_events()
+        await self._write()
         await self._sql.run_together(*_CHECK_DEFERRED)
 
     async def complete(self, positions: Sequence[int], transaction: int) -> bool:
@@ -108,21 +120,23 @@ class UnitOfWork:
 
         False where it is not the transaction with that id: the caller must not commit then.
         """
-        if self._events:
-            deleted = await self.outbox.append_and_complete(self._events, positions, transaction)
-            self._written()
+        if self._events or self._writes:
+            deleted = await self._write(self.outbox.completing(positions, transaction))
         else:
             deleted = await self.outbox.complete(positions, transaction)
         return deleted == len(positions)
 
-    async def _write_events(self) -> None:
-        if self._events:
-            await self.outbox.append(self._events)
-            self._written()
-
-    def _written(self) -> None:
+    async def _write(self, *more: Write) -> int:
+        """Write the recorded events and what goes with them; how much the last of it was."""
+        events = [self.outbox.appending(self._events)] if self._events else []
+        writes = [*self._writes, *events, *more]
+        if not writes:
+            return 0
+        *_, written = await self._sql.write(*writes)
         self._work_queued = self._work_queued or any(one.event.queued for one in self._events)
         self._events.clear()
+        self._writes.clear()
+        return written
 
     async def rollback(self) -> None:
         """Give up what was done so far, and the connection; the unit of work can go on with a new transaction.
@@ -130,6 +144,7 @@ class UnitOfWork:
         Objects that were read stay readable, detached.
         """
         self._events.clear()
+        self._writes.clear()
         self._work_queued = False
         self._sql.release()
         # `Session.rollback` would expire them, and an expired attribute cannot be awaited.
@@ -141,7 +156,7 @@ class UnitOfWork:
 
     @asynccontextmanager
     async def savepoint(self, *, plain: bool = False, check: bool = False) -> AsyncIterator[None]:
-        """Undo only the block's work, and the events it recorded, when it raises; the error goes on to the caller.
+        """Undo only the block's work, and what it recorded, when it raises; the error goes on to the caller.
 
         ORM objects added before the block are flushed first and survive. At most 64 in one transaction: beyond that a
         PostgreSQL backend's subtransaction cache overflows.
@@ -149,7 +164,7 @@ class UnitOfWork:
         `plain` is for blocks that write with plain SQL only: an ORM flush that fails would take the transaction with
         it, not only the block. With `check`, what would fail the commit fails the block (see `check`).
         """
-        before = list(self._events)
+        before = list(self._events), list(self._writes)
         # SQLAlchemy's nested transaction keeps its objects in step with the database, and costs six times as much.
         objects = self.session.identity_map.keys() or self.session.new
         try:
@@ -163,7 +178,7 @@ class UnitOfWork:
                         await self.check()
         except BaseException:
             # Also those that the block wrote and the savepoint took back.
-            self._events[:] = before
+            self._events[:], self._writes[:] = before
             raise
 
     @asynccontextmanager
@@ -177,7 +192,7 @@ class UnitOfWork:
             yield
             assert not self.session.new, "a plain savepoint is for plain SQL"
             if check:
-                await self._write_events()
+                await self._write()
                 await self._sql.run_together(*_CHECK_DEFERRED, release)
         except BaseException:
             # Whatever objects the session has now came with the block.

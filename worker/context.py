@@ -3,13 +3,23 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from redis.asyncio import Redis
 
-from services.database import Database, check_pool_budget, open_database
+from services.database import (
+    Database,
+    SessionFactory,
+    check_pool_budget,
+    make_engine,
+    make_session_factory,
+    open_database,
+)
 from services.outbox.doorbell import Doorbell, DoorbellListener
 from services.outbox.policy import RetryPolicy
 from services.outbox.processor import Processor
+from services.outbox.repository import claim_settings
+from services.outbox.subscription import longest_limit
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork
 from worker.handlers import SUBSCRIPTIONS
@@ -36,6 +46,33 @@ class WorkerContext:
 
 
 @asynccontextmanager
+async def open_polling(settings: Settings, time_limit: float) -> AsyncIterator[SessionFactory]:
+    """Sessions of the poll loops, on connections that are set for claims once and for all.
+
+    `time_limit` is the longest that a batch may take, in seconds.
+    """
+    engine = make_engine(
+        settings,
+        "worker-outbox",
+        pool_size=settings.polling_connections,
+        server_settings=claim_settings(time_limit),
+    )
+    try:
+        yield make_session_factory(engine)
+    finally:
+        await engine.dispose()
+
+
+def processing_options(settings: Settings) -> dict[str, Any]:
+    """What settings say of processors."""
+    return {
+        "retry": RetryPolicy(settings.outbox_max_attempts, settings.outbox_retry_base, settings.outbox_retry_cap),
+        "batch_size": settings.outbox_batch_size,
+        "time_limit": settings.outbox_time_limit,
+    }
+
+
+@asynccontextmanager
 async def open_worker(settings: Settings) -> AsyncIterator[WorkerContext]:
     """The worker's engine, session factory and poll loop, started on entry, stopped and disposed of on exit.
 
@@ -43,15 +80,17 @@ async def open_worker(settings: Settings) -> AsyncIterator[WorkerContext]:
     """
     # No read timeout: the listener waits on the doorbell for a whole poll interval.
     redis = Redis.from_url(settings.redis_url, socket_connect_timeout=1)
-    async with open_database(settings, "worker") as database, redis, Doorbell(redis) as doorbell:
+    limit = longest_limit(SUBSCRIPTIONS, settings.outbox_time_limit)
+    async with (
+        open_database(settings, "worker") as database,
+        open_polling(settings, limit) as polling,
+        redis,
+        Doorbell(redis) as doorbell,
+    ):
         await check_pool_budget(database.engine, settings)
         processors = [
-            Processor[UnitOfWork](
-                lambda: UnitOfWork(database.write, doorbell),
-                SUBSCRIPTIONS,
-                retry=RetryPolicy(settings.outbox_max_attempts, settings.outbox_retry_base, settings.outbox_retry_cap),
-                batch_size=settings.outbox_batch_size,
-                time_limit=settings.outbox_time_limit,
+            Processor(
+                lambda: UnitOfWork(polling, doorbell), SUBSCRIPTIONS, prepared=True, **processing_options(settings)
             )
             for _ in range(settings.outbox_concurrency)
         ]
@@ -63,7 +102,7 @@ async def open_worker(settings: Settings) -> AsyncIterator[WorkerContext]:
             jobs,
             queue_length_of(redis, QUEUE),
             types=[subscription.event.type for subscription in SUBSCRIPTIONS],
-            time_limit=max(subscription.time_limit or settings.outbox_time_limit for subscription in SUBSCRIPTIONS),
+            time_limit=limit,
         )
         async with heartbeat:
             poller.start()

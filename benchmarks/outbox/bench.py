@@ -19,7 +19,6 @@ from benchmarks.usage import Meter, peak_rss_mib
 
 _LOOK_SECONDS = 0.01
 _STALLED_SECONDS = 60.0
-_SETTINGS_OF_A_WORKER = {"database_pool_size": 4, "database_max_overflow": 0}
 
 
 @dataclass(slots=True)
@@ -98,7 +97,7 @@ class Bench:
         timeline.unlink(missing_ok=True)
         arguments = ["-m", "benchmarks.outbox.worker", str(timeline), "--wait", str(wait)]
         arguments += ["--aggregates", str(self.sizes.aggregates), *(["--failing"] if failing else [])]
-        wanted = self.stage.settings(database, **_SETTINGS_OF_A_WORKER, **settings)
+        wanted = self.stage.settings(database, **settings)
         with self.stage.process(name, arguments, wanted) as process:
             yield Worker(process.pid, Timeline(timeline), lambda: self.stage.log(name))
 

@@ -19,15 +19,14 @@ from redis.asyncio import Redis
 from benchmarks.outbox.events import WATCHED, Ping
 from benchmarks.outbox.timeline import Batch, TimelineWriter
 from services.collector import spare_what_stays
-from services.database import open_database
 from services.logs import configure_logging
 from services.outbox.doorbell import Doorbell, DoorbellListener
 from services.outbox.events import Claimed
-from services.outbox.policy import RetryPolicy
 from services.outbox.processor import Outcome, Processor
 from services.outbox.subscription import Subscription
 from services.settings import get_settings
 from services.unit_of_work import UnitOfWork
+from worker.context import open_polling, processing_options
 from worker.poller import Poller
 
 
@@ -82,16 +81,15 @@ async def work(options: argparse.Namespace) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     timeline, last = TimelineWriter(options.timeline), array("q", bytes(8 * (options.aggregates + 1)))
     redis = Redis.from_url(settings.redis_url, socket_connect_timeout=1)
-    async with open_database(settings, "worker") as database, redis, Doorbell(redis) as doorbell:
+    async with open_polling(settings, settings.outbox_time_limit) as polling, redis, Doorbell(redis) as doorbell:
         processors = [
             TimedProcessor(
                 Counter(options.wait, failing=options.failing),
                 timeline,
                 last,
-                open_transaction=lambda: UnitOfWork(database.write, doorbell),
-                retry=RetryPolicy(settings.outbox_max_attempts, settings.outbox_retry_base, settings.outbox_retry_cap),
-                batch_size=settings.outbox_batch_size,
-                time_limit=settings.outbox_time_limit,
+                open_transaction=lambda: UnitOfWork(polling, doorbell),
+                prepared=True,
+                **processing_options(settings),
             )
             for _ in range(settings.outbox_concurrency)
         ]

@@ -13,7 +13,7 @@ from sqlmodel import col, select
 from services.credits.models import ISSUANCE, Account, Transfer, TransferKind, TransferState
 from services.errors import AccountClosed, AmountInvalid, InsufficientCredits
 from services.fields import MAX_CREDITS, new_id
-from services.sql import SqlAccess, Statement
+from services.sql import Read, Reading, Results, SqlAccess, Statement, Write, Writing
 
 # One conditional UPDATE checks and takes; where it finds too little, the INSERT has no row to join and writes nothing.
 _HOLD = Statement("""
@@ -43,10 +43,10 @@ _LOCK_ACCOUNTS = Statement("""
     FROM accounts WHERE id = ANY(CAST(:ids AS bigint[])) ORDER BY id FOR NO KEY UPDATE
 """)
 
-# What becomes of pending transfers, the entries and the balances in one statement: posting costs one trip to the
-# database.
-_WRITE_BALANCES = Statement("""
-    WITH resolved AS (
+# What becomes of pending transfers, the entries and the balances: posting costs one trip to the database.
+_POST = Writing(
+    """
+    resolved AS (
         UPDATE transfers SET state = new.state, resolved_at = now(), posted_amount = new.posted
         FROM unnest(
             CAST(:resolved_ids AS uuid[]), CAST(:states AS text[]), CAST(:posted_amounts AS numeric[])
@@ -58,13 +58,16 @@ _WRITE_BALANCES = Statement("""
             CAST(:account_ids AS bigint[]), CAST(:entry_versions AS bigint[]), CAST(:transfer_ids AS uuid[]),
             CAST(:amounts AS numeric[]), CAST(:balances AS numeric[])
         )
+    ), balanced AS (
+        UPDATE accounts SET posted = new.posted, held = new.held, version = new.version
+        FROM unnest(
+            CAST(:ids AS bigint[]), CAST(:posted AS numeric[]), CAST(:held AS numeric[]), CAST(:versions AS bigint[])
+        ) AS new(id, posted, held, version)
+        WHERE accounts.id = new.id RETURNING 1
     )
-    UPDATE accounts SET posted = new.posted, held = new.held, version = new.version
-    FROM unnest(
-        CAST(:ids AS bigint[]), CAST(:posted AS numeric[]), CAST(:held AS numeric[]), CAST(:versions AS bigint[])
-    ) AS new(id, posted, held, version)
-    WHERE accounts.id = new.id
-""")
+    """,
+    counted="balanced",
+)
 
 _WRITE_TRANSFERS = Statement("""
     INSERT INTO transfers (
@@ -79,23 +82,22 @@ _WRITE_TRANSFERS = Statement("""
 
 # An array, not a join: each account is looked up by its id, however few the orders are held to be. The clock, not the
 # transaction's time, and after all accounts are locked: a lock that was waited for does not make a hold last longer.
-_LOCK_HOLDS = Statement("""
-    WITH pending AS MATERIALIZED (
+_LOCK_HOLDS = Reading(
+    """
+    pending AS MATERIALIZED (
         SELECT id, order_id, debit_account_id, credit_account_id, amount, expires_at FROM transfers
         WHERE order_id = ANY(CAST(:order_ids AS uuid[])) AND kind = 'order' AND state = 'pending' ORDER BY id
-    ), locked AS MATERIALIZED (
+    ), locked_accounts AS MATERIALIZED (
         SELECT id, posted, held, version, system_name IS NOT NULL AS is_system, closed_at IS NOT NULL AS is_closed
         FROM accounts WHERE id = ANY(ARRAY(SELECT unnest(ARRAY[debit_account_id, credit_account_id]) FROM pending))
         ORDER BY id FOR NO KEY UPDATE
     )
-    SELECT id, posted, held, version, is_system, is_closed, NULL AS transfer_id, NULL AS debit_account_id,
-        NULL AS credit_account_id, NULL AS amount, NULL AS order_id, NULL AS is_due
-    FROM locked
-    UNION ALL
-    SELECT NULL, NULL, NULL, NULL, NULL, NULL, id, debit_account_id, credit_account_id, amount, order_id,
-        expires_at <= clock_timestamp()
-    FROM pending
-""")
+    """,
+    results={
+        "locked_accounts": "id, posted, held, version, is_system, is_closed",
+        "pending": "id, debit_account_id, credit_account_id, amount, order_id, expires_at <= clock_timestamp()",
+    },
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,24 +210,13 @@ class LedgerRepository(SqlAccess):
 
         The orders are locked by the caller, so that their holds stay as they are.
         """
-        holds: list[Movement] = []
-        balances: dict[int, Balance] = {}
-        for row in await self.sql.fetch(_LOCK_HOLDS, order_ids=list(order_ids)):
-            account_id, *balance = row.values()
-            if account_id is None:
-                holds.append(
-                    Movement(
-                        row["transfer_id"],
-                        row["debit_account_id"],
-                        row["credit_account_id"],
-                        row["amount"],
-                        row["order_id"],
-                        is_due=row["is_due"],
-                    )
-                )
-            else:
-                balances[account_id] = Balance(account_id, *balance[:5])
-        return LockedHolds(holds, balances)
+        (found,) = await self.sql.read(self.locking_holds(order_ids))
+        return found
+
+    @staticmethod
+    def locking_holds(order_ids: Sequence[UUID]) -> Read[LockedHolds]:
+        """`lock_holds`, to be read after something else."""
+        return Read(_LOCK_HOLDS, {"order_ids": list(order_ids)}, _locked_holds)
 
     async def resolve_holds(
         self,
@@ -240,15 +231,26 @@ class LedgerRepository(SqlAccess):
         Nobody resolves a transfer twice: the caller has locked its order, or itself where it has none. `balances` are
         those of `lock_holds`; without them the accounts are locked here.
         """
-        holds = [*post, *void, *expire]
         if balances is None:
-            balances = await self._lock(holds)
-        for hold in holds:
+            balances = await self._lock([*post, *void, *expire])
+        if balances:
+            await self.sql.write(self.resolving(balances, post=post, void=void, expire=expire))
+
+    @staticmethod
+    def resolving(
+        balances: dict[int, Balance],
+        *,
+        post: Sequence[Movement] = (),
+        void: Sequence[Movement] = (),
+        expire: Sequence[Movement] = (),
+    ) -> Write:
+        """`resolve_holds`, to be sent with other writes. `balances` are up to date with it at once."""
+        for hold in (*post, *void, *expire):
             balances[hold.debit_account_id].held -= hold.amount
         resolved = [_Resolved(hold.transfer_id, TransferState.posted, hold.amount) for hold in post]
         resolved += [_Resolved(hold.transfer_id, TransferState.voided) for hold in void]
         resolved += [_Resolved(hold.transfer_id, TransferState.expired) for hold in expire]
-        await self._post(post, balances, resolved)
+        return _posting(post, balances, resolved)
 
     async def post_part(self, hold: Movement, amount: Decimal) -> None:
         """Post so much of a pending transfer and release the remainder. The transfer is locked by the caller.
@@ -259,7 +261,7 @@ class LedgerRepository(SqlAccess):
         part = replace(hold, amount=amount)
         _check_payees([part], balances)
         balances[hold.debit_account_id].held -= hold.amount
-        await self._post([part], balances, [_Resolved(hold.transfer_id, TransferState.posted, amount)])
+        await self.sql.write(_posting([part], balances, [_Resolved(hold.transfer_id, TransferState.posted, amount)]))
 
     async def transfer(self, movements: Sequence[Movement], kind: TransferKind, note: str) -> None:
         """Write transfers that take effect at once.
@@ -290,44 +292,53 @@ class LedgerRepository(SqlAccess):
             kind=kind.value,
             note=note,
         )
-        await self._post(movements, balances)
+        await self.sql.write(_posting(movements, balances))
 
     async def _lock(self, movements: Iterable[Movement]) -> dict[int, Balance]:
         ids = {account for m in movements for account in (m.debit_account_id, m.credit_account_id)}
         rows = await self.sql.fetch(_LOCK_ACCOUNTS, ids=sorted(ids))
         return {row["id"]: Balance(**row) for row in rows}
 
-    async def _post(
-        self, movements: Sequence[Movement], balances: dict[int, Balance], resolved: Sequence[_Resolved] = ()
-    ) -> None:
-        """Two entries for each movement, one update for each account, and what became of pending transfers."""
-        entries: list[tuple[int, int, UUID, Decimal, Decimal]] = []
-        for movement in movements:
-            for account_id, amount in (
-                (movement.debit_account_id, -movement.amount),
-                (movement.credit_account_id, movement.amount),
-            ):
-                balance = balances[account_id]
-                balance.posted += amount
-                balance.version += 1
-                entries.append((account_id, balance.version, movement.transfer_id, amount, balance.posted))
-        if balances:
-            changed = list(balances.values())
-            await self.sql.run(
-                _WRITE_BALANCES,
-                resolved_ids=[one.transfer_id for one in resolved],
-                states=[one.state.value for one in resolved],
-                posted_amounts=[one.posted for one in resolved],
-                account_ids=[entry[0] for entry in entries],
-                entry_versions=[entry[1] for entry in entries],
-                transfer_ids=[entry[2] for entry in entries],
-                amounts=[entry[3] for entry in entries],
-                balances=[entry[4] for entry in entries],
-                ids=[balance.id for balance in changed],
-                posted=[balance.posted for balance in changed],
-                held=[balance.held for balance in changed],
-                versions=[balance.version for balance in changed],
-            )
+
+def _locked_holds(results: Results) -> LockedHolds:
+    accounts, holds = results
+    return LockedHolds(
+        holds=[
+            Movement(transfer_id, debit, credit, amount, order_id, is_due=is_due)
+            for transfer_id, debit, credit, amount, order_id, is_due in holds
+        ],
+        balances={account[0]: Balance(*account) for account in accounts},
+    )
+
+
+def _posting(movements: Sequence[Movement], balances: dict[int, Balance], resolved: Sequence[_Resolved] = ()) -> Write:
+    """Two entries for each movement, one update for each account, and what became of pending transfers."""
+    entries: list[tuple[int, int, UUID, Decimal, Decimal]] = []
+    for movement in movements:
+        for account_id, amount in (
+            (movement.debit_account_id, -movement.amount),
+            (movement.credit_account_id, movement.amount),
+        ):
+            balance = balances[account_id]
+            balance.posted += amount
+            balance.version += 1
+            entries.append((account_id, balance.version, movement.transfer_id, amount, balance.posted))
+    changed = list(balances.values())
+    parameters = {
+        "resolved_ids": [one.transfer_id for one in resolved],
+        "states": [one.state.value for one in resolved],
+        "posted_amounts": [one.posted for one in resolved],
+        "account_ids": [entry[0] for entry in entries],
+        "entry_versions": [entry[1] for entry in entries],
+        "transfer_ids": [entry[2] for entry in entries],
+        "amounts": [entry[3] for entry in entries],
+        "balances": [entry[4] for entry in entries],
+        "ids": [balance.id for balance in changed],
+        "posted": [balance.posted for balance in changed],
+        "held": [balance.held for balance in changed],
+        "versions": [balance.version for balance in changed],
+    }
+    return Write(_POST, parameters, wanted=len(changed))
 
 
 def _check_payees(movements: Iterable[Movement], balances: Mapping[int, Balance]) -> None:

@@ -22,27 +22,28 @@ async def process_placed(uow: UnitOfWork, events: Sequence[Claimed[OrderPlaced]]
     An order that is no longer pending (cancelled meanwhile) is left as it is: a late event never moves an order back.
     """
     placed = list(dict.fromkeys(claimed.event.order_id for claimed in events))
-    found = await uow.order_processing.lock(placed)
+    # The accounts last: nothing is waited for between the look at the clock and the posting. What is held for an order
+    # that is pending once it is locked was held from when the statement began: nothing else changes that.
+    found, locked = await uow.read(uow.order_processing.locking(placed), uow.ledger.locking_holds(placed))
     pending = [order for order in map(found.orders.__getitem__, placed) if order.status is OrderStatus.pending]
     traces = {claimed.event.order_id: claimed.trace for claimed in events}
     if not pending:
         return
-    # Last: nothing is waited for between the look at the clock and the posting.
-    locked = await uow.ledger.lock_holds([order.id for order in pending])
-    holds = locked.holds
+    ids = {order.id for order in pending}
+    holds = [hold for hold in locked.holds if hold.order_id in ids]
     expired = {hold.order_id for hold in holds if hold.is_due}
     refused = {hold.order_id for hold in holds if locked.balances[hold.credit_account_id].is_closed}
     payable = [order for order in pending if order.id not in expired | refused]
     confirmed, reserved = _allocate(payable, found.pieces, found.available)
 
     moves = [_move(order, confirmed, expired, refused) for order in pending]
-    await uow.order_processing.settle(moves, reserved)
-    await uow.ledger.resolve_holds(
+    resolving = uow.ledger.resolving(
+        locked.balances,
         post=[hold for hold in holds if hold.order_id in confirmed],
         void=[hold for hold in holds if hold.order_id not in confirmed | expired],
         expire=[hold for hold in holds if hold.order_id in expired],
-        balances=locked.balances,
     )
+    uow.write_with_events(uow.order_processing.settling(moves, reserved), resolving)
     for order, move in zip(pending, moves, strict=True):
         uow.record(_event(order, move), traces[order.id])
 

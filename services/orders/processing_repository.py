@@ -6,28 +6,34 @@ from uuid import UUID
 
 from services.orders.models import OrderStatus
 from services.orders.repository import LockedOrder, Move
-from services.sql import SqlAccess, Statement
+from services.sql import Read, Reading, Results, SqlAccess, Write, Writing
 
 # Orders, then the stock, as everywhere. The lines are those from before a lock was waited for; for a pending order that
 # is the same: nothing changes them.
-_LOCK = Statement("""
-    WITH locked AS MATERIALIZED (
+_LOCK = Reading(
+    """
+    locked_orders AS MATERIALIZED (
         SELECT id, buyer_id, status, total FROM orders
         WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE
     ), lines AS MATERIALIZED (
         SELECT order_id, product_id, sum(quantity - returned)::bigint AS pieces FROM order_items
-        WHERE order_id = ANY(ARRAY(SELECT id FROM locked WHERE status = 'pending')) GROUP BY order_id, product_id
-    ), stock AS MATERIALIZED (
+        WHERE order_id = ANY(ARRAY(SELECT id FROM locked_orders WHERE status = 'pending'))
+        GROUP BY order_id, product_id
+    ), locked_stock AS MATERIALIZED (
         SELECT product_id, on_hand - reserved AS available FROM inventory
         WHERE product_id = ANY(ARRAY(SELECT product_id FROM lines)) ORDER BY product_id FOR NO KEY UPDATE
     )
-    SELECT id, buyer_id, status, total, NULL AS product_id, NULL AS pieces FROM locked
-    UNION ALL SELECT order_id, NULL, NULL, NULL, product_id, pieces FROM lines
-    UNION ALL SELECT NULL, NULL, NULL, NULL, product_id, available FROM stock
-""")
+    """,
+    results={
+        "locked_orders": "id, buyer_id, status, total",
+        "lines": "order_id, product_id, pieces",
+        "locked_stock": "product_id, available",
+    },
+)
 
-_SETTLE = Statement("""
-    WITH moved AS (
+_SETTLE = Writing(
+    """
+    moved AS (
         UPDATE orders SET status = move.to_status, expires_at = NULL, version = version + 1,
             updated_at = clock_timestamp()
         FROM unnest(
@@ -43,8 +49,9 @@ _SETTLE = Statement("""
         FROM unnest(CAST(:product_ids AS bigint[]), CAST(:pieces AS bigint[])) AS wanted(product_id, pieces)
         WHERE inventory.product_id = wanted.product_id
     )
-    SELECT count(*) AS moved FROM moved
-""")
+    """,
+    counted="moved",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,28 +69,30 @@ class Placed:
 class ProcessingRepository(SqlAccess):
     """What a worker reads and writes of placed orders."""
 
-    async def lock(self, order_ids: Sequence[UUID]) -> Placed:
+    @staticmethod
+    def locking(order_ids: Sequence[UUID]) -> Read[Placed]:
         """Lock the orders in the order of their ids, then the stock of those that are pending by product."""
-        placed = Placed({}, {}, {})
-        for row in await self.sql.fetch(_LOCK, ids=list(order_ids)):
-            order_id, buyer_id, status, total, product_id, pieces = row.values()
-            if product_id is None:
-                placed.orders[order_id] = LockedOrder(order_id, buyer_id, OrderStatus(status), total)
-                placed.pieces[order_id] = {}
-            elif order_id is not None:
-                placed.pieces[order_id][product_id] = pieces
-            else:
-                placed.available[product_id] = pieces
-        return placed
+        return Read(_LOCK, {"ids": list(order_ids)}, _placed)
 
-    async def settle(self, moves: Sequence[Move], reserved: Mapping[int, int]) -> None:
-        """Move pending orders on, with their transitions, and set pieces aside. Everything is locked by the caller."""
-        (row,) = await self.sql.fetch(
-            _SETTLE,
-            ids=[move.order_id for move in moves],
-            to_statuses=[move.after.value for move in moves],
-            reasons=[move.reason for move in moves],
-            product_ids=list(reserved),
-            pieces=list(reserved.values()),
-        )
-        assert row["moved"] == len(moves), "an order moved under its lock"
+    @staticmethod
+    def settling(moves: Sequence[Move], reserved: Mapping[int, int]) -> Write:
+        """Move pending orders on, with their transitions, and set pieces aside. The caller has locked everything."""
+        parameters = {
+            "ids": [move.order_id for move in moves],
+            "to_statuses": [move.after.value for move in moves],
+            "reasons": [move.reason for move in moves],
+            "product_ids": list(reserved),
+            "pieces": list(reserved.values()),
+        }
+        return Write(_SETTLE, parameters, wanted=len(moves))
+
+
+def _placed(results: Results) -> Placed:
+    orders, lines, stock = results
+    placed = Placed({}, {}, dict(stock))
+    for order_id, buyer_id, status, total in orders:
+        placed.orders[order_id] = LockedOrder(order_id, buyer_id, OrderStatus(status), total)
+        placed.pieces[order_id] = {}
+    for order_id, product_id, pieces in lines:
+        placed.pieces[order_id][product_id] = pieces
+    return placed

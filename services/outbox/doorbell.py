@@ -14,7 +14,7 @@ RINGS_KEPT = 4
 """So that a burst wakes a few idle workers, and a long absence of workers leaves no pile of rings."""
 
 
-_QUIET = 0.004
+_QUIET = 0.002
 """Seconds after a ring before the next."""
 
 _GRACE = 0.5

@@ -12,7 +12,7 @@ from services.outbox.events import Claimed, Event, NoHandler, Registry, Trace, U
 from services.outbox.models import Waits
 from services.outbox.policy import OnDeath, RetryPolicy, describe, fingerprint, history_entry
 from services.outbox.repository import ClaimedRow
-from services.outbox.subscription import Subscription, Transaction, TransactionT, Verdicts, handle
+from services.outbox.subscription import Subscription, Transaction, TransactionT, Verdicts, handle, longest_limit
 from services.outbox.waiting_repository import Failure
 from services.outbox.window import Floor, Window
 from services.sql import CONTENTION, sqlstate
@@ -92,7 +92,9 @@ class _Failed(Exception):
 class Processor(Generic[TransactionT]):
     """Processes the outbox. Effects, next events and the deletion of the outbox rows are one commit.
 
-    One transaction at a time; several processors, in one process or in many, share the outbox.
+    One transaction at a time; several processors, in one process or in many, share the outbox. `prepared` says that the
+    connections have the `claim_settings` of the longest time limit: otherwise each transaction asks for them, which
+    costs a trip to the database.
     """
 
     def __init__(
@@ -103,16 +105,17 @@ class Processor(Generic[TransactionT]):
         retry: RetryPolicy,
         batch_size: int,
         time_limit: float = 30.0,
+        prepared: bool = False,
     ) -> None:
         self._open = open_transaction
+        self._prepared = prepared
         self._events = Registry([subscription.event for subscription in subscriptions])
         self._subscriptions: Mapping[str, Subscription[TransactionT]] = {
             subscription.event.type: subscription for subscription in subscriptions
         }
         self._retry = retry
         self._time_limit = time_limit
-        limits = (subscription.time_limit or time_limit for subscription in subscriptions)
-        self._longest_limit = max(limits, default=time_limit)
+        self._longest_limit = longest_limit(subscriptions, time_limit)
         self._batch_size = batch_size
         self._careful = 0
         """Batches to come that are processed in savepoints whatever they hold."""
@@ -141,12 +144,16 @@ class Processor(Generic[TransactionT]):
     async def park_unknown(self) -> int:
         """Let events at the head of the queue wait whose type has no handler here; their number."""
         async with self._open() as transaction:
-            await transaction.outbox.begin(self._longest_limit)
+            await self._begin(transaction)
             parked = await transaction.outbox.park_unknown(list(self._events), self._floor.position, 2000)
             await transaction.commit()
         if parked:
             logger.warning("%d events are of types that this worker has no handler for; they wait", parked)
         return parked
+
+    async def _begin(self, transaction: TransactionT) -> None:
+        if not self._prepared:
+            await transaction.outbox.begin(self._longest_limit)
 
     def _forget(self) -> None:
         self._floor = Floor()
@@ -168,7 +175,7 @@ class Processor(Generic[TransactionT]):
             return await self._make_up(ended)
 
     async def _process_batch(self, transaction: TransactionT) -> Outcome:
-        await transaction.outbox.begin(self._longest_limit)
+        await self._begin(transaction)
         horizon, rows = await transaction.outbox.claim(self._window.spans(self._floor), self._floor.position)
         self._floor.rise(horizon)
         full = self._window.note(rows)

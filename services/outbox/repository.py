@@ -10,11 +10,11 @@ from pydantic import TypeAdapter
 from services.outbox.events import Recorded
 from services.outbox.generations import BY_POSITION, LAST_TAKEN, MAX_POSITION, generations, ready_of
 from services.outbox.waiting_repository import WaitingRepository
-from services.sql import Statement
+from services.sql import Statement, Write, Writing
 
 # One statement for all events of a unit of work, whatever their number. The transaction has its id before it takes a
 # position: claims tell by the ids of running transactions which positions may still come (`claim`).
-_LOG = """
+_APPEND = Writing("""
     own AS MATERIALIZED (
         SELECT pg_current_xact_id() AS id
     ), new AS (
@@ -28,22 +28,20 @@ _LOG = """
         INSERT INTO events (id, type, version, aggregate, payload, request_id, traceparent)
         -- Positions in the log, too, are taken in the order in which the events were recorded.
         SELECT id, type, version, aggregate, CAST(payload AS jsonb), request_id, traceparent FROM new ORDER BY ordinal
+    ), queued AS (
+        INSERT INTO outbox (event_id, aggregate, type, available_at, waits)
+        SELECT new.id, aggregate, type, available_at, CASE WHEN available_at IS NOT NULL THEN 'asked' END
+        FROM own JOIN new ON queued AND own.id IS NOT NULL ORDER BY ordinal
     )
-"""
-_QUEUE = """
-    INSERT INTO outbox (event_id, aggregate, type, available_at, waits)
-    SELECT new.id, aggregate, type, available_at, CASE WHEN available_at IS NOT NULL THEN 'asked' END
-    FROM own JOIN new ON queued AND own.id IS NOT NULL ORDER BY ordinal
-"""
+""")
 # In another transaction than the one that locked the rows it deletes nothing.
 _DELETE = """
     DELETE FROM outbox WHERE position = ANY(CAST(:positions AS bigint[])) AND (
         CAST(:transaction AS text) IS NULL OR pg_current_xact_id() = CAST(CAST(:transaction AS text) AS xid8)
     )
 """
-_APPEND = Statement(f"WITH {_LOG} {_QUEUE}")
 _COMPLETE = Statement(_DELETE)
-_APPEND_AND_COMPLETE = Statement(f"WITH {_LOG}, queued AS ({_QUEUE}) {_DELETE}")
+_COMPLETED = Writing(f"completed AS ({_DELETE} RETURNING 1)", counted="completed")
 
 _NEAR = 4
 """Rows of the queue that a claim looks at for each that it may take, to find what comes before those."""
@@ -166,13 +164,25 @@ _TRANSACTION = Statement("SELECT CAST(CAST(pg_current_xact_id_if_assigned() AS t
 
 _COMMITTED = Statement("SELECT pg_xact_status(CAST(CAST(:transaction AS text) AS xid8)) = 'committed' AS committed")
 
-# The statistics of a queue are of another hour: taken of an empty or a huge one, they make the planner read and sort
-# all of it. The claim is planned for the indexes that were made for it, and sets these back for the handlers.
 _BEGIN = Statement("""
-    SELECT set_config('statement_timeout', :milliseconds, true), set_config('enable_seqscan', 'off', true),
-        set_config('enable_bitmapscan', 'off', true), set_config('enable_sort', 'off', true),
-        set_config('plan_cache_mode', 'force_generic_plan', true)
+    SELECT set_config(name, value, true)
+    FROM unnest(CAST(:names AS text[]), CAST(:values AS text[])) AS new(name, value)
 """)
+
+
+def claim_settings(time_limit: float) -> dict[str, str]:
+    """PostgreSQL's settings for a transaction that claims; no statement of it may run for longer than so many seconds.
+
+    The statistics of a queue are of another hour: taken of an empty or a huge one, they make the planner read and sort
+    all of it. The claim is planned for the indexes that were made for it, and sets these back for the handlers.
+    """
+    return {
+        "statement_timeout": str(int(time_limit * 1000)),
+        "enable_seqscan": "off",
+        "enable_bitmapscan": "off",
+        "enable_sort": "off",
+        "plan_cache_mode": "force_generic_plan",
+    }
 
 
 class Span(NamedTuple):
@@ -228,20 +238,17 @@ class OutboxRepository(WaitingRepository):
 
     async def append(self, recorded: Sequence[Recorded]) -> None:
         """Write events to the log, each with where it came from, and an outbox row for each that is queued."""
-        await self.sql.run(_APPEND, **_columns(recorded))
+        await self.sql.write(self.appending(recorded))
 
-    async def append_and_complete(
-        self, recorded: Sequence[Recorded], positions: Sequence[int], transaction: int
-    ) -> int:
-        """`append` and `complete` in one trip."""
-        written = _columns(recorded)
-        return await self.sql.run(
-            _APPEND_AND_COMPLETE, **written, positions=list(positions), transaction=str(transaction)
-        )
+    @staticmethod
+    def appending(recorded: Sequence[Recorded]) -> Write:
+        """`append`, to be sent with other writes."""
+        return Write(_APPEND, _columns(recorded))
 
     async def begin(self, time_limit: float) -> None:
-        """Let no statement of this transaction run for longer than so many seconds; have the claim use its indexes."""
-        await self.sql.fetch(_BEGIN, milliseconds=str(int(time_limit * 1000)))
+        """Give this transaction the `claim_settings`."""
+        settings = claim_settings(time_limit)
+        await self.sql.fetch(_BEGIN, names=list(settings), values=list(settings.values()))
 
     async def claim(self, spans: Sequence[Span], floor: int) -> tuple[Horizon, list[ClaimedRow]]:
         """Lock ready and due rows of the spans until the transaction ends.
@@ -279,8 +286,16 @@ class OutboxRepository(WaitingRepository):
 
     async def complete(self, positions: Sequence[int], transaction: int | None = None) -> int:
         """Delete the rows of processed events; their number. With `transaction`, only if this is the one of that id."""
-        number = None if transaction is None else str(transaction)
-        return await self.sql.run(_COMPLETE, positions=list(positions), transaction=number)
+        return await self.sql.run(_COMPLETE, **_completed(positions, transaction))
+
+    @staticmethod
+    def completing(positions: Sequence[int], transaction: int) -> Write:
+        """`complete`, to be sent with other writes."""
+        return Write(_COMPLETED, _completed(positions, transaction))
+
+
+def _completed(positions: Sequence[int], transaction: int | None) -> dict[str, Any]:
+    return {"positions": list(positions), "transaction": None if transaction is None else str(transaction)}
 
 
 def _columns(recorded: Sequence[Recorded]) -> dict[str, list[Any]]:

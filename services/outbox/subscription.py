@@ -62,6 +62,11 @@ class Subscription(Generic[TransactionT]):
     plain_sql: bool = False
 
 
+def longest_limit(subscriptions: Sequence[Subscription[TransactionT]], time_limit: float) -> float:
+    """The longest time that a batch of any of them may take, in seconds; `time_limit` is for those without one."""
+    return max((subscription.time_limit or time_limit for subscription in subscriptions), default=time_limit)
+
+
 async def handle(
     transaction: TransactionT, subscription: Subscription[TransactionT], events: Sequence[Claimed[Any]], limit: float
 ) -> Verdicts:

@@ -26,10 +26,11 @@ from services.outbox.processor import Processor
 from services.outbox.repository import OutboxRepository
 from services.outbox.subscription import Subscription
 from services.settings import Settings
+from services.sql import Write
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import Tick, TickHandler, drain
 
-METHODS = ("begin", "claim", "complete", "put_off", "bury", "park", "wake", "append")
+METHODS = ("begin", "claim", "complete", "put_off", "bury", "park", "wake")
 
 
 class Deed(StrEnum):
@@ -114,6 +115,14 @@ class SteppingUnitOfWork(UnitOfWork):
             yield
             await self._steps.step("before release")
         await self._steps.step("after release")
+
+    async def _write(self, *more: Write) -> int:
+        if not (self.recorded or more):
+            return await super()._write()
+        await self._steps.step("before write")
+        written = await super()._write(*more)
+        await self._steps.step("after write")
+        return written
 
     async def commit(self) -> None:
         await self._steps.step("before commit")

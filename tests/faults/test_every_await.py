@@ -79,7 +79,7 @@ async def finish(process: ForkServerProcess) -> int:
 
 def assert_all_was_met(step: int, names: set[str]) -> None:
     assert step > FEWEST_AWAITS
-    pairs = {f"{when} {what}" for when in ("before", "after") for what in (*METHODS, "handler", "commit")}
+    pairs = {f"{when} {what}" for when in ("before", "after") for what in (*METHODS, "handler", "write", "commit")}
     assert names >= pairs | {"before savepoint", "after savepoint", "before release", "after release"}
 
 

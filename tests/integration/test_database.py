@@ -89,6 +89,7 @@ async def test_a_pool_budget_that_does_not_fit_is_warned_of_with_the_numbers(
 ) -> None:
     wide = settings.model_copy(
         update={"database_pool_size": 40, "database_max_overflow": 7, "api_processes": 9, "worker_processes": 4}
+        | {"outbox_concurrency": 3}
     )
     async with database.engine.connect() as connection:
         granted = (
@@ -102,10 +103,10 @@ async def test_a_pool_budget_that_does_not_fit_is_warned_of_with_the_numbers(
         ).scalar_one()
     with caplog.at_level(logging.WARNING):
         budget = await check_pool_budget(database.engine, wide)
-    assert (budget.per_process, budget.processes, budget.wanted, budget.available) == (47, 13, 611, granted)
+    assert (budget.per_process, budget.processes, budget.wanted, budget.available) == (47, 13, 627, granted)
     assert not budget.fits
     [record] = caplog.records
-    for number in ("13 processes", "47 connections", "= 611", f"grants {granted}"):
+    for number in ("13 processes", "47 connections", "16 of poll loops", "= 627", f"grants {granted}"):
         assert number in record.getMessage()
 
 

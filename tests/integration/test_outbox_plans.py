@@ -103,13 +103,18 @@ async def connection(settings: Settings) -> Any:
     await connected.close()
 
 
+async def begin(connection: Any) -> None:
+    settings = repository.claim_settings(30.0)
+    await connection.execute(repository._BEGIN.sql, list(settings), list(settings.values()))
+
+
 async def explain(connection: Any, statement: Statement, arguments: dict[str, Any]) -> dict[str, Any]:
     """The plan with what it really read; rolled back."""
     transaction = connection.transaction()
     await transaction.start()
     try:
         if statement in (repository._CLAIM, waiting_repository._PARK_UNKNOWN):
-            await connection.execute(repository._BEGIN.sql.replace("$1", "'30000'"))
+            await begin(connection)
         found = await connection.fetchval(
             f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {statement.sql}", *statement.arguments(arguments)
         )
@@ -153,7 +158,7 @@ async def test_with_the_statistics_of_an_empty_outbox_a_worker_reads_what_it_tak
 
 async def test_the_claim_leaves_the_planner_as_it_was_for_the_handlers(connection: Any) -> None:
     async with connection.transaction():
-        await connection.execute(repository._BEGIN.sql.replace("$1", "'30000'"))
+        await begin(connection)
         claim, arguments = statements(0, [1])["claim"]
         assert await connection.fetchval("SHOW enable_seqscan") == "off"
         await connection.fetch(claim.sql, *claim.arguments(arguments))
