@@ -96,6 +96,10 @@ class UnitOfWork:
         """
         self._writes += writes
 
+    async def flush(self) -> None:
+        """Write the recorded events, and what goes with them, now."""
+        await self._write()
+
     async def commit(self) -> None:
         """Write the recorded events and commit; then ring the doorbell if a worker has work.
 

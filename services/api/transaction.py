@@ -80,9 +80,11 @@ async def _run(request: Request, handle: Callable[[Request], Coroutine[Any, Any,
                 return response
             claim: Claim | None = request.state.claim
             if claim is not None:
-                await uow.idempotency.store(
+                storing = uow.idempotency.storing(
                     claim.request, response.status_code, kept_headers(response), bytes(response.body)
                 )
+                uow.write_with_events(storing)
+            await uow.flush()
             request.state.committing = True
             await _commit(uow)
             return response
@@ -113,9 +115,10 @@ async def _store_refusal(request: Request, claim: Claim, refused: Response) -> R
     async with open_unit_of_work(request) as uow:
         match await uow.idempotency.take(claim.request):
             case Free():
-                await uow.idempotency.store(
+                storing = uow.idempotency.storing(
                     claim.request, refused.status_code, kept_headers(refused), bytes(refused.body)
                 )
+                uow.write_with_events(storing)
                 await uow.commit()
                 return refused
             case InFlight():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import blake2b
 
-from services.sql import SqlAccess, Statement
+from services.sql import SqlAccess, Statement, Write, Writing
 
 # The lock is held to the end of the transaction: whoever cannot get it knows that the same request is being processed.
 _TAKE = Statement("""
@@ -15,9 +15,11 @@ _TAKE = Statement("""
     ON stored.caller_id = :caller_id AND stored.method = :method AND stored.path = :path AND stored.key = :key
 """)
 
-_STORE = Statement("""
-    INSERT INTO idempotency_keys (caller_id, method, path, key, fingerprint, status, headers, body)
-    VALUES (:caller_id, :method, :path, :key, :fingerprint, :status, :headers, :body)
+_STORE = Writing("""
+    stored AS (
+        INSERT INTO idempotency_keys (caller_id, method, path, key, fingerprint, status, headers, body)
+        VALUES (:caller_id, :method, :path, :key, :fingerprint, :status, :headers, :body)
+    )
 """)
 
 # In slices, so that pruning never holds many rows at once.
@@ -84,23 +86,24 @@ class IdempotencyRepository(SqlAccess):
             return StoredReply(row["fingerprint"], row["status"], row["headers"], row["body"])
         return Free() if row["taken"] else InFlight()
 
-    async def store(self, request: RequestKey, status: int, headers: Mapping[str, str], body: bytes) -> None:
+    @staticmethod
+    def storing(request: RequestKey, status: int, headers: Mapping[str, str], body: bytes) -> Write:
         """Keep the reply under the key.
 
         Raises `IntegrityError` on `PRIMARY_KEY` where another transaction stored one after this one looked; the whole
         transaction is then to be tried again, and finds it.
         """
-        await self.sql.run(
-            _STORE,
-            caller_id=request.caller_id,
-            method=request.method,
-            path=request.path,
-            key=request.key,
-            fingerprint=request.fingerprint,
-            status=status,
-            headers=json.dumps(dict(headers)),
-            body=body,
-        )
+        parameters = {
+            "caller_id": request.caller_id,
+            "method": request.method,
+            "path": request.path,
+            "key": request.key,
+            "fingerprint": request.fingerprint,
+            "status": status,
+            "headers": json.dumps(dict(headers)),
+            "body": body,
+        }
+        return Write(_STORE, parameters)
 
     async def prune(self, retention: timedelta, batch: int) -> int:
         """Delete up to `batch` keys older than the retention; the number deleted."""

@@ -16,7 +16,7 @@ from services.fields import Id, Instant, Text
 from services.orders.models import Order, OrderItem, OrderStatus
 from services.query import EXACT, ORDERED, TEXT, Filterable, Operator, QueryBuilder, Rows, Sortable
 from services.repository import Repository
-from services.sql import Statement
+from services.sql import Statement, Write, Writing
 
 ORDER_WITH_ITEMS = (
     joinedload(Order.buyer, innerjoin=True),  # type: ignore[arg-type]
@@ -43,8 +43,9 @@ _SORTS = {
     "total": Sortable(col(Order.total), _Amount),
 }
 
-_PLACE = Statement("""
-    WITH placed AS (
+_PLACE = Writing(
+    """
+    placed AS (
         INSERT INTO orders (id, buyer_id, reference, status, total, item_count, expires_at, created_at, updated_at)
         VALUES (:id, :buyer_id, :reference, :status, :total, :item_count, :expires_at, :at, :at)
         ON CONFLICT (buyer_id, reference) WHERE reference IS NOT NULL DO NOTHING
@@ -55,9 +56,12 @@ _PLACE = Statement("""
         FROM placed, unnest(
             CAST(:product_ids AS bigint[]), CAST(:quantities AS integer[]), CAST(:unit_prices AS numeric[])
         ) WITH ORDINALITY AS line(product_id, quantity, unit_price, line)
+    ), begun AS (
+        INSERT INTO order_transitions (order_id, to_status) SELECT id, :status FROM placed
     )
-    INSERT INTO order_transitions (order_id, to_status) SELECT id, :status FROM placed
-""")
+    """,
+    counted="placed",
+)
 
 _LOCK = Statement("""
     SELECT id, buyer_id, status, total FROM orders
@@ -134,8 +138,8 @@ class Move:
 class OrderRepository(Repository[Order]):
     model = Order
 
-    async def place(
-        self,
+    @staticmethod
+    def placing(
         *,
         order_id: UUID,
         buyer_id: int,
@@ -145,22 +149,26 @@ class OrderRepository(Repository[Order]):
         items: Sequence[NewItem],
         at: datetime,
         expires_at: datetime | None,
-    ) -> bool:
-        """Write an order, its lines and its first transition; False if the buyer has used the reference before."""
-        written = await self.sql.run(
-            _PLACE,
-            id=order_id,
-            buyer_id=buyer_id,
-            reference=reference,
-            status=status.value,
-            total=total,
-            item_count=len(items),
-            at=at,
-            expires_at=expires_at,
-            product_ids=[item.product_id for item in items],
-            quantities=[item.quantity for item in items],
-            unit_prices=[item.unit_price for item in items],
-        )
+    ) -> Write:
+        """Write an order, its lines and its first transition; nothing if the buyer has used the reference before."""
+        parameters = {
+            "id": order_id,
+            "buyer_id": buyer_id,
+            "reference": reference,
+            "status": status.value,
+            "total": total,
+            "item_count": len(items),
+            "at": at,
+            "expires_at": expires_at,
+            "product_ids": [item.product_id for item in items],
+            "quantities": [item.quantity for item in items],
+            "unit_prices": [item.unit_price for item in items],
+        }
+        return Write(_PLACE, parameters)
+
+    async def place(self, placing: Write) -> bool:
+        """Place an order now; False if the buyer has used the reference before."""
+        (written,) = await self.sql.write(placing)
         return written == 1
 
     async def page(

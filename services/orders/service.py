@@ -71,7 +71,7 @@ async def place(uow: UnitOfWork, buyer: Caller, wanted: OrderCreate, patience: P
         if wanted.on_insufficient_credits is OnInsufficientCredits.refuse:
             raise
         status = OrderStatus.awaiting_payment
-    placed = await uow.orders.place(
+    placing = uow.orders.placing(
         order_id=order_id,
         buyer_id=buyer.id,
         reference=wanted.reference,
@@ -81,7 +81,10 @@ async def place(uow: UnitOfWork, buyer: Caller, wanted: OrderCreate, patience: P
         at=at,
         expires_at=at + patience.payment if status is OrderStatus.awaiting_payment else None,
     )
-    if not placed:
+    if wanted.reference is None:
+        # Nothing can be in its way: it is written with its event.
+        uow.write_with_events(placing)
+    elif not await uow.orders.place(placing):
         raise AlreadyExists(
             f"you placed an order with the reference {wanted.reference!r} before", [Fault("is taken", "#/reference")]
         )
