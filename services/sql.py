@@ -77,7 +77,7 @@ class Reading(Statement):
     All show the database as it was when the statement began; only rows that are locked are as they are then.
     """
 
-    def __init__(self, queries: str, results: Mapping[str, str]) -> None:
+    def __init__(self, queries: str, results: Mapping[str, Sequence[str]]) -> None:
         super().__init__(queries)
         self.results = results
         self.sql = _joined_readings((self,))
@@ -144,14 +144,13 @@ class Sql:
     async def read(self, *reads: Read[Any]) -> tuple[Any, ...]:
         """Read all of this in one trip, one after the other."""
         statement = _joined_readings(tuple(one.reading for one in reads))
-        results: list[list[tuple[Any, ...]]] = [[] for one in reads for _ in one.reading.results]
-        for row in await self._fetch(statement, _arguments(reads)):
-            results[row["result"]].append(row["row"])
+        (row,) = await self._fetch(statement, _arguments(reads))
+        values = iter(row.values())
         found = []
         for one in reads:
-            number = len(one.reading.results)
-            found.append(one.make(results[:number]))
-            del results[:number]
+            # Each column is an array of its own, or None where there are no rows.
+            columns = ([next(values) or () for _ in names] for names in one.reading.results.values())
+            found.append(one.make([list(zip(*result, strict=True)) for result in columns]))
         return tuple(found)
 
     async def write(self, *writes: Write) -> list[int]:
@@ -221,13 +220,20 @@ def _joined_writings(writings: tuple[Writing, ...]) -> str:
 
 @lru_cache
 def _joined_readings(readings: tuple[Reading, ...]) -> str:
-    """One statement of several readings, which returns the rows of all results, with the number of the result."""
-    results = (result for one in readings for result in one.results.items())
-    selects = (
-        f"SELECT {number} AS result, ROW({columns}) AS row FROM {name}"  # noqa: S608
-        for number, (name, columns) in enumerate(results)
-    )
-    return f"{_with(readings)} {' UNION ALL '.join(selects)}"
+    """One statement of several readings, which returns one row with an array for each column of each result.
+
+    That takes the driver a third of the time that rows of different shapes would take, one below the other. The arrays
+    are asked for one after the other, and PostgreSQL runs a query when it is first asked for its rows.
+    """
+    gathered, values = [], []
+    for name, columns in (result for one in readings for result in one.results.items()):
+        arrays = (f"array_agg({column}) AS value_{number}" for number, column in enumerate(columns))
+        gathered.append(f"all_{name} AS MATERIALIZED (SELECT {', '.join(arrays)} FROM {name})")  # noqa: S608
+        values += [
+            f"(SELECT value_{number} FROM all_{name}) AS {name}_{number}"  # noqa: S608
+            for number in range(len(columns))
+        ]
+    return f"{_with(readings)}, {', '.join(gathered)} SELECT {', '.join(values)}"
 
 
 def _without_repetition(writes: Sequence[Write]) -> list[list[Write]]:

@@ -94,8 +94,15 @@ _LOCK_HOLDS = Reading(
     )
     """,
     results={
-        "locked_accounts": "id, posted, held, version, is_system, is_closed",
-        "pending": "id, debit_account_id, credit_account_id, amount, order_id, expires_at <= clock_timestamp()",
+        "locked_accounts": ("id", "posted", "held", "version", "is_system", "is_closed"),
+        "pending": (
+            "id",
+            "debit_account_id",
+            "credit_account_id",
+            "amount",
+            "order_id",
+            "expires_at <= clock_timestamp()",
+        ),
     },
 )
 

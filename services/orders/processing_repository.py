@@ -25,9 +25,9 @@ _LOCK = Reading(
     )
     """,
     results={
-        "locked_orders": "id, buyer_id, status, total",
-        "lines": "order_id, product_id, pieces",
-        "locked_stock": "product_id, available",
+        "locked_orders": ("id", "buyer_id", "status", "total"),
+        "lines": ("order_id", "product_id", "pieces"),
+        "locked_stock": ("product_id", "available"),
     },
 )
 

@@ -25,10 +25,11 @@ _RENAME = Writing(
 )
 _PAIRS = Reading(
     "pairs AS (SELECT n, n * :factor::integer AS product FROM generate_series(1, 2) AS n), "
-    "words AS (SELECT :word::text AS word)",
-    results={"words": "word", "pairs": "n, product"},
+    "words AS (SELECT :word::text AS word), "
+    "none AS (SELECT 1 AS n WHERE false)",
+    results={"words": ("word",), "pairs": ("n", "product"), "none": ("n",)},
 )
-_SUM = Reading("summed AS (SELECT :one::integer + :other::integer AS sum)", results={"summed": "sum"})
+_SUM = Reading("summed AS (SELECT :one::integer + :other::integer AS sum)", results={"summed": ("sum",)})
 
 
 async def names(database: Database) -> list[str]:
@@ -50,7 +51,7 @@ async def test_reads_of_two_repositories_are_one_statement_and_each_is_made_of_i
             pairs, added = await uow.read(
                 Read(_PAIRS, {"factor": 7, "word": "seven"}, list), Read(_SUM, {"one": 2, "other": 40}, sum_of)
             )
-    assert pairs == [[("seven",)], [(1, 7), (2, 14)]]
+    assert pairs == [[("seven",)], [(1, 7), (2, 14)], []]
     assert added == 42
     assert len(sent.statements) == 1
 
