@@ -156,7 +156,8 @@ class Sql:
     async def write(self, *writes: Write) -> list[int]:
         """Write all of this in one trip; how much each has written, 0 for one that does not count.
 
-        Where something is written a second time, it takes another trip, after what was named before it.
+        Where something is written a second time, it takes another trip, after what was named before it. Raises
+        `RuntimeError` where another number of rows was written than is wanted: the transaction must not be committed.
         """
         written: list[int] = []
         for together in _without_repetition(writes):
@@ -164,7 +165,8 @@ class Sql:
             (row,) = await self._fetch(statement, _arguments(together))
             written += row.values()
         for one, number in zip(writes, written, strict=True):
-            assert one.wanted in (None, number), f"{number} rows of {one.wanted} were written: {one.writing.text}"
+            if one.wanted not in (None, number):
+                raise RuntimeError(f"{number} rows were written instead of {one.wanted}: {one.writing.text}")
         return written
 
     async def run_together(self, *statements: Statement) -> None:

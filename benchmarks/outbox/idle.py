@@ -11,7 +11,7 @@ from benchmarks.outbox.table import Line, at_most
 from benchmarks.stage import running_worker
 from benchmarks.usage import Meter
 
-_STATEMENT = re.compile(r"waybill-worker LOG:  (?:statement|execute [^:]+): ?(.*)")
+_STATEMENT = re.compile(r"waybill-worker\S* LOG:  (?:statement|execute [^:]+): ?(.*)")
 _FRAMES = ("BEGIN", "COMMIT", "ROLLBACK")
 
 

@@ -97,7 +97,7 @@ async def void(uow: UnitOfWork, caller: Caller, transfer_id: UUID) -> TransferRo
     Raises what `post` raises, but for amounts and accounts.
     """
     found = await _pending(uow, caller, transfer_id)
-    await uow.ledger.resolve_holds(void=[found.movement()])
+    await uow.ledger.resolve_holds(void=[transfer_id])
     _record_release(uow, found.movement(), TransferState.voided)
     return await get(uow, caller, transfer_id)
 
@@ -106,7 +106,8 @@ async def expire_due(uow: UnitOfWork, limit: int) -> int:
     """Let up to `limit` holds between users expire whose time is over; how many it were."""
     due = await uow.holds.lock_due(limit)
     if due:
-        await uow.ledger.resolve_holds(expire=due)
+        await uow.ledger.lock_accounts(due)
+        await uow.ledger.resolve_holds(expire=[movement.transfer_id for movement in due])
     for movement in due:
         _record_release(uow, movement, TransferState.expired)
     return len(due)

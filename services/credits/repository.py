@@ -1,6 +1,6 @@
 """All SQL about accounts, transfers and entries. Accounts are locked in the order of their ids, everywhere."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -85,25 +85,58 @@ _WRITE_TRANSFERS = Statement("""
 _LOCK_HOLDS = Reading(
     """
     pending AS MATERIALIZED (
-        SELECT id, order_id, debit_account_id, credit_account_id, amount, expires_at FROM transfers
+        SELECT id, order_id, debit_account_id, credit_account_id, expires_at FROM transfers
         WHERE order_id = ANY(CAST(:order_ids AS uuid[])) AND kind = 'order' AND state = 'pending' ORDER BY id
     ), locked_accounts AS MATERIALIZED (
-        SELECT id, posted, held, version, system_name IS NOT NULL AS is_system, closed_at IS NOT NULL AS is_closed
-        FROM accounts WHERE id = ANY(ARRAY(SELECT unnest(ARRAY[debit_account_id, credit_account_id]) FROM pending))
+        SELECT id, closed_at IS NOT NULL AS is_closed FROM accounts
+        WHERE id = ANY(ARRAY(SELECT unnest(ARRAY[debit_account_id, credit_account_id]) FROM pending))
         ORDER BY id FOR NO KEY UPDATE
     )
     """,
     results={
-        "locked_accounts": ("id", "posted", "held", "version", "is_system", "is_closed"),
-        "pending": (
-            "id",
-            "debit_account_id",
-            "credit_account_id",
-            "amount",
-            "order_id",
-            "expires_at <= clock_timestamp()",
-        ),
+        "locked_accounts": ("id", "is_closed"),
+        "pending": ("id", "order_id", "credit_account_id", "expires_at <= clock_timestamp()"),
     },
+)
+
+# All is computed where the rows are, which are locked: sending what `_POST` is given for each entry costs the driver
+# more than this does. An account's entries are numbered in the order of the transfers that were named.
+_RESOLVE = Writing(
+    """
+    resolving AS MATERIALIZED (
+        SELECT id, new.state, debit_account_id, credit_account_id, amount, place
+        FROM unnest(CAST(:resolved_ids AS uuid[]), CAST(:states AS text[])) WITH ORDINALITY AS new(id, state, place)
+        JOIN transfers USING (id) WHERE transfers.state = 'pending'
+    ), resolved AS (
+        UPDATE transfers SET state = resolving.state, resolved_at = now(),
+            posted_amount = CASE resolving.state WHEN 'posted' THEN resolving.amount END
+        FROM resolving WHERE transfers.id = resolving.id RETURNING 1
+    ), posting AS MATERIALIZED (
+        SELECT account_id, id, amount, row_number() OVER up_to_it AS number, sum(amount) OVER up_to_it AS total
+        FROM (
+            SELECT debit_account_id AS account_id, id, -amount AS amount, place, 0 AS side
+            FROM resolving WHERE state = 'posted'
+            UNION ALL
+            SELECT credit_account_id, id, amount, place, 1 FROM resolving WHERE state = 'posted'
+        ) AS entry
+        WINDOW up_to_it AS (PARTITION BY account_id ORDER BY place, side)
+    ), entered AS (
+        INSERT INTO entries (account_id, version, transfer_id, amount, balance)
+        SELECT account_id, accounts.version + posting.number, posting.id, posting.amount,
+            accounts.posted + posting.total
+        FROM posting JOIN accounts ON accounts.id = account_id
+    ), changing AS (
+        SELECT account_id, sum(posted) AS posted, sum(held) AS held, sum(entries) AS entries FROM (
+            SELECT account_id, amount AS posted, 0 AS held, 1 AS entries FROM posting
+            UNION ALL SELECT debit_account_id, 0, amount, 0 FROM resolving
+        ) AS change GROUP BY account_id
+    ), balanced AS (
+        UPDATE accounts SET posted = accounts.posted + changing.posted, held = accounts.held - changing.held,
+            version = version + changing.entries
+        FROM changing WHERE accounts.id = account_id
+    )
+    """,
+    counted="resolved",
 )
 
 
@@ -125,8 +158,6 @@ class Movement:
     amount: Decimal
     order_id: UUID | None = None
     reverses: UUID | None = None
-    is_due: bool = False
-    """A pending one whose time was over when it was read: it can no longer be posted."""
 
 
 class _Resolved(NamedTuple):
@@ -147,12 +178,21 @@ class Balance:
     is_closed: bool
 
 
+class OrderHold(NamedTuple):
+    """A pending transfer for an order. One that `is_due` can no longer be posted: its time is over."""
+
+    id: UUID
+    order_id: UUID
+    credit_account_id: int
+    is_due: bool
+
+
 @dataclass(frozen=True, slots=True)
 class LockedHolds:
-    """Pending transfers for orders, and the accounts on both sides of them by their ids, locked."""
+    """Pending transfers for orders, and which of the accounts on both sides, which are locked, are closed."""
 
-    holds: Sequence[Movement]
-    balances: dict[int, Balance]
+    holds: Sequence[OrderHold]
+    closed: Collection[int]
 
 
 class LedgerRepository(SqlAccess):
@@ -225,39 +265,26 @@ class LedgerRepository(SqlAccess):
         """`lock_holds`, to be read after something else."""
         return Read(_LOCK_HOLDS, {"order_ids": list(order_ids)}, _locked_holds)
 
-    async def resolve_holds(
-        self,
-        *,
-        post: Sequence[Movement] = (),
-        void: Sequence[Movement] = (),
-        expire: Sequence[Movement] = (),
-        balances: dict[int, Balance] | None = None,
-    ) -> None:
-        """Post some pending transfers, void others and let others expire, with one update for each account.
-
-        Nobody resolves a transfer twice: the caller has locked its order, or itself where it has none. `balances` are
-        those of `lock_holds`; without them the accounts are locked here.
-        """
-        if balances is None:
-            balances = await self._lock([*post, *void, *expire])
-        if balances:
-            await self.sql.write(self.resolving(balances, post=post, void=void, expire=expire))
+    async def resolve_holds(self, *, void: Sequence[UUID] = (), expire: Sequence[UUID] = ()) -> None:
+        """Void some pending transfers and let others expire, as `resolving` does."""
+        if void or expire:
+            await self.sql.write(self.resolving(void=void, expire=expire))
 
     @staticmethod
-    def resolving(
-        balances: dict[int, Balance],
-        *,
-        post: Sequence[Movement] = (),
-        void: Sequence[Movement] = (),
-        expire: Sequence[Movement] = (),
-    ) -> Write:
-        """`resolve_holds`, to be sent with other writes. `balances` are up to date with it at once."""
-        for hold in (*post, *void, *expire):
-            balances[hold.debit_account_id].held -= hold.amount
-        resolved = [_Resolved(hold.transfer_id, TransferState.posted, hold.amount) for hold in post]
-        resolved += [_Resolved(hold.transfer_id, TransferState.voided) for hold in void]
-        resolved += [_Resolved(hold.transfer_id, TransferState.expired) for hold in expire]
-        return _posting(post, balances, resolved)
+    def resolving(*, post: Sequence[UUID] = (), void: Sequence[UUID] = (), expire: Sequence[UUID] = ()) -> Write:
+        """Post some pending transfers, void others and let others expire, with one update for each account.
+
+        The caller has locked their accounts, and nobody resolves a transfer twice: the caller has locked its order, or
+        itself where it has none.
+        """
+        states = {TransferState.posted: post, TransferState.voided: void, TransferState.expired: expire}
+        ids = [transfer_id for named in states.values() for transfer_id in named]
+        parameters = {"resolved_ids": ids, "states": [state.value for state, named in states.items() for _ in named]}
+        return Write(_RESOLVE, parameters, wanted=len(ids))
+
+    async def lock_accounts(self, movements: Sequence[Movement]) -> None:
+        """Lock the accounts on both sides until the transaction ends, in the order of their ids."""
+        await self._lock(movements)
 
     async def post_part(self, hold: Movement, amount: Decimal) -> None:
         """Post so much of a pending transfer and release the remainder. The transfer is locked by the caller.
@@ -310,11 +337,8 @@ class LedgerRepository(SqlAccess):
 def _locked_holds(results: Results) -> LockedHolds:
     accounts, holds = results
     return LockedHolds(
-        holds=[
-            Movement(transfer_id, debit, credit, amount, order_id, is_due=is_due)
-            for transfer_id, debit, credit, amount, order_id, is_due in holds
-        ],
-        balances={account[0]: Balance(*account) for account in accounts},
+        holds=[OrderHold._make(hold) for hold in holds],
+        closed={account_id for account_id, is_closed in accounts if is_closed},
     )
 
 

@@ -17,9 +17,7 @@ async def expire_due(uow: UnitOfWork, limit: int) -> int:
     found = await uow.ledger.lock_holds([one.order.id for one in due if one.order.status is OrderStatus.pending])
     overdue = {hold.order_id for hold in found.holds if hold.is_due}
     orders = [one.order for one in due if one.is_due or one.order.id in overdue]
-    expired = [hold for hold in found.holds if hold.order_id in overdue]
-    if expired:
-        await uow.ledger.resolve_holds(expire=expired, balances=found.balances)
+    await uow.ledger.resolve_holds(expire=[hold.id for hold in found.holds if hold.order_id in overdue])
     if orders:
         await uow.orders.move([Move(order.id, order.status, OrderStatus.cancelled, EXPIRED) for order in orders])
     for order in orders:

@@ -32,24 +32,22 @@ async def process_placed(uow: UnitOfWork, events: Sequence[Claimed[OrderPlaced]]
     ids = {order.id for order in pending}
     holds = [hold for hold in locked.holds if hold.order_id in ids]
     expired = {hold.order_id for hold in holds if hold.is_due}
-    refused = {hold.order_id for hold in holds if locked.balances[hold.credit_account_id].is_closed}
+    refused = {hold.order_id for hold in holds if hold.credit_account_id in locked.closed}
     payable = [order for order in pending if order.id not in expired | refused]
     confirmed, reserved = _allocate(payable, found.pieces, found.available)
 
     moves = [_move(order, confirmed, expired, refused) for order in pending]
-    resolving = uow.ledger.resolving(
-        locked.balances,
-        post=[hold for hold in holds if hold.order_id in confirmed],
-        void=[hold for hold in holds if hold.order_id not in confirmed | expired],
-        expire=[hold for hold in holds if hold.order_id in expired],
-    )
+    expire = [hold.id for hold in holds if hold.order_id in expired]
+    post = [hold.id for hold in holds if hold.order_id in confirmed]
+    void = [hold.id for hold in holds if hold.order_id not in confirmed and hold.order_id not in expired]
+    resolving = uow.ledger.resolving(post=post, void=void, expire=expire)
     uow.write_with_events(uow.order_processing.settling(moves, reserved), resolving)
     for order, move in zip(pending, moves, strict=True):
         uow.record(_event(order, move), traces[order.id])
 
 
 def _move(
-    order: LockedOrder, confirmed: Collection[UUID], expired: Collection[UUID | None], refused: Collection[UUID | None]
+    order: LockedOrder, confirmed: Collection[UUID], expired: Collection[UUID], refused: Collection[UUID]
 ) -> Move:
     if order.id in confirmed:
         return Move(order.id, order.status, OrderStatus.confirmed)

@@ -151,7 +151,7 @@ async def cancel(uow: UnitOfWork, caller: Caller, order_id: UUID, reason: str) -
     _check_move(order, OrderStatus.cancelled)
     if order.status is OrderStatus.pending:
         found = await uow.ledger.lock_holds([order_id])
-        await uow.ledger.resolve_holds(void=found.holds, balances=found.balances)
+        await uow.ledger.resolve_holds(void=[hold.id for hold in found.holds])
     if order.status is OrderStatus.confirmed:
         sold = {line.line: line for line in await uow.refunds.sold(order_id)}
         # What was refunded before is not paid back twice.

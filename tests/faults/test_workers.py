@@ -99,7 +99,9 @@ async def test_sigterm_rolls_back_a_batch_that_cannot_finish_and_the_worker_leav
     database: Database, database_url: str, settings: Settings, tmp_path: Path
 ) -> None:
     place_waiting(database_url, open_shop(database_url, buyers=2), 10, items=1)
-    blocked = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'waybill-worker' AND wait_event_type = 'Lock'"
+    blocked = (
+        "SELECT 1 FROM pg_stat_activity WHERE application_name = 'waybill-worker-outbox' AND wait_event_type = 'Lock'"
+    )
     with psycopg.connect(database_url) as blocker, psycopg.connect(database_url, autocommit=True) as watch:
         blocker.execute("SELECT 1 FROM accounts WHERE user_id IS NOT NULL FOR UPDATE")
         release_waiting(watch)
