@@ -58,6 +58,8 @@ class UnitOfWork:
         self._writes: list[Write] = []
         self._work_queued = False
         self._savepoints = 0
+        self._unreleased: str | None = None
+        """A plain savepoint whose block is over. The commit releases it, or the next savepoint in its own trip."""
 
     async def __aenter__(self) -> Self:
         self.session = self._factory()
@@ -108,6 +110,7 @@ class UnitOfWork:
         """
         # Last before the commit, so that an aggregate's events get their positions while its row is locked.
         await self._write()
+        self._unreleased = None
         self._sql.release()
         await self.session.commit()
         if self._bell is not None and self._work_queued:
@@ -150,6 +153,7 @@ class UnitOfWork:
         self._events.clear()
         self._writes.clear()
         self._work_queued = False
+        self._unreleased = None
         self._sql.release()
         # `Session.rollback` would expire them, and an expired attribute cannot be awaited.
         if self.session.in_transaction():
@@ -176,35 +180,53 @@ class UnitOfWork:
                 async with self._plain_savepoint(check=check):
                     yield
             else:
-                async with self.session.begin_nested():
+                async with self._session_savepoint(check=check):
                     yield
-                    if check:
-                        await self.check()
         except BaseException:
             # Also those that the block wrote and the savepoint took back.
             self._events[:], self._writes[:] = before
             raise
 
     @asynccontextmanager
+    async def _session_savepoint(self, *, check: bool) -> AsyncIterator[None]:
+        """SQLAlchemy's savepoint, for a session that holds objects."""
+        if self._unreleased is not None:
+            await self._sql.run(Statement(f"RELEASE SAVEPOINT {self._unreleased}"))
+            self._unreleased = None
+        try:
+            async with self.session.begin_nested():
+                # The session would set it when it is next used, and plain SQL goes past the session.
+                await self.session.connection()
+                yield
+                if check:
+                    await self.check()
+        finally:
+            # Those of the block went with it.
+            self._unreleased = None
+
+    @asynccontextmanager
     async def _plain_savepoint(self, *, check: bool) -> AsyncIterator[None]:
         """A savepoint for a session that holds no objects."""
         self._savepoints += 1
         name = f"waybill_{self._savepoints}"
-        release = Statement(f"RELEASE SAVEPOINT {name}")
-        await self._sql.run(Statement(f"SAVEPOINT {name}"))
+        before = [Statement(f"RELEASE SAVEPOINT {self._unreleased}")] if self._unreleased else []
+        self._unreleased = None
+        await self._sql.run_together(*before, Statement(f"SAVEPOINT {name}"))
         try:
             yield
             assert not self.session.new, "a plain savepoint is for plain SQL"
             if check:
                 await self._write()
-                await self._sql.run_together(*_CHECK_DEFERRED, release)
+                await self._sql.run_together(*_CHECK_DEFERRED, Statement(f"RELEASE SAVEPOINT {name}"))
         except BaseException:
             # Whatever objects the session has now came with the block.
             self.session.expunge_all()
             await self._sql.run(Statement(f"ROLLBACK TO SAVEPOINT {name}"))
+            # Those of the block went with it.
+            self._unreleased = None
             raise
-        if not check:
-            await self._sql.run(release)
+        # Releasing it releases those of the block, too.
+        self._unreleased = None if check else name
 
     @cached_property
     def users(self) -> UserRepository:

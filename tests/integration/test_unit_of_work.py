@@ -255,6 +255,48 @@ async def test_a_plain_savepoint_undoes_only_its_block_and_its_events(database: 
         assert list(numbers) == [1, 5]
 
 
+async def test_plain_savepoints_and_those_of_the_session_nest_in_any_order(database: Database) -> None:
+    async def note(uow: UnitOfWork, number: int) -> None:
+        await uow.outbox.append([Recorded(new_id(), Noted(number=number), Trace())])
+
+    async with UnitOfWork(database.write) as uow:
+        async with uow.savepoint(plain=True):
+            await note(uow, 1)
+        async with uow.savepoint():
+            async with uow.savepoint(plain=True):
+                await note(uow, 2)
+            with suppress(Undo):
+                async with uow.savepoint(plain=True):
+                    async with uow.savepoint(plain=True):
+                        await note(uow, 3)
+                    async with uow.savepoint():
+                        await note(uow, 4)
+                    raise Undo
+            async with uow.savepoint(plain=True):
+                await note(uow, 5)
+        with suppress(Undo):
+            async with uow.savepoint():
+                async with uow.savepoint(plain=True):
+                    await note(uow, 6)
+                raise Undo
+        async with uow.savepoint(plain=True):
+            await note(uow, 7)
+        async with uow.savepoint(plain=True, check=True):
+            await note(uow, 8)
+        await uow.commit()
+        async with uow.savepoint(plain=True):
+            await note(uow, 9)
+        await uow.rollback()
+        async with uow.savepoint(plain=True):
+            await note(uow, 10)
+        await uow.commit()
+    async with database.engine.connect() as connection:
+        numbers = await connection.scalars(
+            text("SELECT (payload->>'number')::int AS number FROM events ORDER BY number")
+        )
+        assert list(numbers) == [1, 2, 5, 7, 8, 10]
+
+
 async def test_objects_added_before_a_savepoint_survive_its_failure(database: Database) -> None:
     async with UnitOfWork(database.write) as uow:
         category = Category(name="added, not flushed")
