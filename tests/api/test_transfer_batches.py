@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
@@ -36,6 +36,11 @@ def codes(reply: httpx.Response) -> list[str]:
     for result in results:
         assert (result["status"] == "posted") == (result["error"] is None) == (result["transfer"] is not None)
     return [result["error"]["code"] if result["error"] else result["status"] for result in results]
+
+
+def savepoints(ran: Sequence[str]) -> int:
+    """How many were set; the one before may be released in the same trip."""
+    return sum(bool(re.search("(^|; )SAVEPOINT ", sql)) for sql in ran)
 
 
 @contextmanager
@@ -235,7 +240,7 @@ async def test_what_the_database_refuses_fails_alone_within_the_budget_of_savepo
     assert [result["error"]["pointer"] for result in reply.json()["results"] if result["error"]] == [
         f"#/transfers/{n}" for n in poisoned
     ]
-    assert sum(bool(re.match("SAVEPOINT", sql)) for sql in ran) <= SAVEPOINT_BUDGET
+    assert savepoints(ran) <= SAVEPOINT_BUDGET
     assert (await api.credits_of(sender))[0] == len(poisoned)
     assert await api.scalar("SELECT count(*) FROM transfers WHERE kind = 'transfer'") == 500 - len(poisoned)
     assert await api.scalar("SELECT count(*) FROM events WHERE payload ->> 'kind' = 'transfer'") == 500 - len(poisoned)
@@ -265,7 +270,7 @@ async def test_a_chain_that_the_database_refuses_names_the_transfer_it_fails_wit
 
     assert reply.status_code == (200 if mode == "independent" else 422)
     assert codes(reply) == ["invalid_input" if n == 301 else "linked_failed" for n in range(500)]
-    assert sum(bool(re.match("SAVEPOINT", sql)) for sql in ran) <= SAVEPOINT_BUDGET
+    assert savepoints(ran) <= SAVEPOINT_BUDGET
     assert await api.everything() == before
 
 
@@ -281,7 +286,7 @@ async def test_more_refusals_than_savepoints_refuse_the_batch_and_leave_nothing(
         reply = await send(api, sender, *items, key="k")
 
     assert_problem(reply, 422, "batch_refused")
-    assert sum(bool(re.match("SAVEPOINT", sql)) for sql in ran) == SAVEPOINT_BUDGET
+    assert savepoints(ran) == SAVEPOINT_BUDGET
     assert await api.everything() == before
     again = await send(api, sender, *items, key="k")
     assert (again.content, again.headers["idempotency-replayed"]) == (reply.content, "true")
