@@ -4,13 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
-from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy.orm import joinedload
 from sqlmodel import col, select
 
-from services.credits.models import ISSUANCE, Account, Transfer, TransferKind, TransferState
+from services.credits.models import ISSUANCE, Account, Transfer, TransferKind
 from services.credits.resolution_repository import ResolutionRepository
 from services.errors import AccountClosed, AmountInvalid, InsufficientCredits
 from services.fields import MAX_CREDITS, new_id
@@ -44,26 +43,19 @@ _LOCK_ACCOUNTS = Statement("""
     FROM accounts WHERE id = ANY(CAST(:ids AS bigint[])) ORDER BY id FOR NO KEY UPDATE
 """)
 
-# What becomes of pending transfers, the entries and the balances: posting costs one trip to the database.
+# The entries and the balances: posting costs one trip to the database.
 _POST = Writing(
     """
-    resolved AS (
-        UPDATE transfers SET state = new.state, resolved_at = now(), posted_amount = new.posted
-        FROM unnest(
-            CAST(:resolved_ids AS uuid[]), CAST(:states AS text[]), CAST(:posted_amounts AS numeric[])
-        ) AS new(id, state, posted)
-        WHERE transfers.id = new.id AND transfers.state = 'pending'
-    ), entered AS (
+    entered AS (
         INSERT INTO entries (account_id, version, transfer_id, amount, balance)
         SELECT * FROM unnest(
             CAST(:account_ids AS bigint[]), CAST(:entry_versions AS bigint[]), CAST(:transfer_ids AS uuid[]),
             CAST(:amounts AS numeric[]), CAST(:balances AS numeric[])
         )
     ), balanced AS (
-        UPDATE accounts SET posted = new.posted, held = new.held, version = new.version
-        FROM unnest(
-            CAST(:ids AS bigint[]), CAST(:posted AS numeric[]), CAST(:held AS numeric[]), CAST(:versions AS bigint[])
-        ) AS new(id, posted, held, version)
+        UPDATE accounts SET posted = new.posted, version = new.version
+        FROM unnest(CAST(:ids AS bigint[]), CAST(:posted AS numeric[]), CAST(:versions AS bigint[]))
+            AS new(id, posted, version)
         WHERE accounts.id = new.id RETURNING 1
     )
     """,
@@ -100,12 +92,6 @@ class Movement:
     amount: Decimal
     order_id: UUID | None = None
     reverses: UUID | None = None
-
-
-class _Resolved(NamedTuple):
-    transfer_id: UUID
-    state: TransferState
-    posted: Decimal | None = None
 
 
 @dataclass(slots=True)
@@ -177,20 +163,14 @@ class LedgerRepository(ResolutionRepository):
     async def get_transfer(self, transfer_id: UUID) -> Transfer:
         return (await self.session.exec(select(Transfer).where(col(Transfer.id) == transfer_id))).one()
 
-    async def lock_accounts(self, movements: Sequence[Movement]) -> None:
-        """Lock the accounts on both sides until the transaction ends, in the order of their ids."""
-        await self._lock(movements)
-
     async def post_part(self, hold: Movement, amount: Decimal) -> None:
         """Post so much of a pending transfer and release the remainder. The transfer is locked by the caller.
 
         Raises `AccountClosed` or `AmountInvalid`, with nothing written, where the payee's account does not take it.
         """
-        balances = await self._lock([hold])
-        part = replace(hold, amount=amount)
-        _check_payees([part], balances)
-        balances[hold.debit_account_id].held -= hold.amount
-        await self.sql.write(_posting([part], balances, [_Resolved(hold.transfer_id, TransferState.posted, amount)]))
+        balances = await self.lock_accounts([hold])
+        _check_payees([replace(hold, amount=amount)], balances)
+        await self.sql.write(self.resolving(post=[hold.transfer_id], part=amount))
 
     async def transfer(self, movements: Sequence[Movement], kind: TransferKind, note: str) -> None:
         """Write transfers that take effect at once.
@@ -198,7 +178,7 @@ class LedgerRepository(ResolutionRepository):
         Raises `AccountClosed`, `InsufficientCredits` where a user's available credits would go below zero, or
         `AmountInvalid` where an account would hold more than it can, with nothing written.
         """
-        balances = await self._lock(movements)
+        balances = await self.lock_accounts(movements)
         spending: dict[int, Decimal] = {}
         for movement in movements:
             debit = movement.debit_account_id
@@ -223,14 +203,15 @@ class LedgerRepository(ResolutionRepository):
         )
         await self.sql.write(_posting(movements, balances))
 
-    async def _lock(self, movements: Iterable[Movement]) -> dict[int, Balance]:
+    async def lock_accounts(self, movements: Iterable[Movement]) -> dict[int, Balance]:
+        """The accounts on both sides by their ids, locked in the order of these until the transaction ends."""
         ids = {account for m in movements for account in (m.debit_account_id, m.credit_account_id)}
         rows = await self.sql.fetch(_LOCK_ACCOUNTS, ids=sorted(ids))
         return {row["id"]: Balance(**row) for row in rows}
 
 
-def _posting(movements: Sequence[Movement], balances: dict[int, Balance], resolved: Sequence[_Resolved] = ()) -> Write:
-    """Two entries for each movement, one update for each account, and what became of pending transfers."""
+def _posting(movements: Sequence[Movement], balances: dict[int, Balance]) -> Write:
+    """Two entries for each movement, and one update for each account."""
     entries: list[tuple[int, int, UUID, Decimal, Decimal]] = []
     for movement in movements:
         for account_id, amount in (
@@ -243,9 +224,6 @@ def _posting(movements: Sequence[Movement], balances: dict[int, Balance], resolv
             entries.append((account_id, balance.version, movement.transfer_id, amount, balance.posted))
     changed = list(balances.values())
     parameters = {
-        "resolved_ids": [one.transfer_id for one in resolved],
-        "states": [one.state.value for one in resolved],
-        "posted_amounts": [one.posted for one in resolved],
         "account_ids": [entry[0] for entry in entries],
         "entry_versions": [entry[1] for entry in entries],
         "transfer_ids": [entry[2] for entry in entries],
@@ -253,7 +231,6 @@ def _posting(movements: Sequence[Movement], balances: dict[int, Balance], resolv
         "balances": [entry[4] for entry in entries],
         "ids": [balance.id for balance in changed],
         "posted": [balance.posted for balance in changed],
-        "held": [balance.held for balance in changed],
         "versions": [balance.version for balance in changed],
     }
     return Write(_POST, parameters, wanted=len(changed))

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import NamedTuple
 from uuid import UUID
 
@@ -32,7 +33,8 @@ _LOCK_HOLDS = Reading(
 _RESOLVE = Writing(
     """
     resolving AS MATERIALIZED (
-        SELECT id, new.state, debit_account_id, credit_account_id, amount, place
+        SELECT id, new.state, debit_account_id, credit_account_id, amount AS held, place,
+            coalesce(CAST(:part AS numeric), amount) AS amount
         FROM unnest(CAST(:resolved_ids AS uuid[]), CAST(:states AS text[])) WITH ORDINALITY AS new(id, state, place)
         JOIN transfers USING (id) WHERE transfers.state = 'pending'
     ), resolved AS (
@@ -56,7 +58,7 @@ _RESOLVE = Writing(
     ), changing AS (
         SELECT account_id, sum(posted) AS posted, sum(held) AS held, sum(entries) AS entries FROM (
             SELECT account_id, amount AS posted, 0 AS held, 1 AS entries FROM posting
-            UNION ALL SELECT debit_account_id, 0, amount, 0 FROM resolving
+            UNION ALL SELECT debit_account_id, 0, held, 0 FROM resolving
         ) AS change GROUP BY account_id
     ), balanced AS (
         UPDATE accounts SET posted = accounts.posted + changing.posted, held = accounts.held - changing.held,
@@ -107,15 +109,27 @@ class ResolutionRepository(SqlAccess):
             await self.sql.write(self.resolving(void=void, expire=expire))
 
     @staticmethod
-    def resolving(*, post: Sequence[UUID] = (), void: Sequence[UUID] = (), expire: Sequence[UUID] = ()) -> Write:
+    def resolving(
+        *,
+        post: Sequence[UUID] = (),
+        void: Sequence[UUID] = (),
+        expire: Sequence[UUID] = (),
+        part: Decimal | None = None,
+    ) -> Write:
         """Post some pending transfers, void others and let others expire, with one update for each account.
+
+        `part` is how much to post of each, instead of all; the remainder is released.
 
         The caller has locked their accounts, and nobody resolves a transfer twice: the caller has locked its order, or
         itself where it has none.
         """
         states = {TransferState.posted: post, TransferState.voided: void, TransferState.expired: expire}
         ids = [transfer_id for named in states.values() for transfer_id in named]
-        parameters = {"resolved_ids": ids, "states": [state.value for state, named in states.items() for _ in named]}
+        parameters = {
+            "resolved_ids": ids,
+            "states": [state.value for state, named in states.items() for _ in named],
+            "part": part,
+        }
         return Write(_RESOLVE, parameters, wanted=len(ids))
 
 
