@@ -80,10 +80,7 @@ async def _run(request: Request, handle: Callable[[Request], Coroutine[Any, Any,
                 return response
             claim: Claim | None = request.state.claim
             if claim is not None:
-                storing = uow.idempotency.storing(
-                    claim.request, response.status_code, kept_headers(response), bytes(response.body)
-                )
-                uow.write_with_events(storing)
+                _keep(uow, claim, response)
             await uow.flush()
             request.state.committing = True
             await _commit(uow)
@@ -96,6 +93,12 @@ async def _run(request: Request, handle: Callable[[Request], Coroutine[Any, Any,
         if claim is None or refused.status_code in _NOT_STORED or refused.status_code >= 500:
             return refused
         return await _store_refusal(request, claim, refused)
+
+
+def _keep(uow: UnitOfWork, claim: Claim, reply: Response) -> None:
+    """Store the reply under its key, with what else is written."""
+    kept = uow.idempotency.storing(claim.request, reply.status_code, kept_headers(reply), bytes(reply.body))
+    uow.write_with_events(kept)
 
 
 async def _commit(uow: UnitOfWork) -> None:
@@ -115,10 +118,7 @@ async def _store_refusal(request: Request, claim: Claim, refused: Response) -> R
     async with open_unit_of_work(request) as uow:
         match await uow.idempotency.take(claim.request):
             case Free():
-                storing = uow.idempotency.storing(
-                    claim.request, refused.status_code, kept_headers(refused), bytes(refused.body)
-                )
-                uow.write_with_events(storing)
+                _keep(uow, claim, refused)
                 await uow.commit()
                 return refused
             case InFlight():

@@ -33,7 +33,8 @@ async def process_placed(uow: UnitOfWork, events: Sequence[Claimed[OrderPlaced]]
     holds = [hold for hold in locked.holds if hold.order_id in ids]
     expired = {hold.order_id for hold in holds if hold.is_due}
     refused = {hold.order_id for hold in holds if hold.credit_account_id in locked.closed}
-    payable = [order for order in pending if order.id not in expired | refused]
+    unpayable = expired | refused
+    payable = [order for order in pending if order.id not in unpayable]
     confirmed, reserved = _allocate(payable, found.pieces, found.available)
 
     moves = [_move(order, confirmed, expired, refused) for order in pending]
