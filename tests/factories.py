@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from datetime import timedelta
 from decimal import Decimal
 from itertools import count
+from typing import Any
 
+import pytest
 from sqlalchemy import Connection, event
 from sqlalchemy.engine.interfaces import DBAPICursor, ExecutionContext
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -21,6 +23,7 @@ from services.credits.models import ISSUANCE, Account, Entry, Transfer, Transfer
 from services.database import Database
 from services.fields import new_id, now
 from services.orders.models import Order, OrderItem, OrderStatus
+from services.sql import Row, Sql, Statement
 from services.users.models import Role, User
 
 _numbers = count(1)
@@ -197,3 +200,23 @@ def count_statements(engine: AsyncEngine) -> Iterator[Recorder]:
         yield recorder
     finally:
         event.remove(engine.sync_engine, "before_cursor_execute", recorder.record)
+
+
+@contextmanager
+def plain_sql(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The plain SQL that is run inside the block, of whatever unit of work: one text for each trip."""
+    ran: list[str] = []
+    run, fetch = Sql.run, Sql._fetch
+
+    async def spy_on_run(self: Sql, statement: Statement, **parameters: Any) -> int:
+        ran.append(statement.text)
+        return await run(self, statement, **parameters)
+
+    async def spy_on_fetch(self: Sql, sql: str, arguments: tuple[Any, ...]) -> Sequence[Row]:
+        ran.append(sql)
+        return await fetch(self, sql, arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sql, "run", spy_on_run)
+        patch.setattr(Sql, "_fetch", spy_on_fetch)
+        yield ran

@@ -3,8 +3,7 @@
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -12,11 +11,10 @@ import httpx
 import pytest
 
 from services.outbox.processor import SAVEPOINT_BUDGET
-from services.sql import Sql, Statement
 from services.users.models import User
 from tests.api.client import Api, assert_problem
 from tests.api.test_transfers import close_account, refuse_notes_of_poison
-from tests.factories import make_user
+from tests.factories import make_user, plain_sql
 
 
 def item(to: User | int, amount: str = "1", **more: Any) -> dict[str, Any]:
@@ -41,22 +39,6 @@ def codes(reply: httpx.Response) -> list[str]:
 def savepoints(ran: Sequence[str]) -> int:
     """How many were set; the one before may be released in the same trip."""
     return sum(bool(re.search("(^|; )SAVEPOINT ", sql)) for sql in ran)
-
-
-@contextmanager
-def statements_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The plain SQL that is run inside the block."""
-    ran: list[str] = []
-    with monkeypatch.context() as patch:
-        for name in ("run", "fetch"):
-            original = getattr(Sql, name)
-
-            async def spy(self: Sql, statement: Statement, original: Any = original, **parameters: Any) -> Any:
-                ran.append(statement.text)
-                return await original(self, statement, **parameters)
-
-            patch.setattr(Sql, name, spy)
-        yield ran
 
 
 async def test_each_transfer_of_an_independent_batch_stands_for_itself(api: Api) -> None:
@@ -214,7 +196,7 @@ async def test_five_hundred_transfers_take_as_many_statements_as_one(api: Api, m
     receivers = [await make_user(api.database) for _ in range(20)]
     numbers = []
     for many in (1, 500):
-        with statements_of(monkeypatch) as ran:
+        with plain_sql(monkeypatch) as ran:
             reply = await send(api, sender, *[item(receivers[n % 20]) for n in range(many)])
         assert codes(reply) == ["posted"] * many
         numbers.append(len(ran))
@@ -232,7 +214,7 @@ async def test_what_the_database_refuses_fails_alone_within_the_budget_of_savepo
     await refuse_notes_of_poison(api)
     items = [item(receivers[n % 5], note="poison" if n in poisoned else f"number {n}") for n in range(500)]
 
-    with statements_of(monkeypatch) as ran:
+    with plain_sql(monkeypatch) as ran:
         reply = await send(api, sender, *items)
 
     assert reply.status_code == 200
@@ -265,7 +247,7 @@ async def test_a_chain_that_the_database_refuses_names_the_transfer_it_fails_wit
     items = [item(receiver, note="poison" if n in (301, 400) else "", linked=n < 499) for n in range(500)]
     before = await api.everything()
 
-    with statements_of(monkeypatch) as ran:
+    with plain_sql(monkeypatch) as ran:
         reply = await send(api, sender, *items, mode=mode)
 
     assert reply.status_code == (200 if mode == "independent" else 422)
@@ -282,7 +264,7 @@ async def test_more_refusals_than_savepoints_refuse_the_batch_and_leave_nothing(
     before = await api.everything()
     items = [item(receiver, note="poison" if n % 20 == 0 else "") for n in range(500)]
 
-    with statements_of(monkeypatch) as ran:
+    with plain_sql(monkeypatch) as ran:
         reply = await send(api, sender, *items, key="k")
 
     assert_problem(reply, 422, "batch_refused")
