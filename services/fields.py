@@ -1,7 +1,7 @@
 """Column and schema types that several domains share."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -37,8 +37,17 @@ def text_enum(values: type[StrEnum]) -> Any:
 
 
 def allowed(column: str, values: type[StrEnum]) -> str:
-    """The CHECK expression that limits a text column to the enum's values."""
-    return f"{column} IN ({', '.join(repr(member.value) for member in values)})"
+    """The CHECK expression that limits a text column to the enum's values (see `one_of`)."""
+    return one_of(column, [member.value for member in values])
+
+
+def one_of(text: str, words: Sequence[str]) -> str:
+    """The SQL condition that `text` is one of the words.
+
+    One array, not `IN (...)`: PostgreSQL reads a check anew for each statement that writes the table, and that has an
+    expression for every word.
+    """
+    return f"{text} = ANY ('{{{','.join(words)}}}'::text[])"
 
 
 def now() -> datetime:

@@ -95,7 +95,7 @@ class Transfer(TransferBase, table=True):
         CheckConstraint("(state = 'pending') = (resolved_at IS NULL)", name="resolved"),
         CheckConstraint("(state = 'posted') = (posted_amount IS NOT NULL)", name="posted"),
         CheckConstraint("posted_amount > 0 AND posted_amount <= amount", name="posted_amount"),
-        CheckConstraint("state NOT IN ('pending', 'expired') OR expires_at IS NOT NULL", name="expires"),
+        CheckConstraint("expires_at IS NOT NULL OR state <> ALL ('{pending,expired}'::text[])", name="expires"),
         CheckConstraint("(kind = 'reversal') = (reverses IS NOT NULL)", name="reversal"),
         Index("ix_transfers_order_id", "order_id", postgresql_where=text("order_id IS NOT NULL")),
         Index("ix_transfers_expires_at", "expires_at", postgresql_where=text("state = 'pending'")),
