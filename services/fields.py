@@ -23,6 +23,7 @@ MAX_CREDITS = Decimal("9999999999999999.99")
 
 CENT = Decimal("0.01")
 _MONEY = re.compile(r"(0|[1-9][0-9]{0,15})(\.[0-9]{1,2})?", re.ASCII)
+_PLAIN_WORD = re.compile(r"(?!null$)[\w>]([\w> ]*[\w>])?", re.ASCII | re.IGNORECASE)
 
 
 def text_enum(values: type[StrEnum]) -> Any:
@@ -45,8 +46,11 @@ def one_of(text: str, words: Sequence[str]) -> str:
     """The SQL condition that `text` is one of the words.
 
     One array, not `IN (...)`: PostgreSQL reads a check anew for each statement that writes the table, and that has an
-    expression for every word.
+    expression for every word. Raises `ValueError` for a word that would have to be quoted there.
     """
+    for word in words:
+        if not _PLAIN_WORD.fullmatch(word):
+            raise ValueError(f"{word!r} cannot be one word of a list of SQL: letters, digits, '_', '>' and spaces only")
     return f"{text} = ANY ('{{{','.join(words)}}}'::text[])"
 
 

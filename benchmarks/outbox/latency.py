@@ -14,7 +14,7 @@ from benchmarks.stage import Stage, check_books, open_stage, run_beside, running
 _RATE = 200
 _ITEMS = 3
 _BUYERS = 200
-_EARLIER_ORDERS = 20_000
+_EARLIER_ORDERS = 200_000
 _WARMUP_SECONDS = 1.0
 _PATIENCE_SECONDS = 30.0
 _MILLISECOND = 0.001

@@ -1,8 +1,7 @@
 """What an event is: a typed fact about one aggregate."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 from uuid import UUID
@@ -51,16 +50,26 @@ class Event(BaseModel):
 
         Raises `NoHandler` for a version newer than this class, `Unprocessable` for a payload that does not fit.
         """
-        try:
-            if version == cls.version:
-                # The validator itself: `model_validate_json` spends as much on looking at its options.
-                read: Self = cls.__pydantic_validator__.validate_json(payload)
-                return read
-            if version > cls.version:
-                raise NoHandler(f"this worker knows version {cls.version} of {cls.type!r}, not {version}")
-            return cls.model_validate(cls.upgraded(_Payload.model_validate_json(payload).root, version))
-        except ValidationError as error:
-            raise Unprocessable(f"the payload is no {cls.type!r} of version {version}: {error}") from error
+        return cls.reader()(payload, version)
+
+    @classmethod
+    def reader(cls) -> Callable[[str, int], Self]:
+        """`read`, for many events: what it needs of the class is looked up once."""
+        known = cls.version
+        # The validator itself: `model_validate_json` spends as much on looking at its options.
+        validate = cls.__pydantic_validator__.validate_json
+
+        def read(payload: str, version: int) -> Any:
+            try:
+                if version == known:
+                    return validate(payload)
+                if version > known:
+                    raise NoHandler(f"this worker knows version {known} of {cls.type!r}, not {version}")
+                return cls.model_validate(cls.upgraded(_Payload.model_validate_json(payload).root, version))
+            except ValidationError as error:
+                raise Unprocessable(f"the payload is no {cls.type!r} of version {version}: {error}") from error
+
+        return read
 
 
 class Registry(Mapping[str, type[Event]]):
@@ -82,8 +91,7 @@ class Registry(Mapping[str, type[Event]]):
         return len(self._events)
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
+class Trace(NamedTuple):
     """Where an event came from: the request's id and its W3C trace context."""
 
     request_id: str | None = None

@@ -236,11 +236,12 @@ class Processor(Generic[TransactionT]):
         batch: _Batch,
     ) -> None:
         works: list[_Work] = []
+        read = subscription.event.reader()
         for row in rows:
             if row.aggregate in batch.stopped:
                 continue
             try:
-                works.append(_Work(row, _decode(self._events[row.type], row)))
+                works.append(_Work(row, _decode(read, row)))
             except (NoHandler, Unprocessable) as error:
                 self._fail(row, error, batch)
         limit = subscription.time_limit or self._time_limit
@@ -391,6 +392,9 @@ def _may_fail(stages: Sequence[Mapping[str, Sequence[ClaimedRow]]]) -> bool:
 
 def _stages(rows: Sequence[ClaimedRow]) -> list[dict[str, list[ClaimedRow]]]:
     """Rows by type, in stages: within an aggregate, a later stage holds what comes after an event of another type."""
+    types = {row.type for row in rows}
+    if len(types) == 1:
+        return [{types.pop(): list(rows)}]
     stages: list[dict[str, list[ClaimedRow]]] = []
     reached: dict[str, tuple[int, str]] = {}
     for row in rows:
@@ -404,12 +408,12 @@ def _stages(rows: Sequence[ClaimedRow]) -> list[dict[str, list[ClaimedRow]]]:
     return stages
 
 
-def _decode(event: type[Event], row: ClaimedRow) -> Claimed[Any]:
-    if row.payload is None or row.version is None:
-        raise Unprocessable(f"event {row.event_id} is not in the log")
-    trace = Trace(row.request_id, row.traceparent) if row.request_id or row.traceparent else _NO_TRACE
-    read = event.read(row.payload, row.version)
-    return Claimed(row.position, row.event_id, row.aggregate, row.attempts, read, trace)
+def _decode(read: Callable[[str, int], Event], row: ClaimedRow) -> Claimed[Any]:
+    position, event_id, aggregate, _, attempts, _, version, payload, request_id, traceparent, _, _ = row
+    if payload is None or version is None:
+        raise Unprocessable(f"event {event_id} is not in the log")
+    trace = Trace(request_id, traceparent) if request_id or traceparent else _NO_TRACE
+    return Claimed(position, event_id, aggregate, attempts, read(payload, version), trace)
 
 
 def _is_transient(error: Exception) -> bool:

@@ -77,8 +77,8 @@ class Window:
 
     def note(self, rows: Sequence[ClaimedRow]) -> bool:
         """Take in what a claim has found; whether another may find as much at once."""
-        ready = Counter(row.type for row in rows if not row.waited)
-        due = Counter(row.type for row in rows if row.waited)
+        ready = Counter([row.type for row in rows if not row.waited])
+        due = Counter([row.type for row in rows if row.waited])
         full = False
         for name in self._types:
             # What was looked at in two places may have more in either.

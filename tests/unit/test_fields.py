@@ -24,6 +24,7 @@ from services.fields import (
     allowed,
     new_id,
     now,
+    one_of,
     text_enum,
 )
 
@@ -156,4 +157,10 @@ class Colour(StrEnum):
 
 def test_an_enum_is_kept_as_its_values() -> None:
     assert text_enum(Colour).enums == ["red", "dark blue"]
-    assert allowed("colour", Colour) == "colour IN ('red', 'dark blue')"
+    assert allowed("colour", Colour) == "colour = ANY ('{red,dark blue}'::text[])"
+
+
+@pytest.mark.parametrize("word", ["a,b", "{}", 'say "no"', "it's", "back\\slash", "", " red", "NULL"])
+def test_a_word_that_an_array_would_have_to_quote_is_refused(word: str) -> None:
+    with pytest.raises(ValueError, match="one word of a list"):
+        one_of("colour", ["red", word])
