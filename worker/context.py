@@ -64,11 +64,12 @@ async def open_polling(settings: Settings, time_limit: float) -> AsyncIterator[S
 
 
 def processing_options(settings: Settings) -> dict[str, Any]:
-    """What settings say of processors."""
+    """What settings say of the processors of one process, and what these share."""
     return {
         "retry": RetryPolicy(settings.outbox_max_attempts, settings.outbox_retry_base, settings.outbox_retry_cap),
         "batch_size": settings.outbox_batch_size,
         "time_limit": settings.outbox_time_limit,
+        "siblings": [],
     }
 
 
@@ -88,10 +89,9 @@ async def open_worker(settings: Settings) -> AsyncIterator[WorkerContext]:
         Doorbell(redis) as doorbell,
     ):
         await check_pool_budget(database.engine, settings)
+        options = processing_options(settings)
         processors = [
-            Processor(
-                lambda: UnitOfWork(polling, doorbell), SUBSCRIPTIONS, prepared=True, **processing_options(settings)
-            )
+            Processor(lambda: UnitOfWork(polling, doorbell), SUBSCRIPTIONS, prepared=True, **options)
             for _ in range(settings.outbox_concurrency)
         ]
         poller = Poller(processors, DoorbellListener(redis), settings.outbox_poll_interval)

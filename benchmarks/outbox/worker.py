@@ -82,6 +82,7 @@ async def work(options: argparse.Namespace) -> None:
     timeline, last = TimelineWriter(options.timeline), array("q", bytes(8 * (options.aggregates + 1)))
     redis = Redis.from_url(settings.redis_url, socket_connect_timeout=1)
     async with open_polling(settings, settings.outbox_time_limit) as polling, redis, Doorbell(redis) as doorbell:
+        shared = processing_options(settings)
         processors = [
             TimedProcessor(
                 Counter(options.wait, failing=options.failing),
@@ -89,7 +90,7 @@ async def work(options: argparse.Namespace) -> None:
                 last,
                 open_transaction=lambda: UnitOfWork(polling, doorbell),
                 prepared=True,
-                **processing_options(settings),
+                **shared,
             )
             for _ in range(settings.outbox_concurrency)
         ]

@@ -94,7 +94,7 @@ class Processor(Generic[TransactionT]):
 
     One transaction at a time; several processors, in one process or in many, share the outbox. `prepared` says that the
     connections have the `claim_settings` of the longest time limit: otherwise each transaction asks for them, which
-    costs a trip to the database.
+    costs a trip to the database. `siblings` is one list for all processors of a process, in which they are told apart.
     """
 
     def __init__(
@@ -106,6 +106,7 @@ class Processor(Generic[TransactionT]):
         batch_size: int,
         time_limit: float = 30.0,
         prepared: bool = False,
+        siblings: list[Window] | None = None,
     ) -> None:
         self._open = open_transaction
         self._prepared = prepared
@@ -119,7 +120,8 @@ class Processor(Generic[TransactionT]):
         self._batch_size = batch_size
         self._careful = 0
         """Batches to come that are processed in savepoints whatever they hold."""
-        self._forget()
+        self._siblings = [] if siblings is None else siblings
+        self._begin_anew()
 
     async def run_once(self) -> Outcome:
         """Claim one batch and process it in one transaction.
@@ -133,13 +135,16 @@ class Processor(Generic[TransactionT]):
             return await self._run()
         except DBAPIError:
             # Perhaps it is another server now, whose positions go on from elsewhere.
-            self._forget()
+            self._window.close()
+            self._begin_anew()
             raise
+        finally:
+            self._window.settle()
 
     async def look(self) -> tuple[bool, float | None]:
         """Whether a batch may be waiting, and in how many seconds the next deferred event is due. Costs one query."""
         async with self._open() as transaction:
-            return await transaction.outbox.look(self._window.spans(self._floor))
+            return await transaction.outbox.look(self._window.whole(self._floor))
 
     async def park_unknown(self) -> int:
         """Let events at the head of the queue wait whose type has no handler here; their number."""
@@ -155,9 +160,9 @@ class Processor(Generic[TransactionT]):
         if not self._prepared:
             await transaction.outbox.begin(self._longest_limit)
 
-    def _forget(self) -> None:
+    def _begin_anew(self) -> None:
         self._floor = Floor()
-        self._window = Window(list(self._events), self._batch_size)
+        self._window = Window(list(self._events), self._batch_size, self._siblings)
 
     async def _run(self) -> Outcome:
         try:

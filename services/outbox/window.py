@@ -48,9 +48,15 @@ class Window:
 
     A type gets what the others leave: those with little to do keep an even share free, and those with a backlog divide
     the rest. Where one aggregate fills a window, a part of the next one is taken from a random place further on.
+
+    `siblings` are the windows of all processors of a process, this one among them. While one works on an aggregate that
+    fills its window, the others could only lock what comes after in that aggregate, and let it go again: they look
+    further on, and leave it the head of the queue.
     """
 
-    def __init__(self, types: Sequence[str], size: int) -> None:
+    def __init__(self, types: Sequence[str], size: int, siblings: "list[Window] | None" = None) -> None:
+        self._siblings = [] if siblings is None else siblings
+        self._siblings.append(self)
         self._types = list(types)
         self._size = size
         self._ready: dict[str, int] = dict.fromkeys(types, size)
@@ -58,7 +64,20 @@ class Window:
         self._crowded: dict[str, int] = {}
         """The last position of a window that one aggregate filled."""
         self._asked: dict[str, int] = {}
-        """Ready rows that the latest claim wanted from the head of the queue."""
+        """Ready rows that the latest claim wanted from the head of the queue, or from where it began."""
+        self._working_on: dict[str, int] = {}
+        """Of a transaction under way: the last position of the one aggregate that fills it."""
+        self._beside: set[str] = set()
+        """Of a transaction under way: types whose head it leaves to a sibling."""
+
+    def close(self) -> None:
+        """Be no sibling any more."""
+        self._siblings.remove(self)
+
+    def settle(self) -> None:
+        """The transaction of the latest claim has ended."""
+        self._working_on.clear()
+        self._beside.clear()
 
     def spans(self, floor: Floor) -> list[Span]:
         """What the next claim asks for."""
@@ -75,31 +94,52 @@ class Window:
             spans += of_type
         return spans
 
+    def whole(self, floor: Floor) -> list[Span]:
+        """All that may be there, for a look that takes nothing."""
+        return [Span(name, floor.position, MAX_POSITION, 1, 1) for name in self._types]
+
     def note(self, rows: Sequence[ClaimedRow]) -> bool:
         """Take in what a claim has found; whether another may find as much at once."""
         ready = Counter([row.type for row in rows if not row.waited])
         due = Counter([row.type for row in rows if row.waited])
         full = False
         for name in self._types:
-            # What was looked at in two places may have more in either.
-            full = full or (name in self._crowded and ready[name] > 0)
+            # What was looked at in two places, or from a random one, may have more elsewhere.
+            full = full or ((name in self._crowded or name in self._beside) and ready[name] > 0)
             full = full or ready[name] >= self._asked[name] or due[name] >= max(1, self._asked[name] // 2)
             self._ready[name], self._due[name] = ready[name], due[name]
+            if name in self._beside:
+                continue
             self._crowded.pop(name, None)
+            self._working_on.pop(name, None)
             if ready[name] >= max(2, self._asked[name]):
                 mine = [row for row in rows if row.type == name and not row.waited][: self._asked[name]]
                 ((_, most),) = Counter(row.aggregate for row in mine).most_common(1)
                 if most > len(mine) // 2:
-                    self._crowded[name] = mine[-1].position
+                    self._crowded[name] = self._working_on[name] = mine[-1].position
         return full
 
     def _found(self) -> dict[str, int]:
         return {name: self._ready[name] + self._due[name] for name in self._types}
 
     def _split(self, name: str, floor: Floor, ready: int, due: int) -> list[Span]:
+        others = [other for other in self._siblings if other is not self]
+        crowd = max((other._working_on[name] for other in others if name in other._working_on), default=None)
+        if crowd is not None and crowd + 1 < floor.last_taken:
+            self._beside.add(name)
+            self._crowded[name] = crowd
+            return [Span(name, _further(crowd, floor), MAX_POSITION, ready, due)]
         last = self._crowded.get(name)
-        if last is None or last + 1 >= floor.last_taken or ready < 2:
+        if last is not None:
+            # Already now: a sibling may begin before this claim has come back.
+            self._working_on[name] = last
+        if last is None or last + 1 >= floor.last_taken or ready < 2 or any(name in other._beside for other in others):
             return [Span(name, floor.position, MAX_POSITION, ready, due)]
-        further = random.randint(last + 1, floor.last_taken)  # noqa: S311
+        further = _further(last, floor)
         head = min(ready - 1, int(ready * _HEAD_SHARE))
         return [Span(name, floor.position, further, head, due), Span(name, further, MAX_POSITION, ready - head, 0)]
+
+
+def _further(last: int, floor: Floor) -> int:
+    """A random position after that one."""
+    return random.randint(last + 1, floor.last_taken)  # noqa: S311

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from uuid import UUID
 
+from services.outbox.generations import MAX_POSITION
 from services.outbox.repository import ClaimedRow, Horizon, Span
 from services.outbox.window import Floor, Window
 
@@ -121,3 +122,60 @@ def test_it_says_that_there_may_be_more_where_a_part_was_filled() -> None:
     assert not window.note([claimed("a", number) for number in range(asked - 1)])
     asked = spans(window)["a"][0].ready
     assert window.note([claimed("a", number) for number in range(asked)])
+
+
+def siblings() -> tuple[Window, Window, Floor]:
+    """Two windows of one process, the first with an aggregate that fills it, its transaction under way."""
+    both: list[Window] = []
+    one, other, floor = Window(["a"], 100, both), Window(["a"], 100, both), Floor()
+    floor.last_taken = 100_000
+    one.spans(floor)
+    one.note(crowd(100))
+    return one, other, floor
+
+
+def test_while_one_works_on_an_aggregate_that_fills_it_its_sibling_looks_only_further_on() -> None:
+    one, other, floor = siblings()
+    (further,) = other.spans(floor)
+    assert 100 < further.first <= 100_000
+    assert further.ready == 100
+    # There may be more elsewhere, though not all that was asked for was there.
+    assert other.note([claimed("a", 50_000)])
+    assert not other.note([])
+
+    one.settle()
+    assert [span.first for span in one.spans(floor)] == [0], "all of the head, since the other looks after the rest"
+
+
+def test_a_sibling_that_begins_before_the_claim_has_come_back_knows_already() -> None:
+    one, other, floor = siblings()
+    one.settle()
+    one.spans(floor)
+    assert [span.first > 100 for span in other.spans(floor)] == [True]
+
+
+def test_the_head_is_left_to_a_sibling_only_while_its_transaction_is_under_way() -> None:
+    one, other, floor = siblings()
+    one.settle()
+    assert [span.first for span in other.spans(floor)] == [0]
+
+
+def test_the_head_is_shared_again_when_no_aggregate_fills_it_any_more() -> None:
+    one, other, floor = siblings()
+    one.settle()
+    one.spans(floor)
+    one.note([claimed("a", number) for number in range(1, 101)])
+    assert [span.first for span in other.spans(floor)] == [0]
+
+
+def test_one_that_is_closed_is_no_sibling() -> None:
+    one, other, floor = siblings()
+    one.close()
+    assert [span.first for span in other.spans(floor)] == [0]
+
+
+def test_a_look_leaves_no_trace() -> None:
+    one, other, floor = siblings()
+    one.settle()
+    assert one.whole(floor) == [Span("a", 0, MAX_POSITION, 1, 1)]
+    assert [span.first for span in other.spans(floor)] == [0]

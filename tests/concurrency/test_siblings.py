@@ -1,0 +1,87 @@
+"""Processors of one process that share the queue while one aggregate fills its head."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from services.database import Database
+from services.outbox import window
+from services.outbox.events import Claimed
+from services.outbox.processor import Processor
+from services.outbox.subscription import Subscription
+from services.outbox.window import Window
+from services.unit_of_work import UnitOfWork
+from tests.concurrency.ticks import LATER, Tick, TickHandler, append, drain, effects
+
+HOT = 200
+OTHERS = 100
+BATCH = 40
+
+
+class GatedHandler(TickHandler):
+    """Keeps its transaction open until the gate is open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered = asyncio.Event()
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def __call__(self, uow: UnitOfWork, events: Sequence[Claimed[Tick]]) -> None:
+        await super().__call__(uow, events)
+        self.entered.set()
+        await self.gate.wait()
+
+
+def processor(database: Database, handler: TickHandler, siblings: list[Window]) -> Processor[UnitOfWork]:
+    return Processor(
+        lambda: UnitOfWork(database.write),
+        [Subscription(Tick, handler)],
+        retry=LATER,
+        batch_size=BATCH,
+        siblings=siblings,
+    )
+
+
+@pytest.fixture
+async def hot(ticking: Database) -> Database:
+    """One aggregate fills the head of the queue."""
+    await append(ticking, *(Tick(name="hot", number=number) for number in range(HOT)))
+    await append(ticking, *(Tick(name=f"other-{number}") for number in range(OTHERS)))
+    return ticking
+
+
+async def test_what_would_wait_for_a_sibling_is_left_to_it(hot: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Where the random place further on is: not in the middle of the same aggregate.
+    monkeypatch.setattr(window, "_further", lambda _, floor: floor.last_taken - OTHERS + 1)
+    siblings: list[Window] = []
+    handler = GatedHandler()
+    one, other = processor(hot, handler, siblings), processor(hot, TickHandler(), siblings)
+    await one.run_once()
+    await other.run_once()
+
+    handler.entered.clear()
+    handler.gate.clear()
+    running = asyncio.create_task(one.run_once())
+    await handler.entered.wait()
+    outcome = await other.run_once()
+    handler.gate.set()
+    await running
+
+    assert (outcome.processed, outcome.blocked) == (BATCH, 0)
+    await drain(one)
+    await drain(other)
+    done = await effects(hot)
+    assert [number for name, number in done if name == "hot"] == list(range(HOT))
+    assert len(done) == HOT + OTHERS
+
+
+async def test_all_is_processed_in_order_by_several_that_drain_at_once(hot: Database) -> None:
+    siblings: list[Window] = []
+    engines = [processor(hot, TickHandler(), siblings) for _ in range(3)]
+    while len(await effects(hot)) < HOT + OTHERS:
+        await asyncio.gather(*(drain(engine) for engine in engines))
+    done = await effects(hot)
+    assert [number for name, number in done if name == "hot"] == list(range(HOT))
+    assert len(set(done)) == len(done) == HOT + OTHERS
