@@ -1,0 +1,95 @@
+"""How long the ear of the poll loops waits between its looks at the outbox."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import cast
+
+import pytest
+
+from services.outbox.doorbell import DoorbellListener
+from services.outbox.processor import Outcome, Processor
+from services.unit_of_work import UnitOfWork
+from worker.poller import Poller
+
+INTERVAL = 1.0
+Look = tuple[bool, float | None]
+
+
+class Outbox:
+    """Stands for the processor: what its looks find is said beforehand; each claim processes one event, or none."""
+
+    def __init__(self, looks: Sequence[Look | Exception], processed: int) -> None:
+        self._looks = list(looks)
+        self._processed = processed
+
+    async def look(self) -> Look:
+        found = self._looks.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async def run_once(self) -> Outcome:
+        return Outcome(processed=self._processed)
+
+    async def park_unknown(self) -> int:
+        return 0
+
+
+class Ear:
+    """Stands for the doorbell: it rings at the times it is told, and notes how long it is listened to."""
+
+    def __init__(self, rings: Sequence[bool]) -> None:
+        self._rings = list(rings)
+        self.waits: list[float] = []
+        self.over = asyncio.Event()
+
+    async def wait(self, seconds: float) -> bool:
+        self.waits.append(seconds)
+        if not self._rings:
+            self.over.set()
+            await asyncio.Event().wait()
+        # Time enough for what was called meanwhile.
+        for _ in range(10):
+            await asyncio.sleep(0)
+        return self._rings.pop(0)
+
+
+async def waits(looks: Sequence[Look | Exception], *, rings: Sequence[bool] = (), processed: int = 1) -> list[float]:
+    ear = Ear(rings or [False] * len(looks))
+    outbox = cast("Processor[UnitOfWork]", Outbox(looks, processed))
+    poller = Poller([outbox], cast("DoorbellListener", ear), INTERVAL)
+    poller.start()
+    async with asyncio.timeout(10):
+        await ear.over.wait()
+    await poller.stop(1.0)
+    return ear.waits
+
+
+FOUND: Look = (True, None)
+NOTHING: Look = (False, None)
+
+
+async def test_without_events_it_looks_once_an_interval() -> None:
+    assert await waits([NOTHING] * 4) == [1.0] * 5
+
+
+async def test_where_events_come_without_a_ring_it_looks_sooner_each_time_and_then_as_before() -> None:
+    assert await waits([FOUND] * 6 + [NOTHING]) == [1.0, 0.5, 0.25, 0.125, 0.1, 0.1, 0.1, 1.0]
+
+
+async def test_events_that_are_not_processed_do_not_hurry_it() -> None:
+    """Another worker's, or of a type whose batches are all under way."""
+    assert await waits([FOUND] * 4, processed=0) == [1.0] * 5
+
+
+async def test_a_ring_says_that_the_bell_is_there() -> None:
+    assert await waits([FOUND, FOUND], rings=[False, False, True]) == [1.0, 0.5, 0.25, 1.0]
+
+
+async def test_a_database_that_is_away_is_not_asked_more_often() -> None:
+    assert await waits([FOUND, OSError("away"), OSError("away")]) == [1.0, 0.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("due_in", [0.3, 7.0])
+async def test_what_is_due_sooner_is_looked_for_when_it_is_due(due_in: float) -> None:
+    assert await waits([(False, due_in)]) == [1.0, min(due_in, INTERVAL)]
