@@ -3,12 +3,16 @@
 import random
 from collections import Counter
 from collections.abc import Sequence
+from time import monotonic
 
 from services.outbox.generations import MAX_POSITION
 from services.outbox.repository import ClaimedRow, Horizon, Span
 
 _HEAD_SHARE = 0.75
 """Of a window that one aggregate fills: how much goes on looking at the head of the queue."""
+
+_LEFT_FOR = 0.2
+"""Seconds that the head of the queue is left to a sibling: what lies right behind its rows need not wait for longer."""
 
 
 class Floor:
@@ -50,8 +54,8 @@ class Window:
     the rest. Where one aggregate fills a window, a part of the next one is taken from a random place further on.
 
     `siblings` are the windows of all processors of a process, this one among them. While one works on an aggregate that
-    fills its window, the others could only lock what comes after in that aggregate, and let it go again: they look
-    further on, and leave it the head of the queue.
+    fills its window, the others could only lock what comes after in that aggregate, and let it go again: for a moment
+    they look further on, and leave it the head of the queue.
     """
 
     def __init__(self, types: Sequence[str], size: int, siblings: "list[Window] | None" = None) -> None:
@@ -69,6 +73,8 @@ class Window:
         """Of a transaction under way: the last position of the one aggregate that fills it."""
         self._beside: set[str] = set()
         """Of a transaction under way: types whose head it leaves to a sibling."""
+        self._began = 0.0
+        """When the latest claim began, in seconds of the monotonic clock."""
 
     def close(self) -> None:
         """Be no sibling any more."""
@@ -81,6 +87,7 @@ class Window:
 
     def spans(self, floor: Floor) -> list[Span]:
         """What the next claim asks for."""
+        self._began = monotonic()
         even = max(1, self._size // len(self._types))
         idle = sum(found for found in self._found().values() if found < even)
         busy = [name for name, found in self._found().items() if found >= even]
@@ -123,7 +130,7 @@ class Window:
         return {name: self._ready[name] + self._due[name] for name in self._types}
 
     def _split(self, name: str, floor: Floor, ready: int, due: int) -> list[Span]:
-        others = [other for other in self._siblings if other is not self]
+        others = [other for other in self._siblings if other is not self and self._began - other._began < _LEFT_FOR]
         crowd = max((other._working_on[name] for other in others if name in other._working_on), default=None)
         if crowd is not None and crowd + 1 < floor.last_taken:
             self._beside.add(name)

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from uuid import UUID
 
+import pytest
+
+from services.outbox import window as window_module
 from services.outbox.generations import MAX_POSITION
 from services.outbox.repository import ClaimedRow, Horizon, Span
 from services.outbox.window import Floor, Window
@@ -124,6 +127,15 @@ def test_it_says_that_there_may_be_more_where_a_part_was_filled() -> None:
     assert window.note([claimed("a", number) for number in range(asked)])
 
 
+LEFT_FOR = 60.0
+
+
+@pytest.fixture(autouse=True)
+def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine, a sibling is still at it."""
+    monkeypatch.setattr(window_module, "_LEFT_FOR", LEFT_FOR)
+
+
 def siblings() -> tuple[Window, Window, Floor]:
     """Two windows of one process, the first with an aggregate that fills it, its transaction under way."""
     both: list[Window] = []
@@ -166,6 +178,15 @@ def test_the_head_is_shared_again_when_no_aggregate_fills_it_any_more() -> None:
     one.spans(floor)
     one.note([claimed("a", number) for number in range(1, 101)])
     assert [span.first for span in other.spans(floor)] == [0]
+
+
+def test_the_head_is_not_left_to_a_sibling_that_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 10.0 + LEFT_FOR - 1, 10.0 + LEFT_FOR + 1])
+    monkeypatch.setattr(window_module, "monotonic", lambda: next(clock))
+    _, other, floor = siblings()
+    assert [span.first > 100 for span in other.spans(floor)] == [True]
+    other.settle()
+    assert next(span.first for span in other.spans(floor)) == 0
 
 
 def test_one_that_is_closed_is_no_sibling() -> None:
