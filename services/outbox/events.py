@@ -45,16 +45,12 @@ class Event(BaseModel):
         raise Unprocessable(f"{cls.type!r} of version {version} is not read as version {cls.version}: {payload}")
 
     @classmethod
-    def read(cls, payload: str, version: int) -> Self:
-        """The event that was written as `payload` (JSON) under `version`.
-
-        Raises `NoHandler` for a version newer than this class, `Unprocessable` for a payload that does not fit.
-        """
-        return cls.reader()(payload, version)
-
-    @classmethod
     def reader(cls) -> Callable[[str, int], Self]:
-        """`read`, for many events: what it needs of the class is looked up once."""
+        """What gives the event that was written as a payload (JSON) under a version.
+
+        For many events: what it needs of the class is looked up once. It raises `NoHandler` for a version newer than
+        this class, `Unprocessable` for a payload that does not fit.
+        """
         known = cls.version
         # The validator itself: `model_validate_json` spends as much on looking at its options.
         validate = cls.__pydantic_validator__.validate_json

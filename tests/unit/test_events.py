@@ -33,27 +33,27 @@ class AlsoMoved(Moved):
 
 def test_an_event_is_read_as_it_was_written() -> None:
     moved = Moved(start="a", end="b")
-    assert Moved.read(moved.model_dump_json(), 2) == moved
+    assert Moved.reader()(moved.model_dump_json(), 2) == moved
 
 
 def test_an_earlier_version_is_upgraded() -> None:
-    assert Moved.read('{"place": "b"}', 1) == Moved(start="", end="b")
+    assert Moved.reader()('{"place": "b"}', 1) == Moved(start="", end="b")
 
 
 def test_an_earlier_version_that_nobody_upgrades_cannot_be_processed() -> None:
     with pytest.raises(Unprocessable, match=r"'test.moved' of version 0 is not read as version 2"):
-        Moved.read('{"where": "b"}', 0)
+        Moved.reader()('{"where": "b"}', 0)
 
 
 def test_a_later_version_is_for_another_worker() -> None:
     with pytest.raises(NoHandler, match=r"knows version 2 of 'test.moved', not 3"):
-        Moved.read("{}", 3)
+        Moved.reader()("{}", 3)
 
 
 @pytest.mark.parametrize("payload", ["{}", "[]", '{"start": "a", "end": "b", "more": 1}', '{"start": 1, "end": "b"}'])
 def test_a_payload_that_does_not_fit_cannot_be_processed(payload: str) -> None:
     with pytest.raises(Unprocessable, match=r"the payload is no 'test.moved' of version 2"):
-        Moved.read(payload, 2)
+        Moved.reader()(payload, 2)
 
 
 def test_a_registry_knows_its_events_by_name() -> None:
