@@ -69,12 +69,10 @@ class Window:
         """The last position of a window that one aggregate filled."""
         self._asked: dict[str, int] = {}
         """Ready rows that the latest claim wanted from the head of the queue, or from where it began."""
-        self._working_on: dict[str, int] = {}
-        """Of a transaction under way: the last position of the one aggregate that fills it."""
+        self._began: float | None = None
+        """When the transaction under way began, in seconds of the monotonic clock."""
         self._beside: set[str] = set()
-        """Of a transaction under way: types whose head it leaves to a sibling."""
-        self._began = 0.0
-        """When the latest claim began, in seconds of the monotonic clock."""
+        """Of the transaction under way: types whose head it leaves to a sibling."""
 
     def close(self) -> None:
         """Be no sibling any more."""
@@ -82,12 +80,19 @@ class Window:
 
     def settle(self) -> None:
         """The transaction of the latest claim has ended."""
-        self._working_on.clear()
+        self._began = None
         self._beside.clear()
 
     def spans(self, floor: Floor) -> list[Span]:
-        """What the next claim asks for."""
-        self._began = monotonic()
+        """What the next claim asks for; its transaction is under way from now on."""
+        # Also of a batch that failed and is claimed anew.
+        self._beside.clear()
+        self._began = now = monotonic()
+        others = [
+            other
+            for other in self._siblings
+            if other is not self and other._began is not None and now - other._began < _LEFT_FOR
+        ]
         even = max(1, self._size // len(self._types))
         idle = sum(found for found in self._found().values() if found < even)
         busy = [name for name, found in self._found().items() if found >= even]
@@ -96,7 +101,7 @@ class Window:
             share = max(even, (self._size - idle) // len(busy)) if name in busy else even
             due = share // 2 if self._ready[name] >= share else share
             ready = share - min(self._due[name], share // 2)
-            of_type = self._split(name, floor, max(1, ready), max(1, due))
+            of_type = self._split(name, floor, max(1, ready), max(1, due), others)
             self._asked[name] = of_type[0].ready
             spans += of_type
         return spans
@@ -112,34 +117,34 @@ class Window:
         full = False
         for name in self._types:
             # What was looked at in two places, or from a random one, may have more elsewhere.
-            full = full or ((name in self._crowded or name in self._beside) and ready[name] > 0)
+            full = full or (name in self._crowded and ready[name] > 0)
             full = full or ready[name] >= self._asked[name] or due[name] >= max(1, self._asked[name] // 2)
             self._ready[name], self._due[name] = ready[name], due[name]
             if name in self._beside:
                 continue
             self._crowded.pop(name, None)
-            self._working_on.pop(name, None)
             if ready[name] >= max(2, self._asked[name]):
                 mine = [row for row in rows if row.type == name and not row.waited][: self._asked[name]]
                 ((_, most),) = Counter(row.aggregate for row in mine).most_common(1)
                 if most > len(mine) // 2:
-                    self._crowded[name] = self._working_on[name] = mine[-1].position
+                    self._crowded[name] = mine[-1].position
         return full
 
     def _found(self) -> dict[str, int]:
         return {name: self._ready[name] + self._due[name] for name in self._types}
 
-    def _split(self, name: str, floor: Floor, ready: int, due: int) -> list[Span]:
-        others = [other for other in self._siblings if other is not self and self._began - other._began < _LEFT_FOR]
-        crowd = max((other._working_on[name] for other in others if name in other._working_on), default=None)
-        if crowd is not None and crowd + 1 < floor.last_taken:
+    def _working_on(self, name: str) -> int | None:
+        """Of the transaction under way: the last position of the one aggregate that fills it, or is expected to."""
+        return None if name in self._beside else self._crowded.get(name)
+
+    def _split(self, name: str, floor: Floor, ready: int, due: int, others: "Sequence[Window]") -> list[Span]:
+        """`others` are the siblings that have a transaction under way."""
+        crowds = [crowd for other in others if (crowd := other._working_on(name)) is not None]
+        if crowds and max(crowds) + 1 < floor.last_taken:
             self._beside.add(name)
-            self._crowded[name] = crowd
-            return [Span(name, _further(crowd, floor), MAX_POSITION, ready, due)]
+            self._crowded[name] = max(crowds)
+            return [Span(name, _further(max(crowds), floor), MAX_POSITION, ready, due)]
         last = self._crowded.get(name)
-        if last is not None:
-            # Already now: a sibling may begin before this claim has come back.
-            self._working_on[name] = last
         if last is None or last + 1 >= floor.last_taken or ready < 2 or any(name in other._beside for other in others):
             return [Span(name, floor.position, MAX_POSITION, ready, due)]
         further = _further(last, floor)

@@ -189,6 +189,16 @@ def test_the_head_is_not_left_to_a_sibling_that_takes_long(monkeypatch: pytest.M
     assert next(span.first for span in other.spans(floor)) == 0
 
 
+def test_a_batch_that_is_claimed_anew_knows_nothing_of_its_first_claim() -> None:
+    """Beside a sibling at first; that one's transaction has ended since, and its own failed."""
+    one, other, floor = siblings()
+    other.spans(floor)
+    one.settle()
+    assert next(span.first for span in other.spans(floor)) == 0
+    other.note([claimed("a", number) for number in range(1, 101)])
+    assert next(span.first for span in one.spans(floor)) == 0
+
+
 def test_one_that_is_closed_is_no_sibling() -> None:
     one, other, floor = siblings()
     one.close()
