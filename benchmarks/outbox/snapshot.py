@@ -1,66 +1,68 @@
-"""Full load while another session holds an old snapshot, and after it has let go."""
+"""Full load while another session holds an old snapshot, in turn with the same load where none does."""
 
+import os
+import signal
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 
 import psycopg
 
 from benchmarks.outbox.bench import Bench, Worker
 from benchmarks.outbox.events import Events, Log, tidy, write_log
-from benchmarks.outbox.sizes import Sizes
 from benchmarks.outbox.table import Line, at_least, at_most
 from benchmarks.outbox.timeline import rate_between
 
-_POOL = 500_000
+_POOL = 250_000
 _WAITING = 100_000
 _CHUNK = 5_000
+_TURN_SECONDS = 15.0
+_TURN_WITHOUT_SECONDS = 5.0
 _WARMUP_SECONDS = 2.0
+_SETTLING_SECONDS = 0.5
 _RECOVERED = 0.9
 _WINDOW_SECONDS = 3.0
 _STEP_SECONDS = 0.25
 
 
 def measure(bench: Bench) -> list[Line]:
-    """The rate without, with and after the snapshot, with the same producer all the while."""
+    """The rates with and without the snapshot, measured in turn; then how soon the one is back at the other."""
     sizes = bench.sizes
-    with bench.database() as name:
-        url = bench.stage.postgres.url(name)
-        with psycopg.connect(url, autocommit=True) as connection, psycopg.connect(url) as holder:
-            log = write_log(connection, Events(_POOL, sizes.aggregates))
-            load = _Load(connection, log)
-            load.release(_WAITING)
-            tidy(connection)
-            with bench.worker(name) as worker:
-                load.keep_up(worker, _WARMUP_SECONDS)
-                start = time.monotonic()
-                load.keep_up(worker, sizes.load_seconds)
-                taken = time.monotonic()
-                holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                holder.execute("SELECT count(*) FROM dead_letters")
-                load.keep_up(worker, sizes.snapshot_seconds)
-                given_up = time.monotonic()
-                holder.rollback()
-                back = _recover(load, worker, _RECOVERED * rate_between(worker.timeline.batches, start, taken), sizes)
-                worker.wait_for(load.released)
-            bench.check(name, [worker], load.released)
-    batches = worker.timeline.batches
-    without = rate_between(batches, start, taken)
-    held = rate_between(batches, taken, given_up)
-    last = rate_between(batches, given_up - sizes.snapshot_seconds / 10, given_up)
+    with ExitStack() as stack:
+        # What a vacuum has to spare is a matter of one database: a snapshot that is held in one is none in the other.
+        held, free = (stack.enter_context(_load(bench, name, n)) for n, name in enumerate(("held", "free"), start=1))
+        holder = stack.enter_context(psycopg.connect(bench.stage.postgres.url("held")))
+        _in_turn(held, free, sizes.load_seconds, _TURN_WITHOUT_SECONDS)
+        alike = held.rate() / free.rate()
+        taken = time.monotonic()
+        holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        holder.execute("SELECT count(*) FROM dead_letters")
+        _in_turn(held, free, sizes.snapshot_seconds * 0.9, _TURN_SECONDS)
+        ending = time.monotonic()
+        _in_turn(held, free, sizes.snapshot_seconds * 0.1, _TURN_SECONDS)
+        holder.rollback()
+        back = _recover(held, _RECOVERED * free.rate(ending), sizes.recovery_seconds)
     return [
         Line(
-            f"full load for {sizes.load_seconds:g} s, a set-based producer beside it",
-            without,
+            f"full load for {sizes.snapshot_seconds:g} s, a set-based producer beside it, in turn with that below",
+            free.rate(taken),
             "events/s",
-            note=f"at least {load.fewest:,} events waited all the while",
+            note=f"at least {min(held.fewest, free.fewest):,} events waited all the while",
         ),
+        Line("… in the other database, before a snapshot is held there, to this one", alike, "x"),
         Line(
             f"… while another session holds a snapshot for {sizes.snapshot_seconds:g} s, to without",
-            held / without,
+            held.rate(taken) / free.rate(taken),
             "x",
             at_least(0.9),
         ),
-        Line("… in the last tenth of that time, to without", last / without, "x", at_least(0.9)),
+        Line(
+            "… in the last tenth of that time, to without",
+            held.rate(ending) / free.rate(ending),
+            "x",
+            at_least(0.9),
+        ),
         Line(
             "… back at 0.9 of the rate without, after the snapshot is given up",
             back,
@@ -73,38 +75,97 @@ def measure(bench: Bench) -> list[Line]:
 
 @dataclass(slots=True)
 class _Load:
-    """Keeps the queue filled by small set-based commits of events that are in the log already, over and over."""
+    """Keeps a queue filled by small set-based commits of events that are in the log already, over and over."""
 
     connection: psycopg.Connection[tuple[object, ...]]
     log: Log
+    worker: Worker
     released: int = 0
     fewest: int = _WAITING
     """The fewest events that waited at any time."""
+    turns: list[tuple[float, float]] = field(default_factory=list)
+    """From when to when it was under full load (monotonic seconds)."""
 
     def release(self, number: int) -> None:
         for _ in range(0, number, _CHUNK):
             self.log.release(self.connection, self.released % self.log.number, _CHUNK)
             self.released += _CHUNK
 
-    def keep_up(self, worker: Worker, seconds: float) -> None:
+    def keep_up(self, seconds: float) -> None:
         """Top up what waits for so many seconds."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            worker.timeline.read()
-            waiting = self.released - worker.timeline.processed
+            self.worker.timeline.read()
+            waiting = self.released - self.worker.timeline.processed
             self.fewest = min(self.fewest, waiting)
             if waiting < _WAITING:
                 self.release(_CHUNK)
             else:
                 time.sleep(0.005)
 
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Let the worker work in the block, and hold it (SIGSTOP) after it."""
+        os.kill(self.worker.pid, signal.SIGCONT)
+        try:
+            yield
+        finally:
+            os.kill(self.worker.pid, signal.SIGSTOP)
 
-def _recover(load: _Load, worker: Worker, wanted: float, sizes: Sizes) -> float | None:
+    def take_turn(self, seconds: float) -> None:
+        with self.awake():
+            self.keep_up(_SETTLING_SECONDS)
+            start = time.monotonic()
+            self.keep_up(seconds)
+            self.turns.append((start, time.monotonic()))
+
+    def rate(self, after: float = 0.0) -> float:
+        """Events a second in the turns that began after that time."""
+        turns = [turn for turn in self.turns if turn[0] >= after]
+        events = sum(rate_between(self.worker.timeline.batches, start, end) * (end - start) for start, end in turns)
+        return events / sum(end - start for start, end in turns)
+
+
+@contextmanager
+def _load(bench: Bench, database: str, number: int) -> Iterator[_Load]:
+    """A database with a worker of its own, warm and held; on exit it processes what is left, and none may be lost."""
+    with bench.database(name=database) as name:
+        with psycopg.connect(bench.stage.postgres.url(name), autocommit=True) as connection:
+            log = write_log(connection, Events(_POOL, bench.sizes.aggregates))
+            with bench.worker(name, number=number) as worker:
+                load = _Load(connection, log, worker)
+                load.release(_WAITING)
+                tidy(connection)
+                try:
+                    with load.awake():
+                        load.keep_up(_WARMUP_SECONDS)
+                    yield load
+                finally:
+                    # One that is held would not hear that it has to stop.
+                    os.kill(worker.pid, signal.SIGCONT)
+                worker.wait_for(load.released)
+        bench.check(name, [worker], load.released)
+
+
+def _in_turn(held: _Load, free: _Load, seconds: float, turn: float) -> None:
+    """Full load of `held` for so many seconds, in turns of `turn` seconds at most, each followed by one of `free`.
+
+    The machine's own speed changes by a third within minutes: a rate says something beside one of the same minute.
+    """
+    number = max(1, round(seconds / turn))
+    for _ in range(number):
+        held.take_turn(seconds / number)
+        free.take_turn(min(_TURN_WITHOUT_SECONDS, seconds / number))
+
+
+def _recover(load: _Load, wanted: float, patience: float) -> float | None:
     """Seconds until the first seconds in which the rate is back; None where it takes too long."""
     start = time.monotonic()
-    load.keep_up(worker, _WINDOW_SECONDS)
-    while (now := time.monotonic()) - start < sizes.recovery_seconds:
-        if rate_between(worker.timeline.batches, now - _WINDOW_SECONDS, now) >= wanted:
-            return now - _WINDOW_SECONDS - start
-        load.keep_up(worker, _STEP_SECONDS)
+    batches = load.worker.timeline.batches
+    with load.awake():
+        load.keep_up(_WINDOW_SECONDS)
+        while (now := time.monotonic()) - start < patience:
+            if rate_between(batches, now - _WINDOW_SECONDS, now) >= wanted:
+                return now - _WINDOW_SECONDS - start
+            load.keep_up(_STEP_SECONDS)
     return None

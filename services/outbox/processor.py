@@ -181,8 +181,10 @@ class Processor(Generic[TransactionT]):
 
     async def _process_batch(self, transaction: TransactionT) -> Outcome:
         await self._begin(transaction)
+        # Before the claim: whoever has ended by now is seen by it.
+        oldest_taker = await transaction.outbox.oldest_taker() if self._floor.held_up else 0
         horizon, rows = await transaction.outbox.claim(self._window.spans(self._floor), self._floor.position)
-        self._floor.rise(horizon)
+        self._floor.rise(horizon, oldest_taker)
         full = self._window.note(rows)
         if not rows:
             return Outcome()

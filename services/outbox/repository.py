@@ -160,6 +160,20 @@ _LOOK = Statement("""
     WHERE NOT EXISTS (SELECT FROM outbox_types WHERE outbox_types.type = entry.type AND paused)
 """)
 
+# Who has taken a position has drawn it from a sequence, and holds a lock on that to the end of the transaction.
+_TAKERS = Statement("""
+    WITH locks AS MATERIALIZED (
+        SELECT virtualtransaction, locktype, mode, database, relation, transactionid FROM pg_locks WHERE granted
+    )
+    SELECT CAST(CAST(pg_current_xact_id() AS text) AS bigint) AS own, ARRAY(
+        SELECT CAST(CAST(taker.transactionid AS text) AS bigint)
+        FROM locks AS taker JOIN locks AS taken USING (virtualtransaction)
+        WHERE taker.locktype = 'transactionid' AND taker.mode = 'ExclusiveLock'
+        AND taken.locktype = 'relation' AND taken.mode = 'RowExclusiveLock'
+        AND taken.relation = CAST('outbox_position_seq' AS regclass)
+        AND taken.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    ) AS takers
+""")
 _TRANSACTION = Statement("SELECT CAST(CAST(pg_current_xact_id_if_assigned() AS text) AS bigint) AS id")
 
 _COMMITTED = Statement("SELECT pg_xact_status(CAST(CAST(:transaction AS text) AS xid8)) = 'committed' AS committed")
@@ -268,6 +282,15 @@ class OutboxRepository(WaitingRepository):
         )
         return _HORIZON.validate_json(header["payload"]), [ClaimedRow._make(row.values()) for row in rows]
 
+    async def oldest_taker(self) -> int:
+        """An id: transactions with a lower one that have taken a position so far, rows or not, have ended.
+
+        It costs a look at all locks of the server.
+        """
+        (row,) = await self.sql.fetch(_TAKERS)
+        own: int = row["own"]
+        return min([own, *(_whole_id(taker, near=own) for taker in row["takers"])])
+
     async def transaction(self) -> int | None:
         """The id of this transaction, as its claim's horizon says it; None where it has written nothing."""
         (row,) = await self.sql.fetch(_TRANSACTION)
@@ -311,3 +334,8 @@ def _columns(recorded: Sequence[Recorded]) -> dict[str, list[Any]]:
         "queued": [event.queued for event in events],
         "available_ats": [one.available_at for one in recorded],
     }
+
+
+def _whole_id(lower: int, *, near: int) -> int:
+    """The transaction id with these 32 bits that is nearest to another one; those of running ones are near enough."""
+    return near + (lower - near + 2**31) % 2**32 - 2**31

@@ -14,6 +14,9 @@ _HEAD_SHARE = 0.75
 _LEFT_FOR = 0.2
 """Seconds that the head of the queue is left to a sibling: what lies right behind its rows need not wait for longer."""
 
+_MANY = 5_000
+"""Dead rows that a claim reads over in about the time that a look at the server's locks takes."""
+
 
 class Floor:
     """The lowest position at which a ready row may be. Claims start there, past the rows that are dead or wait.
@@ -24,6 +27,10 @@ class Floor:
     transaction id before it takes a position (`OutboxRepository.append`); hence, of a position that was taken before a
     claim, the taker's id is lower than the claim's own, and it has ended once all ids below that one have.
 
+    A transaction that stays open, in whichever database of the server, would hold it up though it takes no position.
+    Where many dead rows are behind it for that reason, it is `held_up`: then the takers themselves are asked for, whom
+    the server knows by a lock.
+
     A row that waits is not ready again, and one that is locked by another worker is still to be seen: neither is passed
     over. What it knows is lost with the object; the first claim of a new one reads the dead rows once.
     """
@@ -32,12 +39,18 @@ class Floor:
         self.position = 0
         self.last_taken = 0
         self._settling: tuple[int, int] | None = None
+        self._behind = 0
 
-    def rise(self, horizon: Horizon) -> None:
-        """Take in what a claim's snapshot has shown."""
+    @property
+    def held_up(self) -> bool:
+        """Whether claims pass so many dead rows that it pays to ask for the `oldest_taker` before the next one."""
+        return self._behind >= _MANY
+
+    def rise(self, horizon: Horizon, oldest_taker: int = 0) -> None:
+        """Take in what a claim's snapshot has shown. `oldest_taker` was asked for before that snapshot was taken."""
         if self._settling is not None:
             settled, transaction = self._settling
-            if horizon.oldest_running >= transaction:
+            if max(horizon.oldest_running, oldest_taker) >= transaction:
                 ready = settled + 1 if horizon.first_ready is None else horizon.first_ready
                 self.position = max(self.position, min(ready, settled + 1))
                 self._settling = None
@@ -45,6 +58,8 @@ class Floor:
             # Taken before this claim began: its own id came later.
             self._settling = (self.last_taken, horizon.transaction)
         self.last_taken = horizon.last_taken
+        first = self.last_taken + 1 if horizon.first_ready is None else horizon.first_ready
+        self._behind = first - self.position
 
 
 class Window:

@@ -1,4 +1,4 @@
-"""What operators say of a type, what another transaction holds, and what is still to come."""
+"""What operators say of a type, and what waits for its time."""
 
 import asyncio
 from collections.abc import Sequence
@@ -6,7 +6,6 @@ from datetime import timedelta
 from typing import ClassVar
 
 import pytest
-from sqlalchemy import text
 
 from services.database import Database
 from services.fields import now
@@ -83,49 +82,6 @@ async def test_a_deferred_event_is_taken_when_its_time_has_come_and_nobody_waits
     await rows(ticking, DUE_NOW)
     await drain(engine)
     assert await effects(ticking) == [("a", 1), ("a", 0)]
-
-
-async def test_an_event_whose_writer_took_its_position_early_and_committed_late_is_not_passed_over(
-    ticking: Database,
-) -> None:
-    engine = processor(ticking)
-    async with UnitOfWork(ticking.write) as late, UnitOfWork(ticking.read) as reader:
-        late.record(Tick(name="late"))
-        await late.check()
-        # Somebody holds a snapshot as well.
-        connection = await reader.session.connection()
-        await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
-        await connection.execute(text("SELECT count(*) FROM outbox"))
-        for number in range(8):
-            await append(ticking, Tick(name="early", number=number))
-            await drain(engine)
-        assert [name for name, _ in await effects(ticking)] == ["early"] * 8
-        await late.commit()
-        await drain(engine)
-        assert (await effects(ticking))[-1] == ("late", 0)
-        for number in range(8, 12):
-            await append(ticking, Tick(name="early", number=number))
-            await drain(engine)
-    assert len(await effects(ticking)) == 13
-
-
-async def test_the_floor_rises_past_what_is_done_and_stays_below_what_is_to_come(ticking: Database) -> None:
-    engine = processor(ticking)
-    floors: list[int] = []
-    for number in range(6):
-        await append(ticking, Tick(name="a", number=number))
-        await drain(engine)
-        floors.append(engine._floor.position)
-    assert floors == sorted(floors)
-    assert floors[-1] > 1
-    async with UnitOfWork(ticking.write) as late:
-        late.record(Tick(name="late"))
-        await late.check()
-        (last,) = await rows(ticking, "SELECT last_value FROM outbox_position_seq")
-        for number in range(6, 16):
-            await append(ticking, Tick(name="a", number=number))
-            await drain(engine)
-        assert engine._floor.position <= last
 
 
 async def test_behind_twenty_thousand_rows_of_one_aggregate_others_of_its_type_and_of_another_go_on(

@@ -46,6 +46,26 @@ def test_it_waits_for_every_transaction_that_may_have_taken_a_lower_position() -
     assert risen(*waiting, *(horizon(50, 100, number) for number in (41, 42, 43))) == 50
 
 
+def test_one_that_runs_and_takes_no_position_holds_it_up_until_the_takers_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Transaction 9 runs all the while."""
+    monkeypatch.setattr(window_module, "_MANY", 50)
+    floor = Floor()
+    for transaction in (10, 11, 12):
+        floor.rise(horizon(49, 100, transaction, 9))
+        assert not floor.held_up
+    floor.rise(horizon(50, 100, 13, 9))
+    assert (floor.position, floor.held_up) == (0, True)
+    # A taker of the same time still runs.
+    floor.rise(horizon(60, 100, 14, 9), oldest_taker=9)
+    assert floor.position == 0
+    # The position that was taken last before the claim that settles it; then the first ready row.
+    floor.rise(horizon(60, 100, 15, 9), oldest_taker=15)
+    floor.rise(horizon(60, 100, 16, 9), oldest_taker=16)
+    assert (floor.position, floor.held_up) == (60, False)
+
+
 def test_it_never_falls() -> None:
     floor = Floor()
     positions = []

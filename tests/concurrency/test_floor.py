@@ -1,0 +1,167 @@
+"""What claims pass over: dead rows, whoever keeps them, and never one that is still to come."""
+
+from collections.abc import Sequence
+
+import pytest
+from sqlalchemy import text
+
+from services.database import Database
+from services.outbox import repository, window
+from services.outbox.repository import ClaimedRow, Horizon, OutboxRepository, Span
+from services.unit_of_work import UnitOfWork
+from tests.concurrency.ticks import Tick, append, drain, effects, processor, rows
+
+
+@pytest.fixture(params=["few dead rows", "many"])
+def many(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether any number of dead rows behind the floor is many."""
+    many = bool(request.param == "many")
+    if many:
+        monkeypatch.setattr(window, "_MANY", 0)
+    return many
+
+
+@pytest.mark.usefixtures("many")
+async def test_an_event_whose_writer_took_its_position_early_and_committed_late_is_not_passed_over(
+    ticking: Database,
+) -> None:
+    engine = processor(ticking)
+    async with UnitOfWork(ticking.write) as late, UnitOfWork(ticking.read) as reader:
+        late.record(Tick(name="late"))
+        await late.check()
+        # Somebody holds a snapshot as well.
+        connection = await reader.session.connection()
+        await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+        await connection.execute(text("SELECT count(*) FROM outbox"))
+        for number in range(8):
+            await append(ticking, Tick(name="early", number=number))
+            await drain(engine)
+        assert [name for name, _ in await effects(ticking)] == ["early"] * 8
+        await late.commit()
+        await drain(engine)
+        assert (await effects(ticking))[-1] == ("late", 0)
+        for number in range(8, 12):
+            await append(ticking, Tick(name="early", number=number))
+            await drain(engine)
+    assert len(await effects(ticking)) == 13
+
+
+@pytest.mark.usefixtures("many")
+async def test_the_floor_rises_past_what_is_done_and_stays_below_what_is_to_come(ticking: Database) -> None:
+    engine = processor(ticking)
+    floors: list[int] = []
+    for number in range(6):
+        await append(ticking, Tick(name="a", number=number))
+        await drain(engine)
+        floors.append(engine._floor.position)
+    assert floors == sorted(floors)
+    assert floors[-1] > 1
+    async with UnitOfWork(ticking.write) as late:
+        late.record(Tick(name="late"))
+        await late.check()
+        (last,) = await rows(ticking, "SELECT last_value FROM outbox_position_seq")
+        for number in range(6, 16):
+            await append(ticking, Tick(name="a", number=number))
+            await drain(engine)
+        assert engine._floor.position <= last
+
+
+async def test_a_transaction_that_stays_open_and_writes_no_event_holds_the_floor_up_only_for_few(
+    ticking: Database, many: bool
+) -> None:
+    engine = processor(ticking)
+    async with UnitOfWork(ticking.write) as migration:
+        connection = await migration.session.connection()
+        await connection.execute(text("SELECT pg_current_xact_id()"))
+        for number in range(10):
+            await append(ticking, Tick(name="a", number=number))
+            await drain(engine)
+        (last,) = await rows(ticking, "SELECT last_value FROM outbox_position_seq")
+        assert (engine._floor.position > last - 3) == many
+
+
+async def test_a_taker_that_ends_right_after_the_snapshot_of_a_claim_is_not_passed_over(
+    ticking: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(window, "_MANY", 0)
+    engine = processor(ticking)
+    claim = OutboxRepository.claim
+
+    async def go_on(*numbers: int) -> None:
+        for number in numbers:
+            await append(ticking, Tick(name="early", number=number))
+            await drain(engine)
+
+    async with UnitOfWork(ticking.write) as first, UnitOfWork(ticking.write) as late:
+        first.record(Tick(name="first"))
+        await first.flush()
+        await go_on(0, 1, 2)
+        late.record(Tick(name="late"))
+        await late.flush()
+        await go_on(3)
+        await first.commit()
+        # Now the floor waits for all that was taken so far, the late one's position too.
+        await go_on(4)
+
+        async def claim_and_commit(
+            self: OutboxRepository, spans: Sequence[Span], floor: int
+        ) -> tuple[Horizon, list[ClaimedRow]]:
+            claimed = await claim(self, spans, floor)
+            await late.commit()
+            return claimed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(OutboxRepository, "claim", claim_and_commit)
+            await engine.run_once()
+        await go_on(5, 6, 7)
+    assert ("late", 0) in await effects(ticking)
+
+
+async def test_a_taker_is_told_from_others_until_it_ends(ticking: Database) -> None:
+    async def ended_below() -> int:
+        async with UnitOfWork(ticking.write) as asking:
+            return await asking.outbox.oldest_taker()
+
+    async with UnitOfWork(ticking.write) as other, UnitOfWork(ticking.write) as taker:
+        idle, own = [await _id(uow) for uow in (other, taker)]
+        assert await ended_below() > own > idle
+        taker.record(Tick(name="a"))
+        await taker.flush()
+        assert await ended_below() == own
+        await taker.commit()
+        assert await ended_below() > own
+
+
+async def test_a_taker_that_has_undone_its_event_counts_to_the_end_of_its_transaction(ticking: Database) -> None:
+    async with UnitOfWork(ticking.write) as taker, UnitOfWork(ticking.write) as asking:
+        own = await _id(taker)
+        with pytest.raises(ZeroDivisionError):
+            await _record_in_vain(taker)
+        assert await asking.outbox.oldest_taker() == own
+
+
+@pytest.mark.parametrize(
+    ("own", "taker", "whole"),
+    [
+        (700, 650, 650),
+        (700, 710, 710),
+        (2**32 + 5, 2**32 - 3, 2**32 - 3),
+        (2**32 - 5, 3, 2**32 + 3),
+        (5 * 2**32 + 2**31, 2**31 - 1, 5 * 2**32 + 2**31 - 1),
+    ],
+)
+def test_the_lower_half_of_a_running_transactions_id_tells_the_whole(own: int, taker: int, whole: int) -> None:
+    assert repository._whole_id(taker % 2**32, near=own) == whole
+
+
+async def _record_in_vain(uow: UnitOfWork) -> None:
+    async with uow.savepoint():
+        uow.record(Tick(name="a"))
+        await uow.flush()
+        raise ZeroDivisionError
+
+
+async def _id(uow: UnitOfWork) -> int:
+    connection = await uow.session.connection()
+    found = await connection.execute(text("SELECT CAST(CAST(pg_current_xact_id() AS text) AS bigint)"))
+    return int(found.scalar_one())
