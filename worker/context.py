@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 from redis.asyncio import Redis
 
@@ -20,6 +20,7 @@ from services.outbox.policy import RetryPolicy
 from services.outbox.processor import Processor
 from services.outbox.repository import claim_settings
 from services.outbox.subscription import longest_limit
+from services.outbox.window import Window
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork
 from worker.handlers import SUBSCRIPTIONS
@@ -63,7 +64,16 @@ async def open_polling(settings: Settings, time_limit: float) -> AsyncIterator[S
         await engine.dispose()
 
 
-def processing_options(settings: Settings) -> dict[str, Any]:
+class ProcessingOptions(TypedDict):
+    """Arguments of `Processor` that are the same for all processors of one process."""
+
+    retry: RetryPolicy
+    batch_size: int
+    time_limit: float
+    siblings: list[Window]
+
+
+def processing_options(settings: Settings) -> ProcessingOptions:
     """What settings say of the processors of one process, and what these share."""
     return {
         "retry": RetryPolicy(settings.outbox_max_attempts, settings.outbox_retry_base, settings.outbox_retry_cap),
