@@ -41,7 +41,7 @@ def measure(bench: Bench) -> list[Line]:
         holder.execute("SELECT pg_current_xact_id()")
         _in_turn(held, free, sizes.snapshot_seconds * 0.9, _TURN_SECONDS)
         ending = time.monotonic()
-        _in_turn(held, free, sizes.snapshot_seconds * 0.1, _TURN_SECONDS)
+        _in_turn(held, free, sizes.snapshot_seconds * 0.1, _TURN_WITHOUT_SECONDS)
         holder.rollback()
         back = _recover(held, _RECOVERED * free.rate(ending), sizes.recovery_seconds)
     return [

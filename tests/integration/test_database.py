@@ -97,7 +97,7 @@ async def test_a_pool_budget_that_does_not_fit_is_warned_of_with_the_numbers(
                 text(
                     "SELECT current_setting('max_connections')::int"
                     " - current_setting('superuser_reserved_connections')::int"
-                    " - current_setting('reserved_connections')::int"
+                    " - coalesce(current_setting('reserved_connections', true)::int, 0)"
                 )
             )
         ).scalar_one()
