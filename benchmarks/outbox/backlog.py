@@ -1,15 +1,16 @@
-"""Ten million waiting events against ten thousand, and a worker's memory over all of them."""
+"""Ten million waiting events against ten thousand, in turn, and a worker's memory over all of them."""
 
 import os
 import signal
 import time
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import psycopg
 from redis import Redis
 
-from benchmarks.outbox.bench import Bench, Drained, Worker, middle
+from benchmarks.outbox.bench import Bench, Worker, middle
 from benchmarks.outbox.events import Events, Log, fill, tidy, write_log
 from benchmarks.outbox.table import Line, at_least, at_most
 from benchmarks.outbox.timeline import Batch, rate
@@ -18,29 +19,43 @@ from services.outbox.doorbell import KEY as DOORBELL
 
 _LARGEST_MIB = 150.0
 _FLAT_MIB = 10.0
-_SMALL_ROUNDS = 20
+_ROUNDS = 20
 _MEMORY_SECONDS = 0.5
 
 
 def measure(bench: Bench) -> list[Line]:
     sizes = bench.sizes
-    small = _small(bench)
-    large, memory = _large(bench)
-    large_rate = rate(_first(large.batches, sizes.backlog_measured))
-    start, middle_one, end = memory[len(memory) // 20], memory[len(memory) // 2], memory[-1]
-    peak = large.cost.peak_rss_mib or 0.0
+    memory = _Memory()
+    with _small_backlog(bench) as small, bench.database(name="large") as name:
+        fill(bench.stage.postgres.url(name), Events(sizes.backlog, sizes.aggregates))
+        with bench.worker(name, number=2) as worker:
+            pairs = [_in_turn(bench, small, worker, memory, n) for n in range(_ROUNDS)]
+            os.kill(worker.pid, signal.SIGCONT)
+            cost = bench.follow(worker, sizes.backlog, lambda: memory.look(worker)).cost
+            memory.look(worker, at_once=True)
+        bench.check(name, [worker], sizes.backlog)
+    start, middle_one, end = (memory.after(sizes.backlog * share) for share in (0.05, 0.5, 1.0))
     return [
-        Line(f"{sizes.small_backlog:,} waiting, drained {_SMALL_ROUNDS} times", small, "events/s"),
         Line(
-            f"{sizes.backlog:,} waiting: the first {sizes.backlog_measured:,} of them",
-            large_rate,
+            f"{sizes.small_backlog:,} waiting, drained {_ROUNDS} times",
+            middle([small_rate for small_rate, _ in pairs]),
             "events/s",
-            cost=large.cost,
         ),
-        Line(f"{sizes.backlog:,} waiting to {sizes.small_backlog:,} waiting", large_rate / small, "x", at_least(0.9)),
+        Line(
+            f"{sizes.backlog:,} waiting: the first {sizes.backlog_measured:,} of them, in turn with those",
+            middle([large_rate for _, large_rate in pairs]),
+            "events/s",
+            cost=cost,
+        ),
+        Line(
+            f"{sizes.backlog:,} waiting to {sizes.small_backlog:,} waiting",
+            middle([large_rate / small_rate for small_rate, large_rate in pairs]),
+            "x",
+            at_least(0.9),
+        ),
         Line(
             f"memory of a worker over {sizes.backlog:,} events: peak",
-            peak,
+            cost.peak_rss_mib,
             "MiB",
             at_most(_LARGEST_MIB),
             note=f"{start:.1f} MiB after a twentieth, {middle_one:.1f} half-way, {end:.1f} at the end",
@@ -49,67 +64,70 @@ def measure(bench: Bench) -> list[Line]:
     ]
 
 
-def _small(bench: Bench) -> float:
-    """A worker that is warm drains the small backlog again and again; the rate of the middle round."""
+class _Memory:
+    """A worker's resident memory, every half second at most, by how much it had processed."""
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[int, float]] = []
+        self._looked_at = 0.0
+
+    def look(self, worker: Worker, *, at_once: bool = False) -> None:
+        if at_once or time.monotonic() - self._looked_at >= _MEMORY_SECONDS:
+            self._looked_at = time.monotonic()
+            self._seen.append((worker.timeline.processed, rss_mib(worker.pid)))
+
+    def after(self, processed: float) -> float:
+        """MiB once so many events were processed."""
+        return next(mib for number, mib in self._seen if number >= processed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Small:
+    """A worker that is warm drains the small backlog again and again."""
+
+    bench: Bench
+    worker: Worker
+    redis: Redis
+    connection: psycopg.Connection[tuple[object, ...]]
+    log: Log
+
+    def drain(self, n: int) -> float:
+        """The rate of the `n`-th time."""
+        number = self.bench.sizes.small_backlog
+        # Held while the rows come in and are vacuumed, as those of the large backlog are.
+        os.kill(self.worker.pid, signal.SIGSTOP)
+        try:
+            self.log.release(self.connection, n * number, number)
+            tidy(self.connection)
+        finally:
+            os.kill(self.worker.pid, signal.SIGCONT)
+        # One ring for each worker: the other's would not be heard here.
+        self.redis.lpush(DOORBELL, b"1", b"1")
+        return rate(_heart(self.bench.follow(self.worker, (n + 1) * number).batches))
+
+
+@contextmanager
+def _small_backlog(bench: Bench) -> Iterator[_Small]:
     number = bench.sizes.small_backlog
-    with bench.database() as name:
+    with bench.database(name="small") as name:
         url = bench.stage.postgres.url(name)
-        with psycopg.connect(url, autocommit=True) as connection:
-            log = write_log(connection, Events(number * _SMALL_ROUNDS, bench.sizes.aggregates))
-            with bench.worker(name) as worker, Redis.from_url(bench.stage.redis.url()) as redis:
-                rates = [_small_round(bench, worker, redis, connection, log, n) for n in range(_SMALL_ROUNDS)]
-        bench.check(name, [worker], number * _SMALL_ROUNDS)
-    return middle(rates)
+        with psycopg.connect(url, autocommit=True) as connection, Redis.from_url(bench.stage.redis.url()) as redis:
+            log = write_log(connection, Events(number * _ROUNDS, bench.sizes.aggregates))
+            with bench.worker(name) as worker:
+                yield _Small(bench, worker, redis, connection, log)
+        bench.check(name, [worker], number * _ROUNDS)
 
 
-def _small_round(
-    bench: Bench,
-    worker: Worker,
-    redis: Redis,
-    connection: psycopg.Connection[tuple[object, ...]],
-    log: Log,
-    n: int,
-) -> float:
-    number = bench.sizes.small_backlog
-    # Held while the rows come in and are vacuumed, as those of the large backlog are.
+def _in_turn(bench: Bench, small: _Small, worker: Worker, memory: _Memory, n: int) -> tuple[float, float]:
+    """Rates of the small backlog and of the next part of the large one, whose worker is held (SIGSTOP) after it."""
+    os.kill(worker.pid, signal.SIGCONT)
+    first = len(worker.timeline.batches)
+    worker.wait_for((n + 1) * bench.sizes.backlog_measured // _ROUNDS, lambda: memory.look(worker))
     os.kill(worker.pid, signal.SIGSTOP)
-    try:
-        log.release(connection, n * number, number)
-        tidy(connection)
-    finally:
-        os.kill(worker.pid, signal.SIGCONT)
-    redis.lpush(DOORBELL, b"1")
-    return rate(_heart(bench.follow(worker, (n + 1) * number).batches))
+    return small.drain(n), rate(_heart(worker.timeline.batches[first:]))
 
 
 def _heart(batches: Sequence[Batch]) -> Sequence[Batch]:
     """All but the first and the last fifth: every loop is under way by then, and none has run dry."""
     edge = len(batches) // 5
     return batches[edge : len(batches) - edge]
-
-
-def _large(bench: Bench) -> tuple[Drained, list[float]]:
-    """One worker over the large backlog, and its memory every half second."""
-    sizes = bench.sizes
-    memory: list[float] = []
-    with bench.database() as name:
-        fill(bench.stage.postgres.url(name), Events(sizes.backlog, sizes.aggregates))
-        with bench.worker(name) as worker:
-            looked_at = 0.0
-
-            def look() -> None:
-                nonlocal looked_at
-                if time.monotonic() - looked_at >= _MEMORY_SECONDS:
-                    looked_at = time.monotonic()
-                    memory.append(rss_mib(worker.pid))
-
-            drained = bench.follow(worker, sizes.backlog, look)
-            memory.append(rss_mib(worker.pid))
-        bench.check(name, [worker], sizes.backlog)
-    return drained, memory
-
-
-def _first(batches: Sequence[Batch], number: int) -> Sequence[Batch]:
-    """The batches of the first `number` events."""
-    totals = accumulate(batch.processed for batch in batches)
-    return batches[: 1 + next(n for n, total in enumerate(totals) if total >= number)]
