@@ -1,7 +1,5 @@
 """Ten million waiting events against ten thousand, in turn, and a worker's memory over all of them."""
 
-import os
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,9 +28,9 @@ def measure(bench: Bench) -> list[Line]:
         fill(bench.stage.postgres.url(name), Events(sizes.backlog, sizes.aggregates))
         with bench.worker(name, number=2) as worker:
             pairs = [_in_turn(bench, small, worker, memory, n) for n in range(_ROUNDS)]
-            os.kill(worker.pid, signal.SIGCONT)
-            cost = bench.follow(worker, sizes.backlog, lambda: memory.look(worker)).cost
-            memory.look(worker, at_once=True)
+            with worker.awake():
+                cost = bench.follow(worker, sizes.backlog, lambda: memory.look(worker)).cost
+                memory.look(worker, at_once=True)
         bench.check(name, [worker], sizes.backlog)
     start, middle_one, end = (memory.after(sizes.backlog * share) for share in (0.05, 0.5, 1.0))
     return [
@@ -95,12 +93,9 @@ class _Small:
         """The rate of the `n`-th time."""
         number = self.bench.sizes.small_backlog
         # Held while the rows come in and are vacuumed, as those of the large backlog are.
-        os.kill(self.worker.pid, signal.SIGSTOP)
-        try:
+        with self.worker.held():
             self.log.release(self.connection, n * number, number)
             tidy(self.connection)
-        finally:
-            os.kill(self.worker.pid, signal.SIGCONT)
         # One ring for each worker: the other's would not be heard here.
         self.redis.lpush(DOORBELL, b"1", b"1")
         return rate(_heart(self.bench.follow(self.worker, (n + 1) * number).batches))
@@ -120,10 +115,9 @@ def _small_backlog(bench: Bench) -> Iterator[_Small]:
 
 def _in_turn(bench: Bench, small: _Small, worker: Worker, memory: _Memory, n: int) -> tuple[float, float]:
     """Rates of the small backlog and of the next part of the large one, whose worker is held (SIGSTOP) after it."""
-    os.kill(worker.pid, signal.SIGCONT)
     first = len(worker.timeline.batches)
-    worker.wait_for((n + 1) * bench.sizes.backlog_measured // _ROUNDS, lambda: memory.look(worker))
-    os.kill(worker.pid, signal.SIGSTOP)
+    with worker.awake():
+        worker.wait_for((n + 1) * bench.sizes.backlog_measured // _ROUNDS, lambda: memory.look(worker))
     return small.drain(n), rate(_heart(worker.timeline.batches[first:]))
 
 

@@ -1,5 +1,7 @@
 """What every scenario works with: databases with waiting events, worker processes, and how far they are."""
 
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +42,24 @@ class Worker:
             if on_look is not None:
                 on_look()
             time.sleep(_LOOK_SECONDS)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep it from working in the block, wherever it is."""
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Let it work in the block, and hold it from then on: until it is to work again, or to end."""
+        os.kill(self.pid, signal.SIGCONT)
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGSTOP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +119,11 @@ class Bench:
         arguments += ["--aggregates", str(self.sizes.aggregates), *(["--failing"] if failing else [])]
         wanted = self.stage.settings(database, **settings)
         with self.stage.process(name, arguments, wanted) as process:
-            yield Worker(process.pid, Timeline(timeline), lambda: self.stage.log(name))
+            try:
+                yield Worker(process.pid, Timeline(timeline), lambda: self.stage.log(name))
+            finally:
+                # One that is held would not hear that it has to end.
+                process.send_signal(signal.SIGCONT)
 
     @contextmanager
     def workers(self, database: str, number: int, **more: Any) -> Iterator[list[Worker]]:

@@ -1,7 +1,5 @@
 """Full load while another session holds an old snapshot, in turn with the same load where none does."""
 
-import os
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,7 +10,7 @@ import psycopg
 from benchmarks.outbox.bench import Bench, Worker
 from benchmarks.outbox.events import Events, Log, tidy, write_log
 from benchmarks.outbox.table import Line, at_least, at_most
-from benchmarks.outbox.timeline import rate_between
+from benchmarks.outbox.timeline import processed_between, rate_between
 
 _POOL = 250_000
 _WAITING = 100_000
@@ -104,17 +102,8 @@ class _Load:
             else:
                 time.sleep(0.005)
 
-    @contextmanager
-    def awake(self) -> Iterator[None]:
-        """Let the worker work in the block, and hold it (SIGSTOP) after it."""
-        os.kill(self.worker.pid, signal.SIGCONT)
-        try:
-            yield
-        finally:
-            os.kill(self.worker.pid, signal.SIGSTOP)
-
     def take_turn(self, seconds: float) -> None:
-        with self.awake():
+        with self.worker.awake():
             self.keep_up(_SETTLING_SECONDS)
             start = time.monotonic()
             self.keep_up(seconds)
@@ -123,7 +112,7 @@ class _Load:
     def rate(self, after: float = 0.0) -> float:
         """Events a second in the turns that began after that time."""
         turns = [turn for turn in self.turns if turn[0] >= after]
-        events = sum(rate_between(self.worker.timeline.batches, start, end) * (end - start) for start, end in turns)
+        events = sum(processed_between(self.worker.timeline.batches, start, end) for start, end in turns)
         return events / sum(end - start for start, end in turns)
 
 
@@ -137,14 +126,11 @@ def _load(bench: Bench, database: str, number: int) -> Iterator[_Load]:
                 load = _Load(connection, log, worker)
                 load.release(_WAITING)
                 tidy(connection)
-                try:
-                    with load.awake():
-                        load.keep_up(_WARMUP_SECONDS)
-                    yield load
-                finally:
-                    # One that is held would not hear that it has to stop.
-                    os.kill(worker.pid, signal.SIGCONT)
-                worker.wait_for(load.released)
+                with worker.awake():
+                    load.keep_up(_WARMUP_SECONDS)
+                yield load
+                with worker.awake():
+                    worker.wait_for(load.released)
         bench.check(name, [worker], load.released)
 
 
@@ -163,7 +149,7 @@ def _recover(load: _Load, wanted: float, patience: float) -> float | None:
     """Seconds until the first seconds in which the rate is back; None where it takes too long."""
     start = time.monotonic()
     batches = load.worker.timeline.batches
-    with load.awake():
+    with load.worker.awake():
         load.keep_up(_WINDOW_SECONDS)
         while (now := time.monotonic()) - start < patience:
             if rate_between(batches, now - _WINDOW_SECONDS, now) >= wanted:

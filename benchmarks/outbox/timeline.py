@@ -72,6 +72,11 @@ def rate(batches: Sequence[Batch]) -> float:
     return sum(batch.processed for batch in batches[1:]) / (batches[-1].at - batches[0].at)
 
 
+def processed_between(batches: Sequence[Batch], start: float, end: float) -> int:
+    """Events of the batches that ended between two times (monotonic seconds)."""
+    return sum(batch.processed for batch in batches if start <= batch.at < end)
+
+
 def rate_between(batches: Sequence[Batch], start: float, end: float) -> float:
     """Events a second of the batches that ended between two times (monotonic seconds)."""
-    return sum(batch.processed for batch in batches if start <= batch.at < end) / (end - start)
+    return processed_between(batches, start, end) / (end - start)

@@ -174,6 +174,7 @@ _TAKERS = Statement("""
         AND taken.database = (SELECT oid FROM pg_database WHERE datname = current_database())
     ) AS takers
 """)
+
 _TRANSACTION = Statement("SELECT CAST(CAST(pg_current_xact_id_if_assigned() AS text) AS bigint) AS id")
 
 _COMMITTED = Statement("SELECT pg_xact_status(CAST(CAST(:transaction AS text) AS xid8)) = 'committed' AS committed")
