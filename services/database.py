@@ -2,19 +2,26 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from sqlalchemy import URL, Engine, ExceptionContext, create_engine, event, text
+from sqlalchemy import Connection as SqlConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.orm import DeclarativeBase, SessionTransaction
+from sqlalchemy.orm import Session as OrmSession
+from sqlalchemy.pool import ConnectionPoolEntry
 from sqlmodel import Session, SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 from sqlmodel.main import default_registry
 
+from services.connections import PROMPT, READ_ONLY, CommitUnknown, Connection, Guard, NotCommitted
 from services.settings import Settings
+from services.shielding import settled
 
 logger = logging.getLogger(__name__)
 
@@ -40,20 +47,50 @@ class DeclarativeTable(DeclarativeBase):
     registry = default_registry
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long what a connection does may take at the server, in seconds. The client waits `PROMPT` longer.
+
+    `transaction` needs PostgreSQL 17 and is not applied before.
+    """
+
+    statement: float
+    lock: float
+    transaction: float | None = None
+
+    @classmethod
+    def of_requests(cls, settings: Settings) -> "Limits":
+        """For what a client waits for."""
+        return cls(
+            settings.database_statement_timeout,
+            settings.database_lock_timeout,
+            settings.database_transaction_timeout,
+        )
+
+    @classmethod
+    def of_jobs(cls) -> "Limits":
+        """For jobs and commands: an audit or an export takes as long as there are rows."""
+        return cls(statement=3600.0, lock=30.0)
+
+
 def make_engine(
     settings: Settings,
     process: str,
     url: URL | None = None,
     *,
+    limits: Limits | None = None,
     pool_size: int | None = None,
     server_settings: Mapping[str, str] | None = None,
+    keep_cancelled: bool = False,
 ) -> AsyncEngine:
     """An asyncpg engine for one process; `process` shows as `application_name` in `pg_stat_activity`.
 
-    The caller disposes of it. No connection is made before the first statement. With `pool_size`, it never has more
-    connections than that; `server_settings` are more of PostgreSQL's own.
+    The caller disposes of it. No connection is made before the first statement. The limits are those of jobs unless
+    given. With `pool_size`, it never has more connections than that; `server_settings` are more of PostgreSQL's own.
+    `keep_cancelled` is for an engine whose callers give statements a time limit of their own and go on afterwards, at
+    a savepoint: a cancelled statement then leaves its transaction open.
     """
-    idle_ms = str(int(settings.database_idle_in_transaction_timeout * 1000))
+    limits = limits or Limits.of_jobs()
     engine = create_async_engine(
         url or settings.async_url(),
         pool_size=pool_size or settings.database_pool_size,
@@ -61,44 +98,138 @@ def make_engine(
         pool_timeout=settings.database_pool_timeout,
         pool_recycle=settings.database_pool_recycle,
         pool_pre_ping=settings.database_pool_pre_ping,
+        # The last one used first: those that a rush has left behind grow old and are closed.
+        pool_use_lifo=True,
         echo=settings.database_echo,
         connect_args={
+            "connection_class": Connection,
             "timeout": settings.database_pool_timeout,
-            "server_settings": {
-                "application_name": f"waybill-{process}",
-                "search_path": _search_path(settings),
-                "timezone": "UTC",
-                "idle_in_transaction_session_timeout": idle_ms,
-                # Words of a search: 0.6, the default, misses ordinary typing errors ("lantrn" is 0.57 to "lantern").
-                "pg_trgm.word_similarity_threshold": "0.45",
-                # The statements here are short and many: compiling one costs more than it saves.
-                "jit": "off",
-                # Rows come from memory or a solid-state disk. With 4, the default made for turning ones, statements
-                # that take an array of ids read tables of some thousand rows whole (a transfer's write in PostgreSQL,
-                # 2,000 accounts: 0.41 ms with 4, 0.22 with 1.1).
-                "random_page_cost": "1.1",
-                **(server_settings or {}),
-            },
+            "command_timeout": limits.statement + PROMPT,
+            "server_settings": {**_server_settings(settings, process, limits), **(server_settings or {})},
         },
     )
-    event.listen(engine.sync_engine, "handle_error", _keep_where_cancelled)
+    Guard(engine)
+    event.listen(engine.sync_engine, "connect", _limit_transactions(limits))
+    event.listen(engine.sync_engine, "handle_error", _judge)
+    if keep_cancelled:
+        event.listen(engine.sync_engine, "handle_error", _keep_where_cancelled)
     return engine
+
+
+def _server_settings(settings: Settings, process: str, limits: Limits) -> dict[str, str]:
+    return {
+        "application_name": f"waybill-{process}",
+        "search_path": _search_path(settings),
+        "timezone": "UTC",
+        "idle_in_transaction_session_timeout": _milliseconds(settings.database_idle_in_transaction_timeout),
+        "statement_timeout": _milliseconds(limits.statement),
+        "lock_timeout": _milliseconds(limits.lock),
+        # A warning during a commit says that it proves nothing; see `Connection`.
+        "client_min_messages": "warning",
+        # Words of a search: 0.6, the default, misses ordinary typing errors ("lantrn" is 0.57 to "lantern").
+        "pg_trgm.word_similarity_threshold": "0.45",
+        # The statements here are short and many: compiling one costs more than it saves.
+        "jit": "off",
+        # Rows come from memory or a solid-state disk. With 4, the default made for turning ones, statements
+        # that take an array of ids read tables of some thousand rows whole (a transfer's write in PostgreSQL,
+        # 2,000 accounts: 0.41 ms with 4, 0.22 with 1.1).
+        "random_page_cost": "1.1",
+    }
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(int(seconds * 1000))
+
+
+def _limit_transactions(limits: Limits) -> Callable[[DBAPIConnection, ConnectionPoolEntry], None]:
+    """What is done with each new connection. A server before 17 would refuse an unknown setting at connecting."""
+
+    def limit(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+        driver = entry.driver_connection
+        assert isinstance(driver, Connection)
+        if limits.transaction is not None and driver.get_server_version() >= (17,):
+            statement = f"SET transaction_timeout = {_milliseconds(limits.transaction)}"
+            connection.run_async(lambda _: driver.execute(statement))
+
+    return limit
+
+
+def _judge(context: ExceptionContext) -> None:
+    """Tell SQLAlchemy which errors mean that the server is gone, or is not the primary any more.
+
+    It then closes the connection and has those that were made before replaced.
+    """
+    error = context.original_exception
+    if isinstance(error, TimeoutError):
+        # The driver's limit on a statement; the server has one of its own, which ends first where it answers at all.
+        context.is_disconnect = True
+        raise OperationalError(context.statement, context.parameters, error, connection_invalidated=True) from error
+    if getattr(error, "sqlstate", None) == READ_ONLY:
+        context.is_disconnect = True
 
 
 def _keep_where_cancelled(context: ExceptionContext) -> None:
     """Leave a transaction open whose statement was cancelled because it took too long: a savepoint can undo it.
 
     SQLAlchemy would throw the connection away, and with it what else the transaction has done. The driver stops the
-    statement at the server and lets the next one wait until it has stopped.
+    statement at the server and lets the next one wait until it has stopped. A cancelled rollback is not kept: whether
+    it has happened is not known.
     """
-    if isinstance(context.original_exception, asyncio.CancelledError) and context.connection is not None:
+    if (
+        isinstance(context.original_exception, asyncio.CancelledError)
+        and context.connection is not None
+        and context.statement is not None
+    ):
         driver = context.connection.connection.driver_connection
-        context.is_disconnect = driver is None or driver.is_closed() or not driver.is_in_transaction()
+        assert isinstance(driver, Connection)
+        context.is_disconnect = not driver.is_in_transaction()
+
+
+@event.listens_for(Session, "after_begin")
+def _name_work(session: OrmSession, _: SessionTransaction, connection: SqlConnection) -> None:
+    """Note at the connection whose transaction it is in, for the log line about one that comes back with it open."""
+    if work := session.info.get("work"):
+        connection.info["work"] = work
 
 
 def make_session_factory(engine: AsyncEngine) -> SessionFactory:
     """Sessions that keep their objects readable after a commit (an expired attribute cannot be awaited)."""
     return async_sessionmaker(engine, class_=AsyncSession, expire_on_commit=False)
+
+
+async def commit(session: AsyncSession) -> None:
+    """Commit the session's transaction; return only where the server has proven it (`services.connections`).
+
+    A session without a transaction has nothing to commit. What SQLAlchemy raises has a `NotCommitted` or
+    `CommitUnknown` as its cause where the proof is missing; the connection is closed then.
+    """
+    await session.run_sync(_commit)
+
+
+def _commit(session: OrmSession) -> None:
+    if not (session.in_transaction() or session.new or session.dirty or session.deleted):
+        return
+    driver = session.connection().connection.driver_connection
+    assert isinstance(driver, Connection)
+    proven = driver.commits
+    session.commit()
+    if driver.commits == proven:
+        driver.terminate()
+        raise NotCommitted("the transaction ended without a commit")
+
+
+def outcome_unknown(error: BaseException) -> bool:
+    """Whether what a commit raised leaves open whether it took effect."""
+    return isinstance(_driver_error(error), CommitUnknown)
+
+
+def not_committed(error: BaseException) -> bool:
+    """Whether what a commit raised says that it found no transaction which could be committed."""
+    return isinstance(_driver_error(error), NotCommitted)
+
+
+def _driver_error(error: BaseException) -> BaseException | None:
+    return error.orig.__cause__ if isinstance(error, DBAPIError) and error.orig is not None else error
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,17 +246,23 @@ class Database:
 
 
 @asynccontextmanager
-async def open_database(settings: Settings, process: str) -> AsyncIterator[Database]:
-    """The process's engines, made on entry and disposed of on exit."""
-    engine = make_engine(settings, process)
+async def open_database(settings: Settings, process: str, limits: Limits | None = None) -> AsyncIterator[Database]:
+    """The process's engines, made on entry and disposed of on exit. The limits are those of jobs unless given."""
+    engine = make_engine(settings, process, limits=limits)
     replica_url = settings.replica_url()
-    replica = make_engine(settings, f"{process}-read", replica_url) if replica_url else None
+    replica = make_engine(settings, f"{process}-read", replica_url, limits=limits) if replica_url else None
     try:
         yield Database(engine, make_session_factory(engine), make_session_factory(replica or engine))
     finally:
-        await engine.dispose()
+        await close(engine)
         if replica is not None:
-            await replica.dispose()
+            await close(replica)
+
+
+async def close(engine: AsyncEngine) -> None:
+    """Dispose of the engine, after the commits and rollbacks that go on behind cancelled tasks."""
+    await settled()
+    await engine.dispose()
 
 
 def make_sync_engine(settings: Settings, process: str) -> Engine:

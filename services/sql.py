@@ -11,6 +11,8 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InternalError,
 from sqlalchemy.orm import Session
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from services.connections import READ_ONLY, Connection, Guard
+
 Row: TypeAlias = Mapping[str, Any]
 Results: TypeAlias = Sequence[Sequence[tuple[Any, ...]]]
 FoundT = TypeVar("FoundT")
@@ -19,7 +21,11 @@ OtherT = TypeVar("OtherT")
 CONTENTION = frozenset({"40001", "40P01"})
 """SQLSTATEs of a serialization failure and a deadlock: the same transaction may succeed when tried again."""
 
+LOCK_NOT_AVAILABLE = "55P03"
+"""SQLSTATE of a lock that was not granted in time."""
+
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z_]+)")
+_LOCK = "FOR NO KEY UPDATE"
 _STATUS = re.compile(r"(\d+)$", re.ASCII)
 _FETCHED = 500
 """Rows that a cursor fetches at a time."""
@@ -92,6 +98,12 @@ class Read(Generic[FoundT]):
     make: Callable[[Results], FoundT]
 
 
+def without_waiting(queries: str) -> str:
+    """The queries with locks that leave out the rows which someone else has locked."""
+    assert _LOCK in queries, "no query locks anything"
+    return queries.replace(_LOCK, f"{_LOCK} SKIP LOCKED")
+
+
 class Sql:
     """Runs statements on the connection, and in the transaction, of a session.
 
@@ -102,7 +114,7 @@ class Sql:
 
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
-        self._driver: asyncpg.Connection | None = None
+        self._driver: Connection | None = None
 
     @classmethod
     def of(cls, session: AsyncSession) -> "Sql":
@@ -131,7 +143,7 @@ class Sql:
         try:
             status = await driver.execute(statement.sql, *arguments)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            raise _wrapped(driver, error, statement.sql) from error
+            raise await self._wrapped(driver, error, statement.sql) from error
         number = _STATUS.search(status)
         return int(number[1]) if number else 0
 
@@ -185,16 +197,13 @@ class Sql:
         arguments = statement.arguments(parameters)
         connection = await self._session.connection()
         driver = (await connection.get_raw_connection()).driver_connection
-        assert driver is not None
+        assert isinstance(driver, Connection)
         _check_transaction(driver)
         try:
             async for row in driver.cursor(statement.sql, *arguments, prefetch=_FETCHED):
                 yield row
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            if driver.is_closed():
-                # The session would try to roll back on it, and that error would hide this one.
-                await connection.invalidate(error)
-            raise _wrapped(driver, error, statement.sql) from error
+            raise await self._wrapped(driver, error, statement.sql) from error
 
     async def _fetch(self, sql: str, arguments: tuple[Any, ...]) -> Sequence[Row]:
         driver = self._driver
@@ -204,12 +213,27 @@ class Sql:
         try:
             return await driver.fetch(sql, *arguments)  # type: ignore[no-any-return]
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            raise _wrapped(driver, error, sql) from error
+            raise await self._wrapped(driver, error, sql) from error
 
     async def _first(self, sql: str, arguments: tuple[Any, ...]) -> tuple[Sequence[Row], int]:
         """The rows that it returns, and the number that it wrote."""
         rows, number, self._driver = await self._session.run_sync(_execute, sql, arguments)
         return rows, number
+
+    async def _wrapped(self, driver: Connection, error: Exception, sql: str) -> DBAPIError:
+        """The driver's error as SQLAlchemy would raise it. A connection that is lost is given up, as it would, too."""
+        state = getattr(error, "sqlstate", None) or ""
+        lost = driver.is_closed() or isinstance(error, OSError) or state == READ_ONLY
+        if lost:
+            driver.terminate()
+            connection = await self._session.connection()
+            guard: Guard = connection.info["guard"]
+            guard.distrust()
+            # The session would try to roll back on it, and that error would hide this one.
+            await connection.invalidate(error)
+        kinds: dict[str, type[DBAPIError]] = {"22": DataError, "23": IntegrityError}
+        kind = OperationalError if lost else kinds.get(state[:2], InternalError)
+        return kind(sql, None, error, connection_invalidated=lost)
 
 
 @lru_cache
@@ -264,9 +288,7 @@ def _arguments(parts: Sequence[Write | Read[Any]]) -> tuple[Any, ...]:
     return tuple(values)
 
 
-def _execute(
-    session: Session, sql: str, arguments: tuple[Any, ...]
-) -> tuple[Sequence[Row], int, asyncpg.Connection | None]:
+def _execute(session: Session, sql: str, arguments: tuple[Any, ...]) -> tuple[Sequence[Row], int, Connection | None]:
     """Through SQLAlchemy, in one switch to its synchronous side. No driver where statements are to be logged."""
     connection = session.connection()
     result = connection.exec_driver_sql(sql, arguments)
@@ -278,16 +300,7 @@ def _execute(
     return rows, number, driver
 
 
-def _wrapped(driver: asyncpg.Connection, error: Exception, sql: str) -> DBAPIError:
-    """The driver's error as SQLAlchemy would raise it."""
-    sqlstate = getattr(error, "sqlstate", None) or ""
-    lost = driver.is_closed() or isinstance(error, OSError)
-    kinds: dict[str, type[DBAPIError]] = {"22": DataError, "23": IntegrityError}
-    kind = OperationalError if lost else kinds.get(sqlstate[:2], InternalError)
-    return kind(sql, None, error, connection_invalidated=lost)
-
-
-def _check_transaction(driver: asyncpg.Connection) -> None:
+def _check_transaction(driver: Connection) -> None:
     # A failed flush rolls the whole transaction back: what came after it would be committed statement by statement.
     if not (driver.is_in_transaction() or driver.is_closed()):
         raise RuntimeError("the transaction is over; open a new unit of work")

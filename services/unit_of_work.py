@@ -1,5 +1,6 @@
 """One database transaction over all repositories, with savepoints and the events it causes."""
 
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -8,6 +9,8 @@ from types import TracebackType
 from typing import Protocol, Self, TypeAlias
 from uuid import UUID
 
+from sqlalchemy.exc import DBAPIError
+
 from services.audit.repository import AuditRepository
 from services.catalog.repository import CategoryRepository, InventoryRepository, ProductRepository
 from services.credits.adjustment_repository import AdjustmentRepository
@@ -15,7 +18,7 @@ from services.credits.hold_repository import HoldRepository
 from services.credits.repository import LedgerRepository
 from services.credits.statement_repository import StatementRepository
 from services.credits.transfer_repository import TransferRepository
-from services.database import SessionFactory
+from services.database import SessionFactory, commit, outcome_unknown
 from services.fields import new_id
 from services.idempotency.repository import IdempotencyRepository
 from services.operations.repository import OperationsRepository
@@ -27,8 +30,11 @@ from services.outbox.control_repository import ControlRepository
 from services.outbox.events import Event, Recorded, Trace
 from services.outbox.log_repository import LogRepository
 from services.outbox.repository import OutboxRepository
+from services.shielding import shielded
 from services.sql import FoundT, OtherT, Read, Sql, Statement, Write
 from services.users.repository import UserRepository
+
+logger = logging.getLogger(__name__)
 
 _CHECK_DEFERRED = (Statement("SET CONSTRAINTS ALL IMMEDIATE"), Statement("SET CONSTRAINTS ALL DEFERRED"))
 
@@ -50,19 +56,30 @@ class UnitOfWork:
     the pool at the first statement, so opening a unit of work costs nothing. One task at a time may use it.
     """
 
-    def __init__(self, factory: SessionFactory, bell: Bell | None = None, trace: Trace | None = None) -> None:
+    def __init__(
+        self,
+        factory: SessionFactory,
+        bell: Bell | None = None,
+        trace: Trace | None = None,
+        *,
+        name: str = "a unit of work",
+    ) -> None:
         self._factory = factory
+        self._name = name
         self._bell = bell
         self.trace = trace or Trace()
         self._events: list[Recorded] = []
         self._writes: list[Write] = []
         self._work_queued = False
+        self._committing = False
+        self.leaves_out_locked = False
+        """Set by the outbox engine for its handlers (`services.outbox.subscription.Transaction`)."""
         self._savepoints = 0
         self._unreleased: str | None = None
         """A plain savepoint whose block is over. The commit releases it, or the next savepoint in its own trip."""
 
     async def __aenter__(self) -> Self:
-        self.session = self._factory()
+        self.session = self._factory(info={"work": self._name})
         self._sql = Sql.of(self.session)
         return self
 
@@ -105,14 +122,29 @@ class UnitOfWork:
     async def commit(self) -> None:
         """Write the recorded events and commit; then ring the doorbell if a worker has work.
 
-        Where it raises, nothing of this unit of work remains, unless the connection was lost during the commit itself:
-        then nobody knows. Close the unit of work; after a success it can go on with a new transaction.
+        It returns only where the server has proven that this transaction is committed (`services.connections`). Where
+        it raises, nothing of this unit of work remains, but for `CommitUnknown` as the cause: then nobody knows. A
+        commit that has begun is finished even where the caller is cancelled. Close the unit of work; after a success it
+        can go on with a new transaction.
         """
         # Last before the commit, so that an aggregate's events get their positions while its row is locked.
         await self._write()
         self._unreleased = None
         self._sql.release()
-        await self.session.commit()
+        self._committing = True
+        await shielded(self._commit())
+
+    async def _commit(self) -> None:
+        try:
+            await commit(self.session)
+        except BaseException as error:
+            if outcome_unknown(error):
+                logger.error("the outcome of a commit is not known. Unit of work: %s: %s", self._name, error)
+            # Nobody else may be here any more.
+            await self._close()
+            raise
+        finally:
+            self._committing = False
         if self._bell is not None and self._work_queued:
             self._bell.ring()
         self._work_queued = False
@@ -148,8 +180,11 @@ class UnitOfWork:
     async def rollback(self) -> None:
         """Give up what was done so far, and the connection; the unit of work can go on with a new transaction.
 
-        Objects that were read stay readable, detached.
+        Objects that were read stay readable, detached. It is finished even where the caller is cancelled, again and
+        again; it never fails, and takes `PROMPT` seconds at most. A commit that has begun is left alone.
         """
+        if self._committing:
+            return
         self._events.clear()
         self._writes.clear()
         self._work_queued = False
@@ -157,10 +192,17 @@ class UnitOfWork:
         self._sql.release()
         # `Session.rollback` would expire them, and an expired attribute cannot be awaited.
         if self.session.in_transaction():
-            await self.session.close()
+            await shielded(self._close())
         else:
             # Without a connection there is nothing to wait for.
             self.session.sync_session.close()
+
+    async def _close(self) -> None:
+        try:
+            await self.session.close()
+        except DBAPIError as error:
+            # The connection is closed then, and the server rolls back.
+            logger.warning("a rollback was not answered. Unit of work: %s: %s", self._name, error.orig)
 
     @asynccontextmanager
     async def savepoint(self, *, plain: bool = False, check: bool = False) -> AsyncIterator[None]:

@@ -9,8 +9,10 @@ from redis.asyncio import Redis
 
 from services.database import (
     Database,
+    Limits,
     SessionFactory,
     check_pool_budget,
+    close,
     make_engine,
     make_session_factory,
     open_database,
@@ -55,13 +57,15 @@ async def open_polling(settings: Settings, time_limit: float) -> AsyncIterator[S
     engine = make_engine(
         settings,
         "worker-outbox",
+        limits=Limits(time_limit, settings.database_lock_timeout),
         pool_size=settings.polling_connections,
         server_settings=claim_settings(time_limit),
+        keep_cancelled=True,
     )
     try:
         yield make_session_factory(engine)
     finally:
-        await engine.dispose()
+        await close(engine)
 
 
 class ProcessingOptions(TypedDict):

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from services.api import health, metrics, problems
 from services.api.middleware import BodyLimitMiddleware, RequestContextMiddleware
 from services.api.request_times import RequestTimes, RequestTimesMiddleware
+from services.api.shares import Share
 from services.api.state import ApiState
 from services.api.tokens import Tokens
 from services.audit import routes as audit
@@ -19,7 +20,7 @@ from services.collector import spare_what_stays
 from services.credits import hold_routes as holds
 from services.credits import operator_routes as ledger_operators
 from services.credits import routes as ledger
-from services.database import check_pool_budget, open_database
+from services.database import Limits, check_pool_budget, open_database
 from services.logs import configure_logging
 from services.operations import outbox_routes
 from services.operations import routes as operations
@@ -40,7 +41,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         redis = Redis.from_url(settings.redis_url, socket_connect_timeout=1, socket_timeout=1)
-        async with open_database(settings, "api") as database, redis, Doorbell(redis) as doorbell:
+        async with (
+            open_database(settings, "api", Limits.of_requests(settings)) as database,
+            redis,
+            Doorbell(redis) as doorbell,
+        ):
             await check_pool_budget(database.engine, settings)
             app.state.waybill = ApiState(
                 settings=settings,
@@ -50,6 +55,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 passwords=Passwords(settings),
                 tokens=Tokens.from_settings(settings),
                 request_times=request_times,
+                writing=Share.of_writes(settings),
             )
             yield
 

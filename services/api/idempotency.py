@@ -34,11 +34,12 @@ class ReplayStored(Exception):
 
     def __init__(self, stored: StoredReply) -> None:
         super().__init__("stored reply")
-        self._stored = stored
+        self.stored = stored
 
-    def response(self) -> Response:
-        headers = {**self._stored.headers, REPLAYED_HEADER: "true"}
-        return Response(self._stored.body, self._stored.status, headers=headers)
+
+def replayed(stored: StoredReply) -> Response:
+    """The stored reply as a response, marked as a replay."""
+    return Response(stored.body, stored.status, headers={**stored.headers, REPLAYED_HEADER: "true"})
 
 
 def kept_headers(response: Response) -> dict[str, str]:

@@ -14,6 +14,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
 
+from services.connections import READ_ONLY
+from services.database import not_committed, outcome_unknown
 from services.errors import (
     AccountClosed,
     AlreadyExists,
@@ -44,9 +46,12 @@ from services.errors import (
     UnknownRecipient,
     VersionRequired,
 )
-from services.sql import sqlstate
+from services.sql import CONTENTION, LOCK_NOT_AVAILABLE, sqlstate
 
 logger = logging.getLogger(__name__)
+
+_BUSY = CONTENTION | {LOCK_NOT_AVAILABLE, "57014"}
+"""SQLSTATEs of a transaction that others were in the way of: contention, or a lock or a statement took too long."""
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -161,7 +166,7 @@ def is_unavailable(error: DBAPIError) -> bool:
         error.connection_invalidated
         or isinstance(error, OperationalError | InterfaceError)
         or code.startswith(("08", "53", "57P"))
-        or code == "55000"
+        or code in ("55000", READ_ONLY)
     )
 
 
@@ -199,7 +204,19 @@ async def _on_database_error(request: Request, error: Exception) -> ProblemRespo
     if refused is not None:
         logger.warning("PostgreSQL refused a value that validation let through: %s", error.orig)
         return refused
-    if is_unavailable(error):
+    if outcome_unknown(error):
+        return _retry_later(
+            request,
+            "outcome_unknown",
+            "the connection to the database was lost during the commit, so the request may have taken effect or not; "
+            "send it again with the same Idempotency-Key to find out",
+        )
+    if sqlstate(error) in _BUSY:
+        logger.warning("the database did not do this in time: %s", error.orig)
+        return _retry_later(
+            request, "busy", "what this request needs is in use at the moment; nothing took effect, send it again"
+        )
+    if is_unavailable(error) and not not_committed(error):
         return await _on_unavailable(request, error)
     logger.error("unexpected database error", exc_info=error)
     return problem(request, 500, "internal_error", "the request failed; nothing of it took effect")
@@ -207,8 +224,13 @@ async def _on_database_error(request: Request, error: Exception) -> ProblemRespo
 
 async def _on_unavailable(request: Request, error: Exception) -> ProblemResponse:
     logger.warning("the database cannot be used: %r", error)
-    detail = "the database cannot be reached at the moment; the request can be sent again"
-    return problem(request, 503, "unavailable", detail, headers={"Retry-After": "1"})
+    return _retry_later(
+        request, "unavailable", "the database cannot be used at the moment; nothing took effect, send the request again"
+    )
+
+
+def _retry_later(request: Request, code: str, detail: str) -> ProblemResponse:
+    return problem(request, 503, code, detail, headers={"Retry-After": "1"})
 
 
 async def _on_unexpected(request: Request, _: Exception) -> ProblemResponse:

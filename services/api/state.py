@@ -6,6 +6,7 @@ from fastapi import Request
 from redis.asyncio import Redis
 
 from services.api.request_times import RequestTimes
+from services.api.shares import Share
 from services.api.tokens import Tokens
 from services.database import Database
 from services.outbox.doorbell import Doorbell
@@ -24,6 +25,7 @@ class ApiState:
     passwords: Passwords
     tokens: Tokens
     request_times: RequestTimes
+    writing: Share
 
 
 def api_state(request: Request) -> ApiState:

@@ -4,7 +4,8 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Coroutine
-from typing import Any
+from time import monotonic
+from typing import Any, TypeAlias
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
@@ -12,7 +13,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from services.api.idempotency import Claim, ReplayStored, kept_headers
+from services.api.idempotency import Claim, ReplayStored, kept_headers, replayed
 from services.api.problems import domain_problem, is_unavailable
 from services.api.state import api_state
 from services.errors import DomainError, IdempotencyKeyReused, RequestInFlight
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _NOT_STORED = frozenset({401, 403, 429})
+_TRYING = 5.0
+"""Seconds after the first try in which another may begin."""
 
 
 class CommitFailed(Exception):
@@ -46,20 +49,32 @@ class TransactionRoute(APIRoute):
         async def handle_in_transaction(request: Request) -> Response:
             # The whole body before the first statement: no transaction waits for a client.
             await _read_body(request)
-            attempts = api_state(request).settings.transaction_attempts
-            for attempt in range(1, attempts + 1):
-                try:
-                    return await _run(request, handle)
-                except DBAPIError as error:
-                    if attempt == attempts or not (
-                        _may_succeed_again(error) or _was_lost_before_the_commit(request, error)
-                    ):
-                        raise
-                    logger.info("transaction tried again, attempt %d: %s", attempt + 1, error.orig)
-                    await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311
-            raise AssertionError("unreachable")
+            state = api_state(request)
+            if request.method in _READING:
+                return await _try(request, handle, state.settings.transaction_attempts)
+            async with state.writing.place():
+                return await _try(request, handle, state.settings.transaction_attempts)
 
         return handle_in_transaction
+
+
+Handle: TypeAlias = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+async def _try(request: Request, handle: Handle, attempts: int) -> Response:
+    last_start = monotonic() + _TRYING
+    for attempt in range(1, attempts + 1):
+        try:
+            return await _run(request, handle)
+        except DBAPIError as error:
+            if not (_may_succeed_again(error) or _was_lost_before_the_commit(request, error)):
+                raise
+            pause = random.uniform(0, 0.01 * 2**attempt)  # noqa: S311
+            if attempt == attempts or monotonic() + pause > last_start:
+                raise
+            logger.info("transaction tried again, attempt %d: %s", attempt + 1, error.orig)
+            await asyncio.sleep(pause)
+    raise AssertionError("unreachable")
 
 
 async def _read_body(request: Request) -> None:
@@ -69,7 +84,7 @@ async def _read_body(request: Request) -> None:
         raise HTTPException(400, "the connection was closed before the whole body came") from error
 
 
-async def _run(request: Request, handle: Callable[[Request], Coroutine[Any, Any, Response]]) -> Response:
+async def _run(request: Request, handle: Handle) -> Response:
     request.state.claim = None
     request.state.committing = False
     try:
@@ -86,7 +101,7 @@ async def _run(request: Request, handle: Callable[[Request], Coroutine[Any, Any,
             await _commit(uow)
             return response
     except ReplayStored as replay:
-        return replay.response()
+        return await _replay(request, replay.stored)
     except DomainError as refusal:
         refused = domain_problem(request, refusal)
         claim = request.state.claim
@@ -124,16 +139,31 @@ async def _store_refusal(request: Request, claim: Claim, refused: Response) -> R
             case InFlight():
                 return domain_problem(request, RequestInFlight("the same request is being processed; ask again"))
             case StoredReply() as stored if stored.fingerprint == claim.request.fingerprint:
-                return ReplayStored(stored).response()
+                return await _replay(request, stored)
             case StoredReply():
                 return domain_problem(request, IdempotencyKeyReused("the key was used for another request"))
+
+
+async def _replay(request: Request, stored: StoredReply) -> Response:
+    """Answer what was answered before.
+
+    Where a standby is waited for, someone may have cut that wait short: the reply is then stored, but not yet safe. A
+    commit of our own, which waits for it again, comes first.
+    """
+    if stored.awaits_standby:
+        async with open_unit_of_work(request) as uow:
+            await uow.idempotency.write_marker()
+            request.state.committing = True
+            await uow.commit()
+    return replayed(stored)
 
 
 def open_unit_of_work(request: Request) -> UnitOfWork:
     """A unit of work for this request; its events carry the request's id and trace context."""
     state = api_state(request)
     trace = Trace(getattr(request.state, "request_id", None), getattr(request.state, "traceparent", None))
-    return UnitOfWork(state.database.write, state.doorbell, trace)
+    name = f"{request.method} {request.scope['path']}, request {trace.request_id}"
+    return UnitOfWork(state.database.write, state.doorbell, trace, name=name)
 
 
 def _may_succeed_again(error: DBAPIError) -> bool:

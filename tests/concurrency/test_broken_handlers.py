@@ -1,16 +1,17 @@
 """Handlers that break the rules: each ends as a retry that says what happened, and its neighbours take effect."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, ClassVar
 
 import pytest
 from sqlalchemy import text
 
-from services.database import Database
+from services.database import Database, close, make_engine, make_session_factory
 from services.outbox.events import Claimed
 from services.outbox.processor import Processor
 from services.outbox.subscription import Subscription
+from services.settings import Settings
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import LATER, Tick, TickHandler, append, drain, effects, rows
 
@@ -69,6 +70,15 @@ MISDEEDS: dict[Misdeed, str] = {
     leaks_a_savepoint: "ValueError: with a savepoint open",
     swallows_a_database_error: "current transaction is aborted",
 }
+
+
+@pytest.fixture
+async def ticking(ticking: Database, settings: Settings) -> AsyncIterator[Database]:
+    """A database in which ticks take effect, on connections as the poll loops have them."""
+    engine = make_engine(settings, "polling", keep_cancelled=True)
+    sessions = make_session_factory(engine)
+    yield Database(engine, sessions, sessions)
+    await close(engine)
 
 
 class Misbehaving(TickHandler):

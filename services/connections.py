@@ -1,0 +1,221 @@
+"""The driver's connections, which prove each commit, and the rules by which a pool gives them out and takes them back.
+
+`docs/decisions/0021-what-proves-a-commit.md` says why each rule is there.
+"""
+
+import asyncio
+import logging
+import socket
+from contextlib import suppress
+from time import monotonic
+from typing import Any
+
+import asyncpg
+from sqlalchemy import event
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+
+logger = logging.getLogger(__name__)
+
+PROMPT = 5.0
+"""Seconds that a statement may take which waits for nothing at the server, such as BEGIN or ROLLBACK."""
+
+_MAX_IDLE = 60.0
+"""Seconds after which an idle connection is replaced: routers forget silent connections without telling anyone."""
+
+_KEEPALIVE_IDLE, _KEEPALIVE_INTERVAL, _KEEPALIVE_PROBES = 15, 5, 3
+_USER_TIMEOUT_MS = 20_000
+"""Sent bytes that the peer's kernel does not acknowledge for so long end the connection (RFC 5482)."""
+
+READ_ONLY = "25006"
+"""SQLSTATE of a write on a server that takes none: the primary has moved."""
+
+
+class NotCommitted(asyncpg.InterfaceError):  # type: ignore[misc]
+    """The COMMIT did not take effect; nothing of the transaction remains."""
+
+
+class CommitUnknown(asyncpg.InterfaceError):  # type: ignore[misc]
+    """COMMIT was sent, and its answer is missing or proves nothing: the transaction may be committed or not."""
+
+
+class ServerSilent(asyncpg.InterfaceError):  # type: ignore[misc]
+    """The server did not answer in time; the connection is closed."""
+
+
+class Connection(asyncpg.Connection):  # type: ignore[misc]
+    """asyncpg's connection. It begins no transaction inside another, and raises where a COMMIT is not proven.
+
+    A server that does not answer in time is taken to be gone: the connection is closed, and `ServerSilent` raised.
+    The time is the `command_timeout` that it was opened with, and `PROMPT` for what waits for nothing.
+    """
+
+    def __init__(self, protocol: Any, transport: asyncio.Transport, *more: Any) -> None:
+        super().__init__(protocol, transport, *more)
+        self.commits = 0
+        """Proven commits so far."""
+        self._warned = False
+        self.add_log_listener(_note_warning)
+        _keep_alive(transport)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is neither an open transaction nor a statement that is still being cancelled."""
+        return not (self.is_closed() or self.is_in_transaction() or self._cancellations)
+
+    def is_in_transaction(self) -> bool:
+        """Whether a transaction is open; False where the connection is closed."""
+        return not self.is_closed() and bool(super().is_in_transaction())
+
+    def transaction(self, **options: Any) -> Any:
+        """A top-level transaction. Raises `asyncpg.InterfaceError`, and closes the connection, inside another one.
+
+        The driver would set a savepoint there: its end would look like a commit, and be none.
+        """
+        if self._top_xact is not None or self.is_in_transaction():
+            self.terminate()
+            raise asyncpg.InterfaceError("the connection has an open transaction that belongs to someone else")
+        return super().transaction(**options)
+
+    async def execute(self, query: str, *arguments: Any, **options: Any) -> str:
+        """Run a statement; its command tag. Raises `NotCommitted` or `CommitUnknown` for a COMMIT without a proof."""
+        if query.startswith("COMMIT"):
+            return await self._commit(query)
+        if query.startswith("ROLLBACK;"):
+            return await self._roll_back(query)
+        if query.startswith("BEGIN"):
+            options["timeout"] = PROMPT
+        try:
+            status: str = await super().execute(query, *arguments, **options)
+        except TimeoutError as error:
+            raise self._give_up() from error
+        return status
+
+    async def fetch(self, query: str, *arguments: Any, **options: Any) -> Any:
+        """The rows that a statement returns."""
+        try:
+            return await super().fetch(query, *arguments, **options)
+        except TimeoutError as error:
+            raise self._give_up() from error
+
+    async def _roll_back(self, query: str) -> str:
+        # The driver's own limit begins only once the statement before has been cancelled.
+        try:
+            async with asyncio.timeout(PROMPT):
+                status: str = await super().execute(query)
+        except TimeoutError as error:
+            raise self._give_up() from error
+        return status
+
+    async def _commit(self, query: str) -> str:
+        if not self.is_in_transaction():
+            self.terminate()
+            raise NotCommitted("there is no transaction to commit")
+        self._warned = False
+        try:
+            status: str = await super().execute(query)
+        except asyncpg.PostgresError as error:
+            # The server refused, as where a deferred constraint fails, and has rolled back. One that ended the session
+            # may have committed before.
+            if self.is_closed() or self.is_in_transaction():
+                raise self._unknown(f"the connection ended during the commit: {error}") from error
+            raise
+        except (asyncpg.InterfaceError, OSError) as error:
+            raise self._unknown(f"the commit was not answered: {error!r}") from error
+        except BaseException:
+            self.terminate()
+            raise
+        if status == "ROLLBACK":
+            self.terminate()
+            raise NotCommitted("the transaction had failed before; the server rolled it back")
+        if status != "COMMIT" or self.is_in_transaction() or self._warned:
+            raise self._unknown(f"the server answered the commit with {status!r} and a warning")
+        self.commits += 1
+        return status
+
+    def _unknown(self, reason: str) -> CommitUnknown:
+        self.terminate()
+        return CommitUnknown(reason)
+
+    def _give_up(self) -> ServerSilent:
+        self.terminate()
+        return ServerSilent("the database did not answer in time; the connection is closed")
+
+
+def _note_warning(connection: Connection, message: Any) -> None:
+    """Remember a warning: during a COMMIT it tells of a standby that was not waited for, or of no transaction."""
+    # Neither the text, which is translated, nor the SQLSTATE, which is the general one, tells more.
+    if message.severity_en == "WARNING":
+        connection._warned = True
+
+
+def _keep_alive(transport: asyncio.Transport) -> None:
+    """Have the kernel find out that the peer is gone, within 35 s, where it does not say so."""
+    found = transport.get_extra_info("socket")
+    if found is None or found.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    options = {
+        "TCP_KEEPIDLE": _KEEPALIVE_IDLE,
+        "TCP_KEEPINTVL": _KEEPALIVE_INTERVAL,
+        "TCP_KEEPCNT": _KEEPALIVE_PROBES,
+        "TCP_USER_TIMEOUT": _USER_TIMEOUT_MS,
+    }
+    with suppress(OSError):
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in options.items():
+            # Not every system has each of them.
+            if (number := getattr(socket, name, None)) is not None:
+                found.setsockopt(socket.IPPROTO_TCP, number, value)
+
+
+class Guard:
+    """Watches what one engine's pool gives out and takes back.
+
+    A connection that comes back with a transaction open, or with a statement that is still being cancelled, is closed;
+    one that was closed, idle for a minute, or made before `distrust`, is replaced when it is next asked for.
+    """
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._generation = 0
+        event.listen(engine.sync_engine, "connect", self._made)
+        event.listen(engine.sync_engine, "checkout", self._given_out)
+        event.listen(engine.sync_engine, "checkin", self._taken_back)
+
+    def distrust(self) -> None:
+        """Have every connection made so far replaced before its next use: the server behind it is gone, or another."""
+        self._generation += 1
+
+    def _made(self, _: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+        entry.info["guard"] = self
+        entry.info["generation"] = self._generation
+        entry.info.pop("idle_since", None)
+
+    def _given_out(self, _: DBAPIConnection, entry: ConnectionPoolEntry, __: PoolProxiedConnection) -> None:
+        driver = entry.driver_connection
+        assert isinstance(driver, Connection)
+        entry.info.pop("work", None)
+        idle_since = entry.info.pop("idle_since", None)
+        if (
+            not driver.is_idle
+            or entry.info["generation"] != self._generation
+            or (idle_since is not None and monotonic() - idle_since > _MAX_IDLE)
+        ):
+            # Now: SQLAlchemy would wait two seconds for a server that may be silent.
+            driver.terminate()
+            raise DisconnectionError("the pooled connection is not to be used any more")
+
+    def _taken_back(self, connection: DBAPIConnection | None, entry: ConnectionPoolEntry) -> None:
+        driver = entry.driver_connection if connection is not None else None
+        if driver is None:
+            return
+        assert isinstance(driver, Connection)
+        entry.info["idle_since"] = monotonic()
+        if not (driver.is_idle or driver.is_closed()):
+            logger.error(
+                "a connection came back to the pool with a transaction open; it is closed, and nothing of that "
+                "transaction is kept. Unit of work: %s",
+                entry.info.get("work", "unknown"),
+            )
+            driver.terminate()
