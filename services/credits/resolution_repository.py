@@ -7,12 +7,11 @@ from typing import NamedTuple
 from uuid import UUID
 
 from services.credits.models import TransferState
-from services.sql import Read, Reading, Results, SqlAccess, Write, Writing
+from services.sql import Read, Reading, Results, SqlAccess, Write, Writing, without_waiting
 
 # An array, not a join: each account is looked up by its id, however few the orders are held to be. The clock, not the
 # transaction's time, and after all accounts are locked: a lock that was waited for does not make a hold last longer.
-_LOCK_HOLDS = Reading(
-    """
+_LOCKING = """
     pending AS MATERIALIZED (
         SELECT id, order_id, debit_account_id, credit_account_id, expires_at FROM transfers
         WHERE order_id = ANY(CAST(:order_ids AS uuid[])) AND kind = 'order' AND state = 'pending' ORDER BY id
@@ -21,12 +20,14 @@ _LOCK_HOLDS = Reading(
         WHERE id = ANY(ARRAY(SELECT unnest(ARRAY[debit_account_id, credit_account_id]) FROM pending))
         ORDER BY id FOR NO KEY UPDATE
     )
-    """,
-    results={
-        "locked_accounts": ("id", "is_closed"),
-        "pending": ("id", "order_id", "credit_account_id", "expires_at <= clock_timestamp()"),
-    },
-)
+"""
+_LOCKED = {"locked_accounts": ("id", "is_closed")}
+_PENDING = ("id", "order_id", "credit_account_id", "expires_at <= clock_timestamp()")
+_LOCK_HOLDS = Reading(_LOCKING, results={**_LOCKED, "pending": (*_PENDING, "false")})
+_IS_MISSING = """
+    NOT coalesce(ARRAY[debit_account_id, credit_account_id] <@ ARRAY(SELECT id FROM locked_accounts), false)
+"""
+_LOCK_FREE_HOLDS = Reading(without_waiting(_LOCKING), results={**_LOCKED, "pending": (*_PENDING, _IS_MISSING)})
 
 # All is computed where the rows are, which are locked: sending what the entries are to hold costs the driver
 # more than this does. An account's entries are numbered in the order of the transfers that were named.
@@ -71,12 +72,16 @@ _RESOLVE = Writing(
 
 
 class OrderHold(NamedTuple):
-    """A pending transfer for an order. One that `is_due` can no longer be posted: its time is over."""
+    """A pending transfer for an order. One that `is_due` can no longer be posted: its time is over.
+
+    Of one that `is_busy`, someone else has locked an account.
+    """
 
     id: UUID
     order_id: UUID
     credit_account_id: int
     is_due: bool
+    is_busy: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +104,10 @@ class ResolutionRepository(SqlAccess):
         return found
 
     @staticmethod
-    def locking_holds(order_ids: Sequence[UUID]) -> Read[LockedHolds]:
-        """`lock_holds`, to be read after something else."""
-        return Read(_LOCK_HOLDS, {"order_ids": list(order_ids)}, _locked_holds)
+    def locking_holds(order_ids: Sequence[UUID], *, wait: bool = True) -> Read[LockedHolds]:
+        """`lock_holds`, to be read after something else. Without `wait`, accounts that are locked are left so."""
+        reading = _LOCK_HOLDS if wait else _LOCK_FREE_HOLDS
+        return Read(reading, {"order_ids": list(order_ids)}, _locked_holds)
 
     async def resolve_holds(self, *, void: Sequence[UUID] = (), expire: Sequence[UUID] = ()) -> None:
         """Void some pending transfers and let others expire, as `resolving` does."""

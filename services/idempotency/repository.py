@@ -10,7 +10,8 @@ from services.sql import SqlAccess, Statement, Write, Writing
 
 # The lock is held to the end of the transaction: whoever cannot get it knows that the same request is being processed.
 _TAKE = Statement("""
-    SELECT pg_try_advisory_xact_lock(:lock) AS taken, stored.fingerprint, stored.status, stored.headers, stored.body
+    SELECT pg_try_advisory_xact_lock(:lock) AS taken, stored.fingerprint, stored.status, stored.headers, stored.body,
+        current_setting('synchronous_standby_names') <> '' AS awaits_standby
     FROM (SELECT) AS one LEFT JOIN idempotency_keys AS stored
     ON stored.caller_id = :caller_id AND stored.method = :method AND stored.path = :path AND stored.key = :key
 """)
@@ -21,6 +22,9 @@ _STORE = Writing("""
         VALUES (:caller_id, :method, :path, :key, :fingerprint, :status, :headers, :body)
     )
 """)
+
+# The least that makes a commit wait for the standbys: a record in the log, and no row.
+_MARK = Statement("SELECT pg_logical_emit_message(true, 'waybill', '')")
 
 # In slices, so that pruning never holds many rows at once.
 _PRUNE = Statement("""
@@ -51,12 +55,13 @@ class RequestKey:
 
 @dataclass(frozen=True, slots=True)
 class StoredReply:
-    """The definite outcome of a request."""
+    """The definite outcome of a request. `awaits_standby` is whether commits wait for a synchronous standby."""
 
     fingerprint: bytes
     status: int
     headers: Mapping[str, str]
     body: bytes
+    awaits_standby: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +88,7 @@ class IdempotencyRepository(SqlAccess):
             key=request.key,
         )
         if row["status"] is not None:
-            return StoredReply(row["fingerprint"], row["status"], row["headers"], row["body"])
+            return StoredReply(row["fingerprint"], row["status"], row["headers"], row["body"], row["awaits_standby"])
         return Free() if row["taken"] else InFlight()
 
     @staticmethod
@@ -104,6 +109,10 @@ class IdempotencyRepository(SqlAccess):
             "body": body,
         }
         return Write(_STORE, parameters)
+
+    async def write_marker(self) -> None:
+        """Write something that no one reads, so that the commit waits until the standbys have everything before it."""
+        await self.sql.fetch(_MARK)
 
     async def prune(self, retention: timedelta, batch: int) -> int:
         """Delete up to `batch` keys older than the retention; the number deleted."""

@@ -3,32 +3,59 @@
 from collections.abc import Collection, Mapping, Sequence
 from uuid import UUID
 
+from services.credits.resolution_repository import LockedHolds
 from services.orders.events import OrderCancelled, OrderConfirmed, OrderPlaced, OrderRejected
 from services.orders.models import OrderStatus
+from services.orders.processing_repository import Placed
 from services.orders.repository import LockedOrder, Move
-from services.outbox.events import Claimed
+from services.outbox.events import Claimed, Trace
+from services.outbox.subscription import Locked, Verdicts
 from services.unit_of_work import UnitOfWork
+
+_LOCKED = Locked("someone else has locked the order, the stock of a product or an account")
 
 OUT_OF_STOCK = "out of stock"
 SELLER_CLOSED = "a seller's account is closed"
 EXPIRED = "expired"
 
 
-async def process_placed(uow: UnitOfWork, events: Sequence[Claimed[OrderPlaced]]) -> None:
+async def process_placed(uow: UnitOfWork, events: Sequence[Claimed[OrderPlaced]]) -> Verdicts:
     """Confirm the batch's orders in the order they were placed, as far as the stock goes; reject the others.
 
     Holds are never posted after their time, however late the sweep that lets them expire: such an order is cancelled
     here. One that pays a closed account is rejected. Set-based: the number of statements does not grow with the batch.
     An order that is no longer pending (cancelled meanwhile) is left as it is: a late event never moves an order back.
+    Where the engine says not to wait, orders are left for later of which someone has locked something.
     """
     placed = list(dict.fromkeys(claimed.event.order_id for claimed in events))
     # The accounts last: nothing is waited for between the look at the clock and the posting. What is held for an order
     # that is pending once it is locked was held from when the statement began: nothing else changes that.
-    found, locked = await uow.read(uow.order_processing.locking(placed), uow.ledger.locking_holds(placed))
-    pending = [order for order in map(found.orders.__getitem__, placed) if order.status is OrderStatus.pending]
-    traces = {claimed.event.order_id: claimed.trace for claimed in events}
-    if not pending:
-        return
+    wait = not uow.leaves_out_locked
+    found, locked = await uow.read(
+        uow.order_processing.locking(placed, wait=wait), uow.ledger.locking_holds(placed, wait=wait)
+    )
+    busy = set() if wait else _busy(placed, found, locked)
+    free = [found.orders[order_id] for order_id in placed if order_id not in busy]
+    pending = [order for order in free if order.status is OrderStatus.pending]
+    if pending:
+        _settle(uow, pending, found, locked, {claimed.event.order_id: claimed.trace for claimed in events})
+    return [_LOCKED if claimed.event.order_id in busy else None for claimed in events] if busy else None
+
+
+def _busy(placed: Sequence[UUID], found: Placed, locked: LockedHolds) -> set[UUID]:
+    """The orders of which someone else has locked the row, the stock of a product, or an account."""
+    missing = {order_id for order_id in placed if order_id not in found.orders}
+    out_of_reach = {order_id for order_id, lines in found.pieces.items() if not lines.keys() <= found.available.keys()}
+    return missing | out_of_reach | {hold.order_id for hold in locked.holds if hold.is_busy}
+
+
+def _settle(
+    uow: UnitOfWork,
+    pending: Sequence[LockedOrder],
+    found: Placed,
+    locked: LockedHolds,
+    traces: Mapping[UUID, Trace],
+) -> None:
     ids = {order.id for order in pending}
     holds = [hold for hold in locked.holds if hold.order_id in ids]
     expired = {hold.order_id for hold in holds if hold.is_due}

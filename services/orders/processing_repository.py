@@ -6,12 +6,11 @@ from uuid import UUID
 
 from services.orders.models import OrderStatus
 from services.orders.repository import LockedOrder, Move
-from services.sql import Read, Reading, Results, SqlAccess, Write, Writing
+from services.sql import Read, Reading, Results, SqlAccess, Write, Writing, without_waiting
 
 # Orders, then the stock, as everywhere. The lines are those from before a lock was waited for; for a pending order that
 # is the same: nothing changes them.
-_LOCK = Reading(
-    """
+_LOCKING = """
     locked_orders AS MATERIALIZED (
         SELECT id, buyer_id, status, total FROM orders
         WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE
@@ -23,13 +22,14 @@ _LOCK = Reading(
         SELECT product_id, on_hand - reserved AS available FROM inventory
         WHERE product_id = ANY(ARRAY(SELECT product_id FROM lines)) ORDER BY product_id FOR NO KEY UPDATE
     )
-    """,
-    results={
-        "locked_orders": ("id", "buyer_id", "status", "total"),
-        "lines": ("order_id", "product_id", "pieces"),
-        "locked_stock": ("product_id", "available"),
-    },
-)
+"""
+_LOCKED = {
+    "locked_orders": ("id", "buyer_id", "status", "total"),
+    "lines": ("order_id", "product_id", "pieces"),
+    "locked_stock": ("product_id", "available"),
+}
+_LOCK = Reading(_LOCKING, results=_LOCKED)
+_LOCK_FREE = Reading(without_waiting(_LOCKING), results=_LOCKED)
 
 _SETTLE = Writing(
     """
@@ -70,9 +70,12 @@ class ProcessingRepository(SqlAccess):
     """What a worker reads and writes of placed orders."""
 
     @staticmethod
-    def locking(order_ids: Sequence[UUID]) -> Read[Placed]:
-        """Lock the orders in the order of their ids, then the stock of those that are pending by product."""
-        return Read(_LOCK, {"ids": list(order_ids)}, _placed)
+    def locking(order_ids: Sequence[UUID], *, wait: bool = True) -> Read[Placed]:
+        """Lock the orders in the order of their ids, then the stock of those that are pending by product.
+
+        Without `wait`, what someone else has locked is left out.
+        """
+        return Read(_LOCK if wait else _LOCK_FREE, {"ids": list(order_ids)}, _placed)
 
     @staticmethod
     def settling(moves: Sequence[Move], reserved: Mapping[int, int]) -> Write:

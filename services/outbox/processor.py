@@ -12,10 +12,18 @@ from services.outbox.events import Claimed, Event, NoHandler, Registry, Trace, U
 from services.outbox.models import Waits
 from services.outbox.policy import OnDeath, RetryPolicy, describe, fingerprint, history_entry
 from services.outbox.repository import ClaimedRow
-from services.outbox.subscription import Subscription, Transaction, TransactionT, Verdicts, handle, longest_limit
+from services.outbox.subscription import (
+    Locked,
+    Subscription,
+    Transaction,
+    TransactionT,
+    Verdicts,
+    handle,
+    longest_limit,
+)
 from services.outbox.waiting_repository import Failure
 from services.outbox.window import Floor, Window
-from services.sql import CONTENTION, sqlstate
+from services.sql import CONTENTION, LOCK_NOT_AVAILABLE, sqlstate
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +32,9 @@ SAVEPOINT_BUDGET = 48
 
 _UNKNOWN_AGAIN = 30.0
 """Seconds after which a worker looks again at an event of a version that it does not know."""
+
+_LOCKED_AGAIN = 2.0
+"""Seconds after which an event is tried again that needs what someone else has locked."""
 
 _SHORTEST_LIMIT = 0.5
 """Seconds that a part of a batch may take at least, however small a part it is."""
@@ -120,6 +131,8 @@ class Processor(Generic[TransactionT]):
         self._batch_size = batch_size
         self._careful = 0
         """Batches to come that are processed in savepoints whatever they hold."""
+        self._locked = 0
+        """Batches to come whose handlers are told to leave out what is locked."""
         self._siblings = [] if siblings is None else siblings
         self._begin_anew()
 
@@ -172,6 +185,8 @@ class Processor(Generic[TransactionT]):
             except _Failed as failed:
                 # It is known now that a batch may fail, and it is cheaper to be ready for that.
                 self._careful = _CAREFUL_BATCHES
+                if _is_locked(failed.__cause__):
+                    self._locked = _CAREFUL_BATCHES
                 async with self._open() as transaction:
                     if failed.ended and await transaction.outbox.was_committed(failed.ended.batch.transaction):
                         raise failed.ended from failed
@@ -181,6 +196,7 @@ class Processor(Generic[TransactionT]):
 
     async def _process_batch(self, transaction: TransactionT) -> Outcome:
         await self._begin(transaction)
+        transaction.leaves_out_locked = self._locked > 0
         # Before the claim: whoever has ended by now is seen by it.
         oldest_taker = await transaction.outbox.oldest_taker() if self._floor.held_up else 0
         horizon, rows = await transaction.outbox.claim(self._window.spans(self._floor), self._floor.position)
@@ -195,12 +211,14 @@ class Processor(Generic[TransactionT]):
                 await self._process_type(transaction, self._subscriptions[event_type], events, batch)
         if batch.careful:
             self._careful = max(0, self._careful - 1)
+            self._locked = max(0, self._locked - 1)
             if batch.done:
                 await transaction.outbox.complete([row.position for row in batch.done])
         outcome = await self._settle_failures(transaction, batch)
         parked = [row.position for row in rows if row.parks]
+        waiting = 0
         if parked:
-            outcome.postponed = await transaction.outbox.park(parked)
+            waiting = await transaction.outbox.park(parked)
         # After they were parked: those that wait for one of these are to be woken too.
         passed = {row.aggregate for row in batch.done if row.waited}
         if passed:
@@ -213,7 +231,8 @@ class Processor(Generic[TransactionT]):
                 raise
             raise _Failed from error
         outcome.processed = len(batch.done)
-        outcome.blocked = sum(row.blocked for row in rows) - outcome.postponed
+        outcome.blocked = sum(row.blocked for row in rows) - waiting
+        outcome.postponed += waiting
         progress = outcome.processed or outcome.retried or outcome.buried or outcome.postponed
         outcome.more |= bool(passed) or (full and bool(progress)) or batch.savepoints >= SAVEPOINT_BUDGET
         return outcome
@@ -311,6 +330,8 @@ class Processor(Generic[TransactionT]):
                 raise
             if not await _is_open(transaction, batch.transaction):
                 raise TransactionEnded(subscription.event.type, works, batch) from error
+            if _is_locked(error):
+                self._locked = _CAREFUL_BATCHES
             if len(works) == 1:
                 self._fail(works[0].row, error, batch)
                 return
@@ -333,43 +354,58 @@ class Processor(Generic[TransactionT]):
         batch.stopped.add(row.aggregate)
 
     async def _settle_failures(self, transaction: TransactionT, batch: _Batch) -> Outcome:
-        """Count the attempts; bury what has used them up."""
+        """Count the attempts; bury what has used them up. What someone has locked waits, and counts nothing."""
         put_off: list[Failure] = []
         bury: list[Failure] = []
+        locked = [row for row, error in batch.failed if _is_locked(error)]
+        if locked:
+            logger.info("%d events wait for what someone else has locked, the first is %s", len(locked), locked[0])
         for row, error in batch.failed:
             subscription = self._subscriptions[row.type]
             policy = subscription.retry or self._retry
-            attempt = row.attempts + 1
-            unknown = isinstance(error, NoHandler)
-            dead = not unknown and (attempt >= policy.max_attempts or isinstance(error, (Unprocessable, *policy.never)))
-            failure = Failure(
-                position=row.position,
-                aggregate=row.aggregate,
-                error=describe(error),
-                fingerprint=fingerprint(error),
-                entry=history_entry(error, attempt, now()),
-                delay=_UNKNOWN_AGAIN if unknown else policy.delay(row.attempts),
-                waits=Waits.unknown if unknown else Waits.retry,
-                counts=not unknown,
-                blocks=subscription.on_death is OnDeath.block,
+            failure = _failure(row, error, policy, blocks=subscription.on_death is OnDeath.block)
+            dead = failure.counts and (
+                row.attempts + 1 >= policy.max_attempts or isinstance(error, (Unprocessable, *policy.never))
             )
             (bury if dead else put_off).append(failure)
-            logger.log(
-                logging.ERROR if dead else logging.WARNING,
-                "event %s (%s) of %s failed, attempt %d%s: %r",
-                row.event_id,
-                row.type,
-                row.aggregate,
-                attempt,
-                ", now a dead letter" if dead else "",
-                error,
-            )
+            if not _is_locked(error):
+                logger.log(
+                    logging.ERROR if dead else logging.WARNING,
+                    "event %s (%s) of %s failed, attempt %d%s: %r",
+                    row.event_id,
+                    row.type,
+                    row.aggregate,
+                    row.attempts + 1,
+                    ", now a dead letter" if dead else "",
+                    error,
+                )
         if put_off:
             await transaction.outbox.put_off(put_off)
         if bury:
             await transaction.outbox.bury(bury)
         # Those that a dead letter does not block are due at once.
-        return Outcome(retried=len(put_off), buried=len(bury), more=any(not failure.blocks for failure in bury))
+        more = any(not failure.blocks for failure in bury)
+        return Outcome(retried=len(put_off) - len(locked), buried=len(bury), postponed=len(locked), more=more)
+
+
+def _failure(row: ClaimedRow, error: Exception, policy: RetryPolicy, *, blocks: bool) -> Failure:
+    locked, unknown = _is_locked(error), isinstance(error, NoHandler)
+    delay = policy.delay(row.attempts)
+    if locked:
+        delay = _LOCKED_AGAIN
+    elif unknown:
+        delay = _UNKNOWN_AGAIN
+    return Failure(
+        position=row.position,
+        aggregate=row.aggregate,
+        error=describe(error),
+        fingerprint=fingerprint(error),
+        entry=None if locked else history_entry(error, row.attempts + 1, now()),
+        delay=delay,
+        waits=Waits.unknown if unknown else Waits.retry,
+        counts=not (unknown or locked),
+        blocks=blocks,
+    )
 
 
 def _done(works: Sequence[_Work], verdicts: Verdicts) -> list[ClaimedRow]:
@@ -421,6 +457,10 @@ def _decode(read: Callable[[str, int], Event], row: ClaimedRow) -> Claimed[Any]:
         raise Unprocessable(f"event {event_id} is not in the log")
     trace = Trace(request_id, traceparent) if request_id or traceparent else _NO_TRACE
     return Claimed(position, event_id, aggregate, attempts, read(payload, version), trace)
+
+
+def _is_locked(error: BaseException | None) -> bool:
+    return isinstance(error, Locked) or (isinstance(error, DBAPIError) and sqlstate(error) == LOCK_NOT_AVAILABLE)
 
 
 def _is_transient(error: Exception) -> bool:

@@ -193,6 +193,8 @@ def claim_settings(time_limit: float) -> dict[str, str]:
     """
     return {
         "statement_timeout": str(int(time_limit * 1000)),
+        # Ordinary locks are held for milliseconds. What is locked for longer is left out, and the rest processed.
+        "lock_timeout": "500",
         "enable_seqscan": "off",
         "enable_bitmapscan": "off",
         "enable_sort": "off",

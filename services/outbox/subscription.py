@@ -14,6 +14,9 @@ from services.outbox.repository import OutboxRepository
 class Transaction(Protocol):
     """What the engine needs of a unit of work."""
 
+    leaves_out_locked: bool
+    """Whether a handler must not wait for what someone else has locked: it says `Locked` of such events instead."""
+
     @property
     def outbox(self) -> OutboxRepository: ...
 
@@ -40,6 +43,13 @@ The batch may hold several events of one aggregate, in their order. A handler th
 rolled back. One that returns has processed all events, but for those it gives an exception for, of which it must not
 have written anything.
 """
+
+
+class Locked(Exception):
+    """What the event needs is locked by someone else: it is tried again soon, and no attempt is counted.
+
+    A handler may say so of single events. One that waits for a lock for too long is taken to have said it.
+    """
 
 
 class HandlerBroken(Exception):

@@ -33,7 +33,8 @@ _PARK = Statement("""
 _PUT_OFF = Statement("""
     UPDATE outbox SET waits = failed.waits, attempts = attempts + failed.counts, last_error = failed.error,
         available_at = clock_timestamp() + make_interval(secs => failed.delay),
-        failures = coalesce(failures, '[]') || CAST(failed.failure AS jsonb)
+        failures = CASE WHEN failed.failure IS NULL THEN failures
+            ELSE coalesce(failures, '[]') || CAST(failed.failure AS jsonb) END
     FROM unnest(
         CAST(:positions AS bigint[]), CAST(:waits AS text[]), CAST(:counts AS smallint[]),
         CAST(:delays AS double precision[]), CAST(:errors AS text[]), CAST(:failures AS text[])
@@ -107,14 +108,14 @@ _PARK_UNKNOWN = Statement("""
 class Failure:
     """Why an event could not be processed, and when to try again (`delay` in seconds).
 
-    `error` is the whole traceback, `entry` a JSON object for the event's history.
+    `error` is the whole traceback, `entry` a JSON object for the event's history, if it is to be kept there.
     """
 
     position: int
     aggregate: str
     error: str
     fingerprint: str
-    entry: str
+    entry: str | None
     delay: float = 0.0
     waits: Waits = Waits.retry
     counts: bool = True
