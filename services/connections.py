@@ -9,9 +9,10 @@ import socket
 from contextlib import suppress
 from time import monotonic
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import asyncpg
-from sqlalchemy import event
+from sqlalchemy import Engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -100,6 +101,11 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
         except TimeoutError as error:
             raise self._give_up() from error
 
+    async def close(self, **options: Any) -> None:
+        """Close in good order, or at once where the server does not answer within a second."""
+        with suppress(TimeoutError):
+            await super().close(**{"timeout": 1.0, **options})
+
     async def _roll_back(self, query: str) -> str:
         # The driver's own limit begins only once the statement before has been cancelled.
         try:
@@ -179,22 +185,36 @@ class Guard:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._generation = 0
+        self._idle: set[Connection] = set()
+        _guards[engine.sync_engine] = self
         event.listen(engine.sync_engine, "connect", self._made)
         event.listen(engine.sync_engine, "checkout", self._given_out)
         event.listen(engine.sync_engine, "checkin", self._taken_back)
+        event.listen(engine.sync_engine, "close", self._closed)
+
+    @staticmethod
+    def of(engine: Engine) -> "Guard":
+        """The one of this engine."""
+        return _guards[engine]
 
     def distrust(self) -> None:
-        """Have every connection made so far replaced before its next use: the server behind it is gone, or another."""
+        """Close idle connections, and others once they come back: the server behind them is gone, or another."""
         self._generation += 1
+        for driver in list(self._idle):
+            driver.terminate()
+
+    async def close_idle(self) -> None:
+        """Close idle connections, all at once: a silent server would be waited for again with each."""
+        await asyncio.gather(*(driver.close() for driver in self._idle))
 
     def _made(self, _: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
-        entry.info["guard"] = self
         entry.info["generation"] = self._generation
         entry.info.pop("idle_since", None)
 
     def _given_out(self, _: DBAPIConnection, entry: ConnectionPoolEntry, __: PoolProxiedConnection) -> None:
         driver = entry.driver_connection
         assert isinstance(driver, Connection)
+        self._idle.discard(driver)
         entry.info.pop("work", None)
         idle_since = entry.info.pop("idle_since", None)
         if (
@@ -212,10 +232,20 @@ class Guard:
             return
         assert isinstance(driver, Connection)
         entry.info["idle_since"] = monotonic()
-        if not (driver.is_idle or driver.is_closed()):
+        if driver.is_idle:
+            self._idle.add(driver)
+        elif not driver.is_closed():
             logger.error(
                 "a connection came back to the pool with a transaction open; it is closed, and nothing of that "
                 "transaction is kept. Unit of work: %s",
                 entry.info.get("work", "unknown"),
             )
             driver.terminate()
+
+    def _closed(self, _: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+        driver = entry.driver_connection
+        if isinstance(driver, Connection):
+            self._idle.discard(driver)
+
+
+_guards: WeakKeyDictionary[Engine, Guard] = WeakKeyDictionary()

@@ -160,12 +160,13 @@ def _judge(context: ExceptionContext) -> None:
     It then closes the connection and has those that were made before replaced.
     """
     error = context.original_exception
+    if isinstance(error, TimeoutError) or getattr(error, "sqlstate", None) == READ_ONLY:
+        context.is_disconnect = True
+    if context.is_disconnect and context.engine is not None and isinstance(error, Exception):
+        Guard.of(context.engine).distrust()
     if isinstance(error, TimeoutError):
         # The driver's limit on a statement; the server has one of its own, which ends first where it answers at all.
-        context.is_disconnect = True
         raise OperationalError(context.statement, context.parameters, error, connection_invalidated=True) from error
-    if getattr(error, "sqlstate", None) == READ_ONLY:
-        context.is_disconnect = True
 
 
 def _keep_where_cancelled(context: ExceptionContext) -> None:
@@ -262,6 +263,7 @@ async def open_database(settings: Settings, process: str, limits: Limits | None 
 async def close(engine: AsyncEngine) -> None:
     """Dispose of the engine, after the commits and rollbacks that go on behind cancelled tasks."""
     await settled()
+    await Guard.of(engine.sync_engine).close_idle()
     await engine.dispose()
 
 

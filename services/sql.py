@@ -227,8 +227,7 @@ class Sql:
         if lost:
             driver.terminate()
             connection = await self._session.connection()
-            guard: Guard = connection.info["guard"]
-            guard.distrust()
+            Guard.of(connection.sync_engine).distrust()
             # The session would try to roll back on it, and that error would hide this one.
             await connection.invalidate(error)
         kinds: dict[str, type[DBAPIError]] = {"22": DataError, "23": IntegrityError}

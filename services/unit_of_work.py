@@ -202,7 +202,7 @@ class UnitOfWork:
             await self.session.close()
         except DBAPIError as error:
             # The connection is closed then, and the server rolls back.
-            logger.warning("a rollback was not answered. Unit of work: %s: %s", self._name, error.orig)
+            logger.info("a rollback was not answered. Unit of work: %s: %s", self._name, error.orig)
 
     @asynccontextmanager
     async def savepoint(self, *, plain: bool = False, check: bool = False) -> AsyncIterator[None]:

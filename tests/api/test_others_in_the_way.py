@@ -1,0 +1,144 @@
+"""Locks that somebody holds, a primary that moved, statements that take too long: bounded, told, and others go on."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from sqlalchemy import text
+
+from services.database import Database
+from services.settings import Settings
+from services.users.models import User
+from tests.api.client import Api, amounts, assert_problem, order_of
+from tests.concurrency.ticks import rows
+from tests.factories import make_product, make_user
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """Four connections, of which writes may have three; locks and statements that are not waited for for long."""
+    return settings.model_copy(
+        update={
+            "database_pool_size": 4,
+            "database_max_overflow": 0,
+            "database_pool_timeout": 3.0,
+            "database_lock_timeout": 0.5,
+            "database_statement_timeout": 1.0,
+        }
+    )
+
+
+@asynccontextmanager
+async def locked(database: Database, statement: str, **parameters: object) -> AsyncIterator[None]:
+    """Someone's session holds these rows."""
+    async with database.engine.connect() as connection:
+        await connection.execute(text(statement), parameters)
+        yield
+
+
+def account_of(user: User) -> str:
+    return f"SELECT 1 FROM accounts WHERE user_id = {user.id} FOR UPDATE"
+
+
+async def test_who_needs_a_locked_account_is_told_to_come_again_and_others_are_served(
+    api: Api, database: Database
+) -> None:
+    buyer, seller, _ = await api.shop()
+    other = await make_user(database, credits="10")
+    transfer = {"to_user_id": seller.id, "amount": "1.00"}
+    async with locked(database, account_of(buyer)):
+        stuck = [asyncio.create_task(api.post("/v1/transfers", by=buyer, json=transfer)) for _ in range(8)]
+        await asyncio.sleep(0.2)
+        # Writes have their share of the pool, whatever becomes of it; reads have the rest.
+        for _ in range(5):
+            assert (await api.get("/v1/accounts/me", by=other)).status_code == 200
+        for reply in await asyncio.gather(*stuck):
+            assert_problem(reply, 503, "busy")
+            assert reply.headers["retry-after"] == "1"
+        assert (await api.post("/v1/transfers", by=other, json=transfer)).status_code == 201
+    assert (await api.post("/v1/transfers", by=buyer, json=transfer)).status_code == 201
+    assert await api.credits_of(buyer) == amounts("999")
+
+
+async def test_writes_that_wait_longer_than_the_pool_allows_are_told_to_come_again(
+    api: Api, database: Database
+) -> None:
+    buyer, seller, _ = await api.shop()
+    transfer = {"to_user_id": seller.id, "amount": "1.00"}
+    async with locked(database, account_of(buyer)):
+        replies = await asyncio.gather(
+            *(api.post("/v1/transfers", by=buyer, json=transfer) for _ in range(30)),
+        )
+    assert {reply.status_code for reply in replies} == {503}
+    assert {reply.json()["code"] for reply in replies} == {"busy", "unavailable"}
+    assert all("retry-after" in reply.headers for reply in replies)
+
+
+async def test_a_statement_that_takes_too_long_is_answered_503_and_leaves_nothing(api: Api, database: Database) -> None:
+    buyer, _, product = await api.shop()
+    await rows(
+        database,
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(20); RETURN NEW; END $$",
+    )
+    await rows(database, "CREATE TRIGGER slow BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION slow()")
+    before = await api.everything()
+    reply = await api.post("/v1/orders", by=buyer, key="k", json=order_of((product, 1)))
+    assert_problem(reply, 503, "busy")
+    assert await api.everything() == before
+    await rows(database, "DROP TRIGGER slow ON orders")
+    assert (await api.post("/v1/orders", by=buyer, key="k", json=order_of((product, 1)))).status_code == 201
+
+
+async def test_a_primary_that_became_read_only_is_answered_503_and_left_for_the_new_one(
+    api: Api, database: Database
+) -> None:
+    buyer, _, product = await api.shop()
+    await api.place(buyer, (product, 1))
+    (name,) = await rows(database, "SELECT current_database()")
+    cut = (
+        "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = 'waybill-api'"
+    )
+    await rows(database, f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+    await rows(database, cut)
+    for _ in range(3):
+        reply = await api.post("/v1/orders", by=buyer, key="k", json=order_of((product, 1)))
+        assert_problem(reply, 503, "unavailable")
+        assert reply.headers["retry-after"] == "1"
+    # New connections find a server that takes writes; those of the pool are still read-only.
+    async with database.engine.connect() as connection:
+        await connection.execute(text("SET default_transaction_read_only = off"))
+        await connection.execute(text("SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE"))
+        await connection.commit()
+        await connection.execute(text(f'ALTER DATABASE "{name}" RESET default_transaction_read_only'))
+        await connection.commit()
+    again = await api.post("/v1/orders", by=buyer, key="k", json=order_of((product, 1)))
+    assert again.status_code == 201
+
+
+@pytest.mark.parametrize("what", ["account of the buyer", "account of the seller", "stock", "order"])
+async def test_a_worker_leaves_out_what_is_locked_and_processes_the_rest_at_once(
+    api: Api, database: Database, what: str
+) -> None:
+    buyer, _, product = await api.shop()
+    others = [await make_user(database, credits="100") for _ in range(4)]
+    elsewhere = await make_product(database)
+    stuck = await api.place(buyer, (product, 1))
+    free = [await api.place(other, (elsewhere, 1)) for other in others]
+    statement = {
+        "account of the buyer": account_of(buyer),
+        "account of the seller": f"SELECT 1 FROM accounts WHERE user_id = {product.seller_id} FOR UPDATE",
+        "stock": f"SELECT 1 FROM inventory WHERE product_id = {product.id} FOR UPDATE",
+        "order": f"SELECT 1 FROM orders WHERE id = '{stuck['id']}' FOR UPDATE",
+    }[what]
+    async with locked(database, statement):
+        await api.process()
+        assert [await api.status_of(order["id"]) for order in free] == ["confirmed"] * 4
+        assert await api.status_of(stuck["id"]) == "pending"
+        waiting = "SELECT attempts, waits, failures IS NULL FROM outbox"
+        assert await rows(database, waiting) == [(0, "retry", True)]
+    await rows(database, "UPDATE outbox SET available_at = now()")
+    await api.process()
+    assert await api.status_of(stuck["id"]) == "confirmed"
+    await api.assert_books_balance()

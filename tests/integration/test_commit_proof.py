@@ -1,0 +1,254 @@
+"""A commit is proven or raises, and no unit of work begins inside a transaction that someone else left open."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from time import monotonic
+
+import pytest
+from alembic import command
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import QueuePool
+
+from migrations.config import alembic_config
+from services.catalog.schemas import CategoryCreate
+from services.connections import CommitUnknown, Connection
+from services.database import Database, not_committed, open_database, outcome_unknown
+from services.embedded import EmbeddedPostgres
+from services.settings import Settings
+from services.shielding import settled
+from services.unit_of_work import UnitOfWork
+from tests.concurrency.ticks import rows
+
+COMMITTING = "FROM pg_stat_activity WHERE query = 'COMMIT;' AND state = 'active'"
+CATEGORIES = "SELECT count(*) FROM categories"
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    # The next unit of work gets the connection that this one had.
+    return settings.model_copy(update={"database_pool_size": 1, "database_max_overflow": 0})
+
+
+@pytest.fixture
+async def looking(settings: Settings) -> AsyncIterator[Database]:
+    """Connections beside those of the test's own pool."""
+    async with open_database(settings, "looking") as opened:
+        yield opened
+
+
+async def driver_of(uow: UnitOfWork) -> Connection:
+    driver = (await (await uow.session.connection()).get_raw_connection()).driver_connection
+    assert isinstance(driver, Connection)
+    return driver
+
+
+async def until(looking: Database, count: str) -> None:
+    """Wait until the query counts something. It is not committed: that might have to wait for a standby."""
+    deadline = monotonic() + 20
+    async with looking.engine.connect() as connection:
+        while (await connection.execute(text(count))).scalar_one() == 0:
+            assert monotonic() < deadline, f"waited in vain: {count}"
+            await connection.rollback()
+            await asyncio.sleep(0.02)
+
+
+async def write(database: Database, name: str) -> None:
+    async with UnitOfWork(database.write) as uow:
+        await uow.categories.create(CategoryCreate(name=name))
+        await uow.commit()
+
+
+async def test_a_connection_that_comes_back_inside_a_transaction_is_closed_and_named(
+    database: Database, looking: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with UnitOfWork(database.write, name="the careless one") as uow:
+        await uow.categories.count()
+        driver = await driver_of(uow)
+        # What SQLAlchemy does not know of, it does not end.
+        await driver.execute("ROLLBACK;")
+        adapter = (await (await uow.session.connection()).get_raw_connection()).dbapi_connection
+        adapter._transaction = None  # type: ignore[union-attr]
+        await driver.execute("BEGIN")
+    assert driver.is_closed()
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert "the careless one" in record.getMessage()
+
+    await write(database, "Lamps")
+    assert await rows(looking, CATEGORIES) == [1]
+
+
+async def test_a_connection_given_out_inside_a_transaction_is_replaced_before_it_is_used(
+    database: Database, looking: Database
+) -> None:
+    await write(database, "Lamps")
+    async with UnitOfWork(database.write) as uow:
+        await uow.categories.count()
+        driver = await driver_of(uow)
+    # As a cancelled statement would leave it whose end nobody has waited for.
+    await driver.execute("BEGIN")
+
+    await write(database, "Chairs")
+    assert await rows(looking, CATEGORIES) == [2]
+    assert driver.is_closed()
+
+
+async def test_the_driver_begins_no_transaction_inside_another(database: Database) -> None:
+    async with UnitOfWork(database.write) as uow:
+        await uow.categories.count()
+        driver = await driver_of(uow)
+        with pytest.raises(Exception, match="belongs to someone else"):
+            driver.transaction()
+        assert driver.is_closed()
+
+
+async def test_a_transaction_that_failed_before_is_not_reported_as_committed(
+    database: Database, looking: Database
+) -> None:
+    async with UnitOfWork(database.write) as uow:
+        await uow.categories.create(CategoryCreate(name="Lamps"))
+        driver = await driver_of(uow)
+        with pytest.raises(Exception, match="division by zero"):
+            await driver.execute("SELECT 1 / 0")
+        with pytest.raises(DBAPIError) as refused:
+            await uow.commit()
+    assert not_committed(refused.value)
+    assert not outcome_unknown(refused.value)
+    assert driver.is_closed()
+    assert await rows(looking, CATEGORIES) == [0]
+
+
+async def test_a_transaction_that_someone_ended_meanwhile_is_not_reported_as_committed(database: Database) -> None:
+    async with UnitOfWork(database.write) as uow:
+        await uow.categories.count()
+        driver = await driver_of(uow)
+        await driver.execute("ROLLBACK")
+        with pytest.raises(DBAPIError) as refused:
+            await uow.commit()
+    assert not_committed(refused.value)
+    assert driver.commits == 0
+
+
+async def test_a_warning_during_the_commit_makes_its_outcome_unknown(
+    database: Database, looking: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    await rows(
+        looking,
+        "CREATE FUNCTION warn() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE WARNING 'something happened'; RETURN NULL; END $$",
+    )
+    await rows(
+        looking,
+        "CREATE CONSTRAINT TRIGGER warn AFTER INSERT ON categories DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION warn()",
+    )
+    async with UnitOfWork(database.write, name="POST /v1/categories") as uow:
+        await uow.categories.create(CategoryCreate(name="Lamps"))
+        with pytest.raises(DBAPIError) as unknown:
+            await uow.commit()
+    assert outcome_unknown(unknown.value)
+    assert "POST /v1/categories" in caplog.text
+
+
+async def test_a_connection_cut_during_the_commit_makes_its_outcome_unknown(
+    database: Database, looking: Database
+) -> None:
+    await rows(
+        looking,
+        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(30); RETURN NULL; END $$",
+    )
+    await rows(
+        looking,
+        "CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON categories DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION wait()",
+    )
+    async with UnitOfWork(database.write) as uow:
+        await uow.categories.create(CategoryCreate(name="Lamps"))
+        committing = asyncio.create_task(uow.commit())
+        await until(looking, f"SELECT count(pg_terminate_backend(pid)) {COMMITTING}")
+        with pytest.raises(DBAPIError) as unknown:
+            await committing
+    assert outcome_unknown(unknown.value)
+
+
+async def test_a_commit_that_has_begun_is_finished_though_its_task_is_cancelled(
+    database: Database, looking: Database
+) -> None:
+    await rows(
+        looking,
+        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1); RETURN NULL; END $$",
+    )
+    await rows(
+        looking,
+        "CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON categories DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION wait()",
+    )
+    task = asyncio.create_task(write(database, "Lamps"))
+    await until(looking, f"SELECT count(*) {COMMITTING}")
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await settled()
+    assert await rows(looking, CATEGORIES) == [1]
+    pool = database.engine.pool
+    assert isinstance(pool, QueuePool)
+    assert (pool.checkedin(), pool.checkedout()) == (1, 0)
+
+
+@pytest.fixture
+def unattended(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
+    """A server that waits for a standby which does not exist."""
+    with EmbeddedPostgres(tmp_path / "postgres") as server:
+        command.upgrade(alembic_config(server.url()), "head")
+        yield server
+
+
+@pytest.fixture
+async def alone(settings: Settings, unattended: EmbeddedPostgres) -> AsyncIterator[tuple[Database, Database]]:
+    """Its database, with connections for work and others to look at it; the latter wait for no standby."""
+    url = settings.model_copy(update={"database_url": unattended.url()})
+    async with open_database(url, "alone") as one, open_database(url, "looking") as other:
+        async with other.engine.connect() as connection:
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
+            await connection.execute(text("ALTER SYSTEM SET synchronous_standby_names = 'nobody'"))
+            await connection.execute(text("SELECT pg_reload_conf()"))
+        yield one, other
+
+
+async def cancel_wait(looking: Database) -> None:
+    """Cancel the wait of a commit for its standby, as an impatient operator does."""
+    await until(looking, "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+
+
+async def test_a_cancelled_wait_for_the_standby_makes_the_outcome_unknown(alone: tuple[Database, Database]) -> None:
+    database, looking = alone
+    task = asyncio.create_task(write(database, "Lamps"))
+    await cancel_wait(looking)
+    with pytest.raises(DBAPIError) as unknown:
+        await task
+    assert outcome_unknown(unknown.value)
+    assert isinstance(unknown.value.orig.__cause__ if unknown.value.orig else None, CommitUnknown)
+
+
+async def test_a_marker_makes_a_commit_wait_for_the_standby_and_a_read_does_not(
+    alone: tuple[Database, Database],
+) -> None:
+    database, looking = alone
+    async with UnitOfWork(database.write) as uow:
+        await uow.categories.count()
+        await uow.commit()
+
+    async def mark() -> None:
+        async with UnitOfWork(database.write) as uow:
+            await uow.idempotency.write_marker()
+            await uow.commit()
+
+    task = asyncio.create_task(mark())
+    await cancel_wait(looking)
+    with pytest.raises(DBAPIError) as unknown:
+        await task
+    assert outcome_unknown(unknown.value)

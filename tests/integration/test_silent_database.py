@@ -1,0 +1,126 @@
+"""A database whose connections go silent without being closed, as of a host that is gone."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+from sqlalchemy import make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import QueuePool
+
+import services.connections
+from services.database import Database, open_database
+from services.settings import Settings
+from services.sql import Statement
+from services.unit_of_work import UnitOfWork
+from tests.concurrency.ticks import rows
+from tests.faults.storm.proxy import Proxy
+from worker.context import open_polling
+
+ASKED = Statement("SELECT 1 AS one")
+
+
+@pytest.fixture
+async def proxy(settings: Settings) -> AsyncIterator[Proxy]:
+    """Stands between the test's second database and the server."""
+    port = make_url(settings.database_url).port
+    assert port is not None
+    opened = Proxy(port)
+    await opened.open()
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def distant(settings: Settings, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Database]:
+    """The test's database, through the proxy; five connections, and patience of half a second."""
+    monkeypatch.setattr(services.connections, "PROMPT", 0.5)
+    async with open_database(through(settings, proxy), "distant") as opened:
+        yield opened
+
+
+def through(settings: Settings, proxy: Proxy) -> Settings:
+    url = make_url(settings.database_url).set(host="127.0.0.1", port=proxy.port)
+    return settings.model_copy(
+        update={"database_url": url.render_as_string(hide_password=False), "database_pool_size": 5}
+    )
+
+
+async def ask(database: Database) -> int:
+    async with UnitOfWork(database.write) as uow:
+        (row,) = await uow.ledger.sql.fetch(ASKED)
+    return int(row["one"])
+
+
+async def fill(database: Database) -> int:
+    """Open all the connections that the pool keeps; their number."""
+    barrier = asyncio.Barrier(5)
+
+    async def hold() -> None:
+        async with UnitOfWork(database.write) as uow:
+            await uow.ledger.sql.fetch(ASKED)
+            await barrier.wait()
+
+    await asyncio.gather(*(hold() for _ in range(5)))
+    pool = database.engine.pool
+    assert isinstance(pool, QueuePool)
+    return pool.checkedin()
+
+
+async def test_one_silent_connection_is_enough_to_replace_all_of_the_pool(distant: Database, proxy: Proxy) -> None:
+    assert await fill(distant) == 5
+    assert await proxy.freeze(new_ones=False) == 5
+    async with asyncio.timeout(20):
+        with pytest.raises(DBAPIError) as lost:
+            await ask(distant)
+        assert lost.value.connection_invalidated
+        # The other four are as silent, and nobody has to find that out one by one.
+        for _ in range(5):
+            assert await ask(distant) == 1
+
+
+async def test_a_rollback_on_a_silent_connection_is_given_up_in_time(distant: Database, proxy: Proxy) -> None:
+    async with asyncio.timeout(20):
+        async with UnitOfWork(distant.write) as uow:
+            await uow.ledger.sql.fetch(ASKED)
+            await proxy.freeze(new_ones=False)
+        pool = distant.engine.pool
+        assert isinstance(pool, QueuePool)
+        assert pool.checkedout() == 0
+        assert await ask(distant) == 1
+
+
+async def test_a_statement_on_a_connection_that_falls_silent_ends_with_its_limit(
+    settings: Settings, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services.connections, "PROMPT", 0.5)
+    async with open_polling(through(settings, proxy), time_limit=1.0) as sessions, asyncio.timeout(20):
+        async with UnitOfWork(sessions) as uow:
+            await uow.ledger.sql.fetch(ASKED)
+            await proxy.freeze(new_ones=False)
+            with pytest.raises(DBAPIError) as lost:
+                await uow.ledger.sql.fetch(ASKED)
+            assert lost.value.connection_invalidated
+        async with UnitOfWork(sessions) as uow:
+            assert len(await uow.ledger.sql.fetch(ASKED)) == 1
+
+
+async def test_a_connection_that_was_idle_for_long_is_replaced_unasked(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = "SELECT pg_backend_pid()"
+    before = await rows(database, pid)
+    assert await rows(database, pid) == before
+    monkeypatch.setattr(services.connections, "_MAX_IDLE", 0.0)
+    await asyncio.sleep(0.01)
+    assert await rows(database, pid) != before
+
+
+async def test_sockets_to_the_database_find_out_that_the_other_side_is_gone(database: Database) -> None:
+    async with database.engine.connect() as connection:
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert isinstance(driver, services.connections.Connection)
+        found = driver._transport.get_extra_info("socket")
+        assert found.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert found.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
