@@ -1,7 +1,7 @@
 """Column and schema types that several domains share."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -13,6 +13,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Wi
 from pydantic_core import PydanticCustomError
 from sqlalchemy import DateTime, Enum
 
+from services.clock import CLOCK
+
 MAX_BIGINT = 2**63 - 1
 """Largest value of a PostgreSQL bigint."""
 
@@ -22,6 +24,11 @@ MAX_CREDITS = Decimal("9999999999999999.99")
 """Largest amount a NUMERIC(18, 2) column holds."""
 
 CENT = Decimal("0.01")
+
+_UUID_TIME = 80
+"""Bits of a UUIDv7 behind its time, which is in milliseconds."""
+_CLOSE = 1000
+"""Milliseconds that an id's time may be off."""
 _MONEY = re.compile(r"(0|[1-9][0-9]{0,15})(\.[0-9]{1,2})?", re.ASCII)
 _PLAIN_WORD = re.compile(r"(?!null$)[\w>]([\w> ]*[\w>])?", re.ASCII | re.IGNORECASE)
 
@@ -55,12 +62,19 @@ def one_of(text: str, words: Sequence[str]) -> str:
 
 
 def now() -> datetime:
-    """The current time in UTC."""
-    return datetime.now(UTC)
+    """The current time in UTC, by the database's clock where this process has compared it (`services/clock.py`)."""
+    return datetime.fromtimestamp(CLOCK.time(), UTC)
 
 
-new_id: Callable[[], UUID] = uuid_utils.compat.uuid7
-"""A fresh UUIDv7 (RFC 9562): ordered by time, so that inserts append to their index."""
+def new_id() -> UUID:
+    """A fresh UUIDv7 (RFC 9562): ordered by time, so that inserts append to their index.
+
+    Its time decides in which month of the event log an event is kept, so it is within a second of `now()`. The library
+    takes the time from the host and keeps the ids of one millisecond in order; only a time that is wrong is replaced.
+    """
+    made = uuid_utils.compat.uuid7()
+    ahead = (made.int >> _UUID_TIME) - int(CLOCK.time() * 1000)
+    return made if abs(ahead) <= _CLOSE else UUID(int=made.int - (ahead << _UUID_TIME))
 
 
 def storable(value: str) -> str:

@@ -85,6 +85,7 @@ class Settings(BaseSettings):
     event_export_path: Path | None = None
     worker_shutdown_grace: Annotated[float, Field(gt=0, le=60)] = 8.0
 
+    max_clock_skew: Annotated[float, Field(gt=1)] = 300.0
     audit_time_limit: Annotated[float, Field(gt=0, le=3000)] = 300.0
     metrics_token: SecretStr | None = None
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from services.collector import spare_what_stays
 from services.logs import configure_logging
 from services.settings import get_settings
+from services.skew import ClockSkewed
 from worker.runner import DatabaseAway, ReconnectingWorker
 
 logger = logging.getLogger("worker")
@@ -21,7 +22,7 @@ async def serve(settings_class: type) -> None:
 
 
 def main() -> None:
-    """Run until SIGTERM or SIGINT. Exit code 1: the database does not take us; 2: the settings are not valid."""
+    """Run until SIGTERM or SIGINT. Exit code 1: cannot start (database or clock); 2: the settings are not valid."""
     try:
         configure_logging(get_settings(), "worker")
     except ValidationError as error:
@@ -37,7 +38,7 @@ def main() -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             runner.run(serve(WorkerSettings))
-        except DatabaseAway as error:
+        except (DatabaseAway, ClockSkewed) as error:
             # One line: whoever supervises us starts us again.
             logger.error("%s", error)
             sys.exit(1)

@@ -24,6 +24,7 @@ from services.outbox.repository import claim_settings
 from services.outbox.subscription import longest_limit
 from services.outbox.window import Window
 from services.settings import Settings
+from services.skew import check_clock
 from services.unit_of_work import UnitOfWork
 from worker.handlers import SUBSCRIPTIONS
 from worker.heartbeat import Heartbeat, queue_length_of
@@ -91,7 +92,7 @@ def processing_options(settings: Settings) -> ProcessingOptions:
 async def open_worker(settings: Settings) -> AsyncIterator[WorkerContext]:
     """The worker's engine, session factory and poll loop, started on entry, stopped and disposed of on exit.
 
-    On exit the running batch finishes, or is rolled back after `worker_shutdown_grace` seconds.
+    On exit the running batch finishes, or is rolled back after `worker_shutdown_grace` seconds. Raises `ClockSkewed`.
     """
     # No read timeout: the listener waits on the doorbell for a whole poll interval.
     redis = Redis.from_url(settings.redis_url, socket_connect_timeout=1)
@@ -103,6 +104,7 @@ async def open_worker(settings: Settings) -> AsyncIterator[WorkerContext]:
         Doorbell(redis) as doorbell,
     ):
         await check_pool_budget(database.engine, settings)
+        skew = await check_clock(database.engine, settings.max_clock_skew)
         options = processing_options(settings)
         processors = [
             Processor(lambda: UnitOfWork(polling, doorbell), SUBSCRIPTIONS, prepared=True, **options)
@@ -115,6 +117,7 @@ async def open_worker(settings: Settings) -> AsyncIterator[WorkerContext]:
             poller.progress,
             jobs,
             queue_length_of(redis, QUEUE),
+            skew,
             types=[subscription.event.type for subscription in SUBSCRIPTIONS],
             time_limit=limit,
         )

@@ -17,7 +17,8 @@ from pydantic_core import to_json
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from services.fields import new_id, now
+from services.fields import new_id
+from services.skew import Skew
 from services.unit_of_work import OpenUnitOfWork
 from worker.jobs.metrics import JobMetrics
 from worker.poller import Progress
@@ -49,6 +50,7 @@ class Heartbeat:
         progress: Progress,
         jobs: JobMetrics,
         queue_length: QueueLength,
+        skew: Skew,
         *,
         types: Sequence[str],
         time_limit: float,
@@ -57,9 +59,10 @@ class Heartbeat:
         self._progress = progress
         self._jobs = jobs
         self._queue_length = queue_length
+        self._skew = skew
         self._fixed = {"types": sorted(types), "time_limit": time_limit, "version": version("waybill")}
         self._id = new_id()
-        self._started_at = now()
+        self._started = monotonic()
         self._counted: deque[tuple[float, int, int]] = deque()
         self._silent = False
         self._beating: asyncio.Task[None] | None = None
@@ -80,14 +83,16 @@ class Heartbeat:
             logger.warning("could not take this worker's row away: %r", error)
 
     async def beat(self) -> None:
-        """Write the row. Raises what the database raises."""
+        """Compare the clocks and write the row. Raises what the database raises."""
         report = await self._report()
         async with self._open() as uow:
+            await self._skew.look(await uow.session.connection())
+            report |= {"clock_skew": round(self._skew.seconds, 3), "clock_complaint": self._skew.complaint}
             await uow.control.beat(
                 self._id,
                 socket.gethostname(),
                 os.getpid(),
-                self._started_at,
+                monotonic() - self._started,
                 self._stuck_seconds(),
                 to_json(report).decode(),
             )
@@ -108,7 +113,7 @@ class Heartbeat:
     def _stuck_seconds(self) -> float:
         """Since the slowest loop that has something to do gave a sign."""
         signs = self._progress.alive_at.values()
-        return max(0.0, (now() - min(signs)).total_seconds()) if signs else 0.0
+        return monotonic() - min(signs) if signs else 0.0
 
     async def _report(self) -> dict[str, Any]:
         done = self._progress

@@ -34,7 +34,7 @@ _UPKEEP = 5.0
 
 @dataclass(slots=True)
 class Progress:
-    """What the poll loops have done since the worker started. Times are UTC, durations seconds."""
+    """What the poll loops have done since the worker started. Durations are seconds."""
 
     batches: int = 0
     processed: int = 0
@@ -43,8 +43,8 @@ class Progress:
     rolled_back: int = 0
     last_batch_at: datetime | None = None
     last_batch_seconds: float = 0.0
-    alive_at: dict[str, datetime] = field(default_factory=dict)
-    """When each loop last came round."""
+    alive_at: dict[str, float] = field(default_factory=dict)
+    """When each loop last came round, by the monotonic clock: it counts durations, and nobody sets it."""
 
     def add(self, outcome: Outcome, seconds: float) -> None:
         self.processed += outcome.processed
@@ -200,7 +200,7 @@ class Poller:
                 logger.warning("could not look for events of unknown types: %r", error)
 
     def _mark(self, name: str) -> None:
-        self.progress.alive_at[name] = now()
+        self.progress.alive_at[name] = monotonic()
 
     async def _pause(self, seconds: float) -> None:
         """Wait for so long, or for the stop."""

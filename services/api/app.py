@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from redis.asyncio import Redis
 
 from services.api import health, metrics, problems
-from services.api.middleware import BodyLimitMiddleware, RequestContextMiddleware
+from services.api.middleware import BodyLimitMiddleware, RequestContextMiddleware, StartMiddleware
 from services.api.request_times import RequestTimes, RequestTimesMiddleware
 from services.api.shares import Share
 from services.api.state import ApiState
@@ -27,6 +27,7 @@ from services.operations import routes as operations
 from services.orders import routes as orders
 from services.outbox.doorbell import Doorbell
 from services.settings import Settings, get_settings
+from services.skew import watched_clock
 from services.users import routes as users
 from services.users.passwords import Passwords
 
@@ -43,6 +44,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redis = Redis.from_url(settings.redis_url, socket_connect_timeout=1, socket_timeout=1)
         async with (
             open_database(settings, "api", Limits.of_requests(settings)) as database,
+            watched_clock(database.engine, settings.max_clock_skew) as skew,
             redis,
             Doorbell(redis) as doorbell,
         ):
@@ -56,6 +58,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 tokens=Tokens.from_settings(settings),
                 request_times=request_times,
                 writing=Share.of_writes(settings),
+                skew=skew,
             )
             yield
 
@@ -70,6 +73,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes)
     app.add_middleware(RequestContextMiddleware)
     app.add_middleware(RequestTimesMiddleware, times=request_times)
+    app.add_middleware(StartMiddleware)
     problems.install(app)
     app.include_router(health.router)
     app.include_router(metrics.router)

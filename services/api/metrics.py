@@ -51,7 +51,9 @@ async def read_metrics(state: Annotated[ApiState, Depends(_scraped)]) -> PlainTe
 
     Where the database does not answer, its gauges are missing and `waybill_database_up` is 0.
     """
-    scrape = _Scrape([*state.request_times.registry.collect(), *await _read_database(state)])
+    explained = "How far this host's clock is ahead of the database's."
+    skew = _gauge("waybill_clock_skew_seconds", explained, state.skew.seconds)
+    scrape = _Scrape([*state.request_times.registry.collect(), skew, *await _read_database(state)])
     return PlainTextResponse(generate_latest(scrape), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -1,6 +1,10 @@
-"""What every request passes: it gets an id and a trace context, for replies, logs and events, and a size limit."""
+"""What every request passes: it gets an id and a trace context, for replies, logs and events, and a size limit.
+
+The start of the application passes here, too, so that one that must not be says why.
+"""
 
 import re
+import sys
 from typing import Any
 
 import structlog
@@ -11,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.api.problems import problem
 from services.fields import new_id
+from services.skew import ClockSkewed
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}", re.ASCII)
 # W3C Trace Context, section 3.2: version-format of version 00.
@@ -45,6 +50,26 @@ class RequestContextMiddleware:
             await self._app(scope, receive, send_with_id)
         finally:
             structlog.contextvars.reset_contextvars(**bound)
+
+
+class StartMiddleware:
+    """Where the application must not start, the server says why in one line instead of a traceback."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_reason(message: Message) -> None:
+            error = sys.exception()
+            if message["type"] == "lifespan.startup.failed" and isinstance(error, ClockSkewed):
+                message = {**message, "message": str(error)}
+            await send(message)
+
+        await self._app(scope, receive, send_reason)
 
 
 class BodyLimitMiddleware:

@@ -11,6 +11,7 @@ from services.api.tokens import Tokens
 from services.database import Database
 from services.outbox.doorbell import Doorbell
 from services.settings import Settings
+from services.skew import Skew
 from services.users.passwords import Passwords
 
 
@@ -26,6 +27,7 @@ class ApiState:
     tokens: Tokens
     request_times: RequestTimes
     writing: Share
+    skew: Skew
 
 
 def api_state(request: Request) -> ApiState:

@@ -1,11 +1,13 @@
 """Access tokens: JWTs (RFC 7519) signed with HMAC-SHA-256."""
 
-import time
 from datetime import timedelta
 from functools import lru_cache
+from math import isfinite
 
 import jwt
+from jwt.types import Options
 
+from services.clock import CLOCK
 from services.errors import Unauthenticated
 from services.fields import MAX_BIGINT, now
 from services.settings import Settings
@@ -14,12 +16,23 @@ _ALGORITHM = "HS256"
 _ISSUER = "waybill"
 _REMEMBERED = 8192
 
+# PyJWT would look at the host's clock, and only when a token is first seen.
+_OPTIONS: Options = {
+    "require": ["sub", "exp", "iss"],
+    "verify_exp": False,
+    "verify_iat": False,
+    "verify_nbf": False,
+}
+
+LEEWAY = 30.0
+"""Seconds by which a token may be from the future, or out of date: the clocks of hosts differ."""
+
 
 class Tokens:
     """Makes and reads access tokens. `ttl` is in seconds.
 
     A client sends the same token with every request: what one says is remembered, for the latest few thousand, so that
-    its signature is checked once. Whether it has expired is looked at each time.
+    its signature is checked once. Its times are looked at each time, by the clock that every process goes by.
     """
 
     def __init__(self, secret: str, ttl: int) -> None:
@@ -38,26 +51,28 @@ class Tokens:
 
     def user_id(self, token: str) -> int:
         """Whom the token was made for. Raises `Unauthenticated` where it is expired, forged or malformed."""
-        user_id, expires = self._read(token)
-        if expires <= time.time():
+        user_id, begins, expires = self._read(token)
+        if not begins - LEEWAY <= CLOCK.time() < expires + LEEWAY:
             raise _invalid()
         return user_id
 
-    def _decode(self, token: str) -> tuple[int, float]:
+    def _decode(self, token: str) -> tuple[int, float, float]:
+        """The user, and from when and until when (seconds since the epoch) the token is good."""
         try:
             claims = jwt.decode(
                 token,
                 self._secret,
                 algorithms=[_ALGORITHM],
                 issuer=_ISSUER,
-                options={"require": ["sub", "exp", "iss"]},
+                options=_OPTIONS,
             )
             user_id, expires = int(claims["sub"]), float(claims["exp"])
-        except (jwt.InvalidTokenError, ValueError) as error:
+            issued, begins = float(claims.get("iat", 0)), float(claims.get("nbf", 0))
+        except (jwt.InvalidTokenError, ValueError, TypeError, OverflowError) as error:
             raise _invalid() from error
-        if not 0 < user_id <= MAX_BIGINT:
+        if not 0 < user_id <= MAX_BIGINT or not all(map(isfinite, (issued, begins, expires))):
             raise _invalid()
-        return user_id, expires
+        return user_id, max(issued, begins), expires
 
 
 def _invalid() -> Unauthenticated:

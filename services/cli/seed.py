@@ -13,6 +13,7 @@ from services.credits.schemas import TopUpCreate
 from services.credits.service import top_up
 from services.database import open_database
 from services.settings import Settings
+from services.skew import follow_database
 from services.unit_of_work import UnitOfWork
 from services.users import service as users
 from services.users.models import Role, User
@@ -59,6 +60,7 @@ async def seed(settings: Settings, facts: Facts, keep: Callable[[], None]) -> No
     called before the commit: credentials that nobody has noted would be lost.
     """
     async with open_database(settings, "seed") as database, UnitOfWork(database.write) as uow:
+        await follow_database(database.engine)
         people = _People(uow, Passwords(settings), {known.email: known for known in _known(facts)})
         operator = await people.find_or_make(_OPERATOR)
         buyers = [await people.find_or_make(buyer) for buyer in _BUYERS]

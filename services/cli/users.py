@@ -49,6 +49,7 @@ def new_password() -> str:
 async def _create(settings: Settings, email: str, name: str, password: str) -> None:
     # Imported here, with all domains: the other commands start without them.
     from services.database import open_database
+    from services.skew import follow_database
     from services.unit_of_work import UnitOfWork
     from services.users.models import Role
     from services.users.passwords import Passwords
@@ -56,6 +57,8 @@ async def _create(settings: Settings, email: str, name: str, password: str) -> N
     from services.users.service import register
 
     wanted = UserCreate.model_validate({"email": email, "full_name": name, "password": password})
-    async with open_database(settings, "cli") as database, UnitOfWork(database.write) as uow:
-        await register(uow, Passwords(settings), wanted, Role.operator)
-        await uow.commit()
+    async with open_database(settings, "cli") as database:
+        await follow_database(database.engine)
+        async with UnitOfWork(database.write) as uow:
+            await register(uow, Passwords(settings), wanted, Role.operator)
+            await uow.commit()

@@ -25,7 +25,7 @@ from services.errors import (
     TransferExpired,
     TransferOfOrder,
 )
-from services.fields import new_id, now
+from services.fields import new_id
 from services.unit_of_work import UnitOfWork
 from services.users.models import Caller, Role
 
@@ -36,8 +36,8 @@ async def hold(uow: UnitOfWork, payer: Caller, wanted: HoldCreate, longest: time
     Raises `InsufficientCredits`, `AccountClosed`, `SameAccount`, `UnknownRecipient`, `AmountInvalid`, or `InvalidInput`
     for a time that has come or lies too far away.
     """
-    _check_time(wanted.expires_at, longest)
     parties = await uow.transfers.parties(payer.id, [wanted.to_user_id], lock=True)
+    _check_time(wanted.expires_at, parties.at, longest)
     item = Item("#", parties.sender, parties.recipients.get(wanted.to_user_id), wanted.amount, wanted.note)
     error = planning.refusal(item)
     if error is not None:
@@ -139,12 +139,12 @@ async def _pending(uow: UnitOfWork, caller: Caller, transfer_id: UUID) -> Transf
     return found
 
 
-def _check_time(expires_at: datetime, longest: timedelta) -> None:
-    at = now()
+def _check_time(expires_at: datetime, at: datetime, longest: timedelta) -> None:
+    """`at` is the database's time: by that clock the hold expires."""
     if not at < expires_at <= at + longest:
         raise InvalidInput(
-            f"a hold ends in the future, at most {longest} from now",
-            [Fault("must lie in the future" if expires_at <= at else "lies too far away", "#/expires_at")],
+            f"expires_at must be in the future, at most {str(longest).removesuffix(', 0:00:00')} from now",
+            [Fault("must be in the future" if expires_at <= at else "is too far away", "#/expires_at")],
         )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import timedelta
 from decimal import Decimal
 from uuid import UUID
 
@@ -28,7 +28,7 @@ _HOLD = Statement("""
     )
     INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, order_id, expires_at)
     SELECT share.id, buyer.id, share.account_id, share.amount, 'order', 'pending', CAST(:order_id AS uuid),
-        CAST(:expires_at AS timestamptz)
+        statement_timestamp() + CAST(:lasting AS interval)
     FROM buyer, unnest(CAST(:ids AS uuid[]), CAST(:account_ids AS bigint[]), CAST(:amounts AS numeric[]))
         AS share(id, account_id, amount)
 """)
@@ -132,8 +132,8 @@ class LedgerRepository(ResolutionRepository):
         statement = select(col(Account.id)).where(col(Account.system_name) == ISSUANCE)
         return (await self.session.exec(statement)).one()
 
-    async def hold(self, order_id: UUID, buyer_id: int, shares: Sequence[Share], expires_at: datetime) -> None:
-        """Set the buyer's credits aside until then: one pending transfer for each seller.
+    async def hold(self, order_id: UUID, buyer_id: int, shares: Sequence[Share], lasting: timedelta) -> None:
+        """Set the buyer's credits aside for so long by the database's clock: one pending transfer for each seller.
 
         Raises `AccountClosed` where the buyer's or a seller's is, `InsufficientCredits` where the available credits do
         not cover the sum, both with nothing written.
@@ -148,7 +148,7 @@ class LedgerRepository(ResolutionRepository):
             ids=[new_id() for _ in shares],
             account_ids=account_ids,
             amounts=[share.amount for share in shares],
-            expires_at=expires_at,
+            lasting=lasting,
         )
         if held == 0:
             closed = [

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Annotated
 from uuid import UUID
@@ -47,7 +47,10 @@ _PLACE = Writing(
     """
     placed AS (
         INSERT INTO orders (id, buyer_id, reference, status, total, item_count, expires_at, created_at, updated_at)
-        VALUES (:id, :buyer_id, :reference, :status, :total, :item_count, :expires_at, :at, :at)
+        VALUES (
+            :id, :buyer_id, :reference, :status, :total, :item_count,
+            statement_timestamp() + CAST(:expires_in AS interval), :at, :at
+        )
         ON CONFLICT (buyer_id, reference) WHERE reference IS NOT NULL DO NOTHING
         RETURNING id
     ), lines AS (
@@ -148,9 +151,12 @@ class OrderRepository(Repository[Order]):
         total: Decimal,
         items: Sequence[NewItem],
         at: datetime,
-        expires_at: datetime | None,
+        expires_in: timedelta | None,
     ) -> Write:
-        """Write an order, its lines and its first transition; nothing if the buyer has used the reference before."""
+        """Write an order, its lines and its first transition; nothing if the buyer has used the reference before.
+
+        One that awaits payment expires so long after that by the database's clock, which its expiry is compared with.
+        """
         parameters = {
             "id": order_id,
             "buyer_id": buyer_id,
@@ -159,7 +165,7 @@ class OrderRepository(Repository[Order]):
             "total": total,
             "item_count": len(items),
             "at": at,
-            "expires_at": expires_at,
+            "expires_in": expires_in,
             "product_ids": [item.product_id for item in items],
             "quantities": [item.quantity for item in items],
             "unit_prices": [item.unit_price for item in items],

@@ -66,7 +66,7 @@ async def place(uow: UnitOfWork, buyer: Caller, wanted: OrderCreate, patience: P
     status = OrderStatus.pending
     try:
         async with uow.savepoint(plain=True):
-            await uow.ledger.hold(order_id, buyer.id, _shares(items, products), at + patience.hold)
+            await uow.ledger.hold(order_id, buyer.id, _shares(items, products), patience.hold)
     except InsufficientCredits:
         if wanted.on_insufficient_credits is OnInsufficientCredits.refuse:
             raise
@@ -79,7 +79,7 @@ async def place(uow: UnitOfWork, buyer: Caller, wanted: OrderCreate, patience: P
         total=total,
         items=items,
         at=at,
-        expires_at=at + patience.payment if status is OrderStatus.awaiting_payment else None,
+        expires_in=patience.payment if status is OrderStatus.awaiting_payment else None,
     )
     if wanted.reference is None:
         # Nothing can be in its way: it is written with its event.
@@ -134,7 +134,7 @@ async def pay(uow: UnitOfWork, buyer: Caller, order_id: UUID, patience: Patience
     _check_move(order, OrderStatus.pending)
     shares = [Share(share.account_id, share.amount) for share in await uow.orders.shares(order_id)]
     async with uow.savepoint(plain=True):
-        await uow.ledger.hold(order_id, buyer.id, shares, now() + patience.hold)
+        await uow.ledger.hold(order_id, buyer.id, shares, patience.hold)
     placed = OrderPlaced(order_id=order_id, buyer_id=buyer.id, total=order.total)
     return await _moved(uow, buyer, order, OrderStatus.pending, "paid", placed)
 

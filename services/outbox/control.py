@@ -211,6 +211,7 @@ async def workers(work: Controlled, host: str | None = None) -> list[WorkerState
     for row in await work.control.workers(host):
         report = json.loads(row["report"])
         complaint = _complaint(row["silent_seconds"], row["stuck_seconds"], float(report.get("time_limit", 0.0)))
+        complaint = complaint or report.get("clock_complaint")
         found.append(WorkerState(**{**row, "report": report}, complaint=complaint))
     return found
 

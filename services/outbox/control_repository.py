@@ -228,7 +228,8 @@ _POSITION = Statement(f"""
 _BEAT = Statement("""
     INSERT INTO workers (id, host, pid, started_at, beat_at, progress_at, report)
     VALUES (
-        :id, :host, :pid, :started_at, statement_timestamp(),
+        :id, :host, :pid, statement_timestamp() - make_interval(secs => CAST(:age AS double precision)),
+        statement_timestamp(),
         statement_timestamp() - make_interval(secs => CAST(:stuck AS double precision)), CAST(:report AS jsonb)
     )
     ON CONFLICT (id) DO UPDATE
@@ -353,9 +354,12 @@ class ControlRepository(SqlAccess):
         """Where an event stands in the outbox or among the dead letters."""
         return next((row["position"] for row in await self.sql.fetch(_POSITION, event_id=event_id)), None)
 
-    async def beat(self, worker_id: UUID, host: str, pid: int, started_at: datetime, stuck: float, report: str) -> None:
-        """Write a worker's row. `stuck` is for how many seconds it has made no progress, `report` JSON."""
-        await self.sql.run(_BEAT, id=worker_id, host=host, pid=pid, started_at=started_at, stuck=stuck, report=report)
+    async def beat(self, worker_id: UUID, host: str, pid: int, age: float, stuck: float, report: str) -> None:
+        """Write a worker's row.
+
+        `age` is the seconds since it started, `stuck` those without progress, `report` JSON.
+        """
+        await self.sql.run(_BEAT, id=worker_id, host=host, pid=pid, age=age, stuck=stuck, report=report)
 
     async def leave(self, worker_id: UUID) -> None:
         """Delete a worker's row."""

@@ -2,15 +2,16 @@
 
 import asyncio
 from pathlib import Path
+from time import monotonic
 
 import pytest
 from sqlalchemy import text
 
 from services.database import Database
-from services.fields import now
 from services.outbox import control
 from services.outbox.control import By, WorkerState
 from services.settings import Settings
+from services.skew import Skew
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import rows
 from tests.processes import running_worker
@@ -42,7 +43,13 @@ async def no_queue() -> int | None:
 
 def heart(database: Database, progress: Progress) -> Heartbeat:
     return Heartbeat(
-        lambda: UnitOfWork(database.write), progress, JobMetrics(), no_queue, types=["a", "b"], time_limit=30.0
+        lambda: UnitOfWork(database.write),
+        progress,
+        JobMetrics(),
+        no_queue,
+        Skew(300.0),
+        types=["a", "b"],
+        time_limit=30.0,
     )
 
 
@@ -69,12 +76,12 @@ async def test_a_worker_that_was_killed_is_missed(database: Database) -> None:
 
 async def test_a_loop_that_hangs_shows_as_no_progress(database: Database) -> None:
     progress = Progress()
-    progress.alive_at = {"outbox-0": now(), "outbox-1": now()}
+    progress.alive_at = {"outbox-0": monotonic(), "outbox-1": monotonic()}
     heartbeat = heart(database, progress)
     await heartbeat.beat()
     assert [one.complaint for one in await listed(database)] == [None]
     # What a loop leaves behind that came round 61 s ago, with 30 s for a batch and 30 s of patience.
-    progress.alive_at["outbox-1"] = now().replace(year=now().year - 1)
+    progress.alive_at["outbox-1"] -= 61
     await heartbeat.beat()
     (stuck,) = await listed(database)
     assert stuck.complaint is not None

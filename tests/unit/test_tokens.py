@@ -1,6 +1,5 @@
 """Access tokens say who the caller is, for a while."""
 
-import time
 from datetime import timedelta
 from typing import Any
 
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from services.api.tokens import Tokens
 from services.errors import Unauthenticated
 from services.fields import now
+from tests.clocks import mislead
 
 SECRET = "s" * 48
 
@@ -32,19 +32,42 @@ def test_a_token_lives_as_long_as_its_settings_say() -> None:
     read = jwt.decode(token, SECRET, algorithms=["HS256"], issuer="waybill")
     assert read["exp"] - read["iat"] == 90
     with pytest.raises(Unauthenticated, match="expired"):
-        Tokens(SECRET, ttl=90).user_id(Tokens(SECRET, ttl=-1).make(7))
+        Tokens(SECRET, ttl=90).user_id(Tokens(SECRET, ttl=-31).make(7))
 
 
 def test_a_token_that_was_read_before_still_expires(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = Tokens(SECRET, ttl=60)
     token = tokens.make(7)
-    at = time.time()
     assert tokens.user_id(token) == 7
-    monkeypatch.setattr(time, "time", lambda: at + 59)
+    mislead(monkeypatch, 60 + 28)
     assert tokens.user_id(token) == 7
-    monkeypatch.setattr(time, "time", lambda: at + 61)
+    mislead(monkeypatch, 60 + 31)
     with pytest.raises(Unauthenticated, match="expired"):
         tokens.user_id(token)
+
+
+@pytest.mark.parametrize("claim", ["iat", "nbf"])
+@pytest.mark.parametrize("seconds", [1, 29])
+def test_a_fresh_token_is_good_on_a_host_that_is_some_seconds_behind(claim: str, seconds: int) -> None:
+    made = jwt.encode(claims(**{claim: now() + timedelta(seconds=seconds)}), SECRET, "HS256")
+    assert Tokens(SECRET, ttl=60).user_id(made) == 7
+
+
+@pytest.mark.parametrize("claim", ["iat", "nbf"])
+def test_a_token_from_further_in_the_future_is_refused_until_then(claim: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = Tokens(SECRET, ttl=60)
+    token = jwt.encode(claims(**{claim: now() + timedelta(seconds=40)}), SECRET, "HS256")
+    with pytest.raises(Unauthenticated):
+        tokens.user_id(token)
+    mislead(monkeypatch, 15)
+    assert tokens.user_id(token) == 7
+
+
+@pytest.mark.parametrize("claim", ["iat", "nbf", "exp"])
+@pytest.mark.parametrize("value", [None, [], {}, "soon", float("nan"), 10**400], ids=repr)
+def test_a_time_that_is_no_number_is_refused(claim: str, value: Any) -> None:
+    with pytest.raises(Unauthenticated):
+        Tokens(SECRET, ttl=60).user_id(jwt.encode(claims(**{claim: value}), SECRET, "HS256"))
 
 
 def test_a_token_of_another_key_is_forged() -> None:

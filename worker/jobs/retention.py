@@ -10,11 +10,11 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.fields import now
 from services.outbox import retention
 from services.outbox.export import export
 from services.outbox.partitions import ensure_partitions
 from services.outbox.retention import Needed, Partition
+from services.skew import database_time
 from services.sql import sqlstate
 from worker.context import WorkerContext
 
@@ -35,17 +35,18 @@ async def ensure_event_partitions(ctx: dict[str, Any]) -> None:
     """Make the event log's partitions for this month and the next three."""
     worker: WorkerContext = ctx["worker"]
     async with worker.database.engine.begin() as connection:
-        made = await ensure_partitions(connection, _MONTHS_AHEAD, now().date())
+        made = await ensure_partitions(connection, _MONTHS_AHEAD, (await database_time(connection)).date())
     if made:
         logger.info("event partitions made", partitions=made)
 
 
 async def drop_expired_events(ctx: dict[str, Any]) -> None:
     """Export, if a folder is set, and drop the event log's months that are older than the retention."""
-    settings = ctx["worker"].settings
+    settings, engine = ctx["worker"].settings, ctx["worker"].database.engine
     if settings.event_retention_days:
-        before = now() - timedelta(days=settings.event_retention_days)
-        await forget_events(ctx["worker"].database.engine, before, settings.event_export_path)
+        async with engine.connect() as connection:
+            before = await database_time(connection) - timedelta(days=settings.event_retention_days)
+        await forget_events(engine, before, settings.event_export_path)
 
 
 async def forget_events(engine: AsyncEngine, before: datetime, export_path: Path | None) -> list[str]:

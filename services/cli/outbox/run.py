@@ -3,7 +3,7 @@
 import asyncio
 import getpass
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, TypeAlias, TypeVar
 
 import typer
@@ -16,7 +16,9 @@ from services.cli.console import CommandError, say
 from services.cli.migrate import check_database
 from services.database import open_database
 from services.errors import DomainError
+from services.fields import now
 from services.settings import get_settings
+from services.skew import follow_database
 from services.sql import CONTENTION, sqlstate
 from services.unit_of_work import UnitOfWork
 
@@ -44,6 +46,7 @@ def in_several(works: Iterable[Work[ResultT]]) -> list[ResultT]:
 
     async def run() -> list[ResultT]:
         async with open_database(settings, "cli") as database:
+            await follow_database(database.engine)
             return [await _committed(lambda: UnitOfWork(database.write), work) for work in works]
 
     try:
@@ -80,7 +83,7 @@ def ago(at: datetime | None) -> str:
     """How long ago, or in how long, to be read by people."""
     if at is None:
         return ""
-    seconds = (datetime.now(UTC) - at).total_seconds()
+    seconds = (now() - at).total_seconds()
     return f"in {lasting(-seconds)}" if seconds < 0 else f"{lasting(seconds)} ago"
 
 
