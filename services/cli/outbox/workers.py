@@ -16,7 +16,7 @@ def workers(
         bool,
         typer.Option(
             "--check",
-            help="Exit with 1 where there is no worker, or one is silent or makes no progress; print nothing.",
+            help="Exit with 1 where there is no worker, or one is silent, stuck or has a wrong clock; print nothing.",
         ),
     ] = False,
     as_json: AsJson = False,
@@ -24,7 +24,8 @@ def workers(
     """List the worker processes, by what each says of itself every five seconds.
 
     With --check, exit code 1 says that a worker has given no beat for 20 seconds (gone, or its event loop is blocked),
-    has made no progress for 30 seconds more than a batch may take, or that there is none.
+    has made no progress for 30 seconds more than a batch may take or has a clock that is too far from the database's, or
+    that there is none.
     """
     with plain_errors():
         found = in_one(lambda uow: control.workers(uow, host))
