@@ -23,9 +23,8 @@ def workers(
 ) -> None:
     """List the worker processes, by what each says of itself every five seconds.
 
-    With --check, exit code 1 says that a worker has given no beat for 20 seconds (gone, or its event loop is blocked),
-    has made no progress for 30 seconds more than a batch may take or has a clock that is too far from the database's, or
-    that there is none.
+    With --check, exit code 1 says that there is no worker, or that one has given no beat for 20 seconds (gone, or its
+    event loop is blocked), has made no progress for 30 seconds more than a batch may take, or has a wrong clock.
     """
     with plain_errors():
         found = in_one(lambda uow: control.workers(uow, host))
