@@ -24,7 +24,10 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """`ready` is whether requests can be served. Redis is a hint: without it Waybill serves on, only slower."""
+    """`ready` is whether requests should be sent here: the database answers, and this host's clock is near enough.
+
+    Redis is a hint: without it Waybill serves on, only slower.
+    """
 
     ready: bool
     database: Literal["ok", "unreachable"]
@@ -37,16 +40,21 @@ async def read_health() -> Health:
     return Health()
 
 
-@router.get("/readyz", responses={503: {"model": Readiness, "description": "The database cannot be reached."}})
+@router.get(
+    "/readyz",
+    responses={
+        503: {"model": Readiness, "description": "The database cannot be reached, or this host's clock is too far off."}
+    },
+)
 async def read_readiness(state: State, response: Response) -> Readiness:
     """Whether the process can serve requests."""
     database, redis = await asyncio.gather(_database_answers(state), _redis_answers(state))
-    if not database:
+    # The log and `waybill_clock_skew_seconds` say more of the clock.
+    ready = database and state.skew.complaint is None
+    if not ready:
         response.status_code = 503
         response.headers["Retry-After"] = "1"
-    return Readiness(
-        ready=database, database="ok" if database else "unreachable", redis="ok" if redis else "unreachable"
-    )
+    return Readiness(ready=ready, database="ok" if database else "unreachable", redis="ok" if redis else "unreachable")
 
 
 async def _database_answers(state: State) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from services.settings import Settings
 from tests.api.client import Api, amounts, assert_problem
 from tests.api.later import assert_nothing_differs, sweep
-from tests.clocks import mislead
+from tests.clocks import mislead, step_the_host
 from tests.factories import make_operator, make_user
 
 HOUR = 3600.0
@@ -59,6 +59,23 @@ async def test_an_order_awaits_its_payment_for_as_long_as_the_settings_say(
     assert await sweep(api.database) == (0, 0)
     await api.process()
     assert await api.status_of(order["id"]) == "confirmed"
+
+
+async def test_an_api_on_a_host_whose_clock_is_far_off_is_not_ready_until_it_is_right(
+    api: Api, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def status() -> int:
+        async with api.database.engine.connect() as connection:
+            await api.app.state.waybill.skew.look(connection)
+        return (await api.get("/readyz")).status_code
+
+    step_the_host(monkeypatch, seconds)
+    assert await status() == 503
+    # Nothing that it does is wrong.
+    buyer, _, product = await api.shop(credits="50")
+    await api.place(buyer, (product, 1))
+    step_the_host(monkeypatch, 0)
+    assert await status() == 200
 
 
 async def test_the_end_of_a_hold_is_compared_with_the_clock_that_ends_it(
