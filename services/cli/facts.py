@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field, ValidationError
 
 from services.cli.console import CommandError
+from services.embedded.files import write_whole
 
 DEFAULT_DATA_DIR = Path(".waybill")
 FILE_NAME = "waybill.json"
@@ -44,13 +45,8 @@ class Facts(BaseModel):
     pids: ProcessIds = Field(default_factory=ProcessIds)
 
     def write(self) -> None:
-        """Replace the file whole, so that a reader sees the old facts or the new ones."""
-        path = self.data_dir / FILE_NAME
-        draft = path.with_name(f"{FILE_NAME}.new")
-        draft.unlink(missing_ok=True)
-        draft.touch(mode=0o600)
-        draft.write_text(self.model_dump_json(indent=2) + "\n")
-        draft.replace(path)
+        """Replace the file whole: a reader sees the old facts or the new ones, also after a crash. Raises `OSError`."""
+        write_whole(self.data_dir / FILE_NAME, self.model_dump_json(indent=2) + "\n")
 
 
 def read_facts(data_dir: Path = DEFAULT_DATA_DIR) -> Facts | None:
@@ -64,6 +60,8 @@ def read_facts(data_dir: Path = DEFAULT_DATA_DIR) -> Facts | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValidationError as error:
-        raise CommandError(f"{path} is not readable as the facts of a `waybill up`; remove it") from error
+        raise CommandError(
+            f"{path} is damaged or was not written by `waybill up`. Start `waybill up` again: it writes the file"
+        ) from error
     except OSError as error:
         raise CommandError(f"{path}: {error.strerror}") from error

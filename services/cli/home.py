@@ -5,13 +5,13 @@ import os
 import shlex
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.cli.console import CommandError
+from services.cli.console import CommandError, say
 from services.cli.facts import DEFAULT_DATA_DIR, FILE_NAME
-from services.embedded.server import keep_secret
+from services.embedded.files import keep_secret
 
 MARKER = "waybill.marker"
 _MARKER_TEXT = """\
@@ -35,7 +35,7 @@ class Home:
 
     def secret_key(self) -> str:
         """The key that signs tokens: made once, so that they stay valid over a restart."""
-        return keep_secret(self.path / "secret_key", 48)
+        return keep_secret(self.path / "secret_key", 48, say, "everyone has to sign in again")
 
 
 @contextmanager
@@ -61,7 +61,9 @@ def hold(path: Path) -> Iterator[Home]:
                 "Stop that one, or give another folder with --data-dir"
             ) from None
         os.truncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        # For the message above only; the lock holds without it, also on a full disk.
+        with suppress(OSError):
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         yield Home(path)
     finally:
         os.close(lock)
@@ -83,8 +85,10 @@ def _make_ours(path: Path) -> None:
                 f"{path} cannot be the data folder: {objection}. Give a folder of its own, one that does not exist yet "
                 f"or is empty, for example --data-dir {shlex.quote(str(path / DEFAULT_DATA_DIR))}"
             ) from None
-    # Before anything else: another `waybill up` that starts now sees an empty folder or a marked one.
-    (path / MARKER).write_text(_MARKER_TEXT)
+    # Before anything else: another `waybill up` that starts now sees an empty folder or a marked one. That the file
+    # exists is the mark; the text is for people.
+    if not (path / MARKER).exists():
+        (path / MARKER).write_text(_MARKER_TEXT)
 
 
 def _objection(path: Path) -> str | None:

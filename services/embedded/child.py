@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,10 @@ _PR_SET_KEEPCAPS = 8
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 47, 2
 _CAP_DAC_OVERRIDE = 1
 _CAPABILITY_VERSION_3 = 0x2008_0522
-_LOG_LIMIT = 10_000_000
+LOG_LIMIT = 10_000_000
+"""Bytes of a log file; as many of older lines are kept beside it, in a file whose name ends in `.old`."""
+_KEPT_ON_A_FULL_DISK = 100_000
+"""Bytes of a log that stay where there is no room for the older lines."""
 
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
@@ -87,10 +91,10 @@ def spawn(
     """Start `command` in a session of its own, its output appended to `log`.
 
     It gets `death_signal` when we die, however we die. Call it from the main thread: Linux sends that signal when the
-    spawning *thread* ends. Raises `EmbeddedServerError` where the command cannot be executed.
+    spawning *thread* ends. Raises `EmbeddedServerError` where the command cannot be executed or its log not opened.
     """
-    with _open_log(log) as output:
-        try:
+    try:
+        with _open_log(log) as output:
             process = subprocess.Popen(
                 [os.fspath(part) for part in command],
                 cwd=cwd,
@@ -104,23 +108,31 @@ def spawn(
                 pass_fds=tuple(pass_fds),
                 preexec_fn=_before_exec(disguise, death_signal),
             )
-        except (OSError, subprocess.SubprocessError) as error:
-            raise EmbeddedServerError(f"cannot start {os.fspath(command[0])}: {error}") from error
-    if _libc is None:
-        _start_watchdog(process.pid, death_signal)
+        if _libc is None:
+            _watch_over(process, death_signal)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise EmbeddedServerError(f"cannot start {os.fspath(command[0])}: {error}") from error
     return process
 
 
 def run(
-    command: Sequence[str | Path], *, cwd: Path, environment: Mapping[str, str], disguise: Disguise | None = None
+    command: Sequence[str | Path],
+    *,
+    cwd: Path,
+    environment: Mapping[str, str],
+    disguise: Disguise | None = None,
+    given: str = "",
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a command to its end and return its output. Raises `EmbeddedServerError` where it cannot be executed."""
+    """Run a command to its end, with `given` as its standard input, and return its output.
+
+    Raises `EmbeddedServerError` where it cannot be executed.
+    """
     try:
         return subprocess.run(
             [os.fspath(part) for part in command],
             cwd=cwd,
             env=dict(environment),
-            stdin=subprocess.DEVNULL,
+            input=given,
             capture_output=True,
             text=True,
             errors="replace",
@@ -146,20 +158,72 @@ def stop(process: "subprocess.Popen[bytes]", *steps: tuple[signal.Signals, float
     return process.wait()
 
 
-def tail(log: Path, size: int = 3000) -> str:
-    """The end of a log file, at most `size` bytes; empty where there is none."""
+def tail(log: Path, size: int = 3000, since: int = 0) -> str:
+    """The end of a log file, at most `size` bytes and from the byte `since` on; empty where there is none.
+
+    Where the file has become shorter than `since`, its older lines were moved away: all that is there counts.
+    """
     try:
         with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - size))
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - size, since if since <= end else 0))
             return file.read().decode(errors="replace").strip()
     except FileNotFoundError:
         return ""
 
 
+def log_size(log: Path) -> int:
+    """Bytes; 0 where there is no such file."""
+    try:
+        return log.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def port_was_taken(said: str) -> bool:
+    """Whether a server's last words are that it could not listen on its port."""
+    return "address already in use" in said.lower()
+
+
+def bound_log(log: Path) -> None:
+    """Move a log's lines to `NAME.old` once it is longer than `LOG_LIMIT`, while its writer goes on.
+
+    The writer must append (as what `spawn` starts does). Only what it writes in the moment between the last copy and
+    the cut is lost. On a full disk, the older lines are. Raises `OSError`.
+    """
+    if log_size(log) <= LOG_LIMIT:
+        return
+    old = log.with_name(log.name + ".old")
+    with log.open("r+b") as file:
+        file.seek(-LOG_LIMIT, os.SEEK_END)
+        try:
+            with open(old, "wb", opener=_owner_only) as kept:
+                kept.write(file.read(LOG_LIMIT))
+                # What came meanwhile.
+                kept.write(file.read(LOG_LIMIT))
+        except OSError:
+            old.unlink(missing_ok=True)
+            file.seek(-min(_KEPT_ON_A_FULL_DISK, LOG_LIMIT), os.SEEK_END)
+            last = file.read(LOG_LIMIT)
+            file.truncate(0)
+            with suppress(OSError), _append_to(log) as again:
+                again.write(last)
+        else:
+            file.truncate(0)
+
+
 def _open_log(log: Path) -> IO[bytes]:
-    if log.exists() and log.stat().st_size > _LOG_LIMIT:
-        log.replace(log.with_name(log.name + ".old"))
-    return open(log, "ab", opener=lambda path, flags: os.open(path, flags, 0o600))
+    with suppress(OSError):
+        bound_log(log)
+    return _append_to(log)
+
+
+def _append_to(log: Path) -> IO[bytes]:
+    return open(log, "ab", opener=_owner_only)
+
+
+def _owner_only(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _has_passwd_entry(uid: int) -> bool:
@@ -245,6 +309,15 @@ def _become(disguise: Disguise) -> None:
         header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
         _libc.capset(header, (ctypes.c_uint32 * 6)(mask, mask, mask, 0, 0, 0))
         _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAP_DAC_OVERRIDE, 0, 0)
+
+
+def _watch_over(process: "subprocess.Popen[bytes]", death_signal: signal.Signals) -> None:
+    try:
+        _start_watchdog(process.pid, death_signal)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
 
 
 def _start_watchdog(pid: int, death_signal: signal.Signals) -> None:

@@ -14,8 +14,9 @@ from psycopg import sql
 
 from services.embedded import child
 from services.embedded.child import Disguise, EmbeddedServerError, disguise_for_server
+from services.embedded.files import Say, sync_folder
 from services.embedded.ports import LOOPBACK
-from services.embedded.server import EmbeddedServer
+from services.embedded.server import EmbeddedServer, logger
 
 OLDEST_MAJOR = 15
 SUPERUSER = "waybill"
@@ -120,8 +121,9 @@ class EmbeddedPostgres(EmbeddedServer):
         settings: Mapping[str, str] | None = None,
         durable: bool = True,
         binaries: PostgresBinaries | None = None,
+        say: Say = logger.warning,
     ) -> None:
-        super().__init__(data, port, durable=durable)
+        super().__init__(data, port, durable=durable, say=say)
         self.settings = dict(settings or {})
         self.cluster = self.data / "cluster"
         self.binaries = binaries
@@ -131,12 +133,53 @@ class EmbeddedPostgres(EmbeddedServer):
         return f"postgresql://{SUPERUSER}:{self.password}@{LOOPBACK}:{self.port}/{database}"
 
     def create_database(self, name: str) -> bool:
-        """Create the database unless it exists; says whether it was created."""
-        with psycopg.connect(self.url(), autocommit=True) as connection:
-            if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone():
-                return False
-            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-            return True
+        """Create the database unless it exists; says whether it was created.
+
+        Raises `EmbeddedServerError` where PostgreSQL refuses, for example because the disk is full.
+        """
+        try:
+            with psycopg.connect(self.url(), autocommit=True) as connection:
+                if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone():
+                    return False
+                connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+                return True
+        except psycopg.Error as error:
+            raise EmbeddedServerError(f"PostgreSQL cannot create the database {name}: {error}") from error
+
+    def _launch(self, lock: int) -> None:
+        super()._launch(lock)
+        if not self._refuses_the_password():
+            return
+        # Lost, or of another data folder. Whoever owns the files may set a new one.
+        self.stop()
+        self._set_password()
+        super()._launch(lock)
+        if self._refuses_the_password():
+            self.stop()
+            raise EmbeddedServerError(f"PostgreSQL refuses the password that was just set. Its log: {self.log}")
+        self.say(f"PostgreSQL did not accept the password in {self.data / 'password'}: it has been set again")
+
+    def _refuses_the_password(self) -> bool:
+        try:
+            psycopg.connect(self.url(), connect_timeout=10).close()
+        except psycopg.OperationalError as error:
+            # Other troubles are those of whoever connects next.
+            return "password authentication failed" in str(error)
+        return False
+
+    def _set_password(self) -> None:
+        """Give the superuser our password, by a server of one session that asks for none; no other runs."""
+        assert self.binaries is not None
+        done = child.run(
+            [self.binaries.folder / "postgres", "--single", "-D", self.cluster, *self._flags(), "postgres"],
+            cwd=self.data,
+            environment=self._environment(),
+            disguise=self._disguise(),
+            # Not as an argument, which everybody could read. It has no character that needs quoting.
+            given=f"ALTER ROLE {SUPERUSER} PASSWORD '{self.password}'\n",
+        )
+        if done.returncode != 0:
+            raise EmbeddedServerError(f"PostgreSQL's password cannot be set again:\n{done.stderr.strip()}")
 
     def _prepare(self) -> None:
         major = self._cluster_major()
@@ -164,6 +207,10 @@ class EmbeddedPostgres(EmbeddedServer):
             return int((self.cluster / "PG_VERSION").read_text())
         except FileNotFoundError:
             return None
+        except ValueError:
+            raise EmbeddedServerError(
+                f"{self.cluster / 'PG_VERSION'} is damaged. Restore the folder from a backup, or start with fresh data"
+            ) from None
 
     def _initialise(self, binaries: PostgresBinaries) -> None:
         # Made beside its place and moved there when whole: a first start that is interrupted leaves no half cluster.
@@ -198,6 +245,7 @@ class EmbeddedPostgres(EmbeddedServer):
             password.unlink()
             if made.returncode == 0:
                 draft.rename(self.cluster)
+                sync_folder(self.data)
                 return
         shutil.rmtree(draft, ignore_errors=True)
         raise EmbeddedServerError(f"initdb failed on {draft}:\n{(made.stderr or made.stdout).strip()}")
@@ -223,7 +271,11 @@ class EmbeddedPostgres(EmbeddedServer):
         """
         note = self.cluster / "postmaster.pid"
         pid = _noted_pid(note)
-        if pid is None or not Path("/proc/self/cwd").exists():
+        if pid is None:
+            # PostgreSQL would not start beside one that a crash of the machine has left empty.
+            note.unlink(missing_ok=True)
+            return
+        if not Path("/proc/self/cwd").exists():
             return
         try:
             lives_here = Path(f"/proc/{pid}/cwd").resolve() == self.cluster.resolve()
@@ -235,15 +287,17 @@ class EmbeddedPostgres(EmbeddedServer):
 
     def _command(self) -> Sequence[str | Path]:
         assert self.binaries is not None
+        return [self.binaries.folder / "postgres", "-D", self.cluster, *self._flags()]
+
+    def _flags(self) -> list[str]:
         settings = _SETTINGS | ({} if self.durable else _NOT_DURABLE) | self.settings | {"port": str(self.port)}
-        flags = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        return [self.binaries.folder / "postgres", "-D", self.cluster, *flags]
+        return [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
 
     def _is_ready(self) -> bool:
         note = self.cluster / "postmaster.pid"
         try:
             lines = note.read_text().splitlines()
-        except FileNotFoundError:
+        except OSError:
             return False
         # The server itself writes "ready" on the eighth line; a killed server's file says so too, under its own pid.
         ready = len(lines) >= 8 and lines[7].strip() == "ready"

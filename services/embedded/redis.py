@@ -4,14 +4,18 @@ import shutil
 import signal
 import socket
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 
-from services.embedded.child import EmbeddedServerError
+from services.embedded.child import EmbeddedServerError, PortTaken
+from services.embedded.files import Say, write_whole
 from services.embedded.ports import LOOPBACK
-from services.embedded.server import EmbeddedServer
+from services.embedded.server import EmbeddedServer, logger
 
 _SYSTEM_NAMES = ("valkey-server", "redis-server")
+_FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGQUIT, -signal.SIGHUP}
+"""Exit codes of a server that was ended; it had nothing to say against its data."""
 
 
 def find_redis() -> Path:
@@ -34,21 +38,56 @@ def find_redis() -> Path:
 
 
 class EmbeddedRedis(EmbeddedServer):
-    """A Redis server with its data in the folder `data`, kept by an append-only file unless `durable` is false."""
+    """A Redis server with its data in the folder `data`, kept by an append-only file unless `durable` is false.
+
+    Data that it cannot read are moved aside, and it starts empty: Redis holds only hints.
+    """
 
     name = "Redis"
     death_signal = signal.SIGTERM
     stop_steps = ((signal.SIGTERM, 10.0),)
 
     def __init__(
-        self, data: Path, port: int | None = None, *, durable: bool = True, binary: Path | None = None
+        self,
+        data: Path,
+        port: int | None = None,
+        *,
+        durable: bool = True,
+        binary: Path | None = None,
+        say: Say = logger.warning,
     ) -> None:
-        super().__init__(data, port, durable=durable)
+        super().__init__(data, port, durable=durable, say=say)
         self.binary = binary
+        self.append_only = self.data / "appendonlydir"
 
     def url(self) -> str:
         """redis://:PASSWORD@127.0.0.1:PORT/0 of the started server."""
         return f"redis://:{self.password}@{LOOPBACK}:{self.port}/0"
+
+    def _launch(self, lock: int) -> None:
+        try:
+            super()._launch(lock)
+        except PortTaken:
+            raise
+        except EmbeddedServerError:
+            code = None if self.process is None else self.process.poll()
+            if code is None or code in _FROM_OUTSIDE or not self.append_only.exists():
+                raise
+            self._launch_without_data(lock)
+
+    def _launch_without_data(self, lock: int) -> None:
+        """Damage has many names in the log, and some end the server without a word: see whether it starts empty."""
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+        aside = self.append_only.with_name(f"{self.append_only.name}.unreadable-{stamp}")
+        self.append_only.rename(aside)
+        try:
+            super()._launch(lock)
+        except (EmbeddedServerError, OSError):
+            # The data were not the reason.
+            shutil.rmtree(self.append_only, ignore_errors=True)
+            aside.rename(self.append_only)
+            raise
+        self.say(f"Redis could not read its data: they were moved to {aside}, and it starts empty. No order is lost")
 
     def _prepare(self) -> None:
         self.binary = self.binary or find_redis()
@@ -67,9 +106,7 @@ class EmbeddedRedis(EmbeddedServer):
             "daemonize no",
         ]
         # In a file: a password on the command line is everybody's to read.
-        configuration = self.data / "server.conf"
-        configuration.touch(mode=0o600)
-        configuration.write_text("\n".join(lines) + "\n")
+        write_whole(self.data / "server.conf", "\n".join(lines) + "\n")
         return [self.binary, "server.conf"]
 
     def _is_ready(self) -> bool:

@@ -1,8 +1,8 @@
 """What both embedded servers share: one data folder, one lock, one child, one log."""
 
 import fcntl
+import logging
 import os
-import secrets
 import signal
 import subprocess
 import time
@@ -14,39 +14,33 @@ from typing import ClassVar, Self
 
 from services.embedded import child
 from services.embedded.child import Disguise, EmbeddedServerError, PortTaken
+from services.embedded.files import Say, keep_secret
 from services.embedded.ports import any_free_port, is_free
+
+logger = logging.getLogger(__name__)
 
 START_SECONDS = 60.0
 _LOCK_SECONDS = 10.0
 _POLL_SECONDS = 0.005
-
-
-def keep_secret(kept: Path, size: int) -> str:
-    """The secret in this file; where there is none, `size` random bytes as text, readable by the owner alone."""
-    if not kept.exists():
-        # Whole or not at all: a half-written password would lock us out of the data for good.
-        draft = kept.with_name(f"{kept.name}.new")
-        draft.unlink(missing_ok=True)
-        draft.touch(mode=0o600)
-        draft.write_text(secrets.token_urlsafe(size))
-        draft.replace(kept)
-    return kept.read_text()
+_PORTS_TRIED = 20
 
 
 class EmbeddedServer(ABC):
     """A server on the loopback address whose files all lie in the folder `data`.
 
     It can be started again after a stop or a crash, by this object or by another process, on the same data and, by
-    this object, on the same port. `port` None: any free one. Usable as a context manager.
+    this object, on the same port. `port` None: any free one. What was damaged and had to be replaced is told to `say`.
+    Usable as a context manager.
     """
 
     name: ClassVar[str]
     death_signal: ClassVar[signal.Signals]
     stop_steps: ClassVar[Sequence[tuple[signal.Signals, float]]]
 
-    def __init__(self, data: Path, port: int | None = None, *, durable: bool = True) -> None:
+    def __init__(self, data: Path, port: int | None = None, *, durable: bool = True, say: Say = logger.warning) -> None:
         self.data = data.absolute()
         self.durable = durable
+        self.say = say
         self.port = port or 0
         self.process: subprocess.Popen[bytes] | None = None
         self.log = self.data / "server.log"
@@ -61,36 +55,65 @@ class EmbeddedServer(ABC):
         """Start the server and return when it takes connections.
 
         Raises `EmbeddedServerError` with the end of its log where it does not within a minute, where its data are in
-        use, or where its port is taken.
+        use, where disk, descriptors or processes are lacking, or (`PortTaken`) where its port is taken.
         """
         if self.running:
             return self
         try:
-            self.data.mkdir(parents=True, exist_ok=True)
-            self.data.chmod(0o700)
-            lock = self._take_lock()
-        except (PermissionError, NotADirectoryError, FileExistsError) as error:
-            raise EmbeddedServerError(f"{self.data} cannot hold the data of {self.name}: {error.strerror}") from error
+            self._start()
+        except OSError as error:
+            where = f": {error.filename}" if error.filename else ""
+            raise EmbeddedServerError(
+                f"{self.name} cannot be started in {self.data}: {error.strerror or error}{where}"
+            ) from error
+        return self
+
+    def _start(self) -> None:
+        self.data.mkdir(parents=True, exist_ok=True)
+        self.data.chmod(0o700)
+        # The server and all it forks keep the lock for as long as one of them lives, also when we are gone.
+        lock = self._take_lock()
         try:
-            self.password = self._keep_password()
-            self._prepare()
-            self.port = self.port or any_free_port()
-            if not is_free(self.port):
-                raise PortTaken(f"{self.name}: port {self.port} is taken")
-            # The server and all it forks keep the lock for as long as one of them lives, also when we are gone.
-            self.process = child.spawn(
-                self._command(),
-                cwd=self.data,
-                log=self.log,
-                death_signal=self.death_signal,
-                environment=self._environment(),
-                disguise=self._disguise(),
-                pass_fds=[lock],
-            )
+            # Kept over a restart whatever becomes of the file: others hold it, in the address they were given.
+            if not self.password:
+                new = f"{self.name} gets a new password"
+                self.password = keep_secret(self.data / "password", 24, self.say, new)
+            if self.port:
+                self._launch(lock)
+            else:
+                self._launch_on_any_port(lock)
         finally:
             os.close(lock)
-        self._wait_until_ready(self.process)
-        return self
+
+    def _launch_on_any_port(self, lock: int) -> None:
+        for left in reversed(range(_PORTS_TRIED)):
+            self.port = any_free_port()
+            try:
+                self._launch(lock)
+            except PortTaken:
+                # Somebody was faster.
+                self.port = 0
+                if not left:
+                    raise
+            else:
+                return
+
+    def _launch(self, lock: int) -> None:
+        """Start the process on `port` and wait until it is ready. Raises `EmbeddedServerError` and `OSError`."""
+        self._prepare()
+        if not is_free(self.port):
+            raise PortTaken(f"{self.name}: port {self.port} is taken")
+        since = child.log_size(self.log)
+        self.process = child.spawn(
+            self._command(),
+            cwd=self.data,
+            log=self.log,
+            death_signal=self.death_signal,
+            environment=self._environment(),
+            disguise=self._disguise(),
+            pass_fds=[lock],
+        )
+        self._wait_until_ready(self.process, since)
 
     def stop(self) -> None:
         """Stop the server in an orderly way, by force where it does not leave. Nothing happens where it is stopped."""
@@ -143,21 +166,21 @@ class EmbeddedServer(ABC):
             else:
                 return lock
 
-    def _keep_password(self) -> str:
-        return keep_secret(self.data / "password", 24)
-
-    def _wait_until_ready(self, process: "subprocess.Popen[bytes]") -> None:
+    def _wait_until_ready(self, process: "subprocess.Popen[bytes]", since: int) -> None:
         deadline = time.monotonic() + START_SECONDS
         while not self._is_ready():
             if process.poll() is not None:
+                said = child.tail(self.log, since=since)
+                if child.port_was_taken(said):
+                    raise PortTaken(f"{self.name}: port {self.port} is taken")
                 raise EmbeddedServerError(
                     f"{self.name} did not start (exit code {process.returncode}). "
-                    f"The end of its log, {self.log}:\n{child.tail(self.log)}"
+                    f"The end of its log, {self.log}:\n{said}"
                 )
             if time.monotonic() > deadline:
                 self.stop()
                 raise EmbeddedServerError(
                     f"{self.name} was not ready after {START_SECONDS:.0f} s. "
-                    f"The end of its log, {self.log}:\n{child.tail(self.log)}"
+                    f"The end of its log, {self.log}:\n{child.tail(self.log, since=since)}"
                 )
             time.sleep(_POLL_SECONDS)

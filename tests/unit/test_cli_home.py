@@ -1,5 +1,9 @@
 """The data folder of `waybill up`, and the facts in it."""
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -48,8 +52,85 @@ def test_no_facts_where_nothing_ran(tmp_path: Path) -> None:
 
 def test_facts_of_another_make_are_refused(tmp_path: Path) -> None:
     (tmp_path / "waybill.json").write_text('{"api_url": 3}')
-    with pytest.raises(CommandError, match="not readable as the facts"):
+    with pytest.raises(CommandError, match="was not written by `waybill up`"):
         read_facts(tmp_path)
+
+
+@pytest.mark.parametrize("damaged", ["", "short", "\0" * 64, "ä" * 64], ids=["empty", "short", "zeros", "garbled"])
+def test_a_damaged_secret_key_is_replaced_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damaged: str
+) -> None:
+    with hold(tmp_path / "data") as home:
+        before = home.secret_key()
+        assert capsys.readouterr().out == ""
+        (home.path / "secret_key").write_text(damaged)
+        made = home.secret_key()
+        assert made != before
+        assert len(made) == len(before)
+        assert home.secret_key() == made
+    said = capsys.readouterr().out
+    assert said == f"{home.path / 'secret_key'} was damaged and has been replaced: everyone has to sign in again\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of open files are read from /proc")
+def test_facts_are_on_the_disk_before_they_take_the_place_of_the_old_ones(
+    facts: Facts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a power cut leaves cannot be tried here; the order of the calls that guard against it can be seen."""
+    calls: list[str] = []
+    sync, rename = os.fsync, Path.replace
+
+    def watched_sync(descriptor: int) -> None:
+        calls.append(f"sync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        sync(descriptor)
+
+    def watched_rename(path: Path, target: Path) -> Path:
+        calls.append(f"rename to {target.name}")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", watched_sync)
+    monkeypatch.setattr(Path, "replace", watched_rename)
+    facts.write()
+    assert calls == ["sync waybill.json.new", "rename to waybill.json", f"sync {tmp_path.name}"]
+
+
+def test_facts_that_find_no_room_leave_the_old_ones_and_no_draft(facts: Facts, tmp_path: Path) -> None:
+    facts.write()
+    script = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from services.cli.facts import read_facts\n"
+        "facts = read_facts(Path(sys.argv[1]))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+        "facts.api_url = 'http://127.0.0.1:9000'\n"
+        "facts.write()\n"
+    )
+    wrote = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=False)
+    assert "File too large" in wrote.stderr
+    assert read_facts(tmp_path) == facts
+    assert [path.name for path in tmp_path.iterdir()] == ["waybill.json"]
+
+
+def test_a_writer_that_is_killed_never_leaves_half_of_the_facts(facts: Facts, tmp_path: Path) -> None:
+    # Long enough for a kill to meet the middle of it.
+    facts.product_ids = list(range(200_000))
+    facts.write()
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from services.cli.facts import read_facts\n"
+        "facts = read_facts(Path(sys.argv[1]))\n"
+        "print(flush=True)\n"
+        "while True:\n"
+        "    facts.write()\n"
+    )
+    for number in range(6):
+        with subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE) as writer:
+            assert writer.stdout is not None
+            writer.stdout.readline()
+            time.sleep(0.01 * number)
+            writer.kill()
+        assert read_facts(tmp_path) == facts
 
 
 def test_the_secret_key_stays(tmp_path: Path) -> None:

@@ -6,14 +6,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 from redis import Redis
 
-from services.embedded import EmbeddedPostgres, EmbeddedRedis, EmbeddedServerError, child
+from services.embedded import EmbeddedPostgres, EmbeddedRedis, EmbeddedServerError, PortTaken, child
+from services.embedded.ports import any_free_port
 from services.embedded.postgres import PostgresBinaries, find_postgres
 
 
@@ -143,6 +144,85 @@ def test_a_taken_port_is_named(folder: Path) -> None:
             EmbeddedRedis(folder, port).start()
 
 
+@pytest.mark.parametrize("kind", [EmbeddedPostgres, EmbeddedRedis])
+def test_a_port_taken_after_the_look_is_known_from_the_server(
+    folder: Path, kind: type[EmbeddedPostgres | EmbeddedRedis], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.embedded.server.is_free", lambda _: True)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(PortTaken, match=f"port {port} is taken"):
+            kind(folder, port).start()
+
+
+def test_a_server_that_may_listen_anywhere_takes_another_port_where_somebody_was_faster(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.embedded.server.is_free", lambda _: True)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        ports = iter([taken, taken, any_free_port()])
+        monkeypatch.setattr("services.embedded.server.any_free_port", lambda: next(ports))
+        with EmbeddedRedis(folder) as server:
+            assert server.port != taken
+
+
+@pytest.mark.parametrize("damaged", [None, "", "\0" * 32, "x" * 32], ids=["missing", "empty", "zeros", "another"])
+def test_a_lost_password_of_postgres_is_set_again(folder: Path, damaged: str | None) -> None:
+    """`x` times 32 is a password like any other, only not this server's."""
+    with EmbeddedPostgres(folder, durable=False) as server:
+        write_a_row(server)
+    kept = folder / "password"
+    if damaged is None:
+        kept.unlink()
+    else:
+        kept.write_text(damaged)
+    said: list[str] = []
+    with EmbeddedPostgres(folder, durable=False, say=said.append) as again:
+        assert rows(again) == [("kept",)]
+        assert again.password == kept.read_text()
+        with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+            psycopg.connect(again.url().replace(again.password, "wrong"))
+    assert said[-1] == f"PostgreSQL did not accept the password in {kept}: it has been set again"
+    # It is the server's from now on.
+    with EmbeddedPostgres(folder, durable=False, say=said.append) as again:
+        assert rows(again) == [("kept",)]
+    assert len(said) == (1 if damaged in (None, "x" * 32) else 2)
+
+
+@pytest.mark.parametrize("kind", [EmbeddedPostgres, EmbeddedRedis])
+def test_a_server_that_is_started_again_keeps_the_password_that_others_were_given(
+    folder: Path, kind: type[EmbeddedPostgres | EmbeddedRedis]
+) -> None:
+    with kind(folder, durable=False) as server:
+        url = server.url()
+        kill(server)
+        (folder / "password").write_text("")
+        server.start()
+        assert server.url() == url
+
+
+def test_an_empty_pid_file_does_not_keep_postgres_from_starting(postgres: EmbeddedPostgres) -> None:
+    kill(postgres)
+    (postgres.cluster / "postmaster.pid").write_text("")
+    postgres.start()
+    assert postgres.running
+
+
+def test_a_damaged_version_file_is_named(postgres: EmbeddedPostgres) -> None:
+    postgres.stop()
+    (postgres.cluster / "PG_VERSION").write_text("")
+    with pytest.raises(EmbeddedServerError, match=r"PG_VERSION is damaged\. Restore the folder from a backup"):
+        postgres.start()
+
+
+def test_a_folder_that_cannot_be_written_is_named(folder: Path) -> None:
+    folder.parent.mkdir(parents=True)
+    folder.touch()
+    with pytest.raises(EmbeddedServerError, match=r"Redis cannot be started in .*: File exists"):
+        EmbeddedRedis(folder).start()
+
+
 def test_postgres_takes_the_password_alone_and_listens_on_tcp_alone(postgres: EmbeddedPostgres) -> None:
     wrong = postgres.url().replace(postgres.password, "wrong")
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
@@ -175,6 +255,69 @@ def test_redis_keeps_its_data_over_a_kill_and_a_stop(redis: EmbeddedRedis) -> No
     assert redis.port == port
     redis.stop()
     with EmbeddedRedis(redis.data) as again, Redis.from_url(again.url()) as client:
+        assert client.get("word") == b"kept"
+
+
+def zeros(content: bytes) -> bytes:
+    return b"\0" * len(content)
+
+
+def zeros_in_the_middle(content: bytes) -> bytes:
+    third = len(content) // 3
+    return content[:third] + b"\0" * 50 + content[third + 50 :]
+
+
+def half(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("appendonly.aof.1.incr.aof", zeros),
+        ("appendonly.aof.1.incr.aof", zeros_in_the_middle),
+        ("appendonly.aof.1.base.rdb", half),
+        # This one makes the server crash.
+        ("appendonly.aof.1.base.rdb", zeros_in_the_middle),
+        ("appendonly.aof.manifest", zeros),
+    ],
+)
+def test_redis_data_that_cannot_be_read_are_moved_aside(
+    folder: Path, name: str, damage: Callable[[bytes], bytes]
+) -> None:
+    with EmbeddedRedis(folder) as server, Redis.from_url(server.url()) as client:
+        for number in range(100):
+            client.set(f"word {number}", "kept")
+        client.execute_command("WAITAOF", 1, 0, 2000)
+    damaged = server.append_only / name
+    content = damage(damaged.read_bytes())
+    damaged.write_bytes(content)
+
+    said: list[str] = []
+    with EmbeddedRedis(folder, say=said.append) as again, Redis.from_url(again.url()) as client:
+        assert client.dbsize() == 0
+        client.set("word", "new")
+        client.execute_command("WAITAOF", 1, 0, 2000)
+
+    (aside,) = folder.glob("appendonlydir.unreadable-*")
+    assert (aside / name).read_bytes() == content
+    assert said == [f"Redis could not read its data: they were moved to {aside}, and it starts empty. No order is lost"]
+    with EmbeddedRedis(folder, say=said.append) as again, Redis.from_url(again.url()) as client:
+        assert client.get("word") == b"new"
+    assert len(said) == 1
+
+
+def test_redis_data_stay_where_they_are_when_something_else_keeps_it_from_starting(folder: Path) -> None:
+    with EmbeddedRedis(folder) as server, Redis.from_url(server.url()) as client:
+        client.set("word", "kept")
+        client.execute_command("WAITAOF", 1, 0, 2000)
+    not_a_server = folder / "refuses"
+    not_a_server.write_text("#!/bin/sh\nmkdir -p appendonlydir\necho no memory\nexit 1\n")
+    not_a_server.chmod(0o700)
+    with pytest.raises(EmbeddedServerError, match="no memory"):
+        EmbeddedRedis(folder, binary=not_a_server).start()
+    assert not list(folder.glob("appendonlydir.*"))
+    with EmbeddedRedis(folder) as again, Redis.from_url(again.url()) as client:
         assert client.get("word") == b"kept"
 
 
