@@ -2,10 +2,50 @@
 
 import logging
 import sys
+from collections.abc import Callable, Hashable
+from time import monotonic
 
 import structlog
 
 from services.settings import LogFormat, Settings
+
+
+class Repeats:
+    """Decides which of many equal messages are said: the first, and then one in `seconds`."""
+
+    def __init__(self, seconds: float = 60.0, clock: Callable[[], float] = monotonic) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._said: dict[Hashable, tuple[float, int]] = {}
+
+    def left_out(self, key: Hashable) -> int | None:
+        """How many messages of this kind were left out since the last that was said; None: leave this one out, too."""
+        now = self._clock()
+        said_at, count = self._said.get(key, (None, 0))
+        if said_at is not None and now - said_at < self._seconds:
+            self._said[key] = (said_at, count + 1)
+            return None
+        self._said[key] = (now, 0)
+        return count
+
+
+class RateLimitedLogger:
+    """Warnings of what may fail many times a second: the first is logged, then one a minute with the number left out.
+
+    Messages are of one kind where their template and the types of the errors among their arguments are the same.
+    """
+
+    def __init__(self, logger: logging.Logger, repeats: Repeats | None = None) -> None:
+        self._logger = logger
+        self._repeats = repeats or Repeats()
+
+    def warning(self, message: str, *args: object) -> None:
+        errors = tuple(type(argument) for argument in args if isinstance(argument, BaseException))
+        left_out = self._repeats.left_out((message, errors))
+        if left_out:
+            self._logger.warning(message + " (and %d more since this was last logged)", *args, left_out)
+        elif left_out == 0:
+            self._logger.warning(message, *args)
 
 
 def configure_logging(settings: Settings, process: str) -> None:

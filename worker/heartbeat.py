@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from services.fields import new_id
+from services.logs import RateLimitedLogger
 from services.skew import Skew
 from services.unit_of_work import OpenUnitOfWork
 from worker.jobs.metrics import JobMetrics
@@ -64,7 +65,7 @@ class Heartbeat:
         self._id = new_id()
         self._started = monotonic()
         self._counted: deque[tuple[float, int, int]] = deque()
-        self._silent = False
+        self._log = RateLimitedLogger(logger)
         self._beating: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "Heartbeat":
@@ -103,11 +104,8 @@ class Heartbeat:
             try:
                 async with asyncio.timeout(_PATIENCE):
                     await self.beat()
-                self._silent = False
             except Exception as error:  # noqa: BLE001  (whatever it is, the next beat may succeed)
-                if not self._silent:
-                    logger.warning("no heartbeat: %r", error)
-                self._silent = True
+                self._log.warning("no heartbeat: %r", error)
             await asyncio.sleep(INTERVAL)
 
     def _stuck_seconds(self) -> float:

@@ -10,6 +10,7 @@ from datetime import datetime
 from time import monotonic
 
 from services.fields import now
+from services.logs import RateLimitedLogger
 from services.outbox.doorbell import DoorbellListener
 from services.outbox.processor import Outcome, Processor
 from services.unit_of_work import UnitOfWork
@@ -77,6 +78,7 @@ class Poller:
         self._sharing: asyncio.TimerHandle | None = None
         self._loops: list[asyncio.Task[None]] = []
         self._helpers: list[asyncio.Task[None]] = []
+        self._log = RateLimitedLogger(logger)
         self.progress = Progress()
 
     def start(self) -> None:
@@ -158,7 +160,7 @@ class Poller:
                 failures += 1
                 self.progress.rolled_back += 1
                 backoff = min(_MAX_BACKOFF, 0.05 * 2 ** min(failures, 20)) * random.uniform(0.5, 1.0)  # noqa: S311
-                logger.warning("outbox batch rolled back, next try in %.2f s: %r", backoff, error)
+                self._log.warning("outbox batch rolled back, next try in %.2f s: %r", backoff, error)
                 await self._pause(backoff)
                 continue
             self.progress.alive_at.pop(name, None)
@@ -197,7 +199,7 @@ class Poller:
             try:
                 await processor.park_unknown()
             except Exception as error:  # noqa: BLE001  (the next time will do)
-                logger.warning("could not look for events of unknown types: %r", error)
+                self._log.warning("could not look for events of unknown types: %r", error)
 
     def _mark(self, name: str) -> None:
         self.progress.alive_at[name] = monotonic()

@@ -46,9 +46,11 @@ from services.errors import (
     UnknownRecipient,
     VersionRequired,
 )
+from services.logs import RateLimitedLogger
 from services.sql import CONTENTION, LOCK_NOT_AVAILABLE, sqlstate
 
 logger = logging.getLogger(__name__)
+outage = RateLimitedLogger(logger)
 
 _BUSY = CONTENTION | {LOCK_NOT_AVAILABLE, "57014"}
 """SQLSTATEs of a transaction that others were in the way of: contention, or a lock or a statement took too long."""
@@ -223,7 +225,7 @@ async def _on_database_error(request: Request, error: Exception) -> ProblemRespo
 
 
 async def _on_unavailable(request: Request, error: Exception) -> ProblemResponse:
-    logger.warning("the database cannot be used: %r", error)
+    outage.warning("the database cannot be used: %r", error)
     return _retry_later(
         request, "unavailable", "the database cannot be used at the moment; nothing took effect, send the request again"
     )

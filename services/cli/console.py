@@ -1,5 +1,7 @@
 """What the command line says, and how it fails."""
 
+import errno
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +11,9 @@ from pydantic import ValidationError
 
 from services.embedded import EmbeddedServerError
 
+_GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
+"""Errors that stay. After any other, such as a full disk, the next line may get through."""
+
 
 class CommandError(Exception):
     """The command cannot go on; the message says why and what to do. Exit code 1, no traceback."""
@@ -17,13 +22,14 @@ class CommandError(Exception):
 def say(message: str = "") -> None:
     """Print a line, never wrapped: it may be there to be copied.
 
-    Nobody may be reading any more (the terminal is closed, the pipe's reader gone): the servers still have to be
-    stopped in order, so that is no error.
+    Nobody may be reading any more (the terminal is closed, the pipe's reader gone), or the disk may be full: the
+    servers still have to be kept running and stopped in order, so that is not an error.
     """
     try:
         typer.echo(message)
-    except OSError:
-        sys.stdout = sys.stderr = open("/dev/null", "w")  # noqa: SIM115 (open until the process ends)
+    except OSError as error:
+        if error.errno in _GONE:
+            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
 
 
 def explain(error: ValidationError) -> str:

@@ -8,17 +8,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TypeAlias
+from typing import ParamSpec, TypeAlias
 
 from services.cli.console import say
-from services.embedded import EmbeddedServerError, child
+from services.embedded import child
 from services.embedded.server import EmbeddedServer
+from services.logs import Repeats
+
+_P = ParamSpec("_P")
 
 STOP_SECONDS = 10.0
 _LOOK_SECONDS = 0.2
 _BACKOFF_FIRST, _BACKOFF_LAST = 0.5, 15.0
 # A process that ran this long is taken to be well: its next death is answered at once again.
 _WELL_AFTER = 30.0
+_TELL_AGAIN_SECONDS = 5.0
+"""Between two tries to tell of new processes, where nobody could be told."""
 
 
 class Program:
@@ -26,15 +31,18 @@ class Program:
 
     def __init__(self, name: str, arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
         self.name = name
+        self.arguments = arguments
         self.log = log
         self.process: subprocess.Popen[bytes] | None = None
-        self._arguments = arguments
         self._environment = environment
+        self._since = 0
 
     def start(self) -> None:
+        """Raises `EmbeddedServerError` where disk, descriptors or processes are lacking."""
+        self._since = child.log_size(self.log)
         # -P: a folder named `services` where the user stands must not be taken for ours.
         self.process = child.spawn(
-            [sys.executable, "-P", *self._arguments],
+            [sys.executable, "-P", *self.arguments],
             cwd=Path.cwd(),
             log=self.log,
             death_signal=signal.SIGTERM,
@@ -44,6 +52,10 @@ class Program:
     def stop(self) -> None:
         if self.process is not None:
             child.stop(self.process, (signal.SIGTERM, STOP_SECONDS))
+
+    def last_words(self) -> str:
+        """The end of what it has logged since its last start."""
+        return child.tail(self.log, since=self._since)
 
 
 Part: TypeAlias = Program | EmbeddedServer
@@ -80,11 +92,16 @@ class _Watched:
 
 @dataclass
 class Supervisor:
-    """Keeps parts running. `changed` is called when a part got a new process."""
+    """Keeps parts running, and their logs within bounds. Nothing that fails while it does so ends it.
+
+    `changed` is called when a part got a new process, and again later where it raised.
+    """
 
     stop: Stop
     changed: Callable[[], None]
     _watched: list[_Watched] = field(default_factory=list)
+    _repeats: Repeats = field(default_factory=Repeats)
+    _tell_at: float | None = None
 
     def start(self, part: Part) -> None:
         """Start a part and watch it from now on. Raises `EmbeddedServerError` where it does not start."""
@@ -95,8 +112,33 @@ class Supervisor:
         """Start again what dies, until a stop is wanted."""
         while not self.stop.wanted:
             for watched in self._watched:
-                self._look_after(watched)
+                self._try(f"{watched.part.name} did not start again", self._look_after, watched)
+                self._try(f"{watched.part.name}: its log cannot be shortened", child.bound_log, watched.part.log)
+            self._tell()
             time.sleep(_LOOK_SECONDS)
+
+    def tell_of_changes(self) -> None:
+        """Call `changed`, now or, where that fails, while we watch."""
+        self._tell_at = time.monotonic()
+        self._tell()
+
+    def _tell(self) -> None:
+        now = time.monotonic()
+        if self._tell_at is None or now < self._tell_at:
+            return
+        told = self._try("the other commands cannot be told of new processes; trying again", self.changed)
+        self._tell_at = None if told else now + _TELL_AGAIN_SECONDS
+
+    def _try(self, trouble: str, act: Callable[_P, None], *args: _P.args, **kwargs: _P.kwargs) -> bool:
+        """Whether it went well; otherwise the reason is said, once a minute at most."""
+        try:
+            act(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001  (a full disk, no descriptors, no processes: the rest goes on)
+            left_out = self._repeats.left_out(trouble)
+            if left_out is not None:
+                say(f"{trouble}: {error}" + (f" (and {left_out} more times since this was last said)" * bool(left_out)))
+            return False
+        return True
 
     def stop_all(self) -> None:
         """Stop our own programs together, then the servers, the last started first."""
@@ -125,7 +167,7 @@ class Supervisor:
                 return
             if now - watched.started > _WELL_AFTER:
                 watched.deaths = 0
-            delay = 0.0 if watched.deaths == 0 else min(_BACKOFF_FIRST * 2 ** (watched.deaths - 1), _BACKOFF_LAST)
+            delay = 0.0 if watched.deaths == 0 else backoff(watched.deaths - 1)
             watched.deaths += 1
             watched.start_at = now + delay
             when = f"in {delay:g} s" if delay else "now"
@@ -133,18 +175,23 @@ class Supervisor:
             say(f"  its log: {part.log}")
         if now < watched.start_at:
             return
-        watched.start_at = None
         watched.started = now
         try:
             part.start()
-        except EmbeddedServerError as error:
+        except Exception:
             watched.deaths += 1
-            watched.start_at = time.monotonic() + min(_BACKOFF_FIRST * 2**watched.deaths, _BACKOFF_LAST)
-            say(f"{part.name} did not start again: {error}")
-            return
+            watched.start_at = time.monotonic() + backoff(watched.deaths)
+            raise
+        watched.start_at = None
         assert part.process is not None
         say(f"{part.name} runs again (process {part.process.pid})")
-        self.changed()
+        self.tell_of_changes()
+
+
+def backoff(failures: int) -> float:
+    """Seconds until the next try: twice as long after each failure, up to a limit."""
+    # A number of failures that two may be raised to: after a night without a disk it has four digits.
+    return min(_BACKOFF_FIRST * 2.0 ** min(failures, 10), _BACKOFF_LAST)
 
 
 def how_it_ended(return_code: int) -> str:

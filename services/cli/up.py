@@ -10,20 +10,24 @@ from typing import Annotated
 import httpx
 import typer
 from pydantic_settings import DotEnvSettingsSource, EnvSettingsSource
+from sqlalchemy.exc import DBAPIError
 
 from services.cli.announcement import announcement
 from services.cli.console import CommandError, plain_errors, say
-from services.cli.facts import DEFAULT_DATA_DIR, Facts, ProcessIds, read_facts
+from services.cli.facts import DEFAULT_DATA_DIR, FILE_NAME, Facts, ProcessIds, read_facts
 from services.cli.home import Home, hold
 from services.cli.migrate import check_database, upgrade_to_head
 from services.cli.supervisor import Part, Program, Stop, Supervisor, how_it_ended
 from services.embedded import EmbeddedPostgres, EmbeddedRedis, PortTaken, child
 from services.embedded.ports import LOOPBACK, next_free_port
 from services.settings import Environment, Settings
+from services.sql import sqlstate
 
 DATABASE_NAME = "waybill"
 READY_SECONDS = 60.0
 _PORTS_TRIED = 20
+_NOT_OUR_FAULT = ("08", "53", "57", "58")
+"""Classes of SQLSTATE: the connection, resources such as the disk, an operator, the system."""
 
 
 def up(
@@ -64,29 +68,40 @@ class _House:
                 self._announce()
                 self.supervisor.watch()
         except KeyboardInterrupt:
-            say("Start-up broken off.")
+            say("Interrupted.")
         finally:
             self.stop.stopping = True
             say("\nStopping: workers and API first, then the servers ...")
             self.supervisor.stop_all()
-            self._write_facts()
+            self.supervisor.tell_of_changes()
             say(f"Stopped. The data are kept in {self.home.path}")
 
     def _start(self) -> None:
         settings = self._start_servers()
         say("Bringing the database to the newest schema ...")
         check_database(settings)
+        try:
+            self._prepare_database(settings)
+        except OSError as error:
+            raise CommandError(f"the database cannot be prepared: {error}") from error
+        except DBAPIError as error:
+            if (sqlstate(error) or "")[:2] not in _NOT_OUR_FAULT:
+                raise
+            raise CommandError(f"the database cannot be prepared: {error.orig}") from error
+        if self.stop.wanted:
+            return
+        self._start_programs()
+        self._wait_until_ready()
+
+    def _prepare_database(self, settings: Settings) -> None:
         upgrade_to_head()
         self.facts = self._first_facts(settings)
         if settings.is_development:
             # Imported here, with all domains: nothing else in this process needs them.
             from services.cli.seed import seed
 
+            # A password that cannot be noted must not be committed.
             asyncio.run(seed(settings, self.facts, self._write_facts))
-        if self.stop.wanted:
-            return
-        self._start_programs()
-        self._wait_until_ready()
 
     def _start_servers(self) -> Settings:
         chosen = {"WAYBILL_WORKER_PROCESSES": str(self.workers)}
@@ -95,12 +110,12 @@ class _House:
         if not self.given.get("secret_key"):
             chosen["WAYBILL_SECRET_KEY"] = self.home.secret_key()
         if not self.given.get("database_url"):
-            self.postgres = EmbeddedPostgres(self.home.path / "postgres")
+            self.postgres = EmbeddedPostgres(self.home.path / "postgres", say=say)
             self._start_server(self.postgres, 5432)
             self.postgres.create_database(DATABASE_NAME)
             chosen["WAYBILL_DATABASE_URL"] = self.postgres.url(DATABASE_NAME)
         if not self.given.get("redis_url"):
-            self.redis = EmbeddedRedis(self.home.path / "redis")
+            self.redis = EmbeddedRedis(self.home.path / "redis", say=say)
             self._start_server(self.redis, 6379)
             chosen["WAYBILL_REDIS_URL"] = self.redis.url()
         # For what runs in this process, migrations and seed, and for the children.
@@ -118,12 +133,8 @@ class _House:
         self.supervisor.start(server)
 
     def _start_programs(self) -> None:
-        assert self.facts is not None
-        port = self._free_port(self.port, "the API")
-        self.facts.api_url = f"http://{LOOPBACK}:{port}"
-        self.facts.docs_url = f"{self.facts.api_url}/docs"
-        arguments = ["-m", "services.cli", "api", "--host", LOOPBACK, "--port", str(port)]
-        self.api = Program("API", arguments, self.home.logs / "api.log", os.environ.copy())
+        self.api = Program("API", [], self.home.logs / "api.log", os.environ.copy())
+        self._choose_api_port(self.api)
         say(f"Starting the API and {self.workers} worker{'' if self.workers == 1 else 's'} ...")
         self.supervisor.start(self.api)
         for number in range(1, self.workers + 1):
@@ -131,32 +142,43 @@ class _House:
             program = Program(f"worker {number}", ["-m", "services.cli", "worker"], log, os.environ.copy())
             self.worker_programs.append(program)
             self.supervisor.start(program)
-        self._write_facts()
+        self.supervisor.tell_of_changes()
+
+    def _choose_api_port(self, api: Program) -> None:
+        assert self.facts is not None
+        port = self._free_port(self.port, "the API")
+        self.facts.api_url = f"http://{LOOPBACK}:{port}"
+        self.facts.docs_url = f"{self.facts.api_url}/docs"
+        api.arguments = ["-m", "services.cli", "api", "--host", LOOPBACK, "--port", str(port)]
 
     def _wait_until_ready(self) -> None:
         assert self.facts is not None
         assert self.api is not None
         deadline = time.monotonic() + READY_SECONDS
         # trust_env: a proxy of the user's is not the way to the loopback address.
-        with httpx.Client(base_url=self.facts.api_url, trust_env=False, timeout=2.0) as client:
+        with httpx.Client(trust_env=False, timeout=2.0) as client:
             while not self.stop.wanted:
+                if _ended(self.api) and child.port_was_taken(self.api.last_words()):
+                    # Somebody was faster: the next one, then.
+                    self._choose_api_port(self.api)
+                    self.api.start()
+                    self.supervisor.tell_of_changes()
                 for program in (self.api, *self.worker_programs):
                     self._check_alive(program)
-                if _answers(client):
+                if _answers(client, self.facts.api_url):
                     return
                 if time.monotonic() > deadline:
                     raise CommandError(
                         f"the API was not ready after {READY_SECONDS:.0f} s. "
-                        f"The end of its log, {self.api.log}:\n{child.tail(self.api.log)}"
+                        f"The end of its log, {self.api.log}:\n{self.api.last_words()}"
                     )
                 time.sleep(0.05)
 
     def _check_alive(self, program: Program) -> None:
-        process = program.process
-        if process is not None and process.poll() is not None:
+        if program.process is not None and _ended(program):
             raise CommandError(
-                f"{program.name} {how_it_ended(process.returncode)} at start-up. "
-                f"The end of its log, {program.log}:\n{child.tail(program.log)}"
+                f"{program.name} {how_it_ended(program.process.returncode)} at start-up. "
+                f"The end of its log, {program.log}:\n{program.last_words()}"
             )
 
     def _free_port(self, preferred: int, what: str) -> int:
@@ -167,7 +189,11 @@ class _House:
         return port
 
     def _first_facts(self, settings: Settings) -> Facts:
-        before = read_facts(self.home.path)
+        try:
+            before = read_facts(self.home.path)
+        except CommandError:
+            before = None
+            say(f"{self.home.path / FILE_NAME} is damaged and is written again; demo users get new passwords.")
         facts = Facts(
             api_url="",
             docs_url="",
@@ -205,8 +231,12 @@ def _pid(part: Part | None) -> int | None:
     return part.process.pid
 
 
-def _answers(client: httpx.Client) -> bool:
+def _ended(program: Program) -> bool:
+    return program.process is not None and program.process.poll() is not None
+
+
+def _answers(client: httpx.Client, url: str) -> bool:
     try:
-        return client.get("/readyz").is_success
+        return client.get(f"{url}/readyz").is_success
     except httpx.HTTPError:
         return False

@@ -175,7 +175,7 @@ class EmbeddedServer(ABC):
                     raise PortTaken(f"{self.name}: port {self.port} is taken")
                 raise EmbeddedServerError(
                     f"{self.name} did not start (exit code {process.returncode}). "
-                    f"The end of its log, {self.log}:\n{said}"
+                    f"The end of its log, {self.log}:\n{said or '(nothing; is the disk full?)'}"
                 )
             if time.monotonic() > deadline:
                 self.stop()

@@ -7,6 +7,8 @@ from time import monotonic
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from services.logs import RateLimitedLogger
+
 logger = logging.getLogger(__name__)
 
 KEY = "waybill:doorbell"
@@ -31,7 +33,7 @@ class Doorbell:
         self._redis = redis
         self._wanted = asyncio.Event()
         self._ringer: asyncio.Task[None] | None = None
-        self._silent = False
+        self._log = RateLimitedLogger(logger)
         self._closing = False
         self._quiet_until = 0.0
 
@@ -61,12 +63,9 @@ class Doorbell:
                 await asyncio.sleep(self._quiet_until - monotonic())
                 async with asyncio.timeout(_PATIENCE):
                     await self._ring_now()
-                self._silent = False
                 self._quiet_until = monotonic() + _QUIET
             except (RedisError, OSError, TimeoutError) as error:
-                if not self._silent:
-                    logger.warning("doorbell is silent, workers fall back to polling: %s", error)
-                self._silent = True
+                self._log.warning("doorbell is silent, workers fall back to polling: %s", error)
 
     async def _ring_now(self) -> None:
         # Where workers listen, the list is short: one command, and not the cost of a pipeline.

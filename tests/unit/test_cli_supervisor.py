@@ -1,6 +1,8 @@
 """What dies is started again, with pauses that grow; what is to stop stops in order, by force if need be."""
 
+import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -10,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from services.cli.supervisor import Program, Stop, Supervisor, how_it_ended
+from services.cli.supervisor import Program, Stop, Supervisor, backoff, how_it_ended
+from services.embedded import child
 
 
 class Changes:
@@ -74,6 +77,156 @@ def test_a_program_that_keeps_dying_is_started_with_growing_pauses(program: Call
 
     first, second, third = changes.times
     assert 0.5 <= second - first < third - second
+
+
+def test_pauses_grow_up_to_a_limit_however_long_it_takes() -> None:
+    assert [backoff(failures) for failures in (0, 1, 2)] == [0.5, 1.0, 2.0]
+    assert backoff(100_000) == 15.0
+
+
+class Refusal:
+    """A listener that finds the disk full at first."""
+
+    def __init__(self, changes: Changes, times: int) -> None:
+        self.changes = changes
+        self.left = times
+
+    def __call__(self) -> None:
+        if self.left:
+            self.left -= 1
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.changes()
+
+
+def test_what_cannot_be_told_for_lack_of_disk_is_told_later(
+    program: Callable[[str], Program], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("services.cli.supervisor._TELL_AGAIN_SECONDS", 0.1)
+    stop = Stop()
+    changes = Changes(stop, enough=1)
+    supervisor = Supervisor(stop, Refusal(changes, times=3))
+    sleeper = program("import time; time.sleep(60)")
+    supervisor.start(sleeper)
+    os.kill(pid(sleeper), signal.SIGKILL)
+
+    supervisor.watch()
+
+    assert len(changes.times) == 1
+    assert sleeper.process is not None
+    assert sleeper.process.poll() is None
+    assert capsys.readouterr().out.count("No space left on device") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the death signal, not a watchdog that needs descriptors")
+def test_a_program_that_cannot_be_started_for_lack_of_descriptors_is_started_later(
+    program: Callable[[str], Program], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    stop = Stop()
+    supervisor = Supervisor(stop, Changes(stop, enough=1))
+    sleeper = program("import time; time.sleep(60)")
+    supervisor.start(sleeper)
+    first = pid(sleeper)
+    os.kill(first, signal.SIGKILL)
+    rounds = iter(range(100))
+
+    def a_round_passes(_: float) -> None:
+        # The third round is the first that finds descriptors.
+        if next(rounds) == 2:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+    monkeypatch.setattr("services.cli.supervisor.backoff", lambda _: 0.0)
+    monkeypatch.setattr("services.cli.supervisor.time.sleep", a_round_passes)
+    while sleeper.process is not None and sleeper.process.poll() is None:
+        pass
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        supervisor.watch()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+    assert pid(sleeper) != first
+    said = capsys.readouterr().out
+    assert said.count("sleeper did not start again: ") == 1
+    assert "Too many open files" in said
+    assert f"sleeper runs again (process {pid(sleeper)})" in said
+
+
+def test_logs_stay_within_bounds_while_their_writers_run(
+    program: Callable[[str], Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "LOG_LIMIT", 100_000)
+    stop = Stop()
+    supervisor = Supervisor(stop, lambda: None)
+    # Two and a half times the limit in pieces, each of which the supervisor has time to see.
+    talker = program(
+        "import sys, time\n"
+        "for number in range(2500):\n"
+        "    print(f'{number:099d}')\n"
+        "    if number % 100 == 99: sys.stdout.flush(); time.sleep(0.1)\n"
+        "print('the end', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    supervisor.start(talker)
+    old = talker.log.with_name(f"{talker.log.name}.old")
+    largest = 0
+
+    def a_round_passes(_: float) -> None:
+        nonlocal largest
+        largest = max(largest, talker.log.stat().st_size)
+        stop.wanted = "the end" in child.tail(talker.log, 100)
+        real_sleep(0.01)
+
+    real_sleep = time.sleep
+    monkeypatch.setattr("services.cli.supervisor.time.sleep", a_round_passes)
+    supervisor.watch()
+    supervisor.stop_all()
+
+    assert largest < 200_000
+    assert old.stat().st_size <= 200_000
+    assert old.stat().st_mode & 0o777 == 0o600
+    # Nothing between the older lines and the newest is missing.
+    numbers = [int(line) for line in (old.read_text() + talker.log.read_text()).splitlines()[1:-1]]
+    assert numbers == list(range(numbers[0], 2500))
+    assert numbers[0] > 0
+
+
+def test_on_a_full_disk_the_last_lines_of_a_log_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "LOG_LIMIT", 1_000_000)
+    log = tmp_path / "a.log"
+    log.write_text("".join(f"{number:099d}\n" for number in range(20_000)))
+    # A stand-in for the disk: what is kept beside the log may not be written.
+    (tmp_path / "a.log.old").symlink_to("/dev/full")
+    child.bound_log(log)
+    assert log.read_text().splitlines()[-1] == f"{19_999:099d}"
+    assert log.stat().st_size == 100_000
+    assert [path.name for path in tmp_path.iterdir()] == ["a.log"]
+
+
+def test_the_last_words_are_those_since_the_last_start(program: Callable[[str], Program]) -> None:
+    sleeper = program("print('said')")
+    sleeper.log.write_text("before\n")
+    sleeper.start()
+    assert sleeper.process is not None
+    sleeper.process.wait()
+    assert sleeper.last_words() == "said"
+    # Older lines were moved away meanwhile.
+    sleeper.log.write_text("new")
+    assert sleeper.last_words() == "new"
+
+
+def test_a_full_disk_under_the_output_is_survived_and_later_lines_are_written() -> None:
+    script = (
+        "import os\n"
+        "from services.cli.console import say\n"
+        "kept = os.dup(1)\n"
+        "os.dup2(os.open('/dev/full', os.O_WRONLY), 1)\n"
+        "say('lost')\n"
+        "os.dup2(kept, 1)\n"
+        "say('written')\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "written"
 
 
 def test_stopping_ends_all_programs(program: Callable[[str], Program]) -> None:
