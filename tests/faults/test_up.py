@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -42,7 +42,7 @@ def all_of(pids: ProcessIds) -> list[int]:
 class Up:
     """A running `waybill up` and what it says."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, program: Sequence[str] = ("-m", "services.cli")) -> None:
         self.folder = folder
         self.data = folder / "data"
         self.output = folder / f"output-{uuid4().hex}.txt"
@@ -50,7 +50,7 @@ class Up:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("WAYBILL_")}
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "services.cli", "up", "--data-dir", "data", *arguments],
+                [sys.executable, "-P", *program, "up", "--data-dir", "data", *arguments],
                 cwd=folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -78,8 +78,8 @@ class Up:
 
 
 @contextmanager
-def up(folder: Path, *arguments: str) -> Iterator[Up]:
-    started = Up(folder, *arguments)
+def up(folder: Path, *arguments: str, program: Sequence[str] = ("-m", "services.cli")) -> Iterator[Up]:
+    started = Up(folder, *arguments, program=program)
     try:
         started.wait_until_running()
         yield started

@@ -93,3 +93,33 @@ async def test_a_database_that_is_away_is_not_asked_more_often() -> None:
 @pytest.mark.parametrize("due_in", [0.3, 7.0])
 async def test_what_is_due_sooner_is_looked_for_when_it_is_due(due_in: float) -> None:
     assert await waits([(False, due_in)]) == [1.0, min(due_in, INTERVAL)]
+
+
+class Away(Outbox):
+    """A processor whose database is away."""
+
+    def __init__(self, failures: int) -> None:
+        super().__init__([NOTHING], processed=0)
+        self._left = failures
+        self.over = asyncio.Event()
+
+    async def run_once(self) -> Outcome:
+        self._left -= 1
+        if self._left == 0:
+            self.over.set()
+        raise ConnectionRefusedError("attempt", self._left)
+
+
+async def test_a_database_that_is_away_is_logged_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.poller._MAX_BACKOFF", 0.001)
+    outbox = Away(failures=20)
+    poller = Poller([cast("Processor[UnitOfWork]", outbox)], cast("DoorbellListener", Ear([])), INTERVAL)
+    poller.start()
+    async with asyncio.timeout(10):
+        await outbox.over.wait()
+    await poller.stop(1.0)
+    assert poller.progress.rolled_back >= 19
+    (line,) = [message for message in caplog.messages if "rolled back" in message]
+    assert "ConnectionRefusedError" in line

@@ -1,0 +1,148 @@
+"""`waybill up` on a disk that is full, or that lost the end of what was written: it says so, goes on and comes back."""
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+
+from services.embedded.ports import next_free_port
+from tests.faults.test_up import START_SECONDS, Up, all_of, answers, lives, order_is_confirmed, up, wait_for
+
+NO_ROOM = "the other commands cannot be told of new processes; trying again"
+
+
+def fill(folder: Path) -> None:
+    """Leave no room at all."""
+    with (folder / "filler").open("wb", buffering=0) as filler:
+        size = 1_000_000
+        while size:
+            try:
+                filler.write(b"\0" * size)
+            except OSError:
+                size //= 2
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own."""
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", tmp_path], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"needs root, and permission to mount: {mounted.stderr.strip()}")
+    try:
+        yield tmp_path
+    finally:
+        subprocess.run(["umount", "--lazy", tmp_path], check=True)
+
+
+def test_a_full_disk_ends_nothing_and_all_comes_back_when_there_is_room(small_disk: Path) -> None:
+    with up(small_disk) as running:
+        before = running.facts()
+        fill(small_disk)
+        for pid in (before.pids.workers[0], before.pids.redis, before.pids.postgres):
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+        # What it says has no room either: that there is a new child shows that it goes on.
+        wait_for(lambda: bool(set(children(running.process.pid)) - set(all_of(before.pids))), "a new process")
+        fill(small_disk)
+
+        (small_disk / "filler").unlink()
+        with httpx.Client(base_url=before.api_url, trust_env=False) as client:
+            wait_for(lambda: answers(client), "the API to be ready again", START_SECONDS)
+        # Whatever was started meanwhile is told of.
+        wait_for(
+            lambda: set(all_of(running.facts().pids)) == set(children(running.process.pid)), "the facts", START_SECONDS
+        )
+        assert order_is_confirmed(running.facts())
+        assert running.interrupt() == 0
+        assert "Traceback" not in running.said()
+
+
+def children(pid: int) -> list[int]:
+    shown = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False).stdout
+    return [child for child in map(int, shown.split()) if lives(child)]
+
+
+def test_facts_that_cannot_be_written_are_written_later(tmp_path: Path) -> None:
+    with up(tmp_path) as running:
+        before = running.facts()
+        # Everywhere, and for root too: nothing can be written where a folder stands in the way.
+        obstacle = running.data / "waybill.json.new"
+        obstacle.mkdir()
+        os.kill(before.pids.workers[0], signal.SIGKILL)
+        wait_for(lambda: NO_ROOM in running.said(), "the warning")
+        assert running.facts() == before
+        obstacle.rmdir()
+        wait_for(lambda: running.facts().pids.workers != before.pids.workers, "the facts")
+        assert order_is_confirmed(running.facts())
+        assert running.said().count(NO_ROOM) == 1
+
+
+def test_what_a_power_cut_left_empty_or_garbled_is_made_again(tmp_path: Path) -> None:
+    with up(tmp_path) as first:
+        before = first.facts()
+        assert order_is_confirmed(before)
+        assert first.interrupt() == 0
+    data = first.data
+    for name in ("secret_key", "waybill.json", "postgres/password", "redis/password", "waybill.marker", "lock"):
+        (data / name).write_text("")
+    (log,) = (data / "redis" / "appendonlydir").glob("*.incr.aof")
+    log.write_bytes(b"\0" * log.stat().st_size)
+
+    with up(tmp_path) as second:
+        # By a password that was set again, with a token that the new key signs.
+        assert order_is_confirmed(second.facts())
+        assert second.facts().users != before.users
+        assert second.interrupt() == 0
+    said = second.said()
+    assert "secret_key was damaged and has been replaced: everyone has to sign in again" in said
+    assert "PostgreSQL did not accept the password" in said
+    assert "Redis could not read its data: they were moved to" in said
+    assert "waybill.json is damaged and is written again; demo users get new passwords" in said
+    assert "Traceback" not in said
+
+
+HASTY = """
+import sys
+from services.cli import main, up
+from services.embedded import server
+
+looked = set()
+look = up.next_free_port
+taken = {{preferred: int(port) for preferred, port in {taken}}}
+
+def look_before_somebody_else(preferred, used=()):
+    if preferred in taken and preferred not in looked:
+        looked.add(preferred)
+        return taken[preferred]
+    return look(preferred, used)
+
+up.next_free_port = look_before_somebody_else
+server.is_free = lambda port: True
+main.app()
+"""
+
+
+def test_ports_that_somebody_takes_after_the_look_give_way_to_the_next(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        port = next_free_port(8000)
+        others = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        taken = [other.getsockname()[1] for other in others]
+        script = HASTY.format(taken=list(zip((5432, 6379, port), taken, strict=True)))
+        with up(tmp_path, "--port", str(port), program=("-c", script)) as running:
+            for number in taken:
+                assert f"listens on {number} instead" in running.said()
+            assert not any(f":{number}/" in url for number in taken for url in addresses(running))
+            assert order_is_confirmed(running.facts())
+
+
+def addresses(running: Up) -> list[str]:
+    facts = running.facts()
+    return [facts.database_url, facts.redis_url, f"{facts.api_url}/"]
