@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 from services.embedded.ports import next_free_port
 from tests.faults.test_up import START_SECONDS, Up, all_of, answers, lives, order_is_confirmed, up, wait_for
 
+ROUNDS = 3.0
+"""Seconds in which the supervisor comes round several times."""
 NO_ROOM = "the other commands cannot be told of new processes; trying again"
 
 
@@ -46,12 +49,19 @@ def test_a_full_disk_ends_nothing_and_all_comes_back_when_there_is_room(small_di
     with up(small_disk) as running:
         before = running.facts()
         fill(small_disk)
-        for pid in (before.pids.workers[0], before.pids.redis, before.pids.postgres):
-            assert pid is not None
-            os.kill(pid, signal.SIGKILL)
+        os.kill(before.pids.workers[0], signal.SIGKILL)
         # What it says has no room either: that there is a new child shows that it goes on.
         wait_for(lambda: bool(set(children(running.process.pid)) - set(all_of(before.pids))), "a new process")
+        time.sleep(ROUNDS)
+        assert running.facts() == before
+
         fill(small_disk)
+        for pid in (before.pids.redis, before.pids.postgres):
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+        fill(small_disk)
+        time.sleep(ROUNDS)
+        assert running.process.poll() is None
 
         (small_disk / "filler").unlink()
         with httpx.Client(base_url=before.api_url, trust_env=False) as client:
