@@ -214,7 +214,7 @@ async def _on_database_error(request: Request, error: Exception) -> ProblemRespo
             "send it again with the same Idempotency-Key to find out",
         )
     if sqlstate(error) in _BUSY:
-        logger.warning("the database did not do this in time: %s", error.orig)
+        outage.warning("the database did not do this in time: %s", error.orig)
         return _retry_later(
             request, "busy", "what this request needs is in use at the moment; nothing took effect, send it again"
         )
