@@ -15,6 +15,7 @@ from services.outbox.models import (
     OutboxRow,
     WorkerRow,
 )
+from services.sweeps.models import SweepFailure
 from services.users.models import User
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Product",
     "Refund",
     "RefundLine",
+    "SweepFailure",
     "Transfer",
     "User",
     "WorkerRow",

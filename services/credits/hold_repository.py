@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from services.credits.models import TransferKind, TransferState
 from services.credits.planning import Item
 from services.credits.repository import Movement
 from services.sql import SqlAccess, Statement
+from services.sweeps.repository import BEFORE_ALL
 
 # The accounts are locked, so what is written is what was computed from them.
 _WRITE = Statement("""
@@ -46,11 +47,57 @@ _LOCK = Statement("""
     ORDER BY id FOR NO KEY UPDATE
 """)
 
-_LOCK_DUE = Statement("""
-    SELECT id, debit_account_id, credit_account_id, amount FROM transfers
+# A row comparison and an ORDER BY that are the index's own: a slice reads its rows, and not those of the slices before.
+_DUE = Statement("""
+    SELECT expires_at, id FROM transfers
     WHERE state = 'pending' AND order_id IS NULL AND expires_at <= now()
-    ORDER BY expires_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED
+    AND (expires_at, id) > (CAST(:expires_at AS timestamptz), CAST(:id AS uuid))
+    ORDER BY expires_at, id LIMIT :limit
 """)
+
+# Only the payer's account changes when credits are released. Who has it locked is not waited for.
+_LOCK_DUE = Statement("""
+    WITH due AS MATERIALIZED (
+        SELECT id, debit_account_id, credit_account_id, amount FROM transfers
+        WHERE id = ANY(CAST(:ids AS uuid[])) AND state = 'pending' AND order_id IS NULL AND expires_at <= now()
+        ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+    ), payers AS MATERIALIZED (
+        SELECT id FROM accounts WHERE id = ANY(ARRAY(SELECT debit_account_id FROM due))
+        ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+    )
+    SELECT * FROM due WHERE debit_account_id IN (SELECT id FROM payers)
+""")
+
+_LOCK_OF_ORDERS = Statement("""
+    WITH pending AS MATERIALIZED (
+        SELECT id, order_id, debit_account_id, expires_at FROM transfers
+        WHERE order_id = ANY(CAST(:order_ids AS uuid[])) AND kind = 'order' AND state = 'pending'
+    ), payers AS MATERIALIZED (
+        SELECT id FROM accounts WHERE id = ANY(ARRAY(SELECT debit_account_id FROM pending))
+        ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+    )
+    SELECT id, order_id, expires_at <= clock_timestamp() AS is_due FROM pending
+    WHERE debit_account_id IN (SELECT id FROM payers) ORDER BY id
+""")
+
+
+class DueHold(NamedTuple):
+    """A hold between users that ended then."""
+
+    expires_at: datetime
+    transfer_id: UUID
+
+    @property
+    def subject(self) -> str:
+        return str(self.transfer_id)
+
+
+class HoldOfOrder(NamedTuple):
+    """A pending transfer for an order."""
+
+    id: UUID
+    order_id: UUID
+    is_due: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +155,30 @@ class HoldRepository(SqlAccess):
         rows = await self.sql.fetch(_GET, id=transfer_id)
         return TransferRow.from_row(rows[0]) if rows else None
 
-    async def lock_due(self, limit: int) -> Sequence[Movement]:
-        """Up to `limit` holds whose time is over and which nobody else has locked, locked until the transaction ends.
+    async def due(self, after: DueHold | None, limit: int) -> list[DueHold]:
+        """Up to `limit` holds whose time is over and that come after that one.
 
         Holds for orders are not among them: they expire with their order, which is locked first.
         """
+        expires_at, transfer_id = BEFORE_ALL if after is None else after
+        rows = await self.sql.fetch(_DUE, expires_at=expires_at, id=transfer_id, limit=limit)
+        return [DueHold(row["expires_at"], row["id"]) for row in rows]
+
+    async def lock_due(self, transfer_ids: Sequence[UUID]) -> list[Movement]:
+        """Those of the holds that are still due, locked with their payers' accounts until the transaction ends.
+
+        Left out are those of which somebody else has locked either.
+        """
         return [
             Movement(row["id"], row["debit_account_id"], row["credit_account_id"], row["amount"])
-            for row in await self.sql.fetch(_LOCK_DUE, limit=limit)
+            for row in await self.sql.fetch(_LOCK_DUE, ids=list(transfer_ids))
         ]
+
+    async def lock_of_orders(self, order_ids: Sequence[UUID]) -> list[HoldOfOrder]:
+        """The pending transfers for these orders, with their buyers' accounts locked until the transaction ends.
+
+        Left out are those of buyers whose account somebody else has locked. The orders are locked by the caller, so
+        that their holds stay as they are.
+        """
+        rows = await self.sql.fetch(_LOCK_OF_ORDERS, order_ids=list(order_ids))
+        return [HoldOfOrder(row["id"], row["order_id"], row["is_due"]) for row in rows]

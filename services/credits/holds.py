@@ -3,13 +3,14 @@
 Holds for orders are resolved with their order: `services/orders/processing.py` and `expiry.py`.
 """
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from uuid import UUID
 
 from services.credits import planning
 from services.credits.events import CreditsHeld, CreditsMoved, CreditsReleased
-from services.credits.hold_repository import TransferRow
+from services.credits.hold_repository import DueHold, TransferRow
 from services.credits.models import TransferKind, TransferState
 from services.credits.planning import Item
 from services.credits.repository import Movement
@@ -26,6 +27,7 @@ from services.errors import (
     TransferOfOrder,
 )
 from services.fields import new_id
+from services.sweeps.service import Sweep
 from services.unit_of_work import UnitOfWork
 from services.users.models import Caller, Role
 
@@ -102,15 +104,20 @@ async def void(uow: UnitOfWork, caller: Caller, transfer_id: UUID) -> TransferRo
     return await get(uow, caller, transfer_id)
 
 
-async def expire_due(uow: UnitOfWork, limit: int) -> int:
-    """Let up to `limit` holds between users expire whose time is over; how many it were."""
-    due = await uow.holds.lock_due(limit)
-    if due:
-        await uow.ledger.lock_accounts(due)
-        await uow.ledger.resolve_holds(expire=[movement.transfer_id for movement in due])
-    for movement in due:
+async def expire(uow: UnitOfWork, due: Sequence[DueHold]) -> list[str]:
+    """Let those of the holds expire whose time is over; the ids of the expired ones.
+
+    What somebody works on at this moment is left out: it is resolved there, or found the next time.
+    """
+    locked = await uow.holds.lock_due([one.transfer_id for one in due])
+    await uow.ledger.resolve_holds(expire=[movement.transfer_id for movement in locked])
+    for movement in locked:
         _record_release(uow, movement, TransferState.expired)
-    return len(due)
+    return [str(movement.transfer_id) for movement in locked]
+
+
+HOLDS: Sweep[DueHold] = Sweep("holds", lambda uow, after, limit: uow.holds.due(after, limit), expire)
+"""Holds between users that nobody posted in time."""
 
 
 def check_unresolved(found: TransferRow) -> None:

@@ -98,7 +98,20 @@ class Transfer(TransferBase, table=True):
         CheckConstraint("expires_at IS NOT NULL OR state <> ALL ('{pending,expired}'::text[])", name="expires"),
         CheckConstraint("(kind = 'reversal') = (reverses IS NOT NULL)", name="reversal"),
         Index("ix_transfers_order_id", "order_id", postgresql_where=text("order_id IS NOT NULL")),
-        Index("ix_transfers_expires_at", "expires_at", postgresql_where=text("state = 'pending'")),
+        # Two sweeps read what is due, one the holds of orders and one those between users: neither passes over the
+        # other's, and each goes on where its last slice ended.
+        Index(
+            "ix_transfers_due_of_orders",
+            "expires_at",
+            "id",
+            postgresql_where=text("state = 'pending' AND order_id IS NOT NULL"),
+        ),
+        Index(
+            "ix_transfers_due_of_users",
+            "expires_at",
+            "id",
+            postgresql_where=text("state = 'pending' AND order_id IS NULL"),
+        ),
         Index("uq_transfers_reverses", "reverses", unique=True, postgresql_where=text("reverses IS NOT NULL")),
     )
 

@@ -1,25 +1,39 @@
 """Orders that nothing came of in time are cancelled: unpaid ones, and those whose holds no worker posted."""
 
+from collections.abc import Sequence
+
 from services.orders.events import OrderCancelled
+from services.orders.expiry_repository import HeldOrder, UnpaidOrder
 from services.orders.models import OrderStatus
 from services.orders.processing import EXPIRED
 from services.orders.repository import Move
+from services.sweeps.service import Sweep
 from services.unit_of_work import UnitOfWork
 
 
-async def expire_due(uow: UnitOfWork, limit: int) -> int:
-    """Cancel up to `limit` orders whose time is over, and free their credits; how many it looked at.
+async def expire(uow: UnitOfWork, due: Sequence[UnpaidOrder | HeldOrder]) -> list[str]:
+    """Cancel those of the orders whose time is over, and free their credits; the ids of the cancelled ones.
 
-    Orders that somebody works on at this moment are left out: they are resolved there, or found the next time. A
-    pending order has no stock reserved, so that none is given back.
+    Orders that somebody works on at this moment are left out, and so are those whose buyer's account is locked: they
+    are resolved there, or found the next time. A pending order has no stock reserved, so none is given back.
     """
-    due = await uow.order_expiry.lock_due(limit)
-    found = await uow.ledger.lock_holds([one.order.id for one in due if one.order.status is OrderStatus.pending])
-    overdue = {hold.order_id for hold in found.holds if hold.is_due}
-    orders = [one.order for one in due if one.is_due or one.order.id in overdue]
-    await uow.ledger.resolve_holds(expire=[hold.id for hold in found.holds if hold.order_id in overdue])
+    found = await uow.order_expiry.lock([one.order_id for one in due])
+    pending = [one.order.id for one in found if one.order.status is OrderStatus.pending]
+    holds = await uow.holds.lock_of_orders(pending) if pending else []
+    overdue = {hold.order_id for hold in holds if hold.is_due}
+    orders = [one.order for one in found if one.is_due or one.order.id in overdue]
+    await uow.ledger.resolve_holds(expire=[hold.id for hold in holds if hold.order_id in overdue])
     if orders:
         await uow.orders.move([Move(order.id, order.status, OrderStatus.cancelled, EXPIRED) for order in orders])
     for order in orders:
         uow.record(OrderCancelled(order_id=order.id, from_status=order.status.value, reason=EXPIRED))
-    return len(due)
+    return [str(order.id) for order in orders]
+
+
+UNPAID: Sweep[UnpaidOrder] = Sweep(
+    "unpaid_orders", lambda uow, after, limit: uow.order_expiry.unpaid(after, limit), expire
+)
+"""Orders that were not paid in time."""
+
+HELD: Sweep[HeldOrder] = Sweep("held_orders", lambda uow, after, limit: uow.order_expiry.held(after, limit), expire)
+"""Pending orders whose credits were held until a time that is over."""

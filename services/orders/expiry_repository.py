@@ -1,25 +1,63 @@
 """All SQL that finds orders whose time is over."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
 
 from services.orders.models import OrderStatus
 from services.orders.repository import LockedOrder
 from services.sql import SqlAccess, Statement
+from services.sweeps.repository import BEFORE_ALL
 
-# What the indexes on `expires_at` find, and the order's row as it is when it is locked: it may have been paid since.
-_LOCK_DUE = Statement("""
-    SELECT id, buyer_id, status, total, coalesce(expires_at <= now(), false) AS is_due FROM orders
-    WHERE id IN (
-        SELECT id FROM orders WHERE expires_at <= now()
-        UNION ALL SELECT order_id FROM transfers WHERE state = 'pending' AND kind = 'order' AND expires_at <= now()
-    ) AND status IN ('awaiting_payment', 'pending')
-    ORDER BY id LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED
+# A row comparison and an ORDER BY that are the index's own: a slice reads its rows, and not those of the slices before.
+_UNPAID = Statement("""
+    SELECT expires_at, id FROM orders
+    WHERE expires_at <= now() AND (expires_at, id) > (CAST(:expires_at AS timestamptz), CAST(:id AS uuid))
+    ORDER BY expires_at, id LIMIT :limit
 """)
+_HELD = Statement("""
+    SELECT expires_at, id, order_id FROM transfers
+    WHERE state = 'pending' AND order_id IS NOT NULL AND expires_at <= now()
+    AND (expires_at, id) > (CAST(:expires_at AS timestamptz), CAST(:id AS uuid))
+    ORDER BY expires_at, id LIMIT :limit
+""")
+
+# The order's row as it is when it is locked: it may have been paid since it was found.
+_LOCK = Statement("""
+    SELECT id, buyer_id, status, total, coalesce(expires_at <= now(), false) AS is_due FROM orders
+    WHERE id = ANY(CAST(:ids AS uuid[])) AND status IN ('awaiting_payment', 'pending')
+    ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+""")
+
+
+class UnpaidOrder(NamedTuple):
+    """An order that awaited payment until then."""
+
+    expires_at: datetime
+    order_id: UUID
+
+    @property
+    def subject(self) -> str:
+        return str(self.order_id)
+
+
+class HeldOrder(NamedTuple):
+    """An order of which a hold ended then."""
+
+    expires_at: datetime
+    transfer_id: UUID
+    order_id: UUID
+
+    @property
+    def subject(self) -> str:
+        return str(self.order_id)
 
 
 @dataclass(frozen=True, slots=True)
 class DueOrder:
-    """An order that awaits payment or has holds, one of which the time was over when it was looked for."""
+    """An order that awaits payment or has holds, and whose row is locked until the transaction ends."""
 
     order: LockedOrder
     is_due: bool
@@ -29,9 +67,21 @@ class DueOrder:
 class OrderExpiryRepository(SqlAccess):
     """Orders that are to be cancelled because nothing came of them in time."""
 
-    async def lock_due(self, limit: int) -> list[DueOrder]:
-        """Up to `limit` of them that nobody else has locked, locked until the transaction ends."""
+    async def unpaid(self, after: UnpaidOrder | None, limit: int) -> list[UnpaidOrder]:
+        """Up to `limit` orders that were not paid in time and come after that one."""
+        expires_at, order_id = BEFORE_ALL if after is None else after
+        rows = await self.sql.fetch(_UNPAID, expires_at=expires_at, id=order_id, limit=limit)
+        return [UnpaidOrder(row["expires_at"], row["id"]) for row in rows]
+
+    async def held(self, after: HeldOrder | None, limit: int) -> list[HeldOrder]:
+        """The orders of up to `limit` holds that have ended and come after that one; an order once for each hold."""
+        expires_at, transfer_id = BEFORE_ALL if after is None else after[:2]
+        rows = await self.sql.fetch(_HELD, expires_at=expires_at, id=transfer_id, limit=limit)
+        return [HeldOrder(row["expires_at"], row["id"], row["order_id"]) for row in rows]
+
+    async def lock(self, order_ids: Sequence[UUID]) -> list[DueOrder]:
+        """Those of them that nobody else has locked and that can still expire, locked until the transaction ends."""
         return [
             DueOrder(LockedOrder(row["id"], row["buyer_id"], OrderStatus(row["status"]), row["total"]), row["is_due"])
-            for row in await self.sql.fetch(_LOCK_DUE, limit=limit)
+            for row in await self.sql.fetch(_LOCK, ids=list(order_ids))
         ]

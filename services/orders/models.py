@@ -68,7 +68,7 @@ class Order(OrderBase, table=True):
         CheckConstraint("(status = 'awaiting_payment') = (expires_at IS NOT NULL)", name="expires"),
         Index("ix_orders_buyer_id_id", "buyer_id", "id"),
         # No word of the status: a move of an order that does not await payment changes no indexed column.
-        Index("ix_orders_expires_at", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
+        Index("ix_orders_expires_at_id", "expires_at", "id", postgresql_where=text("expires_at IS NOT NULL")),
         Index(
             "uq_orders_buyer_id_reference",
             "buyer_id",

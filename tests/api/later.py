@@ -2,9 +2,10 @@
 
 from sqlalchemy import text
 
-from services.credits import holds
+from services.credits.holds import HOLDS
 from services.database import Database
-from services.orders import expiry as orders
+from services.orders.expiry import HELD, UNPAID
+from services.sweeps.service import take_slice
 from services.unit_of_work import UnitOfWork
 from tests.api.audited import run_audit
 
@@ -20,11 +21,12 @@ async def let_the_time_run_out(database: Database) -> None:
 
 
 async def sweep(database: Database, limit: int = 100) -> tuple[int, int]:
-    """One slice of orders and one of holds, as the job takes them; how many it looked at."""
+    """One slice of orders of each kind and one of holds, as the job takes them; how many orders and holds it ended."""
     async with UnitOfWork(database.write) as uow:
-        looked_at = (await orders.expire_due(uow, limit), await holds.expire_due(uow, limit))
+        orders = (await take_slice(uow, UNPAID, None, limit)).ended + (await take_slice(uow, HELD, None, limit)).ended
+        held = (await take_slice(uow, HOLDS, None, limit)).ended
         await uow.commit()
-    return looked_at
+    return orders, held
 
 
 async def assert_nothing_differs(database: Database) -> None:

@@ -14,12 +14,12 @@ from services.credits.schemas import AdjustmentCreate, HoldCreate, TransferCreat
 from services.database import Database
 from services.errors import DomainError
 from services.fields import now
-from services.orders import expiry as orders_expiry
+from services.orders import expiry
 from services.orders import service as orders
-from services.orders.expiry_repository import DueOrder, OrderExpiryRepository
-from services.orders.repository import OrderRepository
+from services.orders.expiry_repository import UnpaidOrder
 from services.orders.schemas import OrderCreate
 from services.outbox.processor import Processor
+from services.sweeps.service import take_slice
 from services.unit_of_work import UnitOfWork
 from services.users.models import User
 from tests.api.later import assert_nothing_differs, let_the_time_run_out, sweep
@@ -104,9 +104,9 @@ async def test_a_sweep_and_a_worker_at_the_same_moment_cancel_each_order_once(da
 
     async def swept() -> int:
         async with UnitOfWork(database.write) as uow:
-            found = await orders_expiry.expire_due(uow, 3)
+            taken = await take_slice(uow, expiry.HELD, None, 3)
             await uow.commit()
-        return found
+        return taken.ended
 
     for _ in range(8):
         for _ in range(12):
@@ -170,19 +170,15 @@ async def test_a_sweep_passes_over_an_order_that_somebody_works_on_and_over_its_
     assert await balances(database, buyer) == ["(100.00,0.00)"]
 
 
-async def test_an_order_that_was_paid_between_being_found_and_being_locked_is_left_alone(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_order_that_was_paid_between_being_found_and_being_locked_is_left_alone(database: Database) -> None:
     buyer = await make_user(database, credits="100")
     product = await make_product(database, price="10.00")
     await place(database, buyer, (product.id, 1))
     [order_id] = await rows(database, "SELECT id FROM orders")
 
-    async def found_before_it_was_paid(self: OrderExpiryRepository, _: int) -> list[DueOrder]:
-        return [DueOrder((await OrderRepository(self.session).lock([order_id]))[order_id], is_due=False)]
-
-    monkeypatch.setattr(OrderExpiryRepository, "lock_due", found_before_it_was_paid)
-    assert await sweep(database) == (1, 0)
+    async with UnitOfWork(database.write) as uow:
+        assert await expiry.expire(uow, [UnpaidOrder(now(), order_id)]) == []
+        await uow.commit()
     assert await rows(database, "SELECT status FROM orders") == ["pending"]
     assert await balances(database, buyer) == ["(100.00,10.00)"]
 

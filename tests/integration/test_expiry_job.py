@@ -33,7 +33,8 @@ async def test_the_job_takes_slices_until_nothing_is_left(
         await place(database, poor, (product.id, 1))
     await let_the_time_run_out(database)
 
-    assert await run_job(settings) == [{"event": "expired", "log_level": "info", "orders": 4, "holds": 5}]
+    ended = {"unpaid_orders": 4, "held_orders": 0, "holds": 5}
+    assert await run_job(settings) == [{"event": "expired", "log_level": "info", **ended}]
 
     assert await rows(database, "SELECT DISTINCT state FROM transfers WHERE kind = 'transfer'") == ["expired"]
     assert await rows(database, "SELECT DISTINCT status FROM orders") == ["cancelled"]

@@ -26,11 +26,12 @@ from services.credits.schemas import (
 from services.database import Database
 from services.errors import DomainError
 from services.fields import new_id, now
-from services.orders import expiry
 from services.orders import service as orders
+from services.orders.expiry import HELD, UNPAID
 from services.orders.schemas import OrderCreate, OrderItemCreate, RefundCreate, RefundLineCreate
 from services.outbox.policy import RetryPolicy
 from services.outbox.processor import Processor
+from services.sweeps.service import take_slice
 from services.unit_of_work import UnitOfWork
 from services.users.models import User
 from tests.concurrency.ticks import rows
@@ -177,8 +178,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def expire(self) -> None:
-        for sweep in (expiry.expire_due, holds.expire_due):
-            told, _ = self.do(lambda uow, sweep=sweep: sweep(uow, 100))  # type: ignore[misc]
+        for sweep in (UNPAID, HELD, holds.HOLDS):
+            told, _ = self.do(lambda uow, sweep=sweep: take_slice(uow, sweep, None, 100))  # type: ignore[misc]
             assert told == "done"
         self.model.expire()
 

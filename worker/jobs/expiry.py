@@ -1,14 +1,13 @@
 """The scheduled end of what nobody finished in time: holds, and orders that await payment or a worker."""
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
 
-from services.credits import holds
-from services.orders import expiry as orders
-from services.unit_of_work import UnitOfWork
+from services.credits.holds import HOLDS
+from services.orders.expiry import HELD, UNPAID
 from worker.context import WorkerContext
+from worker.jobs.sweeping import run_sweeps
 
 logger = structlog.get_logger(__name__)
 
@@ -18,22 +17,10 @@ _A_TRANSACTION = 200
 async def expire(ctx: dict[str, Any]) -> None:
     """Cancel orders and let holds expire whose time is over, a slice a transaction.
 
-    What is locked by somebody else is passed over, for the next minute's run to look at.
+    What is locked by somebody else is passed over, for the next minute's run to look at. A row that the database
+    refuses to end is left out, kept in `sweep_failures` and tried again later.
     """
     worker: WorkerContext = ctx["worker"]
-    ended = {
-        "orders": await _in_slices(worker, orders.expire_due),
-        "holds": await _in_slices(worker, holds.expire_due),
-    }
+    ended = await run_sweeps(worker.open_unit_of_work, (UNPAID, HELD, HOLDS), slice_size=_A_TRANSACTION)
     if any(ended.values()):
         logger.info("expired", **ended)
-
-
-async def _in_slices(worker: WorkerContext, expire_due: Callable[[UnitOfWork, int], Awaitable[int]]) -> int:
-    total, found = 0, _A_TRANSACTION
-    while found == _A_TRANSACTION:
-        async with worker.open_unit_of_work() as uow:
-            found = await expire_due(uow, _A_TRANSACTION)
-            await uow.commit()
-        total += found
-    return total

@@ -1,0 +1,1 @@
+"""Sweeps: what ends rows whose time is over, whatever single rows the database refuses."""

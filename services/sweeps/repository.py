@@ -1,0 +1,100 @@
+"""All SQL about rows that a sweep could not end."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import UUID
+
+from sqlmodel import col, func, select
+
+from services.sql import SqlAccess, Statement
+from services.sweeps.models import SweepFailure
+
+BEFORE_ALL = datetime(1, 1, 1, tzinfo=UTC), UUID(int=0)
+"""Where a sweep begins that goes by time and id."""
+
+_LOCK_TIMEOUT = Statement("SELECT set_config('lock_timeout', :milliseconds, true)")
+
+_KNOWN = Statement("""
+    SELECT subject, attempts, next_at > clock_timestamp() AS rests FROM sweep_failures
+    WHERE sweep = :sweep AND subject = ANY(CAST(:subjects AS text[]))
+""")
+
+# In the order of the subjects: two sweeps that fail on the same rows at once wait for each other, and no deadlock.
+_KEEP = Statement("""
+    INSERT INTO sweep_failures AS failure (sweep, subject, attempts, error, first_at, last_at, next_at)
+    SELECT :sweep, subject, 1, error, clock_timestamp(), clock_timestamp(),
+        clock_timestamp() + make_interval(secs => delay)
+    FROM unnest(CAST(:subjects AS text[]), CAST(:errors AS text[]), CAST(:delays AS double precision[]))
+        AS new(subject, error, delay)
+    ORDER BY subject
+    ON CONFLICT (sweep, subject) DO UPDATE SET attempts = failure.attempts + 1, error = excluded.error,
+        last_at = excluded.last_at, next_at = excluded.next_at
+""")
+
+_REMOVE = Statement("""
+    DELETE FROM sweep_failures WHERE sweep = :sweep AND subject = ANY(CAST(:subjects AS text[]))
+""")
+
+_FORGET = Statement("""
+    DELETE FROM sweep_failures WHERE sweep = :sweep AND next_at < now() - interval '10 minutes'
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A row that failed before: how often, and whether it is left out until its next try."""
+
+    attempts: int
+    rests: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A row that has failed now. `delay` is in seconds."""
+
+    subject: str
+    error: str
+    delay: float
+
+
+class SweepRepository(SqlAccess):
+    """What sweeps remember between their runs."""
+
+    async def limit_waiting(self, seconds: float) -> None:
+        """Give up waiting for a lock after so long, until the transaction ends."""
+        await self.sql.fetch(_LOCK_TIMEOUT, milliseconds=str(int(seconds * 1000)))
+
+    async def known(self, sweep: str, subjects: Sequence[str]) -> Mapping[str, Known]:
+        """Those of the subjects that have failed before."""
+        rows = await self.sql.fetch(_KNOWN, sweep=sweep, subjects=list(subjects))
+        return {row["subject"]: Known(row["attempts"], row["rests"]) for row in rows}
+
+    async def keep(self, sweep: str, failed: Sequence[Failed]) -> None:
+        """Count an attempt of each, and leave it out until its delay is over."""
+        await self.sql.run(
+            _KEEP,
+            sweep=sweep,
+            subjects=[one.subject for one in failed],
+            errors=[one.error for one in failed],
+            delays=[one.delay for one in failed],
+        )
+
+    async def remove(self, sweep: str, subjects: Collection[str]) -> None:
+        """They have been ended."""
+        await self.sql.run(_REMOVE, sweep=sweep, subjects=list(subjects))
+
+    async def forget(self, sweep: str) -> int:
+        """Remove those that no run has found again when their time had come: something else has ended them."""
+        return await self.sql.run(_FORGET, sweep=sweep)
+
+    async def count(self) -> int:
+        """The number of rows that sweeps leave out, of all sweeps together."""
+        return (await self.session.exec(select(func.count()).select_from(SweepFailure))).one()
+
+    async def newest(self, limit: int) -> Sequence[SweepFailure]:
+        """Those that failed last."""
+        statement = select(SweepFailure).order_by(
+            col(SweepFailure.last_at).desc(), col(SweepFailure.sweep), col(SweepFailure.subject)
+        )
+        return (await self.session.exec(statement.limit(limit))).all()

@@ -1,0 +1,176 @@
+"""Ends what is due, a slice a transaction: a row that the database refuses is set aside, and its neighbours go on."""
+
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from sqlalchemy.exc import DBAPIError
+
+from services.outbox.policy import RetryPolicy
+from services.outbox.processor import SAVEPOINT_BUDGET
+from services.sql import CONTENTION, sqlstate
+from services.sweeps.repository import Failed, SweepRepository
+from services.unit_of_work import UnitOfWork
+
+AGAIN = RetryPolicy(max_attempts=2**31, base=60.0, cap=3600.0)
+"""When a row that failed is tried again: after a minute at most, then after up to twice as long, up to an hour."""
+
+LOCK_TIMEOUT = 1.0
+"""Seconds to wait for a lock. Rows are locked by SKIP LOCKED; this is for whatever else a statement needs."""
+
+_SHORT_LOCK_TIMEOUT = 0.1
+"""The same once a lock of this transaction has not been had."""
+
+_PASSED = CONTENTION | {"55P03"}
+"""SQLSTATEs of somebody else's work on the same rows: these are looked at in the next run, and have not failed."""
+
+_NOT_OF_A_ROW = ("08", "25006", "53", "57P", "58")
+"""Beginnings of SQLSTATEs that say that the server cannot work now; no row is to blame."""
+
+_LONGEST_ERROR = 2000
+
+
+class Due(Protocol):
+    """A row that is due, as an index has it. It is also where the next slice begins."""
+
+    @property
+    def subject(self) -> str:
+        """Names the row among those of its sweep."""
+        ...
+
+
+DueT = TypeVar("DueT", bound=Due)
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep(Generic[DueT]):
+    """One kind of rows that end when their time is over.
+
+    `find` reads, without locking, up to so many due rows that come after one of them, in the order of an index. Its
+    cost must depend on that number only.
+
+    `end` locks those of the rows that nobody else has locked, ends what is still due, and returns the subjects that it
+    has ended. It uses plain SQL only.
+    """
+
+    name: str
+    find: Callable[[UnitOfWork, DueT | None, int], Awaitable[Sequence[DueT]]]
+    end: Callable[[UnitOfWork, Sequence[DueT]], Awaitable[Collection[str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A row that could not be ended, and why. `attempts` counts this one."""
+
+    subject: str
+    error: str
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Taken(Generic[DueT]):
+    """What became of one slice. The next one begins after `last`; None says that nothing is left."""
+
+    ended: int
+    refused: Sequence[Refused]
+    last: DueT | None
+
+
+@dataclass(slots=True)
+class _Slice(Generic[DueT]):
+    ended: set[str] = field(default_factory=set)
+    failed: list[tuple[DueT, Exception]] = field(default_factory=list)
+    untried: list[DueT] = field(default_factory=list)
+    """What the savepoints did not suffice for: always the last ones of the slice."""
+    savepoints: int = 0
+    waited: bool = False
+
+
+async def take_slice(uow: UnitOfWork, sweep: Sweep[DueT], after: DueT | None, limit: int) -> Taken[DueT]:
+    """End up to `limit` rows that come after that one; the caller commits.
+
+    A slice that fails is split in halves, each in a savepoint, until the row that is to blame stands alone. That row is
+    kept in `sweep_failures` and left out until its next try. What somebody else has locked is passed over, and is not a
+    failure. Raises `DBAPIError` where the server cannot work.
+    """
+    failures = SweepRepository(uow.session)
+    await failures.limit_waiting(LOCK_TIMEOUT)
+    found = await sweep.find(uow, after, limit)
+    if not found:
+        await failures.forget(sweep.name)
+        return Taken(0, (), None)
+    known = await failures.known(sweep.name, [due.subject for due in found])
+    resting = {subject for subject, one in known.items() if one.rests}
+    wanted: dict[str, DueT] = {}
+    for due in found:
+        if due.subject not in resting:
+            wanted.setdefault(due.subject, due)
+    done: _Slice[DueT] = _Slice()
+    await _end(uow, sweep, list(wanted.values()), done)
+    refused = [
+        Refused(due.subject, _summary(error), known[due.subject].attempts + 1 if due.subject in known else 1)
+        for due, error in done.failed
+    ]
+    if refused:
+        await failures.keep(
+            sweep.name, [Failed(one.subject, one.error, AGAIN.delay(one.attempts - 1)) for one in refused]
+        )
+    if healed := done.ended & known.keys():
+        await failures.remove(sweep.name, healed)
+    last = found[-1] if len(found) == limit else None
+    if done.untried:
+        # At least one row has been settled: no slice has to begin twice at the same place.
+        last = found[found.index(done.untried[0]) - 1]
+    if last is None:
+        # The whole of the index has been looked at: what has failed and is still due has been found.
+        await failures.forget(sweep.name)
+    return Taken(len(done.ended), refused, last)
+
+
+async def _end(uow: UnitOfWork, sweep: Sweep[DueT], rows: Sequence[DueT], done: _Slice[DueT]) -> None:
+    if not rows:
+        return
+    if done.savepoints >= SAVEPOINT_BUDGET:
+        done.untried += rows
+        return
+    done.savepoints += 1
+    try:
+        # What would fail the commit is to fail here, where the bad row can be found.
+        async with uow.savepoint(plain=True, check=True):
+            ended = await sweep.end(uow, rows)
+    except Exception as error:
+        # A row may be refused by anything: a constraint, a trigger, an assertion of ours.
+        if _is_of_the_server(error):
+            raise
+        locked = is_contention(error)
+        if locked and not done.waited:
+            # So that a lock that is held for long holds the transaction up for a few seconds at most.
+            done.waited = True
+            await SweepRepository(uow.session).limit_waiting(_SHORT_LOCK_TIMEOUT)
+        if len(rows) == 1:
+            if not locked:
+                done.failed.append((rows[0], error))
+            return
+        middle = len(rows) // 2
+        await _end(uow, sweep, rows[:middle], done)
+        await _end(uow, sweep, rows[middle:], done)
+    else:
+        done.ended.update(ended)
+
+
+def is_contention(error: Exception) -> bool:
+    """Whether somebody else works on the same rows or has locked the table: to be looked at in the next run."""
+    return isinstance(error, DBAPIError) and sqlstate(error) in _PASSED
+
+
+def _is_of_the_server(error: Exception) -> bool:
+    if not isinstance(error, DBAPIError):
+        return False
+    return error.connection_invalidated or (sqlstate(error) or "").startswith(_NOT_OF_A_ROW)
+
+
+def _summary(error: Exception) -> str:
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    # PostgreSQL's text cannot hold U+0000 or half of a surrogate pair.
+    text = f"{type(cause).__name__}: {cause}".replace("\x00", "").encode("utf-8", "replace").decode()
+    return text[:_LONGEST_ERROR]

@@ -1,0 +1,93 @@
+"""Runs sweeps: a commit for each slice, in turn, so that no sweep waits behind another."""
+
+from collections.abc import Sequence
+from time import monotonic
+from typing import Any, Generic
+
+import structlog
+
+from services.sweeps.service import DueT, Refused, Sweep, is_contention, take_slice
+from services.unit_of_work import OpenUnitOfWork
+
+logger = structlog.get_logger(__name__)
+
+LONGEST = 50.0
+"""Seconds after which a run ends; the next one goes on. Sweeps run every minute."""
+
+_NAMED = 20
+"""Rows that a line of the log names at most."""
+
+
+class _Run(Generic[DueT]):
+    """One sweep, from its first slice to its last."""
+
+    def __init__(self, sweep: Sweep[DueT]) -> None:
+        self.sweep = sweep
+        self.ended = 0
+        self.goes_on = True
+        self.error: Exception | None = None
+        self._last: DueT | None = None
+        self._refused: list[Refused] = []
+
+    async def take(self, open_unit_of_work: OpenUnitOfWork, slice_size: int) -> None:
+        try:
+            async with open_unit_of_work() as uow:
+                taken = await take_slice(uow, self.sweep, self._last, slice_size)
+                await uow.commit()
+        except Exception as error:  # noqa: BLE001
+            # Whatever it is, the other sweeps go on; it is raised when they are done.
+            self.goes_on = False
+            if is_contention(error):
+                logger.warning("sweep passed over: a lock is not to be had", sweep=self.sweep.name, error=repr(error))
+            else:
+                self.error = error
+            return
+        self.ended += taken.ended
+        self._refused += taken.refused
+        self._last, self.goes_on = taken.last, taken.last is not None
+
+    def report(self) -> None:
+        """One line for all rows that failed in this run, and one for what ended it."""
+        if self._refused:
+            logger.error(
+                "rows left out of a sweep: the database refuses to end them",
+                sweep=self.sweep.name,
+                rows=len(self._refused),
+                named=[
+                    {"subject": one.subject, "attempts": one.attempts, "error": one.error}
+                    for one in self._refused[:_NAMED]
+                ],
+            )
+        if self.error is not None:
+            logger.error("sweep ended early", sweep=self.sweep.name, error=repr(self.error))
+
+
+async def run_sweeps(
+    open_unit_of_work: OpenUnitOfWork, sweeps: Sequence[Sweep[Any]], *, slice_size: int, longest: float = LONGEST
+) -> dict[str, int]:
+    """Take slice after slice of each sweep in turn until nothing is due; the number of rows ended, by sweep.
+
+    After `longest` seconds it stops, for the next run to go on. Raises what ended a sweep early, after all others are
+    done: an `ExceptionGroup` where that happened to several.
+    """
+    runs = [_Run(sweep) for sweep in sweeps]
+    until = monotonic() + longest
+    try:
+        while going := [run for run in runs if run.goes_on]:
+            for run in going:
+                await run.take(open_unit_of_work, slice_size)
+            if monotonic() >= until:
+                break
+    finally:
+        for run in runs:
+            run.report()
+    raise_all([run.error for run in runs if run.error is not None], "several sweeps ended early")
+    return {run.sweep.name: run.ended for run in runs}
+
+
+def raise_all(errors: Sequence[Exception], message: str) -> None:
+    """Raise the error, or all of them together; nothing where there is none."""
+    if len(errors) > 1:
+        raise ExceptionGroup(message, errors)
+    for error in errors:
+        raise error
