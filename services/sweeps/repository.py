@@ -13,7 +13,9 @@ from services.sweeps.models import SweepFailure
 BEFORE_ALL = datetime(1, 1, 1, tzinfo=UTC), UUID(int=0)
 """Where a sweep begins that goes by time and id."""
 
-_LOCK_TIMEOUT = Statement("SELECT set_config('lock_timeout', :milliseconds, true)")
+# A slice knows the ids of its rows. Where the planner has no statistics, or those of an empty table, it would rather read
+# all of the tables.
+_BEGIN = Statement("SELECT set_config('lock_timeout', :milliseconds, true), set_config('enable_seqscan', 'off', true)")
 
 _KNOWN = Statement("""
     SELECT subject, attempts, next_at > clock_timestamp() AS rests FROM sweep_failures
@@ -61,9 +63,9 @@ class Failed:
 class SweepRepository(SqlAccess):
     """What sweeps remember between their runs."""
 
-    async def limit_waiting(self, seconds: float) -> None:
-        """Give up waiting for a lock after so long, until the transaction ends."""
-        await self.sql.fetch(_LOCK_TIMEOUT, milliseconds=str(int(seconds * 1000)))
+    async def begin(self, seconds: float) -> None:
+        """Until the transaction ends: give up waiting for a lock after so long, and read tables by their indexes."""
+        await self.sql.fetch(_BEGIN, milliseconds=str(int(seconds * 1000)))
 
     async def known(self, sweep: str, subjects: Sequence[str]) -> Mapping[str, Known]:
         """Those of the subjects that have failed before."""

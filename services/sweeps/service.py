@@ -94,7 +94,7 @@ async def take_slice(uow: UnitOfWork, sweep: Sweep[DueT], after: DueT | None, li
     failure. Raises `DBAPIError` where the server cannot work.
     """
     failures = SweepRepository(uow.session)
-    await failures.limit_waiting(LOCK_TIMEOUT)
+    await failures.begin(LOCK_TIMEOUT)
     found = await sweep.find(uow, after, limit)
     if not found:
         await failures.forget(sweep.name)
@@ -146,7 +146,7 @@ async def _end(uow: UnitOfWork, sweep: Sweep[DueT], rows: Sequence[DueT], done: 
         if locked and not done.waited:
             # So that a lock that is held for long holds the transaction up for a few seconds at most.
             done.waited = True
-            await SweepRepository(uow.session).limit_waiting(_SHORT_LOCK_TIMEOUT)
+            await SweepRepository(uow.session).begin(_SHORT_LOCK_TIMEOUT)
         if len(rows) == 1:
             if not locked:
                 done.failed.append((rows[0], error))
