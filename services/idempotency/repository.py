@@ -1,10 +1,11 @@
 """All SQL about idempotency keys."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import blake2b
+from typing import NamedTuple
 
 from services.sql import SqlAccess, Statement, Write, Writing
 
@@ -26,11 +27,18 @@ _STORE = Writing("""
 # The least that makes a commit wait for the standbys: a record in the log, and no row.
 _MARK = Statement("SELECT pg_logical_emit_message(true, 'waybill', '')")
 
-# In slices, so that pruning never holds many rows at once.
-_PRUNE = Statement("""
+# In the order of the table: each slice goes on behind the last one.
+_OLD = Statement("""
+    SELECT ctid, caller_id, method, path, key FROM idempotency_keys
+    WHERE created_at < now() - CAST(:retention AS interval) AND ctid > CAST(:after AS tid) LIMIT :limit
+""")
+
+# The age is asked again: the place of a row that has been deleted meanwhile may hold another one.
+_DELETE_OLD = Statement("""
     DELETE FROM idempotency_keys WHERE ctid = ANY(ARRAY(
-        SELECT ctid FROM idempotency_keys WHERE created_at < now() - CAST(:retention AS interval) LIMIT :slice
-    ))
+        SELECT ctid FROM idempotency_keys WHERE ctid = ANY(CAST(:places AS tid[]))
+        AND created_at < now() - CAST(:retention AS interval) FOR UPDATE SKIP LOCKED
+    )) RETURNING ctid, caller_id, method, path, key
 """)
 
 PRIMARY_KEY = "pk_idempotency_keys"
@@ -51,6 +59,20 @@ class RequestKey:
         """A 64-bit number for an advisory lock; two different requests share one with a chance of 2**-64."""
         scope = f"{self.caller_id} {self.method} {self.path} {self.key}".encode()
         return int.from_bytes(blake2b(scope, digest_size=8).digest(), "big", signed=True)
+
+
+class OldKey(NamedTuple):
+    """A stored key that is to be deleted. `place` is its page and its number there: not for longer than a moment."""
+
+    place: tuple[int, int]
+    caller_id: int
+    method: str
+    path: str
+    key: str
+
+    @property
+    def subject(self) -> str:
+        return f"{self.caller_id} {self.method} {self.path} {self.key}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +136,14 @@ class IdempotencyRepository(SqlAccess):
         """Write something that no one reads, so that the commit waits until the standbys have everything before it."""
         await self.sql.fetch(_MARK)
 
-    async def prune(self, retention: timedelta, batch: int) -> int:
-        """Delete up to `batch` keys older than the retention; the number deleted."""
-        return await self.sql.run(_PRUNE, retention=retention, slice=batch)
+    async def old(self, retention: timedelta, after: OldKey | None, limit: int) -> list[OldKey]:
+        """Up to `limit` keys older than the retention that come after that one in the table."""
+        place = (0, 0) if after is None else after.place
+        rows = await self.sql.fetch(_OLD, retention=retention, after=place, limit=limit)
+        return sorted(OldKey(*row.values()) for row in rows)
+
+    async def delete_old(self, retention: timedelta, keys: Sequence[OldKey]) -> list[OldKey]:
+        """Delete those that are older than the retention and that nobody else has locked; the deleted ones."""
+        places = [key.place for key in keys]
+        rows = await self.sql.fetch(_DELETE_OLD, retention=retention, places=places)
+        return [OldKey(*row.values()) for row in rows]

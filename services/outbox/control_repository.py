@@ -236,7 +236,16 @@ _BEAT = Statement("""
     SET beat_at = excluded.beat_at, progress_at = excluded.progress_at, report = excluded.report
 """)
 _LEAVE = Statement("DELETE FROM workers WHERE id = :id")
-_FORGET = Statement("DELETE FROM workers WHERE beat_at < statement_timestamp() - interval '1 day'")
+_LOST = Statement("""
+    SELECT id FROM workers WHERE beat_at < statement_timestamp() - interval '1 day' AND id > :after
+    ORDER BY id LIMIT :limit
+""")
+_FORGET = Statement("""
+    DELETE FROM workers WHERE id = ANY(ARRAY(
+        SELECT id FROM workers WHERE id = ANY(CAST(:ids AS uuid[]))
+        AND beat_at < statement_timestamp() - interval '1 day' FOR UPDATE SKIP LOCKED
+    )) RETURNING id
+""")
 _WORKERS = Statement("""
     SELECT id, host, pid, started_at, beat_at, progress_at, report::text AS report,
         CAST(extract(epoch FROM statement_timestamp() - beat_at) AS double precision) AS silent_seconds,
@@ -365,9 +374,14 @@ class ControlRepository(SqlAccess):
         """Delete a worker's row."""
         await self.sql.run(_LEAVE, id=worker_id)
 
-    async def forget_workers(self) -> int:
-        """Delete the rows of workers that have not been heard of for a day; their number."""
-        return await self.sql.run(_FORGET)
+    async def lost_workers(self, after: UUID | None, limit: int) -> list[UUID]:
+        """Up to `limit` workers that have not been heard of for a day and come after that one."""
+        rows = await self.sql.fetch(_LOST, after=after or UUID(int=0), limit=limit)
+        return [row["id"] for row in rows]
+
+    async def forget_workers(self, ids: Sequence[UUID]) -> list[UUID]:
+        """Delete the rows of those that are lost and that nobody has locked; the ids of the deleted ones."""
+        return [row["id"] for row in await self.sql.fetch(_FORGET, ids=list(ids))]
 
     async def workers(self, host: str | None) -> Sequence[Row]:
         """The workers of one host, or all, with the seconds since their last beat and their last progress."""

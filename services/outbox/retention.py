@@ -7,13 +7,13 @@ event can be written to the partition any more.
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.outbox.partitions import (
     DEFAULT_PARTITION,
-    add_partitions,
     existing_partitions,
     id_at,
     month_bounds,
@@ -86,21 +86,20 @@ async def expired(connection: AsyncConnection, before: datetime) -> list[Partiti
     return [Partition(*month) for month in sorted(months) if month_bounds(*month)[1] <= id_at(before)]
 
 
-async def give_strays_a_partition(connection: AsyncConnection, before: datetime) -> list[str]:
-    """Move events of expired months out of the default partition, each month into one of its own; their names.
-
-    Keeps the log's writers out while they move.
-    """
+async def stray_months(connection: AsyncConnection, before: datetime) -> list[tuple[int, int]]:
+    """The expired months, as (year, month), of which the default partition holds events: each needs one of its own."""
     this_month = month_bounds(before.astimezone(UTC).year, before.astimezone(UTC).month)[0]
-    made: list[str] = []
+    months: list[tuple[int, int]] = []
+    start = UUID(int=0)
     while True:
         oldest = await connection.scalar(
-            text(f"SELECT id FROM {DEFAULT_PARTITION} WHERE id < :end ORDER BY id LIMIT 1"),  # noqa: S608
-            {"end": this_month},
+            text(f"SELECT id FROM {DEFAULT_PARTITION} WHERE id >= :start AND id < :end ORDER BY id LIMIT 1"),  # noqa: S608
+            {"start": start, "end": this_month},
         )
         if oldest is None:
-            return made
-        made += await add_partitions(connection, [month_of(oldest)])
+            return months
+        months.append(month_of(oldest))
+        start = month_bounds(*months[-1])[1]
 
 
 async def needed(connection: AsyncConnection, partition: Partition) -> Needed:

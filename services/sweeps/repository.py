@@ -13,7 +13,7 @@ from services.sweeps.models import SweepFailure
 BEFORE_ALL = datetime(1, 1, 1, tzinfo=UTC), UUID(int=0)
 """Where a sweep begins that goes by time and id."""
 
-# A slice knows the ids of its rows. Where the planner has no statistics, or those of an empty table, it would rather read
+# A slice knows the ids of its rows. Without statistics, or with those of an empty table, the planner would rather read
 # all of the tables.
 _BEGIN = Statement("SELECT set_config('lock_timeout', :milliseconds, true), set_config('enable_seqscan', 'off', true)")
 

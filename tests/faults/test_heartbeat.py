@@ -12,11 +12,13 @@ from services.outbox import control
 from services.outbox.control import By, WorkerState
 from services.settings import Settings
 from services.skew import Skew
+from services.sweeps.service import take_slice
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import rows
 from tests.processes import running_worker
 from worker.heartbeat import Heartbeat
 from worker.jobs.metrics import JobMetrics, watched
+from worker.jobs.retention import LOST_WORKERS
 from worker.poller import Progress
 
 SECOND = 1.0
@@ -91,9 +93,9 @@ async def test_a_loop_that_hangs_shows_as_no_progress(database: Database) -> Non
 async def test_the_row_of_a_lost_worker_is_forgotten_after_a_day(database: Database) -> None:
     await heart(database, Progress()).beat()
     async with UnitOfWork(database.write) as uow:
-        assert await uow.control.forget_workers() == 0
+        assert (await take_slice(uow, LOST_WORKERS, None, 10)).ended == 0
         await (await uow.session.connection()).execute(text("UPDATE workers SET beat_at = now() - interval '25 hours'"))
-        assert await uow.control.forget_workers() == 1
+        assert (await take_slice(uow, LOST_WORKERS, None, 10)).ended == 1
 
 
 async def test_a_failing_job_is_counted_and_still_fails() -> None:

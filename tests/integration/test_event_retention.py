@@ -173,7 +173,8 @@ async def test_events_without_a_partition_of_their_own_leave_too(old_log: Databa
 async def test_who_reads_the_log_while_strays_move_sees_each_of_them(old_log: Database) -> None:
     await write(old_log, old_id(Partition(2021, 1), 5))
     async with old_log.engine.connect() as mover, old_log.engine.connect() as reader:
-        assert await retention.give_strays_a_partition(mover, datetime(2021, 2, 1, tzinfo=UTC)) == ["events_2021_01"]
+        months = await retention.stray_months(mover, datetime(2021, 2, 1, tzinfo=UTC))
+        assert await add_partitions(mover, months) == ["events_2021_01"]
         reading = asyncio.create_task(reader.scalar(text("SELECT count(*) FROM events")))
         await asyncio.wait([reading], timeout=0.3)
         assert not reading.done()
@@ -295,11 +296,37 @@ async def test_a_crash_during_the_export_leaves_the_month_and_no_file(
 
     with monkeypatch.context() as patch:
         patch.setattr(services.outbox.export, crashes_in, crash)
-        with pytest.raises(ExportFailed, match="no space left"):
+        both = pytest.RaisesExc(ExportFailed, match="no space left"), pytest.RaisesExc(ExportFailed)
+        with pytest.RaisesGroup(*both):
             await forget_events(old_log.engine, LATER, tmp_path)
     assert await partitions(old_log) == {MARCH.name, APRIL.name}
     assert files_in(tmp_path) == []
     assert await forget_events(old_log.engine, LATER, tmp_path) == [MARCH.name, APRIL.name]
+
+
+async def test_a_month_that_cannot_be_exported_does_not_keep_the_next_one(old_log: Database, tmp_path: Path) -> None:
+    # Somebody has made a folder of that name: nothing can be put in its place.
+    (tmp_path / f"public.{MARCH.name}.jsonl.gz").mkdir()
+    with pytest.raises(ExportFailed):
+        await forget_events(old_log.engine, LATER, tmp_path)
+    assert await partitions(old_log) == {MARCH.name}
+    assert len(read_export(tmp_path / f"public.{APRIL.name}.jsonl.gz")) == 3
+
+
+async def test_a_month_that_cannot_be_dropped_does_not_keep_the_next_one(old_log: Database) -> None:
+    await rows(old_log, f"CREATE VIEW of_march AS SELECT id FROM {MARCH.name}")
+    with pytest.raises(DBAPIError, match="other objects depend on it"):
+        await forget_events(old_log.engine, LATER, None)
+    assert await partitions(old_log) == {MARCH.name}
+
+
+async def test_strays_that_cannot_be_moved_keep_no_other_month(old_log: Database) -> None:
+    await write(old_log, old_id(Partition(2021, 1), 5), old_id(Partition(2021, 2), 5))
+    await rows(old_log, "CREATE TABLE events_2021_01 (somebody text)")
+    with pytest.raises(DBAPIError, match="events_2021_01"):
+        await forget_events(old_log.engine, LATER, None)
+    assert await partitions(old_log) == set()
+    assert await rows(old_log, f"SELECT count(*) FROM {DEFAULT_PARTITION}") == [(1,)]
 
 
 async def test_what_does_not_read_back_is_not_kept(
@@ -307,7 +334,7 @@ async def test_what_does_not_read_back_is_not_kept(
 ) -> None:
     monkeypatch.setattr(services.outbox.export, "_read", lambda _: (2, b""))
     with pytest.raises(ExportFailed, match="does not read back"):
-        await forget_events(old_log.engine, LATER, tmp_path)
+        await forget_events(old_log.engine, datetime(2021, 4, 1, tzinfo=UTC), tmp_path)
     assert MARCH.name in await partitions(old_log)
     assert files_in(tmp_path) == []
 

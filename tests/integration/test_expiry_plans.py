@@ -98,9 +98,8 @@ async def explain(connection: Any, statement: Statement, arguments: dict[str, An
 def rows_read(plan: dict[str, Any]) -> int:
     """Rows that the scans of tables found, with those that they threw away."""
     scans = [node for node in nodes(plan) if "Relation Name" in node]
-    return round(
-        sum(node["Actual Rows"] * node["Actual Loops"] + node.get("Rows Removed by Filter", 0) for node in scans)
-    )
+    read = (node["Actual Rows"] * node["Actual Loops"] + node.get("Rows Removed by Filter", 0) for node in scans)
+    return int(sum(read))
 
 
 async def assert_slices_read_only_themselves(connection: Any, said: str) -> None:

@@ -2,26 +2,36 @@
 
 import asyncio
 import random
-from datetime import datetime, timedelta
+from collections.abc import Sequence
+from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from uuid import UUID
 
 import structlog
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from services.idempotency.repository import OldKey
 from services.outbox import retention
 from services.outbox.export import export
-from services.outbox.partitions import ensure_partitions
+from services.outbox.partitions import add_partitions, ensure_partitions, months_from, partition_name
 from services.outbox.retention import Needed, Partition
 from services.skew import database_time
 from services.sql import sqlstate
+from services.sweeps.service import Sweep
+from services.unit_of_work import UnitOfWork
 from worker.context import WorkerContext
+from worker.jobs.sweeping import raise_all, run_sweeps
 
 logger = structlog.get_logger(__name__)
 
 _MONTHS_AHEAD = 3
-_KEYS_PER_TRANSACTION = 5000
+_KEYS_PER_TRANSACTION = 2000
+_WORKERS_PER_TRANSACTION = 200
+
+_LONGEST_PRUNING = 240.0
+"""Seconds after which pruning ends; the next run, an hour later, goes on."""
 
 _DROP_ATTEMPTS = 20
 _DROP_PAUSE = 0.5
@@ -32,12 +42,25 @@ _UNDEFINED_TABLE = "42P01"
 
 
 async def ensure_event_partitions(ctx: dict[str, Any]) -> None:
-    """Make the event log's partitions for this month and the next three."""
+    """Make the event log's partitions for this month and the next three.
+
+    Each by itself: one that cannot be made now does not keep the others from being made. Raises what stopped it then.
+    """
     worker: WorkerContext = ctx["worker"]
-    async with worker.database.engine.begin() as connection:
-        made = await ensure_partitions(connection, _MONTHS_AHEAD, (await database_time(connection)).date())
+    async with worker.database.engine.connect() as connection:
+        today = (await database_time(connection)).date()
+    made: list[str] = []
+    errors: list[Exception] = []
+    for year, month in months_from(today, _MONTHS_AHEAD):
+        try:
+            async with worker.database.engine.begin() as connection:
+                made += await ensure_partitions(connection, 0, date(year, month, 1))
+        except Exception as error:  # noqa: BLE001
+            logger.error("event partition not made", partition=partition_name(year, month), error=repr(error))
+            errors.append(error)
     if made:
         logger.info("event partitions made", partitions=made)
+    raise_all(errors, "several event partitions could not be made")
 
 
 async def drop_expired_events(ctx: dict[str, Any]) -> None:
@@ -52,10 +75,10 @@ async def drop_expired_events(ctx: dict[str, Any]) -> None:
 async def forget_events(engine: AsyncEngine, before: datetime, export_path: Path | None) -> list[str]:
     """Drop the months that ended before that moment, but for what is still needed; the names of the dropped partitions.
 
-    Safe to stop anywhere and to repeat, also at once with another. Raises `ExportFailed`, with the month still there.
+    Safe to stop anywhere and to repeat, also at once with another. A month that cannot be moved, exported or dropped
+    stays, and the others leave; what stopped it is raised then (`ExportFailed`, `DBAPIError`), or an `ExceptionGroup`.
     """
-    async with engine.begin() as connection:
-        await retention.give_strays_a_partition(connection, before)
+    errors = await _give_strays_a_partition(engine, before)
     async with engine.connect() as connection:
         expired = await retention.expired(connection, before)
     dropped = []
@@ -63,11 +86,30 @@ async def forget_events(engine: AsyncEngine, before: datetime, export_path: Path
         try:
             if await _forget(engine, partition, export_path):
                 dropped.append(partition.name)
-        except DBAPIError as error:
+        except Exception as error:  # noqa: BLE001
             # Another run was quicker.
-            if sqlstate(error) != _UNDEFINED_TABLE:
-                raise
+            if isinstance(error, DBAPIError) and sqlstate(error) == _UNDEFINED_TABLE:
+                continue
+            logger.error("event partition not dropped", partition=partition.name, error=repr(error))
+            errors.append(error)
+    raise_all(errors, "several months of events could not be dropped")
     return dropped
+
+
+async def _give_strays_a_partition(engine: AsyncEngine, before: datetime) -> list[Exception]:
+    """Move events of expired months out of the default partition; what kept months from being moved."""
+    errors: list[Exception] = []
+    async with engine.connect() as connection:
+        months = await retention.stray_months(connection, before)
+    for month in months:
+        try:
+            # Keeps the log's writers out while they move.
+            async with engine.begin() as connection:
+                await add_partitions(connection, [month])
+        except Exception as error:  # noqa: BLE001
+            logger.error("event partition not made", partition=partition_name(*month), error=repr(error))
+            errors.append(error)
+    return errors
 
 
 async def _forget(engine: AsyncEngine, partition: Partition, export_path: Path | None) -> bool:
@@ -101,19 +143,47 @@ async def _drop(engine: AsyncEngine, partition: Partition, exported: int | None)
 async def prune_idempotency_keys(ctx: dict[str, Any]) -> None:
     """Delete keys older than the retention, a slice a transaction."""
     worker: WorkerContext = ctx["worker"]
-    retention = timedelta(seconds=worker.settings.idempotency_retention)
-    pruned = _KEYS_PER_TRANSACTION
-    while pruned == _KEYS_PER_TRANSACTION:
-        async with worker.open_unit_of_work() as uow:
-            pruned = await uow.idempotency.prune(retention, _KEYS_PER_TRANSACTION)
-            await uow.commit()
+    sweep = old_keys(timedelta(seconds=worker.settings.idempotency_retention))
+    await run_sweeps(worker.open_unit_of_work, [sweep], slice_size=_KEYS_PER_TRANSACTION, longest=_LONGEST_PRUNING)
+
+
+def old_keys(retention: timedelta) -> Sweep[OldKey]:
+    """Idempotency keys that nobody will send again."""
+
+    async def find(uow: UnitOfWork, after: OldKey | None, limit: int) -> list[OldKey]:
+        return await uow.idempotency.old(retention, after, limit)
+
+    async def delete(uow: UnitOfWork, keys: Sequence[OldKey]) -> list[str]:
+        return [key.subject for key in await uow.idempotency.delete_old(retention, keys)]
+
+    return Sweep("idempotency_keys", find, delete)
 
 
 async def forget_workers(ctx: dict[str, Any]) -> None:
     """Delete the rows of workers that left without a word a day ago."""
     worker: WorkerContext = ctx["worker"]
-    async with worker.open_unit_of_work() as uow:
-        forgotten = await uow.control.forget_workers()
-        await uow.commit()
-    if forgotten:
-        logger.info("workers forgotten", workers=forgotten)
+    ended = await run_sweeps(worker.open_unit_of_work, [LOST_WORKERS], slice_size=_WORKERS_PER_TRANSACTION)
+    if ended[LOST_WORKERS.name]:
+        logger.info("workers forgotten", workers=ended[LOST_WORKERS.name])
+
+
+class LostWorker(NamedTuple):
+    """A worker that has not been heard of for a day."""
+
+    worker_id: UUID
+
+    @property
+    def subject(self) -> str:
+        return str(self.worker_id)
+
+
+async def _find_lost(uow: UnitOfWork, after: LostWorker | None, limit: int) -> list[LostWorker]:
+    return [LostWorker(one) for one in await uow.control.lost_workers(after.worker_id if after else None, limit)]
+
+
+async def _forget_lost(uow: UnitOfWork, lost: Sequence[LostWorker]) -> list[str]:
+    return [str(one) for one in await uow.control.forget_workers([worker.worker_id for worker in lost])]
+
+
+LOST_WORKERS: Sweep[LostWorker] = Sweep("lost_workers", _find_lost, _forget_lost)
+"""Rows of workers that left without a word."""
