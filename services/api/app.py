@@ -28,6 +28,7 @@ from services.orders import routes as orders
 from services.outbox.doorbell import Doorbell
 from services.settings import Settings, get_settings
 from services.skew import watched_clock
+from services.sweeps import routes as sweeps
 from services.users import routes as users
 from services.users.passwords import Passwords
 
@@ -88,6 +89,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         operations,
         outbox_routes,
         audit,
+        sweeps,
     ):
         app.include_router(domain.router, prefix="/v1")
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

@@ -18,6 +18,7 @@ from services.api.problems import responses
 from services.api.state import ApiState
 from services.errors import NotFound, Unauthenticated
 from services.fields import now
+from services.sweeps.repository import SweepRepository
 from services.unit_of_work import UnitOfWork
 
 _PATIENCE = 5.0
@@ -72,10 +73,12 @@ async def _read_database(state: ApiState) -> list[Metric]:
         async with asyncio.timeout(_PATIENCE), UnitOfWork(state.database.write) as uow:
             backlog = await uow.operations.backlog()
             audit = await uow.audits.latest()
+            refused = await SweepRepository(uow.session).count()
     except (SQLAlchemyError, OSError, TimeoutError):
         return [_gauge("waybill_database_up", "Whether the database answers.", 0)]
     gauges = [_gauge("waybill_database_up", "Whether the database answers.", 1)]
     gauges += [_gauge(name, explained, backlog[key]) for key, (name, explained) in _BACKLOG.items()]
+    gauges.append(_gauge("waybill_sweep_failures", "Rows that the database refuses to let expire.", refused))
     if audit is not None:
         age = (now() - audit.started_at).total_seconds()
         gauges += [

@@ -132,6 +132,7 @@ async def test_tokens_that_are_not_ours_are_refused(api: Api) -> None:
         ("GET", "/v1/operations/audit", None),
         ("GET", "/v1/operations/backlog", None),
         ("GET", "/v1/operations/dead-letters", None),
+        ("GET", "/v1/operations/sweep-failures", None),
         ("POST", "/v1/operations/dead-letters/1/replay", None),
     ],
 )

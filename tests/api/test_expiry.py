@@ -2,7 +2,8 @@
 
 from tests.api.client import Api, amounts, assert_problem
 from tests.api.later import assert_nothing_differs, let_the_time_run_out, sweep
-from tests.factories import make_user
+from tests.concurrency.ticks import rows
+from tests.factories import make_operator, make_user
 
 EVENTS = "SELECT array_agg(type || coalesce(': ' || (payload ->> 'reason'), '') ORDER BY id) FROM events"
 HISTORY = "SELECT array_agg(to_status || reason ORDER BY id) FROM order_transitions"
@@ -95,3 +96,25 @@ async def test_a_slice_is_as_large_as_asked_and_the_next_goes_on(api: Api) -> No
     assert [await sweep(api.database, limit=2) for _ in range(4)] == [(2, 0), (2, 0), (1, 0), (0, 0)]
     assert {await api.status_of(order["id"]) for order in orders} == {"cancelled"}
     assert await api.credits_of(buyer) == amounts("50")
+
+
+async def test_operators_see_what_the_database_refuses_to_let_expire_until_it_has_expired(api: Api) -> None:
+    buyer, _, product = await api.shop(credits="50")
+    operator = await make_operator(api.database)
+    order = await api.place(buyer, (product, 2))
+    await let_the_time_run_out(api.database)
+    await rows(api.database, "UPDATE accounts SET held = 0 WHERE held > 0")
+    assert await sweep(api.database) == (0, 0)
+
+    [failure] = (await api.get("/v1/operations/sweep-failures", by=operator)).json()
+    assert (failure["sweep"], failure["subject"], failure["attempts"]) == ("held_orders", order["id"], 1)
+    assert "ck_accounts_held" in failure["error"]
+    assert failure["first_at"] == failure["last_at"] < failure["next_at"]
+    assert "waybill_sweep_failures 1.0" in (await api.get("/metrics")).text
+
+    await rows(api.database, "UPDATE accounts SET held = 20 WHERE user_id = (SELECT buyer_id FROM orders)")
+    await rows(api.database, "UPDATE sweep_failures SET next_at = now()")
+    assert await sweep(api.database) == (1, 0)
+    assert await api.status_of(order["id"]) == "cancelled"
+    assert (await api.get("/v1/operations/sweep-failures", by=operator)).json() == []
+    await api.assert_books_balance()

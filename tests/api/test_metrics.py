@@ -41,6 +41,7 @@ async def test_the_database_gauges_tell_what_waits_and_what_the_last_audit_found
     assert before["waybill_database_up", ()] == 1
     assert before["waybill_outbox_waiting_events", ()] == 1
     assert before["waybill_dead_letters", ()] == 0
+    assert before["waybill_sweep_failures", ()] == 0
     assert not any(name.startswith("waybill_audit") for name, _ in before), "there was none"
 
     async with UnitOfWork(api.database.write) as uow:
