@@ -1,5 +1,6 @@
 """One row that the database refuses, or that somebody has locked, costs nobody else the end of what is due."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
@@ -12,6 +13,7 @@ from structlog.testing import capture_logs
 from services.credits.holds import HOLDS
 from services.database import Database
 from services.orders.expiry import HELD, UNPAID
+from services.sweeps import service
 from services.sweeps.service import Sweep
 from services.unit_of_work import OpenUnitOfWork, UnitOfWork
 from services.users.models import User
@@ -159,9 +161,11 @@ async def test_what_only_the_commit_refuses_is_found_too(database: Database, uow
     assert (ended["holds"], error["named"][0]["subject"]) == (4, str(ids[3]))
 
 
-async def test_what_somebody_has_locked_is_passed_over_and_has_not_failed(
-    database: Database, uow: OpenUnitOfWork
+async def test_what_somebody_has_locked_is_passed_over_at_once_and_has_not_failed(
+    database: Database, uow: OpenUnitOfWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Nothing is waited for, and the next slice begins behind it.
+    monkeypatch.setattr(service, "LOCK_TIMEOUT", 300.0)
     busy, payee = await make_user(database, credits="100"), await make_user(database)
     product = await make_product(database, price="10.00")
     await place(database, busy, (product.id, 1))
@@ -172,7 +176,8 @@ async def test_what_somebody_has_locked_is_passed_over_and_has_not_failed(
     async with database.engine.connect() as somebody:
         await somebody.execute(lock, {"id": busy.id})
         await somebody.execute(text("SELECT FROM transfers WHERE id = :id FOR UPDATE"), {"id": ids[1]})
-        assert await run(uow) == ({"unpaid_orders": 0, "held_orders": 0, "holds": 4}, [])
+        passing = asyncio.wait_for(run(uow, slice_size=1), 20)
+        assert await passing == ({"unpaid_orders": 0, "held_orders": 0, "holds": 4}, [])
     assert await rows(database, FAILURES) == []
     assert await balances(database, busy) == ["(100.00,11.00)"]
 
@@ -199,10 +204,12 @@ async def test_a_table_that_is_locked_keeps_only_its_own_sweeps_waiting(
     await some_holds(database, 5)
     async with database.engine.connect() as somebody:
         await somebody.execute(text("LOCK TABLE orders"))
-        assert await run(uow) == ({"unpaid_orders": 0, "held_orders": 0, "holds": 5}, [])
+        passing = asyncio.wait_for(run(uow), 20)
+        assert await passing == ({"unpaid_orders": 0, "held_orders": 0, "holds": 5}, [])
         await somebody.rollback()
         await somebody.execute(text("LOCK TABLE order_transitions"))
-        assert await run(uow) == ({"unpaid_orders": 0, "held_orders": 0, "holds": 0}, [])
+        passing = asyncio.wait_for(run(uow), 20)
+        assert await passing == ({"unpaid_orders": 0, "held_orders": 0, "holds": 0}, [])
     assert await rows(database, FAILURES) == []
     assert (await run(uow))[0]["unpaid_orders"] == 1
 
