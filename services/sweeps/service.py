@@ -8,7 +8,7 @@ from sqlalchemy.exc import DBAPIError
 
 from services.outbox.policy import RetryPolicy
 from services.outbox.processor import SAVEPOINT_BUDGET
-from services.sql import CONTENTION, sqlstate
+from services.sql import CONTENTION, LOCK_NOT_AVAILABLE, sqlstate
 from services.sweeps.repository import Failed, SweepRepository
 from services.unit_of_work import UnitOfWork
 
@@ -21,7 +21,7 @@ LOCK_TIMEOUT = 1.0
 _SHORT_LOCK_TIMEOUT = 0.1
 """The same once a lock of this transaction has not been had."""
 
-_PASSED = CONTENTION | {"55P03"}
+_PASSED = CONTENTION | {LOCK_NOT_AVAILABLE}
 """SQLSTATEs of somebody else's work on the same rows: these are looked at in the next run, and have not failed."""
 
 _NOT_OF_A_ROW = ("08", "25006", "53", "57P", "58")
