@@ -5,6 +5,7 @@ from services.catalog.models import Category, Inventory, Product
 from services.credits.models import Account, Adjustment, Entry, Transfer
 from services.database import metadata
 from services.idempotency.models import IdempotencyKey
+from services.jobs.models import JobRow
 from services.orders.models import Order, OrderItem, OrderTransition, Refund, RefundLine
 from services.outbox.models import (
     DeadLetter,
@@ -28,6 +29,7 @@ __all__ = [
     "EventTypeControl",
     "IdempotencyKey",
     "Inventory",
+    "JobRow",
     "LedgerAudit",
     "LogConsumer",
     "Order",

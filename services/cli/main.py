@@ -3,6 +3,7 @@
 import typer
 
 from services.cli.clean import clean_data
+from services.cli.jobs import jobs
 from services.cli.ledger import ledger
 from services.cli.migrate import migrate
 from services.cli.outbox import outbox
@@ -29,6 +30,7 @@ app.command("replay")(replay)
 app.command("clean-data")(clean_data)
 app.add_typer(ledger, name="ledger")
 app.add_typer(outbox, name="outbox")
+app.add_typer(jobs, name="jobs")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,11 @@ import typer
 
 from services.cli.console import CommandError, plain_errors
 from services.cli.outbox.run import AsJson, ago, in_one, lasting, show_json, show_table
+from services.jobs import service as jobs
+from services.jobs.schemas import JobState
 from services.outbox import control
 from services.outbox.control import WorkerState
+from services.unit_of_work import UnitOfWork
 
 
 def workers(
@@ -16,18 +19,21 @@ def workers(
         bool,
         typer.Option(
             "--check",
-            help="Exit with 1 where there is no worker, or one is silent, stuck or has a wrong clock; print nothing.",
+            help="Exit with 1 if there is no worker, if one is silent, makes no progress or has a wrong clock, or if a "
+            "scheduled job is late or keeps failing; print nothing but what is wrong.",
         ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the worker processes, by what each says of itself every five seconds.
 
-    With --check, exit code 1 says that there is no worker, or that one has given no beat for 20 seconds (gone, or its
-    event loop is blocked), has made no progress for 30 seconds more than a batch may take, or has a wrong clock.
+    With --check, exit code 1 says that a worker has given no beat for 20 seconds (gone, or its event loop is blocked),
+    has made no progress for 30 seconds more than a batch may take, or has a wrong clock, or that there is none; or that
+    a scheduled job is 60 seconds late and not paused, or has failed twice in a row. The jobs belong to all workers
+    together: with --host they are left out, since to restart that host's worker would not help.
     """
     with plain_errors():
-        found = in_one(lambda uow: control.workers(uow, host))
+        found, scheduled = in_one(lambda uow: _read(uow, host))
         if as_json:
             show_json(found)
         elif not check:
@@ -36,13 +42,18 @@ def workers(
                 map(_line, found),
             )
         if check:
-            _check(found, host)
+            _check(found, scheduled, host)
 
 
-def _check(found: list[WorkerState], host: str | None) -> None:
+async def _read(uow: UnitOfWork, host: str | None) -> tuple[list[WorkerState], list[JobState]]:
+    return await control.workers(uow, host), [] if host else await jobs.jobs(uow)
+
+
+def _check(found: list[WorkerState], scheduled: list[JobState], host: str | None) -> None:
     complaints = [f"{one.host} {one.pid}: {one.complaint}" for one in found if one.complaint is not None]
     if not found:
         complaints = [f"no worker on {host}" if host else "no worker"]
+    complaints += [f"job {one.name}: {one.complaint}" for one in scheduled if one.complaint is not None]
     if complaints:
         raise CommandError("\n".join(complaints))
 

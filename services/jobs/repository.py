@@ -1,0 +1,170 @@
+"""All SQL of the scheduled jobs. Every time in it is the database's."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from uuid import UUID
+
+from services.jobs.schemas import Ended, Seen
+from services.sql import Row, SqlAccess, Statement
+
+_NOW = Statement("SELECT statement_timestamp() AS now")
+
+# In the order of their names, so that workers that start together do not wait for each other in a circle.
+_ANNOUNCE = Statement("""
+    INSERT INTO jobs AS job (name, schedule, due_at)
+    SELECT name, schedule, due_at
+    FROM unnest(CAST(:names AS text[]), CAST(:schedules AS text[]), CAST(:due AS timestamptz[]))
+        AS announced(name, schedule, due_at)
+    ORDER BY name
+    ON CONFLICT (name) DO UPDATE SET schedule = excluded.schedule, due_at = least(job.due_at, excluded.due_at)
+    WHERE job.schedule <> excluded.schedule OR job.due_at > excluded.due_at
+""")
+
+_LOOK = Statement("""
+    SELECT name, statement_timestamp() AS now, due_at, requested_at IS NOT NULL AS requested,
+        paused_at IS NOT NULL AS paused, lease_until
+    FROM jobs
+""")
+
+# A lease that has run out tells that the worker was lost with its run, which counts as one that failed.
+_CLAIM = Statement("""
+    WITH taken AS (
+        SELECT name, lease_owner IS NOT NULL AS lost FROM jobs
+        WHERE name = :name
+        AND (requested_at IS NOT NULL OR (paused_at IS NULL AND due_at <= statement_timestamp()))
+        AND (lease_until IS NULL OR lease_until <= statement_timestamp())
+        FOR UPDATE SKIP LOCKED
+    )
+    UPDATE jobs SET
+        lease_owner = :owner,
+        lease_until = statement_timestamp() + make_interval(secs => CAST(:lease AS double precision)),
+        started_at = statement_timestamp(),
+        due_at = least(due_at, statement_timestamp()),
+        requested_at = NULL,
+        requested_by = NULL,
+        runs = runs + CAST(lost AS integer),
+        failures = failures + CAST(lost AS integer),
+        failed_in_a_row = failed_in_a_row + CAST(lost AS integer),
+        finished_at = CASE WHEN lost THEN statement_timestamp() ELSE finished_at END,
+        ok = ok AND NOT lost,
+        error = CASE WHEN lost THEN 'the worker that ran it was lost' ELSE error END,
+        seconds = CASE WHEN lost THEN NULL ELSE seconds END
+    FROM taken WHERE jobs.name = taken.name
+    RETURNING jobs.failed_in_a_row
+""")
+
+_RENEW = Statement("""
+    UPDATE jobs SET lease_until = statement_timestamp() + make_interval(secs => CAST(:lease AS double precision))
+    WHERE name = :name AND lease_owner = :owner
+""")
+
+_RELEASE = Statement(
+    "UPDATE jobs SET lease_owner = NULL, lease_until = NULL WHERE name = :name AND lease_owner = :owner"
+)
+
+_FINISH = Statement("""
+    UPDATE jobs SET
+        lease_owner = NULL,
+        lease_until = NULL,
+        due_at = :due_at,
+        finished_at = statement_timestamp(),
+        ok = CAST(:error AS text) IS NULL,
+        seconds = :seconds,
+        error = :error,
+        runs = runs + 1,
+        failures = failures + CAST(CAST(:error AS text) IS NOT NULL AS integer),
+        failed_in_a_row = CASE WHEN CAST(:error AS text) IS NULL THEN 0 ELSE failed_in_a_row + 1 END
+    WHERE name = :name AND lease_owner = :owner
+""")
+
+# After the clock was set back: one of the old clock would last for as long again.
+_SHORTEN_LEASES = Statement("""
+    UPDATE jobs SET lease_until = statement_timestamp() + make_interval(secs => CAST(:lease AS double precision))
+    WHERE lease_until > statement_timestamp() + make_interval(secs => CAST(:lease AS double precision))
+""")
+
+_REQUEST = Statement("""
+    UPDATE jobs SET requested_at = coalesce(requested_at, statement_timestamp()), requested_by = :actor
+    WHERE name = :name
+""")
+_PAUSE = Statement("""
+    UPDATE jobs SET paused_at = statement_timestamp(), paused_by = :actor, paused_reason = :reason WHERE name = :name
+""")
+_RESUME = Statement("UPDATE jobs SET paused_at = NULL, paused_by = NULL, paused_reason = NULL WHERE name = :name")
+
+_LIST = Statement("""
+    WITH alive AS (
+        SELECT report FROM workers WHERE beat_at > statement_timestamp() - make_interval(secs => 20)
+    )
+    SELECT jobs.*, workers.host, workers.pid, statement_timestamp() AS now,
+        coalesce(jobs.lease_until > statement_timestamp(), false) AS running,
+        CAST(extract(epoch FROM statement_timestamp() - greatest(due_at, lease_until)) AS double precision)
+            AS late_seconds,
+        EXISTS (SELECT FROM alive WHERE report -> 'schedules' ? jobs.name) OR NOT EXISTS (SELECT FROM alive) AS known
+    FROM jobs LEFT JOIN workers ON workers.id = jobs.lease_owner
+    ORDER BY jobs.name
+""")
+
+
+class JobRepository(SqlAccess):
+    """The rows of scheduled jobs: announced by workers, claimed, and controlled by operators."""
+
+    async def now(self) -> datetime:
+        """The database's clock."""
+        (row,) = await self.sql.fetch(_NOW)
+        found: datetime = row["now"]
+        return found
+
+    async def announce(self, schedules: Mapping[str, str], due: Mapping[str, datetime]) -> None:
+        """Make the rows that are missing, due then; one that exists keeps its time unless it is later than that."""
+        names = sorted(schedules)
+        await self.sql.run(
+            _ANNOUNCE, names=names, schedules=[schedules[name] for name in names], due=[due[name] for name in names]
+        )
+
+    async def look(self) -> list[Seen]:
+        """All rows, those that are unknown to this worker too."""
+        return [Seen(**row) for row in await self.sql.fetch(_LOOK)]
+
+    async def claim(self, name: str, owner: UUID, lease: float) -> int | None:
+        """Take a due job for `lease` seconds; how many of its runs have failed since the last that went well.
+
+        None where it is not due, is leased, or another claims it at this moment.
+        """
+        rows = await self.sql.fetch(_CLAIM, name=name, owner=owner, lease=lease)
+        return next((int(row["failed_in_a_row"]) for row in rows), None)
+
+    async def renew(self, name: str, owner: UUID, lease: float) -> bool:
+        """Hold the job for `lease` seconds from now; False where another has it."""
+        return await self.sql.run(_RENEW, name=name, owner=owner, lease=lease) == 1
+
+    async def release(self, name: str, owner: UUID) -> None:
+        """Give the job back as it was; it is still due."""
+        await self.sql.run(_RELEASE, name=name, owner=owner)
+
+    async def finish(self, name: str, owner: UUID, ended: Ended, due_at: datetime) -> bool:
+        """Keep how the run ended, and when the next one is due; False where another has the job."""
+        return (
+            await self.sql.run(_FINISH, name=name, owner=owner, due_at=due_at, seconds=ended.seconds, error=ended.error)
+            == 1
+        )
+
+    async def shorten_leases(self, lease: float) -> None:
+        """Let no lease last longer than `lease` seconds from now."""
+        await self.sql.run(_SHORTEN_LEASES, lease=lease)
+
+    async def request(self, name: str, actor: str) -> bool:
+        """Let it run as soon as a worker is free; False where there is no such job."""
+        return await self.sql.run(_REQUEST, name=name, actor=actor) == 1
+
+    async def pause(self, name: str, actor: str, reason: str) -> bool:
+        """Let nobody claim it; False where there is no such job."""
+        return await self.sql.run(_PAUSE, name=name, actor=actor, reason=reason) == 1
+
+    async def resume(self, name: str) -> bool:
+        """Let it be claimed again; False where there is no such job."""
+        return await self.sql.run(_RESUME, name=name) == 1
+
+    async def states(self) -> Sequence[Row]:
+        """Every job, who runs it, and whether a live worker knows it (assumed while none is alive)."""
+        return await self.sql.fetch(_LIST)

@@ -1,0 +1,83 @@
+"""Scheduled jobs: what operators see of them and do to them, and whether their health check is content."""
+
+from dataclasses import fields
+from typing import Any
+
+from services.errors import NotFound
+from services.jobs.repository import JobRepository
+from services.jobs.schemas import JobState
+from services.outbox.control import By
+from services.unit_of_work import UnitOfWork
+
+LATE = 60.0
+"""Seconds that a job may be overdue. Workers take it within seconds, and a lost worker's after its lease."""
+
+FAILING = 2
+"""Failed runs in a row that the health check names."""
+
+_TOLD = {field.name for field in fields(JobState)}
+
+
+def rows(work: UnitOfWork) -> JobRepository:
+    """The repository of jobs in this unit of work."""
+    return JobRepository(work.session)
+
+
+async def jobs(work: UnitOfWork) -> list[JobState]:
+    """Every job, by name."""
+    return [_state(dict(row)) for row in await rows(work).states()]
+
+
+async def job(work: UnitOfWork, name: str) -> JobState:
+    """One job. Raises `NotFound`."""
+    for one in await jobs(work):
+        if one.name == name:
+            return one
+    raise _unknown(name)
+
+
+async def run_now(work: UnitOfWork, name: str, by: By) -> None:
+    """Let a worker run the job now, be it paused or not; once more where it is running. Raises `NotFound`."""
+    if not await rows(work).request(name, by.actor):
+        raise _unknown(name)
+
+
+async def pause(work: UnitOfWork, name: str, by: By) -> None:
+    """Let no worker begin the job; a run under way ends as it would. Raises `NotFound`."""
+    if not await rows(work).pause(name, by.actor, by.reason):
+        raise _unknown(name)
+
+
+async def resume(work: UnitOfWork, name: str) -> None:
+    """Let workers run the job again: once at once if it became due meanwhile. Raises `NotFound`."""
+    if not await rows(work).resume(name):
+        raise _unknown(name)
+
+
+def _state(row: dict[str, Any]) -> JobState:
+    paused = row["paused_at"] is not None
+    if row["running"]:
+        state = "running"
+    elif paused:
+        state = "paused"
+    else:
+        state = "waiting" if row["known"] else "unknown"
+    row["late_seconds"] = max(0.0, row["late_seconds"]) if state == "waiting" else 0.0
+    row["worker_id"] = row["lease_owner"]
+    return JobState(
+        **{name: value for name, value in row.items() if name in _TOLD},
+        state=state,
+        complaint=_complaint(row, state, paused=paused),
+    )
+
+
+def _complaint(row: dict[str, Any], state: str, *, paused: bool) -> str | None:
+    if state == "waiting" and row["late_seconds"] > LATE:
+        return f"late by {row['late_seconds']:.0f} s: no worker has run it"
+    if row["failed_in_a_row"] >= FAILING and row["known"] and not paused:
+        return f"its last {row['failed_in_a_row']} runs failed: {row['error']}"
+    return None
+
+
+def _unknown(name: str) -> NotFound:
+    return NotFound(f"there is no job {name!r}; `waybill jobs list` shows them all")
