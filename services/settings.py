@@ -84,6 +84,7 @@ class Settings(BaseSettings):
     event_retention_days: Annotated[int, Field(ge=0, le=36_500)] = 400
     event_export_path: Path | None = None
     worker_shutdown_grace: Annotated[float, Field(gt=0, le=60)] = 8.0
+    worker_stall_limit: Annotated[float, Field(gt=0, le=7200)] = 120.0
 
     max_clock_skew: Annotated[float, Field(gt=1)] = 300.0
     audit_time_limit: Annotated[float, Field(gt=0, le=3000)] = 300.0
@@ -127,6 +128,17 @@ class Settings(BaseSettings):
     def _empty_is_none(cls, value: object) -> object:
         # As a path, an empty text is the folder that the process happens to run in.
         return None if value == "" else value
+
+    @model_validator(mode="after")
+    def _stall_limit_is_beyond_a_batch(self) -> Self:
+        # A batch that hangs is tried whole for the time limit, and in parts for twice as long.
+        least = max(4 * self.outbox_time_limit, 2 * self.outbox_poll_interval)
+        if self.worker_stall_limit < least:
+            raise ValueError(
+                f"WAYBILL_WORKER_STALL_LIMIT must be at least {least:g}: four times WAYBILL_OUTBOX_TIME_LIMIT and "
+                "twice WAYBILL_OUTBOX_POLL_INTERVAL, or workers end themselves in the middle of their work"
+            )
+        return self
 
     @model_validator(mode="after")
     def _safe_outside_development(self) -> Self:

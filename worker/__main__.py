@@ -12,6 +12,7 @@ from services.collector import spare_what_stays
 from services.logs import configure_logging
 from services.settings import get_settings
 from services.skew import ClockSkewed
+from worker.guard import BROKEN, WorkerBroken
 from worker.runner import DatabaseAway, ReconnectingWorker
 
 logger = logging.getLogger("worker")
@@ -22,7 +23,11 @@ async def serve(settings_class: type) -> None:
 
 
 def main() -> None:
-    """Run until SIGTERM or SIGINT. Exit code 1: cannot start (database or clock); 2: the settings are not valid."""
+    """Run until SIGTERM or SIGINT.
+
+    Exit code 1: cannot start (database or clock); 2: the settings are not valid; 70: no progress, or a part of the
+    worker has ended (`worker/guard.py`).
+    """
     try:
         configure_logging(get_settings(), "worker")
     except ValidationError as error:
@@ -42,6 +47,9 @@ def main() -> None:
             # One line: whoever supervises us starts us again.
             logger.error("%s", error)
             sys.exit(1)
+        except WorkerBroken:
+            # It was logged with its error when it happened.
+            sys.exit(BROKEN)
 
 
 if __name__ == "__main__":

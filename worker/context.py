@@ -1,6 +1,7 @@
-"""What one worker process holds: its settings, its own database and Redis, and the poll loop."""
+"""What one worker process holds: its settings, its own database and Redis, the poll loops and the job loop."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypedDict
@@ -28,11 +29,16 @@ from services.skew import check_clock
 from services.unit_of_work import UnitOfWork
 from worker.handlers import SUBSCRIPTIONS
 from worker.heartbeat import Heartbeat, queue_length_of
+from worker.job_loop import JobLoop
 from worker.jobs.metrics import JobMetrics
+from worker.jobs.schedule import ScheduledJob
 from worker.poller import Poller
 
 QUEUE = "waybill:jobs"
 """The key of ARQ's queue."""
+
+REDIS_PATIENCE = 2.0
+"""Seconds that Redis may take to answer a command; one that waits for a ring is given its waiting time as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +49,18 @@ class WorkerContext:
     database: Database
     doorbell: Doorbell
     poller: Poller
-    jobs: JobMetrics
+    jobs: JobLoop
+    heartbeat: Heartbeat
+
+    @property
+    def tasks(self) -> Sequence[asyncio.Task[None]]:
+        """Everything that runs until the worker stops."""
+        running = [*self.poller.tasks, *self.heartbeat.tasks, *self.doorbell.tasks]
+        return running if self.jobs.task is None else [*running, self.jobs.task]
+
+    def signs(self) -> Mapping[str, object]:
+        """Of each loop that is at work, something that changes as long as it makes progress."""
+        return {**self.poller.progress.alive_at, **self.jobs.signs()}
 
     def open_unit_of_work(self) -> UnitOfWork:
         return UnitOfWork(self.database.write, self.doorbell)
@@ -89,18 +106,21 @@ def processing_options(settings: Settings) -> ProcessingOptions:
 
 
 @asynccontextmanager
-async def open_worker(settings: Settings) -> AsyncIterator[WorkerContext]:
-    """The worker's engine, session factory and poll loop, started on entry, stopped and disposed of on exit.
+async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()) -> AsyncIterator[WorkerContext]:
+    """The worker's engines, session factories, poll loops and job loop, started on entry, stopped on exit.
 
-    On exit the running batch finishes, or is rolled back after `worker_shutdown_grace` seconds. Raises `ClockSkewed`.
+    On exit the running batches finish, or are rolled back after `worker_shutdown_grace` seconds; jobs are cancelled.
+    Raises `ClockSkewed`.
     """
-    # No read timeout: the listener waits on the doorbell for a whole poll interval.
-    redis = Redis.from_url(settings.redis_url, socket_connect_timeout=1)
+    redis = open_redis(settings)
+    # The listener waits at the doorbell for a whole poll interval.
+    ear = open_redis(settings, patience=settings.outbox_poll_interval + REDIS_PATIENCE)
     limit = longest_limit(SUBSCRIPTIONS, settings.outbox_time_limit)
     async with (
         open_database(settings, "worker") as database,
         open_polling(settings, limit) as polling,
         redis,
+        ear,
         Doorbell(redis) as doorbell,
     ):
         await check_pool_budget(database.engine, settings)
@@ -110,20 +130,31 @@ async def open_worker(settings: Settings) -> AsyncIterator[WorkerContext]:
             Processor(lambda: UnitOfWork(polling, doorbell), SUBSCRIPTIONS, prepared=True, **options)
             for _ in range(settings.outbox_concurrency)
         ]
-        poller = Poller(processors, DoorbellListener(redis), settings.outbox_poll_interval)
-        jobs = JobMetrics()
+        poller = Poller(processors, DoorbellListener(ear), settings.outbox_poll_interval)
+        metrics = JobMetrics()
         heartbeat = Heartbeat(
             lambda: UnitOfWork(database.write),
             poller.progress,
-            jobs,
+            metrics,
             queue_length_of(redis, QUEUE),
             skew,
             types=[subscription.event.type for subscription in SUBSCRIPTIONS],
+            schedules=[one.name for one in scheduled],
             time_limit=limit,
         )
+        jobs = JobLoop(lambda: UnitOfWork(database.write), scheduled, metrics, heartbeat.worker_id)
+        context = WorkerContext(settings, database, doorbell, poller, jobs, heartbeat)
         async with heartbeat:
             poller.start()
+            jobs.start(context)
+            grace = settings.worker_shutdown_grace
             try:
-                yield WorkerContext(settings, database, doorbell, poller, jobs)
+                yield context
             finally:
-                await poller.stop(settings.worker_shutdown_grace)
+                await asyncio.gather(poller.stop(grace), jobs.stop(grace))
+
+
+def open_redis(settings: Settings, *, patience: float = REDIS_PATIENCE) -> Redis:
+    """A client that waits no longer than `patience` seconds for an answer."""
+    client: Redis = Redis.from_url(settings.redis_url, socket_connect_timeout=1, socket_timeout=patience)
+    return client

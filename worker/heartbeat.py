@@ -12,6 +12,7 @@ from datetime import datetime
 from importlib.metadata import version
 from time import monotonic
 from typing import Any
+from uuid import UUID
 
 from pydantic_core import to_json
 from redis.asyncio import Redis
@@ -54,6 +55,7 @@ class Heartbeat:
         skew: Skew,
         *,
         types: Sequence[str],
+        schedules: Sequence[str] = (),
         time_limit: float,
     ) -> None:
         self._open = open_unit_of_work
@@ -61,7 +63,12 @@ class Heartbeat:
         self._jobs = jobs
         self._queue_length = queue_length
         self._skew = skew
-        self._fixed = {"types": sorted(types), "time_limit": time_limit, "version": version("waybill")}
+        self._fixed = {
+            "types": sorted(types),
+            "schedules": sorted(schedules),
+            "time_limit": time_limit,
+            "version": version("waybill"),
+        }
         self._id = new_id()
         self._started = monotonic()
         self._counted: deque[tuple[float, int, int]] = deque()
@@ -82,6 +89,16 @@ class Heartbeat:
                 await uow.commit()
         except Exception as error:  # noqa: BLE001  (it is leaving anyway, and its row is forgotten in a day)
             logger.warning("could not take this worker's row away: %r", error)
+
+    @property
+    def worker_id(self) -> UUID:
+        """The key of this worker's row."""
+        return self._id
+
+    @property
+    def tasks(self) -> list[asyncio.Task[None]]:
+        """What beats; it does not end before the exit."""
+        return [self._beating] if self._beating is not None else []
 
     async def beat(self) -> None:
         """Compare the clocks and write the row. Raises what the database raises."""

@@ -106,6 +106,11 @@ class Poller:
             task.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
 
+    @property
+    def tasks(self) -> list[asyncio.Task[None]]:
+        """What `start` has started: none of them ends before `stop`."""
+        return [*self._loops, *self._helpers]
+
     def _call(self) -> None:
         """Have a loop look at the outbox, at once or as soon as one is free."""
         self._called[0].set()

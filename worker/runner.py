@@ -1,4 +1,4 @@
-"""An ARQ worker that outlives Redis: the poll loop starts before Redis answers, and goes on while it is away."""
+"""An ARQ worker that outlives Redis: the loops start before Redis answers, and go on while it is away."""
 
 import asyncio
 import logging
@@ -6,10 +6,15 @@ from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
-from arq.connections import RedisSettings, create_pool
+from arq.connections import ArqRedis, RedisSettings
 from arq.worker import Worker
+from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import SSLConnection, parse_url
 from redis.exceptions import RedisError
+
+from services.settings import get_settings
+from worker.context import REDIS_PATIENCE
+from worker.guard import Guard
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +39,17 @@ def read_redis_url(url: str) -> RedisSettings:
 
 
 class ReconnectingWorker(Worker):
-    """ARQ's own loop ends at the first error of Redis. This one waits and goes on, for ever."""
+    """ARQ's own loop ends at the first error of Redis, and waits for ever for one that does not answer.
+
+    This one waits for an answer for a while, and goes on whatever Redis does. Nothing but the jobs on ARQ's queue
+    depends on it.
+    """
 
     async def serve(self) -> None:
-        """Run until SIGTERM or SIGINT; then stop the jobs and shut down."""
+        """Run until SIGTERM or SIGINT; then stop the jobs and shut down.
+
+        Raises `DatabaseAway`, and `WorkerBroken` where a task of the worker has ended.
+        """
         try:
             with suppress(asyncio.CancelledError):
                 await self.async_run()
@@ -47,22 +59,15 @@ class ReconnectingWorker(Worker):
     async def main(self) -> None:
         if self.on_startup:
             await self.on_startup(self.ctx)
-        failures = 0
-        while True:
-            try:
-                await self._connect()
-                await self._poll_iteration()
-            except (RedisError, OSError) as error:
-                failures += 1
-                wait = min(_LONGEST_WAIT, self.poll_delay_s * 2 ** min(failures, 10))
-                if failures == 1:
-                    logger.warning("Redis is away, jobs wait and the outbox is polled: %s", error)
-            else:
-                if failures:
-                    logger.warning("Redis is back, jobs run again")
-                failures = 0
-                wait = self.poll_delay_s
-            await asyncio.sleep(wait)
+        guard: Guard = self.ctx["guard"]
+        polling = asyncio.create_task(self._poll_for_ever(), name="arq")
+        guard.look_after([polling])
+        try:
+            await guard.broken()
+        finally:
+            guard.leave()
+            polling.cancel()
+            await asyncio.wait({polling})
 
     async def close(self) -> None:
         for task in self.tasks.values():
@@ -71,20 +76,78 @@ class ReconnectingWorker(Worker):
         # ARQ would delete the queue's health key here, which the other workers still report under.
         if self.on_shutdown:
             await self.on_shutdown(self.ctx)
-        if self._pool is not None:
-            with suppress(RedisError, OSError):
-                await self._pool.close(close_connection_pool=True)
-            self._pool = None
+        await self._disconnect()
 
-    async def _connect(self) -> None:
-        if self._pool is not None:
-            return
-        assert self.redis_settings is not None
-        self.redis_settings.conn_retries = 0
-        self._pool = await create_pool(
-            self.redis_settings,
+    async def start_jobs(self, job_ids: list[bytes]) -> None:
+        """Start what can be read; what cannot would end ARQ's loop, and leaves the queue."""
+        readable = []
+        for job_id in job_ids:
+            try:
+                job_id.decode()
+            except UnicodeDecodeError as error:
+                await self.pool.zrem(self.queue_name, job_id)
+                logger.error("removed a job from the queue whose id is not UTF-8: %r (%s)", job_id[:200], error)
+            else:
+                readable.append(job_id)
+        await super().start_jobs(readable)
+
+    async def run_job(self, job_id: str, score: int) -> None:
+        """Run a job; one whose content ARQ cannot make sense of leaves the queue."""
+        try:
+            await super().run_job(job_id, score)
+        except (RedisError, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001  (it would end ARQ's loop, and then the next worker's)
+            await self.finish_failed_job(job_id, None)
+            logger.error("removed a job from the queue that cannot be run: %r (%r)", job_id[:200], error)
+
+    async def _poll_for_ever(self) -> None:
+        failures = 0
+        while True:
+            try:
+                if self._pool is None:
+                    self._connect()
+                await self._poll_iteration()
+            except Exception as error:
+                failures += 1
+                wait = min(_LONGEST_WAIT, self.poll_delay_s * 2 ** min(failures, 10))
+                if not isinstance(error, RedisError | OSError):
+                    logger.exception("ARQ's queue cannot be read")
+                elif failures == 1:
+                    logger.warning("Redis is away, ARQ's jobs wait and the outbox is polled: %s", error)
+                await self._begin_anew()
+            else:
+                if failures:
+                    logger.warning("Redis is back, ARQ's jobs run again")
+                failures = 0
+                wait = self.poll_delay_s
+            await asyncio.sleep(wait)
+
+    async def _begin_anew(self) -> None:
+        """Forget the connections, and what ARQ has counted.
+
+        It counts a job before it takes it, and keeps that place for ever where the connection is lost in between.
+        """
+        # What was taken ends first: each gives its place back.
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        self.tasks.clear()
+        self.job_counter = 0
+        self.sem = asyncio.BoundedSemaphore(self.max_jobs + 1)
+        await self._disconnect()
+
+    def _connect(self) -> None:
+        connections = ConnectionPool.from_url(
+            get_settings().redis_url, socket_connect_timeout=1, socket_timeout=REDIS_PATIENCE
+        )
+        self._pool = self.ctx["redis"] = ArqRedis(
+            connections,
             job_serializer=self.job_serializer,
             job_deserializer=self.job_deserializer,
             default_queue_name=self.queue_name,
         )
-        self.ctx["redis"] = self._pool
+
+    async def _disconnect(self) -> None:
+        if self._pool is not None:
+            with suppress(RedisError, OSError):
+                await self._pool.aclose(close_connection_pool=True)
+            self._pool = None

@@ -48,6 +48,11 @@ class Doorbell:
         if self._ringer is not None:
             await self._ringer
 
+    @property
+    def tasks(self) -> list[asyncio.Task[None]]:
+        """What rings; it does not end before the exit."""
+        return [self._ringer] if self._ringer is not None else []
+
     def ring(self) -> None:
         """Ask for a ring; returns at once and never fails."""
         self._wanted.set()

@@ -17,7 +17,7 @@ from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import rows
 from tests.processes import running_worker
 from worker.heartbeat import Heartbeat
-from worker.jobs.metrics import JobMetrics, watched
+from worker.jobs.metrics import JobMetrics
 from worker.jobs.retention import LOST_WORKERS
 from worker.poller import Progress
 
@@ -96,17 +96,6 @@ async def test_the_row_of_a_lost_worker_is_forgotten_after_a_day(database: Datab
         assert (await take_slice(uow, LOST_WORKERS, None, 10)).ended == 0
         await (await uow.session.connection()).execute(text("UPDATE workers SET beat_at = now() - interval '25 hours'"))
         assert (await take_slice(uow, LOST_WORKERS, None, 10)).ended == 1
-
-
-async def test_a_failing_job_is_counted_and_still_fails() -> None:
-    async def broken(_: dict[str, object]) -> None:
-        raise ValueError("no")
-
-    jobs = JobMetrics()
-    with pytest.raises(ValueError, match="no"):
-        await watched(broken)({"jobs": jobs})
-    assert (jobs.of("broken").runs, jobs.of("broken").failures) == (1, 1)
-    assert jobs.of("broken").last_error == "ValueError('no')"
 
 
 async def test_pausing_reaches_two_real_workers_within_two_seconds(

@@ -1,0 +1,138 @@
+"""Ends a worker process that makes no progress, or has lost a part of itself, and says why."""
+
+import asyncio
+import faulthandler
+import io
+import logging
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from time import monotonic, sleep
+from typing import NoReturn
+
+logger = logging.getLogger(__name__)
+
+BROKEN = 70
+"""The exit code: EX_SOFTWARE of sysexits.h."""
+
+_INTERVAL = 1.0
+"""Seconds between two looks at most."""
+
+_TO_SPEAK = 3.0
+"""Seconds that the last words may take: what keeps the process may be the log itself."""
+
+_MARGIN = 5.0
+"""Seconds beyond the limit that the watching thread is given: code that never lets go of the interpreter stops it."""
+
+_STDERR = 2
+
+Signs = Callable[[], Mapping[str, object]]
+"""Of each part of the worker that is at work, something that changes as long as it makes progress."""
+
+
+class WorkerBroken(Exception):
+    """A task of the worker has ended that should not. It was logged, with its error."""
+
+
+class Guard:
+    """Watches the event loop from a thread, and the parts of the worker from the event loop.
+
+    What makes no progress for `limit` seconds ends the process at once, by `os._exit`: its transactions are rolled back
+    by the server, as after a SIGKILL.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self._interval = min(_INTERVAL, limit / 10)
+        self._beat_at = 0.0
+        self._signs: Signs = dict
+        self._leaving = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._broken: asyncio.Future[NoReturn] | None = None
+
+    def start(self) -> None:
+        """Watch the running event loop, until the process ends."""
+        self._beat_at = monotonic()
+        self._loop = asyncio.get_running_loop()
+        self._broken = self._loop.create_future()
+        self._task = self._loop.create_task(self._watch_parts(), name="guard")
+        threading.Thread(target=self._watch_loop, name="guard", daemon=True).start()
+
+    def look_after(self, tasks: Iterable[asyncio.Task[None]], signs: Signs | None = None) -> None:
+        """From now on none of these tasks may end, and all signs must change."""
+        for task in tasks:
+            task.add_done_callback(self._check_end)
+        self._signs = signs or self._signs
+
+    def leave(self) -> None:
+        """The worker shuts down: tasks may end, and the whole must end within the limit."""
+        self._leaving = True
+        self._signs = lambda: {"the shutdown": 0}
+
+    async def broken(self) -> NoReturn:
+        """Wait for a task to end that should not. Raises `WorkerBroken`."""
+        assert self._broken is not None, "the guard has not been started"
+        await asyncio.shield(self._broken)
+        raise AssertionError("it only ever raises")
+
+    def _check_end(self, task: asyncio.Task[None]) -> None:
+        if self._leaving:
+            return
+        error = None if task.cancelled() else task.exception()
+        reason = "was cancelled" if task.cancelled() else "returned" if error is None else f"failed: {error!r}"
+        logger.critical(
+            "the task %r %s; this worker leaves, with exit code %d", task.get_name(), reason, BROKEN, exc_info=error
+        )
+        assert self._broken is not None
+        if not self._broken.done():
+            self._broken.set_exception(WorkerBroken(task.get_name()))
+            # Where nobody waits for it, as under plain ARQ, it is in the log all the same.
+            self._broken.exception()
+
+    async def _watch_parts(self) -> None:
+        still: dict[str, tuple[object, float]] = {}
+        while True:
+            self._beat_at = monotonic()
+            signs = self._signs()
+            still = {name: one for name, one in still.items() if name in signs and one[0] == signs[name]}
+            for name, sign in signs.items():
+                _, since = still.setdefault(name, (sign, self._beat_at))
+                if self._beat_at - since > self._limit:
+                    self._end(f"{name} made no progress for {self._limit:g} s")
+            await asyncio.sleep(self._interval)
+
+    def _watch_loop(self) -> None:
+        while True:
+            # In case this thread cannot run: each round sets the time again. Its exit code is 1.
+            faulthandler.dump_traceback_later(self._limit + _MARGIN, exit=True, file=_STDERR)
+            sleep(self._interval)
+            if monotonic() - self._beat_at > self._limit:
+                self._end(f"the event loop was blocked for {self._limit:g} s")
+
+    def _end(self, reason: str) -> NoReturn:
+        speaking = threading.Thread(target=self._say, args=(reason,), daemon=True)
+        speaking.start()
+        speaking.join(_TO_SPEAK)
+        if speaking.is_alive():
+            faulthandler.dump_traceback(file=_STDERR)
+        os._exit(BROKEN)
+
+    def _say(self, reason: str) -> None:
+        logger.critical(
+            "%s; this worker ends itself, with exit code %d", reason, BROKEN, extra={"stacks": self._stacks()}
+        )
+
+    def _stacks(self) -> str:
+        """Where each thread and each task stands."""
+        text = io.StringIO()
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        for ident, frame in sys._current_frames().items():
+            text.write(f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}")
+        assert self._loop is not None
+        for task in asyncio.all_tasks(self._loop):
+            text.write(f"task {task.get_name()}:\n")
+            task.print_stack(file=text)
+        return text.getvalue()

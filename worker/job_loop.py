@@ -1,0 +1,182 @@
+"""The job loop of one worker: looks for due jobs, claims them and runs them. It needs only the database."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from time import monotonic
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from services.jobs import service as jobs
+from services.jobs.schemas import Seen
+from services.outbox.control import By
+from services.unit_of_work import OpenUnitOfWork, UnitOfWork
+from worker.job_run import PATIENCE, JobRun, Lease
+from worker.jobs.metrics import JobMetrics
+from worker.jobs.schedule import ScheduledJob
+
+logger = structlog.get_logger(__name__)
+
+LEASE = 60.0
+"""Seconds for which a job is a worker's without a word from it. The word comes four times as often."""
+
+AT_ONCE = 4
+"""Jobs that one worker runs at the same time at most."""
+
+_LONGEST_WAIT = 5.0
+"""Seconds until the next look at most: for what an operator requests, and what a lost worker leaves behind."""
+
+
+class JobLoop:
+    """Runs what is due, from `start` to `stop`.
+
+    A job is claimed by a lease on its row, committed before it runs. The lease is renewed while it runs, and ends with
+    it or with this worker. `due_at` moves to the next time after the run's end: whatever was missed is run once.
+    """
+
+    def __init__(
+        self,
+        open_unit_of_work: OpenUnitOfWork,
+        scheduled: Sequence[ScheduledJob],
+        metrics: JobMetrics,
+        owner: UUID,
+        *,
+        lease: float = LEASE,
+    ) -> None:
+        self._open = open_unit_of_work
+        self._scheduled: Mapping[str, ScheduledJob] = {one.name: one for one in scheduled}
+        self._metrics = metrics
+        self._lease = Lease(owner, lease)
+        self._context: Mapping[str, Any] = {}
+        self._announced = False
+        self._stopping = False
+        self._woken = asyncio.Event()
+        self._runs: dict[str, tuple[JobRun, asyncio.Task[None]]] = {}
+        self._rounds = 0
+        self._failures = 0
+        self.task: asyncio.Task[None] | None = None
+
+    def signs(self) -> dict[str, object]:
+        """What changes as long as there is progress: the loop's rounds; and nothing of a job that does not let go."""
+        overdue = {f"job {name}": run.told_to_end_at for name, (run, _) in self._runs.items() if run.told_to_end_at}
+        return {"jobs": self._rounds, **overdue}
+
+    def start(self, context: object) -> None:
+        """Run jobs with `context` as their `ctx["worker"]`."""
+        self._context = {"worker": context}
+        self.task = asyncio.create_task(self._run(), name="jobs")
+
+    async def stop(self, grace: float) -> None:
+        """Cancel the jobs and give them back, within `grace` seconds. The lease of one that does not end runs out."""
+        self._stopping = True
+        self._woken.set()
+        if self.task is None:
+            return
+        deadline = monotonic() + grace
+        # The loop first, so that no run begins after the others were told to end.
+        await asyncio.wait({self.task}, timeout=grace)
+        self.task.cancel()
+        tasks = [task for _, task in self._runs.values()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            _, running = await asyncio.wait(tasks, timeout=max(0.0, deadline - monotonic()))
+            if running:
+                logger.warning("jobs do not end", jobs=sorted(task.get_name() for task in running))
+
+    def wake(self) -> None:
+        """Look at once."""
+        self._woken.set()
+
+    async def request(self, name: str, by: By) -> None:
+        """Let the job run as soon as a worker is free. Raises `NotFound`, and what the database raises."""
+        async with asyncio.timeout(PATIENCE), self._open() as uow:
+            await jobs.run_now(uow, name, by)
+            await uow.commit()
+        self.wake()
+
+    async def _run(self) -> None:
+        while not self._stopping:
+            self._rounds += 1
+            self._woken.clear()
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    seen = await self._look()
+                wait = await self._claim(seen)
+                self._failures = 0
+            except Exception as error:  # noqa: BLE001  (whatever it is, the next look may succeed)
+                if not self._failures:
+                    logger.warning("cannot look for due jobs", error=repr(error))
+                self._failures += 1
+                wait = min(_LONGEST_WAIT, 0.25 * 2.0 ** min(self._failures, 10))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._woken.wait()
+
+    async def _look(self) -> list[Seen]:
+        """The rows of the jobs that this worker knows, those that are due first. Those that are wrong are mended."""
+        async with self._open() as uow:
+            seen = await self._read(uow)
+            if not self._announced or self._wrong(seen):
+                await self._announce(uow)
+                await uow.commit()
+                self._announced = True
+                seen = await self._read(uow)
+        return sorted(seen.values(), key=lambda one: one.due_at)
+
+    async def _read(self, uow: UnitOfWork) -> dict[str, Seen]:
+        return {one.name: one for one in await jobs.rows(uow).look() if one.name in self._scheduled}
+
+    def _wrong(self, seen: Mapping[str, Seen]) -> bool:
+        """Whether a row is missing, or lies too far ahead: the database's clock was set back."""
+        if seen.keys() != self._scheduled.keys():
+            return True
+        return any(
+            one.due_at > self._scheduled[one.name].schedule.next_after(one.now)
+            or (one.lease_until is not None and (one.lease_until - one.now).total_seconds() > 2 * self._lease.seconds)
+            for one in seen.values()
+        )
+
+    async def _announce(self, uow: UnitOfWork) -> None:
+        rows = jobs.rows(uow)
+        now = await rows.now()
+        due = {
+            name: now if one.at_start and not self._announced else one.schedule.next_after(now)
+            for name, one in self._scheduled.items()
+        }
+        await rows.announce({name: str(one.schedule) for name, one in self._scheduled.items()}, due)
+        await rows.shorten_leases(2 * self._lease.seconds)
+
+    async def _claim(self, seen: Sequence[Seen]) -> float:
+        """Take what is due, as far as there is room; in how many seconds the next one is due."""
+        wait = _LONGEST_WAIT
+        for one in seen:
+            if one.name in self._runs or one.wanted_at is None:
+                continue
+            if one.wanted_at > one.now:
+                wait = min(wait, (one.wanted_at - one.now).total_seconds())
+            elif len(self._runs) < AT_ONCE:
+                await self._take(self._scheduled[one.name])
+        return wait
+
+    async def _take(self, scheduled: ScheduledJob) -> None:
+        claimed_at = monotonic()
+        async with asyncio.timeout(PATIENCE), self._open() as uow:
+            failed = await jobs.rows(uow).claim(scheduled.name, self._lease.owner, self._lease.seconds)
+            await uow.commit()
+        if failed is None:
+            return
+        metrics = self._metrics.of(scheduled.name)
+        run = JobRun(scheduled, self._open, self._lease, metrics, claimed_at=claimed_at, failed=failed)
+        task = asyncio.create_task(run.run(self._context), name=scheduled.name)
+        self._runs[scheduled.name] = run, task
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        del self._runs[task.get_name()]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a job's run was lost", function=task.get_name(), error=repr(error))
+        # There is room for another one, and this one is due again at another time.
+        self.wake()

@@ -1,0 +1,158 @@
+"""One run of a scheduled job, under the lease that this worker holds on it."""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from time import monotonic
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from services.jobs import service as jobs
+from services.jobs.schemas import Ended
+from services.unit_of_work import OpenUnitOfWork
+from worker.jobs.metrics import JobRuns
+from worker.jobs.schedule import ScheduledJob
+
+logger = structlog.get_logger(__name__)
+
+PATIENCE = 5.0
+"""Seconds that one transaction on a job's row may take."""
+
+_FIRST_RETRY = 30.0
+_LAST_RETRY = 3600.0
+"""Seconds until a failed job is tried again, where its schedule is not sooner; doubled with each failure in a row."""
+
+_PAUSE = 1.0
+"""Seconds between two tries to keep how a run ended."""
+
+_LONGEST_ERROR = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The worker `owner` has the job for `seconds` after each time it says so."""
+
+    owner: UUID
+    seconds: float
+
+
+class JobRun:
+    """Runs a claimed job. Only a job that does not end although it is cancelled keeps `run` from returning."""
+
+    def __init__(
+        self,
+        scheduled: ScheduledJob,
+        open_unit_of_work: OpenUnitOfWork,
+        lease: Lease,
+        metrics: JobRuns,
+        *,
+        claimed_at: float,
+        failed: int,
+    ) -> None:
+        """`claimed_at` is a time of `monotonic()` before the claim, `failed` the number of failures in a row so far."""
+        self._scheduled = scheduled
+        self._open = open_unit_of_work
+        self._lease = lease
+        self._metrics = metrics
+        self._held_until = claimed_at + lease.seconds
+        self._failed = failed
+        self.told_to_end_at: float | None = None
+        """When, by `monotonic()`, the job was cancelled; None while it may run."""
+
+    async def run(self, context: Mapping[str, Any]) -> None:
+        """Run the job and keep how it ended; or give it back, where this task is cancelled."""
+        started = monotonic()
+        name = self._scheduled.name
+        work = asyncio.create_task(self._scheduled.job(dict(context)), name=f"job-{name}")
+        try:
+            error = await self._attend(work)
+            ended = Ended(monotonic() - started, error)
+            self._metrics.add(ended.seconds, error)
+            if error is not None:
+                logger.error("job failed", function=name, seconds=round(ended.seconds, 3), error=error)
+            await self._finish(ended)
+        except asyncio.CancelledError:
+            await self._give_back(work)
+            raise
+
+    async def _attend(self, work: asyncio.Task[None]) -> str | None:
+        """Hold the lease until the job has ended; its error. It is cancelled when its time, or the lease, is over."""
+        deadline = monotonic() + self._scheduled.time_limit
+        error: str | None = None
+        while True:
+            wait = self._lease.seconds / 4
+            if error is None:
+                wait = min(wait, deadline - monotonic())
+            await asyncio.wait({work}, timeout=max(0.0, wait))
+            if work.done():
+                return error or _error_of(work)
+            await self._renew()
+            if error is None and monotonic() >= deadline:
+                error = f"it did not end within {self._scheduled.time_limit:g} s"
+            # With enough of the lease left to end in.
+            if error is None and monotonic() >= self._held_until - self._lease.seconds / 4:
+                error = "its lease could not be renewed: another worker may run it"
+            if error is not None:
+                self.told_to_end_at = self.told_to_end_at or monotonic()
+                work.cancel()
+
+    async def _renew(self) -> None:
+        asked_at = monotonic()
+        try:
+            async with asyncio.timeout(min(PATIENCE, self._lease.seconds / 4)), self._open() as uow:
+                held = await jobs.rows(uow).renew(self._scheduled.name, self._lease.owner, self._lease.seconds)
+                await uow.commit()
+        except Exception as error:  # noqa: BLE001  (whatever it is, there is time for another try)
+            logger.warning("cannot renew the lease on a job", function=self._scheduled.name, error=repr(error))
+        else:
+            self._held_until = asked_at + self._lease.seconds if held else asked_at
+
+    async def _finish(self, ended: Ended) -> None:
+        """Keep how it ended. Given up with the lease, when another worker runs the job again."""
+        while True:
+            try:
+                async with asyncio.timeout(PATIENCE), self._open() as uow:
+                    rows = jobs.rows(uow)
+                    due_at = self._due_after(await rows.now(), failed=ended.error is not None)
+                    await rows.finish(self._scheduled.name, self._lease.owner, ended, due_at)
+                    await uow.commit()
+                return
+            except Exception as error:  # noqa: BLE001  (whatever it is, the next try may succeed)
+                if monotonic() >= self._held_until:
+                    logger.warning("cannot keep how a job ended", function=self._scheduled.name, error=repr(error))
+                    return
+            await asyncio.sleep(_PAUSE)
+
+    def _due_after(self, now: datetime, *, failed: bool) -> datetime:
+        due_at = self._scheduled.schedule.next_after(now)
+        if not failed:
+            return due_at
+        retry = min(_LAST_RETRY, _FIRST_RETRY * 2.0 ** min(self._failed, 20))
+        return min(due_at, now + timedelta(seconds=retry))
+
+    async def _give_back(self, work: asyncio.Task[None]) -> None:
+        """End the job, and the lease with it."""
+        self.told_to_end_at = self.told_to_end_at or monotonic()
+        work.cancel()
+        await asyncio.wait({work})
+        if not work.cancelled() and work.exception() is not None:
+            logger.warning("job failed while it was cancelled", function=self._scheduled.name, error=_error_of(work))
+        # Where it cannot be done, the lease runs out.
+        with suppress(Exception):
+            async with asyncio.timeout(PATIENCE), self._open() as uow:
+                await jobs.rows(uow).release(self._scheduled.name, self._lease.owner)
+                await uow.commit()
+
+
+def _error_of(work: asyncio.Task[None]) -> str | None:
+    """What an ended job raised, as text that PostgreSQL can hold."""
+    if work.cancelled():
+        return "it was cancelled"
+    error = work.exception()
+    if error is None:
+        return None
+    return repr(error).replace("\x00", "").encode("utf-8", "replace").decode()[:_LONGEST_ERROR]

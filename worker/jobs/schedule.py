@@ -1,0 +1,49 @@
+"""When a job runs."""
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeAlias
+
+from arq.cron import next_cron
+
+Job: TypeAlias = Callable[[dict[str, Any]], Coroutine[Any, Any, None]]
+"""What a schedule runs; it is given the worker's context as `ctx["worker"]`. Safe to stop anywhere and to repeat."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """At these seconds of this minute and hour, in UTC; None: of each."""
+
+    hour: int | None = None
+    minute: int | None = None
+    second: frozenset[int] = frozenset({0})
+
+    def next_after(self, at: datetime) -> datetime:
+        """The first time that is later than `at`."""
+        return next_cron(at.astimezone(UTC), hour=self.hour, minute=self.minute, second=set(self.second), microsecond=0)
+
+    def __str__(self) -> str:
+        seconds = sorted(self.second)
+        if self.minute is None:
+            listed = ", ".join(str(second) for second in seconds)
+            return f"each minute, at {'second' if len(seconds) == 1 else 'seconds'} {listed}"
+        at = f"{self.minute:02d}" + "".join(f":{second:02d}" for second in seconds if second)
+        return f"each hour, at minute {at}" if self.hour is None else f"each day, at {self.hour:02d}:{at} UTC"
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledJob:
+    """A job with its schedule. After `time_limit` seconds it is cancelled, and has failed.
+
+    Where it is wanted `at_start`, each worker that starts lets it be due at once.
+    """
+
+    job: Job
+    schedule: Schedule
+    time_limit: float = 300.0
+    at_start: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.job.__name__

@@ -1,0 +1,32 @@
+"""The schedules: which job runs when."""
+
+from collections.abc import Sequence
+
+from services.settings import Settings
+from worker.jobs.audit import audit_ledger
+from worker.jobs.expiry import expire
+from worker.jobs.reports import report_backlog
+from worker.jobs.retention import (
+    drop_expired_events,
+    ensure_event_partitions,
+    forget_workers,
+    prune_idempotency_keys,
+)
+from worker.jobs.schedule import Schedule, ScheduledJob
+
+LONG = 6 * 3600
+"""Seconds for a job that may export a month of events; cut short, the next run begins with the same month."""
+
+
+def scheduled_jobs(settings: Settings) -> Sequence[ScheduledJob]:
+    """Every job of this release."""
+    return (
+        ScheduledJob(ensure_event_partitions, Schedule(hour=0, minute=10), at_start=True),
+        ScheduledJob(drop_expired_events, Schedule(hour=1, minute=40), time_limit=LONG),
+        ScheduledJob(forget_workers, Schedule(minute=35)),
+        ScheduledJob(prune_idempotency_keys, Schedule(minute=25)),
+        ScheduledJob(expire, Schedule(second=frozenset({30}))),
+        ScheduledJob(report_backlog, Schedule(second=frozenset({0, 15, 30, 45}))),
+        # It ends itself, in good order, at its time limit.
+        ScheduledJob(audit_ledger, Schedule(minute=40), time_limit=settings.audit_time_limit + 60),
+    )
