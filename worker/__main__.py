@@ -19,7 +19,7 @@ logger = logging.getLogger("worker")
 
 
 async def serve(settings_class: type) -> None:
-    await ReconnectingWorker(**get_kwargs(settings_class)).serve()  # type: ignore[arg-type]
+    await ReconnectingWorker(get_settings().redis_url, **get_kwargs(settings_class)).serve()
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import SSLConnection, parse_url
 from redis.exceptions import RedisError
 
-from services.settings import get_settings
 from worker.context import REDIS_PATIENCE
 from worker.guard import Guard
 
@@ -44,6 +43,11 @@ class ReconnectingWorker(Worker):
     This one waits for an answer for a while, and goes on whatever Redis does. Nothing but the jobs on ARQ's queue
     depends on it.
     """
+
+    def __init__(self, redis_url: str, **options: Any) -> None:
+        """`options` are ARQ's."""
+        super().__init__(**options)
+        self._redis_url = redis_url
 
     async def serve(self) -> None:
         """Run until SIGTERM or SIGINT; then stop the jobs and shut down.
@@ -136,9 +140,7 @@ class ReconnectingWorker(Worker):
         await self._disconnect()
 
     def _connect(self) -> None:
-        connections = ConnectionPool.from_url(
-            get_settings().redis_url, socket_connect_timeout=1, socket_timeout=REDIS_PATIENCE
-        )
+        connections = ConnectionPool.from_url(self._redis_url, socket_connect_timeout=1, socket_timeout=REDIS_PATIENCE)
         self._pool = self.ctx["redis"] = ArqRedis(
             connections,
             job_serializer=self.job_serializer,

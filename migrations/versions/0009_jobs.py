@@ -21,7 +21,7 @@ def upgrade() -> None:
     op.create_table(
         "jobs",
         sa.Column("name", sa.String(100), nullable=False),
-        sa.Column("schedule", sa.String(100), nullable=False),
+        sa.Column("schedule", sa.Text(), nullable=False),
         sa.Column("due_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("started_at", sa.DateTime(timezone=True)),
         sa.Column("finished_at", sa.DateTime(timezone=True)),

@@ -27,7 +27,7 @@ class JobRow(DeclarativeTable):
     )
 
     name: Mapped[str] = mapped_column(String(100), primary_key=True)
-    schedule: Mapped[str] = mapped_column(String(100))
+    schedule: Mapped[str] = mapped_column(Text)
     """In words, for people; what counts is the schedule in the workers' code."""
     due_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ)
 

@@ -1,0 +1,67 @@
+"""A TCP proxy that cuts connections, or falls silent, when a test wants it to."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Self
+
+
+class Proxy:
+    """Listens on a free port of the loopback, `port`, and passes on to `target` what it is sent, on the same host.
+
+    It cuts a connection, in the middle, when `cut` says so of what the client sends. While it is `silent`, it accepts
+    connections and reads from them, and nothing is ever answered.
+    """
+
+    def __init__(self, target: int, cut: Callable[[bytes], bool] = lambda _: False) -> None:
+        self._target = target
+        self.cut = cut
+        self.cuts = 0
+        self.silent = False
+        self.port = 0
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        self._connections: set[asyncio.Task[None]] = set()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for connection in self._connections:
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._target)
+            ways = {
+                asyncio.create_task(self._pass_on(reader, up_writer, from_client=True)),
+                asyncio.create_task(self._pass_on(up_reader, writer, from_client=False)),
+            }
+            try:
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for way in ways:
+                    way.cancel()
+                await asyncio.gather(*ways, return_exceptions=True)
+                up_writer.close()
+        except OSError:
+            pass
+        finally:
+            writer.close()
+            self._connections.discard(task)
+
+    async def _pass_on(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, from_client: bool) -> None:
+        with suppress(OSError):
+            while data := await source.read(65536):
+                if self.silent:
+                    continue
+                if from_client and self.cut(data):
+                    self.cuts += 1
+                    return
+                sink.write(data)
+                await sink.drain()
