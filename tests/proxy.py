@@ -5,24 +5,30 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Self
 
+from sqlalchemy import make_url
+
 
 class Proxy:
-    """Listens on a free port of the loopback, `port`, and passes on to `target` what it is sent, on the same host.
+    """Listens on a free port of the loopback and passes on what it is sent to the server at `url`.
 
     It cuts a connection, in the middle, when `cut` says so of what the client sends. While it is `silent`, it accepts
     connections and reads from them, and nothing is ever answered.
     """
 
-    def __init__(self, target: int, cut: Callable[[bytes], bool] = lambda _: False) -> None:
-        self._target = target
+    def __init__(self, url: str, cut: Callable[[bytes], bool] = lambda _: False) -> None:
+        self._target = make_url(url)
         self.cut = cut
         self.cuts = 0
         self.silent = False
-        self.port = 0
+
+    @property
+    def url(self) -> str:
+        """The server's address by way of this proxy."""
+        port = self._server.sockets[0].getsockname()[1]
+        return self._target.set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
         self._connections: set[asyncio.Task[None]] = set()
         return self
 
@@ -37,7 +43,7 @@ class Proxy:
         assert task is not None
         self._connections.add(task)
         try:
-            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._target)
+            up_reader, up_writer = await asyncio.open_connection(self._target.host, self._target.port)
             ways = {
                 asyncio.create_task(self._pass_on(reader, up_writer, from_client=True)),
                 asyncio.create_task(self._pass_on(up_reader, writer, from_client=False)),
