@@ -2,15 +2,14 @@
 
 import asyncio
 import faulthandler
-import io
 import logging
 import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from time import monotonic, sleep
-from typing import NoReturn
+from typing import Any, NoReturn
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +58,7 @@ class Guard:
         self._loop = asyncio.get_running_loop()
         self._broken = self._loop.create_future()
         self._task = self._loop.create_task(self._watch_parts(), name="guard")
+        self.look_after([self._task])
         threading.Thread(target=self._watch_loop, name="guard", daemon=True).start()
 
     def look_after(self, tasks: Iterable[asyncio.Task[None]], signs: Signs | None = None) -> None:
@@ -127,12 +127,21 @@ class Guard:
 
     def _stacks(self) -> str:
         """Where each thread and each task stands."""
-        text = io.StringIO()
         names = {thread.ident: thread.name for thread in threading.enumerate()}
+        lines = []
         for ident, frame in sys._current_frames().items():
-            text.write(f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}")
+            lines += [f"thread {names.get(ident, ident)}:\n", *traceback.format_stack(frame)]
         assert self._loop is not None
         for task in asyncio.all_tasks(self._loop):
-            text.write(f"task {task.get_name()}:\n")
-            task.print_stack(file=text)
-        return text.getvalue()
+            lines += [f"task {task.get_name()}:\n", *_awaiting(task)]
+        return "".join(lines)
+
+
+def _awaiting(task: asyncio.Task[Any]) -> Iterator[str]:
+    """What the task awaits, and what that awaits; the task's own stack would be the first of them alone."""
+    awaited: Any = task.get_coro()
+    while awaited is not None:
+        frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "ag_frame", None)
+        if frame is not None:
+            yield f'  File "{frame.f_code.co_filename}", line {frame.f_lineno}, in {frame.f_code.co_name}\n'
+        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "ag_await", None)

@@ -115,10 +115,10 @@ class ReconnectingWorker(Worker):
             except Exception as error:
                 failures += 1
                 wait = min(_LONGEST_WAIT, self.poll_delay_s * 2 ** min(failures, 10))
-                if not isinstance(error, RedisError | OSError):
-                    logger.exception("ARQ's queue cannot be read")
-                elif failures == 1:
+                if failures == 1 and isinstance(error, RedisError | OSError):
                     logger.warning("Redis is away, ARQ's jobs wait and the outbox is polled: %s", error)
+                elif failures == 1:
+                    logger.exception("ARQ's queue cannot be read")
                 await self._begin_anew()
             else:
                 if failures:

@@ -46,7 +46,8 @@ class Doorbell:
         self._closing = True
         self._wanted.set()
         if self._ringer is not None:
-            await self._ringer
+            # What has ended it before is not raised again here.
+            await asyncio.gather(self._ringer, return_exceptions=True)
 
     @property
     def tasks(self) -> list[asyncio.Task[None]]:

@@ -1,9 +1,11 @@
-"""`python -m tests.faults.stubborn_worker MANNER`: the product's worker, with a handler of ticks that does not end.
+"""`python -m tests.faults.stubborn_worker MANNER`: the product's worker, with a handler of ticks that does harm.
 
-Each manner is a way of not ending that shows at a tick about "bad", at its first attempt; other ticks take effect.
+Each manner is a way of not ending that shows at a tick about "bad", at its first attempt; other ticks take effect. With
+any other word the handler cancels the worker's task of that name.
 """
 
 import asyncio
+import re
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -40,16 +42,29 @@ async def stay() -> None:
             continue
 
 
-MANNERS: dict[str, Callable[[], Awaitable[None]]] = {"block": block, "hang": hang, "stay": stay}
+async def hog() -> None:
+    """Keep the interpreter itself, so that no other thread runs: this pattern takes longer than the universe is old."""
+    re.match("(a+)+$", "a" * 100 + "b")
+
+
+MANNERS: dict[str, Callable[[], Awaitable[None]]] = {"block": block, "hang": hang, "stay": stay, "hog": hog}
+
+
+async def cancel(name: str) -> None:
+    """End a task of the worker."""
+    for task in asyncio.all_tasks():
+        if task.get_name() == name:
+            task.cancel()
 
 
 def main(manner: str) -> None:
     ticks = TickHandler()
+    harm = MANNERS.get(manner, lambda: cancel(manner))
 
     async def handle(uow: UnitOfWork, events: Sequence[Claimed[Tick]]) -> None:
         await ticks(uow, events)
         if any(claimed.event.name == "bad" and claimed.attempts == 0 for claimed in events):
-            await MANNERS[manner]()
+            await harm()
 
     worker.handlers.SUBSCRIPTIONS = (Subscription(Tick, handle),)
     worker.heartbeat.INTERVAL = BEAT

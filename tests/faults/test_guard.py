@@ -1,0 +1,72 @@
+"""A worker that makes no progress, or has lost a part of itself, says so and ends."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from services.database import Database
+from services.settings import Settings
+from tests.concurrency.ticks import Tick, append
+from tests.faults.test_heartbeat import some
+from tests.faults.test_stubborn_handlers import stubborn
+
+LIMIT = 4.0
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    wanted = {"outbox_time_limit": 1.0, "outbox_poll_interval": 0.2, "worker_stall_limit": LIMIT}
+    return settings.model_copy(update=wanted)
+
+
+async def ended(database: Database, settings: Settings, folder: Path, manner: str) -> tuple[int, str]:
+    """The exit code of a worker whose handler meets a bad tick, and what it said."""
+    with stubborn(settings, folder, manner) as worker:
+        await some(database, 1)
+        await append(database, Tick(name="bad"))
+        code = await asyncio.to_thread(worker.process.wait, 60)
+    return code, worker.said()
+
+
+@pytest.mark.parametrize(
+    ("manner", "code", "reason"),
+    [
+        ("block", 70, "the event loop was blocked for 4 s; this worker ends itself, with exit code 70"),
+        ("stay", 70, "outbox-0 made no progress for 4 s; this worker ends itself, with exit code 70"),
+        ("hog", 1, "Timeout (0:00:09)!"),
+    ],
+)
+async def test_a_worker_that_makes_no_progress_ends_itself_and_says_where_it_stands(
+    ticking: Database, settings: Settings, tmp_path: Path, manner: str, code: int, reason: str
+) -> None:
+    found, said = await ended(ticking, settings, tmp_path, manner)
+    assert found == code, said
+    assert said.count(reason) == 1, said
+    # The stacks name the function that does not end.
+    assert f"in {manner}" in said, said
+
+
+@pytest.mark.parametrize(
+    "task", ["outbox-1", "outbox-ear", "outbox-upkeep", "heartbeat", "doorbell", "jobs", "arq", "guard"]
+)
+async def test_a_worker_one_of_whose_tasks_has_ended_leaves_in_order_and_says_which(
+    ticking: Database, settings: Settings, tmp_path: Path, task: str
+) -> None:
+    code, said = await ended(ticking, settings, tmp_path, task)
+    assert code == 70, said
+    assert said.count(f"the task '{task}' was cancelled; this worker leaves, with exit code 70") == 1, said
+    # In order: its row is gone, and the batch of the handler is committed.
+    assert await some(ticking, 0) == []
+
+
+async def test_a_worker_whose_shutdown_does_not_end_ends_itself(
+    ticking: Database, settings: Settings, tmp_path: Path
+) -> None:
+    with stubborn(settings.model_copy(update={"worker_stall_limit": 8.0}), tmp_path, "stay") as worker:
+        await some(ticking, 1)
+        await append(ticking, Tick(name="bad"))
+        await asyncio.sleep(2)
+        code = await asyncio.to_thread(worker.terminate, 30)
+    assert code == 70, worker.said()
+    assert "the shutdown made no progress for 8 s" in worker.said()
