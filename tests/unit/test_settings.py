@@ -41,6 +41,14 @@ def test_safe_values_are_taken() -> None:
     assert not production(metrics_token="a" * 16).is_development
 
 
+def test_a_worker_is_given_time_for_a_batch_that_is_tried_in_parts_before_it_counts_as_stalled() -> None:
+    with pytest.raises(ValidationError, match="WAYBILL_WORKER_STALL_LIMIT must be at least 160"):
+        production(outbox_time_limit=40.0)
+    assert production(outbox_time_limit=40.0, worker_stall_limit=160.0).worker_stall_limit == 160.0
+    with pytest.raises(ValidationError, match="WAYBILL_WORKER_STALL_LIMIT must be at least 8"):
+        production(outbox_time_limit=1.0, outbox_poll_interval=4.0, worker_stall_limit=7.0)
+
+
 def test_an_empty_metrics_token_is_none() -> None:
     assert production(metrics_token="").metrics_token is None
 
