@@ -39,11 +39,12 @@ class Guard:
     """Watches the event loop from a thread, and the parts of the worker from the event loop.
 
     What makes no progress for `limit` seconds ends the process at once, by `os._exit`: its transactions are rolled back
-    by the server, as after a SIGKILL.
+    by the server, as after a SIGKILL. A shutdown in order is given `shutdown_limit` seconds.
     """
 
-    def __init__(self, limit: float) -> None:
+    def __init__(self, limit: float, shutdown_limit: float | None = None) -> None:
         self._limit = limit
+        self._shutdown_limit = limit if shutdown_limit is None else shutdown_limit
         self._interval = min(_INTERVAL, limit / 10)
         self._beat_at = 0.0
         self._signs: Signs = dict
@@ -68,8 +69,9 @@ class Guard:
         self._signs = signs or self._signs
 
     def leave(self) -> None:
-        """The worker shuts down: tasks may end, and the whole must end within the limit."""
+        """The worker shuts down: tasks may end, and the process must."""
         self._leaving = True
+        self._limit = self._shutdown_limit
         self._signs = lambda: {"the shutdown": 0}
 
     async def broken(self) -> NoReturn:

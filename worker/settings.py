@@ -51,9 +51,9 @@ async def startup(ctx: dict[str, Any]) -> None:
     stack = AsyncExitStack()
     ctx["stack"] = stack
     settings = get_settings()
-    # A subscription's own time limit may be longer than the setting that the settings compare with.
-    guard = Guard(max(settings.worker_stall_limit, 4 * longest_limit(SUBSCRIPTIONS, settings.outbox_time_limit)))
-    ctx["guard"] = guard
+    # A subscription's own time limit may be longer than the one that the settings compare with.
+    limit = max(settings.worker_stall_limit, 4 * longest_limit(SUBSCRIPTIONS, settings.outbox_time_limit))
+    guard = ctx["guard"] = Guard(limit, max(limit, 2 * settings.worker_shutdown_grace))
     guard.start()
     try:
         worker = await stack.enter_async_context(open_worker(settings, scheduled_jobs(settings)))

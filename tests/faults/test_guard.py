@@ -63,10 +63,11 @@ async def test_a_worker_one_of_whose_tasks_has_ended_leaves_in_order_and_says_wh
 async def test_a_worker_whose_shutdown_does_not_end_ends_itself(
     ticking: Database, settings: Settings, tmp_path: Path
 ) -> None:
-    with stubborn(settings.model_copy(update={"worker_stall_limit": 8.0}), tmp_path, "stay") as worker:
+    patient = settings.model_copy(update={"worker_stall_limit": 6.0, "worker_shutdown_grace": 4.0})
+    with stubborn(patient, tmp_path, "stay") as worker:
         await some(ticking, 1)
         await append(ticking, Tick(name="bad"))
-        await asyncio.sleep(2)
+        await asyncio.sleep(1)
         code = await asyncio.to_thread(worker.terminate, 30)
     assert code == 70, worker.said()
     assert "the shutdown made no progress for 8 s" in worker.said()
