@@ -68,7 +68,8 @@ def _change(name: str, change: Callable[[UnitOfWork], Awaitable[None]], done: st
 def _line(one: JobState) -> list[object]:
     state = one.state
     if one.state == "paused":
-        state = f"paused {ago(one.paused_at)} by {one.paused_by}" + (f": {one.paused_reason}" * bool(one.paused_reason))
+        state = f"paused {ago(one.paused_at)} by {one.paused_by}"
+        state += f": {one.paused_reason}" if one.paused_reason else ""
     elif one.state == "running" and one.pid is not None:
         state = f"running on {one.host} {one.pid}"
     if one.requested_at is not None:

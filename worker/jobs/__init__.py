@@ -1,1 +1,1 @@
-"""ARQ jobs. Redis may lose one or run it twice: each is safe to repeat, and a later run makes up for a lost one."""
+"""Scheduled jobs. Each is safe to stop anywhere and to repeat: a run that was lost takes place again."""
