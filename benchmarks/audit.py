@@ -69,6 +69,22 @@ _FILL = """
         AS step(number, from_status, to_status)
     WHERE order_id IS NOT NULL ORDER BY n, number;
     INSERT INTO inventory (product_id, on_hand) SELECT id, 1000000 FROM products;
+
+    -- What was answered for each order, transfer and top-up, as if all were of one day.
+    INSERT INTO idempotency_keys (caller_id, method, path, key, fingerprint, status, headers, body)
+    SELECT user_id, 'POST', CASE WHEN order_id IS NULL THEN '/v1/transfers' ELSE '/v1/orders' END, move.id::text,
+        '', 201, '{{}}', convert_to(CASE WHEN order_id IS NULL
+            THEN json_build_object('id', move.id, 'kind', kind, 'state', 'posted', 'amount', round(amount, 2)::text, 'note', '',
+                'created_at', now(), 'dry_run', false)
+            ELSE json_build_object('reference', NULL, 'id', order_id, 'status', 'pending', 'total', round(amount, 2)::text,
+                'refunded', '0.00', 'item_count', 2, 'version', 1, 'created_at', now(), 'updated_at', now(),
+                'buyer', json_build_object('id', user_id, 'full_name', format('User %s', user_id)),
+                'items', (SELECT json_agg(json_build_object('product_id', 1 + n % 1000, 'quantity', 1, 'line', line,
+                    'returned', 0, 'unit_price', '0.50', 'line_total', '0.50', 'product',
+                    json_build_object('id', 1 + n % 1000, 'name', 'Product number', 'sku', 'SKU', 'seller_id', 1)))
+                    FROM generate_series(1, 2) AS line))
+            END::text, 'UTF8')
+    FROM move JOIN accounts ON accounts.id = CASE kind WHEN 'top_up' THEN credit ELSE debit END;
 """
 
 # What nobody can do without: each table read once, and balances against sums.

@@ -1,6 +1,7 @@
 """Every table in one import: what migrations compare with, and what resolves relationships by name."""
 
 from services.audit.models import LedgerAudit
+from services.canary.models import CanaryRow
 from services.catalog.models import Category, Inventory, Product
 from services.credits.models import Account, Adjustment, Entry, Transfer
 from services.database import metadata
@@ -22,6 +23,7 @@ from services.users.models import User
 __all__ = [
     "Account",
     "Adjustment",
+    "CanaryRow",
     "Category",
     "DeadLetter",
     "Entry",

@@ -43,7 +43,14 @@ class DifferenceKind(StrEnum):
     stock_impossible = "stock_impossible"
     outbox_event = "outbox_event"
     dead_letter_event = "dead_letter_event"
+    acknowledged_order = "acknowledged_order"
+    acknowledged_refund = "acknowledged_refund"
+    acknowledged_transfer = "acknowledged_transfer"
+    acknowledged_adjustment = "acknowledged_adjustment"
+    acknowledged_unreadable = "acknowledged_unreadable"
 
+
+_TOLD = "user {caller_id} was told of it by {method} {path} with the key {key}"
 
 _MESSAGES: Mapping[DifferenceKind, str] = {
     DifferenceKind.ledger_sum: "all entries together sum to {found}",
@@ -76,6 +83,12 @@ _MESSAGES: Mapping[DifferenceKind, str] = {
     DifferenceKind.stock_impossible: "product {product_id} has an impossible stock: {found}",
     DifferenceKind.outbox_event: "outbox row {position} has not the event it names: {found}",
     DifferenceKind.dead_letter_event: "dead letter {position} has not the event it names: {found}",
+    DifferenceKind.acknowledged_order: "order {order_id}: the database has {found}; " + _TOLD,
+    DifferenceKind.acknowledged_refund: "refund {refund_id}: the database has {found}; " + _TOLD,
+    DifferenceKind.acknowledged_transfer: "transfer {transfer_id}: the database has {found}; " + _TOLD,
+    DifferenceKind.acknowledged_adjustment: "adjustment {adjustment_id}: the database has {found}; " + _TOLD,
+    DifferenceKind.acknowledged_unreadable: "the reply to {method} {path} of user {caller_id}, stored under the key "
+    "{key}, does not say what it acknowledged: {found}",
 }
 
 

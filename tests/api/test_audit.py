@@ -8,6 +8,7 @@ import pytest
 
 from services.audit.schemas import DifferenceKind
 from services.unit_of_work import UnitOfWork
+from tests.api import test_acknowledged
 from tests.api.audited import Busy, corrupt, run_audit, trade
 from tests.api.client import Api, assert_problem
 
@@ -115,6 +116,7 @@ CORRUPTIONS: Mapping[str, tuple[list[str], Expected]] = {
         [
             ("order_paid", {"order_id": "confirmed", "status": "status:confirmed"}),
             ("order_total", {"order_id": "confirmed"}),
+            ("acknowledged_order", {"order_id": "confirmed"}),
         ],
     ),
     "payments of an order that is not there": (
@@ -246,6 +248,7 @@ async def test_operators_read_what_the_last_audit_found(api: Api, busy: Busy) ->
 
 def test_every_kind_of_difference_is_planted_by_a_test() -> None:
     planted = {kind for _, expected in CORRUPTIONS.values() for kind, _ in expected}
+    planted |= {kind.value for kind, _ in test_acknowledged.LOST.values()} | {"acknowledged_unreadable"}
     assert planted == {kind.value for kind in DifferenceKind}
 
 

@@ -1,0 +1,1 @@
+"""Canaries: rows that are written only to be read back."""
