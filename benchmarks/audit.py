@@ -74,10 +74,11 @@ _FILL = """
     INSERT INTO idempotency_keys (caller_id, method, path, key, fingerprint, status, headers, body)
     SELECT user_id, 'POST', CASE WHEN order_id IS NULL THEN '/v1/transfers' ELSE '/v1/orders' END, move.id::text,
         '', 201, '{{}}', convert_to(CASE WHEN order_id IS NULL
-            THEN json_build_object('id', move.id, 'kind', kind, 'state', 'posted', 'amount', round(amount, 2)::text, 'note', '',
-                'created_at', now(), 'dry_run', false)
-            ELSE json_build_object('reference', NULL, 'id', order_id, 'status', 'pending', 'total', round(amount, 2)::text,
-                'refunded', '0.00', 'item_count', 2, 'version', 1, 'created_at', now(), 'updated_at', now(),
+            THEN json_build_object('id', move.id, 'kind', kind, 'state', 'posted', 'amount', round(amount, 2)::text,
+                'note', '', 'created_at', now(), 'dry_run', false)
+            ELSE json_build_object('reference', NULL, 'id', order_id, 'status', 'pending',
+                'total', round(amount, 2)::text, 'refunded', '0.00', 'item_count', 2,
+                'version', 1, 'created_at', now(), 'updated_at', now(),
                 'buyer', json_build_object('id', user_id, 'full_name', format('User %s', user_id)),
                 'items', (SELECT json_agg(json_build_object('product_id', 1 + n % 1000, 'quantity', 1, 'line', line,
                     'returned', 0, 'unit_price', '0.50', 'line_total', '0.50', 'product',

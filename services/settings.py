@@ -88,6 +88,7 @@ class Settings(BaseSettings):
 
     max_clock_skew: Annotated[float, Field(gt=1)] = 300.0
     audit_time_limit: Annotated[float, Field(gt=0, le=3000)] = 300.0
+    canary_interval: Annotated[float, Field(gt=0, le=3600)] = 60.0
     metrics_token: SecretStr | None = None
 
     @property

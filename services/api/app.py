@@ -9,7 +9,9 @@ from fastapi.openapi.utils import get_openapi
 from redis.asyncio import Redis
 
 from services.api import health, metrics, problems
+from services.api.canary import Canary
 from services.api.middleware import BodyLimitMiddleware, RequestContextMiddleware, StartMiddleware
+from services.api.probe import open_probe
 from services.api.request_times import RequestTimes, RequestTimesMiddleware
 from services.api.shares import Share
 from services.api.state import ApiState
@@ -48,6 +50,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             watched_clock(database.engine, settings.max_clock_skew) as skew,
             redis,
             Doorbell(redis) as doorbell,
+            open_probe(settings, redis) as probe,
+            Canary(database.write, probe.sessions, settings.canary_interval) as canary,
         ):
             await check_pool_budget(database.engine, settings)
             app.state.waybill = ApiState(
@@ -58,6 +62,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 passwords=Passwords(settings),
                 tokens=Tokens.from_settings(settings),
                 request_times=request_times,
+                probe=probe,
+                canary=canary,
                 writing=Share.of_writes(settings),
                 skew=skew,
             )

@@ -1,20 +1,18 @@
 """Liveness and readiness."""
 
 import asyncio
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
-from redis.exceptions import RedisError
-from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
 
+from services.api.canary import CanaryState
 from services.api.dependencies import State
+from services.api.probe import DatabaseState, RedisState
 
 router = APIRouter(tags=["health"])
 
-_PATIENCE = 2.0
-"""Seconds that a dependency may take to answer."""
+ClockState: TypeAlias = Literal["ok", "wrong"]
 
 
 class Health(BaseModel):
@@ -24,14 +22,18 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """`ready` is whether requests should be sent here: the database answers, and this host's clock is near enough.
+    """`ready` is whether requests should be sent here.
 
-    Redis is a hint: without it Waybill serves on, only slower.
+    The database takes writes, the canary's last write was kept, and this host's clock is near enough to the database's.
+    `read_only`: this server was demoted, or told to refuse writes. `pending`: the canary has not finished a try since
+    the process started. Redis is a hint: without it Waybill serves on, only slower.
     """
 
     ready: bool
-    database: Literal["ok", "unreachable"]
-    redis: Literal["ok", "unreachable"]
+    database: DatabaseState
+    redis: RedisState
+    canary: CanaryState
+    clock: ClockState
 
 
 @router.get("/healthz")
@@ -43,33 +45,20 @@ async def read_health() -> Health:
 @router.get(
     "/readyz",
     responses={
-        503: {"model": Readiness, "description": "The database cannot be reached, or this host's clock is too far off."}
+        503: {
+            "model": Readiness,
+            "description": "The database cannot be reached or written, loses writes, or the clock is too far off.",
+        }
     },
 )
 async def read_readiness(state: State, response: Response) -> Readiness:
-    """Whether the process can serve requests."""
-    database, redis = await asyncio.gather(_database_answers(state), _redis_answers(state))
+    """Whether the process can serve requests. Answers within some 2 s, whatever hangs; an answer is good for one."""
+    database, redis = await asyncio.gather(state.probe.database(), state.probe.redis())
+    canary = state.canary.state
     # The log and `waybill_clock_skew_seconds` say more of the clock.
-    ready = database and state.skew.complaint is None
+    clock: ClockState = "ok" if state.skew.complaint is None else "wrong"
+    ready = database == "ok" and canary != "failed" and clock == "ok"
     if not ready:
         response.status_code = 503
         response.headers["Retry-After"] = "1"
-    return Readiness(ready=ready, database="ok" if database else "unreachable", redis="ok" if redis else "unreachable")
-
-
-async def _database_answers(state: State) -> bool:
-    try:
-        async with asyncio.timeout(_PATIENCE), state.database.engine.connect() as connection:
-            await connection.execute(text("SELECT 1"))
-    except (SQLAlchemyError, OSError, TimeoutError):
-        return False
-    return True
-
-
-async def _redis_answers(state: State) -> bool:
-    try:
-        async with asyncio.timeout(_PATIENCE):
-            await state.redis.execute_command("PING")  # type: ignore[no-untyped-call]
-    except (RedisError, OSError, TimeoutError):
-        return False
-    return True
+    return Readiness(ready=ready, database=database, redis=redis, canary=canary, clock=clock)

@@ -9,10 +9,13 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import PlainTextResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import QueuePool
 
+from services.api.canary import Canary
 from services.api.dependencies import State
 from services.api.problems import responses
 from services.api.state import ApiState
@@ -54,7 +57,8 @@ async def read_metrics(state: Annotated[ApiState, Depends(_scraped)]) -> PlainTe
     """
     explained = "How far this host's clock is ahead of the database's."
     skew = _gauge("waybill_clock_skew_seconds", explained, state.skew.seconds)
-    scrape = _Scrape([*state.request_times.registry.collect(), skew, *await _read_database(state)])
+    own = [*state.request_times.registry.collect(), skew, _pools(state), *_canary(state.canary)]
+    scrape = _Scrape([*own, *await _read_database(state)])
     return PlainTextResponse(generate_latest(scrape), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -70,7 +74,12 @@ class _Scrape(Collector):
 
 async def _read_database(state: ApiState) -> list[Metric]:
     try:
-        async with asyncio.timeout(_PATIENCE), UnitOfWork(state.database.write) as uow:
+        # Beside the request pool: that it is exhausted is no reason to say that the database is down.
+        async with (
+            asyncio.timeout(_PATIENCE),
+            state.probe.scraping,
+            UnitOfWork(state.probe.sessions, name="a scrape") as uow,
+        ):
             backlog = await uow.operations.backlog()
             audit = await uow.audits.latest()
             refused = await SweepRepository(uow.session).count()
@@ -88,6 +97,28 @@ async def _read_database(state: ApiState) -> list[Metric]:
             _gauge("waybill_audit_rows_checked", "Rows that the last finished audit looked at.", audit.rows_checked),
         ]
     return gauges
+
+
+def _pools(state: ApiState) -> Metric:
+    """Connections of this process. The replica's pool is `read`; without a replica, reads use `write`."""
+    family = GaugeMetricFamily(
+        "waybill_database_pool_connections", "Connections of this process by pool.", labels=("pool", "state")
+    )
+    engines: dict[str, AsyncEngine] = {"write": state.database.engine, "probe": state.probe.engine}
+    reading: AsyncEngine = state.database.read.kw["bind"]
+    if reading is not state.database.engine:
+        engines["read"] = reading
+    for name, engine in engines.items():
+        pool = engine.pool
+        assert isinstance(pool, QueuePool)
+        family.add_metric((name, "in_use"), pool.checkedout())
+        family.add_metric((name, "idle"), pool.checkedin())
+    return family
+
+
+def _canary(canary: Canary) -> Iterable[Metric]:
+    yield _gauge("waybill_canary_age_seconds", "Time since the canary's last write was read back.", canary.age)
+    yield CounterMetricFamily("waybill_canary_failures", "Tries of the canary that failed.", value=canary.failures)
 
 
 def _gauge(name: str, explained: str, value: float) -> Metric:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from fastapi import Request
 from redis.asyncio import Redis
 
+from services.api.canary import Canary
+from services.api.probe import Probe
 from services.api.request_times import RequestTimes
 from services.api.shares import Share
 from services.api.tokens import Tokens
@@ -23,6 +25,8 @@ class ApiState:
     database: Database
     redis: Redis
     doorbell: Doorbell
+    probe: Probe
+    canary: Canary
     passwords: Passwords
     tokens: Tokens
     request_times: RequestTimes

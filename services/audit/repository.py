@@ -246,9 +246,9 @@ _OUTBOX = Statement("""
     WHERE (events.type, events.aggregate) IS DISTINCT FROM (queued.type, queued.aggregate)
 """)
 
-# What a reply named must be there, and as the reply said. Statuses move on afterwards: of an order the move must exist,
-# and the state of a transfer or an adjustment is compared only where it is final. A transaction that was lost as a whole
-# took its stored reply along; that is the canary's to find.
+# What a reply named must be there, and as the reply said. Statuses move on afterwards: of an order the move must
+# exist, and the state of a transfer or an adjustment is compared only where it is final. A transaction that was lost as
+# a whole took its stored reply along; that is the canary's to find.
 _UUID = "'^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'"
 _KEPT = "caller_id, method, path, key"
 

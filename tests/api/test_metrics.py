@@ -26,7 +26,11 @@ async def scrape(api: Api) -> dict[tuple[str, tuple[tuple[str, str], ...]], floa
     reply = await api.get("/metrics")
     assert reply.status_code == 200, reply.text
     assert reply.headers["content-type"].startswith("text/plain; version=")
-    families = text_string_to_metric_families(reply.text)
+    return samples_of(reply.text)
+
+
+def samples_of(scraped: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    families = text_string_to_metric_families(scraped)
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in families

@@ -3,14 +3,11 @@
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import pytest
 from fastapi.routing import APIRoute
 from sqlalchemy import text
 
-from services.api.app import create_app
 from services.models import metadata
-from services.settings import Settings
 from tests.api.client import Api, assert_problem
 from tests.factories import make_operator, make_user
 
@@ -132,40 +129,6 @@ async def test_the_trace_context_goes_into_the_event(api: Api, traceparent: str,
     wanted = {"email": "ada@example.com", "full_name": "Ada", "password": "long enough"}
     await api.post("/v1/users", key=None, json=wanted, headers={"traceparent": traceparent})
     assert await api.scalar("SELECT traceparent FROM events") == (traceparent if kept else None)
-
-
-async def test_health_and_readiness_answer_without_a_token(api: Api) -> None:
-    assert (await api.get("/healthz")).json() == {"status": "ok"}
-    ready = await api.get("/readyz")
-    assert (ready.status_code, ready.json()) == (200, {"ready": True, "database": "ok", "redis": "ok"})
-
-
-@pytest.mark.parametrize(("gone", "status"), [("database", 503), ("redis", 200)])
-async def test_readiness_tells_what_is_away(settings: Settings, gone: str, status: int) -> None:
-    app = create_app(settings)
-    async with app.router.lifespan_context(app):
-        state = app.state.waybill
-        if gone == "database":
-            await state.database.engine.dispose()
-            elsewhere = settings.async_url().set(port=1).render_as_string(hide_password=False)
-            state.database.engine.sync_engine.pool._creator = _refuse(elsewhere)
-        else:
-            await state.redis.connection_pool.disconnect()
-            state.redis.connection_pool.connection_kwargs.update(host="127.0.0.1", port=1)
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://api.test") as client:
-            reply = await client.get("/readyz")
-    assert reply.status_code == status
-    expected = {"ready": status == 200, "database": "ok", "redis": "ok", gone: "unreachable"}
-    assert reply.json() == expected
-    assert reply.headers.get("retry-after") == ("1" if status == 503 else None)
-
-
-def _refuse(url: str) -> Any:
-    def creator(*_: Any, **__: Any) -> Any:
-        raise ConnectionRefusedError(url)
-
-    return creator
 
 
 async def test_operators_see_whether_the_books_balance(api: Api) -> None:

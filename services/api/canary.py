@@ -1,0 +1,142 @@
+"""The canary: writes a row every minute, commits it as requests do, and reads it back over another connection."""
+
+import asyncio
+import logging
+import os
+import socket
+from enum import StrEnum
+from functools import partial
+from time import monotonic
+from typing import Literal, TypeAlias
+
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from services.api.probe import on_a_live_connection
+from services.canary.repository import CanaryRepository
+from services.database import SessionFactory
+from services.fields import new_id
+from services.unit_of_work import UnitOfWork
+
+logger = logging.getLogger(__name__)
+
+CanaryState: TypeAlias = Literal["ok", "failed", "pending"]
+
+_LIMIT = 5.0
+"""Seconds that one try may take."""
+
+_RETRY = 5.0
+"""Seconds from a try that failed to the next."""
+
+
+class _Step(StrEnum):
+    connect = "take a connection from the pool"
+    write = "write its row"
+    commit = "commit"
+    read_back = "read its row back"
+    compare = "find its row over another connection, after the commit"
+
+
+class _NotFound(Exception):
+    """The commit answered, and what it committed is not there."""
+
+
+class Canary:
+    """Tries from entry to exit. `state` is `failed` from a try that failed to the next that succeeds.
+
+    It writes through the request pool: a connection that is not fit for requests shows here. A try that gets none
+    within its time is put off, and says nothing of the database.
+    """
+
+    def __init__(self, writing: SessionFactory, reading: SessionFactory, interval: float) -> None:
+        self._writing = writing
+        self._reading = reading
+        self._interval = interval
+        self._id = new_id()
+        self._number = 0
+        self._step = _Step.connect
+        self._complaint: tuple[int, _Step] | None = None
+        self._succeeded_at = monotonic()
+        self._running: asyncio.Task[None] | None = None
+        self.state: CanaryState = "pending"
+        self.failures = 0
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last success, or since the start while there was none."""
+        return monotonic() - self._succeeded_at
+
+    async def __aenter__(self) -> "Canary":
+        self._running = asyncio.create_task(self._run(), name="canary")
+        self._running.add_done_callback(self._complain_of_its_end)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._running is not None:
+            self._running.remove_done_callback(self._complain_of_its_end)
+            self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            well = await self._try()
+            await asyncio.sleep(self._interval if well else min(_RETRY, self._interval))
+
+    async def _try(self) -> bool:
+        """Whether it went well."""
+        self._number += 1
+        trying = asyncio.create_task(self._write_and_read_back(), name="canary-try")
+        try:
+            done, _ = await asyncio.wait({trying}, timeout=_LIMIT)
+            if not done:
+                # Its clean-up may take longer: the verdict does not wait for it.
+                return self._note(TimeoutError(f"no answer within {_LIMIT:g} s"))
+            (error,) = await asyncio.gather(trying, return_exceptions=True)
+            return self._note(error)
+        finally:
+            trying.cancel()
+            await asyncio.gather(trying, return_exceptions=True)
+
+    async def _write_and_read_back(self) -> None:
+        async with UnitOfWork(self._writing, name="the canary's write") as uow:
+            await on_a_live_connection(partial(self._write, uow))
+            self._step = _Step.commit
+            await uow.commit()
+        self._step = _Step.read_back
+        found = await on_a_live_connection(self._read_back)
+        if found != self._number:
+            self._step = _Step.compare
+            raise _NotFound(f"number {self._number} was committed, and number {found} is there")
+
+    async def _write(self, uow: UnitOfWork) -> None:
+        # A second time it begins with another connection.
+        await uow.rollback()
+        self._step = _Step.connect
+        await uow.session.connection()
+        self._step = _Step.write
+        await CanaryRepository(uow.session).write(self._id, socket.gethostname(), os.getpid(), self._number)
+
+    async def _read_back(self) -> int | None:
+        async with UnitOfWork(self._reading, name="the canary's look") as uow:
+            return await CanaryRepository(uow.session).read(self._id)
+
+    def _note(self, error: BaseException | None) -> bool:
+        """Whether all is well. The same complaint is logged once."""
+        before = self._complaint
+        if error is None:
+            self.state, self._complaint, self._succeeded_at = "ok", None, monotonic()
+            if before is not None:
+                logger.info("canary: its row is written and read back again")
+            return True
+        put_off = self._step is _Step.connect and isinstance(error, PoolTimeout | TimeoutError)
+        self._complaint = (logging.WARNING if put_off else logging.ERROR, self._step)
+        if not put_off:
+            self.state = "failed"
+            self.failures += 1
+        if self._complaint != before:
+            logger.log(self._complaint[0], "canary: could not %s: %r", self._step, error)
+        return False
+
+    def _complain_of_its_end(self, ended: asyncio.Task[None]) -> None:
+        self.state = "failed"
+        why = "it was cancelled" if ended.cancelled() else repr(ended.exception())
+        logger.critical("canary: its task ended (%s); this process stays unready, restart it", why)

@@ -1,0 +1,134 @@
+"""Looks at the database and at Redis beside the request pool, so that they answer while it is exhausted."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from time import monotonic
+from typing import Generic, Literal, TypeAlias, TypeVar
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from services.database import Limits, SessionFactory, close, make_engine, make_session_factory
+from services.settings import Settings
+
+DatabaseState: TypeAlias = Literal["ok", "unreachable", "read_only"]
+RedisState: TypeAlias = Literal["ok", "unreachable"]
+FoundT = TypeVar("FoundT")
+
+CONNECTIONS = 2
+"""Of an API process, beside its pool: one for short looks, and one for a scrape that counts rows meanwhile."""
+
+_KEPT = 1.0
+"""Seconds that an answer is good for."""
+
+_DATABASE_PATIENCE = 2.0
+_REDIS_PATIENCE = 0.1
+"""Seconds that they may take to answer. Redis is a hint: nobody waits long to learn that it is away."""
+
+# A server that was demoted says so, be it by recovery or by a setting.
+_READ_ONLY = text("SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool")
+
+
+class Shared(Generic[FoundT]):
+    """One look at a time, for all who ask. `look` must end by itself."""
+
+    def __init__(self, look: Callable[[], Awaitable[FoundT]], kept: float = _KEPT) -> None:
+        self._look = look
+        self._kept = kept
+        self._looking: asyncio.Task[FoundT] | None = None
+        self._ended = 0.0
+
+    async def ask(self, patience: float) -> FoundT | None:
+        """What was found, at most `kept` seconds ago; None where there is no answer within `patience` seconds.
+
+        The look goes on then, and whoever asks meanwhile waits for the same one.
+        """
+        looking = self._looking
+        if looking is None or (looking.done() and monotonic() - self._ended >= self._kept):
+            looking = self._looking = asyncio.create_task(self._run())
+        await asyncio.wait({looking}, timeout=patience)
+        return looking.result() if looking.done() else None
+
+    async def close(self) -> None:
+        """End a look that is under way."""
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
+
+    async def _run(self) -> FoundT:
+        try:
+            return await self._look()
+        finally:
+            self._ended = monotonic()
+
+
+class Probe:
+    """What readiness, the canary and the metrics look through."""
+
+    def __init__(self, engine: AsyncEngine, redis: Redis) -> None:
+        self.engine = engine
+        self.sessions: SessionFactory = make_session_factory(engine)
+        self.scraping = asyncio.Lock()
+        """Held by a scrape: several at once would leave no connection to the short looks."""
+        self._redis = redis
+        # Without a transaction, one trip is enough, and no rollback waits for a server that says nothing.
+        self._looking_on = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._database = Shared(self._look_at_database)
+        self._redis_answers = Shared(self._look_at_redis)
+
+    async def database(self) -> DatabaseState:
+        """Whether the database answers, and takes writes."""
+        return await self._database.ask(_DATABASE_PATIENCE) or "unreachable"
+
+    async def redis(self) -> RedisState:
+        return "ok" if await self._redis_answers.ask(_REDIS_PATIENCE) else "unreachable"
+
+    async def close(self) -> None:
+        await self._database.close()
+        await self._redis_answers.close()
+
+    async def _look_at_database(self) -> DatabaseState:
+        try:
+            async with asyncio.timeout(_DATABASE_PATIENCE):
+                return await on_a_live_connection(self._ask_database)
+        except (SQLAlchemyError, OSError, TimeoutError):
+            return "unreachable"
+
+    async def _ask_database(self) -> DatabaseState:
+        async with self._looking_on.connect() as connection:
+            return "read_only" if (await connection.execute(_READ_ONLY)).scalar_one() else "ok"
+
+    async def _look_at_redis(self) -> bool:
+        # The client's own time-outs end it. Cancelled amid its greeting, a connection would go back to the pool with a
+        # reply still to come, for the next command to take as its own.
+        try:
+            await self._redis.execute_command("PING")  # type: ignore[no-untyped-call]
+        except (RedisError, OSError, TimeoutError):
+            return False
+        return True
+
+
+@asynccontextmanager
+async def open_probe(settings: Settings, redis: Redis) -> AsyncIterator[Probe]:
+    """A probe with an engine of its own, disposed of on exit."""
+    engine = make_engine(settings, "api-probe", limits=Limits.of_requests(settings), pool_size=CONNECTIONS)
+    probe = Probe(engine, redis)
+    try:
+        yield probe
+    finally:
+        await probe.close()
+        await close(engine)
+
+
+async def on_a_live_connection(do: Callable[[], Awaitable[FoundT]]) -> FoundT:
+    """Do it again, once, where the connection was dead: a server that was restarted leaves such ones in the pool."""
+    try:
+        return await do()
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+        return await do()
