@@ -105,7 +105,7 @@ async def test_a_commit_that_fails_is_told(
 
 
 @pytest.mark.parametrize("step", ["write its row", "commit"])
-async def test_one_that_hangs_is_told_in_time_and_leaves_no_transaction_open(
+async def test_one_that_hangs_is_told_in_time_and_the_next_ones_go_on(
     often: tuple[httpx.AsyncClient, ApiState],
     database: Database,
     database_url: str,
