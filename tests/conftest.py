@@ -115,6 +115,11 @@ def redis_url(servers: TestServers) -> str:
 @pytest.fixture
 def settings(database_url: str, redis_url: str) -> Settings:
     """Settings for this test's database and Redis. Change one with `settings.model_copy(update={...})`."""
+    return settings_for(database_url, redis_url)
+
+
+def settings_for(database_url: str, redis_url: str) -> Settings:
+    """Settings of a test, whatever the developer has set."""
     return Settings(
         _env_file=None,
         environment=Environment.development,

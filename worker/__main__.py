@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import signal
 import sys
 
 import uvloop
@@ -19,11 +20,14 @@ logger = logging.getLogger("worker")
 
 
 async def serve(settings_class: type) -> None:
+    # A terminal that is closed stops the worker as SIGTERM does, unless it was started to outlive it, as nohup does.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, signal.raise_signal, signal.SIGTERM)
     await ReconnectingWorker(get_settings().redis_url, **get_kwargs(settings_class)).serve()
 
 
 def main() -> None:
-    """Run until SIGTERM or SIGINT.
+    """Run until SIGTERM, SIGINT or SIGHUP.
 
     Exit code 1: cannot start (database or clock); 2: the settings are not valid; 70: no progress, or a part of the
     worker has ended (`worker/guard.py`).

@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import QueuePool
 
+from services.api import pressure
 from services.api.canary import Canary
 from services.api.dependencies import State
 from services.api.problems import responses
@@ -57,7 +58,8 @@ async def read_metrics(state: Annotated[ApiState, Depends(_scraped)]) -> PlainTe
     """
     explained = "How far this host's clock is ahead of the database's."
     skew = _gauge("waybill_clock_skew_seconds", explained, state.skew.seconds)
-    own = [*state.request_times.registry.collect(), skew, _pools(state), *_canary(state.canary)]
+    own = [*state.request_times.registry.collect(), *pressure.registry.collect()]
+    own += [skew, _pools(state), *_canary(state.canary)]
     scrape = _Scrape([*own, *await _read_database(state)])
     return PlainTextResponse(generate_latest(scrape), media_type=CONTENT_TYPE_LATEST)
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from errno import EMFILE, ENFILE
 from http import HTTPStatus
 from typing import Any
 
@@ -14,6 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
 
+from services.api import pressure
 from services.connections import READ_ONLY
 from services.database import not_committed, outcome_unknown
 from services.errors import (
@@ -235,9 +237,31 @@ def _retry_later(request: Request, code: str, detail: str) -> ProblemResponse:
     return problem(request, 503, code, detail, headers={"Retry-After": "1"})
 
 
-async def _on_unexpected(request: Request, _: Exception) -> ProblemResponse:
+async def _on_os_error(request: Request, error: Exception) -> ProblemResponse:
+    assert isinstance(error, OSError)
+    if error.errno not in (EMFILE, ENFILE):
+        return await _on_unavailable(request, error)
+    pressure.out_of_descriptors(error)
+    return _overloaded(request)
+
+
+async def _on_memory_error(request: Request, error: Exception) -> ProblemResponse:
+    pressure.out_of_memory(error)
+    return _overloaded(request)
+
+
+def _overloaded(request: Request) -> ProblemResponse:
+    return _retry_later(request, "overloaded", "the server has too much to do at the moment; send the request again")
+
+
+async def _on_unexpected(request: Request, error: Exception) -> ProblemResponse:
     # This one is sent outside the middleware that puts the id on every other reply.
     headers = {"X-Request-Id": request_id} if (request_id := getattr(request.state, "request_id", None)) else {}
+    if isinstance(error, MemoryError):
+        pressure.out_of_memory(error)
+        response = _overloaded(request)
+        response.headers.update(headers)
+        return response
     return problem(request, 500, "internal_error", "the request failed; nothing of it took effect", headers=headers)
 
 
@@ -249,7 +273,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(StaleDataError, _on_stale_data)
     app.add_exception_handler(DBAPIError, _on_database_error)
     app.add_exception_handler(PoolTimeout, _on_unavailable)
-    app.add_exception_handler(OSError, _on_unavailable)
+    app.add_exception_handler(OSError, _on_os_error)
+    app.add_exception_handler(MemoryError, _on_memory_error)
     app.add_exception_handler(Exception, _on_unexpected)
 
 

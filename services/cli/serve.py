@@ -1,7 +1,8 @@
-"""`waybill api` and `waybill worker`: one process each, in the foreground, stopped by SIGTERM."""
+"""`waybill api` and `waybill worker`: one process each, in the foreground, stopped by SIGTERM, SIGINT or SIGHUP."""
 
 import os
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from services.cli.console import plain_errors
 
+STARTUP_FAILURE = 3
 # Together with the process's own exit, below the 10 s that supervisors grant between SIGTERM and SIGKILL.
 GRACEFUL_SHUTDOWN_SECONDS = 8
 
@@ -21,25 +23,38 @@ def api(
     # Imported here: the other commands need no web server.
     import uvicorn
 
+    from services.api.connections import LimitedProtocol
+    from services.api.server import Server
     from services.settings import get_settings
 
     with plain_errors():
-        get_settings()
-    uvicorn.run(
+        settings = get_settings()
+    config = uvicorn.Config(
         "services.api.app:serve_app",
         factory=True,
         host=host,
         port=port,
         loop="uvloop" if find_spec("uvloop") else "auto",
-        http="httptools",
+        http=LimitedProtocol,
         ws="none",
         lifespan="on",
+        # As many processes as there are commands: each has limits, metrics and a port of its own.
+        workers=1,
         # The application sets up its own logging; a line for each request is the proxy's business.
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=settings.http_keep_alive_timeout,
         timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
     )
+    # First, since it sets up the log that the server writes to.
+    config.load()
+    server = Server(config, settings)
+    # uvicorn raises a caught Ctrl-C again when it has stopped.
+    with suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        sys.exit(STARTUP_FAILURE)
 
 
 def worker() -> None:

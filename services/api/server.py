@@ -1,0 +1,240 @@
+"""The server of `waybill api`: uvicorn's, with a place for each connection and a word for those that get none."""
+
+import asyncio
+import logging
+import resource
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
+from functools import partial
+
+import uvicorn
+from uvicorn.config import STARTUP_FAILURE
+
+from services.api import pressure
+from services.api.connections import RETRY, Connections, LimitedProtocol, Limits, refusal
+from services.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_MOST_DESCRIPTORS = 65_536
+_RESERVED_DESCRIPTORS = 48
+"""For standard streams, the event loop, Redis, name look-ups, files opened for a moment, and refused connections."""
+_FEWEST_CONNECTIONS = 8
+_LEAVING = 16
+_LEAVING_SECONDS = 1.0
+_ACCEPTED_AT_ONCE = 64
+_RETRY_ACCEPT_SECONDS = 0.2
+# Unsent bytes that the kernel takes for a connection. With its own limit of some megabytes, a slow reader would show
+# no progress for minutes, and each of them would cost that much memory.
+_UNSENT_BYTES = 128 * 1024
+_EXHAUSTED = frozenset({EMFILE, ENFILE, ENOBUFS, ENOMEM})
+
+
+def make_room(settings: Settings) -> int:
+    """Raise the limit on open files as far as it goes (65,536); the number of connections that the process may serve.
+
+    That is what is left when the database's connections and the other needs are provided for, or the number in the
+    settings where that is lower. Logs a warning where it cannot be had.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    infinite = resource.RLIM_INFINITY
+    wanted = _MOST_DESCRIPTORS if hard == infinite else min(hard, _MOST_DESCRIPTORS)
+    if soft != infinite and soft < wanted:
+        # Some systems have a lower limit beside the hard one.
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    descriptors = _MOST_DESCRIPTORS if soft == infinite else soft
+    pools = 1 if settings.database_replica_url is None else 2
+    database = pools * (settings.database_pool_size + settings.database_max_overflow)
+    possible = max(_FEWEST_CONNECTIONS, descriptors - database - _RESERVED_DESCRIPTORS)
+    asked_for = settings.http_max_connections
+    if asked_for > possible or possible == _FEWEST_CONNECTIONS:
+        logger.warning(
+            "a limit of %d open files leaves room for %d connections; raise it (ulimit -n, LimitNOFILE=)",
+            descriptors,
+            possible,
+        )
+    return min(asked_for or possible, possible)
+
+
+class Server(uvicorn.Server):
+    """Accepts by itself, limits connections, and stops on SIGHUP as it does on SIGTERM."""
+
+    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
+        super().__init__(config)
+        self._limits = Limits.from_settings(settings, make_room(settings))
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            sys.exit(STARTUP_FAILURE)
+        try:
+            listeners = sockets or await _listen(self.config.host, self.config.port, self.config.backlog)
+        except OSError as error:
+            logger.error("cannot listen on %s port %d: %s", self.config.host, self.config.port, error)
+            await self.lifespan.shutdown()
+            sys.exit(STARTUP_FAILURE)
+        loop = asyncio.get_running_loop()
+        connections = Connections(self._limits, self.server_state)
+        protocol = partial(
+            LimitedProtocol, self.config, self.server_state, self.lifespan.state, loop, connections=connections
+        )
+        self.servers = [Acceptor(listener, connections, protocol, loop) for listener in listeners]  # type: ignore[misc]
+        for listener in listeners:
+            host, port = listener.getsockname()[:2]
+            logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+        self.started = True
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        with super().capture_signals():
+            # Ignored by whom started us, as nohup does: it stays so.
+            if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+                yield
+                return
+            before = signal.signal(signal.SIGHUP, self.handle_exit)
+            try:
+                yield
+            finally:
+                signal.signal(signal.SIGHUP, before)
+
+
+async def _listen(host: str, port: int, backlog: int) -> list[socket.socket]:
+    """A socket for each address of `host`. Raises `OSError` where one of them cannot be had."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    listeners: list[socket.socket] = []
+    try:
+        for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
+            # With port 0 all listen on the one that the first was given.
+            chosen = listeners[0].getsockname()[1] if listeners else port
+            listeners.append(socket.create_server((address[0], chosen), family=family, backlog=backlog))
+    except OSError:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
+
+
+class Acceptor:
+    """Accepts the connections of one listening socket.
+
+    The event loop's own server drops a connection that it has no descriptor for, without a reply and without a line in
+    the log. This one says so to both, waits a little, and goes on.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        connections: Connections,
+        protocol: Callable[[], asyncio.Protocol],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._listener = listener
+        self._connections = connections
+        self._protocol = protocol
+        self._loop = loop
+        self._connecting: set[asyncio.Task[None]] = set()
+        # Refused connections, closed when their clients had the time to read why.
+        self._leaving: deque[socket.socket] = deque()
+        self._spare: socket.socket | None = socket.socket()
+        self._closed = False
+        listener.setblocking(False)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
+        loop.add_reader(listener, self._accept)
+
+    @property
+    def sockets(self) -> Sequence[socket.socket]:
+        return [self._listener]
+
+    def close(self) -> None:
+        """Listen no longer. What was accepted goes on."""
+        if not self._closed:
+            self._closed = True
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
+            self._close_leaving()
+            if self._spare is not None:
+                self._spare.close()
+
+    async def wait_closed(self) -> None:
+        await asyncio.gather(*self._connecting)
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTED_AT_ONCE):
+            try:
+                accepted, _ = self._listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                # Any other error is of this one connection, which is gone.
+                if error.errno in _EXHAUSTED:
+                    self._on_exhaustion(error)
+                    return
+                continue
+            if self._connections.admit(len(self._connecting), self._loop.time()):
+                task = self._loop.create_task(self._connect(accepted))
+                self._connecting.add(task)
+                task.add_done_callback(self._connecting.discard)
+            else:
+                pressure.connection_refused("capacity")
+                self._turn_away(accepted)
+
+    async def _connect(self, accepted: socket.socket) -> None:
+        accepted.setblocking(False)
+        try:
+            await self._loop.connect_accepted_socket(self._protocol, accepted)
+        except OSError as error:
+            # It went as it came.
+            logger.debug("a connection was lost before it was served: %s", error)
+            accepted.close()
+
+    def _on_exhaustion(self, error: OSError) -> None:
+        """Answer those who wait with the descriptors kept for it, and look again a little later."""
+        pressure.accept_failed(error)
+        self._close_leaving()
+        if self._spare is not None:
+            self._spare.close()
+        with suppress(OSError):
+            for _ in range(_ACCEPTED_AT_ONCE):
+                accepted, _ = self._listener.accept()
+                _answer(accepted)
+                accepted.close()
+        self._spare = None
+        with suppress(OSError):
+            self._spare = socket.socket()
+        # The listener stays readable while it cannot accept: without a pause this would take all of the time.
+        self._loop.remove_reader(self._listener)
+        self._loop.call_later(_RETRY_ACCEPT_SECONDS, self._go_on)
+
+    def _go_on(self) -> None:
+        if not self._closed:
+            self._loop.add_reader(self._listener, self._accept)
+
+    def _turn_away(self, accepted: socket.socket) -> None:
+        _answer(accepted)
+        self._leaving.append(accepted)
+        if len(self._leaving) > _LEAVING:
+            self._leaving.popleft().close()
+        self._loop.call_later(_LEAVING_SECONDS, accepted.close)
+
+    def _close_leaving(self) -> None:
+        while self._leaving:
+            self._leaving.popleft().close()
+
+
+def _answer(accepted: socket.socket) -> None:
+    """Say on a connection that nothing else will be said on it."""
+    accepted.setblocking(False)
+    with suppress(OSError):
+        accepted.send(refusal(503, "overloaded", "too many connections are open; try again", RETRY))
+        accepted.shutdown(socket.SHUT_WR)
+        # Closed with a request unread, the connection would be reset, and the reply with it perhaps.
+        accepted.recv(65_536)
