@@ -66,9 +66,9 @@ class Settings(BaseSettings):
     argon2_parallelism: Annotated[int, Field(ge=1)] = 1
 
     http_max_connections: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    http_head_timeout: Annotated[float, Field(gt=0, le=3600)] = 10.0
-    http_body_timeout: Annotated[float, Field(gt=0, le=3600)] = 30.0
-    http_write_timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    http_head_timeout: Annotated[float, Field(ge=0.1, le=3600)] = 10.0
+    http_body_timeout: Annotated[float, Field(ge=0.1, le=3600)] = 30.0
+    http_write_timeout: Annotated[float, Field(ge=0.1, le=3600)] = 60.0
     http_keep_alive_timeout: Annotated[int, Field(ge=1, le=3600)] = 5
     max_body_bytes: Annotated[int, Field(ge=1024)] = 1_048_576
     transaction_attempts: Annotated[int, Field(ge=1, le=20)] = 5

@@ -206,7 +206,8 @@ class LimitedProtocol(HttpToolsProtocol):
             raise _Refused("pipeline", 400, "malformed_request", "too many requests were sent ahead")
         super().on_headers_complete()
         self._waiting = _Waiting.body
-        self._received = 0
+        self._since = self._heard_at = self.loop.time()
+        self._received = self._received_before = 0
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
@@ -214,8 +215,6 @@ class LimitedProtocol(HttpToolsProtocol):
         self._registry.unfinished.pop(self, None)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:  # type: ignore[override]
-        # While an earlier request ran, nothing was read: the client's time begins now.
-        self._since = self._heard_at = self.loop.time()
         self._running = cycle
         super()._start_asgi_task(cycle, app)  # type: ignore[arg-type]
 
@@ -266,7 +265,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._received_before = self._received
             self._heard_at = now
         if self.flow.read_paused:
-            # It is us who do not listen.
+            # It is us who do not listen, to requests sent ahead for example.
             self._since = self._heard_at = now
         elif self._waiting is _Waiting.head:
             if now - self._since < self._limits.head_timeout:
@@ -293,8 +292,13 @@ class LimitedProtocol(HttpToolsProtocol):
         self._registry.unfinished.pop(self, None)
         if self._waiting is _Waiting.body:
             cycle = self.cycle
-            if cycle is not self._running or (cycle.response_started and not cycle.response_complete):
-                # A reply is under way that cannot be told from this one's.
+            if cycle is not self._running:
+                # It waits its turn behind earlier requests, and does not get it.
+                self.pipeline.popleft()
+                self._leave_after(self.pipeline[0][0] if self.pipeline else self._running)
+                return
+            if cycle.response_started and not cycle.response_complete:
+                # The reply cannot be taken back. Cut off, it does not look complete.
                 self.transport.abort()
                 return
             # The handler learns that the rest will not come. What it answered before it read the body stands.
@@ -302,10 +306,16 @@ class LimitedProtocol(HttpToolsProtocol):
             cycle.message_event.set()
             self._leave(None if cycle.response_complete else refusal(status, code, detail, _retry(status)))
         elif self._running is not None and not self._running.response_complete:
-            # The replies to earlier requests come first, and the connection ends with the last of them.
-            self.cycle.keep_alive = False
+            self._leave_after(self.cycle)
         else:
             self._leave(refusal(status, code, detail, _retry(status)))
+
+    def _leave_after(self, last: RequestResponseCycle | None) -> None:
+        """Close when the replies to earlier requests are sent, of which this is the last."""
+        if last is not None and not last.response_complete:
+            last.keep_alive = False
+        else:
+            self._leave(None)
 
     def _leave(self, reply: bytes | None) -> None:
         """Close, and let the client read the reply first."""

@@ -22,12 +22,12 @@ from services.settings import Settings
 logger = logging.getLogger(__name__)
 
 _MOST_DESCRIPTORS = 65_536
-_RESERVED_DESCRIPTORS = 48
+_RESERVED_DESCRIPTORS = 64
 """For standard streams, the event loop, Redis, name look-ups, files opened for a moment, and refused connections."""
 _FEWEST_CONNECTIONS = 8
 _LEAVING = 16
 _LEAVING_SECONDS = 1.0
-_ACCEPTED_AT_ONCE = 64
+_ACCEPTED_AT_ONCE = 16
 _RETRY_ACCEPT_SECONDS = 0.2
 # Unsent bytes that the kernel takes for a connection. With its own limit of some megabytes, a slow reader would show
 # no progress for minutes, and each of them would cost that much memory.
@@ -191,9 +191,8 @@ class Acceptor:
         accepted.setblocking(False)
         try:
             await self._loop.connect_accepted_socket(self._protocol, accepted)
-        except OSError as error:
-            # It went as it came.
-            logger.debug("a connection was lost before it was served: %s", error)
+        except (OSError, MemoryError) as error:
+            logger.warning("a connection was lost before it was served: %r", error)
             accepted.close()
 
     def _on_exhaustion(self, error: OSError) -> None:

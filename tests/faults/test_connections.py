@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from services.api.connections import MAX_HEAD_BYTES, MAX_HEAD_FIELDS
@@ -17,6 +18,12 @@ from tests.processes import wait_until
 from tests.servers import TestServers
 
 REGISTER = b"POST /v1/users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+SIGN_IN = b"username=a&password=b"
+WAITING = (
+    b"POST /v1/token HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+    b"Content-Length: %d\r\n\r\n%b" % (len(SIGN_IN), SIGN_IN)
+)
+"""Waits where the table of users is locked; then it is refused."""
 NOTHING = b'{"email": "not an address"}'
 
 
@@ -114,6 +121,34 @@ def test_a_process_that_stood_still_does_not_blame_its_clients(edge: Edge) -> No
         client.sendall(HEALTH[-4:])
         edge.process.process.send_signal(signal.SIGCONT)
         assert read(client).status == 200
+
+
+def test_a_body_sent_ahead_is_not_waited_for_and_takes_no_reply_from_the_request_before(
+    edge: Edge, shared: tuple[Settings, Path]
+) -> None:
+    with psycopg.connect(shared[0].database_url) as blocker:
+        blocker.execute("LOCK TABLE users")
+        before = edge.refused("body_time")
+        with edge.connect(WAITING + REGISTER + b"Content-Length: 100\r\n\r\n{") as client:
+            wait_until(lambda: edge.refused("body_time") == before + 1, "the second request to be given up")
+            assert is_open(client)
+            blocker.rollback()
+            assert read(client).status == 401
+            assert rest(client) == b""
+
+
+def test_a_body_sent_ahead_has_its_time_once_it_is_read(edge: Edge, shared: tuple[Settings, Path]) -> None:
+    body = b'{"email": "' + b"x" * 900_000 + b'"}'
+    with psycopg.connect(shared[0].database_url) as blocker, edge.connect() as client:
+        blocker.execute("LOCK TABLE users")
+        # So much of it that the server reads no further.
+        client.sendall(WAITING + REGISTER + b"Content-Length: %d\r\n\r\n" % len(body) + body[:200_000])
+        time.sleep(1.5)
+        assert is_open(client)
+        blocker.rollback()
+        assert read_one(client) == 401
+        client.sendall(body[200_000:])
+        assert read_one(client) == 422
 
 
 # Too large
@@ -225,15 +260,15 @@ def test_half_sent_heads_keep_no_new_client_out(settings: Settings, tmp_path: Pa
     few = changed(settings, http_head_timeout=600)
     with running_edge(few, tmp_path / "api.log", files=(128, 128)) as edge, ExitStack() as stack:
         # Fewer than the process has places for, then more than it has files.
-        slow = [stack.enter_context(edge.connect(HALF_A_HEAD)) for _ in range(45)]
-        assert edge.ask().status == 200
+        slow = [stack.enter_context(edge.connect(HALF_A_HEAD)) for _ in range(40)]
+        wait_until(lambda: edge.ask().status == 200, "a new client to be served")
         slow += [stack.enter_context(edge.connect(HALF_A_HEAD)) for _ in range(100)]
         wait_until(lambda: edge.ask().status == 200, "a place for a client that speaks")
         for _ in range(20):
             assert edge.ask().status == 200
         # The oldest went first, and no more of them than was needed.
         read(slow[0]).assert_problem(503, "overloaded")
-        assert sum(is_open(client) for client in slow) > 20
+        assert sum(is_open(client) for client in slow) > 10
         assert edge.refused("crowded_out") > 0
 
 
@@ -276,4 +311,4 @@ def test_more_files_are_taken_where_they_can_be_had(settings: Settings, tmp_path
         assert resource.prlimit(edge.pid, resource.RLIMIT_NOFILE) == (900, 900)
     asked = changed(settings, http_max_connections=5000)
     with running_edge(asked, tmp_path / "api.log", files=(100, 900)) as edge:
-        assert "900 open files leaves room for 837 connections" in edge.process.said()
+        assert "900 open files leaves room for 821 connections" in edge.process.said()
