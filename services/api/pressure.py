@@ -29,7 +29,7 @@ _refused = Counter(
     registry=registry,
 )
 _accept_errors = Counter(
-    "waybill_http_accept_errors", "Connections that could not be accepted as they should.", registry=registry
+    "waybill_http_accept_errors", "Times that there was no file or memory to accept a connection.", registry=registry
 )
 _out_of_memory = Counter("waybill_http_out_of_memory", "Requests that failed for want of memory.", registry=registry)
 _out_of_descriptors = Counter(
@@ -69,7 +69,7 @@ def connection_refused(reason: str) -> None:
 
 
 def accept_failed(error: OSError) -> None:
-    """Count and log a connection for which this process or the machine has no descriptor or memory left."""
+    """Count and log that this process or the machine has no descriptor or memory left for new connections."""
     _accept_errors.inc()
     _accept_log.log("cannot accept connections: %s", error)
 

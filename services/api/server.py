@@ -16,7 +16,7 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
 from services.api import pressure
-from services.api.connections import RETRY, Connections, LimitedProtocol, Limits, refusal
+from services.api.protocol import RETRY, Connections, HttpLimits, LimitedProtocol, refusal
 from services.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
         super().__init__(config)
-        self._limits = Limits.from_settings(settings, make_room(settings))
+        self._limits = HttpLimits.from_settings(settings, make_room(settings))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self.lifespan.startup()

@@ -23,7 +23,7 @@ def api(
     # Imported here: the other commands need no web server.
     import uvicorn
 
-    from services.api.connections import LimitedProtocol
+    from services.api.protocol import LimitedProtocol
     from services.api.server import Server
     from services.settings import get_settings
 

@@ -26,6 +26,9 @@ os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 HALF_A_HEAD = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: "
 
+LONG = dict.fromkeys(("database_lock_timeout", "database_statement_timeout", "database_transaction_timeout"), 60.0)
+"""Settings of an API whose requests wait for locks that a test holds."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:

@@ -10,10 +10,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from services.api.connections import MAX_HEAD_BYTES, MAX_HEAD_FIELDS
+from services.api.protocol import MAX_HEAD_BYTES, MAX_HEAD_FIELDS
 from services.settings import Settings
 from tests.conftest import Administrator, settings_for, temporary_database
-from tests.faults.edge import HALF_A_HEAD, HEALTH, Edge, changed, is_open, read, rest, running_edge
+from tests.faults.edge import HALF_A_HEAD, HEALTH, LONG, Edge, changed, is_open, read, rest, running_edge
 from tests.processes import wait_until
 from tests.servers import TestServers
 
@@ -33,7 +33,9 @@ def shared(
 ) -> Iterator[tuple[Settings, Path]]:
     """Settings for a database of this module, whose processes take a while to start, and a folder for their logs."""
     with temporary_database(administrator, servers, template_database) as url:
-        yield settings_for(url, servers.redis_url), tmp_path_factory.mktemp("edge")
+        settings = settings_for(url, servers.redis_url)
+        # Tests lock what requests then wait for.
+        yield changed(settings, **LONG), tmp_path_factory.mktemp("edge")
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +104,21 @@ def test_a_body_that_does_not_come_is_told_so(edge: Edge, framing: bytes) -> Non
         read(client).assert_problem(408, "request_timeout")
         assert rest(client) == b""
     assert edge.refused("body_time") == before + 1
-    # The handler was told that the rest does not come.
     wait_until(lambda: edge.metrics()[ended] == ended_before + 1, "the handler to end")
+
+
+def test_a_handler_that_did_not_wait_for_the_body_cannot_answer_once_the_client_was_told(
+    edge: Edge, shared: tuple[Settings, Path]
+) -> None:
+    with psycopg.connect(shared[0].database_url) as blocker:
+        # What /metrics reads, without a look at the body.
+        blocker.execute("LOCK TABLE outbox")
+        with edge.connect(b"GET /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n") as client:
+            read(client).assert_problem(408, "request_timeout")
+            blocker.rollback()
+            assert rest(client) == b""
+    assert edge.ask().status == 200
+    assert "Traceback" not in edge.process.said()
 
 
 def test_a_body_that_trickles_is_not_waited_for_either(edge: Edge) -> None:
@@ -263,10 +278,10 @@ def test_half_sent_heads_keep_no_new_client_out(settings: Settings, tmp_path: Pa
         slow = [stack.enter_context(edge.connect(HALF_A_HEAD)) for _ in range(40)]
         wait_until(lambda: edge.ask().status == 200, "a new client to be served")
         slow += [stack.enter_context(edge.connect(HALF_A_HEAD)) for _ in range(100)]
-        wait_until(lambda: edge.ask().status == 200, "a place for a client that speaks")
+        wait_until(lambda: edge.ask().status == 200 and not is_open(slow[0]), "the place of the oldest")
         for _ in range(20):
             assert edge.ask().status == 200
-        # The oldest went first, and no more of them than was needed.
+        # No more of them went than was needed.
         read(slow[0]).assert_problem(503, "overloaded")
         assert sum(is_open(client) for client in slow) > 10
         assert edge.refused("crowded_out") > 0
@@ -277,7 +292,7 @@ def test_bodies_that_do_not_come_keep_no_new_client_out(settings: Settings, tmp_
     with running_edge(few, tmp_path / "api.log") as edge, ExitStack() as stack:
         head = REGISTER + b"Content-Length: 1000\r\n\r\n"
         slow = [stack.enter_context(edge.connect(head)) for _ in range(20)]
-        wait_until(lambda: edge.ask().status == 200, "a place for a client that speaks")
+        wait_until(lambda: edge.ask().status == 200 and not is_open(slow[0]), "the place of the oldest")
         read(slow[0]).assert_problem(503, "overloaded")
 
 

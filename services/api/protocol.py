@@ -34,7 +34,7 @@ RETRY = {"retry-after": "1"}
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class HttpLimits:
     """Of one process and its connections. Times are seconds; they are kept to within a quarter of the shortest."""
 
     connections: int
@@ -44,7 +44,7 @@ class Limits:
     max_body_bytes: int
 
     @classmethod
-    def from_settings(cls, settings: Settings, connections: int) -> "Limits":
+    def from_settings(cls, settings: Settings, connections: int) -> "HttpLimits":
         return cls(
             connections,
             settings.http_head_timeout,
@@ -74,7 +74,7 @@ def refusal(status: int, code: str, detail: str, headers: Mapping[str, str] | No
 class Connections:
     """The open connections of a process, and those whose client owes the rest of a request, the oldest first."""
 
-    def __init__(self, limits: Limits, server_state: ServerState) -> None:
+    def __init__(self, limits: HttpLimits, server_state: ServerState) -> None:
         self.limits = limits
         self.unfinished: dict[LimitedProtocol, float] = {}
         self._open = server_state.connections
