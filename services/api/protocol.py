@@ -28,8 +28,6 @@ _LINGER = 2.0
 """Seconds for a client to read a refusal: closed with unread data, the connection would be reset and the reply lost."""
 _EVICT_AFTER = 1.0
 """Seconds that an unfinished request has at least, however many others want its place."""
-_STOOD_STILL = 1.0
-"""A timer later than this tells of a process that was stopped or busy: it has not listened, so clients are not slow."""
 RETRY = {"retry-after": "1"}
 
 
@@ -138,7 +136,6 @@ class LimitedProtocol(HttpToolsProtocol):
         # Whether what the client sends is not read any more.
         self._refused = False
         self._running: RequestResponseCycle | None = None
-        self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     # What the transport calls.
@@ -147,7 +144,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         pressure.connections_open.inc()
         self._await_head()
-        self._look_later(self.loop.time())
+        self._look_later()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -241,16 +238,12 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._waiting is _Waiting.body and self._received > most:
             raise _Refused("body_size", 413, "body_too_large", "the body has too many chunk extensions or trailers")
 
-    def _look_later(self, now: float) -> None:
-        self._due = now + self._tick
-        self._timer = self.loop.call_at(self._due, self._look)
+    def _look_later(self) -> None:
+        self._timer = self.loop.call_later(self._tick, self._look)
 
     def _look(self) -> None:
         now = self.loop.time()
-        if now - self._due > _STOOD_STILL:
-            self._since = self._heard_at = now
-            self._unread_since = self._unread_since and now
-        self._look_later(now)
+        self._look_later()
         if self._unread_since is not None and now - self._unread_since >= self._limits.write_timeout:
             pressure.connection_refused("reader")
             self.transport.abort()

@@ -1,6 +1,5 @@
 """Clients that are slow, too many or not HTTP cost themselves their connection, and nobody else anything."""
 
-import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -127,15 +126,6 @@ def test_a_body_that_trickles_is_not_waited_for_either(edge: Edge) -> None:
             client.sendall(b" ")
             time.sleep(0.05)
         read(client).assert_problem(408, "request_timeout")
-
-
-def test_a_process_that_stood_still_does_not_blame_its_clients(edge: Edge) -> None:
-    with edge.connect(HEALTH[:-4]) as client:
-        edge.process.process.send_signal(signal.SIGSTOP)
-        time.sleep(2.5)
-        client.sendall(HEALTH[-4:])
-        edge.process.process.send_signal(signal.SIGCONT)
-        assert read(client).status == 200
 
 
 def test_a_body_sent_ahead_is_not_waited_for_and_takes_no_reply_from_the_request_before(
@@ -294,6 +284,18 @@ def test_bodies_that_do_not_come_keep_no_new_client_out(settings: Settings, tmp_
         slow = [stack.enter_context(edge.connect(head)) for _ in range(20)]
         wait_until(lambda: edge.ask().status == 200 and not is_open(slow[0]), "the place of the oldest")
         read(slow[0]).assert_problem(503, "overloaded")
+
+
+def test_unfinished_requests_have_half_of_the_places(settings: Settings, tmp_path: Path) -> None:
+    few = changed(settings, http_head_timeout=600, http_max_connections=40)
+    with running_edge(few, tmp_path / "api.log") as edge, ExitStack() as stack:
+        slow = [stack.enter_context(edge.connect(HALF_A_HEAD)) for _ in range(23)]
+        wait_until(lambda: edge.ask().status == 200 and not is_open(slow[0]), "the place of the oldest")
+        # Others were served all the time.
+        assert edge.refused("capacity") == 0
+        for _ in range(20):
+            assert edge.ask().status == 200
+        assert sum(is_open(client) for client in slow) >= 19
 
 
 def test_a_connection_too_many_is_told_to_come_back(settings: Settings, tmp_path: Path) -> None:
