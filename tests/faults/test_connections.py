@@ -217,7 +217,9 @@ def read_one(client: socket.socket) -> int:
     """The status of one reply of several that may have come together."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
-        head += client.recv(1)
+        byte = client.recv(1)
+        assert byte, f"the connection ended after {head!r}"
+        head += byte
     length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
     while length:
         length -= len(client.recv(length))
