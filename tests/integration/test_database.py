@@ -36,8 +36,8 @@ async def test_the_applications_connections_are_gone_when_its_lifespan_ends(
     async with app.router.lifespan_context(app):
         async with app.state.waybill.database.write() as session:
             await session.exec(select(1))
-            assert await connections(database, "waybill-api%") == 1
-        assert await connections(database, "waybill-api%") == 1, "the pool keeps it"
+            assert await connections(database, "waybill-api") >= 1, "the canary may have one beside it"
+        assert await connections(database, "waybill-api") >= 1, "the pool keeps it"
     assert await connections(database, "waybill-api%") == 0
 
 

@@ -245,6 +245,10 @@ async def test_downgrades_run_with_rows_in_every_table(database: Database, datab
             )
         )
         await connection.execute(
+            text("INSERT INTO canaries (id, host, pid, number, written_at) VALUES (:id, 'here', 1, 1, now())"),
+            {"id": new_id()},
+        )
+        await connection.execute(
             text("INSERT INTO refunds (id, order_id, amount, requested_by) VALUES (:id, :order, 5, :by)"),
             {"id": order.id, "order": order.id, "by": operator.id},
         )
