@@ -75,8 +75,6 @@ class Probe:
         self.scraping = asyncio.Lock()
         """Held by a scrape: several at once would leave no connection to the short looks."""
         self._redis = redis
-        # Without a transaction, one trip is enough, and no rollback waits for a server that says nothing.
-        self._looking_on = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._database = Shared(self._look_at_database)
         self._redis_answers = Shared(self._look_at_redis)
 
@@ -99,7 +97,9 @@ class Probe:
             return "unreachable"
 
     async def _ask_database(self) -> DatabaseState:
-        async with self._looking_on.connect() as connection:
+        async with self.engine.connect() as connection:
+            # Without a transaction, one trip is enough, and no rollback waits for a server that says nothing.
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
             return "read_only" if (await connection.execute(_READ_ONLY)).scalar_one() else "ok"
 
     async def _look_at_redis(self) -> bool:
