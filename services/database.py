@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, SessionTransaction
 from sqlalchemy.orm import Session as OrmSession
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 from sqlmodel import Session, SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 from sqlmodel.main import default_registry
@@ -81,6 +81,7 @@ def make_engine(
     limits: Limits | None = None,
     pool_size: int | None = None,
     server_settings: Mapping[str, str] | None = None,
+    pool_class: type[AsyncAdaptedQueuePool] = AsyncAdaptedQueuePool,
     keep_cancelled: bool = False,
 ) -> AsyncEngine:
     """An asyncpg engine for one process; `process` shows as `application_name` in `pg_stat_activity`.
@@ -93,6 +94,7 @@ def make_engine(
     limits = limits or Limits.of_jobs()
     engine = create_async_engine(
         url or settings.async_url(),
+        poolclass=pool_class,
         pool_size=pool_size or settings.database_pool_size,
         max_overflow=0 if pool_size else settings.database_max_overflow,
         pool_timeout=settings.database_pool_timeout,
@@ -247,9 +249,14 @@ class Database:
 
 
 @asynccontextmanager
-async def open_database(settings: Settings, process: str, limits: Limits | None = None) -> AsyncIterator[Database]:
+async def open_database(
+    settings: Settings,
+    process: str,
+    limits: Limits | None = None,
+    pool_class: type[AsyncAdaptedQueuePool] = AsyncAdaptedQueuePool,
+) -> AsyncIterator[Database]:
     """The process's engines, made on entry and disposed of on exit. The limits are those of jobs unless given."""
-    engine = make_engine(settings, process, limits=limits)
+    engine = make_engine(settings, process, limits=limits, pool_class=pool_class)
     replica_url = settings.replica_url()
     replica = make_engine(settings, f"{process}-read", replica_url, limits=limits) if replica_url else None
     try:

@@ -13,7 +13,7 @@ from services.api.canary import Canary
 from services.api.middleware import BodyLimitMiddleware, RequestContextMiddleware, StartMiddleware
 from services.api.probe import open_probe
 from services.api.request_times import RequestTimes, RequestTimesMiddleware
-from services.api.shares import Share
+from services.api.shares import SharingPool
 from services.api.state import ApiState
 from services.api.tokens import Tokens
 from services.audit import routes as audit
@@ -46,7 +46,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         redis = Redis.from_url(settings.redis_url, socket_connect_timeout=1, socket_timeout=1)
         async with (
-            open_database(settings, "api", Limits.of_requests(settings)) as database,
+            open_database(settings, "api", Limits.of_requests(settings), SharingPool) as database,
             watched_clock(database.engine, settings.max_clock_skew) as skew,
             redis,
             Doorbell(redis) as doorbell,
@@ -64,7 +64,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 request_times=request_times,
                 probe=probe,
                 canary=canary,
-                writing=Share.of_writes(settings),
                 skew=skew,
             )
             yield

@@ -1,42 +1,54 @@
-"""A bounded share of the connection pool for one kind of request, so that the others go on."""
+"""A bounded share of the connection pool for requests that write, so that reads go on."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Any
 
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
+from sqlalchemy.util import await_only
 
-from services.settings import Settings
+writes: ContextVar[bool] = ContextVar("writes", default=False)
+"""Whether what runs in this context is a request that may write, and so wait for someone's lock."""
 
 
-class Share:
-    """Places for requests that may each use a connection. They are given out in the order they were asked for."""
+class SharingPool(AsyncAdaptedQueuePool):
+    """A pool of which requests that write have three quarters at most. A place is taken with a connection only.
 
-    def __init__(self, places: int, patience: float) -> None:
-        self._places = asyncio.Semaphore(places)
-        self._count = places
-        self._patience = patience
+    Raises SQLAlchemy's `TimeoutError` where none is free within the pool's time-out. Places are given out in the order
+    they were asked for.
+    """
 
-    @classmethod
-    def of_writes(cls, settings: Settings) -> "Share":
-        """Three quarters of the pool: the rest is for reads, which wait for no one's locks."""
-        connections = settings.database_pool_size + settings.database_max_overflow
-        return cls(max(1, connections * 3 // 4), settings.database_pool_timeout)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._count = max(1, (self.size() + self._max_overflow) * 3 // 4)
+        self._places = asyncio.Semaphore(self._count)
 
-    @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
-        """Hold a place for the block. Raises SQLAlchemy's `TimeoutError` where none is free in time."""
-        if self._places.locked():
-            try:
-                async with asyncio.timeout(self._patience):
-                    await self._places.acquire()
-            except TimeoutError as error:
-                raise PoolTimeout(
-                    f"no connection for a write within {self._patience:g} s: {self._count} are in use"
-                ) from error
-        else:
-            await self._places.acquire()
+    def _do_get(self) -> ConnectionPoolEntry:
+        if not writes.get():
+            return super()._do_get()
+        await_only(self._take_place())
         try:
-            yield
-        finally:
+            entry = super()._do_get()
+        except BaseException:
             self._places.release()
+            raise
+        # Beside the connection, which may be replaced while it is out.
+        entry.record_info["place"] = True  # type: ignore[index]
+        return entry
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        if record.record_info and record.record_info.pop("place", False):
+            self._places.release()
+        super()._do_return_conn(record)
+
+    async def _take_place(self) -> None:
+        if not self._places.locked():
+            await self._places.acquire()
+            return
+        try:
+            async with asyncio.timeout(self.timeout()):
+                await self._places.acquire()
+        except TimeoutError as error:
+            message = f"no connection for a write within {self.timeout():g} s: {self._count} are in use"
+            raise PoolTimeout(message) from error

@@ -8,7 +8,6 @@ from redis.asyncio import Redis
 from services.api.canary import Canary
 from services.api.probe import Probe
 from services.api.request_times import RequestTimes
-from services.api.shares import Share
 from services.api.tokens import Tokens
 from services.database import Database
 from services.outbox.doorbell import Doorbell
@@ -30,7 +29,6 @@ class ApiState:
     passwords: Passwords
     tokens: Tokens
     request_times: RequestTimes
-    writing: Share
     skew: Skew
 
 

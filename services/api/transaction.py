@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from services.api.idempotency import Claim, ReplayStored, kept_headers, replayed
 from services.api.problems import domain_problem, is_unavailable
+from services.api.shares import writes
 from services.api.state import api_state
 from services.errors import DomainError, IdempotencyKeyReused, RequestInFlight
 from services.idempotency.repository import PRIMARY_KEY, Free, InFlight, StoredReply
@@ -49,11 +50,8 @@ class TransactionRoute(APIRoute):
         async def handle_in_transaction(request: Request) -> Response:
             # The whole body before the first statement: no transaction waits for a client.
             await _read_body(request)
-            state = api_state(request)
-            if request.method in _READING:
-                return await _try(request, handle, state.settings.transaction_attempts)
-            async with state.writing.place():
-                return await _try(request, handle, state.settings.transaction_attempts)
+            writes.set(request.method not in _READING)
+            return await _try(request, handle, api_state(request).settings.transaction_attempts)
 
         return handle_in_transaction
 
