@@ -165,7 +165,8 @@ class _House:
                     self.supervisor.tell_of_changes()
                 for program in (self.api, *self.worker_programs):
                     self._check_alive(program)
-                if _answers(client, self.facts.api_url):
+                # Where somebody was faster, it may be another Waybill that answers.
+                if _answers(client, self.facts.api_url) and _listens(self.api, self.facts.api_url):
                     return
                 if time.monotonic() > deadline:
                     raise CommandError(
@@ -233,6 +234,22 @@ def _pid(part: Part | None) -> int | None:
 
 def _ended(program: Program) -> bool:
     return program.process is not None and program.process.poll() is not None
+
+
+def _listens(program: Program, url: str) -> bool:
+    """Whether it is this program that listens there; True where the system has no /proc that tells."""
+    descriptors = Path(f"/proc/{_pid(program)}/fd")
+    port = f":{httpx.URL(url).port or 80:04X}"
+    held = set()
+    try:
+        sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        for descriptor in descriptors.iterdir():
+            with suppress(OSError):
+                held.add(os.readlink(descriptor))
+    except OSError:
+        return not descriptors.parent.parent.joinpath("net/tcp").exists()
+    # 0A: listening.
+    return any(f"socket:[{row[9]}]" in held for row in sockets if row[1].endswith(port) and row[3] == "0A")
 
 
 def _answers(client: httpx.Client, url: str) -> bool:

@@ -153,6 +153,20 @@ def test_ports_that_somebody_takes_after_the_look_give_way_to_the_next(tmp_path:
             assert order_is_confirmed(running.facts())
 
 
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="who listens is read from /proc")
+def test_another_service_that_answers_on_the_port_is_not_taken_for_the_api(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder in folders:
+        folder.mkdir()
+    with up(folders[0]) as first:
+        other = httpx.URL(first.facts().api_url).port
+        port = next_free_port(8000, [other or 0])
+        script = HASTY.format(taken=[(port, other)])
+        with up(folders[1], "--port", str(port), program=("-c", script)) as second:
+            assert second.facts().api_url != first.facts().api_url
+            assert order_is_confirmed(second.facts())
+
+
 def addresses(running: Up) -> list[str]:
     facts = running.facts()
     return [facts.database_url, facts.redis_url, f"{facts.api_url}/"]
