@@ -95,8 +95,8 @@ def _check_that_it_blew(chaos: Chaos, findings: Findings) -> None:
         "transfer 201": 10,
         "hold 201": 5,
         "batch 200": 1,
-        "left a download by reset": 5,
-        "left a write by reset": 1,
+        "left a download": 10,
+        "left a write": 1,
         "keys that answered as before": 50,
     }
     for name, least in wanted.items():

@@ -102,7 +102,9 @@ class Load:
         except Broken:
             self.findings.seen["looks without an answer"] += 1
             return
-        self.findings.seen[f"left {'a download' if download else 'a list'} by {leaving.way}"] += not reply.whole
+        if not reply.whole:
+            self.findings.seen["left a download" if download else "left a list"] += 1
+            self.findings.seen[f"left by {leaving.way}"] += 1
         if reply.status not in (0, 200):
             self._may_ask_again(f"GET {path}", reply)
 
@@ -168,7 +170,8 @@ class Load:
             self.findings.seen[f"tries without an answer: {type(error).__name__}"] += 1
             return None
         if leaving is not None and not reply.whole:
-            self.findings.seen[f"left a write by {leaving.way}"] += 1
+            self.findings.seen["left a write"] += 1
+            self.findings.seen[f"left by {leaving.way}"] += 1
         if not reply.whole:
             if 200 <= reply.status < 300:
                 write.glimpsed = reply.status
