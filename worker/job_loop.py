@@ -8,11 +8,12 @@ from typing import Any
 from uuid import UUID
 
 import structlog
+from sqlalchemy.exc import DBAPIError
 
 from services.jobs import service as jobs
 from services.jobs.schemas import Seen
 from services.outbox.control import By
-from services.unit_of_work import OpenUnitOfWork, UnitOfWork
+from services.unit_of_work import OpenUnitOfWork
 from worker.job_run import PATIENCE, JobRun, Lease
 from worker.jobs.metrics import JobMetrics
 from worker.jobs.schedule import ScheduledJob
@@ -27,6 +28,9 @@ AT_ONCE = 4
 
 _LONGEST_WAIT = 5.0
 """Seconds until the next look at most: for what an operator requests, and what a lost worker leaves behind."""
+
+_PATIENCE_WITH_A_LOCK = 1.0
+"""Seconds that the writing of one row may take, while others wait behind it."""
 
 
 class JobLoop:
@@ -50,7 +54,7 @@ class JobLoop:
         self._metrics = metrics
         self._lease = Lease(owner, lease)
         self._context: Mapping[str, Any] = {}
-        self._announced = False
+        self._at_start = {one.name for one in scheduled if one.at_start}
         self._stopping = False
         self._woken = asyncio.Event()
         self._runs: dict[str, tuple[JobRun, asyncio.Task[None]]] = {}
@@ -102,9 +106,7 @@ class JobLoop:
             self._rounds += 1
             self._woken.clear()
             try:
-                async with asyncio.timeout(PATIENCE):
-                    seen = await self._look()
-                wait = await self._claim(seen)
+                wait = await self._claim(await self._look())
                 self._failures = 0
             except Exception as error:  # noqa: BLE001  (whatever it is, the next look may succeed)
                 if not self._failures:
@@ -117,37 +119,38 @@ class JobLoop:
 
     async def _look(self) -> list[Seen]:
         """The rows of the jobs that this worker knows, those that are due first. Those that are wrong are mended."""
-        async with self._open() as uow:
-            seen = await self._read(uow)
-            if not self._announced or self._wrong(seen):
-                await self._announce(uow)
-                await uow.commit()
-                self._announced = True
-                seen = await self._read(uow)
+        seen = await self._read()
+        wrong = [one for one in self._scheduled.values() if self._is_wrong(one, seen.get(one.name))]
+        for one in wrong:
+            await self._announce(one)
+        if wrong:
+            seen = await self._read()
         return sorted(seen.values(), key=lambda one: one.due_at)
 
-    async def _read(self, uow: UnitOfWork) -> dict[str, Seen]:
-        return {one.name: one for one in await jobs.rows(uow).look() if one.name in self._scheduled}
+    async def _read(self) -> dict[str, Seen]:
+        async with asyncio.timeout(PATIENCE), self._open() as uow:
+            return {one.name: one for one in await jobs.rows(uow).look() if one.name in self._scheduled}
 
-    def _wrong(self, seen: Mapping[str, Seen]) -> bool:
-        """Whether a row is missing, or lies too far ahead: the database's clock was set back."""
-        if seen.keys() != self._scheduled.keys():
+    def _is_wrong(self, scheduled: ScheduledJob, seen: Seen | None) -> bool:
+        """Whether the row is missing or another release's, or lies too far ahead: the database's clock was set back."""
+        if seen is None or scheduled.name in self._at_start or seen.schedule != str(scheduled.schedule):
             return True
-        return any(
-            one.due_at > self._scheduled[one.name].schedule.next_after(one.now)
-            or (one.lease_until is not None and (one.lease_until - one.now).total_seconds() > 2 * self._lease.seconds)
-            for one in seen.values()
-        )
+        leased = 0.0 if seen.lease_until is None else (seen.lease_until - seen.now).total_seconds()
+        return seen.due_at > scheduled.schedule.next_after(seen.now) or leased > 2 * self._lease.seconds
 
-    async def _announce(self, uow: UnitOfWork) -> None:
-        rows = jobs.rows(uow)
-        now = await rows.now()
-        due = {
-            name: now if one.at_start and not self._announced else one.schedule.next_after(now)
-            for name, one in self._scheduled.items()
-        }
-        await rows.announce({name: str(one.schedule) for name, one in self._scheduled.items()}, due)
-        await rows.shorten_leases(2 * self._lease.seconds)
+    async def _announce(self, scheduled: ScheduledJob) -> None:
+        """Make or mend the row. One that someone has locked is left for the next look, and holds up no other."""
+        try:
+            async with asyncio.timeout(_PATIENCE_WITH_A_LOCK), self._open() as uow:
+                rows = jobs.rows(uow)
+                now = await rows.now()
+                due_at = now if scheduled.name in self._at_start else scheduled.schedule.next_after(now)
+                await rows.announce(scheduled.name, str(scheduled.schedule), due_at, 2 * self._lease.seconds)
+                await uow.commit()
+        except (TimeoutError, DBAPIError) as error:
+            logger.warning("cannot write a job's row", function=scheduled.name, error=repr(error))
+        else:
+            self._at_start.discard(scheduled.name)
 
     async def _claim(self, seen: Sequence[Seen]) -> float:
         """Take what is due, as far as there is room; in how many seconds the next one is due."""

@@ -1,6 +1,6 @@
 """All SQL of the scheduled jobs. Every time in it is the database's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -9,19 +9,19 @@ from services.sql import Row, SqlAccess, Statement
 
 _NOW = Statement("SELECT statement_timestamp() AS now")
 
-# In the order of their names, so that workers that start together do not wait for each other in a circle.
+# After the clock was set back, what the old one wrote would last for as long again.
 _ANNOUNCE = Statement("""
-    INSERT INTO jobs AS job (name, schedule, due_at)
-    SELECT name, schedule, due_at
-    FROM unnest(CAST(:names AS text[]), CAST(:schedules AS text[]), CAST(:due AS timestamptz[]))
-        AS announced(name, schedule, due_at)
-    ORDER BY name
-    ON CONFLICT (name) DO UPDATE SET schedule = excluded.schedule, due_at = least(job.due_at, excluded.due_at)
-    WHERE job.schedule <> excluded.schedule OR job.due_at > excluded.due_at
+    INSERT INTO jobs AS job (name, schedule, due_at) VALUES (:name, :schedule, :due_at)
+    ON CONFLICT (name) DO UPDATE SET
+        schedule = excluded.schedule,
+        due_at = least(job.due_at, excluded.due_at),
+        lease_until = CASE WHEN job.lease_until IS NOT NULL THEN least(
+            job.lease_until, statement_timestamp() + make_interval(secs => CAST(:lease AS double precision))
+        ) END
 """)
 
 _LOOK = Statement("""
-    SELECT name, statement_timestamp() AS now, due_at, requested_at IS NOT NULL AS requested,
+    SELECT name, schedule, statement_timestamp() AS now, due_at, requested_at IS NOT NULL AS requested,
         paused_at IS NOT NULL AS paused, lease_until
     FROM jobs
 """)
@@ -77,12 +77,6 @@ _FINISH = Statement("""
     WHERE name = :name AND lease_owner = :owner
 """)
 
-# After the clock was set back: one of the old clock would last for as long again.
-_SHORTEN_LEASES = Statement("""
-    UPDATE jobs SET lease_until = statement_timestamp() + make_interval(secs => CAST(:lease AS double precision))
-    WHERE lease_until > statement_timestamp() + make_interval(secs => CAST(:lease AS double precision))
-""")
-
 _REQUEST = Statement("""
     UPDATE jobs SET requested_at = coalesce(requested_at, statement_timestamp()), requested_by = :actor
     WHERE name = :name
@@ -115,12 +109,12 @@ class JobRepository(SqlAccess):
         found: datetime = row["now"]
         return found
 
-    async def announce(self, schedules: Mapping[str, str], due: Mapping[str, datetime]) -> None:
-        """Make the rows that are missing, due then; one that exists keeps its time unless it is later than that."""
-        names = sorted(schedules)
-        await self.sql.run(
-            _ANNOUNCE, names=names, schedules=[schedules[name] for name in names], due=[due[name] for name in names]
-        )
+    async def announce(self, name: str, schedule: str, due_at: datetime, lease: float) -> None:
+        """Make a job's row, due then. One that exists keeps its times, unless they are later than that.
+
+        Its lease ends in `lease` seconds at the latest.
+        """
+        await self.sql.run(_ANNOUNCE, name=name, schedule=schedule, due_at=due_at, lease=lease)
 
     async def look(self) -> list[Seen]:
         """All rows, those that are unknown to this worker too."""
@@ -148,10 +142,6 @@ class JobRepository(SqlAccess):
             await self.sql.run(_FINISH, name=name, owner=owner, due_at=due_at, seconds=ended.seconds, error=ended.error)
             == 1
         )
-
-    async def shorten_leases(self, lease: float) -> None:
-        """Let no lease last longer than `lease` seconds from now."""
-        await self.sql.run(_SHORTEN_LEASES, lease=lease)
 
     async def request(self, name: str, actor: str) -> bool:
         """Let it run as soon as a worker is free; False where there is no such job."""

@@ -10,6 +10,7 @@ class Seen:
     """A job's row as a worker's look finds it; `now` is the database's clock at that moment."""
 
     name: str
+    schedule: str
     now: datetime
     due_at: datetime
     requested: bool

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 from structlog.testing import capture_logs
 
@@ -14,6 +15,7 @@ from services.fields import new_id
 from services.jobs import service as jobs
 from services.jobs.schemas import JobState
 from services.outbox.control import By
+from services.settings import Settings
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import rows
 from worker.job_loop import JobLoop
@@ -243,6 +245,23 @@ async def test_a_job_of_another_release_is_left_alone(database: Database) -> Non
         await until(database, "new", lambda now: now.runs == 1)
     assert said == ["new begins", "new ends"]
     assert (await state(database, "old")).runs == 0
+
+
+async def test_a_row_that_someone_has_locked_holds_up_no_other_job(database: Database, settings: Settings) -> None:
+    said: list[str] = []
+    locked, free = (ScheduledJob(noted(said, name), DAILY, at_start=True) for name in ("locked", "free"))
+    await announce(database, locked, free)
+    said.clear()
+    with psycopg.connect(settings.database_url) as someone:
+        someone.execute("SELECT 1 FROM jobs WHERE name = 'locked' FOR UPDATE")
+        before = (await state(database, "free")).runs
+        async with looping(database, locked, free) as loop:
+            await until(database, "free", lambda now: now.runs > before)
+            assert said == ["free begins", "free ends"]
+            someone.rollback()
+            loop.wake()
+            await until(database, "locked", lambda now: now.late_seconds == 0.0 and now.state == "waiting")
+    assert said[2:] == ["locked begins", "locked ends"]
 
 
 @pytest.mark.parametrize(
