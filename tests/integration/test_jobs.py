@@ -224,6 +224,8 @@ async def test_a_paused_job_runs_only_when_it_is_asked_for_until_it_is_resumed(d
     scheduled = ScheduledJob(noted(said, "job"), DAILY)
     await announce(database, scheduled)
     await act(database, lambda uow: jobs.pause(uow, "job", By("ops", "the disk is full")))
+    # Also a worker whose look came before the pause.
+    assert await act(database, lambda uow: jobs.rows(uow).claim("job", new_id(), LEASE)) is None
     async with looping(database, scheduled) as loop:
         await asyncio.sleep(0.3)
         paused = await state(database, "job")
