@@ -74,10 +74,10 @@ def accept_failed(error: OSError) -> None:
     _accept_log.log("cannot accept connections: %s", error)
 
 
-def out_of_memory(error: BaseException) -> None:
-    """Count and log a request that failed for want of memory."""
+def out_of_memory() -> None:
+    """Count and log a request that failed for want of memory; the server logs where."""
     _out_of_memory.inc()
-    logger.error("out of memory", exc_info=error)
+    logger.error("out of memory")
 
 
 def out_of_descriptors(error: OSError) -> None:

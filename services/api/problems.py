@@ -245,11 +245,6 @@ async def _on_os_error(request: Request, error: Exception) -> ProblemResponse:
     return _overloaded(request)
 
 
-async def _on_memory_error(request: Request, error: Exception) -> ProblemResponse:
-    pressure.out_of_memory(error)
-    return _overloaded(request)
-
-
 def _overloaded(request: Request) -> ProblemResponse:
     return _retry_later(request, "overloaded", "the server has too much to do at the moment; send the request again")
 
@@ -258,7 +253,7 @@ async def _on_unexpected(request: Request, error: Exception) -> ProblemResponse:
     # This one is sent outside the middleware that puts the id on every other reply.
     headers = {"X-Request-Id": request_id} if (request_id := getattr(request.state, "request_id", None)) else {}
     if isinstance(error, MemoryError):
-        pressure.out_of_memory(error)
+        pressure.out_of_memory()
         response = _overloaded(request)
         response.headers.update(headers)
         return response
@@ -274,7 +269,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(DBAPIError, _on_database_error)
     app.add_exception_handler(PoolTimeout, _on_unavailable)
     app.add_exception_handler(OSError, _on_os_error)
-    app.add_exception_handler(MemoryError, _on_memory_error)
     app.add_exception_handler(Exception, _on_unexpected)
 
 
