@@ -34,6 +34,10 @@ READ_ONLY = "25006"
 """SQLSTATE of a write on a server that takes none: the primary has moved."""
 
 
+SILENT = (TimeoutError, asyncpg.InternalClientError)
+"""What the driver raises where an answer does not come, or comes for something else: its own state is wrong then."""
+
+
 class NotCommitted(asyncpg.InterfaceError):  # type: ignore[misc]
     """The COMMIT did not take effect; nothing of the transaction remains."""
 
@@ -90,16 +94,16 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
             options["timeout"] = PROMPT
         try:
             status: str = await super().execute(query, *arguments, **options)
-        except TimeoutError as error:
-            raise self._give_up() from error
+        except SILENT as error:
+            raise self._give_up(error) from error
         return status
 
     async def fetch(self, query: str, *arguments: Any, **options: Any) -> Any:
         """The rows that a statement returns."""
         try:
             return await super().fetch(query, *arguments, **options)
-        except TimeoutError as error:
-            raise self._give_up() from error
+        except SILENT as error:
+            raise self._give_up(error) from error
 
     async def close(self, **options: Any) -> None:
         """Close in good order, or at once where the server does not answer within a second."""
@@ -111,8 +115,8 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
         try:
             async with asyncio.timeout(PROMPT):
                 status: str = await super().execute(query)
-        except TimeoutError as error:
-            raise self._give_up() from error
+        except SILENT as error:
+            raise self._give_up(error) from error
         return status
 
     async def _commit(self, query: str) -> str:
@@ -128,7 +132,7 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
             if self.is_closed() or self.is_in_transaction():
                 raise self._unknown(f"the connection ended during the commit: {error}") from error
             raise
-        except (asyncpg.InterfaceError, OSError) as error:
+        except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
             raise self._unknown(f"the commit was not answered: {error!r}") from error
         except BaseException:
             self.terminate()
@@ -145,9 +149,9 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
         self.terminate()
         return CommitUnknown(reason)
 
-    def _give_up(self) -> ServerSilent:
+    def _give_up(self, error: Exception) -> ServerSilent:
         self.terminate()
-        return ServerSilent("the database did not answer in time; the connection is closed")
+        return ServerSilent(f"the database did not answer in time; the connection is closed: {error!r}")
 
 
 def _note_warning(connection: Connection, message: Any) -> None:
@@ -208,19 +212,21 @@ class Guard:
         await asyncio.gather(*(driver.close() for driver in self._idle))
 
     def _made(self, _: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
-        entry.info["generation"] = self._generation
-        entry.info.pop("idle_since", None)
+        entry.info["fresh"] = True
 
     def _given_out(self, _: DBAPIConnection, entry: ConnectionPoolEntry, __: PoolProxiedConnection) -> None:
         driver = entry.driver_connection
         assert isinstance(driver, Connection)
         self._idle.discard(driver)
         entry.info.pop("work", None)
-        idle_since = entry.info.pop("idle_since", None)
+        if entry.info.pop("fresh", False):
+            # Whatever became of it meanwhile, its first statement will tell: SQLAlchemy replaces it only once.
+            entry.info["generation"] = self._generation
+            return
         if (
             not driver.is_idle
             or entry.info["generation"] != self._generation
-            or (idle_since is not None and monotonic() - idle_since > _MAX_IDLE)
+            or monotonic() - entry.info.get("idle_since", 0.0) > _MAX_IDLE
         ):
             # Now: SQLAlchemy would wait two seconds for a server that may be silent.
             driver.terminate()

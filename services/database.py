@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import asyncpg
 from sqlalchemy import URL, Engine, ExceptionContext, create_engine, event, text
 from sqlalchemy import Connection as SqlConnection
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -150,8 +151,11 @@ def _limit_transactions(limits: Limits) -> Callable[[DBAPIConnection, Connection
         driver = entry.driver_connection
         assert isinstance(driver, Connection)
         if limits.transaction is not None and driver.get_server_version() >= (17,):
-            statement = f"SET transaction_timeout = {_milliseconds(limits.transaction)}"
-            connection.run_async(lambda _: driver.execute(statement))
+            # Not on the driver itself, whose errors SQLAlchemy would not know.
+            cursor = connection.cursor()
+            cursor.execute(f"SET transaction_timeout = {_milliseconds(limits.transaction)}")
+            cursor.close()
+            connection.commit()
 
     return limit
 
@@ -162,7 +166,8 @@ def _judge(context: ExceptionContext) -> None:
     It then closes the connection and has those that were made before replaced.
     """
     error = context.original_exception
-    if isinstance(error, TimeoutError) or getattr(error, "sqlstate", None) == READ_ONLY:
+    confused = isinstance(error.__cause__, asyncpg.InternalClientError)
+    if isinstance(error, TimeoutError) or confused or getattr(error, "sqlstate", None) == READ_ONLY:
         context.is_disconnect = True
     if context.is_disconnect and context.engine is not None and isinstance(error, Exception):
         Guard.of(context.engine).distrust()
@@ -302,20 +307,24 @@ def _search_path(settings: Settings) -> str:
     return "public" if settings.database_schema == "public" else f"{settings.database_schema},public"
 
 
+PROBE_CONNECTIONS = 2
+"""Of each API process, beside its pool: one for short looks, and one for a scrape that counts rows meanwhile."""
+
+
 @dataclass(frozen=True, slots=True)
 class PoolBudget:
     """Connections that all processes may open together, against what the server grants."""
 
     per_process: int
     processes: int
-    polling: int
-    """Connections of the workers' poll loops, of all workers together."""
+    beside: int
+    """Connections beside the pools, of all processes together: of the workers' poll loops and the APIs' probes."""
     available: int
 
     @property
     def wanted(self) -> int:
         """Connections if every pool is full."""
-        return self.per_process * self.processes + self.polling
+        return self.per_process * self.processes + self.beside
 
     @property
     def fits(self) -> bool:
@@ -323,8 +332,9 @@ class PoolBudget:
 
     def describe(self) -> str:
         return (
-            f"{self.processes} processes x {self.per_process} connections (pool size + overflow) and {self.polling} of "
-            f"poll loops = {self.wanted}, and the server grants {self.available} (max_connections less reserved ones)"
+            f"{self.processes} processes x {self.per_process} connections (pool size + overflow) and {self.beside} of "
+            f"poll loops and probes = {self.wanted}, and the server grants {self.available} (max_connections less "
+            "reserved ones)"
         )
 
 
@@ -339,7 +349,7 @@ async def check_pool_budget(engine: AsyncEngine, settings: Settings) -> PoolBudg
     budget = PoolBudget(
         per_process=settings.database_pool_size + settings.database_max_overflow,
         processes=settings.api_processes + settings.worker_processes,
-        polling=settings.worker_processes * settings.polling_connections,
+        beside=settings.worker_processes * settings.polling_connections + settings.api_processes * PROBE_CONNECTIONS,
         available=available,
     )
     if not budget.fits:

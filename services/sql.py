@@ -115,6 +115,7 @@ class Sql:
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
         self._driver: Connection | None = None
+        self._lost: Connection | None = None
 
     @classmethod
     def of(cls, session: AsyncSession) -> "Sql":
@@ -127,7 +128,7 @@ class Sql:
 
     def release(self) -> None:
         """Forget the connection: the transaction ends."""
-        self._driver = None
+        self._driver = self._lost = None
 
     async def fetch(self, statement: Statement, **parameters: Any) -> Sequence[Row]:
         """The rows that the statement returns."""
@@ -224,7 +225,9 @@ class Sql:
         """The driver's error as SQLAlchemy would raise it. A connection that is lost is given up, as it would, too."""
         state = getattr(error, "sqlstate", None) or ""
         lost = driver.is_closed() or isinstance(error, OSError) or state == READ_ONLY
-        if lost:
+        # Once: a savepoint that fails goes on to be rolled back, on a connection that the session knows to be gone.
+        if lost and driver is not self._lost:
+            self._lost = driver
             driver.terminate()
             connection = await self._session.connection()
             Guard.of(connection.sync_engine).distrust()

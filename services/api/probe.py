@@ -12,15 +12,12 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.database import Limits, SessionFactory, close, make_engine, make_session_factory
+from services.database import PROBE_CONNECTIONS, Limits, SessionFactory, close, make_engine, make_session_factory
 from services.settings import Settings
 
 DatabaseState: TypeAlias = Literal["ok", "unreachable", "read_only"]
 RedisState: TypeAlias = Literal["ok", "unreachable"]
 FoundT = TypeVar("FoundT")
-
-CONNECTIONS = 2
-"""Of an API process, beside its pool: one for short looks, and one for a scrape that counts rows meanwhile."""
 
 _KEPT = 1.0
 """Seconds that an answer is good for."""
@@ -115,7 +112,7 @@ class Probe:
 @asynccontextmanager
 async def open_probe(settings: Settings, redis: Redis) -> AsyncIterator[Probe]:
     """A probe with an engine of its own, disposed of on exit."""
-    engine = make_engine(settings, "api-probe", limits=Limits.of_requests(settings), pool_size=CONNECTIONS)
+    engine = make_engine(settings, "api-probe", limits=Limits.of_requests(settings), pool_size=PROBE_CONNECTIONS)
     probe = Probe(engine, redis)
     try:
         yield probe

@@ -359,7 +359,8 @@ class Processor(Generic[TransactionT]):
         bury: list[Failure] = []
         locked = [row for row, error in batch.failed if _is_locked(error)]
         if locked:
-            logger.info("%d events wait for what someone else has locked, the first is %s", len(locked), locked[0])
+            first = locked[0].event_id
+            logger.debug("%d events wait for what someone else has locked, the first is %s", len(locked), first)
         for row, error in batch.failed:
             subscription = self._subscriptions[row.type]
             policy = subscription.retry or self._retry

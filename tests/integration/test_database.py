@@ -103,10 +103,10 @@ async def test_a_pool_budget_that_does_not_fit_is_warned_of_with_the_numbers(
         ).scalar_one()
     with caplog.at_level(logging.WARNING):
         budget = await check_pool_budget(database.engine, wide)
-    assert (budget.per_process, budget.processes, budget.wanted, budget.available) == (47, 13, 627, granted)
+    assert (budget.per_process, budget.processes, budget.wanted, budget.available) == (47, 13, 645, granted)
     assert not budget.fits
     [record] = caplog.records
-    for number in ("13 processes", "47 connections", "16 of poll loops", "= 627", f"grants {granted}"):
+    for number in ("13 processes", "47 connections", "34 of poll loops and probes", "= 645", f"grants {granted}"):
         assert number in record.getMessage()
 
 

@@ -274,6 +274,15 @@ async def test_downgrades_run_with_rows_in_every_table(database: Database, datab
             )
         )
         await connection.execute(text("INSERT INTO log_consumers (name, seen) VALUES ('feed', '1:1:')"))
+        await connection.execute(
+            text("INSERT INTO jobs (name, schedule, due_at) VALUES ('expire', 'each minute', now())")
+        )
+        await connection.execute(
+            text(
+                "INSERT INTO sweep_failures (sweep, subject, attempts, error, first_at, last_at, next_at)"
+                " VALUES ('holds', 'x', 1, 'no', now(), now(), now())"
+            )
+        )
         for table in metadata.tables:
             count = await connection.scalar(text(f"SELECT count(*) FROM {table}"))
             assert count, f"{table} is empty: this test is to know it"

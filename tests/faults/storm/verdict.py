@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any, LiteralString
 
-from services.api import probe
-from services.database import open_database
+from services.database import PROBE_CONNECTIONS, open_database
 from services.operations import service as operations
 from services.unit_of_work import UnitOfWork
 from tests.faults.storm.clients import Load, unanswered
@@ -233,7 +232,7 @@ def _find_leftovers(site: Site) -> None:
 
 def _check_pool(site: Site, member: Member) -> None:
     # Beside the pool, a worker has the connections of its poll loops, an API those of its probe.
-    most = POOL_SIZE + (site.settings.polling_connections if member in site.workers else probe.CONNECTIONS)
+    most = POOL_SIZE + (site.settings.polling_connections if member in site.workers else PROBE_CONNECTIONS)
     back = wait_for(lambda: _sessions(site, member) <= most, site, 5.0)
     number = _sessions(site, member)
     site.findings.seen[f"connections of {member.name} at the end"] = number
