@@ -216,13 +216,9 @@ async def test_a_terminal_that_is_closed_lets_the_api_finish_its_requests(
     assert "Finished server process" in edge.process.said()
 
 
-def test_a_terminal_that_is_closed_stops_a_worker_as_sigterm_does(
-    settings: Settings, database_url: str, tmp_path: Path
-) -> None:
+def test_a_terminal_that_is_closed_stops_a_worker_as_sigterm_does(settings: Settings, tmp_path: Path) -> None:
     with running_worker(settings, tmp_path / "worker.log") as worker:
-        with psycopg.connect(database_url, autocommit=True) as watch:
-            polls = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'waybill-worker-outbox'"
-            wait_until(lambda: bool(watch.execute(polls).fetchone()), "the worker to poll")
+        wait_until(lambda: "backlog" in worker.said(), "the worker's first job")
         worker.process.send_signal(signal.SIGHUP)
         assert worker.process.wait(30) == 0, worker.said()
 
