@@ -180,7 +180,7 @@ def _keep_alive(transport: asyncio.Transport) -> None:
                 found.setsockopt(socket.IPPROTO_TCP, number, value)
 
 
-class Guard:
+class PoolGuard:
     """Watches what one engine's pool gives out and takes back.
 
     A connection that comes back with a transaction open, or with a statement that is still being cancelled, is closed;
@@ -197,7 +197,7 @@ class Guard:
         event.listen(engine.sync_engine, "close", self._closed)
 
     @staticmethod
-    def of(engine: Engine) -> "Guard":
+    def of(engine: Engine) -> "PoolGuard":
         """The one of this engine."""
         return _guards[engine]
 
@@ -254,4 +254,4 @@ class Guard:
             self._idle.discard(driver)
 
 
-_guards: WeakKeyDictionary[Engine, Guard] = WeakKeyDictionary()
+_guards: WeakKeyDictionary[Engine, PoolGuard] = WeakKeyDictionary()

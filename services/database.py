@@ -20,7 +20,7 @@ from sqlmodel import Session, SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 from sqlmodel.main import default_registry
 
-from services.connections import PROMPT, READ_ONLY, CommitUnknown, Connection, Guard, NotCommitted
+from services.connections import PROMPT, READ_ONLY, CommitUnknown, Connection, NotCommitted, PoolGuard
 from services.settings import Settings
 from services.shielding import settled
 
@@ -111,7 +111,7 @@ def make_engine(
             "server_settings": {**_server_settings(settings, process, limits), **(server_settings or {})},
         },
     )
-    Guard(engine)
+    PoolGuard(engine)
     event.listen(engine.sync_engine, "connect", _limit_transactions(limits))
     event.listen(engine.sync_engine, "handle_error", _judge)
     if keep_cancelled:
@@ -170,7 +170,7 @@ def _judge(context: ExceptionContext) -> None:
     if isinstance(error, TimeoutError) or confused or getattr(error, "sqlstate", None) == READ_ONLY:
         context.is_disconnect = True
     if context.is_disconnect and context.engine is not None and isinstance(error, Exception):
-        Guard.of(context.engine).distrust()
+        PoolGuard.of(context.engine).distrust()
     if isinstance(error, TimeoutError):
         # The driver's limit on a statement; the server has one of its own, which ends first where it answers at all.
         raise OperationalError(context.statement, context.parameters, error, connection_invalidated=True) from error
@@ -275,7 +275,7 @@ async def open_database(
 async def close(engine: AsyncEngine) -> None:
     """Dispose of the engine, after the commits and rollbacks that go on behind cancelled tasks."""
     await settled()
-    await Guard.of(engine.sync_engine).close_idle()
+    await PoolGuard.of(engine.sync_engine).close_idle()
     await engine.dispose()
 
 

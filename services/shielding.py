@@ -1,10 +1,13 @@
-"""Work that runs to its end, even where the task that wants it is cancelled meanwhile."""
+"""Tasks and their ends: work that no cancellation stops, and tasks that end whatever they do with it."""
 
 import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 ResultT = TypeVar("ResultT")
+
+_CANCEL_AGAIN = 0.5
+"""Seconds after which a task is cancelled once more."""
 
 _running: set[asyncio.Task[Any]] = set()
 
@@ -26,3 +29,16 @@ async def settled() -> None:
     loop = asyncio.get_running_loop()
     while left := [task for task in _running if task.get_loop() is loop and task is not asyncio.current_task()]:
         await asyncio.wait(left)
+
+
+async def end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel the tasks, and return when all have ended. What they raise is not raised here.
+
+    Again and again: redis-py swallows a cancellation that meets it while it connects, and the task would go on.
+    """
+    left = {task for task in tasks if not task.done()}
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=_CANCEL_AGAIN)
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -13,6 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services import clock
+from services.shielding import end
 
 logger = logging.getLogger(__name__)
 
@@ -139,8 +140,7 @@ async def watched_clock(engine: AsyncEngine, limit: float) -> AsyncIterator[Skew
     try:
         yield skew
     finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+        await end(watching)
 
 
 async def _watch(engine: AsyncEngine, skew: Skew) -> None:

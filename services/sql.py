@@ -11,7 +11,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InternalError,
 from sqlalchemy.orm import Session
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from services.connections import READ_ONLY, Connection, Guard
+from services.connections import READ_ONLY, Connection, PoolGuard
 
 Row: TypeAlias = Mapping[str, Any]
 Results: TypeAlias = Sequence[Sequence[tuple[Any, ...]]]
@@ -230,7 +230,7 @@ class Sql:
             self._lost = driver
             driver.terminate()
             connection = await self._session.connection()
-            Guard.of(connection.sync_engine).distrust()
+            PoolGuard.of(connection.sync_engine).distrust()
             # The session would try to roll back on it, and that error would hide this one.
             await connection.invalidate(error)
         kinds: dict[str, type[DBAPIError]] = {"22": DataError, "23": IntegrityError}

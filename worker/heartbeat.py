@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 
 from services.fields import new_id
 from services.logs import RateLimitedLogger
+from services.shielding import end
 from services.skew import Skew
 from services.unit_of_work import OpenUnitOfWork
 from worker.jobs.metrics import JobMetrics
@@ -81,8 +82,7 @@ class Heartbeat:
 
     async def __aexit__(self, *_: object) -> None:
         if self._beating is not None:
-            self._beating.cancel()
-            await asyncio.gather(self._beating, return_exceptions=True)
+            await end(self._beating)
         try:
             async with asyncio.timeout(_PATIENCE), self._open() as uow:
                 await uow.control.leave(self._id)

@@ -13,6 +13,7 @@ from services.fields import now
 from services.logs import RateLimitedLogger
 from services.outbox.doorbell import DoorbellListener
 from services.outbox.processor import Outcome, Processor
+from services.shielding import end
 from services.unit_of_work import UnitOfWork
 
 logger = logging.getLogger(__name__)
@@ -94,17 +95,13 @@ class Poller:
         self._stopping.set()
         for called in self._called:
             called.set()
-        for helper in self._helpers:
-            helper.cancel()
-        await asyncio.gather(*self._helpers, return_exceptions=True)
+        await end(*self._helpers)
         if not self._loops:
             return
         _, running = await asyncio.wait(self._loops, timeout=grace)
         if running:
             logger.warning("the running batch took longer than %.1f s to finish; it is rolled back", grace)
-        for task in self._loops:
-            task.cancel()
-        await asyncio.gather(*self._loops, return_exceptions=True)
+        await end(*self._loops)
 
     @property
     def tasks(self) -> list[asyncio.Task[None]]:

@@ -12,6 +12,7 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import SSLConnection, parse_url
 from redis.exceptions import RedisError
 
+from services.shielding import end
 from worker.context import REDIS_PATIENCE
 from worker.guard import Guard
 
@@ -70,13 +71,10 @@ class ReconnectingWorker(Worker):
             await guard.broken()
         finally:
             guard.leave()
-            polling.cancel()
-            await asyncio.wait({polling})
+            await end(polling)
 
     async def close(self) -> None:
-        for task in self.tasks.values():
-            task.cancel()
-        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        await end(*self.tasks.values())
         # ARQ would delete the queue's health key here, which the other workers still report under.
         if self.on_shutdown:
             await self.on_shutdown(self.ctx)

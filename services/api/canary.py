@@ -15,6 +15,7 @@ from services.api.probe import on_a_live_connection
 from services.canary.repository import CanaryRepository
 from services.database import SessionFactory
 from services.fields import new_id
+from services.shielding import end
 from services.unit_of_work import UnitOfWork
 
 logger = logging.getLogger(__name__)
@@ -73,8 +74,7 @@ class Canary:
     async def __aexit__(self, *_: object) -> None:
         if self._running is not None:
             self._running.remove_done_callback(self._complain_of_its_end)
-            self._running.cancel()
-            await asyncio.gather(self._running, return_exceptions=True)
+            await end(self._running)
 
     async def _run(self) -> None:
         while True:
@@ -93,8 +93,7 @@ class Canary:
             (error,) = await asyncio.gather(trying, return_exceptions=True)
             return self._note(error)
         finally:
-            trying.cancel()
-            await asyncio.gather(trying, return_exceptions=True)
+            await end(trying)
 
     async def _write_and_read_back(self) -> None:
         async with UnitOfWork(self._writing, name="the canary's write") as uow:

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.database import PROBE_CONNECTIONS, Limits, SessionFactory, close, make_engine, make_session_factory
 from services.settings import Settings
+from services.shielding import end
 
 DatabaseState: TypeAlias = Literal["ok", "unreachable", "read_only"]
 RedisState: TypeAlias = Literal["ok", "unreachable"]
@@ -53,8 +54,7 @@ class Shared(Generic[FoundT]):
     async def close(self) -> None:
         """End a look that is under way."""
         if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.gather(self._looking, return_exceptions=True)
+            await end(self._looking)
 
     async def _run(self) -> FoundT:
         try:
