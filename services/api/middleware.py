@@ -3,6 +3,7 @@
 The start of the application passes here, too, so that one that must not be says why.
 """
 
+import asyncio
 import re
 import sys
 from typing import Any
@@ -23,7 +24,10 @@ _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a
 
 
 class RequestContextMiddleware:
-    """Takes `X-Request-Id` and `traceparent` from the request where they are well formed; the id goes back out."""
+    """Takes `X-Request-Id` and `traceparent` from the request where they are well formed; the id goes back out.
+
+    A request that is cancelled because the server stops is answered 503; the server itself would answer in plain text.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -40,14 +44,27 @@ class RequestContextMiddleware:
         state["request_id"] = request_id
         state["traceparent"] = traceparent if _TRACEPARENT.fullmatch(traceparent) else None
 
+        started = False
+
         async def send_with_id(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
         bound = structlog.contextvars.bind_contextvars(request_id=request_id)
         try:
             await self._app(scope, receive, send_with_id)
+        except asyncio.CancelledError:
+            if not started:
+                # A commit that had begun is finished behind it.
+                detail = (
+                    "the server stopped before the request was finished; send it again with the same Idempotency-Key"
+                )
+                stopped = problem(Request(scope), 503, "outcome_unknown", detail, headers={"Retry-After": "1"})
+                await stopped(scope, receive, send_with_id)
+            raise
         finally:
             structlog.contextvars.reset_contextvars(**bound)
 
