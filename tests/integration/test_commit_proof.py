@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from time import monotonic
 
+import httpx
 import pytest
 from alembic import command
 from sqlalchemy import text
@@ -13,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool
 
 from migrations.config import alembic_config
+from services.api.app import create_app
 from services.catalog.schemas import CategoryCreate
 from services.connections import CommitUnknown, Connection
 from services.database import Database, not_committed, open_database, outcome_unknown
@@ -20,6 +22,7 @@ from services.embedded import EmbeddedPostgres
 from services.settings import Settings
 from services.shielding import settled
 from services.unit_of_work import UnitOfWork
+from tests.api.client import Api, amounts, assert_problem
 from tests.concurrency.ticks import rows
 
 COMMITTING = "FROM pg_stat_activity WHERE query = 'COMMIT;' AND state = 'active'"
@@ -212,11 +215,19 @@ async def alone(settings: Settings, unattended: EmbeddedPostgres) -> AsyncIterat
     """Its database, with connections for work and others to look at it; the latter wait for no standby."""
     url = settings.model_copy(update={"database_url": unattended.url()})
     async with open_database(url, "alone") as one, open_database(url, "looking") as other:
-        async with other.engine.connect() as connection:
-            await connection.execution_options(isolation_level="AUTOCOMMIT")
-            await connection.execute(text("ALTER SYSTEM SET synchronous_standby_names = 'nobody'"))
-            await connection.execute(text("SELECT pg_reload_conf()"))
+        await wait_for_standby(other, "nobody")
         yield one, other
+
+
+async def wait_for_standby(looking: Database, name: str) -> None:
+    """Have every commit wait for this standby; for none where there is no name."""
+    async with looking.engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await connection.execute(text(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'"))
+        await connection.execute(text("SELECT pg_reload_conf()"))
+    await until(
+        looking, f"SELECT count(*) FROM pg_settings WHERE name = 'synchronous_standby_names' AND setting = '{name}'"
+    )
 
 
 async def cancel_wait(looking: Database) -> None:
@@ -252,3 +263,30 @@ async def test_a_marker_makes_a_commit_wait_for_the_standby_and_a_read_does_not(
     with pytest.raises(DBAPIError) as unknown:
         await task
     assert outcome_unknown(unknown.value)
+
+
+async def test_a_stored_reply_is_replayed_only_after_a_commit_that_waited_for_the_standby(
+    settings: Settings, unattended: EmbeddedPostgres
+) -> None:
+    local = settings.model_copy(update={"database_url": unattended.url(), "database_pool_size": 4})
+    app = create_app(local)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        open_database(local, "looking") as looking,
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://api.test") as client,
+    ):
+        api = Api(app, client, local, looking)
+        payer, payee, _ = await api.shop()
+        body = {"to_user_id": payee.id, "amount": "1.00"}
+        assert (await api.post("/v1/transfers", by=payer, key="k", json=body)).status_code == 201
+
+        await wait_for_standby(looking, "nobody")
+        replaying = asyncio.create_task(api.post("/v1/transfers", by=payer, key="k", json=body))
+        await cancel_wait(looking)
+        assert_problem(await replaying, 503, "outcome_unknown")
+
+        await wait_for_standby(looking, "")
+        replayed = await api.post("/v1/transfers", by=payer, key="k", json=body)
+        assert (replayed.status_code, replayed.headers["idempotency-replayed"]) == (201, "true")
+        assert await api.credits_of(payer) == amounts("999")
