@@ -141,6 +141,13 @@ async def database(settings: Settings) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
+async def looking(settings: Settings) -> AsyncIterator[Database]:
+    """The same database over other connections: what they see is committed."""
+    async with open_database(settings, "looking") as opened:
+        yield opened
+
+
+@pytest.fixture
 def uow(database: Database) -> OpenUnitOfWork:
     """Opens units of work on this test's database: `async with uow() as unit: ...`. No doorbell rings."""
     return lambda: UnitOfWork(database.write)

@@ -7,13 +7,11 @@ from typing import Any, Generic, NamedTuple
 
 from sqlalchemy.exc import DBAPIError
 
-from services.fields import now
 from services.outbox.events import Claimed, Event, NoHandler, Registry, Trace, Unprocessable
-from services.outbox.models import Waits
-from services.outbox.policy import OnDeath, RetryPolicy, describe, fingerprint, history_entry
+from services.outbox.failures import failure_of, is_locked, is_transient
+from services.outbox.policy import OnDeath, RetryPolicy
 from services.outbox.repository import ClaimedRow
 from services.outbox.subscription import (
-    Locked,
     Subscription,
     Transaction,
     TransactionT,
@@ -23,18 +21,12 @@ from services.outbox.subscription import (
 )
 from services.outbox.waiting_repository import Failure
 from services.outbox.window import Floor, Window
-from services.sql import CONTENTION, LOCK_NOT_AVAILABLE, sqlstate
+from services.sql import sqlstate
 
 logger = logging.getLogger(__name__)
 
 SAVEPOINT_BUDGET = 48
 """Savepoints in one transaction at most; more than 64 overflow a PostgreSQL backend's subtransaction cache."""
-
-_UNKNOWN_AGAIN = 30.0
-"""Seconds after which a worker looks again at an event of a version that it does not know."""
-
-_LOCKED_AGAIN = 2.0
-"""Seconds after which an event is tried again that needs what someone else has locked."""
 
 _SHORTEST_LIMIT = 0.5
 """Seconds that a part of a batch may take at least, however small a part it is."""
@@ -185,7 +177,7 @@ class Processor(Generic[TransactionT]):
             except _Failed as failed:
                 # It is known now that a batch may fail, and it is cheaper to be ready for that.
                 self._careful = _CAREFUL_BATCHES
-                if _is_locked(failed.__cause__):
+                if is_locked(failed.__cause__):
                     self._locked = _CAREFUL_BATCHES
                 async with self._open() as transaction:
                     if failed.ended and await transaction.outbox.was_committed(failed.ended.batch.transaction):
@@ -227,7 +219,7 @@ class Processor(Generic[TransactionT]):
             await transaction.commit()
         except Exception as error:
             # Deferred constraints are checked by the commit here.
-            if batch.careful or _is_transient(error):
+            if batch.careful or is_transient(error):
                 raise
             raise _Failed from error
         outcome.processed = len(batch.done)
@@ -294,7 +286,7 @@ class Processor(Generic[TransactionT]):
             else:
                 ours = await transaction.outbox.transaction() == batch.transaction
         except Exception as error:
-            if _is_transient(error):
+            if is_transient(error):
                 raise
             if not await _is_open(transaction, batch.transaction, aborted=True):
                 raise ended from error
@@ -326,11 +318,11 @@ class Processor(Generic[TransactionT]):
                 verdicts = await handle(transaction, subscription, [work.claimed for work in works], limit)
         except Exception as error:
             # A handler may raise anything; it is kept with the event.
-            if _is_transient(error):
+            if is_transient(error):
                 raise
             if not await _is_open(transaction, batch.transaction):
                 raise TransactionEnded(subscription.event.type, works, batch) from error
-            if _is_locked(error):
+            if is_locked(error):
                 self._locked = _CAREFUL_BATCHES
             if len(works) == 1:
                 self._fail(works[0].row, error, batch)
@@ -357,19 +349,19 @@ class Processor(Generic[TransactionT]):
         """Count the attempts; bury what has used them up. What someone has locked waits, and counts nothing."""
         put_off: list[Failure] = []
         bury: list[Failure] = []
-        locked = [row for row, error in batch.failed if _is_locked(error)]
+        locked = [row for row, error in batch.failed if is_locked(error)]
         if locked:
             first = locked[0].event_id
             logger.debug("%d events wait for what someone else has locked, the first is %s", len(locked), first)
         for row, error in batch.failed:
             subscription = self._subscriptions[row.type]
             policy = subscription.retry or self._retry
-            failure = _failure(row, error, policy, blocks=subscription.on_death is OnDeath.block)
+            failure = failure_of(row, error, policy, blocks=subscription.on_death is OnDeath.block)
             dead = failure.counts and (
                 row.attempts + 1 >= policy.max_attempts or isinstance(error, (Unprocessable, *policy.never))
             )
             (bury if dead else put_off).append(failure)
-            if not _is_locked(error):
+            if not is_locked(error):
                 logger.log(
                     logging.ERROR if dead else logging.WARNING,
                     "event %s (%s) of %s failed, attempt %d%s: %r",
@@ -389,26 +381,6 @@ class Processor(Generic[TransactionT]):
         return Outcome(retried=len(put_off) - len(locked), buried=len(bury), postponed=len(locked), more=more)
 
 
-def _failure(row: ClaimedRow, error: Exception, policy: RetryPolicy, *, blocks: bool) -> Failure:
-    locked, unknown = _is_locked(error), isinstance(error, NoHandler)
-    delay = policy.delay(row.attempts)
-    if locked:
-        delay = _LOCKED_AGAIN
-    elif unknown:
-        delay = _UNKNOWN_AGAIN
-    return Failure(
-        position=row.position,
-        aggregate=row.aggregate,
-        error=describe(error),
-        fingerprint=fingerprint(error),
-        entry=None if locked else history_entry(error, row.attempts + 1, now()),
-        delay=delay,
-        waits=Waits.unknown if unknown else Waits.retry,
-        counts=not (unknown or locked),
-        blocks=blocks,
-    )
-
-
 def _done(works: Sequence[_Work], verdicts: Verdicts) -> list[ClaimedRow]:
     if verdicts is None:
         return [work.row for work in works]
@@ -423,7 +395,7 @@ async def _is_open(transaction: Transaction, number: int, *, aborted: bool = Fal
     try:
         return await transaction.outbox.transaction() == number
     except Exception as error:
-        if _is_transient(error):
+        if is_transient(error):
             raise
         return aborted and isinstance(error, DBAPIError) and sqlstate(error) == _ABORTED
 
@@ -458,14 +430,3 @@ def _decode(read: Callable[[str, int], Event], row: ClaimedRow) -> Claimed[Any]:
         raise Unprocessable(f"event {event_id} is not in the log")
     trace = Trace(request_id, traceparent) if request_id or traceparent else _NO_TRACE
     return Claimed(position, event_id, aggregate, attempts, read(payload, version), trace)
-
-
-def _is_locked(error: BaseException | None) -> bool:
-    return isinstance(error, Locked) or (isinstance(error, DBAPIError) and sqlstate(error) == LOCK_NOT_AVAILABLE)
-
-
-def _is_transient(error: Exception) -> bool:
-    if not isinstance(error, DBAPIError):
-        return False
-    # The batch is innocent and is tried again as a whole.
-    return error.connection_invalidated or sqlstate(error) in CONTENTION

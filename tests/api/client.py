@@ -136,6 +136,24 @@ class Api:
         return buyer, seller, await make_product(self.database, seller=seller, **product)
 
 
+def http_scope(method: str, path: str, headers: Mapping[str, str]) -> dict[str, Any]:
+    """The ASGI scope of a request that is sent to the application itself, without a client in between."""
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+        "client": ("127.0.0.1", 1),
+        "server": ("api.test", 80),
+    }
+
+
 def amounts(posted: str, held: str = "0") -> tuple[Decimal, Decimal]:
     """What `credits_of` gives: posted and held credits."""
     return Decimal(posted), Decimal(held)

@@ -2,18 +2,18 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.pool import QueuePool
 
-from services.database import Database, open_database
+from services.database import Database
 from services.settings import Settings
 from services.shielding import settled
 from services.users.models import User
-from tests.api.client import Api, order_of
+from tests.api.client import Api, http_scope, order_of
 from tests.cancelling import MANNERS, Manner
 
 OPEN = text("""
@@ -26,13 +26,6 @@ OPEN = text("""
 def settings(settings: Settings) -> Settings:
     # The next request gets the connection that this one had.
     return settings.model_copy(update={"database_pool_size": 1, "database_max_overflow": 0})
-
-
-@pytest.fixture
-async def looking(settings: Settings) -> AsyncIterator[Database]:
-    """Connections beside those of the application."""
-    async with open_database(settings, "looking") as opened:
-        yield opened
 
 
 class Reply:
@@ -58,26 +51,12 @@ async def send(api: Api, reply: Reply, method: str, path: str, by: User, body: A
         headers["idempotency-key"] = key
     # As the client of the other tests writes it: a key belongs to the bytes of its body.
     sent = json.dumps(body, separators=(",", ":")).encode() if body is not None else b""
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": method,
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "root_path": "",
-        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
-        "client": ("127.0.0.1", 1),
-        "server": ("api.test", 80),
-    }
     messages = [{"type": "http.request", "body": sent, "more_body": False}]
 
     async def receive() -> Any:
         return messages.pop() if messages else {"type": "http.disconnect"}
 
-    await api.app(scope, receive, reply)
+    await api.app(http_scope(method, path, headers), receive, reply)
 
 
 async def assert_clean(api: Api, looking: Database) -> None:

@@ -11,7 +11,7 @@ import pytest
 from services.settings import Settings
 from services.users.models import User
 from services.users.passwords import Passwords
-from tests.api.client import Api
+from tests.api.client import Api, http_scope
 from tests.factories import make_operator, make_product, make_user
 
 PASSWORD = "correct horse battery"
@@ -54,22 +54,8 @@ async def slowly(api: Api, path: str, by: User, body: bytes = b'{"reason": "slow
         "content-type": "application/json",
         "content-length": str(len(body)),
     }
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "root_path": "",
-        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
-        "client": ("127.0.0.1", 1),
-        "server": ("api.test", 80),
-    }
     client = SlowClient(body)
-    request = asyncio.create_task(api.app(scope, client.receive, client.send))
+    request = asyncio.create_task(api.app(http_scope("POST", path, headers), client.receive, client.send))
     try:
         async with asyncio.timeout(10):
             await client.waited_for.wait()

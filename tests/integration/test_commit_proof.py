@@ -35,17 +35,21 @@ def settings(settings: Settings) -> Settings:
     return settings.model_copy(update={"database_pool_size": 1, "database_max_overflow": 0})
 
 
-@pytest.fixture
-async def looking(settings: Settings) -> AsyncIterator[Database]:
-    """Connections beside those of the test's own pool."""
-    async with open_database(settings, "looking") as opened:
-        yield opened
-
-
 async def driver_of(uow: UnitOfWork) -> Connection:
     driver = (await (await uow.session.connection()).get_raw_connection()).driver_connection
     assert isinstance(driver, Connection)
     return driver
+
+
+async def at_each_commit(looking: Database, statement: str) -> None:
+    """Have the server do this in the commit of each transaction that writes a category."""
+    body = f"$$ BEGIN {statement}; RETURN NULL; END $$"
+    await rows(looking, f"CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS {body}")
+    await rows(
+        looking,
+        "CREATE CONSTRAINT TRIGGER meddle AFTER INSERT ON categories DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION meddle()",
+    )
 
 
 async def until(looking: Database, count: str) -> None:
@@ -137,16 +141,7 @@ async def test_a_transaction_that_someone_ended_meanwhile_is_not_reported_as_com
 async def test_a_warning_during_the_commit_makes_its_outcome_unknown(
     database: Database, looking: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await rows(
-        looking,
-        "CREATE FUNCTION warn() RETURNS trigger LANGUAGE plpgsql AS"
-        " $$ BEGIN RAISE WARNING 'something happened'; RETURN NULL; END $$",
-    )
-    await rows(
-        looking,
-        "CREATE CONSTRAINT TRIGGER warn AFTER INSERT ON categories DEFERRABLE INITIALLY DEFERRED"
-        " FOR EACH ROW EXECUTE FUNCTION warn()",
-    )
+    await at_each_commit(looking, "RAISE WARNING 'something happened'")
     async with UnitOfWork(database.write, name="POST /v1/categories") as uow:
         await uow.categories.create(CategoryCreate(name="Lamps"))
         with pytest.raises(DBAPIError) as unknown:
@@ -158,15 +153,7 @@ async def test_a_warning_during_the_commit_makes_its_outcome_unknown(
 async def test_a_connection_cut_during_the_commit_makes_its_outcome_unknown(
     database: Database, looking: Database
 ) -> None:
-    await rows(
-        looking,
-        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(30); RETURN NULL; END $$",
-    )
-    await rows(
-        looking,
-        "CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON categories DEFERRABLE INITIALLY DEFERRED"
-        " FOR EACH ROW EXECUTE FUNCTION wait()",
-    )
+    await at_each_commit(looking, "PERFORM pg_sleep(30)")
     async with UnitOfWork(database.write) as uow:
         await uow.categories.create(CategoryCreate(name="Lamps"))
         committing = asyncio.create_task(uow.commit())
@@ -179,15 +166,7 @@ async def test_a_connection_cut_during_the_commit_makes_its_outcome_unknown(
 async def test_a_commit_that_has_begun_is_finished_though_its_task_is_cancelled(
     database: Database, looking: Database
 ) -> None:
-    await rows(
-        looking,
-        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1); RETURN NULL; END $$",
-    )
-    await rows(
-        looking,
-        "CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON categories DEFERRABLE INITIALLY DEFERRED"
-        " FOR EACH ROW EXECUTE FUNCTION wait()",
-    )
+    await at_each_commit(looking, "PERFORM pg_sleep(1)")
     task = asyncio.create_task(write(database, "Lamps"))
     await until(looking, f"SELECT count(*) {COMMITTING}")
     for _ in range(3):
