@@ -43,6 +43,9 @@ _DELETE = """
 _COMPLETE = Statement(_DELETE)
 _COMPLETED = Writing(f"completed AS ({_DELETE} RETURNING 1)", counted="completed")
 
+LOCK_TIMEOUT_MS = 500
+"""Ordinary locks are held for a few milliseconds. What is locked for longer is left out, and the rest processed."""
+
 _NEAR = 4
 """Rows of the queue that a claim looks at for each that it may take, to find what comes before those."""
 
@@ -193,8 +196,7 @@ def claim_settings(time_limit: float) -> dict[str, str]:
     """
     return {
         "statement_timeout": str(int(time_limit * 1000)),
-        # Ordinary locks are held for milliseconds. What is locked for longer is left out, and the rest processed.
-        "lock_timeout": "500",
+        "lock_timeout": f"{LOCK_TIMEOUT_MS}ms",
         "enable_seqscan": "off",
         "enable_bitmapscan": "off",
         "enable_sort": "off",

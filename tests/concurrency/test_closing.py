@@ -15,6 +15,7 @@ from services.errors import AccountClosed
 from services.fields import now
 from services.orders import service as orders
 from services.orders.schemas import OrderCreate, OrderItemCreate
+from services.outbox import repository
 from services.outbox.processor import Processor
 from services.unit_of_work import UnitOfWork
 from services.users.models import User
@@ -126,7 +127,11 @@ async def test_a_payee_is_closed_after_a_hold_for_it_which_is_then_only_voided(d
     await assert_nothing_differs(database)
 
 
-async def test_a_worker_that_waited_for_an_account_past_a_holds_time_does_not_post_it(database: Database) -> None:
+async def test_a_worker_that_waited_for_an_account_past_a_holds_time_does_not_post_it(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It would leave the order for later instead.
+    monkeypatch.setattr(repository, "LOCK_TIMEOUT_MS", 30_000)
     buyer, seller = await make_user(database, credits="50"), await make_user(database)
     product = await make_product(database, seller=seller, price="10.00", stock=3)
     lasts = timedelta(seconds=1)
