@@ -16,7 +16,6 @@ from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
 
 from services.api import pressure
-from services.connections import READ_ONLY
 from services.database import not_committed, outcome_unknown
 from services.errors import (
     AccountClosed,
@@ -170,7 +169,7 @@ def is_unavailable(error: DBAPIError) -> bool:
         error.connection_invalidated
         or isinstance(error, OperationalError | InterfaceError)
         or code.startswith(("08", "53", "57P"))
-        or code in ("55000", READ_ONLY)
+        or code == "55000"
     )
 
 

@@ -9,22 +9,22 @@ from sqlalchemy import text
 
 from services.database import Database
 from services.settings import Settings
-from services.users.models import User
 from tests.api.client import Api, amounts, assert_problem, order_of
 from tests.concurrency.ticks import rows
 from tests.factories import make_product, make_user
 
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """Four connections, of which writes may have three; locks and statements that are not waited for for long."""
+    """Four connections, of which writes may have three, and little patience with locks."""
     return settings.model_copy(
         update={
             "database_pool_size": 4,
             "database_max_overflow": 0,
             "database_pool_timeout": 3.0,
             "database_lock_timeout": 0.5,
-            "database_statement_timeout": 1.0,
         }
     )
 
@@ -37,26 +37,28 @@ async def locked(database: Database, statement: str, **parameters: object) -> As
         yield
 
 
-def account_of(user: User) -> str:
-    return f"SELECT 1 FROM accounts WHERE user_id = {user.id} FOR UPDATE"
+def account_of(user_id: int) -> str:
+    return f"SELECT 1 FROM accounts WHERE user_id = {user_id} FOR UPDATE"
 
 
 async def test_who_needs_a_locked_account_is_told_to_come_again_and_others_are_served(
-    api: Api, database: Database
+    api: Api, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     buyer, seller, _ = await api.shop()
     other = await make_user(database, credits="10")
     transfer = {"to_user_id": seller.id, "amount": "1.00"}
-    async with locked(database, account_of(buyer)):
+    async with locked(database, account_of(buyer.id)):
         stuck = [asyncio.create_task(api.post("/v1/transfers", by=buyer, json=transfer)) for _ in range(8)]
         await asyncio.sleep(0.2)
         # Writes have their share of the pool, whatever becomes of it; reads have the rest.
+        assert await rows(database, WAITING) == [3]
         for _ in range(5):
             assert (await api.get("/v1/accounts/me", by=other)).status_code == 200
         for reply in await asyncio.gather(*stuck):
             assert_problem(reply, 503, "busy")
             assert reply.headers["retry-after"] == "1"
         assert (await api.post("/v1/transfers", by=other, json=transfer)).status_code == 201
+    assert "lock timeout" in caplog.text
     assert (await api.post("/v1/transfers", by=buyer, json=transfer)).status_code == 201
     assert await api.credits_of(buyer) == amounts("999")
 
@@ -66,7 +68,7 @@ async def test_writes_that_wait_longer_than_the_pool_allows_are_told_to_come_aga
 ) -> None:
     buyer, seller, _ = await api.shop()
     transfer = {"to_user_id": seller.id, "amount": "1.00"}
-    async with locked(database, account_of(buyer)):
+    async with locked(database, account_of(buyer.id)):
         replies = await asyncio.gather(
             *(api.post("/v1/transfers", by=buyer, json=transfer) for _ in range(30)),
         )
@@ -127,8 +129,8 @@ async def test_a_worker_leaves_out_what_is_locked_and_processes_the_rest_at_once
     stuck = await api.place(buyer, (product, 1))
     free = [await api.place(other, (elsewhere, 1)) for other in others]
     statement = {
-        "account of the buyer": account_of(buyer),
-        "account of the seller": f"SELECT 1 FROM accounts WHERE user_id = {product.seller_id} FOR UPDATE",
+        "account of the buyer": account_of(buyer.id),
+        "account of the seller": account_of(product.seller_id),
         "stock": f"SELECT 1 FROM inventory WHERE product_id = {product.id} FOR UPDATE",
         "order": f"SELECT 1 FROM orders WHERE id = '{stuck['id']}' FOR UPDATE",
     }[what]
@@ -142,3 +144,16 @@ async def test_a_worker_leaves_out_what_is_locked_and_processes_the_rest_at_once
     await api.process()
     assert await api.status_of(stuck["id"]) == "confirmed"
     await api.assert_books_balance()
+
+
+async def test_many_orders_that_need_what_is_locked_are_left_out_together(api: Api, database: Database) -> None:
+    buyer, _, product = await api.shop()
+    other, elsewhere = await make_user(database, credits="100"), await make_product(database)
+    for _ in range(40):
+        await api.place(buyer, (product, 1))
+    free = await api.place(other, (elsewhere, 1))
+    async with locked(database, account_of(product.seller_id)):
+        await api.process()
+        assert await api.status_of(free["id"]) == "confirmed"
+        waiting = "SELECT attempts, waits, count(*) FROM outbox GROUP BY attempts, waits"
+        assert await rows(database, waiting) == [(0, "retry", 40)]

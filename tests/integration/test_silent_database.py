@@ -91,6 +91,12 @@ async def test_a_rollback_on_a_silent_connection_is_given_up_in_time(distant: Da
         assert await ask(distant) == 1
 
 
+async def test_a_pool_of_silent_connections_is_closed_in_time(settings: Settings, proxy: Proxy) -> None:
+    async with asyncio.timeout(20), open_database(through(settings, proxy), "distant") as distant:
+        assert await fill(distant) == 5
+        assert await proxy.freeze(new_ones=False) == 5
+
+
 async def test_a_statement_on_a_connection_that_falls_silent_ends_with_its_limit(
     settings: Settings, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
