@@ -12,7 +12,7 @@ from sqlalchemy.pool import QueuePool
 import services.connections
 from services.database import Database, open_database
 from services.settings import Settings
-from services.sql import Statement
+from services.sql import Sql, Statement
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import rows
 from tests.faults.storm.proxy import Proxy
@@ -108,6 +108,27 @@ async def test_a_statement_on_a_connection_that_falls_silent_ends_with_its_limit
             with pytest.raises(DBAPIError) as lost:
                 await uow.ledger.sql.fetch(ASKED)
             assert lost.value.connection_invalidated
+        async with UnitOfWork(sessions) as uow:
+            assert len(await uow.ledger.sql.fetch(ASKED)) == 1
+
+
+async def test_a_rollback_that_is_cancelled_costs_a_poll_loop_its_connection(
+    settings: Settings, proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_polling(through(settings, proxy), time_limit=5.0) as sessions, asyncio.timeout(20):
+        session = sessions()
+        driver = (await (await session.connection()).get_raw_connection()).driver_connection
+        assert isinstance(driver, services.connections.Connection)
+        await Sql.of(session).fetch(ASKED)
+        await proxy.freeze(new_ones=False)
+        closing = asyncio.create_task(session.close())
+        await asyncio.sleep(0.05)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert driver.is_closed()
+        # SQLAlchemy gave it up: the pool had nothing to find.
+        assert "came back to the pool" not in caplog.text
         async with UnitOfWork(sessions) as uow:
             assert len(await uow.ledger.sql.fetch(ASKED)) == 1
 
