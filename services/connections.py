@@ -26,8 +26,8 @@ PROMPT = 5.0
 _MAX_IDLE = 60.0
 """Seconds after which an idle connection is replaced: routers forget silent connections without telling anyone."""
 
-_KEEPALIVE_IDLE, _KEEPALIVE_INTERVAL, _KEEPALIVE_PROBES = 15, 5, 3
-_USER_TIMEOUT_MS = 20_000
+KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES = 15, 5, 3
+USER_TIMEOUT_MS = 20_000
 """Sent bytes that the peer's kernel does not acknowledge for so long end the connection (RFC 5482)."""
 
 READ_ONLY = "25006"
@@ -167,10 +167,10 @@ def _keep_alive(transport: asyncio.Transport) -> None:
     if found is None or found.family not in (socket.AF_INET, socket.AF_INET6):
         return
     options = {
-        "TCP_KEEPIDLE": _KEEPALIVE_IDLE,
-        "TCP_KEEPINTVL": _KEEPALIVE_INTERVAL,
-        "TCP_KEEPCNT": _KEEPALIVE_PROBES,
-        "TCP_USER_TIMEOUT": _USER_TIMEOUT_MS,
+        "TCP_KEEPIDLE": KEEPALIVE_IDLE,
+        "TCP_KEEPINTVL": KEEPALIVE_INTERVAL,
+        "TCP_KEEPCNT": KEEPALIVE_PROBES,
+        "TCP_USER_TIMEOUT": USER_TIMEOUT_MS,
     }
     with suppress(OSError):
         found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

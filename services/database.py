@@ -20,7 +20,18 @@ from sqlmodel import Session, SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 from sqlmodel.main import default_registry
 
-from services.connections import PROMPT, READ_ONLY, CommitUnknown, Connection, NotCommitted, PoolGuard
+from services.connections import (
+    KEEPALIVE_IDLE,
+    KEEPALIVE_INTERVAL,
+    KEEPALIVE_PROBES,
+    PROMPT,
+    READ_ONLY,
+    USER_TIMEOUT_MS,
+    CommitUnknown,
+    Connection,
+    NotCommitted,
+    PoolGuard,
+)
 from services.settings import Settings
 from services.shielding import settled
 
@@ -126,6 +137,11 @@ def _server_settings(settings: Settings, process: str, limits: Limits) -> dict[s
         "timezone": "UTC",
         "idle_in_transaction_session_timeout": _milliseconds(settings.database_idle_in_transaction_timeout),
         "statement_timeout": _milliseconds(limits.statement),
+        # The server finds out as soon as we do (`services.connections`) that the peer is gone, and frees its locks.
+        "tcp_keepalives_idle": str(KEEPALIVE_IDLE),
+        "tcp_keepalives_interval": str(KEEPALIVE_INTERVAL),
+        "tcp_keepalives_count": str(KEEPALIVE_PROBES),
+        "tcp_user_timeout": str(USER_TIMEOUT_MS),
         "lock_timeout": _milliseconds(limits.lock),
         # A warning during a commit says that it proves nothing; see `Connection`.
         "client_min_messages": "warning",

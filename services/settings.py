@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     database_pool_recycle: Annotated[int, Field(ge=-1)] = 1800
     database_pool_pre_ping: bool = False
     database_echo: bool = False
-    database_idle_in_transaction_timeout: Annotated[float, Field(gt=0)] = 60.0
+    database_idle_in_transaction_timeout: Annotated[float, Field(gt=0)] = 40.0
     database_statement_timeout: Annotated[float, Field(gt=0, le=600)] = 10.0
     database_lock_timeout: Annotated[float, Field(gt=0, le=600)] = 2.0
     database_transaction_timeout: Annotated[float, Field(gt=0, le=600)] = 20.0

@@ -115,7 +115,6 @@ class Sql:
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
         self._driver: Connection | None = None
-        self._lost: Connection | None = None
 
     @classmethod
     def of(cls, session: AsyncSession) -> "Sql":
@@ -128,7 +127,7 @@ class Sql:
 
     def release(self) -> None:
         """Forget the connection: the transaction ends."""
-        self._driver = self._lost = None
+        self._driver = None
 
     async def fetch(self, statement: Statement, **parameters: Any) -> Sequence[Row]:
         """The rows that the statement returns."""
@@ -225,9 +224,7 @@ class Sql:
         """The driver's error as SQLAlchemy would raise it. A connection that is lost is given up, as it would, too."""
         state = getattr(error, "sqlstate", None) or ""
         lost = driver.is_closed() or isinstance(error, OSError) or state == READ_ONLY
-        # Once: a savepoint that fails goes on to be rolled back, on a connection that the session knows to be gone.
-        if lost and driver is not self._lost:
-            self._lost = driver
+        if lost:
             driver.terminate()
             connection = await self._session.connection()
             PoolGuard.of(connection.sync_engine).distrust()

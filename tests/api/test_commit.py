@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from services.credits.repository import LedgerRepository
 from services.orders import service
 from services.orders.schemas import OrderCreate, OrderPublic
+from services.sql import Statement
 from services.unit_of_work import UnitOfWork
 from services.users.models import User
 from tests.api.client import Api, assert_problem, order_of
@@ -141,6 +143,29 @@ async def test_a_connection_cut_during_the_work_is_made_up_for_and_the_order_pla
     assert len(tries) == 2
     assert await api.scalar("SELECT count(*) FROM orders") == 1
     assert await api.scalar("SELECT count(*) FROM outbox") == 1
+
+
+async def test_a_connection_cut_inside_a_savepoint_is_made_up_for_and_the_order_placed_once(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buyer, _, product = await api.shop()
+    hold = LedgerRepository.hold
+    tries: list[bool] = []
+
+    async def hold_and_cut_once(ledger: LedgerRepository, *arguments: Any) -> None:
+        await hold(ledger, *arguments)
+        tries.append(True)
+        if len(tries) == 1:
+            (row,) = await ledger.sql.fetch(Statement("SELECT pg_backend_pid() AS pid"))
+            assert await api.scalar("SELECT pg_terminate_backend(:pid, 5000)", pid=row["pid"])
+            await ledger.sql.fetch(Statement("SELECT 1"))
+
+    monkeypatch.setattr(LedgerRepository, "hold", hold_and_cut_once)
+    reply = await api.post("/v1/orders", by=buyer, json=order_of((product, 1)))
+
+    assert reply.status_code == 201, reply.text
+    assert len(tries) == 2
+    assert await api.scalar("SELECT count(*) FROM orders") == 1
 
 
 async def test_connections_that_died_in_the_pool_cost_no_request(api: Api) -> None:

@@ -52,8 +52,8 @@ async def test_sessions_are_utc_and_bound_in_idle_time(settings: Settings, datab
     async with database.engine.connect() as connection:
         assert (await connection.execute(text("SHOW timezone"))).scalar_one() == "UTC"
         shown = (await connection.execute(text("SHOW idle_in_transaction_session_timeout"))).scalar_one()
-    assert shown == "1min"
-    assert settings.database_idle_in_transaction_timeout == 60
+    assert shown == "40s"
+    assert settings.database_idle_in_transaction_timeout == 40
 
 
 async def test_without_a_replica_reads_go_to_the_primary(settings: Settings) -> None:

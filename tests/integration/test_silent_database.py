@@ -5,7 +5,7 @@ import socket
 from collections.abc import AsyncIterator
 
 import pytest
-from sqlalchemy import make_url
+from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool
 
@@ -151,3 +151,6 @@ async def test_sockets_to_the_database_find_out_that_the_other_side_is_gone(data
         found = driver._transport.get_extra_info("socket")
         assert found.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         assert found.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
+        # And so does the server, which frees the locks of who is gone.
+        assert (await connection.execute(text("SHOW tcp_user_timeout"))).scalar_one() == "20000"
+        assert (await connection.execute(text("SHOW tcp_keepalives_idle"))).scalar_one() == "15"
