@@ -23,10 +23,10 @@ logger = logging.getLogger(__name__)
 CanaryState: TypeAlias = Literal["ok", "failed", "pending"]
 
 _LIMIT = 5.0
-"""Seconds that one try may take."""
+"""The most seconds that one attempt may take."""
 
 _RETRY = 5.0
-"""Seconds from a try that failed to the next."""
+"""Seconds from a failed attempt to the next one."""
 
 
 class _Step(StrEnum):
@@ -38,14 +38,14 @@ class _Step(StrEnum):
 
 
 class _NotFound(Exception):
-    """The commit answered, and what it committed is not there."""
+    """The commit was answered, but what it committed is not there."""
 
 
 class Canary:
-    """Tries from entry to exit. `state` is `failed` from a try that failed to the next that succeeds.
+    """Tries again and again from entry to exit. `state` is `failed` from a failed attempt until one succeeds.
 
-    It writes through the request pool: a connection that is not fit for requests shows here. A try that gets none
-    within its time is put off, and says nothing of the database.
+    It writes through the request pool, so that it notices connections that are unfit for requests. An attempt that gets
+    no connection in time is postponed, and says nothing about the database.
     """
 
     def __init__(self, writing: SessionFactory, reading: SessionFactory, interval: float) -> None:
@@ -63,7 +63,7 @@ class Canary:
 
     @property
     def age(self) -> float:
-        """Seconds since the last success, or since the start while there was none."""
+        """Seconds since the last success, or since the start if there was none yet."""
         return monotonic() - self._succeeded_at
 
     async def __aenter__(self) -> "Canary":
@@ -82,13 +82,13 @@ class Canary:
             await asyncio.sleep(self._interval if well else min(_RETRY, self._interval))
 
     async def _try(self) -> bool:
-        """Whether it went well."""
+        """Whether the attempt succeeded."""
         self._number += 1
         trying = asyncio.create_task(self._write_and_read_back(), name="canary-try")
         try:
             done, _ = await asyncio.wait({trying}, timeout=_LIMIT)
             if not done:
-                # Its clean-up may take longer: the verdict does not wait for it.
+                # Its clean-up may take longer, and the result does not wait for it.
                 return self._note(TimeoutError(f"no answer within {_LIMIT:g} s"))
             (error,) = await asyncio.gather(trying, return_exceptions=True)
             return self._note(error)
@@ -104,10 +104,10 @@ class Canary:
         found = await on_a_live_connection(self._read_back)
         if found != self._number:
             self._step = _Step.compare
-            raise _NotFound(f"number {self._number} was committed, and number {found} is there")
+            raise _NotFound(f"number {self._number} was committed, but number {found} was read")
 
     async def _write(self, uow: UnitOfWork) -> None:
-        # A second time it begins with another connection.
+        # A second attempt begins with another connection.
         await uow.rollback()
         self._step = _Step.connect
         await uow.session.connection()
@@ -119,12 +119,12 @@ class Canary:
             return await CanaryRepository(uow.session).read(self._id)
 
     def _note(self, error: BaseException | None) -> bool:
-        """Whether all is well. The same complaint is logged once."""
+        """Whether all is well. An error that repeats is logged once."""
         before = self._complaint
         if error is None:
             self.state, self._complaint, self._succeeded_at = "ok", None, monotonic()
             if before is not None:
-                logger.info("canary: its row is written and read back again")
+                logger.info("canary: its row can be written and read back again")
             return True
         put_off = self._step is _Step.connect and isinstance(error, PoolTimeout | TimeoutError)
         self._complaint = (logging.WARNING if put_off else logging.ERROR, self._step)

@@ -24,9 +24,9 @@ class Health(BaseModel):
 class Readiness(BaseModel):
     """`ready` is whether requests should be sent here.
 
-    The database takes writes, the canary's last write was kept, and this host's clock is near enough to the database's.
-    `read_only`: this server was demoted, or told to refuse writes. `pending`: the canary has not finished a try since
-    the process started. Redis is a hint: without it Waybill serves on, only slower.
+    It means that the database takes writes, the canary's last write was kept, and this host's clock is close enough to
+    the database's. `read_only`: this server was demoted, or told to refuse writes. `pending`: the canary has not
+    finished an attempt since the process started. Redis is a hint: without it Waybill keeps serving, only more slowly.
     """
 
     ready: bool
@@ -47,15 +47,15 @@ async def read_health() -> Health:
     responses={
         503: {
             "model": Readiness,
-            "description": "The database cannot be reached or written, loses writes, or the clock is too far off.",
+            "description": "The database cannot be reached, refuses or loses writes, or the clock is too far off.",
         }
     },
 )
 async def read_readiness(state: State, response: Response) -> Readiness:
-    """Whether the process can serve requests. Answers within some 2 s, whatever hangs; an answer is good for one."""
+    """Whether the process can serve requests. Answers within about 2 s, whatever hangs; answers are kept for 1 s."""
     database, redis = await asyncio.gather(state.probe.database(), state.probe.redis())
     canary = state.canary.state
-    # The log and `waybill_clock_skew_seconds` say more of the clock.
+    # The log and `waybill_clock_skew_seconds` say more about the clock.
     clock: ClockState = "ok" if state.skew.complaint is None else "wrong"
     ready = database == "ok" and canary != "failed" and clock == "ok"
     if not ready:

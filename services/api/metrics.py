@@ -76,7 +76,7 @@ class _Scrape(Collector):
 
 async def _read_database(state: ApiState) -> list[Metric]:
     try:
-        # Beside the request pool: that it is exhausted is no reason to say that the database is down.
+        # Not through the request pool: the database is not down just because that pool is exhausted.
         async with (
             asyncio.timeout(_PATIENCE),
             state.probe.scraping,
@@ -89,7 +89,9 @@ async def _read_database(state: ApiState) -> list[Metric]:
         return [_gauge("waybill_database_up", "Whether the database answers.", 0)]
     gauges = [_gauge("waybill_database_up", "Whether the database answers.", 1)]
     gauges += [_gauge(name, explained, backlog[key]) for key, (name, explained) in _BACKLOG.items()]
-    gauges.append(_gauge("waybill_sweep_failures", "Rows that the database refuses to let expire.", refused))
+    gauges.append(
+        _gauge("waybill_sweep_failures", "Rows that the database refuses to end although they are due.", refused)
+    )
     if audit is not None:
         age = (now() - audit.started_at).total_seconds()
         gauges += [
@@ -120,7 +122,7 @@ def _pools(state: ApiState) -> Metric:
 
 def _canary(canary: Canary) -> Iterable[Metric]:
     yield _gauge("waybill_canary_age_seconds", "Time since the canary's last write was read back.", canary.age)
-    yield CounterMetricFamily("waybill_canary_failures", "Tries of the canary that failed.", value=canary.failures)
+    yield CounterMetricFamily("waybill_canary_failures", "Failed attempts of the canary.", value=canary.failures)
 
 
 def _gauge(name: str, explained: str, value: float) -> Metric:

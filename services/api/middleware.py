@@ -1,6 +1,6 @@
 """What every request passes: it gets an id and a trace context, for replies, logs and events, and a size limit.
 
-The start of the application passes here, too, so that one that must not be says why.
+The start of the application passes here, too, so that the log says why an application must not start.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ class RequestContextMiddleware:
             await self._app(scope, receive, send_with_id)
         except asyncio.CancelledError:
             if not started:
-                # A commit that had begun is finished behind it.
+                # A commit that had begun is finished in the background.
                 detail = (
                     "the server stopped before the request was finished; send it again with the same Idempotency-Key"
                 )
@@ -70,7 +70,7 @@ class RequestContextMiddleware:
 
 
 class StartMiddleware:
-    """Where the application must not start, the server says why in one line instead of a traceback."""
+    """Says in one line, instead of a traceback, why the application must not start."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""What this process had to turn away or ran out of: counted for `GET /metrics`, and logged without flooding the log."""
+"""What this process refused or ran out of: counted for `GET /metrics`, and logged without flooding the log."""
 
 import logging
 import time
@@ -7,16 +7,16 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 logger = logging.getLogger(__name__)
 
-# Why a connection was closed before its time, and how that is logged.
+# Why a connection was refused or closed early, and how that is logged.
 REASONS = {
-    "capacity": "as many connections are open as this process takes",
-    "crowded_out": "its request was unfinished for longest when others needed the place",
-    "head_time": "the head of a request did not come in time",
+    "capacity": "this process has as many open connections as it may have",
+    "crowded_out": "its request was the oldest unfinished one when another connection needed its place",
+    "head_time": "the head of a request did not arrive in time",
     "head_size": "the head of a request is too large",
-    "malformed": "what was sent is not HTTP",
-    "body_time": "the body of a request did not come in time",
-    "body_size": "the body of a request is padded beyond any use",
-    "pipeline": "too many requests were sent ahead",
+    "malformed": "the input is not HTTP",
+    "body_time": "the body of a request did not arrive in time",
+    "body_size": "the body of a request has too many chunk extensions or trailers",
+    "pipeline": "too many requests were pipelined",
     "reader": "the client does not read its reply",
 }
 
@@ -24,23 +24,23 @@ registry = CollectorRegistry()
 connections_open = Gauge("waybill_http_connections_open", "Connections that are open.", registry=registry)
 _refused = Counter(
     "waybill_http_connections_refused",
-    "Connections that were turned away or closed early, by reason.",
+    "Connections that were refused or closed early, by reason.",
     ("reason",),
     registry=registry,
 )
 _accept_errors = Counter(
-    "waybill_http_accept_errors", "Times that there was no file or memory to accept a connection.", registry=registry
+    "waybill_http_accept_errors", "Failures to accept a connection for lack of a file or of memory.", registry=registry
 )
-_out_of_memory = Counter("waybill_http_out_of_memory", "Requests that failed for want of memory.", registry=registry)
+_out_of_memory = Counter("waybill_http_out_of_memory", "Requests that failed for lack of memory.", registry=registry)
 _out_of_descriptors = Counter(
-    "waybill_http_out_of_descriptors", "Requests that failed for want of a file descriptor.", registry=registry
+    "waybill_http_out_of_descriptors", "Requests that failed for lack of a file descriptor.", registry=registry
 )
-# So that an alert finds a zero before the first one.
+# So that an alert finds a zero before the first refusal.
 _refused_by = {reason: _refused.labels(reason) for reason in REASONS}
 
 
 class _Sparing:
-    """Logs the first of many equal events at once, later ones at most every `seconds`, with their number."""
+    """Logs the first of many equal events at once, and later ones at most every `seconds`, with their number."""
 
     def __init__(self, level: int, seconds: float = 10.0) -> None:
         self._level = level
@@ -63,7 +63,7 @@ _descriptors_log = _Sparing(logging.ERROR)
 
 
 def connection_refused(reason: str) -> None:
-    """Count and log a connection that was turned away or closed early; `reason` is one of `REASONS`."""
+    """Count and log a connection that was refused or closed early; `reason` is one of `REASONS`."""
     _refused_by[reason].inc()
     _refused_log[reason].log("connection refused: %s", REASONS[reason])
 
@@ -75,7 +75,7 @@ def accept_failed(error: OSError) -> None:
 
 
 def out_of_memory() -> None:
-    """Count and log a request that failed for want of memory; the server logs where."""
+    """Count and log a request that failed for lack of memory; the server logs where."""
     _out_of_memory.inc()
     logger.error("out of memory")
 

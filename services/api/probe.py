@@ -1,4 +1,4 @@
-"""Looks at the database and at Redis beside the request pool, so that they answer while it is exhausted."""
+"""Checks the database and Redis without the request pool, so that it works while that pool is exhausted."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -21,18 +21,18 @@ RedisState: TypeAlias = Literal["ok", "unreachable"]
 FoundT = TypeVar("FoundT")
 
 _KEPT = 1.0
-"""Seconds that an answer is good for."""
+"""Seconds for which an answer is kept."""
 
 _DATABASE_PATIENCE = 2.0
 _REDIS_PATIENCE = 0.1
-"""Seconds that they may take to answer. Redis is a hint: nobody waits long to learn that it is away."""
+"""The most seconds that each may take to answer. Redis is a hint: it is not worth a long wait."""
 
-# A server that was demoted says so, be it by recovery or by a setting.
+# A server that takes no writes is in recovery, or has a setting that says so.
 _READ_ONLY = text("SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool")
 
 
 class Shared(Generic[FoundT]):
-    """One look at a time, for all who ask. `look` must end by itself."""
+    """One look at a time, shared by all callers. `look` must end by itself."""
 
     def __init__(self, look: Callable[[], Awaitable[FoundT]], kept: float = _KEPT) -> None:
         self._look = look
@@ -41,9 +41,9 @@ class Shared(Generic[FoundT]):
         self._ended = 0.0
 
     async def ask(self, patience: float) -> FoundT | None:
-        """What was found, at most `kept` seconds ago; None where there is no answer within `patience` seconds.
+        """What was found, at most `kept` seconds ago; None if there is no answer within `patience` seconds.
 
-        The look goes on then, and whoever asks meanwhile waits for the same one.
+        The look then goes on, and callers that ask in the meantime wait for the same one.
         """
         looking = self._looking
         if looking is None or (looking.done() and monotonic() - self._ended >= self._kept):
@@ -64,13 +64,13 @@ class Shared(Generic[FoundT]):
 
 
 class Probe:
-    """What readiness, the canary and the metrics look through."""
+    """The connections through which readiness, the canary and the metrics look."""
 
     def __init__(self, engine: AsyncEngine, redis: Redis) -> None:
         self.engine = engine
         self.sessions: SessionFactory = make_session_factory(engine)
         self.scraping = asyncio.Lock()
-        """Held by a scrape: several at once would leave no connection to the short looks."""
+        """Held by a scrape: several at once would leave no connection for the short looks."""
         self._redis = redis
         self._database = Shared(self._look_at_database)
         self._redis_answers = Shared(self._look_at_redis)
@@ -95,13 +95,13 @@ class Probe:
 
     async def _ask_database(self) -> DatabaseState:
         async with self.engine.connect() as connection:
-            # Without a transaction, one trip is enough, and no rollback waits for a server that says nothing.
+            # Without a transaction, one round trip is enough, and no rollback waits for a silent server.
             await connection.execution_options(isolation_level="AUTOCOMMIT")
             return "read_only" if (await connection.execute(_READ_ONLY)).scalar_one() else "ok"
 
     async def _look_at_redis(self) -> bool:
-        # The client's own time-outs end it. Cancelled amid its greeting, a connection would go back to the pool with a
-        # reply still to come, for the next command to take as its own.
+        # The client's own time-outs end it. A connection cancelled during its greeting would go back to the pool
+        # with a reply still to come, which the next command would take for its own.
         try:
             await self._redis.execute_command("PING")  # type: ignore[no-untyped-call]
         except (RedisError, OSError, TimeoutError):
@@ -122,7 +122,7 @@ async def open_probe(settings: Settings, redis: Redis) -> AsyncIterator[Probe]:
 
 
 async def on_a_live_connection(do: Callable[[], Awaitable[FoundT]]) -> FoundT:
-    """Do it again, once, where the connection was dead: a server that was restarted leaves such ones in the pool."""
+    """Do it, and once more if the connection was dead: a restarted server leaves dead connections in the pool."""
     try:
         return await do()
     except DBAPIError as error:

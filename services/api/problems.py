@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 outage = RateLimitedLogger(logger)
 
 _BUSY = CONTENTION | {LOCK_NOT_AVAILABLE, "57014"}
-"""SQLSTATEs of a transaction that others were in the way of: contention, or a lock or a statement took too long."""
+"""SQLSTATEs of a transaction that met contention, or whose lock or statement took too long."""
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -211,13 +211,13 @@ async def _on_database_error(request: Request, error: Exception) -> ProblemRespo
         return _retry_later(
             request,
             "outcome_unknown",
-            "the connection to the database was lost during the commit, so the request may have taken effect or not; "
+            "the connection to the database was lost during the commit, and the request may have taken effect; "
             "send it again with the same Idempotency-Key to find out",
         )
     if sqlstate(error) in _BUSY:
-        outage.warning("the database did not do this in time: %s", error.orig)
+        outage.warning("a statement or a lock took too long: %s", error.orig)
         return _retry_later(
-            request, "busy", "what this request needs is in use at the moment; nothing took effect, send it again"
+            request, "busy", "what this request needs is in use at the moment; nothing took effect; send it again"
         )
     if is_unavailable(error) and not not_committed(error):
         return await _on_unavailable(request, error)
@@ -228,7 +228,7 @@ async def _on_database_error(request: Request, error: Exception) -> ProblemRespo
 async def _on_unavailable(request: Request, error: Exception) -> ProblemResponse:
     outage.warning("the database cannot be used: %r", error)
     return _retry_later(
-        request, "unavailable", "the database cannot be used at the moment; nothing took effect, send the request again"
+        request, "unavailable", "the database cannot be used at the moment; nothing took effect; send the request again"
     )
 
 
@@ -245,7 +245,7 @@ async def _on_os_error(request: Request, error: Exception) -> ProblemResponse:
 
 
 def _overloaded(request: Request) -> ProblemResponse:
-    return _retry_later(request, "overloaded", "the server has too much to do at the moment; send the request again")
+    return _retry_later(request, "overloaded", "the server is overloaded at the moment; send the request again")
 
 
 async def _on_unexpected(request: Request, error: Exception) -> ProblemResponse:

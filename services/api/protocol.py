@@ -1,4 +1,4 @@
-"""Limits on each HTTP connection: uvicorn itself waits for ever for a client that is slow to speak or to read."""
+"""Limits on each HTTP connection: uvicorn itself waits forever for a client that is slow to send or to read."""
 
 import asyncio
 from collections.abc import Mapping
@@ -22,18 +22,18 @@ from services.settings import Settings
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEAD_FIELDS = 100
 _MAX_PIPELINE = 64
-# A body in chunks of one byte each is sent as six. What is larger than that is chunk extensions and trailers.
+# With chunks of one byte, each byte of a body takes six on the wire. Anything beyond is extensions and trailers.
 _MAX_PADDING = 8
 _LINGER = 2.0
-"""Seconds for a client to read a refusal: closed with unread data, the connection would be reset and the reply lost."""
+"""Seconds for a client to read a refusal. Closing with unread input would reset the connection and lose the reply."""
 _EVICT_AFTER = 1.0
-"""Seconds that an unfinished request has at least, however many others want its place."""
+"""The least time that an unfinished request gets, in seconds, however many others need its place."""
 RETRY = {"retry-after": "1"}
 
 
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
-    """Of one process and its connections. Times are seconds; they are kept to within a quarter of the shortest."""
+    """Limits of one process and its connections. Times are seconds, accurate to within a quarter of the shortest."""
 
     connections: int
     head_timeout: float
@@ -53,7 +53,7 @@ class HttpLimits:
 
 
 def refusal(status: int, code: str, detail: str, headers: Mapping[str, str] | None = None) -> bytes:
-    """A whole reply, from its status line to the end of its body, that says why this connection is closed."""
+    """A complete reply, from its status line to the end of its body, that says why this connection is closed."""
     request_id = str(new_id())
     phrase = HTTPStatus(status).phrase
     body = Problem(title=phrase, status=status, code=code, detail=detail, request_id=request_id).model_dump_json()
@@ -70,7 +70,7 @@ def refusal(status: int, code: str, detail: str, headers: Mapping[str, str] | No
 
 
 class Connections:
-    """The open connections of a process, and those whose client owes the rest of a request, the oldest first."""
+    """The open connections of a process, and those with an incomplete request, oldest first."""
 
     def __init__(self, limits: HttpLimits, server_state: ServerState) -> None:
         self.limits = limits
@@ -78,9 +78,10 @@ class Connections:
         self._open = server_state.connections
 
     def admit(self, connecting: int, now: float) -> bool:
-        """Whether one more connection may be served, beside `connecting` that are about to be.
+        """Whether one more connection may be served, beside the `connecting` ones that are about to be.
 
-        Unfinished requests have half of the places; beyond that, and where no place is left, the oldest loses its own.
+        Unfinished requests may take half of the places. Beyond that, or if no place is left, the oldest one loses its
+        place.
         """
         full = len(self._open) + connecting >= self.limits.connections
         if full or len(self.unfinished) > self.limits.connections // 2:
@@ -97,11 +98,11 @@ class _Waiting(Enum):
     head = auto()
     body = auto()
     reply = auto()
-    """The request is complete. When the reply is, too, the next request is awaited: uvicorn's keep-alive time runs."""
+    """The request is complete. When the reply is, too, uvicorn's keep-alive time runs until the next request."""
 
 
 class _Refused(Exception):
-    """The rest of a request is not read; raised inside of the parser."""
+    """Raised inside the parser: the rest of the request is not read."""
 
     def __init__(self, reason: str, status: int, code: str, detail: str) -> None:
         self.refusal = (reason, status, code, detail)
@@ -110,7 +111,7 @@ class _Refused(Exception):
 class LimitedProtocol(HttpToolsProtocol):
     """uvicorn's protocol with limits on the size of a head and on the time that a client may take.
 
-    One timer for each connection looks at it now and then; nothing is scheduled for a request or a piece of a body.
+    One timer checks each connection now and then; nothing is scheduled for a single request or a piece of a body.
     """
 
     def __init__(
@@ -127,13 +128,13 @@ class LimitedProtocol(HttpToolsProtocol):
         self._limits = limits
         self._tick = min(limits.head_timeout, limits.body_timeout, limits.write_timeout) / 4
         self._waiting = _Waiting.head
-        # When the client's turn began, and when it was last seen to send something.
+        # When the client's turn began, and when it last sent something.
         self._since = self._heard_at = 0.0
-        # Bytes of the head or body so far, without those that came together with its beginning.
+        # Bytes of the head or body so far, without those that arrived together with its beginning.
         self._received = self._received_before = 0
-        # Since when the client has not read what was written.
+        # Since when the client has not been reading what was written.
         self._unread_since: float | None = None
-        # Whether what the client sends is not read any more.
+        # Whether the client's input is no longer read.
         self._refused = False
         self._running: RequestResponseCycle | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -152,7 +153,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._registry.unfinished.pop(self, None)
         if self._timer is not None:
             self._timer.cancel()
-        # uvicorn tells the newest request only; the running one may be an earlier one.
+        # uvicorn tells only the newest request; the running one may be an earlier one.
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
             self._running.message_event.set()
@@ -166,7 +167,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.parser.feed_data(data)
             self._check_size()
         except httptools.HttpParserUpgrade:
-            # No other protocol is spoken here: the request is answered as one of HTTP/1.1.
+            # No other protocol is supported: the request is answered as HTTP/1.1.
             return
         except _Refused as refused:
             self._refuse(*refused.refusal)
@@ -200,7 +201,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
             raise _head_too_large()
         if len(self.pipeline) >= _MAX_PIPELINE:
-            raise _Refused("pipeline", 400, "malformed_request", "too many requests were sent ahead")
+            raise _Refused("pipeline", 400, "malformed_request", "too many requests were pipelined on this connection")
         super().on_headers_complete()
         self._waiting = _Waiting.body
         self._since = self._heard_at = self.loop.time()
@@ -248,7 +249,7 @@ class LimitedProtocol(HttpToolsProtocol):
             pressure.connection_refused("reader")
             self.transport.abort()
         elif self.transport.is_closing():
-            # It waits until everything is written; for a client that does not read, that would be for ever.
+            # Closing waits until everything is written, which is forever if the client does not read.
             self._unread_since = self._unread_since or now
         elif not self._refused:
             self._look_at_client(now)
@@ -258,43 +259,43 @@ class LimitedProtocol(HttpToolsProtocol):
             self._received_before = self._received
             self._heard_at = now
         if self.flow.read_paused:
-            # It is us who do not listen, to requests sent ahead for example.
+            # We are the ones who do not read, for example pipelined requests.
             self._since = self._heard_at = now
         elif self._waiting is _Waiting.head:
             if now - self._since < self._limits.head_timeout:
                 return
             if self.headers is None:
-                # Not one byte came: browsers and probes open connections that they do not use.
+                # No byte arrived: browsers and probes open connections that they do not use.
                 self.transport.close()
             else:
-                self._refuse("head_time", 408, "request_timeout", "the head of the request did not come in time")
+                self._refuse("head_time", 408, "request_timeout", "the head of the request did not arrive in time")
         elif self._waiting is _Waiting.body:
             silent, took = now - self._heard_at, now - self._since
             if silent >= self._limits.head_timeout or took >= self._limits.body_timeout:
-                self._refuse("body_time", 408, "request_timeout", "the body of the request did not come in time")
+                self._refuse("body_time", 408, "request_timeout", "the body of the request did not arrive in time")
         elif self.timeout_keep_alive_task is None and self.cycle.response_complete:
-            # Something came after the reply that began no request, and stopped the keep-alive time: it begins again.
+            # Input after the reply began no request, but stopped the keep-alive time: start that again.
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
     def _refuse(self, reason: str, status: int, code: str, detail: str) -> None:
-        """Stop reading; answer with a problem where no reply has begun; close."""
+        """Stop reading, answer with a problem if no reply has begun, and close."""
         pressure.connection_refused(reason)
         self._refused = True
         self._registry.unfinished.pop(self, None)
         if self._waiting is _Waiting.body:
             cycle = self.cycle
             if cycle is not self._running:
-                # It waits its turn behind earlier requests, and does not get it.
+                # It is waiting behind earlier requests, and will not get its turn.
                 self.pipeline.popleft()
                 self._leave_after(self.pipeline[0][0] if self.pipeline else self._running)
                 return
             if cycle.response_started and not cycle.response_complete:
-                # The reply cannot be taken back. Cut off, it does not look complete.
+                # The reply cannot be taken back. Cutting it off shows that it is not complete.
                 self.transport.abort()
                 return
-            # The handler learns that the rest will not come. What it answered before it read the body stands.
+            # The handler learns that the rest will not come. What it answered before it read the body remains valid.
             cycle.disconnected = True
             cycle.message_event.set()
             self._leave(None if cycle.response_complete else refusal(status, code, detail, _retry(status)))
@@ -304,21 +305,21 @@ class LimitedProtocol(HttpToolsProtocol):
             self._leave(refusal(status, code, detail, _retry(status)))
 
     def _leave_after(self, last: RequestResponseCycle | None) -> None:
-        """Close when the replies to earlier requests are sent, of which this is the last."""
+        """Close when the replies to earlier requests have been sent; `last` is the last of these."""
         if last is not None and not last.response_complete:
             last.keep_alive = False
         else:
             self._leave(None)
 
     def _leave(self, reply: bytes | None) -> None:
-        """Close, and let the client read the reply first."""
+        """Let the client read the reply, then close."""
         self._unset_keepalive_if_required()
         if self.transport.is_closing():
             return
         if reply is not None:
             self.transport.write(reply)
         self.transport.write_eof()
-        # What still comes is read and dropped.
+        # Further input is read and dropped.
         self.flow.resume_reading()
         if self._timer is not None:
             self._timer.cancel()

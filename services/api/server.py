@@ -1,4 +1,4 @@
-"""The server of `waybill api`: uvicorn's, with a place for each connection and a word for those that get none."""
+"""The server of `waybill api`: uvicorn's, with a limit on connections and a reply to those that exceed it."""
 
 import asyncio
 import logging
@@ -23,23 +23,23 @@ logger = logging.getLogger(__name__)
 
 _MOST_DESCRIPTORS = 65_536
 _RESERVED_DESCRIPTORS = 64
-"""For standard streams, the event loop, Redis, name look-ups, files opened for a moment, and refused connections."""
+"""For standard streams, the event loop, Redis, name look-ups, short-lived files, and refused connections."""
 _FEWEST_CONNECTIONS = 8
 _LEAVING = 16
 _LEAVING_SECONDS = 1.0
 _ACCEPTED_AT_ONCE = 16
 _RETRY_ACCEPT_SECONDS = 0.2
-# Unsent bytes that the kernel takes for a connection. With its own limit of some megabytes, a slow reader would show
-# no progress for minutes, and each of them would cost that much memory.
+# Unsent bytes that the kernel buffers for a connection. With its default of some megabytes, a slow reader would show
+# no progress for minutes, and each slow reader would cost that much memory.
 _UNSENT_BYTES = 128 * 1024
 _EXHAUSTED = frozenset({EMFILE, ENFILE, ENOBUFS, ENOMEM})
 
 
 def make_room(settings: Settings) -> int:
-    """Raise the limit on open files as far as it goes (65,536); the number of connections that the process may serve.
+    """Raise the limit on open files as far as possible (65,536); returns how many connections the process may serve.
 
-    That is what is left when the database's connections and the other needs are provided for, or the number in the
-    settings where that is lower. Logs a warning where it cannot be had.
+    That is what remains after the database's connections and the other needs, or the number in the settings if that is
+    lower. Logs a warning if the limit leaves less than the settings ask for, or hardly anything.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     infinite = resource.RLIM_INFINITY
@@ -64,7 +64,7 @@ def make_room(settings: Settings) -> int:
 
 
 class Server(uvicorn.Server):
-    """Accepts by itself, limits connections, and stops on SIGHUP as it does on SIGTERM."""
+    """Accepts connections itself, limits them, and stops on SIGHUP as it does on SIGTERM."""
 
     def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
         super().__init__(config)
@@ -94,7 +94,7 @@ class Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         with super().capture_signals():
-            # Ignored by whom started us, as nohup does: it stays so.
+            # If the parent process made us ignore it, as nohup does, it stays ignored.
             if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
                 yield
                 return
@@ -106,13 +106,13 @@ class Server(uvicorn.Server):
 
 
 async def _listen(host: str, port: int, backlog: int) -> list[socket.socket]:
-    """A socket for each address of `host`. Raises `OSError` where one of them cannot be had."""
+    """A socket for each address of `host`. Raises `OSError` if one of them cannot be opened."""
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     listeners: list[socket.socket] = []
     try:
         for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
-            # With port 0 all listen on the one that the first was given.
+            # With port 0, all listen on the port that the first one got.
             chosen = listeners[0].getsockname()[1] if listeners else port
             listeners.append(socket.create_server((address[0], chosen), family=family, backlog=backlog))
     except OSError:
@@ -125,8 +125,8 @@ async def _listen(host: str, port: int, backlog: int) -> list[socket.socket]:
 class Acceptor:
     """Accepts the connections of one listening socket.
 
-    The event loop's own server drops a connection that it has no descriptor for, without a reply and without a line in
-    the log. This one says so to both, waits a little, and goes on.
+    If there is no descriptor for a connection, the event loop's own server drops it without a reply or a line in the
+    log. This one answers, logs, waits a little, and goes on.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Acceptor:
         self._protocol = protocol
         self._loop = loop
         self._connecting: set[asyncio.Task[None]] = set()
-        # Refused connections, closed when their clients had the time to read why.
+        # Refused connections, closed once their clients have had time to read why.
         self._leaving: deque[socket.socket] = deque()
         self._spare: socket.socket | None = socket.socket()
         self._closed = False
@@ -155,7 +155,7 @@ class Acceptor:
         return [self._listener]
 
     def close(self) -> None:
-        """Listen no longer. What was accepted goes on."""
+        """Stop listening. Accepted connections go on."""
         if not self._closed:
             self._closed = True
             self._loop.remove_reader(self._listener)
@@ -174,7 +174,7 @@ class Acceptor:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                # Any other error is of this one connection, which is gone.
+                # Any other error concerns only this connection, which is gone.
                 if error.errno in _EXHAUSTED:
                     self._on_exhaustion(error)
                     return
@@ -196,7 +196,7 @@ class Acceptor:
             accepted.close()
 
     def _on_exhaustion(self, error: OSError) -> None:
-        """Answer those who wait with the descriptors kept for it, and look again a little later."""
+        """Answer waiting clients with the descriptors that are reserved for this, and try again a little later."""
         pressure.accept_failed(error)
         self._close_leaving()
         if self._spare is not None:
@@ -209,7 +209,7 @@ class Acceptor:
         self._spare = None
         with suppress(OSError):
             self._spare = socket.socket()
-        # The listener stays readable while it cannot accept: without a pause this would take all of the time.
+        # The listener stays readable while it cannot accept: without a pause this would be a busy loop.
         self._loop.remove_reader(self._listener)
         self._loop.call_later(_RETRY_ACCEPT_SECONDS, self._go_on)
 
@@ -230,10 +230,10 @@ class Acceptor:
 
 
 def _answer(accepted: socket.socket) -> None:
-    """Say on a connection that nothing else will be said on it."""
+    """Reply that the connection is refused."""
     accepted.setblocking(False)
     with suppress(OSError):
         accepted.send(refusal(503, "overloaded", "too many connections are open; try again", RETRY))
         accepted.shutdown(socket.SHUT_WR)
-        # Closed with a request unread, the connection would be reset, and the reply with it perhaps.
+        # Closing with unread input would reset the connection and might lose the reply.
         accepted.recv(65_536)

@@ -9,14 +9,14 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 from sqlalchemy.util import await_only
 
 writes: ContextVar[bool] = ContextVar("writes", default=False)
-"""Whether what runs in this context is a request that may write, and so wait for someone's lock."""
+"""Whether this context is that of a request that may write, and so may wait for a lock."""
 
 
 class SharingPool(AsyncAdaptedQueuePool):
-    """A pool of which requests that write have three quarters at most. A place is taken with a connection only.
+    """A pool of which requests that write may use at most three quarters. They take a place only with a connection.
 
-    Raises SQLAlchemy's `TimeoutError` where none is free within the pool's time-out. Places are given out in the order
-    they were asked for.
+    Raises SQLAlchemy's `TimeoutError` if none is free within the pool's time-out. Places are given out in the order in
+    which they were requested.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -33,7 +33,7 @@ class SharingPool(AsyncAdaptedQueuePool):
         except BaseException:
             self._places.release()
             raise
-        # Beside the connection, which may be replaced while it is out.
+        # Kept apart from the connection, which may be replaced while it is in use.
         entry.record_info["place"] = True  # type: ignore[index]
         return entry
 

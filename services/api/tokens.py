@@ -16,7 +16,7 @@ _ALGORITHM = "HS256"
 _ISSUER = "waybill"
 _REMEMBERED = 8192
 
-# PyJWT would look at the host's clock, and only when a token is first seen.
+# PyJWT would use the host's clock, and would check a token only when it is first seen.
 _OPTIONS: Options = {
     "require": ["sub", "exp", "iss"],
     "verify_exp": False,
@@ -25,14 +25,14 @@ _OPTIONS: Options = {
 }
 
 LEEWAY = 30.0
-"""Seconds by which a token may be from the future, or out of date: the clocks of hosts differ."""
+"""Seconds by which a token may be from the future or expired: the clocks of hosts differ."""
 
 
 class Tokens:
     """Makes and reads access tokens. `ttl` is in seconds.
 
     A client sends the same token with every request: what one says is remembered, for the latest few thousand, so that
-    its signature is checked once. Its times are looked at each time, by the clock that every process goes by.
+    its signature is checked once. Its times are checked on each use, by the clock that every process follows.
     """
 
     def __init__(self, secret: str, ttl: int) -> None:
@@ -57,7 +57,7 @@ class Tokens:
         return user_id
 
     def _decode(self, token: str) -> tuple[int, float, float]:
-        """The user, and from when and until when (seconds since the epoch) the token is good."""
+        """The user, and from when and until when (seconds since the epoch) the token is valid."""
         try:
             claims = jwt.decode(
                 token,

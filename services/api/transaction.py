@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _NOT_STORED = frozenset({401, 403, 429})
 _TRYING = 5.0
-"""Seconds after the first try in which another may begin."""
+"""Seconds after the start of the first attempt within which another may begin."""
 
 
 class CommitFailed(Exception):
@@ -143,10 +143,10 @@ async def _store_refusal(request: Request, claim: Claim, refused: Response) -> R
 
 
 async def _replay(request: Request, stored: StoredReply) -> Response:
-    """Answer what was answered before.
+    """Send the stored reply again.
 
-    Where a standby is waited for, someone may have cut that wait short: the reply is then stored, but not yet safe. A
-    commit of our own, which waits for it again, comes first.
+    If commits wait for a standby, the original wait may have been cut short: the reply is stored, but not yet safe. So
+    this commits first, which waits for the standby again.
     """
     if stored.awaits_standby:
         async with open_unit_of_work(request) as uow:
