@@ -21,21 +21,21 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 logger = logging.getLogger(__name__)
 
 PROMPT = 5.0
-"""Seconds that a statement may take which waits for nothing at the server, such as BEGIN or ROLLBACK."""
+"""The most seconds for a statement that waits for nothing at the server, such as BEGIN or ROLLBACK."""
 
 _MAX_IDLE = 60.0
-"""Seconds after which an idle connection is replaced: routers forget silent connections without telling anyone."""
+"""Seconds after which an idle connection is replaced: routers forget silent connections without notice."""
 
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES = 15, 5, 3
 USER_TIMEOUT_MS = 20_000
-"""Sent bytes that the peer's kernel does not acknowledge for so long end the connection (RFC 5482)."""
+"""The connection ends when the peer's kernel has not acknowledged sent bytes for this long (RFC 5482)."""
 
 READ_ONLY = "25006"
-"""SQLSTATE of a write on a server that takes none: the primary has moved."""
+"""SQLSTATE of a write on a read-only server: the primary has moved."""
 
 
 SILENT = (TimeoutError, asyncpg.InternalClientError)
-"""What the driver raises where an answer does not come, or comes for something else: its own state is wrong then."""
+"""What the driver raises if an answer does not arrive, or does not fit: its own state is then wrong."""
 
 
 class NotCommitted(asyncpg.InterfaceError):  # type: ignore[misc]
@@ -43,7 +43,7 @@ class NotCommitted(asyncpg.InterfaceError):  # type: ignore[misc]
 
 
 class CommitUnknown(asyncpg.InterfaceError):  # type: ignore[misc]
-    """COMMIT was sent, and its answer is missing or proves nothing: the transaction may be committed or not."""
+    """COMMIT was sent, but its answer is missing or proves nothing: the transaction may or may not be committed."""
 
 
 class ServerSilent(asyncpg.InterfaceError):  # type: ignore[misc]
@@ -51,10 +51,10 @@ class ServerSilent(asyncpg.InterfaceError):  # type: ignore[misc]
 
 
 class Connection(asyncpg.Connection):  # type: ignore[misc]
-    """asyncpg's connection. It begins no transaction inside another, and raises where a COMMIT is not proven.
+    """asyncpg's connection. It begins no transaction inside another, and raises if a COMMIT is not proven.
 
-    A server that does not answer in time is taken to be gone: the connection is closed, and `ServerSilent` raised.
-    The time is the `command_timeout` that it was opened with, and `PROMPT` for what waits for nothing.
+    If the server does not answer in time it is assumed to be gone: the connection is closed, and `ServerSilent` raised.
+    The time is the `command_timeout` with which it was opened, or `PROMPT` for statements that wait for nothing.
     """
 
     def __init__(self, protocol: Any, transport: asyncio.Transport, *more: Any) -> None:
@@ -71,13 +71,13 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
         return not (self.is_closed() or self.is_in_transaction() or self._cancellations)
 
     def is_in_transaction(self) -> bool:
-        """Whether a transaction is open; False where the connection is closed."""
+        """Whether a transaction is open; False if the connection is closed."""
         return not self.is_closed() and bool(super().is_in_transaction())
 
     def transaction(self, **options: Any) -> Any:
-        """A top-level transaction. Raises `asyncpg.InterfaceError`, and closes the connection, inside another one.
+        """A top-level transaction. Inside another one, closes the connection and raises `asyncpg.InterfaceError`.
 
-        The driver would set a savepoint there: its end would look like a commit, and be none.
+        The driver would set a savepoint there, whose end would look like a commit without being one.
         """
         if self._top_xact is not None or self.is_in_transaction():
             self.terminate()
@@ -85,7 +85,7 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
         return super().transaction(**options)
 
     async def execute(self, query: str, *arguments: Any, **options: Any) -> str:
-        """Run a statement; its command tag. Raises `NotCommitted` or `CommitUnknown` for a COMMIT without a proof."""
+        """Run a statement; returns its command tag. Raises `NotCommitted` or `CommitUnknown` for an unproven COMMIT."""
         if query.startswith("COMMIT"):
             return await self._commit(query)
         if query.startswith("ROLLBACK;"):
@@ -106,12 +106,12 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
             raise self._give_up(error) from error
 
     async def close(self, **options: Any) -> None:
-        """Close in good order, or at once where the server does not answer within a second."""
+        """Close cleanly, or abruptly if the server does not answer within a second."""
         with suppress(TimeoutError):
             await super().close(**{"timeout": 1.0, **options})
 
     async def _roll_back(self, query: str) -> str:
-        # The driver's own limit begins only once the statement before has been cancelled.
+        # The driver's own limit begins only after the previous statement has been cancelled.
         try:
             async with asyncio.timeout(PROMPT):
                 status: str = await super().execute(query)
@@ -127,8 +127,8 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
         try:
             status: str = await super().execute(query)
         except asyncpg.PostgresError as error:
-            # The server refused, as where a deferred constraint fails, and has rolled back. One that ended the session
-            # may have committed before.
+            # The server refused, for example because of a deferred constraint, and rolled back. If it also ended the
+            # session, it may have committed first.
             if self.is_closed() or self.is_in_transaction():
                 raise self._unknown(f"the connection ended during the commit: {error}") from error
             raise
@@ -155,14 +155,14 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
 
 
 def _note_warning(connection: Connection, message: Any) -> None:
-    """Remember a warning: during a COMMIT it tells of a standby that was not waited for, or of no transaction."""
-    # Neither the text, which is translated, nor the SQLSTATE, which is the general one, tells more.
+    """Remember a warning: during a COMMIT it means that a standby was not awaited, or no transaction was open."""
+    # Its text is translated and its SQLSTATE is the general one, so neither tells more.
     if message.severity_en == "WARNING":
         connection._warned = True
 
 
 def _keep_alive(transport: asyncio.Transport) -> None:
-    """Have the kernel find out that the peer is gone, within 35 s, where it does not say so."""
+    """Have the kernel detect within 35 s that the peer has vanished."""
     found = transport.get_extra_info("socket")
     if found is None or found.family not in (socket.AF_INET, socket.AF_INET6):
         return
@@ -175,7 +175,7 @@ def _keep_alive(transport: asyncio.Transport) -> None:
     with suppress(OSError):
         found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in options.items():
-            # Not every system has each of them.
+            # Not every system has all of these options.
             if (number := getattr(socket, name, None)) is not None:
                 found.setsockopt(socket.IPPROTO_TCP, number, value)
 
@@ -183,8 +183,8 @@ def _keep_alive(transport: asyncio.Transport) -> None:
 class PoolGuard:
     """Watches what one engine's pool gives out and takes back.
 
-    A connection that comes back with a transaction open, or with a statement that is still being cancelled, is closed;
-    one that was closed, idle for a minute, or made before `distrust`, is replaced when it is next asked for.
+    A connection that comes back with a transaction open, or with a statement that is still being cancelled, is closed.
+    One that is closed, was idle for a minute, or was made before `distrust`, is replaced when it is next given out.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
@@ -198,17 +198,17 @@ class PoolGuard:
 
     @staticmethod
     def of(engine: Engine) -> "PoolGuard":
-        """The one of this engine."""
+        """The guard of this engine."""
         return _guards[engine]
 
     def distrust(self) -> None:
-        """Close idle connections, and others once they come back: the server behind them is gone, or another."""
+        """Close idle connections, and the others once they come back: their server is gone or has been replaced."""
         self._generation += 1
         for driver in list(self._idle):
             driver.terminate()
 
     async def close_idle(self) -> None:
-        """Close idle connections, all at once: a silent server would be waited for again with each."""
+        """Close idle connections, all at the same time: one after the other would each wait for a silent server."""
         await asyncio.gather(*(driver.close() for driver in self._idle))
 
     def _made(self, _: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
@@ -220,7 +220,7 @@ class PoolGuard:
         self._idle.discard(driver)
         entry.info.pop("work", None)
         if entry.info.pop("fresh", False):
-            # Whatever became of it meanwhile, its first statement will tell: SQLAlchemy replaces it only once.
+            # Whatever has happened to it, its first statement will show it: SQLAlchemy replaces a connection only once.
             entry.info["generation"] = self._generation
             return
         if (
@@ -228,9 +228,9 @@ class PoolGuard:
             or entry.info["generation"] != self._generation
             or monotonic() - entry.info.get("idle_since", 0.0) > _MAX_IDLE
         ):
-            # Now: SQLAlchemy would wait two seconds for a server that may be silent.
+            # At once: SQLAlchemy would wait two seconds for a server that may be silent.
             driver.terminate()
-            raise DisconnectionError("the pooled connection is not to be used any more")
+            raise DisconnectionError("the pooled connection must not be used any more")
 
     def _taken_back(self, connection: DBAPIConnection | None, entry: ConnectionPoolEntry) -> None:
         driver = entry.driver_connection if connection is not None else None

@@ -61,7 +61,7 @@ class DeclarativeTable(DeclarativeBase):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long what a connection does may take at the server, in seconds. The client waits `PROMPT` longer.
+    """How long the work of a connection may take at the server, in seconds. The client waits `PROMPT` longer.
 
     `transaction` needs PostgreSQL 17 and is not applied before.
     """
@@ -72,7 +72,7 @@ class Limits:
 
     @classmethod
     def of_requests(cls, settings: Settings) -> "Limits":
-        """For what a client waits for."""
+        """For work that a client waits for."""
         return cls(
             settings.database_statement_timeout,
             settings.database_lock_timeout,
@@ -99,9 +99,9 @@ def make_engine(
     """An asyncpg engine for one process; `process` shows as `application_name` in `pg_stat_activity`.
 
     The caller disposes of it. No connection is made before the first statement. The limits are those of jobs unless
-    given. With `pool_size`, it never has more connections than that; `server_settings` are more of PostgreSQL's own.
-    `keep_cancelled` is for an engine whose callers give statements a time limit of their own and go on afterwards, at
-    a savepoint: a cancelled statement then leaves its transaction open.
+    given. With `pool_size`, it never has more connections than that; `server_settings` are further PostgreSQL settings.
+    `keep_cancelled` is for an engine whose callers give statements time limits of their own and then go on from a
+    savepoint: a cancelled statement leaves its transaction open.
     """
     limits = limits or Limits.of_jobs()
     engine = create_async_engine(
@@ -112,7 +112,7 @@ def make_engine(
         pool_timeout=settings.database_pool_timeout,
         pool_recycle=settings.database_pool_recycle,
         pool_pre_ping=settings.database_pool_pre_ping,
-        # The last one used first: those that a rush has left behind grow old and are closed.
+        # Last in, first out: connections that are left over from a rush grow old and are closed.
         pool_use_lifo=True,
         echo=settings.database_echo,
         connect_args={
@@ -143,7 +143,7 @@ def _server_settings(settings: Settings, process: str, limits: Limits) -> dict[s
         "tcp_keepalives_count": str(KEEPALIVE_PROBES),
         "tcp_user_timeout": str(USER_TIMEOUT_MS),
         "lock_timeout": _milliseconds(limits.lock),
-        # A warning during a commit says that it proves nothing; see `Connection`.
+        # A warning during a commit means that the answer proves nothing; see `Connection`.
         "client_min_messages": "warning",
         # Words of a search: 0.6, the default, misses ordinary typing errors ("lantrn" is 0.57 to "lantern").
         "pg_trgm.word_similarity_threshold": "0.45",
@@ -161,13 +161,13 @@ def _milliseconds(seconds: float) -> str:
 
 
 def _limit_transactions(limits: Limits) -> Callable[[DBAPIConnection, ConnectionPoolEntry], None]:
-    """What is done with each new connection. A server before 17 would refuse an unknown setting at connecting."""
+    """Limits each new connection after it was made: a server before 17 refuses connections with an unknown setting."""
 
     def limit(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
         driver = entry.driver_connection
         assert isinstance(driver, Connection)
         if limits.transaction is not None and driver.get_server_version() >= (17,):
-            # Not on the driver itself, whose errors SQLAlchemy would not know.
+            # Not on the driver itself, whose errors SQLAlchemy would not recognize.
             cursor = connection.cursor()
             cursor.execute(f"SET transaction_timeout = {_milliseconds(limits.transaction)}")
             cursor.close()
@@ -177,7 +177,7 @@ def _limit_transactions(limits: Limits) -> Callable[[DBAPIConnection, Connection
 
 
 def _judge(context: ExceptionContext) -> None:
-    """Tell SQLAlchemy which errors mean that the server is gone, or is not the primary any more.
+    """Tell SQLAlchemy which errors mean that the server is gone, or is no longer the primary.
 
     It then closes the connection and has those that were made before replaced.
     """
@@ -188,16 +188,16 @@ def _judge(context: ExceptionContext) -> None:
     if context.is_disconnect and context.engine is not None and isinstance(error, Exception):
         PoolGuard.of(context.engine).distrust()
     if isinstance(error, TimeoutError):
-        # The driver's limit on a statement; the server has one of its own, which ends first where it answers at all.
+        # The driver's limit on a statement. The server's own limit is shorter, so this one means that it is silent.
         raise OperationalError(context.statement, context.parameters, error, connection_invalidated=True) from error
 
 
 def _keep_where_cancelled(context: ExceptionContext) -> None:
-    """Leave a transaction open whose statement was cancelled because it took too long: a savepoint can undo it.
+    """Keep the transaction of a statement that was cancelled because it took too long: a savepoint can undo it.
 
-    SQLAlchemy would throw the connection away, and with it what else the transaction has done. The driver stops the
-    statement at the server and lets the next one wait until it has stopped. A cancelled rollback is not kept: whether
-    it has happened is not known.
+    SQLAlchemy would discard the connection, and with it everything else that the transaction has done. The driver stops
+    the statement at the server and makes the next one wait until it has stopped. After a cancelled rollback the
+    connection is not kept, since it is unknown whether the rollback has happened.
     """
     if (
         isinstance(context.original_exception, asyncio.CancelledError)
@@ -211,7 +211,7 @@ def _keep_where_cancelled(context: ExceptionContext) -> None:
 
 @event.listens_for(Session, "after_begin")
 def _name_work(session: OrmSession, _: SessionTransaction, connection: SqlConnection) -> None:
-    """Note at the connection whose transaction it is in, for the log line about one that comes back with it open."""
+    """Note on the connection which unit of work uses it, for the log line about a transaction that is left open."""
     if work := session.info.get("work"):
         connection.info["work"] = work
 
@@ -222,10 +222,10 @@ def make_session_factory(engine: AsyncEngine) -> SessionFactory:
 
 
 async def commit(session: AsyncSession) -> None:
-    """Commit the session's transaction; return only where the server has proven it (`services.connections`).
+    """Commit the session's transaction; return only if the commit is proven (`services.connections`).
 
-    A session without a transaction has nothing to commit. What SQLAlchemy raises has a `NotCommitted` or
-    `CommitUnknown` as its cause where the proof is missing; the connection is closed then.
+    A session without a transaction has nothing to commit. If the proof is missing, the connection is closed, and the
+    error that SQLAlchemy raises has a `NotCommitted` or `CommitUnknown` as its cause.
     """
     await session.run_sync(_commit)
 
@@ -243,12 +243,12 @@ def _commit(session: OrmSession) -> None:
 
 
 def outcome_unknown(error: BaseException) -> bool:
-    """Whether what a commit raised leaves open whether it took effect."""
+    """Whether this error of a commit leaves open if it took effect."""
     return isinstance(_driver_error(error), CommitUnknown)
 
 
 def not_committed(error: BaseException) -> bool:
-    """Whether what a commit raised says that it found no transaction which could be committed."""
+    """Whether this error of a commit means that there was no transaction which could be committed."""
     return isinstance(_driver_error(error), NotCommitted)
 
 
@@ -289,7 +289,7 @@ async def open_database(
 
 
 async def close(engine: AsyncEngine) -> None:
-    """Dispose of the engine, after the commits and rollbacks that go on behind cancelled tasks."""
+    """Dispose of the engine, after the commits and rollbacks that cancelled tasks have left running."""
     await settled()
     await PoolGuard.of(engine.sync_engine).close_idle()
     await engine.dispose()
@@ -324,7 +324,7 @@ def _search_path(settings: Settings) -> str:
 
 
 PROBE_CONNECTIONS = 2
-"""Of each API process, beside its pool: one for short looks, and one for a scrape that counts rows meanwhile."""
+"""Connections of an API process beside its pool: one for short looks, and one for a scrape at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,7 +334,7 @@ class PoolBudget:
     per_process: int
     processes: int
     beside: int
-    """Connections beside the pools, of all processes together: of the workers' poll loops and the APIs' probes."""
+    """Connections beside the pools, for the poll loops of all workers and the probes of all API processes."""
     available: int
 
     @property

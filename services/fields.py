@@ -26,9 +26,9 @@ MAX_CREDITS = Decimal("9999999999999999.99")
 CENT = Decimal("0.01")
 
 _UUID_TIME = 80
-"""Bits of a UUIDv7 behind its time, which is in milliseconds."""
+"""Bits of a UUIDv7 after its time, which is in milliseconds."""
 _CLOSE = 1000
-"""Milliseconds that an id's time may be off."""
+"""Milliseconds by which an id's time may be off."""
 _MONEY = re.compile(r"(0|[1-9][0-9]{0,15})(\.[0-9]{1,2})?", re.ASCII)
 _PLAIN_WORD = re.compile(r"(?!null$)[\w>]([\w> ]*[\w>])?", re.ASCII | re.IGNORECASE)
 
@@ -62,7 +62,7 @@ def one_of(text: str, words: Sequence[str]) -> str:
 
 
 def now() -> datetime:
-    """The current time in UTC, by the database's clock where this process has compared it (`services/clock.py`)."""
+    """The current time in UTC, by the database's clock if this process has compared the two (`services/clock.py`)."""
     return datetime.fromtimestamp(CLOCK.time(), UTC)
 
 
@@ -70,7 +70,7 @@ def new_id() -> UUID:
     """A fresh UUIDv7 (RFC 9562): ordered by time, so that inserts append to their index.
 
     Its time decides in which month of the event log an event is kept, so it is within a second of `now()`. The library
-    takes the time from the host and keeps the ids of one millisecond in order; only a time that is wrong is replaced.
+    takes the time from the host and keeps the ids of one millisecond in order; only a wrong time is replaced.
     """
     made = uuid_utils.compat.uuid7()
     ahead = (made.int >> _UUID_TIME) - int(CLOCK.time() * 1000)

@@ -11,7 +11,7 @@ from services.settings import LogFormat, Settings
 
 
 class Repeats:
-    """Decides which of many equal messages are said: the first, and then one in `seconds`."""
+    """Decides which of many equal messages are logged: the first, and then one every `seconds`."""
 
     def __init__(self, seconds: float = 60.0, clock: Callable[[], float] = monotonic) -> None:
         self._seconds = seconds
@@ -19,7 +19,7 @@ class Repeats:
         self._said: dict[Hashable, tuple[float, int]] = {}
 
     def left_out(self, key: Hashable) -> int | None:
-        """How many messages of this kind were left out since the last that was said; None: leave this one out, too."""
+        """How many messages of this kind were left out since the last one logged; None: leave this one out, too."""
         now = self._clock()
         said_at, count = self._said.get(key, (None, 0))
         if said_at is not None and now - said_at < self._seconds:
@@ -30,9 +30,9 @@ class Repeats:
 
 
 class RateLimitedLogger:
-    """Warnings of what may fail many times a second: the first is logged, then one a minute with the number left out.
+    """Warnings about what may fail many times a second: logs the first, then one a minute with the number left out.
 
-    Messages are of one kind where their template and the types of the errors among their arguments are the same.
+    Messages are of one kind if their template and the types of the errors among their arguments are the same.
     """
 
     def __init__(self, logger: logging.Logger, repeats: Repeats | None = None) -> None:

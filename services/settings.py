@@ -137,12 +137,12 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _stall_limit_is_beyond_a_batch(self) -> Self:
-        # A batch that hangs is tried whole for the time limit, and in parts for twice as long.
+        # A batch that hangs runs as a whole for the time limit, and then in parts for up to twice as long.
         least = max(4 * self.outbox_time_limit, 2 * self.outbox_poll_interval)
         if self.worker_stall_limit < least:
             raise ValueError(
                 f"WAYBILL_WORKER_STALL_LIMIT must be at least {least:g}: four times WAYBILL_OUTBOX_TIME_LIMIT and "
-                "twice WAYBILL_OUTBOX_POLL_INTERVAL, or workers end themselves in the middle of their work"
+                "twice WAYBILL_OUTBOX_POLL_INTERVAL, or workers would end themselves in the middle of their work"
             )
         return self
 

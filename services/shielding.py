@@ -1,4 +1,4 @@
-"""Tasks and their ends: work that no cancellation stops, and tasks that end whatever they do with it."""
+"""Work that cancellation does not stop, and tasks that end even if they swallow a cancellation."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -13,10 +13,10 @@ _running: set[asyncio.Task[Any]] = set()
 
 
 async def shielded(work: Coroutine[Any, Any, ResultT]) -> ResultT:
-    """The result of the work. A caller that is cancelled meanwhile leaves at once, and the work goes on behind it.
+    """The result of the work. A caller that is cancelled leaves at once, and the work goes on in the background.
 
-    Cancelling is not held up: under an anyio scope every later await of the caller is cancelled, too. What the work
-    raises then is lost, so it says itself what someone should know. It must be bounded in time.
+    Cancellation is not delayed, because an anyio scope would also cancel every later await of the caller. Errors of
+    work that goes on in the background are lost, so the work itself must log what matters. It must be bounded in time.
     """
     task = asyncio.create_task(work)
     _running.add(task)
@@ -25,7 +25,7 @@ async def shielded(work: Coroutine[Any, Any, ResultT]) -> ResultT:
 
 
 async def settled() -> None:
-    """Wait for the work of this event loop that nobody waits for any more."""
+    """Wait for the work of this event loop whose callers have left."""
     loop = asyncio.get_running_loop()
     while left := [task for task in _running if task.get_loop() is loop and task is not asyncio.current_task()]:
         await asyncio.wait(left)
@@ -34,7 +34,7 @@ async def settled() -> None:
 async def end(*tasks: asyncio.Task[Any]) -> None:
     """Cancel the tasks, and return when all have ended. What they raise is not raised here.
 
-    Again and again: redis-py swallows a cancellation that meets it while it connects, and the task would go on.
+    It cancels repeatedly: redis-py swallows a cancellation while it connects, and the task would go on.
     """
     left = {task for task in tasks if not task.done()}
     while left:

@@ -21,16 +21,16 @@ INTERVAL = 5.0
 """Seconds between measurements."""
 
 WORTH_A_WARNING = 1.0
-"""Seconds of skew above which there is a warning."""
+"""Seconds of skew above which a warning is logged."""
 
 _WELL_AGAIN = 0.5
 """Seconds of skew below which another warning may come: a clock near the limit must not fill the log."""
 
 _PATIENCE = 5.0
-"""Seconds that a measurement may take."""
+"""The most seconds that a measurement may take."""
 
 _TRIPS = 3
-"""The shortest trip is the most precise; the first one also begins the transaction."""
+"""Reads of the database's clock. The shortest round trip is the most precise; the first also begins a transaction."""
 
 _DATABASE_TIME = text("SELECT CAST(extract(epoch FROM clock_timestamp()) AS double precision)")
 
@@ -54,7 +54,7 @@ async def database_time(connection: AsyncConnection) -> datetime:
 
 
 async def measure(connection: AsyncConnection) -> Measured:
-    """Compare the two clocks, half of the round trip taken off; from here on this process goes by the database's."""
+    """Compare the two clocks, less half the round trip; from here on this process follows the database's."""
     found: list[tuple[float, float, float, float]] = []
     for _ in range(_TRIPS):
         host, sent = clock.host_time(), monotonic()
@@ -67,7 +67,7 @@ async def measure(connection: AsyncConnection) -> Measured:
 
 
 async def follow_database(engine: AsyncEngine) -> None:
-    """Let this process go by the database's clock: once, for a command that is over soon."""
+    """Have this process follow the database's clock: measured once, for a command that is over soon."""
     async with engine.connect() as connection:
         await measure(connection)
 
@@ -79,7 +79,7 @@ class _Level(IntEnum):
 
 
 class Skew:
-    """What this process knows of its host's clock. `limit` is the skew that is allowed, in seconds."""
+    """What this process knows about its host's clock. `limit` is the allowed skew, in seconds."""
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
@@ -89,11 +89,11 @@ class Skew:
 
     @property
     def complaint(self) -> str | None:
-        """Why this process should not be used; None where the skew is allowed."""
+        """Why this process should not be used; None if the skew is within the limit."""
         return self._describe() if self._level is _Level.refused else None
 
     async def look(self, connection: AsyncConnection, *, at_start: bool = False) -> None:
-        """Measure, and log where it has become worse or is well again. Raises what the database raises.
+        """Measure, and log if the skew has become worse or is small again. Raises what the database raises.
 
         Above the limit it raises `ClockSkewed` at start; later `complaint` says so.
         """
@@ -108,7 +108,7 @@ class Skew:
             logger.warning("this host's clock agrees with the database's again")
 
     def _rate(self, measured: Measured) -> _Level:
-        # What a slow trip may have added says nothing against the clock.
+        # A skew that a slow round trip may explain does not count.
         certain = abs(measured.skew) - measured.precision
         if certain > self._limit:
             return _Level.refused

@@ -99,7 +99,7 @@ class Read(Generic[FoundT]):
 
 
 def without_waiting(queries: str) -> str:
-    """The queries with locks that leave out the rows which someone else has locked."""
+    """The queries with locks that skip rows which another transaction has locked."""
     assert _LOCK in queries, "no query locks anything"
     return queries.replace(_LOCK, f"{_LOCK} SKIP LOCKED")
 
@@ -221,14 +221,14 @@ class Sql:
         return rows, number
 
     async def _wrapped(self, driver: Connection, error: Exception, sql: str) -> DBAPIError:
-        """The driver's error as SQLAlchemy would raise it. A connection that is lost is given up, as it would, too."""
+        """The driver's error as SQLAlchemy would raise it. A lost connection is given up, as there."""
         state = getattr(error, "sqlstate", None) or ""
         lost = driver.is_closed() or isinstance(error, OSError) or state == READ_ONLY
         if lost:
             driver.terminate()
             connection = await self._session.connection()
             PoolGuard.of(connection.sync_engine).distrust()
-            # The session would try to roll back on it, and that error would hide this one.
+            # Otherwise the session would try to roll back on it, and that error would hide this one.
             await connection.invalidate(error)
         kinds: dict[str, type[DBAPIError]] = {"22": DataError, "23": IntegrityError}
         kind = OperationalError if lost else kinds.get(state[:2], InternalError)

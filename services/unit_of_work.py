@@ -122,10 +122,9 @@ class UnitOfWork:
     async def commit(self) -> None:
         """Write the recorded events and commit; then ring the doorbell if a worker has work.
 
-        It returns only where the server has proven that this transaction is committed (`services.connections`). Where
-        it raises, nothing of this unit of work remains, but for `CommitUnknown` as the cause: then nobody knows. A
-        commit that has begun is finished even where the caller is cancelled. Close the unit of work; after a success it
-        can go on with a new transaction.
+        It returns only if the commit is proven (`services.connections`). If it raises, nothing of this unit of work
+        remains, unless the cause is `CommitUnknown`: then the outcome is not known. A commit that has begun is finished
+        even if the caller is cancelled. Close the unit of work; after a success it can go on with a new transaction.
         """
         # Last before the commit, so that an aggregate's events get their positions while its row is locked.
         await self._write()
@@ -140,7 +139,7 @@ class UnitOfWork:
         except BaseException as error:
             if outcome_unknown(error):
                 logger.error("the outcome of a commit is not known. Unit of work: %s: %s", self._name, error)
-            # Nobody else may be here any more.
+            # The caller may have left, so the connection is closed here.
             await self._close()
             raise
         finally:
@@ -180,8 +179,8 @@ class UnitOfWork:
     async def rollback(self) -> None:
         """Give up what was done so far, and the connection; the unit of work can go on with a new transaction.
 
-        Objects that were read stay readable, detached. It is finished even where the caller is cancelled, again and
-        again; it never fails, and takes `PROMPT` seconds at most. A commit that has begun is left alone.
+        Objects that were read stay readable, detached. It is finished even if the caller is cancelled repeatedly. It
+        never fails, and takes at most `PROMPT` seconds. A commit that has begun is left alone.
         """
         if self._committing:
             return

@@ -246,15 +246,15 @@ _OUTBOX = Statement("""
     WHERE (events.type, events.aggregate) IS DISTINCT FROM (queued.type, queued.aggregate)
 """)
 
-# What a reply named must be there, and as the reply said. Statuses move on afterwards: of an order the move must
-# exist, and the state of a transfer or an adjustment is compared only where it is final. A transaction that was lost as
-# a whole took its stored reply along; that is the canary's to find.
+# What a reply named must exist and match the reply. Statuses move on later: for an order the transition must exist, and
+# the state of a transfer or an adjustment is compared only if it is final. A transaction that was lost as a whole
+# took its stored reply with it; finding that is the canary's task.
 _UUID = "'^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'"
 _KEPT = "caller_id, method, path, key"
 
 
 def _replies(paths: str) -> str:
-    """The stored replies with a 2xx of these paths, below whatever prefix the API is served under.
+    """The stored 2xx replies of these paths, whatever the prefix under which the API is served.
 
     OFFSET 0 keeps the planner from parsing a body once for each use of `reply`.
     """
@@ -265,12 +265,12 @@ def _replies(paths: str) -> str:
 
 
 def _id_in(json: str) -> str:
-    """The id that a reply gives, or NULL where it gives none: a cast that fails would end the audit."""
+    """The id in a reply, or NULL if there is none: a cast that fails would end the audit."""
     return f"CASE WHEN {json} ->> 'id' ~ {_UUID} THEN CAST({json} ->> 'id' AS uuid) END AS id"
 
 
 def _acknowledged(kind: str, subject: str) -> str:
-    """The columns of a difference: of another kind where the reply cannot be read."""
+    """The columns of a difference, which has another kind if the reply cannot be read."""
     return f"""
         SELECT CASE WHEN named.id IS NULL THEN 'acknowledged_unreadable' ELSE '{kind}' END AS kind,
             {_KEPT}, named.id AS {subject},

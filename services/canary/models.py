@@ -1,4 +1,4 @@
-"""What the canaries write."""
+"""The rows that canaries write."""
 
 from datetime import datetime
 from uuid import UUID
@@ -11,7 +11,7 @@ from services.fields import TIMESTAMPTZ
 
 
 class CanaryRow(DeclarativeTable):
-    """One API process, and how often its canary has written. Nobody but that process reads its row."""
+    """One API process, and how often its canary has written. No other process reads its row."""
 
     __tablename__ = "canaries"
 

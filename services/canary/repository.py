@@ -4,7 +4,7 @@ from uuid import UUID
 
 from services.sql import SqlAccess, Statement
 
-# A process that left takes no row away; whichever comes next does.
+# A process that stops leaves its row behind; a later one deletes it.
 _WRITE = Statement("""
     WITH gone AS (
         DELETE FROM canaries WHERE id IN (
@@ -22,10 +22,10 @@ class CanaryRepository(SqlAccess):
     """The canaries' rows."""
 
     async def write(self, canary_id: UUID, host: str, pid: int, number: int) -> None:
-        """Write the canary's row, and take away those that nobody has written for a day."""
+        """Write the canary's row, and delete rows that have not been written for a day."""
         await self.sql.run(_WRITE, id=canary_id, host=host, pid=pid, number=number)
 
     async def read(self, canary_id: UUID) -> int | None:
-        """The number that the canary wrote last; None where it has no row."""
+        """The number that the canary wrote last; None if it has no row."""
         rows = await self.sql.fetch(_READ, id=canary_id)
         return rows[0]["number"] if rows else None

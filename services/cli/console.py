@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from services.embedded import EmbeddedServerError
 
 _GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
-"""Errors that stay. After any other, such as a full disk, the next line may get through."""
+"""Errors that are permanent. After any other, such as a full disk, the next line may get through."""
 
 
 class CommandError(Exception):
@@ -20,10 +20,10 @@ class CommandError(Exception):
 
 
 def say(message: str = "") -> None:
-    """Print a line, never wrapped: it may be there to be copied.
+    """Print a line without wrapping it, since it may be meant to be copied.
 
-    Nobody may be reading any more (the terminal is closed, the pipe's reader gone), or the disk may be full: the
-    servers still have to be kept running and stopped in order, so that is not an error.
+    It is not an error if the output cannot be written (the terminal is closed, the pipe's reader is gone, the disk is
+    full): the servers still have to be kept running and stopped in order.
     """
     try:
         typer.echo(message)

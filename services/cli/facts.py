@@ -45,7 +45,7 @@ class Facts(BaseModel):
     pids: ProcessIds = Field(default_factory=ProcessIds)
 
     def write(self) -> None:
-        """Replace the file whole: a reader sees the old facts or the new ones, also after a crash. Raises `OSError`."""
+        """Replace the whole file: a reader sees the old facts or the new ones, even after a crash. Raises `OSError`."""
         write_whole(self.data_dir / FILE_NAME, self.model_dump_json(indent=2) + "\n")
 
 

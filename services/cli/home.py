@@ -61,7 +61,7 @@ def hold(path: Path) -> Iterator[Home]:
                 "Stop that one, or give another folder with --data-dir"
             ) from None
         os.truncate(lock, 0)
-        # For the message above only; the lock holds without it, also on a full disk.
+        # Only for the message above; the lock holds without it, even on a full disk.
         with suppress(OSError):
             os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         yield Home(path)
@@ -85,8 +85,8 @@ def _make_ours(path: Path) -> None:
                 f"{path} cannot be the data folder: {objection}. Give a folder of its own, one that does not exist yet "
                 f"or is empty, for example --data-dir {shlex.quote(str(path / DEFAULT_DATA_DIR))}"
             ) from None
-    # Before anything else: another `waybill up` that starts now sees an empty folder or a marked one. That the file
-    # exists is the mark; the text is for people.
+    # Before anything else: another `waybill up` that starts now sees an empty folder or a marked one. The file's
+    # existence is the mark; its text is for people.
     if not (path / MARKER).exists():
         (path / MARKER).write_text(_MARKER_TEXT)
 

@@ -1,4 +1,4 @@
-"""`waybill jobs`: the scheduled jobs, when they are due, how they ended; run one now, pause and resume."""
+"""`waybill jobs`: lists the scheduled jobs and their last runs; runs one now, pauses and resumes."""
 
 from collections.abc import Awaitable, Callable
 from typing import Annotated
@@ -22,7 +22,7 @@ Name = Annotated[str, typer.Argument(help="The job's name; `waybill jobs list` s
 
 @jobs.command("list")
 def list_jobs(as_json: AsJson = False) -> None:
-    """Each job: when it is due, its state, by how much it is late, and its last run."""
+    """List the jobs: when each is due, its state, how late it is, and its last run."""
     with plain_errors():
         found = in_one(service.jobs)
         if as_json:
@@ -36,19 +36,21 @@ def list_jobs(as_json: AsJson = False) -> None:
 
 @jobs.command()
 def run(name: Name, actor: Actor = None, as_json: AsJson = False) -> None:
-    """Let a worker run the job now, paused or not. Returns at once: `waybill jobs list` shows how the run ended."""
-    _change(name, lambda uow: service.run_now(uow, name, By(who(actor))), "is requested to run", as_json)
+    """Have a worker run the job now, paused or not. Does not wait: `waybill jobs list` shows the outcome."""
+    _change(
+        name, lambda uow: service.run_now(uow, name, By(who(actor))), "will run as soon as a worker is free", as_json
+    )
 
 
 @jobs.command()
 def pause(name: Name, actor: Actor = None, reason: Reason = "", as_json: AsJson = False) -> None:
-    """Let no worker begin the job on its schedule. A run under way ends as it would."""
+    """Stop starting the job on its schedule. A run that is under way continues."""
     _change(name, lambda uow: service.pause(uow, name, By(who(actor), reason)), "is paused", as_json)
 
 
 @jobs.command()
 def resume(name: Name, as_json: AsJson = False) -> None:
-    """Let workers run the job on its schedule again; once at once if it became due meanwhile."""
+    """Run the job on its schedule again; immediately, once, if it became due in the meantime."""
     _change(name, lambda uow: service.resume(uow, name), "is not paused", as_json)
 
 

@@ -38,7 +38,7 @@ def api(
         http=LimitedProtocol,
         ws="none",
         lifespan="on",
-        # As many processes as there are commands: each has limits, metrics and a port of its own.
+        # One process for each command: each has limits, metrics and a port of its own.
         workers=1,
         # The application sets up its own logging; a line for each request is the proxy's business.
         log_config=None,

@@ -23,7 +23,7 @@ _BACKOFF_FIRST, _BACKOFF_LAST = 0.5, 15.0
 # A process that ran this long is taken to be well: its next death is answered at once again.
 _WELL_AFTER = 30.0
 _TELL_AGAIN_SECONDS = 5.0
-"""Between two tries to tell of new processes, where nobody could be told."""
+"""Seconds between two attempts to report new processes, after one that failed."""
 
 
 class Program:
@@ -38,7 +38,7 @@ class Program:
         self._since = 0
 
     def start(self) -> None:
-        """Raises `EmbeddedServerError` where disk, descriptors or processes are lacking."""
+        """Raises `EmbeddedServerError` if there is not enough disk, descriptors or processes."""
         self._since = child.log_size(self.log)
         # -P: a folder named `services` where the user stands must not be taken for ours.
         self.process = child.spawn(
@@ -54,7 +54,7 @@ class Program:
             child.stop(self.process, (signal.SIGTERM, STOP_SECONDS))
 
     def last_words(self) -> str:
-        """The end of what it has logged since its last start."""
+        """The end of its log since its last start."""
         return child.tail(self.log, since=self._since)
 
 
@@ -92,9 +92,9 @@ class _Watched:
 
 @dataclass
 class Supervisor:
-    """Keeps parts running, and their logs within bounds. Nothing that fails while it does so ends it.
+    """Keeps parts running, and their logs within bounds. No failure of a part or a log ends it.
 
-    `changed` is called when a part got a new process, and again later where it raised.
+    `changed` is called when a part gets a new process, and again later if it raised.
     """
 
     stop: Stop
@@ -118,7 +118,7 @@ class Supervisor:
             time.sleep(_LOOK_SECONDS)
 
     def tell_of_changes(self) -> None:
-        """Call `changed`, now or, where that fails, while we watch."""
+        """Call `changed` now; if it fails, try again while we watch."""
         self._tell_at = time.monotonic()
         self._tell()
 
@@ -130,7 +130,7 @@ class Supervisor:
         self._tell_at = None if told else now + _TELL_AGAIN_SECONDS
 
     def _try(self, trouble: str, act: Callable[_P, None], *args: _P.args, **kwargs: _P.kwargs) -> bool:
-        """Whether it went well; otherwise the reason is said, once a minute at most."""
+        """Whether it succeeded; otherwise say the reason, at most once a minute."""
         try:
             act(*args, **kwargs)
         except Exception as error:  # noqa: BLE001  (a full disk, no descriptors, no processes: the rest goes on)
@@ -190,7 +190,7 @@ class Supervisor:
 
 def backoff(failures: int) -> float:
     """Seconds until the next try: twice as long after each failure, up to a limit."""
-    # A number of failures that two may be raised to: after a night without a disk it has four digits.
+    # Limit the exponent: after a night with a full disk, the number of failures has four digits.
     return min(_BACKOFF_FIRST * 2.0 ** min(failures, 10), _BACKOFF_LAST)
 
 

@@ -100,7 +100,7 @@ class _House:
             # Imported here, with all domains: nothing else in this process needs them.
             from services.cli.seed import seed
 
-            # A password that cannot be noted must not be committed.
+            # A password that cannot be written down must not be committed.
             asyncio.run(seed(settings, self.facts, self._write_facts))
 
     def _start_servers(self) -> Settings:
@@ -159,13 +159,13 @@ class _House:
         with httpx.Client(trust_env=False, timeout=2.0) as client:
             while not self.stop.wanted:
                 if _ended(self.api) and child.port_was_taken(self.api.last_words()):
-                    # Somebody was faster: the next one, then.
+                    # Another program was faster: take the next one.
                     self._choose_api_port(self.api)
                     self.api.start()
                     self.supervisor.tell_of_changes()
                 for program in (self.api, *self.worker_programs):
                     self._check_alive(program)
-                # Where somebody was faster, it may be another Waybill that answers.
+                # If another program was faster, another Waybill may be the one that answers.
                 if _answers(client, self.facts.api_url) and _listens(self.api, self.facts.api_url):
                     return
                 if time.monotonic() > deadline:
@@ -194,7 +194,7 @@ class _House:
             before = read_facts(self.home.path)
         except CommandError:
             before = None
-            say(f"{self.home.path / FILE_NAME} is damaged and is written again; demo users get new passwords.")
+            say(f"{self.home.path / FILE_NAME} is damaged and will be written again; demo users get new passwords.")
         facts = Facts(
             api_url="",
             docs_url="",
@@ -237,7 +237,7 @@ def _ended(program: Program) -> bool:
 
 
 def _listens(program: Program, url: str) -> bool:
-    """Whether it is this program that listens there; True where the system has no /proc that tells."""
+    """Whether this program is the one that listens there; True if the system has no /proc to tell."""
     descriptors = Path(f"/proc/{_pid(program)}/fd")
     port = f":{httpx.URL(url).port or 80:04X}"
     held = set()

@@ -47,7 +47,7 @@ _LOCK = Statement("""
     ORDER BY id FOR NO KEY UPDATE
 """)
 
-# A row comparison and an ORDER BY that are the index's own: a slice reads its rows, and not those of the slices before.
+# The row comparison and ORDER BY match the index, so a slice reads only its own rows, not those of earlier slices.
 _DUE = Statement("""
     SELECT expires_at, id FROM transfers
     WHERE state = 'pending' AND order_id IS NULL AND expires_at <= now()
@@ -55,8 +55,8 @@ _DUE = Statement("""
     ORDER BY expires_at, id LIMIT :limit
 """)
 
-# Only the payer's account changes when credits are released. Who has it locked is not waited for. What is due is asked
-# of the rows that were found by their ids: as a condition it would let the planner read the index of all that is due.
+# Only the payer's account changes when credits are released. If it is locked, this does not wait. Rows are found by
+# their ids, and only then checked for being due: with one condition, the planner might read the index of all due rows.
 _LOCK_DUE = Statement("""
     WITH found AS MATERIALIZED (
         SELECT id, debit_account_id, credit_account_id, amount, state, order_id, expires_at FROM transfers
@@ -87,7 +87,7 @@ _LOCK_OF_ORDERS = Statement("""
 
 
 class DueHold(NamedTuple):
-    """A hold between users that ended then."""
+    """A hold between users that ended at `expires_at`."""
 
     expires_at: datetime
     transfer_id: UUID
@@ -161,7 +161,7 @@ class HoldRepository(SqlAccess):
         return TransferRow.from_row(rows[0]) if rows else None
 
     async def due(self, after: DueHold | None, limit: int) -> list[DueHold]:
-        """Up to `limit` holds whose time is over and that come after that one.
+        """Up to `limit` holds whose time is over, and which come after `after`.
 
         Holds for orders are not among them: they expire with their order, which is locked first.
         """
@@ -172,7 +172,7 @@ class HoldRepository(SqlAccess):
     async def lock_due(self, transfer_ids: Sequence[UUID]) -> list[Movement]:
         """Those of the holds that are still due, locked with their payers' accounts until the transaction ends.
 
-        Left out are those of which somebody else has locked either.
+        Holds are left out if they or their payers' accounts are locked by another transaction.
         """
         return [
             Movement(row["id"], row["debit_account_id"], row["credit_account_id"], row["amount"])
@@ -182,8 +182,8 @@ class HoldRepository(SqlAccess):
     async def lock_of_orders(self, order_ids: Sequence[UUID]) -> list[HoldOfOrder]:
         """The pending transfers for these orders, with their buyers' accounts locked until the transaction ends.
 
-        Left out are those of buyers whose account somebody else has locked. The orders are locked by the caller, so
-        that their holds stay as they are.
+        Holds are left out if their buyer's account is locked by another transaction. The caller has locked the orders,
+        so their holds do not change.
         """
         rows = await self.sql.fetch(_LOCK_OF_ORDERS, order_ids=list(order_ids))
         return [HoldOfOrder(row["id"], row["order_id"], row["is_due"]) for row in rows]

@@ -105,9 +105,9 @@ async def void(uow: UnitOfWork, caller: Caller, transfer_id: UUID) -> TransferRo
 
 
 async def expire(uow: UnitOfWork, due: Sequence[DueHold]) -> list[str]:
-    """Let those of the holds expire whose time is over; the ids of the expired ones.
+    """Expire those of the holds whose time is over; returns their ids.
 
-    What somebody works on at this moment is left out: it is resolved there, or found the next time.
+    Holds that another transaction has locked are left out: they are resolved there, or found the next time.
     """
     locked = await uow.holds.lock_due([one.transfer_id for one in due])
     await uow.ledger.resolve_holds(expire=[movement.transfer_id for movement in locked])
@@ -117,7 +117,7 @@ async def expire(uow: UnitOfWork, due: Sequence[DueHold]) -> list[str]:
 
 
 HOLDS: Sweep[DueHold] = Sweep("holds", lambda uow, after, limit: uow.holds.due(after, limit), expire)
-"""Holds between users that nobody posted in time."""
+"""Holds between users that were not posted in time."""
 
 
 def check_unresolved(found: TransferRow) -> None:
@@ -147,7 +147,7 @@ async def _pending(uow: UnitOfWork, caller: Caller, transfer_id: UUID) -> Transf
 
 
 def _check_time(expires_at: datetime, at: datetime, longest: timedelta) -> None:
-    """`at` is the database's time: by that clock the hold expires."""
+    """`at` is the database's time: the hold expires by that clock."""
     if not at < expires_at <= at + longest:
         raise InvalidInput(
             f"expires_at must be in the future, at most {str(longest).removesuffix(', 0:00:00')} from now",

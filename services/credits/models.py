@@ -98,8 +98,8 @@ class Transfer(TransferBase, table=True):
         CheckConstraint("expires_at IS NOT NULL OR state <> ALL ('{pending,expired}'::text[])", name="expires"),
         CheckConstraint("(kind = 'reversal') = (reverses IS NOT NULL)", name="reversal"),
         Index("ix_transfers_order_id", "order_id", postgresql_where=text("order_id IS NOT NULL")),
-        # Two sweeps read what is due, one the holds of orders and one those between users: neither passes over the
-        # other's, and each goes on where its last slice ended.
+        # Two sweeps read due holds, one those of orders and one those between users. With an index each, neither
+        # reads the other's holds, and each continues where its last slice ended.
         Index(
             "ix_transfers_due_of_orders",
             "expires_at",

@@ -133,7 +133,7 @@ class LedgerRepository(ResolutionRepository):
         return (await self.session.exec(statement)).one()
 
     async def hold(self, order_id: UUID, buyer_id: int, shares: Sequence[Share], lasting: timedelta) -> None:
-        """Set the buyer's credits aside for so long by the database's clock: one pending transfer for each seller.
+        """Hold the buyer's credits for `lasting`, by the database's clock: one pending transfer for each seller.
 
         Raises `AccountClosed` where the buyer's or a seller's is, `InsufficientCredits` where the available credits do
         not cover the sum, both with nothing written.

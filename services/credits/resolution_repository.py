@@ -74,7 +74,7 @@ _RESOLVE = Writing(
 class OrderHold(NamedTuple):
     """A pending transfer for an order. One that `is_due` can no longer be posted: its time is over.
 
-    Of one that `is_busy`, someone else has locked an account.
+    `is_busy` is whether another transaction has locked one of its accounts.
     """
 
     id: UUID
@@ -105,7 +105,7 @@ class ResolutionRepository(SqlAccess):
 
     @staticmethod
     def locking_holds(order_ids: Sequence[UUID], *, wait: bool = True) -> Read[LockedHolds]:
-        """`lock_holds`, to be read after something else. Without `wait`, accounts that are locked are left so."""
+        """`lock_holds`, to be read after something else. Without `wait`, locked accounts are skipped."""
         reading = _LOCK_HOLDS if wait else _LOCK_FREE_HOLDS
         return Read(reading, {"order_ids": list(order_ids)}, _locked_holds)
 

@@ -20,9 +20,9 @@ _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 47, 2
 _CAP_DAC_OVERRIDE = 1
 _CAPABILITY_VERSION_3 = 0x2008_0522
 LOG_LIMIT = 10_000_000
-"""Bytes of a log file; as many of older lines are kept beside it, in a file whose name ends in `.old`."""
+"""The most bytes of a log file; as many bytes of older lines are kept beside it, in a file that ends in `.old`."""
 _KEPT_ON_A_FULL_DISK = 100_000
-"""Bytes of a log that stay where there is no room for the older lines."""
+"""Bytes of a log that are kept if there is no room for the older lines."""
 
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
@@ -91,7 +91,7 @@ def spawn(
     """Start `command` in a session of its own, its output appended to `log`.
 
     It gets `death_signal` when we die, however we die. Call it from the main thread: Linux sends that signal when the
-    spawning *thread* ends. Raises `EmbeddedServerError` where the command cannot be executed or its log not opened.
+    spawning *thread* ends. Raises `EmbeddedServerError` if the command cannot be executed or its log cannot be opened.
     """
     try:
         with _open_log(log) as output:
@@ -125,7 +125,7 @@ def run(
 ) -> "subprocess.CompletedProcess[str]":
     """Run a command to its end, with `given` as its standard input, and return its output.
 
-    Raises `EmbeddedServerError` where it cannot be executed.
+    Raises `EmbeddedServerError` if it cannot be executed.
     """
     try:
         return subprocess.run(
@@ -159,9 +159,9 @@ def stop(process: "subprocess.Popen[bytes]", *steps: tuple[signal.Signals, float
 
 
 def tail(log: Path, size: int = 3000, since: int = 0) -> str:
-    """The end of a log file, at most `size` bytes and from the byte `since` on; empty where there is none.
+    """The end of a log file: at most `size` bytes, from the byte `since` on; empty if there is no file.
 
-    Where the file has become shorter than `since`, its older lines were moved away: all that is there counts.
+    If the file has become shorter than `since`, its older lines were moved away, and everything in it is new.
     """
     try:
         with log.open("rb") as file:
@@ -173,7 +173,7 @@ def tail(log: Path, size: int = 3000, since: int = 0) -> str:
 
 
 def log_size(log: Path) -> int:
-    """Bytes; 0 where there is no such file."""
+    """Bytes; 0 if there is no such file."""
     try:
         return log.stat().st_size
     except FileNotFoundError:
@@ -181,15 +181,15 @@ def log_size(log: Path) -> int:
 
 
 def port_was_taken(said: str) -> bool:
-    """Whether a server's last words are that it could not listen on its port."""
+    """Whether the end of a server's log says that it could not listen on its port."""
     return "address already in use" in said.lower()
 
 
 def bound_log(log: Path) -> None:
     """Move a log's lines to `NAME.old` once it is longer than `LOG_LIMIT`, while its writer goes on.
 
-    The writer must append (as what `spawn` starts does). Only what it writes in the moment between the last copy and
-    the cut is lost. On a full disk, the older lines are. Raises `OSError`.
+    The writer must append, as commands that `spawn` starts do. Only what it writes between the last copy and the cut is
+    lost; on a full disk, the older lines are lost. Raises `OSError`.
     """
     if log_size(log) <= LOG_LIMIT:
         return
@@ -199,7 +199,7 @@ def bound_log(log: Path) -> None:
         try:
             with open(old, "wb", opener=_owner_only) as kept:
                 kept.write(file.read(LOG_LIMIT))
-                # What came meanwhile.
+                # What was written in the meantime.
                 kept.write(file.read(LOG_LIMIT))
         except OSError:
             old.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Small files that survive a crash of the machine: after it, the old content is there or the new one, never half."""
+"""Small files that survive a crash of the machine: afterwards they have the old content or the new, never a part."""
 
 import errno
 import os
@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import TypeAlias
 
 Say: TypeAlias = Callable[[str], None]
-"""Where a line for the person at the terminal goes."""
+"""Takes a line for the person at the terminal."""
 
-# Some file systems sync a rename by themselves, and refuse to be asked.
+# Some file systems sync a rename by themselves, and refuse an explicit sync.
 _CANNOT_SYNC_FOLDERS = (errno.EINVAL, errno.ENOTSUP)
 
 
 def write_whole(path: Path, content: str) -> None:
-    """Replace the file, readable by its owner alone; it is on the disk when this returns.
+    """Replace the file, readable only by its owner; it is on the disk when this returns.
 
-    The draft is `path` with `.new` appended. Raises `OSError` (a full disk, a folder that cannot be written), and then
-    the old content is still there.
+    The draft is `path` with `.new` appended. Raises `OSError` (a full disk, a folder that is not writable); the old
+    content is then still there.
     """
     draft = path.with_name(f"{path.name}.new")
     try:
-        # Made by us, so that its mode is ours and a link in its place is not followed.
+        # Created by us, so that its mode is ours and a link in its place is not followed.
         draft.unlink(missing_ok=True)
         with open(draft, "x", encoding="utf-8", opener=_owner_only) as file:
             file.write(content)
@@ -32,7 +32,7 @@ def write_whole(path: Path, content: str) -> None:
             os.fsync(file.fileno())
         draft.replace(path)
     except OSError:
-        # Half a draft would take up room where there is none.
+        # An incomplete draft would take up space on a full disk.
         with suppress(OSError):
             draft.unlink(missing_ok=True)
         raise
@@ -40,7 +40,7 @@ def write_whole(path: Path, content: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """See that names made or renamed in the folder are on the disk."""
+    """Make sure that new and renamed files in the folder are on the disk."""
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(opened)
@@ -52,9 +52,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def keep_secret(kept: Path, size: int, say: Say, consequence: str) -> str:
-    """The secret in this file: `size` random bytes as text, made where there is none.
+    """The secret in this file: `size` random bytes as text, created if there is none.
 
-    One that is empty, too short or garbled is replaced, and `say` is told, with the consequence for the user.
+    A secret that is empty, too short or garbled is replaced, and `say` is told, with the consequence for the user.
     """
     try:
         found = kept.read_text(encoding="utf-8", errors="replace").strip()

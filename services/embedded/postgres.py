@@ -135,7 +135,7 @@ class EmbeddedPostgres(EmbeddedServer):
     def create_database(self, name: str) -> bool:
         """Create the database unless it exists; says whether it was created.
 
-        Raises `EmbeddedServerError` where PostgreSQL refuses, for example because the disk is full.
+        Raises `EmbeddedServerError` if PostgreSQL refuses, for example because the disk is full.
         """
         try:
             with psycopg.connect(self.url(), autocommit=True) as connection:
@@ -150,7 +150,7 @@ class EmbeddedPostgres(EmbeddedServer):
         super()._launch(lock)
         if not self._refuses_the_password():
             return
-        # Lost, or of another data folder. Whoever owns the files may set a new one.
+        # The password was lost, or is that of another data folder. The owner of the files may set a new one.
         self.stop()
         self._set_password()
         super()._launch(lock)
@@ -163,19 +163,19 @@ class EmbeddedPostgres(EmbeddedServer):
         try:
             psycopg.connect(self.url(), connect_timeout=10).close()
         except psycopg.OperationalError as error:
-            # Other troubles are those of whoever connects next.
+            # Other errors will show at the next connection.
             return "password authentication failed" in str(error)
         return False
 
     def _set_password(self) -> None:
-        """Give the superuser our password, by a server of one session that asks for none; no other runs."""
+        """Set the superuser's password, in single-user mode, which asks for none; no other server is running."""
         assert self.binaries is not None
         done = child.run(
             [self.binaries.folder / "postgres", "--single", "-D", self.cluster, *self._flags(), "postgres"],
             cwd=self.data,
             environment=self._environment(),
             disguise=self._disguise(),
-            # Not as an argument, which everybody could read. It has no character that needs quoting.
+            # Not as an argument, which other users could read. It has no character that needs quoting.
             given=f"ALTER ROLE {SUPERUSER} PASSWORD '{self.password}'\n",
         )
         if done.returncode != 0:
@@ -272,7 +272,7 @@ class EmbeddedPostgres(EmbeddedServer):
         note = self.cluster / "postmaster.pid"
         pid = _noted_pid(note)
         if pid is None:
-            # PostgreSQL would not start beside one that a crash of the machine has left empty.
+            # PostgreSQL would not start beside an empty one, as a crash of the machine leaves it.
             note.unlink(missing_ok=True)
             return
         if not Path("/proc/self/cwd").exists():

@@ -15,7 +15,7 @@ from services.embedded.server import EmbeddedServer, logger
 
 _SYSTEM_NAMES = ("valkey-server", "redis-server")
 _FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGQUIT, -signal.SIGHUP}
-"""Exit codes of a server that was ended; it had nothing to say against its data."""
+"""Exit codes of a server that was told to stop; its data was not the reason."""
 
 
 def find_redis() -> Path:
@@ -40,7 +40,7 @@ def find_redis() -> Path:
 class EmbeddedRedis(EmbeddedServer):
     """A Redis server with its data in the folder `data`, kept by an append-only file unless `durable` is false.
 
-    Data that it cannot read are moved aside, and it starts empty: Redis holds only hints.
+    If it cannot read its data, the data is moved aside and it starts empty: Redis holds only hints.
     """
 
     name = "Redis"
@@ -76,18 +76,18 @@ class EmbeddedRedis(EmbeddedServer):
             self._launch_without_data(lock)
 
     def _launch_without_data(self, lock: int) -> None:
-        """Damage has many names in the log, and some end the server without a word: see whether it starts empty."""
+        """Damaged data shows in many ways in the log, or in none; so find out whether Redis starts without it."""
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         aside = self.append_only.with_name(f"{self.append_only.name}.unreadable-{stamp}")
         self.append_only.rename(aside)
         try:
             super()._launch(lock)
         except (EmbeddedServerError, OSError):
-            # The data were not the reason.
+            # The data was not the reason.
             shutil.rmtree(self.append_only, ignore_errors=True)
             aside.rename(self.append_only)
             raise
-        self.say(f"Redis could not read its data: they were moved to {aside}, and it starts empty. No order is lost")
+        self.say(f"Redis could not read its data: it was moved to {aside}, and Redis starts empty. No order is lost")
 
     def _prepare(self) -> None:
         self.binary = self.binary or find_redis()

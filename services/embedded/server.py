@@ -29,7 +29,7 @@ class EmbeddedServer(ABC):
     """A server on the loopback address whose files all lie in the folder `data`.
 
     It can be started again after a stop or a crash, by this object or by another process, on the same data and, by
-    this object, on the same port. `port` None: any free one. What was damaged and had to be replaced is told to `say`.
+    this object, on the same port. `port` None: any free one. `say` is told what was damaged and had to be replaced.
     Usable as a context manager.
     """
 
@@ -54,8 +54,8 @@ class EmbeddedServer(ABC):
     def start(self) -> Self:
         """Start the server and return when it takes connections.
 
-        Raises `EmbeddedServerError` with the end of its log where it does not within a minute, where its data are in
-        use, where disk, descriptors or processes are lacking, or (`PortTaken`) where its port is taken.
+        Raises `EmbeddedServerError` with the end of its log if it does not within a minute, if its data is in use, if
+        disk, descriptors or processes run out, or (`PortTaken`) if its port is taken.
         """
         if self.running:
             return self
@@ -71,10 +71,10 @@ class EmbeddedServer(ABC):
     def _start(self) -> None:
         self.data.mkdir(parents=True, exist_ok=True)
         self.data.chmod(0o700)
-        # The server and all it forks keep the lock for as long as one of them lives, also when we are gone.
+        # The server and its children keep the lock as long as one of them lives, even when we are gone.
         lock = self._take_lock()
         try:
-            # Kept over a restart whatever becomes of the file: others hold it, in the address they were given.
+            # Kept over a restart whatever happens to the file: other processes have it in their address.
             if not self.password:
                 new = f"{self.name} gets a new password"
                 self.password = keep_secret(self.data / "password", 24, self.say, new)
@@ -91,7 +91,7 @@ class EmbeddedServer(ABC):
             try:
                 self._launch(lock)
             except PortTaken:
-                # Somebody was faster.
+                # Another program was faster.
                 self.port = 0
                 if not left:
                     raise

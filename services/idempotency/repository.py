@@ -24,16 +24,16 @@ _STORE = Writing("""
     )
 """)
 
-# The least that makes a commit wait for the standbys: a record in the log, and no row.
+# The smallest write that makes a commit wait for the standbys: a record in the log, without a row.
 _MARK = Statement("SELECT pg_logical_emit_message(true, 'waybill', '')")
 
-# In the order of the table: each slice goes on behind the last one.
+# In the order of the table: each slice continues after the previous one.
 _OLD = Statement("""
     SELECT ctid, caller_id, method, path, key FROM idempotency_keys
     WHERE created_at < now() - CAST(:retention AS interval) AND ctid > CAST(:after AS tid) LIMIT :limit
 """)
 
-# The age is asked again: the place of a row that has been deleted meanwhile may hold another one.
+# The age is checked again: if a row was deleted in the meantime, its place may hold another one.
 _DELETE_OLD = Statement("""
     DELETE FROM idempotency_keys WHERE ctid = ANY(ARRAY(
         SELECT ctid FROM idempotency_keys WHERE ctid = ANY(CAST(:places AS tid[]))
@@ -62,7 +62,7 @@ class RequestKey:
 
 
 class OldKey(NamedTuple):
-    """A stored key that is to be deleted. `place` is its page and its number there: not for longer than a moment."""
+    """A stored key that is to be deleted. `place` is its page and its number there, valid only for a moment."""
 
     place: tuple[int, int]
     caller_id: int
@@ -133,17 +133,17 @@ class IdempotencyRepository(SqlAccess):
         return Write(_STORE, parameters)
 
     async def write_marker(self) -> None:
-        """Write something that no one reads, so that the commit waits until the standbys have everything before it."""
+        """Write a record that nothing reads, so that the commit waits until the standbys have everything before it."""
         await self.sql.fetch(_MARK)
 
     async def old(self, retention: timedelta, after: OldKey | None, limit: int) -> list[OldKey]:
-        """Up to `limit` keys older than the retention that come after that one in the table."""
+        """Up to `limit` keys older than the retention that come after `after` in the table."""
         place = (0, 0) if after is None else after.place
         rows = await self.sql.fetch(_OLD, retention=retention, after=place, limit=limit)
         return sorted(OldKey(*row.values()) for row in rows)
 
     async def delete_old(self, retention: timedelta, keys: Sequence[OldKey]) -> list[OldKey]:
-        """Delete those that are older than the retention and that nobody else has locked; the deleted ones."""
+        """Delete the keys that are older than the retention and not locked; returns the deleted ones."""
         places = [key.place for key in keys]
         rows = await self.sql.fetch(_DELETE_OLD, retention=retention, places=places)
         return [OldKey(*row.values()) for row in rows]

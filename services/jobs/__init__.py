@@ -1,1 +1,1 @@
-"""Scheduled jobs: a row for each, claimed like an event, so that every schedule runs and none runs twice at a time."""
+"""Scheduled jobs: a row for each, claimed like an event, so that every schedule runs, but never twice at a time."""

@@ -11,7 +11,7 @@ from services.fields import TIMESTAMPTZ
 
 
 class JobRow(DeclarativeTable):
-    """One schedule. All times are the database's clock.
+    """One schedule. All times are by the database's clock.
 
     It is due when `due_at` has passed, or when an operator has requested a run. The worker that runs it holds a lease,
     renews it during the run, and moves `due_at` on only when the run has ended: what a lost worker was running is still
@@ -32,7 +32,7 @@ class JobRow(DeclarativeTable):
     due_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ)
 
     started_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
-    """When the latest run began, which may be under way; the next four are of the latest run that has ended."""
+    """When the latest run began, which may be under way; the next four are about the latest run that has ended."""
     finished_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
     ok: Mapped[bool | None]
     seconds: Mapped[float | None]
@@ -49,5 +49,5 @@ class JobRow(DeclarativeTable):
     paused_by: Mapped[str | None] = mapped_column(String(200))
     paused_reason: Mapped[str | None] = mapped_column(String(500))
     requested_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
-    """A run is requested that has not begun. It takes place even where the job is paused."""
+    """Set while a requested run has not begun. It takes place even if the job is paused."""
     requested_by: Mapped[str | None] = mapped_column(String(200))

@@ -1,4 +1,4 @@
-"""All SQL of the scheduled jobs. Every time in it is the database's."""
+"""All SQL of the scheduled jobs. All times in it are the database's."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -9,7 +9,7 @@ from services.sql import Row, SqlAccess, Statement
 
 _NOW = Statement("SELECT statement_timestamp() AS now")
 
-# After the clock was set back, what the old one wrote would last for as long again.
+# When the clock has been set back, times that were written before are too far ahead.
 _ANNOUNCE = Statement("""
     INSERT INTO jobs AS job (name, schedule, due_at) VALUES (:name, :schedule, :due_at)
     ON CONFLICT (name) DO UPDATE SET
@@ -26,7 +26,7 @@ _LOOK = Statement("""
     FROM jobs
 """)
 
-# A lease that has run out tells that the worker was lost with its run, which counts as one that failed.
+# A lease that has expired means that the worker was lost with its run, which counts as failed.
 _CLAIM = Statement("""
     WITH taken AS (
         SELECT name, lease_owner IS NOT NULL AS lost FROM jobs
@@ -110,26 +110,26 @@ class JobRepository(SqlAccess):
         return found
 
     async def announce(self, name: str, schedule: str, due_at: datetime, lease: float) -> None:
-        """Make a job's row, due then. One that exists keeps its times, unless they are later than that.
+        """Create a job's row, due at `due_at`. An existing row keeps its time unless that is later.
 
-        Its lease ends in `lease` seconds at the latest.
+        Its lease, if any, ends in `lease` seconds at the latest.
         """
         await self.sql.run(_ANNOUNCE, name=name, schedule=schedule, due_at=due_at, lease=lease)
 
     async def look(self) -> list[Seen]:
-        """All rows, those that are unknown to this worker too."""
+        """All rows, including those that are unknown to this worker."""
         return [Seen(**row) for row in await self.sql.fetch(_LOOK)]
 
     async def claim(self, name: str, owner: UUID, lease: float) -> int | None:
-        """Take a due job for `lease` seconds; how many of its runs have failed since the last that went well.
+        """Take a due job for `lease` seconds; returns how many of its runs have failed since the last success.
 
-        None where it is not due, is leased, or another claims it at this moment.
+        None if it is not due, is leased, or is being claimed by another worker.
         """
         rows = await self.sql.fetch(_CLAIM, name=name, owner=owner, lease=lease)
         return next((int(row["failed_in_a_row"]) for row in rows), None)
 
     async def renew(self, name: str, owner: UUID, lease: float) -> bool:
-        """Hold the job for `lease` seconds from now; False where another has it."""
+        """Keep the job for `lease` seconds from now; False if another worker has it."""
         return await self.sql.run(_RENEW, name=name, owner=owner, lease=lease) == 1
 
     async def release(self, name: str, owner: UUID) -> None:
@@ -137,22 +137,22 @@ class JobRepository(SqlAccess):
         await self.sql.run(_RELEASE, name=name, owner=owner)
 
     async def finish(self, name: str, owner: UUID, ended: Ended, due_at: datetime) -> bool:
-        """Keep how the run ended, and when the next one is due; False where another has the job."""
+        """Write how the run ended and when the next one is due; False if another worker has the job."""
         return (
             await self.sql.run(_FINISH, name=name, owner=owner, due_at=due_at, seconds=ended.seconds, error=ended.error)
             == 1
         )
 
     async def request(self, name: str, actor: str) -> bool:
-        """Let it run as soon as a worker is free; False where there is no such job."""
+        """Have it run as soon as a worker is free; False if there is no such job."""
         return await self.sql.run(_REQUEST, name=name, actor=actor) == 1
 
     async def pause(self, name: str, actor: str, reason: str) -> bool:
-        """Let nobody claim it; False where there is no such job."""
+        """Keep workers from claiming it on its schedule; False if there is no such job."""
         return await self.sql.run(_PAUSE, name=name, actor=actor, reason=reason) == 1
 
     async def resume(self, name: str) -> bool:
-        """Let it be claimed again; False where there is no such job."""
+        """Let workers claim it again; False if there is no such job."""
         return await self.sql.run(_RESUME, name=name) == 1
 
     async def states(self) -> Sequence[Row]:

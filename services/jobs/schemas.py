@@ -1,4 +1,4 @@
-"""What the workers are told of a job's row, and what operators are shown."""
+"""A job's row as workers and operators see it."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -7,7 +7,7 @@ from uuid import UUID
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A job's row as a worker's look finds it; `now` is the database's clock at that moment."""
+    """A job's row as a worker finds it; `now` is the database's time at that moment."""
 
     name: str
     schedule: str
@@ -19,7 +19,7 @@ class Seen:
 
     @property
     def wanted_at(self) -> datetime | None:
-        """When somebody may take it; None where only a resumption or a request can tell."""
+        """When a worker may take it; None if that depends on a resumption or a request."""
         if self.requested:
             due_at = self.now
         elif self.paused:
@@ -31,7 +31,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a run ended: well, unless there is an `error`. `seconds` is how long it took."""
+    """How a run ended: successfully unless there is an `error`. `seconds` is how long it took."""
 
     seconds: float
     error: str | None = None
@@ -39,10 +39,10 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """A job as operators see it; `complaint` is what the health check says of it, None where it is well.
+    """A job as operators see it; `complaint` is what the health check says about it, None if it is healthy.
 
-    `state` is `running`, `paused`, `waiting`, or `unknown` where workers are alive and none of them knows the job.
-    `late_seconds` is for how long it could have run and has not: 0 while it runs, is paused or is not due.
+    `state` is `running`, `paused`, `waiting`, or `unknown` if workers are alive but none of them knows the job.
+    `late_seconds` is how long the job has been waiting to run: 0 while it runs, is paused or is not due.
     """
 
     name: str

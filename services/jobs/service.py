@@ -1,4 +1,4 @@
-"""Scheduled jobs: what operators see of them and do to them, and whether their health check is content."""
+"""Scheduled jobs: what operators see and do, and what their health check says."""
 
 from dataclasses import fields
 from typing import Any
@@ -10,10 +10,10 @@ from services.outbox.control import By
 from services.unit_of_work import UnitOfWork
 
 LATE = 60.0
-"""Seconds that a job may be overdue. Workers take it within seconds, and a lost worker's after its lease."""
+"""Seconds that a job may be overdue. Workers take it within seconds, or after the lease of a lost worker."""
 
 FAILING = 2
-"""Failed runs in a row that the health check names."""
+"""Failed runs in a row from which the health check names the job."""
 
 _TOLD = {field.name for field in fields(JobState)}
 
@@ -37,19 +37,19 @@ async def job(work: UnitOfWork, name: str) -> JobState:
 
 
 async def run_now(work: UnitOfWork, name: str, by: By) -> None:
-    """Let a worker run the job now, be it paused or not; once more where it is running. Raises `NotFound`."""
+    """Have a worker run the job now, paused or not; once more if it is running. Raises `NotFound`."""
     if not await rows(work).request(name, by.actor):
         raise _unknown(name)
 
 
 async def pause(work: UnitOfWork, name: str, by: By) -> None:
-    """Let no worker begin the job; a run under way ends as it would. Raises `NotFound`."""
+    """Stop starting the job on its schedule; a run that is under way continues. Raises `NotFound`."""
     if not await rows(work).pause(name, by.actor, by.reason):
         raise _unknown(name)
 
 
 async def resume(work: UnitOfWork, name: str) -> None:
-    """Let workers run the job again: once at once if it became due meanwhile. Raises `NotFound`."""
+    """Run the job on its schedule again; immediately, once, if it became due. Raises `NotFound`."""
     if not await rows(work).resume(name):
         raise _unknown(name)
 

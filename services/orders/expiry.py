@@ -12,10 +12,10 @@ from services.unit_of_work import UnitOfWork
 
 
 async def expire(uow: UnitOfWork, due: Sequence[UnpaidOrder | HeldOrder]) -> list[str]:
-    """Cancel those of the orders whose time is over, and free their credits; the ids of the cancelled ones.
+    """Cancel those of the orders whose time is over, and free their credits; returns the ids of the cancelled orders.
 
-    Orders that somebody works on at this moment are left out, and so are those whose buyer's account is locked: they
-    are resolved there, or found the next time. A pending order has no stock reserved, so none is given back.
+    Orders that are locked, or whose buyer's account is locked, are left out: the transaction that holds the lock
+    resolves them, or the next sweep finds them. A pending order has no stock reserved, so none is given back.
     """
     found = await uow.order_expiry.lock([one.order_id for one in due])
     pending = [one.order.id for one in found if one.order.status is OrderStatus.pending]
@@ -36,4 +36,4 @@ UNPAID: Sweep[UnpaidOrder] = Sweep(
 """Orders that were not paid in time."""
 
 HELD: Sweep[HeldOrder] = Sweep("held_orders", lambda uow, after, limit: uow.order_expiry.held(after, limit), expire)
-"""Pending orders whose credits were held until a time that is over."""
+"""Pending orders with a hold whose time is over."""

@@ -11,7 +11,7 @@ from services.orders.repository import LockedOrder
 from services.sql import SqlAccess, Statement
 from services.sweeps.repository import BEFORE_ALL
 
-# A row comparison and an ORDER BY that are the index's own: a slice reads its rows, and not those of the slices before.
+# The row comparison and ORDER BY match the index, so a slice reads only its own rows, not those of earlier slices.
 _UNPAID = Statement("""
     SELECT expires_at, id FROM orders
     WHERE expires_at <= now() AND (expires_at, id) > (CAST(:expires_at AS timestamptz), CAST(:id AS uuid))
@@ -24,7 +24,7 @@ _HELD = Statement("""
     ORDER BY expires_at, id LIMIT :limit
 """)
 
-# The order's row as it is when it is locked: it may have been paid since it was found.
+# The conditions hold for the row as it is when locked: the order may have been paid since it was found.
 _LOCK = Statement("""
     SELECT id, buyer_id, status, total, coalesce(expires_at <= now(), false) AS is_due FROM orders
     WHERE id = ANY(CAST(:ids AS uuid[])) AND status IN ('awaiting_payment', 'pending')
@@ -33,7 +33,7 @@ _LOCK = Statement("""
 
 
 class UnpaidOrder(NamedTuple):
-    """An order that awaited payment until then."""
+    """An order that awaited payment until `expires_at`."""
 
     expires_at: datetime
     order_id: UUID
@@ -44,7 +44,7 @@ class UnpaidOrder(NamedTuple):
 
 
 class HeldOrder(NamedTuple):
-    """An order of which a hold ended then."""
+    """An order with a hold that ended at `expires_at`."""
 
     expires_at: datetime
     transfer_id: UUID
@@ -68,19 +68,19 @@ class OrderExpiryRepository(SqlAccess):
     """Orders that are to be cancelled because nothing came of them in time."""
 
     async def unpaid(self, after: UnpaidOrder | None, limit: int) -> list[UnpaidOrder]:
-        """Up to `limit` orders that were not paid in time and come after that one."""
+        """Up to `limit` orders that were not paid in time and come after `after`."""
         expires_at, order_id = BEFORE_ALL if after is None else after
         rows = await self.sql.fetch(_UNPAID, expires_at=expires_at, id=order_id, limit=limit)
         return [UnpaidOrder(row["expires_at"], row["id"]) for row in rows]
 
     async def held(self, after: HeldOrder | None, limit: int) -> list[HeldOrder]:
-        """The orders of up to `limit` holds that have ended and come after that one; an order once for each hold."""
+        """The orders of up to `limit` holds that have ended and come after `after`; an order once for each hold."""
         expires_at, transfer_id = BEFORE_ALL if after is None else after[:2]
         rows = await self.sql.fetch(_HELD, expires_at=expires_at, id=transfer_id, limit=limit)
         return [HeldOrder(row["expires_at"], row["id"], row["order_id"]) for row in rows]
 
     async def lock(self, order_ids: Sequence[UUID]) -> list[DueOrder]:
-        """Those of them that nobody else has locked and that can still expire, locked until the transaction ends."""
+        """Those that are not locked yet and can still expire, locked until the transaction ends."""
         return [
             DueOrder(LockedOrder(row["id"], row["buyer_id"], OrderStatus(row["status"]), row["total"]), row["is_due"])
             for row in await self.sql.fetch(_LOCK, ids=list(order_ids))

@@ -25,7 +25,7 @@ async def process_placed(uow: UnitOfWork, events: Sequence[Claimed[OrderPlaced]]
     Holds are never posted after their time, however late the sweep that lets them expire: such an order is cancelled
     here. One that pays a closed account is rejected. Set-based: the number of statements does not grow with the batch.
     An order that is no longer pending (cancelled meanwhile) is left as it is: a late event never moves an order back.
-    Where the engine says not to wait, orders are left for later of which someone has locked something.
+    If the engine says not to wait, orders that need something which is locked are left for later.
     """
     placed = list(dict.fromkeys(claimed.event.order_id for claimed in events))
     # The accounts last: nothing is waited for between the look at the clock and the posting. What is held for an order
@@ -43,7 +43,7 @@ async def process_placed(uow: UnitOfWork, events: Sequence[Claimed[OrderPlaced]]
 
 
 def _busy(placed: Sequence[UUID], found: Placed, locked: LockedHolds) -> set[UUID]:
-    """The orders of which someone else has locked the row, the stock of a product, or an account."""
+    """The orders whose row, stock or accounts another transaction has locked."""
     missing = {order_id for order_id in placed if order_id not in found.orders}
     out_of_reach = {order_id for order_id, lines in found.pieces.items() if not lines.keys() <= found.available.keys()}
     return missing | out_of_reach | {hold.order_id for hold in locked.holds if hold.is_busy}

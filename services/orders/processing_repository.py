@@ -73,7 +73,7 @@ class ProcessingRepository(SqlAccess):
     def locking(order_ids: Sequence[UUID], *, wait: bool = True) -> Read[Placed]:
         """Lock the orders in the order of their ids, then the stock of those that are pending by product.
 
-        Without `wait`, what someone else has locked is left out.
+        Without `wait`, rows that another transaction has locked are left out.
         """
         return Read(_LOCK if wait else _LOCK_FREE, {"ids": list(order_ids)}, _placed)
 

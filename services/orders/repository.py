@@ -155,7 +155,7 @@ class OrderRepository(Repository[Order]):
     ) -> Write:
         """Write an order, its lines and its first transition; nothing if the buyer has used the reference before.
 
-        One that awaits payment expires so long after that by the database's clock, which its expiry is compared with.
+        An order that awaits payment expires `expires_in` later, by the database's clock, with which this is compared.
         """
         parameters = {
             "id": order_id,

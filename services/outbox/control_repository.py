@@ -366,7 +366,7 @@ class ControlRepository(SqlAccess):
     async def beat(self, worker_id: UUID, host: str, pid: int, age: float, stuck: float, report: str) -> None:
         """Write a worker's row.
 
-        `age` is the seconds since it started, `stuck` those without progress, `report` JSON.
+        `age` is the seconds since it started, `stuck` the seconds without progress, `report` JSON.
         """
         await self.sql.run(_BEAT, id=worker_id, host=host, pid=pid, age=age, stuck=stuck, report=report)
 
@@ -375,12 +375,12 @@ class ControlRepository(SqlAccess):
         await self.sql.run(_LEAVE, id=worker_id)
 
     async def lost_workers(self, after: UUID | None, limit: int) -> list[UUID]:
-        """Up to `limit` workers that have not been heard of for a day and come after that one."""
+        """Up to `limit` workers that have not been heard from for a day and come after `after`."""
         rows = await self.sql.fetch(_LOST, after=after or UUID(int=0), limit=limit)
         return [row["id"] for row in rows]
 
     async def forget_workers(self, ids: Sequence[UUID]) -> list[UUID]:
-        """Delete the rows of those that are lost and that nobody has locked; the ids of the deleted ones."""
+        """Delete the rows of those that are lost and not locked; returns the ids of the deleted ones."""
         return [row["id"] for row in await self.sql.fetch(_FORGET, ids=list(ids))]
 
     async def workers(self, host: str | None) -> Sequence[Row]:

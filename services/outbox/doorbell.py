@@ -46,12 +46,12 @@ class Doorbell:
         self._closing = True
         self._wanted.set()
         if self._ringer is not None:
-            # What has ended it before is not raised again here.
+            # An error that has already ended it is not raised again here.
             await asyncio.gather(self._ringer, return_exceptions=True)
 
     @property
     def tasks(self) -> list[asyncio.Task[None]]:
-        """What rings; it does not end before the exit."""
+        """The task that rings; it does not end before the exit."""
         return [self._ringer] if self._ringer is not None else []
 
     def ring(self) -> None:

@@ -1,4 +1,4 @@
-"""What an event's failure means: whether anyone is to blame, whether it counts, and when it is tried again."""
+"""What an event's failure means: whether the event is to blame, whether it counts, and when it is tried again."""
 
 from sqlalchemy.exc import DBAPIError
 
@@ -15,11 +15,11 @@ _UNKNOWN_AGAIN = 30.0
 """Seconds after which a worker looks again at an event of a version that it does not know."""
 
 _LOCKED_AGAIN = 2.0
-"""Seconds after which an event is tried again that needs what someone else has locked."""
+"""Seconds after which an event is tried again that needs a locked row."""
 
 
 def failure_of(row: ClaimedRow, error: Exception, policy: RetryPolicy, *, blocks: bool) -> Failure:
-    """What is written of it. `policy` is that of its subscription, `blocks` whether a dead letter would block."""
+    """The failure to write. `policy` is that of its subscription, `blocks` whether a dead letter would block."""
     locked, unknown = is_locked(error), isinstance(error, NoHandler)
     delay = policy.delay(row.attempts)
     if locked:
@@ -40,12 +40,12 @@ def failure_of(row: ClaimedRow, error: Exception, policy: RetryPolicy, *, blocks
 
 
 def is_locked(error: BaseException | None) -> bool:
-    """Whether someone else has locked what the event needs."""
+    """Whether another transaction has locked what the event needs."""
     return isinstance(error, Locked) or (isinstance(error, DBAPIError) and sqlstate(error) == LOCK_NOT_AVAILABLE)
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether the whole batch is innocent: the connection was lost, or another transaction was in the way."""
+    """Whether no event of the batch is to blame: the connection was lost, or another transaction was in the way."""
     if not isinstance(error, DBAPIError):
         return False
     return error.connection_invalidated or sqlstate(error) in CONTENTION

@@ -124,7 +124,7 @@ class Processor(Generic[TransactionT]):
         self._careful = 0
         """Batches to come that are processed in savepoints whatever they hold."""
         self._locked = 0
-        """Batches to come whose handlers are told to leave out what is locked."""
+        """How many of the next batches tell their handlers to leave out what is locked."""
         self._siblings = [] if siblings is None else siblings
         self._begin_anew()
 
@@ -346,13 +346,15 @@ class Processor(Generic[TransactionT]):
         batch.stopped.add(row.aggregate)
 
     async def _settle_failures(self, transaction: TransactionT, batch: _Batch) -> Outcome:
-        """Count the attempts; bury what has used them up. What someone has locked waits, and counts nothing."""
+        """Count the attempts; bury events that have used them up. Events that need a locked row wait uncounted."""
         put_off: list[Failure] = []
         bury: list[Failure] = []
         locked = [row for row, error in batch.failed if is_locked(error)]
         if locked:
             first = locked[0].event_id
-            logger.debug("%d events wait for what someone else has locked, the first is %s", len(locked), first)
+            logger.debug(
+                "%d events wait for rows that another transaction has locked, the first is %s", len(locked), first
+            )
         for row, error in batch.failed:
             subscription = self._subscriptions[row.type]
             policy = subscription.retry or self._retry

@@ -44,7 +44,7 @@ _COMPLETE = Statement(_DELETE)
 _COMPLETED = Writing(f"completed AS ({_DELETE} RETURNING 1)", counted="completed")
 
 LOCK_TIMEOUT_MS = 500
-"""Ordinary locks are held for a few milliseconds. What is locked for longer is left out, and the rest processed."""
+"""Ordinary locks are held for a few milliseconds. Events that wait longer are left out, and the rest processed."""
 
 _NEAR = 4
 """Rows of the queue that a claim looks at for each that it may take, to find what comes before those."""

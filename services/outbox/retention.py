@@ -87,7 +87,7 @@ async def expired(connection: AsyncConnection, before: datetime) -> list[Partiti
 
 
 async def stray_months(connection: AsyncConnection, before: datetime) -> list[tuple[int, int]]:
-    """The expired months, as (year, month), of which the default partition holds events: each needs one of its own."""
+    """The expired months, as (year, month), with events in the default partition: each needs its own partition."""
     this_month = month_bounds(before.astimezone(UTC).year, before.astimezone(UTC).month)[0]
     months: list[tuple[int, int]] = []
     start = UUID(int=0)

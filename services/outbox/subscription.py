@@ -15,7 +15,7 @@ class Transaction(Protocol):
     """What the engine needs of a unit of work."""
 
     leaves_out_locked: bool
-    """Whether a handler must not wait for what someone else has locked: it says `Locked` of such events instead."""
+    """Whether a handler must not wait for locked rows: it returns `Locked` for the events that need them instead."""
 
     @property
     def outbox(self) -> OutboxRepository: ...
@@ -46,9 +46,9 @@ have written anything.
 
 
 class Locked(Exception):
-    """What the event needs is locked by someone else: it is tried again soon, and no attempt is counted.
+    """What the event needs is locked by another transaction: it is tried again soon, and no attempt is counted.
 
-    A handler may say so of single events. One that waits for a lock for too long is taken to have said it.
+    A handler may return this for single events. A lock that is not granted in time counts as this for the event, too.
     """
 
 

@@ -1,1 +1,1 @@
-"""Sweeps: what ends rows whose time is over, whatever single rows the database refuses."""
+"""Sweeps: end rows whose time is over, even if the database refuses some of them."""

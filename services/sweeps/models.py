@@ -10,7 +10,7 @@ from services.fields import TIMESTAMPTZ
 
 
 class SweepFailure(DeclarativeTable):
-    """One row that the database refuses to end, with its last error; gone once it has been ended.
+    """One row that the database refuses to end, with its last error; deleted once the row has ended.
 
     `subject` names the row: the id of an order, a hold or a worker, or the parts of an idempotency key.
     """
@@ -25,4 +25,4 @@ class SweepFailure(DeclarativeTable):
     first_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ)
     last_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ)
     next_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ)
-    """Sweeps leave the row out until then."""
+    """Sweeps leave the row out until this time."""

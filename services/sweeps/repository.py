@@ -11,10 +11,10 @@ from services.sql import SqlAccess, Statement
 from services.sweeps.models import SweepFailure
 
 BEFORE_ALL = datetime(1, 1, 1, tzinfo=UTC), UUID(int=0)
-"""Where a sweep begins that goes by time and id."""
+"""Where a sweep by time and id begins."""
 
-# A slice knows the ids of its rows. Without statistics, or with those of an empty table, the planner would rather read
-# all of the tables.
+# A slice knows the ids of its rows. Without statistics, or with those of an empty table, the planner would prefer to
+# read whole tables.
 _BEGIN = Statement("SELECT set_config('lock_timeout', :milliseconds, true), set_config('enable_seqscan', 'off', true)")
 
 _KNOWN = Statement("""
@@ -22,7 +22,7 @@ _KNOWN = Statement("""
     WHERE sweep = :sweep AND subject = ANY(CAST(:subjects AS text[]))
 """)
 
-# In the order of the subjects: two sweeps that fail on the same rows at once wait for each other, and no deadlock.
+# In the order of the subjects: if two sweeps fail on the same rows at once, one waits, and there is no deadlock.
 _KEEP = Statement("""
     INSERT INTO sweep_failures AS failure (sweep, subject, attempts, error, first_at, last_at, next_at)
     SELECT :sweep, subject, 1, error, clock_timestamp(), clock_timestamp(),
@@ -45,7 +45,7 @@ _FORGET = Statement("""
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A row that failed before: how often, and whether it is left out until its next try."""
+    """A row that failed before: how often, and whether it is left out until its next attempt."""
 
     attempts: int
     rests: bool
@@ -64,7 +64,7 @@ class SweepRepository(SqlAccess):
     """What sweeps remember between their runs."""
 
     async def begin(self, seconds: float) -> None:
-        """Until the transaction ends: give up waiting for a lock after so long, and read tables by their indexes."""
+        """Until the transaction ends, wait for locks no longer than `seconds`, and read tables by their indexes."""
         await self.sql.fetch(_BEGIN, milliseconds=str(int(seconds * 1000)))
 
     async def known(self, sweep: str, subjects: Sequence[str]) -> Mapping[str, Known]:
@@ -83,11 +83,11 @@ class SweepRepository(SqlAccess):
         )
 
     async def remove(self, sweep: str, subjects: Collection[str]) -> None:
-        """They have been ended."""
+        """Remove rows that have ended."""
         await self.sql.run(_REMOVE, sweep=sweep, subjects=list(subjects))
 
     async def forget(self, sweep: str) -> int:
-        """Remove those that no run has found again when their time had come: something else has ended them."""
+        """Remove those that no run has found again by their next attempt: something else has ended them."""
         return await self.sql.run(_FORGET, sweep=sweep)
 
     async def count(self) -> int:
@@ -95,7 +95,7 @@ class SweepRepository(SqlAccess):
         return (await self.session.exec(select(func.count()).select_from(SweepFailure))).one()
 
     async def newest(self, limit: int) -> Sequence[SweepFailure]:
-        """Those that failed last."""
+        """The rows that failed most recently."""
         statement = select(SweepFailure).order_by(
             col(SweepFailure.last_at).desc(), col(SweepFailure.sweep), col(SweepFailure.subject)
         )

@@ -1,4 +1,4 @@
-"""HTTP for what sweeps could not end."""
+"""HTTP routes for rows that sweeps could not end."""
 
 from collections.abc import Sequence
 
@@ -18,5 +18,5 @@ _SHOWN = 200
 
 @router.get("/sweep-failures", response_model=list[SweepFailurePublic], responses=responses(401, 403))
 async def list_sweep_failures(_: Operator, uow: Work) -> Sequence[SweepFailure]:
-    """Orders, holds and other rows whose time is over and that the database refuses to end: the 200 newest failures."""
+    """Orders, holds and other rows whose time is over but which the database refuses to end: the 200 newest."""
     return await SweepRepository(uow.session).newest(_SHOWN)

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 
 class SweepFailurePublic(BaseModel):
-    """A row that a sweep could not end. It is tried again at `next_at`, and gone from the list once it has ended."""
+    """A row that a sweep could not end. It is tried again at `next_at`, and leaves the list once it has ended."""
 
     sweep: str
     subject: str

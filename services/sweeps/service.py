@@ -1,4 +1,4 @@
-"""Ends what is due, a slice a transaction: a row that the database refuses is set aside, and its neighbours go on."""
+"""Ends due rows, one transaction for each slice. A row that the database refuses does not stop the others."""
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -13,29 +13,29 @@ from services.sweeps.repository import Failed, SweepRepository
 from services.unit_of_work import UnitOfWork
 
 AGAIN = RetryPolicy(max_attempts=2**31, base=60.0, cap=3600.0)
-"""When a row that failed is tried again: after a minute at most, then after up to twice as long, up to an hour."""
+"""When a failed row is tried again: after at most a minute, then after up to twice as long each time, up to an hour."""
 
 LOCK_TIMEOUT = 1.0
-"""Seconds to wait for a lock. Rows are locked by SKIP LOCKED; this is for whatever else a statement needs."""
+"""Seconds to wait for a lock. Rows are locked with SKIP LOCKED; this is for other locks that a statement needs."""
 
 _SHORT_LOCK_TIMEOUT = 0.1
-"""The same once a lock of this transaction has not been had."""
+"""The same, after this transaction has waited for a lock in vain."""
 
 _PASSED = CONTENTION | {LOCK_NOT_AVAILABLE}
-"""SQLSTATEs of somebody else's work on the same rows: these are looked at in the next run, and have not failed."""
+"""SQLSTATEs of contention: the rows have not failed, and are looked at again in the next run."""
 
 _NOT_OF_A_ROW = ("08", "25006", "53", "57P", "58")
-"""Beginnings of SQLSTATEs that say that the server cannot work now; no row is to blame."""
+"""Beginnings of SQLSTATEs which mean that the server cannot work now; no row is to blame."""
 
 _LONGEST_ERROR = 2000
 
 
 class Due(Protocol):
-    """A row that is due, as an index has it. It is also where the next slice begins."""
+    """A row that is due, as an index has it. The next slice begins after the last one."""
 
     @property
     def subject(self) -> str:
-        """Names the row among those of its sweep."""
+        """Identifies the row within its sweep."""
         ...
 
 
@@ -46,11 +46,11 @@ DueT = TypeVar("DueT", bound=Due)
 class Sweep(Generic[DueT]):
     """One kind of rows that end when their time is over.
 
-    `find` reads, without locking, up to so many due rows that come after one of them, in the order of an index. Its
-    cost must depend on that number only.
+    `find` reads, without locking, up to a number of due rows that come after a given one, in the order of an index. Its
+    cost must depend only on that number.
 
-    `end` locks those of the rows that nobody else has locked, ends what is still due, and returns the subjects that it
-    has ended. It uses plain SQL only.
+    `end` locks those of the rows that are not locked yet, ends the ones that are still due, and returns the subjects
+    that it has ended. It uses only plain SQL.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Taken(Generic[DueT]):
-    """What became of one slice. The next one begins after `last`; None says that nothing is left."""
+    """The outcome of one slice. The next one begins after `last`; None means that nothing is left."""
 
     ended: int
     refused: Sequence[Refused]
@@ -81,17 +81,17 @@ class _Slice(Generic[DueT]):
     ended: set[str] = field(default_factory=set)
     failed: list[tuple[DueT, Exception]] = field(default_factory=list)
     untried: list[DueT] = field(default_factory=list)
-    """What the savepoints did not suffice for: always the last ones of the slice."""
+    """Rows for which the savepoints did not suffice: always the last ones of the slice."""
     savepoints: int = 0
     waited: bool = False
 
 
 async def take_slice(uow: UnitOfWork, sweep: Sweep[DueT], after: DueT | None, limit: int) -> Taken[DueT]:
-    """End up to `limit` rows that come after that one; the caller commits.
+    """End up to `limit` rows that come after `after`; the caller commits.
 
     A slice that fails is split in halves, each in a savepoint, until the row that is to blame stands alone. That row is
-    kept in `sweep_failures` and left out until its next try. What somebody else has locked is passed over, and is not a
-    failure. Raises `DBAPIError` where the server cannot work.
+    kept in `sweep_failures` and left out until its next attempt. Locked rows are skipped, and have not failed. Raises
+    `DBAPIError` if the server cannot work.
     """
     failures = SweepRepository(uow.session)
     await failures.begin(LOCK_TIMEOUT)
@@ -119,10 +119,10 @@ async def take_slice(uow: UnitOfWork, sweep: Sweep[DueT], after: DueT | None, li
         await failures.remove(sweep.name, healed)
     last = found[-1] if len(found) == limit else None
     if done.untried:
-        # At least one row has been settled: no slice has to begin twice at the same place.
+        # At least one row has been dealt with, so no slice begins twice at the same place.
         last = found[found.index(done.untried[0]) - 1]
     if last is None:
-        # The whole of the index has been looked at: what has failed and is still due has been found.
+        # The whole index has been read, so all failed rows that are still due have been found.
         await failures.forget(sweep.name)
     return Taken(len(done.ended), refused, last)
 
@@ -135,16 +135,16 @@ async def _end(uow: UnitOfWork, sweep: Sweep[DueT], rows: Sequence[DueT], done: 
         return
     done.savepoints += 1
     try:
-        # What would fail the commit is to fail here, where the bad row can be found.
+        # Checks that would fail at the commit must fail here, where the bad row can be found.
         async with uow.savepoint(plain=True, check=True):
             ended = await sweep.end(uow, rows)
     except Exception as error:
-        # A row may be refused by anything: a constraint, a trigger, an assertion of ours.
+        # Anything may refuse a row: a constraint, a trigger, one of our assertions.
         if _is_of_the_server(error):
             raise
         locked = is_contention(error)
         if locked and not done.waited:
-            # So that a lock that is held for long holds the transaction up for a few seconds at most.
+            # So that a long-held lock delays the transaction by a few seconds at most.
             done.waited = True
             await SweepRepository(uow.session).begin(_SHORT_LOCK_TIMEOUT)
         if len(rows) == 1:
@@ -159,7 +159,7 @@ async def _end(uow: UnitOfWork, sweep: Sweep[DueT], rows: Sequence[DueT], done: 
 
 
 def is_contention(error: Exception) -> bool:
-    """Whether somebody else works on the same rows or has locked the table: to be looked at in the next run."""
+    """Whether another transaction holds the rows or the table; they are looked at again in the next run."""
     return isinstance(error, DBAPIError) and sqlstate(error) in _PASSED
 
 
@@ -171,6 +171,6 @@ def _is_of_the_server(error: Exception) -> bool:
 
 def _summary(error: Exception) -> str:
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    # PostgreSQL's text cannot hold U+0000 or half of a surrogate pair.
+    # PostgreSQL's text cannot hold U+0000 or half a surrogate pair.
     text = f"{type(cause).__name__}: {cause}".replace("\x00", "").encode("utf-8", "replace").decode()
     return text[:_LONGEST_ERROR]

@@ -114,8 +114,8 @@ def test_what_a_power_cut_left_empty_or_garbled_is_made_again(tmp_path: Path) ->
     said = second.said()
     assert "secret_key was damaged and has been replaced: everyone has to sign in again" in said
     assert "PostgreSQL did not accept the password" in said
-    assert "Redis could not read its data: they were moved to" in said
-    assert "waybill.json is damaged and is written again; demo users get new passwords" in said
+    assert "Redis could not read its data: it was moved to" in said
+    assert "waybill.json is damaged and will be written again; demo users get new passwords" in said
     assert "Traceback" not in said
 
 

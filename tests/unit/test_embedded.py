@@ -301,7 +301,7 @@ def test_redis_data_that_cannot_be_read_are_moved_aside(
 
     (aside,) = folder.glob("appendonlydir.unreadable-*")
     assert (aside / name).read_bytes() == content
-    assert said == [f"Redis could not read its data: they were moved to {aside}, and it starts empty. No order is lost"]
+    assert said == [f"Redis could not read its data: it was moved to {aside}, and Redis starts empty. No order is lost"]
     with EmbeddedRedis(folder, say=said.append) as again, Redis.from_url(again.url()) as client:
         assert client.get("word") == b"new"
     assert len(said) == 1

@@ -20,17 +20,17 @@ def workers(
         typer.Option(
             "--check",
             help="Exit with 1 if there is no worker, if one is silent, makes no progress or has a wrong clock, or if a "
-            "scheduled job is late or keeps failing; print nothing but what is wrong.",
+            "scheduled job is late or keeps failing; print only what is wrong.",
         ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the worker processes, by what each says of itself every five seconds.
+    """List the worker processes, by what each reports about itself every five seconds.
 
-    With --check, exit code 1 says that a worker has given no beat for 20 seconds (gone, or its event loop is blocked),
-    has made no progress for 30 seconds more than a batch may take, or has a wrong clock, or that there is none; or that
-    a scheduled job is 60 seconds late and not paused, or has failed twice in a row. The jobs belong to all workers
-    together: with --host they are left out, since to restart that host's worker would not help.
+    With --check, exit code 1 means that there is no worker, or that a worker has sent no heartbeat for 20 seconds
+    (gone, or its event loop is blocked), has made no progress for 30 seconds more than a batch may take, or has a wrong
+    clock; or that a scheduled job is more than 60 seconds late and not paused, or has failed twice in a row. With
+    --host the jobs are left out: they belong to all workers together, so restarting one host's worker would not help.
     """
     with plain_errors():
         found, scheduled = in_one(lambda uow: _read(uow, host))
