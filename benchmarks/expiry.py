@@ -1,4 +1,4 @@
-"""What a slice of each sweep takes with few and with many rows due: `python -m benchmarks.expiry`."""
+"""How long a slice of each sweep takes with few and with many due rows: `python -m benchmarks.expiry`."""
 
 import argparse
 import asyncio
@@ -22,14 +22,14 @@ from services.unit_of_work import UnitOfWork
 
 _SLICE = 200
 _MEASURED = 5
-"""Slices of which the fastest counts, which others on the machine have disturbed least: all that the few rows make."""
+"""The fastest of this many slices counts, which other work disturbed least. The few rows make no more slices."""
 
 _FEW = _SLICE * _MEASURED
 _MOST = 1.5
-"""How many times as long a slice may take: by chance, and by hundreds if it read all that is due."""
+"""The highest ratio: chance makes it differ from 1; reading all due rows would make it hundreds."""
 
-# For each kind of sweep as many rows as are due: unpaid orders, orders with a hold, holds between users. Ids grow with
-# time, as the application's do.
+# As many due rows for each sweep: unpaid orders, orders with a hold, holds between users. Ids grow with time, as the
+# application's do.
 _FILL = """
     SET session_replication_role = replica;
     INSERT INTO users (email, full_name, hashed_password)
@@ -80,7 +80,7 @@ class Slices:
     first_ms: float
     last_ms: float
     rows_a_second: float
-    """Of all slices of the many, with their commits."""
+    """The rate of all slices of the many, with their commits."""
 
     @property
     def ratio(self) -> float:
@@ -112,7 +112,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.expiry", description=__doc__)
-    parser.add_argument("--due", type=int, default=200_000, help="rows that are due of each kind (200000)")
+    parser.add_argument("--due", type=int, default=200_000, help="due rows of each kind (200000)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     return parser.parse_args()
 
@@ -129,7 +129,7 @@ async def _measure_sweep(sweep: Sweep[Any], few: Database, many: Database, due: 
     of_few: list[float] = []
     of_many: list[float] = []
     few_last = many_last = None
-    # Connections are made, and statements prepared, before the time runs.
+    # Make connections and prepare statements before measuring.
     for database in (few, many):
         async with UnitOfWork(database.write) as uow:
             await take_slice(uow, sweep, None, _SLICE)

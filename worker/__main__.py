@@ -20,7 +20,7 @@ logger = logging.getLogger("worker")
 
 
 async def serve(settings_class: type) -> None:
-    # A terminal that is closed stops the worker as SIGTERM does, unless it was started to outlive it, as nohup does.
+    # Closing the terminal stops the worker as SIGTERM does, unless it was started to outlive it, for example by nohup.
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, signal.raise_signal, signal.SIGTERM)
     await ReconnectingWorker(get_settings().redis_url, **get_kwargs(settings_class)).serve()

@@ -38,7 +38,7 @@ QUEUE = "waybill:jobs"
 """The key of ARQ's queue."""
 
 REDIS_PATIENCE = 2.0
-"""Seconds that Redis may take to answer a command; one that waits for a ring is given its waiting time as well."""
+"""Seconds that Redis may take to answer a command; one that waits for a ring gets its waiting time in addition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class WorkerContext:
         return running if self.jobs.task is None else [*running, self.jobs.task]
 
     def signs(self) -> Mapping[str, object]:
-        """Of each loop that is at work, something that changes as long as it makes progress."""
+        """For each loop that is at work, something that changes as long as it makes progress."""
         return {**self.poller.progress.alive_at, **self.jobs.signs()}
 
     def open_unit_of_work(self) -> UnitOfWork:

@@ -1,4 +1,4 @@
-"""Ends a worker process that makes no progress, or has lost a part of itself, and says why."""
+"""Ends a worker process that makes no progress or has lost one of its tasks, and says why."""
 
 import asyncio
 import faulthandler
@@ -17,18 +17,18 @@ BROKEN = 70
 """The exit code: EX_SOFTWARE of sysexits.h."""
 
 _INTERVAL = 1.0
-"""Seconds between two looks at most."""
+"""The most seconds between two looks."""
 
 _TO_SPEAK = 3.0
-"""Seconds that the last words may take: what keeps the process may be the log itself."""
+"""Seconds that the last log line may take: the log itself may be what blocks the process."""
 
 _MARGIN = 5.0
-"""Seconds beyond the limit that the watching thread is given: code that never lets go of the interpreter stops it."""
+"""Seconds that the watching thread gets beyond the limit: code that never releases the interpreter stops it."""
 
 _STDERR = 2
 
 Signs = Callable[[], Mapping[str, object]]
-"""Of each part of the worker that is at work, something that changes as long as it makes progress."""
+"""For each part of the worker that is at work, something that changes as long as it makes progress."""
 
 
 class WorkerBroken(Exception):
@@ -38,8 +38,8 @@ class WorkerBroken(Exception):
 class Guard:
     """Watches the event loop from a thread, and the parts of the worker from the event loop.
 
-    What makes no progress for `limit` seconds ends the process at once, by `os._exit`: its transactions are rolled back
-    by the server, as after a SIGKILL. A shutdown in order is given `shutdown_limit` seconds.
+    If something makes no progress for `limit` seconds, the process ends at once by `os._exit`; the server rolls back
+    its transactions, as after a SIGKILL. An orderly shutdown gets `shutdown_limit` seconds.
     """
 
     def __init__(self, limit: float, shutdown_limit: float | None = None) -> None:
@@ -69,7 +69,7 @@ class Guard:
         self._signs = signs or self._signs
 
     def leave(self) -> None:
-        """The worker shuts down: tasks may end, and the process must."""
+        """The worker shuts down: from now on tasks may end, and the process must."""
         self._leaving = True
         self._limit = self._shutdown_limit
         self._signs = lambda: {"the shutdown": 0}
@@ -86,12 +86,12 @@ class Guard:
         error = None if task.cancelled() else task.exception()
         reason = "was cancelled" if task.cancelled() else "returned" if error is None else f"failed: {error!r}"
         logger.critical(
-            "the task %r %s; this worker leaves, with exit code %d", task.get_name(), reason, BROKEN, exc_info=error
+            "the task %r %s; this worker stops with exit code %d", task.get_name(), reason, BROKEN, exc_info=error
         )
         assert self._broken is not None
         if not self._broken.done():
             self._broken.set_exception(WorkerBroken(task.get_name()))
-            # Where nobody waits for it, as under plain ARQ, it is in the log all the same.
+            # If nothing awaits it, as under plain ARQ, it is still in the log.
             self._broken.exception()
 
     async def _watch_parts(self) -> None:
@@ -108,7 +108,7 @@ class Guard:
 
     def _watch_loop(self) -> None:
         while True:
-            # In case this thread cannot run: each round sets the time again. Its exit code is 1.
+            # If this thread cannot run, faulthandler exits with code 1; each round restarts its timer.
             faulthandler.dump_traceback_later(self._limit + _MARGIN, exit=True, file=_STDERR)
             sleep(self._interval)
             if monotonic() - self._beat_at > self._limit:
@@ -124,7 +124,7 @@ class Guard:
 
     def _say(self, reason: str) -> None:
         logger.critical(
-            "%s; this worker ends itself, with exit code %d", reason, BROKEN, extra={"stacks": self._stacks()}
+            "%s; this worker ends itself with exit code %d", reason, BROKEN, extra={"stacks": self._stacks()}
         )
 
     def _stacks(self) -> str:
@@ -140,7 +140,7 @@ class Guard:
 
 
 def _awaiting(task: asyncio.Task[Any]) -> Iterator[str]:
-    """What the task awaits, and what that awaits; the task's own stack would be the first of them alone."""
+    """What the task awaits, what that awaits, and so on; the task's own stack would be only the first of them."""
     awaited: Any = task.get_coro()
     while awaited is not None:
         frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "ag_frame", None)

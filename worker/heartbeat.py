@@ -97,7 +97,7 @@ class Heartbeat:
 
     @property
     def tasks(self) -> list[asyncio.Task[None]]:
-        """What beats; it does not end before the exit."""
+        """The task that beats; it does not end before the exit."""
         return [self._beating] if self._beating is not None else []
 
     async def beat(self) -> None:

@@ -21,23 +21,23 @@ from worker.jobs.schedule import ScheduledJob
 logger = structlog.get_logger(__name__)
 
 LEASE = 60.0
-"""Seconds for which a job is a worker's without a word from it. The word comes four times as often."""
+"""Seconds for which a worker has a job without renewing its lease. It renews four times as often."""
 
 AT_ONCE = 4
-"""Jobs that one worker runs at the same time at most."""
+"""The most jobs that one worker runs at the same time."""
 
 _LONGEST_WAIT = 5.0
-"""Seconds until the next look at most: for what an operator requests, and what a lost worker leaves behind."""
+"""The most seconds until the next look: for operators' requests and for the jobs of lost workers."""
 
 _PATIENCE_WITH_A_LOCK = 1.0
-"""Seconds that the writing of one row may take, while others wait behind it."""
+"""Seconds that writing one row may take while others wait."""
 
 
 class JobLoop:
-    """Runs what is due, from `start` to `stop`.
+    """Runs due jobs, from `start` to `stop`.
 
     A job is claimed by a lease on its row, committed before it runs. The lease is renewed while it runs, and ends with
-    it or with this worker. `due_at` moves to the next time after the run's end: whatever was missed is run once.
+    it or with this worker. `due_at` moves to the next time after the run's end, so missed runs are made up for by one.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class JobLoop:
         self.task: asyncio.Task[None] | None = None
 
     def signs(self) -> dict[str, object]:
-        """What changes as long as there is progress: the loop's rounds; and nothing of a job that does not let go."""
+        """What changes while there is progress: the loop's rounds. For a cancelled job that does not end, nothing does."""
         overdue = {f"job {name}": run.told_to_end_at for name, (run, _) in self._runs.items() if run.told_to_end_at}
         return {"jobs": self._rounds, **overdue}
 
@@ -73,13 +73,13 @@ class JobLoop:
         self.task = asyncio.create_task(self._run(), name="jobs")
 
     async def stop(self, grace: float) -> None:
-        """Cancel the jobs and give them back, within `grace` seconds. The lease of one that does not end runs out."""
+        """Cancel the jobs and give them back, within `grace` seconds. If a job does not end, its lease expires."""
         self._stopping = True
         self._woken.set()
         if self.task is None:
             return
         deadline = monotonic() + grace
-        # The loop first, so that no run begins after the others were told to end.
+        # The loop first, so that no run begins after the others were cancelled.
         await asyncio.wait({self.task}, timeout=grace)
         self.task.cancel()
         tasks = [task for _, task in self._runs.values()]
@@ -95,7 +95,7 @@ class JobLoop:
         self._woken.set()
 
     async def request(self, name: str, by: By) -> None:
-        """Let the job run as soon as a worker is free. Raises `NotFound`, and what the database raises."""
+        """Have the job run as soon as a worker is free. Raises `NotFound`, and what the database raises."""
         async with asyncio.timeout(PATIENCE), self._open() as uow:
             await jobs.run_now(uow, name, by)
             await uow.commit()
@@ -118,7 +118,7 @@ class JobLoop:
                     await self._woken.wait()
 
     async def _look(self) -> list[Seen]:
-        """The rows of the jobs that this worker knows, those that are due first. Those that are wrong are mended."""
+        """The rows of the jobs that this worker knows, the first due ones first. Wrong rows are corrected."""
         seen = await self._read()
         wrong = [one for one in self._scheduled.values() if self._is_wrong(one, seen.get(one.name))]
         for one in wrong:
@@ -132,14 +132,14 @@ class JobLoop:
             return {one.name: one for one in await jobs.rows(uow).look() if one.name in self._scheduled}
 
     def _is_wrong(self, scheduled: ScheduledJob, seen: Seen | None) -> bool:
-        """Whether the row is missing or another release's, or lies too far ahead: the database's clock was set back."""
+        """Whether the row is missing, from another release, or too far ahead as the database's clock was set back."""
         if seen is None or scheduled.name in self._at_start or seen.schedule != str(scheduled.schedule):
             return True
         leased = 0.0 if seen.lease_until is None else (seen.lease_until - seen.now).total_seconds()
         return seen.due_at > scheduled.schedule.next_after(seen.now) or leased > 2 * self._lease.seconds
 
     async def _announce(self, scheduled: ScheduledJob) -> None:
-        """Make or mend the row. One that someone has locked is left for the next look, and holds up no other."""
+        """Create or correct the row. A locked row is left for the next look, and does not hold up the others."""
         try:
             async with asyncio.timeout(_PATIENCE_WITH_A_LOCK), self._open() as uow:
                 rows = jobs.rows(uow)
@@ -153,7 +153,7 @@ class JobLoop:
             self._at_start.discard(scheduled.name)
 
     async def _claim(self, seen: Sequence[Seen]) -> float:
-        """Take what is due, as far as there is room; in how many seconds the next one is due."""
+        """Take due jobs as far as there is room; returns in how many seconds the next one is due."""
         wait = _LONGEST_WAIT
         for one in seen:
             if one.name in self._runs or one.wanted_at is None:
@@ -181,5 +181,5 @@ class JobLoop:
         del self._runs[task.get_name()]
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a job's run was lost", function=task.get_name(), error=repr(error))
-        # There is room for another one, and this one is due again at another time.
+        # There is room for another job, and this one is due at another time.
         self.wake()

@@ -20,28 +20,28 @@ from worker.jobs.schedule import ScheduledJob
 logger = structlog.get_logger(__name__)
 
 PATIENCE = 5.0
-"""Seconds that one transaction on a job's row may take."""
+"""The most seconds that one transaction on a job's row may take."""
 
 _FIRST_RETRY = 30.0
 _LAST_RETRY = 3600.0
-"""Seconds until a failed job is tried again, where its schedule is not sooner; doubled with each failure in a row."""
+"""Seconds until a failed job is tried again, unless its schedule is sooner; doubled by each failure in a row."""
 
 _PAUSE = 1.0
-"""Seconds between two tries to keep how a run ended."""
+"""Seconds between two attempts to write how a run ended."""
 
 _LONGEST_ERROR = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The worker `owner` has the job for `seconds` after each time it says so."""
+    """The worker `owner` has the job for `seconds` after each claim or renewal."""
 
     owner: UUID
     seconds: float
 
 
 class JobRun:
-    """Runs a claimed job. Only a job that does not end although it is cancelled keeps `run` from returning."""
+    """Runs a claimed job. `run` returns unless the job does not end when it is cancelled."""
 
     def __init__(
         self,
@@ -61,10 +61,10 @@ class JobRun:
         self._held_until = claimed_at + lease.seconds
         self._failed = failed
         self.told_to_end_at: float | None = None
-        """When, by `monotonic()`, the job was cancelled; None while it may run."""
+        """When the job was cancelled, by `monotonic()`; None while it may run."""
 
     async def run(self, context: Mapping[str, Any]) -> None:
-        """Run the job and keep how it ended; or give it back, where this task is cancelled."""
+        """Run the job and write how it ended, or give it back if this task is cancelled."""
         started = monotonic()
         name = self._scheduled.name
         work = asyncio.create_task(self._scheduled.job(dict(context)), name=f"job-{name}")
@@ -80,7 +80,7 @@ class JobRun:
             raise
 
     async def _attend(self, work: asyncio.Task[None]) -> str | None:
-        """Hold the lease until the job has ended; its error. It is cancelled when its time, or the lease, is over."""
+        """Hold the lease until the job has ended; returns its error. Cancels it when its time or the lease is over."""
         deadline = monotonic() + self._scheduled.time_limit
         error: str | None = None
         while True:
@@ -93,7 +93,7 @@ class JobRun:
             await self._renew()
             if error is None and monotonic() >= deadline:
                 error = f"it did not end within {self._scheduled.time_limit:g} s"
-            # With enough of the lease left to end in.
+            # While enough of the lease is left for the job to end.
             if error is None and monotonic() >= self._held_until - self._lease.seconds / 4:
                 error = "its lease could not be renewed: another worker may run it"
             if error is not None:
@@ -112,7 +112,7 @@ class JobRun:
             self._held_until = asked_at + self._lease.seconds if held else asked_at
 
     async def _finish(self, ended: Ended) -> None:
-        """Keep how it ended. Given up with the lease, when another worker runs the job again."""
+        """Write how it ended. Gives up when the lease is over: another worker then runs the job again."""
         while True:
             try:
                 async with asyncio.timeout(PATIENCE), self._open() as uow:
@@ -123,7 +123,7 @@ class JobRun:
                 return
             except Exception as error:  # noqa: BLE001  (whatever it is, the next try may succeed)
                 if monotonic() >= self._held_until:
-                    logger.warning("cannot keep how a job ended", function=self._scheduled.name, error=repr(error))
+                    logger.warning("cannot write how a job ended", function=self._scheduled.name, error=repr(error))
                     return
             await asyncio.sleep(_PAUSE)
 
@@ -141,7 +141,7 @@ class JobRun:
         await asyncio.wait({work})
         if not work.cancelled() and work.exception() is not None:
             logger.warning("job failed while it was cancelled", function=self._scheduled.name, error=_error_of(work))
-        # Where it cannot be done, the lease runs out.
+        # If this fails, the lease expires.
         with suppress(Exception):
             async with asyncio.timeout(PATIENCE), self._open() as uow:
                 await jobs.rows(uow).release(self._scheduled.name, self._lease.owner)

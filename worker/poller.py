@@ -46,7 +46,7 @@ class Progress:
     last_batch_at: datetime | None = None
     last_batch_seconds: float = 0.0
     alive_at: dict[str, float] = field(default_factory=dict)
-    """When each loop last came round, by the monotonic clock: it counts durations, and nobody sets it."""
+    """When each loop last began a round, by the monotonic clock, which is never set."""
 
     def add(self, outcome: Outcome, seconds: float) -> None:
         self.processed += outcome.processed
@@ -105,7 +105,7 @@ class Poller:
 
     @property
     def tasks(self) -> list[asyncio.Task[None]]:
-        """What `start` has started: none of them ends before `stop`."""
+        """The tasks that `start` has started; none of them ends before `stop`."""
         return [*self._loops, *self._helpers]
 
     def _call(self) -> None:

@@ -39,10 +39,9 @@ def read_redis_url(url: str) -> RedisSettings:
 
 
 class ReconnectingWorker(Worker):
-    """ARQ's own loop ends at the first error of Redis, and waits for ever for one that does not answer.
+    """ARQ's own loop ends at the first Redis error, and waits forever if Redis does not answer.
 
-    This one waits for an answer for a while, and goes on whatever Redis does. Nothing but the jobs on ARQ's queue
-    depends on it.
+    This one limits the wait for an answer, and goes on whatever Redis does. Only the jobs on ARQ's queue depend on it.
     """
 
     def __init__(self, redis_url: str, **options: Any) -> None:
@@ -53,7 +52,7 @@ class ReconnectingWorker(Worker):
     async def serve(self) -> None:
         """Run until SIGTERM or SIGINT; then stop the jobs and shut down.
 
-        Raises `DatabaseAway`, and `WorkerBroken` where a task of the worker has ended.
+        Raises `DatabaseAway`, and `WorkerBroken` if a task of the worker has ended.
         """
         try:
             with suppress(asyncio.CancelledError):
@@ -75,33 +74,33 @@ class ReconnectingWorker(Worker):
 
     async def close(self) -> None:
         await end(*self.tasks.values())
-        # ARQ would delete the queue's health key here, which the other workers still report under.
+        # ARQ would delete the queue's health key here, which the other workers still use.
         if self.on_shutdown:
             await self.on_shutdown(self.ctx)
         await self._disconnect()
 
     async def start_jobs(self, job_ids: list[bytes]) -> None:
-        """Start what can be read; what cannot would end ARQ's loop, and leaves the queue."""
+        """Start the readable jobs. Unreadable ones would end ARQ's loop, and are removed from the queue."""
         readable = []
         for job_id in job_ids:
             try:
                 job_id.decode()
             except UnicodeDecodeError as error:
                 await self.pool.zrem(self.queue_name, job_id)
-                logger.error("removed a job from the queue whose id is not UTF-8: %r (%s)", job_id[:200], error)
+                logger.error("removed a job whose id is not UTF-8 from the queue: %r (%s)", job_id[:200], error)
             else:
                 readable.append(job_id)
         await super().start_jobs(readable)
 
     async def run_job(self, job_id: str, score: int) -> None:
-        """Run a job; one whose content ARQ cannot make sense of leaves the queue."""
+        """Run a job; remove it from the queue if ARQ cannot read its content."""
         try:
             await super().run_job(job_id, score)
         except (RedisError, OSError):
             raise
         except Exception as error:  # noqa: BLE001  (it would end ARQ's loop, and then the next worker's)
             await self.finish_failed_job(job_id, None)
-            logger.error("removed a job from the queue that cannot be run: %r (%r)", job_id[:200], error)
+            logger.error("removed a job that cannot be run from the queue: %r (%r)", job_id[:200], error)
 
     async def _poll_for_ever(self) -> None:
         failures = 0
@@ -117,7 +116,7 @@ class ReconnectingWorker(Worker):
                     logger.warning("Redis is away, ARQ's jobs wait and the outbox is polled: %s", error)
                 elif failures == 1:
                     logger.exception("ARQ's queue cannot be read")
-                await self._begin_anew()
+                await self._start_over()
             else:
                 if failures:
                     logger.warning("Redis is back, ARQ's jobs run again")
@@ -125,12 +124,12 @@ class ReconnectingWorker(Worker):
                 wait = self.poll_delay_s
             await asyncio.sleep(wait)
 
-    async def _begin_anew(self) -> None:
-        """Forget the connections, and what ARQ has counted.
+    async def _start_over(self) -> None:
+        """Discard the connections and ARQ's count of running jobs.
 
-        It counts a job before it takes it, and keeps that place for ever where the connection is lost in between.
+        ARQ counts a job before it takes it, and never frees that place if the connection is lost in between.
         """
-        # What was taken ends first: each gives its place back.
+        # First end the jobs that were taken, so that each gives its place back.
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
         self.tasks.clear()
         self.job_counter = 0

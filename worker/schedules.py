@@ -15,7 +15,7 @@ from worker.jobs.retention import (
 from worker.jobs.schedule import Schedule, ScheduledJob
 
 LONG = 6 * 3600
-"""Seconds for a job that may export a month of events; cut short, the next run begins with the same month."""
+"""Seconds for a job that may export a month of events. If it is cut short, the next run starts with that month."""
 
 
 def scheduled_jobs(settings: Settings) -> Sequence[ScheduledJob]:
@@ -27,6 +27,6 @@ def scheduled_jobs(settings: Settings) -> Sequence[ScheduledJob]:
         ScheduledJob(prune_idempotency_keys, Schedule(minute=25)),
         ScheduledJob(expire, Schedule(second=frozenset({30}))),
         ScheduledJob(report_backlog, Schedule(second=frozenset({0, 15, 30, 45}))),
-        # It ends itself, in good order, at its time limit.
+        # It stops by itself at its own time limit.
         ScheduledJob(audit_ledger, Schedule(minute=40), time_limit=settings.audit_time_limit + 60),
     )

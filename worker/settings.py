@@ -1,7 +1,7 @@
 """ARQ's `WorkerSettings`: functions, start-up and shutdown.
 
-`python -m worker` runs it with a worker that outlives Redis (`worker/runner.py`); the plain
-`arq worker.settings.WorkerSettings` works too, and ends at the first error of Redis.
+`python -m worker` runs it with a worker that outlives Redis (`worker/runner.py`). Plain
+`arq worker.settings.WorkerSettings` works, too, but ends at the first Redis error.
 """
 
 import json
@@ -24,7 +24,7 @@ from worker.schedules import scheduled_jobs
 
 
 def _carried(name: str) -> Function:
-    """An ARQ job that requests a run of the scheduled job of that name: it runs under the claim on its row."""
+    """An ARQ job that requests a run of the scheduled job of that name, which then runs under a claim on its row."""
 
     async def request(ctx: dict[str, Any]) -> None:
         worker: WorkerContext = ctx["worker"]
@@ -51,7 +51,7 @@ async def startup(ctx: dict[str, Any]) -> None:
     stack = AsyncExitStack()
     ctx["stack"] = stack
     settings = get_settings()
-    # A subscription's own time limit may be longer than the one that the settings compare with.
+    # A subscription's own time limit may be longer than the one in the settings.
     limit = max(settings.worker_stall_limit, 4 * longest_limit(SUBSCRIPTIONS, settings.outbox_time_limit))
     guard = ctx["guard"] = Guard(limit, max(limit, 2 * settings.worker_shutdown_grace))
     guard.start()
@@ -76,7 +76,7 @@ async def shutdown(ctx: dict[str, Any]) -> None:
 
 
 class WorkerSettings:
-    """Read by ARQ. The schedules are none of its business: see `worker/job_loop.py`."""
+    """Read by ARQ. It does not handle the schedules: see `worker/job_loop.py`."""
 
     queue_name = QUEUE
     redis_settings = read_redis_url(get_settings().redis_url)

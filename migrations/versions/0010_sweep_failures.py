@@ -1,7 +1,7 @@
-"""sweep failures: rows that a sweep could not end; and indexes in which a sweep goes on where it was
+"""sweep failures: rows that a sweep could not end, and indexes in which a sweep continues where it stopped
 
 Revision ID: 0010
-Revises: 0008
+Revises: 0009
 Create Date: 2026-11-27 03:58:12.204519+00:00
 """
 
@@ -52,7 +52,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '5s'")
-    # Named with its schema, as the indexes: run again in a tenant's, it must not find another's table.
+    # Named with its schema, like the indexes: when run again for a tenant, it must not find another schema's table.
     op.drop_table("sweep_failures", schema=op.get_context().version_table_schema, if_exists=True)
     replace_indexes(drop=NOW, create=BEFORE)
 
@@ -61,8 +61,8 @@ Indexes = Sequence[tuple[str, str, list[str], str]]
 
 
 def replace_indexes(*, drop: Indexes, create: Indexes) -> None:
-    """Beside the writers. It can run again where it was interrupted: an index that is not valid is built again."""
-    # Named with its schema: where a tenant has no such index yet, the search path would find another's.
+    """Does not block writers. It can run again after an interruption: an invalid index is rebuilt."""
+    # Named with its schema: if a tenant has no such index yet, the search path would find another schema's.
     schema = op.get_context().version_table_schema
     with op.get_context().autocommit_block():
         for name, table, columns, condition in create:

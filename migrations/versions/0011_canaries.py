@@ -1,7 +1,7 @@
-"""canaries: rows that API processes write and read back, and JSON that the audit can read whatever it is
+"""canaries: rows that API processes write and read back, and a function with which the audit reads any JSON
 
 Revision ID: 0011
-Revises: 0008
+Revises: 0010
 Create Date: 2026-11-27 04:00:12.310448+00:00
 """
 

@@ -32,8 +32,8 @@ async def ended(database: Database, settings: Settings, folder: Path, manner: st
 @pytest.mark.parametrize(
     ("manner", "code", "reason"),
     [
-        ("block", 70, "the event loop was blocked for 4 s; this worker ends itself, with exit code 70"),
-        ("stay", 70, "outbox-0 made no progress for 4 s; this worker ends itself, with exit code 70"),
+        ("block", 70, "the event loop was blocked for 4 s; this worker ends itself with exit code 70"),
+        ("stay", 70, "outbox-0 made no progress for 4 s; this worker ends itself with exit code 70"),
         ("hog", 1, "Timeout (0:00:09)!"),
     ],
 )
@@ -55,7 +55,7 @@ async def test_a_worker_one_of_whose_tasks_has_ended_leaves_in_order_and_says_wh
 ) -> None:
     code, said = await ended(ticking, settings, tmp_path, task)
     assert code == 70, said
-    assert said.count(f"the task '{task}' was cancelled; this worker leaves, with exit code 70") == 1, said
+    assert said.count(f"the task '{task}' was cancelled; this worker stops with exit code 70") == 1, said
     # In order: its row is gone, and the batch of the handler is committed.
     assert await some(ticking, 0) == []
 

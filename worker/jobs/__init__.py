@@ -1,1 +1,1 @@
-"""Scheduled jobs. Each is safe to stop anywhere and to repeat: a run that was lost takes place again."""
+"""Scheduled jobs. Each is safe to stop anywhere and to repeat, since a lost run is repeated."""

@@ -15,10 +15,10 @@ _A_TRANSACTION = 200
 
 
 async def expire(ctx: dict[str, Any]) -> None:
-    """Cancel orders and let holds expire whose time is over, a slice a transaction.
+    """Cancel orders and expire holds whose time is over, one transaction for each slice.
 
-    What is locked by somebody else is passed over, for the next minute's run to look at. A row that the database
-    refuses to end is left out, kept in `sweep_failures` and tried again later.
+    Locked rows are skipped; the next run, a minute later, looks at them again. A row that the database refuses to end
+    is left out, kept in `sweep_failures` and tried again later.
     """
     worker: WorkerContext = ctx["worker"]
     ended = await run_sweeps(worker.open_unit_of_work, (UNPAID, HELD, HOLDS), slice_size=_A_TRANSACTION)

@@ -8,7 +8,7 @@ from services.fields import now
 
 @dataclass(slots=True)
 class JobRuns:
-    """One job's runs in this worker since it started."""
+    """One job's runs in this worker since the worker started."""
 
     runs: int = 0
     failures: int = 0
@@ -17,7 +17,7 @@ class JobRuns:
     last_error: str | None = None
 
     def add(self, seconds: float, error: str | None) -> None:
-        """Count a run that has ended now."""
+        """Count a run that has just ended."""
         self.runs += 1
         self.last_at, self.last_seconds = now(), seconds
         if error is not None:
@@ -27,7 +27,7 @@ class JobRuns:
 
 @dataclass(slots=True)
 class JobMetrics:
-    """Of all jobs of one worker, by name."""
+    """The runs of all jobs of one worker, by name."""
 
     functions: dict[str, JobRuns] = field(default_factory=dict)
 

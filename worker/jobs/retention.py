@@ -31,7 +31,7 @@ _KEYS_PER_TRANSACTION = 2000
 _WORKERS_PER_TRANSACTION = 200
 
 _LONGEST_PRUNING = 240.0
-"""Seconds after which pruning ends; the next run, an hour later, goes on."""
+"""Seconds after which pruning stops; the next run, an hour later, continues."""
 
 _DROP_ATTEMPTS = 20
 _DROP_PAUSE = 0.5
@@ -42,9 +42,9 @@ _UNDEFINED_TABLE = "42P01"
 
 
 async def ensure_event_partitions(ctx: dict[str, Any]) -> None:
-    """Make the event log's partitions for this month and the next three.
+    """Create the event log's partitions for this month and the next three.
 
-    Each by itself: one that cannot be made now does not keep the others from being made. Raises what stopped it then.
+    Each is created separately: one that fails does not stop the others. Errors are raised afterwards.
     """
     worker: WorkerContext = ctx["worker"]
     async with worker.database.engine.connect() as connection:
@@ -73,10 +73,11 @@ async def drop_expired_events(ctx: dict[str, Any]) -> None:
 
 
 async def forget_events(engine: AsyncEngine, before: datetime, export_path: Path | None) -> list[str]:
-    """Drop the months that ended before that moment, but for what is still needed; the names of the dropped partitions.
+    """Drop months that ended before that moment, except those still needed; returns the dropped partitions' names.
 
-    Safe to stop anywhere and to repeat, also at once with another. A month that cannot be moved, exported or dropped
-    stays, and the others leave; what stopped it is raised then (`ExportFailed`, `DBAPIError`), or an `ExceptionGroup`.
+    Safe to stop anywhere, to repeat, and to run twice at the same time. A month that cannot be moved, exported or
+    dropped stays, and the others are dropped; its error (`ExportFailed`, `DBAPIError`) is raised afterwards, several as
+    an `ExceptionGroup`.
     """
     errors = await _give_strays_a_partition(engine, before)
     async with engine.connect() as connection:
@@ -97,13 +98,13 @@ async def forget_events(engine: AsyncEngine, before: datetime, export_path: Path
 
 
 async def _give_strays_a_partition(engine: AsyncEngine, before: datetime) -> list[Exception]:
-    """Move events of expired months out of the default partition; what kept months from being moved."""
+    """Move events of expired months out of the default partition; returns the errors of months that failed."""
     errors: list[Exception] = []
     async with engine.connect() as connection:
         months = await retention.stray_months(connection, before)
     for month in months:
         try:
-            # Keeps the log's writers out while they move.
+            # Keeps the log's writers out while the events move.
             async with engine.begin() as connection:
                 await add_partitions(connection, [month])
         except Exception as error:  # noqa: BLE001
@@ -148,7 +149,7 @@ async def prune_idempotency_keys(ctx: dict[str, Any]) -> None:
 
 
 def old_keys(retention: timedelta) -> Sweep[OldKey]:
-    """Idempotency keys that nobody will send again."""
+    """Idempotency keys that have expired."""
 
     async def find(uow: UnitOfWork, after: OldKey | None, limit: int) -> list[OldKey]:
         return await uow.idempotency.old(retention, after, limit)
@@ -168,7 +169,7 @@ async def forget_workers(ctx: dict[str, Any]) -> None:
 
 
 class LostWorker(NamedTuple):
-    """A worker that has not been heard of for a day."""
+    """A worker that has not been heard from for a day."""
 
     worker_id: UUID
 
@@ -186,4 +187,4 @@ async def _forget_lost(uow: UnitOfWork, lost: Sequence[LostWorker]) -> list[str]
 
 
 LOST_WORKERS: Sweep[LostWorker] = Sweep("lost_workers", _find_lost, _forget_lost)
-"""Rows of workers that left without a word."""
+"""Rows of workers that died without deleting theirs."""

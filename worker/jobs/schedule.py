@@ -8,12 +8,12 @@ from typing import Any, TypeAlias
 from arq.cron import next_cron
 
 Job: TypeAlias = Callable[[dict[str, Any]], Coroutine[Any, Any, None]]
-"""What a schedule runs; it is given the worker's context as `ctx["worker"]`. Safe to stop anywhere and to repeat."""
+"""What a schedule runs; it gets the worker's context as `ctx["worker"]`. Safe to stop anywhere and to repeat."""
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """At these seconds of this minute and hour, in UTC; None: of each."""
+    """At these seconds of this minute and hour, in UTC; None means every minute or hour."""
 
     hour: int | None = None
     minute: int | None = None
@@ -34,9 +34,9 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class ScheduledJob:
-    """A job with its schedule. After `time_limit` seconds it is cancelled, and has failed.
+    """A job with its schedule. After `time_limit` seconds it is cancelled and counts as failed.
 
-    Where it is wanted `at_start`, each worker that starts lets it be due at once.
+    With `at_start`, it becomes due whenever a worker starts.
     """
 
     job: Job

@@ -1,4 +1,4 @@
-"""Runs sweeps: a commit for each slice, in turn, so that no sweep waits behind another."""
+"""Runs sweeps in turn, with a commit for each slice, so that no sweep waits behind another."""
 
 from collections.abc import Sequence
 from time import monotonic
@@ -12,10 +12,10 @@ from services.unit_of_work import OpenUnitOfWork
 logger = structlog.get_logger(__name__)
 
 LONGEST = 50.0
-"""Seconds after which a run ends; the next one goes on. Sweeps run every minute."""
+"""Seconds after which a run stops; the next one continues. Sweeps run every minute."""
 
 _NAMED = 20
-"""Rows that a line of the log names at most."""
+"""The most rows that a line of the log names."""
 
 
 class _Run(Generic[DueT]):
@@ -35,10 +35,12 @@ class _Run(Generic[DueT]):
                 taken = await take_slice(uow, self.sweep, self._last, slice_size)
                 await uow.commit()
         except Exception as error:  # noqa: BLE001
-            # Whatever it is, the other sweeps go on; it is raised when they are done.
+            # Whatever the error, the other sweeps go on; it is raised when they are done.
             self.goes_on = False
             if is_contention(error):
-                logger.warning("sweep passed over: a lock is not to be had", sweep=self.sweep.name, error=repr(error))
+                logger.warning(
+                    "sweep skipped: a lock was not granted in time", sweep=self.sweep.name, error=repr(error)
+                )
             else:
                 self.error = error
             return
@@ -47,7 +49,7 @@ class _Run(Generic[DueT]):
         self._last, self.goes_on = taken.last, taken.last is not None
 
     def report(self) -> None:
-        """One line for all rows that failed in this run, and one for what ended it."""
+        """Log one line for all rows that failed in this run, and one for the error that ended it."""
         if self._refused:
             logger.error(
                 "rows left out of a sweep: the database refuses to end them",
@@ -65,10 +67,10 @@ class _Run(Generic[DueT]):
 async def run_sweeps(
     open_unit_of_work: OpenUnitOfWork, sweeps: Sequence[Sweep[Any]], *, slice_size: int, longest: float = LONGEST
 ) -> dict[str, int]:
-    """Take slice after slice of each sweep in turn until nothing is due; the number of rows ended, by sweep.
+    """Take slice after slice of each sweep in turn until nothing is due; returns the number of ended rows by sweep.
 
-    After `longest` seconds it stops, for the next run to go on. Raises what ended a sweep early, after all others are
-    done: an `ExceptionGroup` where that happened to several.
+    Stops after `longest` seconds; the next run continues. If an error ends a sweep early, it is raised after all others
+    are done; several errors are raised as an `ExceptionGroup`.
     """
     runs = [_Run(sweep) for sweep in sweeps]
     until = monotonic() + longest
@@ -86,7 +88,7 @@ async def run_sweeps(
 
 
 def raise_all(errors: Sequence[Exception], message: str) -> None:
-    """Raise the error, or all of them together; nothing where there is none."""
+    """Raise the error, or several as a group; do nothing if there is none."""
     if len(errors) > 1:
         raise ExceptionGroup(message, errors)
     for error in errors:
