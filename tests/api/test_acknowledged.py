@@ -130,7 +130,7 @@ async def _move(told: Told, payer: User, payee: User) -> None:
         await told.send(name, f"/v1/adjustments/{large.json()['id']}/{verb}", other)
 
 
-async def test_what_was_acknowledged_and_is_there_is_no_difference(told: Told) -> None:
+async def test_acknowledged_writes_that_exist_are_not_differences(told: Told) -> None:
     result, found = await run_audit(told.api.database)
     assert [difference.message for difference in found] == []
     stored = await told.api.scalar("SELECT count(*) FROM idempotency_keys")
@@ -141,7 +141,7 @@ async def test_what_was_acknowledged_and_is_there_is_no_difference(told: Told) -
 
 
 @pytest.mark.parametrize("name", LOST)
-async def test_an_acknowledged_write_that_is_gone_is_named_with_caller_path_and_key(told: Told, name: str) -> None:
+async def test_a_lost_acknowledged_write_is_named_with_caller_path_and_key(told: Told, name: str) -> None:
     kind, statements = LOST[name]
     caller, path, key, lost = told.writes[name]
     await corrupt(told.api.database, *statements, id=lost)
@@ -159,7 +159,7 @@ async def test_an_acknowledged_write_that_is_gone_is_named_with_caller_path_and_
 
 
 @pytest.mark.parametrize("name", CHANGED)
-async def test_one_that_is_not_what_the_reply_said_is_named_with_what_is_there(told: Told, name: str) -> None:
+async def test_a_write_that_differs_from_its_reply_is_named_with_what_was_found(told: Told, name: str) -> None:
     statement, instead = CHANGED[name]
     _, _, key, changed = told.writes[name]
     await corrupt(told.api.database, statement, id=changed, operator=told.operator.id)
@@ -177,7 +177,7 @@ async def test_one_that_is_not_what_the_reply_said_is_named_with_what_is_there(t
     [b"", b"nonsense", b"\xff\xfe", b'{"id": "\\u0000"}', b"[1]", b"null", b"7", b'{"id": 7}', b"[" * 100_000],
     ids=["empty", "no JSON", "no UTF-8", "U+0000", "array", "null", "number", "id of another type", "too deep"],
 )
-async def test_a_stored_reply_that_cannot_be_read_is_told_and_ends_no_audit(told: Told, body: bytes) -> None:
+async def test_an_unreadable_stored_reply_is_reported_and_does_not_end_the_audit(told: Told, body: bytes) -> None:
     names = ["an order", "a refund", "a transfer", "a transfer of a batch", "an adjustment"]
     keys = [told.writes[name][2] for name in names]
     async with told.api.database.engine.begin() as connection:

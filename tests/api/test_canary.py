@@ -62,7 +62,7 @@ async def test_it_writes_again_and_again(often: tuple[httpx.AsyncClient, ApiStat
     assert state.canary.failures == 0
 
 
-async def test_a_write_that_is_committed_and_not_there_is_found(
+async def test_a_committed_write_that_is_not_there_is_noticed(
     often: tuple[httpx.AsyncClient, ApiState], database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     client, _ = often
@@ -74,7 +74,7 @@ async def test_a_write_that_is_committed_and_not_there_is_found(
     assert await until_it_says(client, canary="ok") == 200
 
 
-async def test_a_write_that_is_refused_is_told(
+async def test_a_refused_write_is_reported(
     often: tuple[httpx.AsyncClient, ApiState], database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     client, _ = often
@@ -87,7 +87,7 @@ async def test_a_write_that_is_refused_is_told(
     assert "can be written and read back again" in caplog.text
 
 
-async def test_a_commit_that_fails_is_told(
+async def test_a_failed_commit_is_reported(
     often: tuple[httpx.AsyncClient, ApiState], database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     client, _ = often
@@ -105,7 +105,7 @@ async def test_a_commit_that_fails_is_told(
 
 
 @pytest.mark.parametrize("step", ["write its row", "commit"])
-async def test_one_that_hangs_is_told_in_time_and_the_next_ones_go_on(
+async def test_an_attempt_that_hangs_is_reported_in_time_and_the_next_ones_go_on(
     often: tuple[httpx.AsyncClient, ApiState],
     database: Database,
     database_url: str,
@@ -142,7 +142,7 @@ async def test_one_that_hangs_is_told_in_time_and_the_next_ones_go_on(
         await until(has_gone_on)
 
 
-async def test_a_connection_that_reads_nothing_back_is_told(
+async def test_a_connection_that_reads_nothing_back_is_reported(
     settings: Settings, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     elsewhere = make_engine(settings, "elsewhere", settings.async_url().set(database="there_is_none"), pool_size=1)
@@ -165,7 +165,7 @@ async def all_connections_held(state: ApiState) -> AsyncIterator[None]:
         yield
 
 
-async def test_without_a_free_connection_a_try_is_put_off_and_nothing_fails(
+async def test_without_a_free_connection_an_attempt_is_postponed_and_nothing_fails(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     small = {"database_pool_size": 1, "database_max_overflow": 0, "database_pool_timeout": 0.2}
@@ -183,7 +183,7 @@ async def test_without_a_free_connection_a_try_is_put_off_and_nothing_fails(
         assert "could not take a connection from the pool" in line.getMessage()
 
 
-async def test_connections_that_the_server_ended_are_no_failure(
+async def test_connections_that_the_server_ended_are_not_a_failure(
     often: tuple[httpx.AsyncClient, ApiState], database: Database, administrator: Administrator, settings: Settings
 ) -> None:
     _, state = often
@@ -211,7 +211,7 @@ async def test_a_canary_whose_task_ends_unasked_says_so_and_the_process_is_unrea
     assert "its task ended" in line.getMessage()
 
 
-async def test_leaving_in_order_is_no_complaint(
+async def test_an_orderly_shutdown_is_not_reported(
     settings: Settings, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with Canary(database.write, database.write, OFTEN):
@@ -219,7 +219,7 @@ async def test_leaving_in_order_is_no_complaint(
     assert [record for record in caplog.records if record.name == module.__name__] == []
 
 
-async def test_rows_of_processes_that_left_are_taken_away_after_a_day(settings: Settings, database: Database) -> None:
+async def test_rows_of_stopped_processes_are_deleted_after_a_day(settings: Settings, database: Database) -> None:
     left = "INSERT INTO canaries VALUES (gen_random_uuid(), 'host', 1, 1, now() - CAST(:age AS interval))"
     async with database.engine.begin() as connection:
         for age in ("23 hours", "25 hours", "300 days"):
@@ -230,7 +230,7 @@ async def test_rows_of_processes_that_left_are_taken_away_after_a_day(settings: 
         assert (await connection.execute(text("SELECT count(*) FROM canaries"))).scalar_one() == 2
 
 
-async def test_metrics_tell_its_age_and_its_failures(
+async def test_metrics_show_its_age_and_its_failures(
     often: tuple[httpx.AsyncClient, ApiState], database_url: str
 ) -> None:
     client, _ = often

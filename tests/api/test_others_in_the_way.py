@@ -41,7 +41,7 @@ def account_of(user_id: int) -> str:
     return f"SELECT 1 FROM accounts WHERE user_id = {user_id} FOR UPDATE"
 
 
-async def test_who_needs_a_locked_account_is_told_to_come_again_and_others_are_served(
+async def test_requests_that_need_a_locked_account_are_told_to_retry_and_others_are_served(
     api: Api, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     buyer, seller, _ = await api.shop()
@@ -63,9 +63,7 @@ async def test_who_needs_a_locked_account_is_told_to_come_again_and_others_are_s
     assert await api.credits_of(buyer) == amounts("999")
 
 
-async def test_writes_that_wait_longer_than_the_pool_allows_are_told_to_come_again(
-    api: Api, database: Database
-) -> None:
+async def test_writes_that_wait_longer_than_the_pool_allows_are_told_to_retry(api: Api, database: Database) -> None:
     buyer, seller, _ = await api.shop()
     transfer = {"to_user_id": seller.id, "amount": "1.00"}
     async with locked(database, account_of(buyer.id)):

@@ -45,7 +45,7 @@ async def test_a_request_without_memory_leaves_nothing_and_can_be_sent_again(
     assert (await api.post("/v1/transfers", by=payer, key="k", json=body)).status_code == 201
 
 
-async def test_memory_that_is_missing_outside_of_a_route_is_told_alike(
+async def test_running_out_of_memory_outside_a_route_is_answered_alike(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def without_memory(*_: Any, **__: Any) -> None:

@@ -174,7 +174,7 @@ async def test_a_database_that_refuses_writes_makes_the_process_unready(
         assert await until_it_says(client, **WELL) == 200
 
 
-async def test_a_database_that_says_nothing_is_unreachable_until_it_speaks_again(settings: Settings) -> None:
+async def test_a_silent_database_is_unreachable_until_it_answers_again(settings: Settings) -> None:
     line = Line(settings)
     async with line.carried() as port:
         url = settings.async_url().set(host="127.0.0.1", port=port, query={}, drivername="postgresql")
@@ -187,13 +187,13 @@ async def test_a_database_that_says_nothing_is_unreachable_until_it_speaks_again
             assert await until_it_says(client, **WELL) == 200
 
 
-async def test_redis_that_is_away_is_reported_and_no_reason_to_be_unready(settings: Settings) -> None:
+async def test_an_unreachable_redis_is_reported_but_does_not_make_the_process_unready(settings: Settings) -> None:
     away = settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})
     async with running(away) as (client, _):
         assert await readiness(client) == (200, {**WELL, "redis": "unreachable"}, None)
 
 
-async def test_redis_that_says_nothing_is_reported_while_its_answer_is_still_awaited(settings: Settings) -> None:
+async def test_a_silent_redis_is_reported_while_its_answer_is_still_awaited(settings: Settings) -> None:
     async with silent_server() as port:
         silent = settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{port}/0"})
         async with running(silent) as (client, state):
@@ -233,7 +233,7 @@ async def test_a_scrape_that_hangs_takes_no_connection_from_readiness(settings: 
     assert all("waybill_database_up 1.0" in reply.text for reply in replies)
 
 
-async def test_a_storm_of_probes_is_one_look(settings: Settings, administrator: Administrator) -> None:
+async def test_a_storm_of_probes_causes_one_look(settings: Settings, administrator: Administrator) -> None:
     connections = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND application_name = 'waybill-api-probe'"
     async with running(settings) as (client, _):
         replies = await asyncio.gather(*(readiness(client) for _ in range(200)))

@@ -103,7 +103,7 @@ async def test_an_order_of_an_api_whose_clock_is_an_hour_off_is_confirmed(
     assert await rows(database, "SELECT count(*) FROM events_default") == [0]
 
 
-async def test_a_worker_whose_clock_is_set_while_it_runs_says_so_and_is_well_again(
+async def test_a_worker_whose_clock_is_set_while_it_runs_reports_it_and_recovers(
     database: Database, settings: Settings, tmp_path: Path, shift: Path
 ) -> None:
     replace(shift, "0")

@@ -62,7 +62,7 @@ def fields(number: int) -> bytes:
 # Slow
 
 
-def test_a_head_that_does_not_come_is_told_so(edge: Edge) -> None:
+def test_a_head_that_does_not_arrive_is_answered_408(edge: Edge) -> None:
     before = edge.refused("head_time")
     with edge.connect(HALF_A_HEAD) as client:
         reply = read(client)
@@ -79,13 +79,13 @@ def test_a_head_that_trickles_is_not_waited_for_either(edge: Edge) -> None:
         read(client).assert_problem(408, "request_timeout")
 
 
-def test_a_connection_on_which_nothing_comes_is_closed_without_a_word(edge: Edge) -> None:
+def test_a_connection_on_which_nothing_arrives_is_closed_without_a_reply(edge: Edge) -> None:
     with edge.connect() as client:
         assert rest(client) == b""
 
 
 @pytest.mark.parametrize("between", [b"\r\n", b"GET /he"])
-def test_the_second_request_of_a_connection_has_no_more_time_than_the_first(edge: Edge, between: bytes) -> None:
+def test_the_second_request_of_a_connection_gets_no_more_time_than_the_first(edge: Edge, between: bytes) -> None:
     with edge.connect(HEALTH) as client:
         assert read(client).status == 200
         client.sendall(between)
@@ -96,7 +96,7 @@ def test_the_second_request_of_a_connection_has_no_more_time_than_the_first(edge
 
 
 @pytest.mark.parametrize("framing", [b"Content-Length: 1000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n3e8\r\n"])
-def test_a_body_that_does_not_come_is_told_so(edge: Edge, framing: bytes) -> None:
+def test_a_body_that_does_not_arrive_is_answered_408(edge: Edge, framing: bytes) -> None:
     ended = 'waybill_http_request_seconds_count{method="POST",route="/v1/users",status="4xx"}'
     before, ended_before = edge.refused("body_time"), edge.metrics().get(ended, 0)
     with edge.connect(REGISTER + framing) as client:
@@ -173,7 +173,7 @@ def test_a_body_sent_ahead_has_its_time_once_it_is_read(edge: Edge, shared: tupl
     ],
     ids=["open field", "field", "20 MB", "open path", "path", "open head of many fields", "many fields", "trailers"],
 )
-def test_a_head_that_is_too_large_is_told_so(patient: Edge, sent: bytes) -> None:
+def test_a_head_that_is_too_large_is_answered_431(patient: Edge, sent: bytes) -> None:
     before = patient.refused("head_size")
     patient.ask(sent).assert_problem(431, "headers_too_large")
     assert patient.refused("head_size") == before + 1
@@ -191,7 +191,7 @@ def test_a_trailer_without_an_end_is_cut_off(patient: Edge) -> None:
     patient.ask(start + b"x" * 20_000_000).assert_problem(413, "body_too_large")
 
 
-def test_what_is_not_http_is_told_so_and_cannot_fill_the_log(patient: Edge) -> None:
+def test_input_that_is_not_http_is_answered_and_cannot_fill_the_log(patient: Edge) -> None:
     for _ in range(50):
         patient.ask(b"\x16\x03\x01 this is TLS\r\n\r\n").assert_problem(400, "malformed_request")
     assert patient.refused("malformed") == 50
@@ -249,7 +249,7 @@ def test_a_large_body_is_read_to_its_end(patient: Edge, chunked: bool) -> None:
 
 
 @pytest.mark.parametrize("method", [b"GET", b"POST"])
-def test_an_offer_to_upgrade_is_passed_over(patient: Edge, method: bytes) -> None:
+def test_an_offer_to_upgrade_is_ignored(patient: Edge, method: bytes) -> None:
     body = b"" if method == b"GET" else NOTHING
     head = b" /v1/users HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
     kind = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
@@ -263,7 +263,7 @@ def test_an_offer_to_upgrade_is_passed_over(patient: Edge, method: bytes) -> Non
 # Too many
 
 
-def test_half_sent_heads_keep_no_new_client_out(settings: Settings, tmp_path: Path) -> None:
+def test_half_sent_heads_do_not_keep_new_clients_out(settings: Settings, tmp_path: Path) -> None:
     few = changed(settings, http_head_timeout=600)
     with running_edge(few, tmp_path / "api.log", files=(128, 128)) as edge, ExitStack() as stack:
         # Fewer than the process has places for, then more than it has files.
@@ -279,7 +279,7 @@ def test_half_sent_heads_keep_no_new_client_out(settings: Settings, tmp_path: Pa
         assert edge.refused("crowded_out") > 0
 
 
-def test_bodies_that_do_not_come_keep_no_new_client_out(settings: Settings, tmp_path: Path) -> None:
+def test_bodies_that_do_not_arrive_do_not_keep_new_clients_out(settings: Settings, tmp_path: Path) -> None:
     few = changed(settings, http_head_timeout=600, http_body_timeout=600, http_max_connections=10)
     with running_edge(few, tmp_path / "api.log") as edge, ExitStack() as stack:
         head = REGISTER + b"Content-Length: 1000\r\n\r\n"
@@ -300,7 +300,7 @@ def test_unfinished_requests_have_half_of_the_places(settings: Settings, tmp_pat
         assert sum(is_open(client) for client in slow) >= 19
 
 
-def test_a_connection_too_many_is_told_to_come_back(settings: Settings, tmp_path: Path) -> None:
+def test_one_connection_too_many_is_told_to_retry(settings: Settings, tmp_path: Path) -> None:
     few = changed(settings, http_max_connections=8, http_keep_alive_timeout=600)
     with running_edge(few, tmp_path / "api.log") as edge, ExitStack() as stack:
         connected: list[socket.socket] = []
@@ -324,7 +324,7 @@ def test_a_connection_too_many_is_told_to_come_back(settings: Settings, tmp_path
         assert 1 <= edge.process.said().count("as many open connections as it may have") <= 3
 
 
-def test_more_files_are_taken_where_they_can_be_had(settings: Settings, tmp_path: Path) -> None:
+def test_the_limit_on_files_is_raised_as_far_as_possible(settings: Settings, tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     with running_edge(settings, tmp_path / "api.log", files=(100, 900)) as edge:
         assert resource.prlimit(edge.pid, resource.RLIMIT_NOFILE) == (900, 900)

@@ -45,7 +45,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", tmp_path], check=True)
 
 
-def test_a_full_disk_ends_nothing_and_all_comes_back_when_there_is_room(small_disk: Path) -> None:
+def test_a_full_disk_ends_nothing_and_everything_recovers_when_there_is_space(small_disk: Path) -> None:
     with up(small_disk) as running:
         before = running.facts()
         fill(small_disk)
@@ -140,7 +140,7 @@ main.app()
 """
 
 
-def test_ports_that_somebody_takes_after_the_look_give_way_to_the_next(tmp_path: Path) -> None:
+def test_if_another_program_takes_a_port_after_the_check_the_next_one_is_used(tmp_path: Path) -> None:
     with ExitStack() as stack:
         port = next_free_port(8000)
         others = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]

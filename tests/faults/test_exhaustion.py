@@ -134,7 +134,7 @@ def leave_no_file(edge: Edge, stack: ExitStack) -> tuple[int, int]:
     return before
 
 
-def test_connections_without_a_file_are_told_so_until_there_are_files_again(edge: Edge) -> None:
+def test_connections_without_a_file_are_refused_until_there_are_files_again(edge: Edge) -> None:
     with ExitStack() as stack:
         before = leave_no_file(edge, stack)
         refused = 0
@@ -151,7 +151,7 @@ def test_connections_without_a_file_are_told_so_until_there_are_files_again(edge
         assert edge.metrics()["waybill_http_accept_errors_total"] >= 1
 
 
-def test_without_even_a_spare_file_those_who_wait_are_served_later(edge: Edge) -> None:
+def test_without_even_a_spare_file_waiting_clients_are_served_later(edge: Edge) -> None:
     before = resource.prlimit(edge.pid, resource.RLIMIT_NOFILE, (3, 900))
     with edge.connect(HEALTH) as client:
         wait_until(lambda: "cannot accept connections" in edge.process.said(), "a line in the log")
@@ -160,7 +160,7 @@ def test_without_even_a_spare_file_those_who_wait_are_served_later(edge: Edge) -
     assert before[0] > 3
 
 
-async def test_a_request_that_gets_no_file_for_its_database_connection_is_told_to_come_back(
+async def test_a_request_that_gets_no_file_for_its_database_connection_is_told_to_retry(
     edge: Edge, settings: Settings, database: Database, database_url: str
 ) -> None:
     user = await make_user(database)
@@ -195,7 +195,7 @@ async def transfer_that_waits(edge: Edge, settings: Settings, payer: User, payee
         return await client.post("/v1/transfers", headers=headers, json=body)
 
 
-async def test_a_terminal_that_is_closed_lets_the_api_finish_its_requests(
+async def test_closing_the_terminal_lets_the_api_finish_its_requests(
     edge: Edge, settings: Settings, database: Database, database_url: str
 ) -> None:
     payer, payee = await make_user(database, credits="10"), await make_user(database)
@@ -216,7 +216,7 @@ async def test_a_terminal_that_is_closed_lets_the_api_finish_its_requests(
     assert "Finished server process" in edge.process.said()
 
 
-def test_a_terminal_that_is_closed_stops_a_worker_as_sigterm_does(settings: Settings, tmp_path: Path) -> None:
+def test_closing_the_terminal_stops_a_worker_as_sigterm_does(settings: Settings, tmp_path: Path) -> None:
     with running_worker(settings, tmp_path / "worker.log") as worker:
         wait_until(lambda: "backlog" in worker.said(), "the worker's first job")
         worker.process.send_signal(signal.SIGHUP)
@@ -224,7 +224,7 @@ def test_a_terminal_that_is_closed_stops_a_worker_as_sigterm_does(settings: Sett
 
 
 @pytest.mark.parametrize("arguments", [["-m", "services.cli", "api", "--port", "0"], ["-m", "worker"]])
-def test_what_was_started_to_outlive_its_terminal_does(
+def test_a_process_started_to_outlive_its_terminal_does(
     settings: Settings, database_url: str, tmp_path: Path, arguments: list[str]
 ) -> None:
     ignoring = (

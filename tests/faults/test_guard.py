@@ -37,7 +37,7 @@ async def ended(database: Database, settings: Settings, folder: Path, manner: st
         ("hog", 1, "Timeout (0:00:09)!"),
     ],
 )
-async def test_a_worker_that_makes_no_progress_ends_itself_and_says_where_it_stands(
+async def test_a_worker_that_makes_no_progress_ends_itself_and_says_where_it_is_stuck(
     ticking: Database, settings: Settings, tmp_path: Path, manner: str, code: int, reason: str
 ) -> None:
     found, said = await ended(ticking, settings, tmp_path, manner)
@@ -50,7 +50,7 @@ async def test_a_worker_that_makes_no_progress_ends_itself_and_says_where_it_sta
 @pytest.mark.parametrize(
     "task", ["outbox-1", "outbox-ear", "outbox-upkeep", "heartbeat", "doorbell", "jobs", "arq", "guard"]
 )
-async def test_a_worker_one_of_whose_tasks_has_ended_leaves_in_order_and_says_which(
+async def test_a_worker_that_has_lost_a_task_shuts_down_cleanly_and_names_it(
     ticking: Database, settings: Settings, tmp_path: Path, task: str
 ) -> None:
     code, said = await ended(ticking, settings, tmp_path, task)

@@ -113,7 +113,7 @@ async def put_raw(redis: Redis, raw: bytes) -> None:
 
 
 @pytest.mark.parametrize("place", UNREADABLE.values(), ids=UNREADABLE.keys())
-async def test_what_nobody_can_read_leaves_the_queue_with_one_line_and_the_others_run(
+async def test_unreadable_members_leave_the_queue_with_one_line_and_the_others_run(
     redis_url: str, caplog: pytest.LogCaptureFixture, place: Callable[[Redis], Any]
 ) -> None:
     ran = Ran()

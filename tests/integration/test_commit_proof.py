@@ -127,7 +127,7 @@ async def test_a_transaction_that_failed_before_is_not_reported_as_committed(
     assert await rows(looking, CATEGORIES) == [0]
 
 
-async def test_a_transaction_that_someone_ended_meanwhile_is_not_reported_as_committed(database: Database) -> None:
+async def test_a_transaction_that_was_ended_underneath_is_not_reported_as_committed(database: Database) -> None:
     async with UnitOfWork(database.write) as uow:
         await uow.categories.count()
         driver = await driver_of(uow)
@@ -164,7 +164,7 @@ async def test_a_connection_cut_during_the_commit_makes_its_outcome_unknown(
 
 
 @pytest.mark.parametrize("times", [1, 3])
-async def test_a_commit_that_has_begun_is_finished_though_its_task_is_cancelled(
+async def test_a_commit_that_has_begun_is_finished_even_if_its_task_is_cancelled(
     database: Database, looking: Database, times: int
 ) -> None:
     await at_each_commit(looking, "PERFORM pg_sleep(1)")

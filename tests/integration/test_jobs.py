@@ -108,7 +108,7 @@ async def test_after_a_night_without_workers_each_schedule_runs_once(database: D
     assert sorted(said) == sorted(f"{one.name} {what}" for one in scheduled for what in ("begins", "ends"))
 
 
-async def test_a_new_job_waits_for_its_time_and_one_wanted_at_the_start_does_not(database: Database) -> None:
+async def test_a_new_job_waits_for_its_time_unless_it_is_due_at_the_start(database: Database) -> None:
     said: list[str] = []
     at_start = ScheduledJob(noted(said, "at_start"), DAILY, at_start=True)
     async with looping(database, ScheduledJob(noted(said, "waits"), DAILY), at_start):
@@ -184,7 +184,7 @@ async def test_a_job_whose_lease_another_has_is_cancelled_and_the_row_is_left_to
     assert (found.worker_id, found.runs) == (other, 0)
 
 
-async def test_a_job_that_takes_too_long_is_cancelled_and_has_failed(database: Database) -> None:
+async def test_a_job_that_takes_too_long_is_cancelled_and_counts_as_failed(database: Database) -> None:
     scheduled = ScheduledJob(hang, DAILY, time_limit=0.2)
     await announce(database, scheduled)
     async with looping(database, scheduled):
@@ -192,7 +192,7 @@ async def test_a_job_that_takes_too_long_is_cancelled_and_has_failed(database: D
     assert (found.ok, found.failures, found.error) == (False, 1, "it did not end within 0.2 s")
 
 
-async def test_a_failed_job_is_tried_again_before_its_next_time_and_complained_of_when_it_fails_again(
+async def test_a_failed_job_is_retried_before_its_next_time_and_reported_when_it_fails_again(
     database: Database,
 ) -> None:
     scheduled = ScheduledJob(broken, DAILY)
@@ -219,7 +219,7 @@ async def test_a_worker_that_leaves_gives_its_jobs_back_as_they_were(database: D
     assert found.late_seconds > 3600
 
 
-async def test_a_paused_job_runs_only_when_it_is_asked_for_until_it_is_resumed(database: Database) -> None:
+async def test_a_paused_job_runs_only_on_request_until_it_is_resumed(database: Database) -> None:
     said: list[str] = []
     scheduled = ScheduledJob(noted(said, "job"), DAILY)
     await announce(database, scheduled)
@@ -249,7 +249,7 @@ async def test_a_job_of_another_release_is_left_alone(database: Database) -> Non
     assert (await state(database, "old")).runs == 0
 
 
-async def test_a_row_that_someone_has_locked_holds_up_no_other_job(database: Database, settings: Settings) -> None:
+async def test_a_locked_row_does_not_hold_up_other_jobs(database: Database, settings: Settings) -> None:
     said: list[str] = []
     locked, free = (ScheduledJob(noted(said, name), DAILY, at_start=True) for name in ("locked", "free"))
     await announce(database, locked, free)
@@ -275,7 +275,7 @@ async def test_a_row_that_someone_has_locked_holds_up_no_other_job(database: Dat
     ],
     ids=["a row that was deleted", "a time of a clock that was set back", "a lease of a clock that was set back"],
 )
-async def test_a_row_that_is_wrong_is_mended(database: Database, harm: str) -> None:
+async def test_a_wrong_row_is_corrected(database: Database, harm: str) -> None:
     said: list[str] = []
     scheduled = ScheduledJob(noted(said, "job"), Schedule(second=frozenset(range(60))))
     await announce(database, scheduled, due="now()")

@@ -68,7 +68,7 @@ async def fill(database: Database) -> int:
     return pool.checkedin()
 
 
-async def test_one_silent_connection_is_enough_to_replace_all_of_the_pool(distant: Database, proxy: Proxy) -> None:
+async def test_one_silent_connection_is_enough_to_replace_the_whole_pool(distant: Database, proxy: Proxy) -> None:
     assert await fill(distant) == 5
     assert await proxy.freeze(new_ones=False) == 5
     async with asyncio.timeout(20):
@@ -133,7 +133,7 @@ async def test_a_rollback_that_is_cancelled_costs_a_poll_loop_its_connection(
             assert len(await uow.ledger.sql.fetch(ASKED)) == 1
 
 
-async def test_a_connection_that_was_idle_for_long_is_replaced_unasked(
+async def test_a_connection_that_was_idle_for_long_is_replaced(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pid = "SELECT pg_backend_pid()"
@@ -144,7 +144,7 @@ async def test_a_connection_that_was_idle_for_long_is_replaced_unasked(
     assert await rows(database, pid) != before
 
 
-async def test_sockets_to_the_database_find_out_that_the_other_side_is_gone(database: Database) -> None:
+async def test_sockets_to_the_database_detect_that_the_other_side_is_gone(database: Database) -> None:
     async with database.engine.connect() as connection:
         driver = (await connection.get_raw_connection()).driver_connection
         assert isinstance(driver, services.connections.Connection)

@@ -58,7 +58,7 @@ async def test_the_difference_of_the_clocks_is_measured(
     assert known.complaint is None
 
 
-async def test_a_warning_comes_once_until_the_clock_is_well_again(
+async def test_a_warning_is_logged_once_until_the_clock_is_right_again(
     database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     known = Skew(300.0)
@@ -88,7 +88,7 @@ async def test_a_warning_comes_once_until_the_clock_is_well_again(
     assert "s ahead of the database's" in said(caplog)[0][1]
 
 
-async def test_a_slow_trip_to_the_database_says_nothing_against_the_clock(
+async def test_a_slow_trip_to_the_database_is_not_taken_for_skew(
     database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # The database looks at its clock at once, and takes its time to answer.
@@ -169,7 +169,7 @@ async def test_the_log_s_months_are_made_and_dropped_by_the_clock_of_the_databas
 
 
 @pytest.mark.parametrize("seconds", [-TWO_YEARS, TWO_YEARS])
-async def test_a_worker_s_row_is_dated_by_the_database_and_its_loops_by_no_clock_that_is_set(
+async def test_a_worker_s_row_is_dated_by_the_database_and_its_loops_by_the_monotonic_clock(
     database: Database, uow: OpenUnitOfWork, seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     progress = Progress()
@@ -184,7 +184,7 @@ async def test_a_worker_s_row_is_dated_by_the_database_and_its_loops_by_no_clock
     assert worker.stuck_seconds < 60
 
 
-async def test_a_worker_s_row_tells_of_its_clock(
+async def test_a_worker_s_row_shows_its_clock_s_skew(
     database: Database, uow: OpenUnitOfWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heartbeat = heart(database, Progress())

@@ -72,7 +72,7 @@ async def some_holds(database: Database, number: int) -> tuple[User, list[UUID]]
     return payer, made
 
 
-async def test_a_hold_and_an_order_of_an_account_that_was_corrected_by_hand_cost_nobody_else_anything(
+async def test_a_hold_and_an_order_of_an_account_that_was_corrected_by_hand_do_not_affect_others(
     database: Database, uow: OpenUnitOfWork
 ) -> None:
     bad, good, payee = [await make_user(database, credits="100") for _ in range(3)]
@@ -116,7 +116,7 @@ async def test_a_hold_and_an_order_of_an_account_that_was_corrected_by_hand_cost
     await assert_nothing_differs(database)
 
 
-async def test_an_unpaid_order_that_is_refused_keeps_no_other_from_being_cancelled(
+async def test_a_refused_unpaid_order_does_not_keep_others_from_being_cancelled(
     database: Database, uow: OpenUnitOfWork
 ) -> None:
     poor, product = await make_user(database), await make_product(database)
@@ -146,7 +146,7 @@ async def test_more_bad_rows_than_one_transaction_has_savepoints_for_are_all_fou
     assert await rows(database, "SELECT id FROM transfers WHERE state = 'pending' ORDER BY id") == sorted(ids[::2])
 
 
-async def test_what_only_the_commit_refuses_is_found_too(database: Database, uow: OpenUnitOfWork) -> None:
+async def test_rows_that_only_the_commit_refuses_are_found_too(database: Database, uow: OpenUnitOfWork) -> None:
     _, ids = await some_holds(database, 5)
     await refuse(database, ids[3])
     await rows(database, "DROP TRIGGER refuse_some ON transfers")
@@ -161,7 +161,7 @@ async def test_what_only_the_commit_refuses_is_found_too(database: Database, uow
     assert (ended["holds"], error["named"][0]["subject"]) == (4, str(ids[3]))
 
 
-async def test_what_somebody_has_locked_is_passed_over_at_once_and_has_not_failed(
+async def test_locked_rows_are_skipped_at_once_and_have_not_failed(
     database: Database, uow: OpenUnitOfWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Nothing is waited for, and the next slice begins behind it.
@@ -185,9 +185,7 @@ async def test_what_somebody_has_locked_is_passed_over_at_once_and_has_not_faile
     await assert_nothing_differs(database)
 
 
-async def test_who_receives_need_not_be_unlocked_for_credits_to_be_released(
-    database: Database, uow: OpenUnitOfWork
-) -> None:
+async def test_credits_are_released_even_if_the_recipient_is_locked(database: Database, uow: OpenUnitOfWork) -> None:
     payer, payee = await make_user(database, credits="100"), await make_user(database)
     await held(database, payer, payee, "1.00")
     await let_the_time_run_out(database)
@@ -196,9 +194,7 @@ async def test_who_receives_need_not_be_unlocked_for_credits_to_be_released(
         assert (await run(uow))[0]["holds"] == 1
 
 
-async def test_a_table_that_is_locked_keeps_only_its_own_sweeps_waiting(
-    database: Database, uow: OpenUnitOfWork
-) -> None:
+async def test_a_locked_table_keeps_only_its_own_sweeps_waiting(database: Database, uow: OpenUnitOfWork) -> None:
     poor, product = await make_user(database), await make_product(database)
     await place(database, poor, (product.id, 1))
     await some_holds(database, 5)
@@ -214,7 +210,7 @@ async def test_a_table_that_is_locked_keeps_only_its_own_sweeps_waiting(
     assert (await run(uow))[0]["unpaid_orders"] == 1
 
 
-async def test_where_the_server_cannot_work_no_row_is_blamed_and_the_other_sweeps_go_on(
+async def test_if_the_server_cannot_work_no_row_is_blamed_and_the_other_sweeps_go_on(
     database: Database, uow: OpenUnitOfWork
 ) -> None:
     poor, product = await make_user(database), await make_product(database)
@@ -232,9 +228,7 @@ async def test_where_the_server_cannot_work_no_row_is_blamed_and_the_other_sweep
     assert await rows(database, EXPIRED) == [5]
 
 
-async def test_orders_that_cannot_even_be_looked_for_keep_no_hold_from_expiring(
-    database: Database, uow: OpenUnitOfWork
-) -> None:
+async def test_if_orders_cannot_be_read_holds_still_expire(database: Database, uow: OpenUnitOfWork) -> None:
     await some_holds(database, 5)
     await rows(database, "ALTER TABLE orders RENAME COLUMN expires_at TO ends_at")
 
@@ -244,7 +238,7 @@ async def test_orders_that_cannot_even_be_looked_for_keep_no_hold_from_expiring(
     assert await rows(database, EXPIRED) == [5]
 
 
-async def test_sweeps_take_turns_and_a_run_that_takes_long_is_gone_on_with_by_the_next(
+async def test_sweeps_take_turns_and_the_next_run_continues_one_that_takes_too_long(
     database: Database, uow: OpenUnitOfWork
 ) -> None:
     poor, product = await make_user(database), await make_product(database)

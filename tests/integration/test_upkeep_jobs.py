@@ -51,7 +51,7 @@ async def refuse_to_delete(database: Database, table: str, column: str, value: s
 
 
 @pytest.mark.parametrize("slice_size", [2, 2000])
-async def test_a_key_that_cannot_be_deleted_and_one_that_is_locked_keep_no_other(
+async def test_undeletable_and_locked_keys_do_not_keep_others_from_being_deleted(
     database: Database, ctx: dict[str, Any], monkeypatch: pytest.MonkeyPatch, slice_size: int
 ) -> None:
     monkeypatch.setattr(retention, "_KEYS_PER_TRANSACTION", slice_size)
@@ -78,7 +78,9 @@ async def test_a_key_that_cannot_be_deleted_and_one_that_is_locked_keep_no_other
     assert await rows(database, failures) == []
 
 
-async def test_a_worker_that_cannot_be_forgotten_keeps_no_other(database: Database, ctx: dict[str, Any]) -> None:
+async def test_a_worker_row_that_cannot_be_deleted_does_not_keep_the_others(
+    database: Database, ctx: dict[str, Any]
+) -> None:
     await rows(
         database,
         "INSERT INTO workers (id, host, pid, started_at, beat_at, progress_at, report)"
@@ -92,7 +94,7 @@ async def test_a_worker_that_cannot_be_forgotten_keeps_no_other(database: Databa
     assert [line["sweep"] for line in logged if line["log_level"] == "error"] == ["lost_workers"]
 
 
-async def test_a_month_that_cannot_be_made_keeps_no_other(database: Database, ctx: dict[str, Any]) -> None:
+async def test_a_month_that_cannot_be_created_does_not_stop_the_others(database: Database, ctx: dict[str, Any]) -> None:
     names = [partition_name(*month) for month in months_from(now().date(), 3)]
     for name in names[1:]:
         await rows(database, f"DROP TABLE IF EXISTS {name}")

@@ -14,7 +14,7 @@ class Clock:
         return self.now
 
 
-def test_the_first_is_said_and_the_next_only_after_a_minute_with_their_number() -> None:
+def test_the_first_is_logged_and_the_next_only_after_a_minute_with_their_number() -> None:
     clock = Clock()
     repeats = Repeats(60.0, clock)
     assert [repeats.left_out("a") for _ in range(4)] == [0, None, None, None]
@@ -26,7 +26,7 @@ def test_the_first_is_said_and_the_next_only_after_a_minute_with_their_number() 
     assert repeats.left_out("a") == 1
 
 
-def test_what_is_of_another_kind_is_said_at_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_messages_of_another_kind_are_logged_at_once(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     log = RateLimitedLogger(logging.getLogger("services.test"), Repeats(60.0, clock))
     with caplog.at_level(logging.WARNING, "services.test"):

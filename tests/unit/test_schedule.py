@@ -32,7 +32,7 @@ def test_the_next_time_is_the_first_later_one(schedule: Schedule, before: str, e
     assert schedule.next_after(at(before)) == at(expected)
 
 
-def test_times_are_utc_whatever_zone_they_are_asked_in() -> None:
+def test_times_are_utc_in_whatever_zone_the_question_is() -> None:
     there = at("11-27T00:05:00").astimezone(tz=None)
     assert DAILY.next_after(there) - there == timedelta(minutes=5)
 
@@ -46,5 +46,5 @@ def test_times_are_utc_whatever_zone_they_are_asked_in() -> None:
         (DAILY, "each day, at 00:10 UTC"),
     ],
 )
-def test_a_schedule_is_told_in_words(schedule: Schedule, told: str) -> None:
+def test_a_schedule_is_described_in_words(schedule: Schedule, told: str) -> None:
     assert str(schedule) == told

@@ -18,7 +18,7 @@ class Looks:
         return self.number
 
 
-async def test_all_who_ask_at_once_share_one_look_and_its_answer_is_kept() -> None:
+async def test_simultaneous_callers_share_one_look_and_its_answer_is_kept() -> None:
     looks = Looks()
     looks.may_end.set()
     shared = Shared(looks.look, kept=3600)
@@ -27,14 +27,14 @@ async def test_all_who_ask_at_once_share_one_look_and_its_answer_is_kept() -> No
     assert looks.number == 1
 
 
-async def test_an_answer_that_is_old_is_looked_for_again() -> None:
+async def test_an_old_answer_is_looked_up_again() -> None:
     looks = Looks()
     looks.may_end.set()
     shared = Shared(looks.look, kept=0)
     assert [await shared.ask(60), await shared.ask(60)] == [1, 2]
 
 
-async def test_who_asks_does_not_wait_for_a_look_that_hangs_and_starts_no_other() -> None:
+async def test_callers_neither_wait_for_a_look_that_hangs_nor_start_another() -> None:
     looks = Looks()
     shared = Shared(looks.look, kept=0)
     assert await asyncio.gather(*(shared.ask(0.01) for _ in range(10))) == [None] * 10

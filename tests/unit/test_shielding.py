@@ -8,7 +8,7 @@ from services import shielding
 from services.shielding import end, settled, shielded
 
 
-async def test_work_goes_on_behind_a_caller_that_was_cancelled_and_is_waited_for_at_the_end() -> None:
+async def test_work_goes_on_after_its_caller_was_cancelled_and_is_awaited_at_the_end() -> None:
     go_on, done = asyncio.Event(), asyncio.Event()
 
     async def work() -> None:
@@ -27,7 +27,7 @@ async def test_work_goes_on_behind_a_caller_that_was_cancelled_and_is_waited_for
     assert done.is_set()
 
 
-async def test_the_result_and_the_error_of_work_are_the_callers() -> None:
+async def test_the_caller_gets_the_result_or_the_error_of_the_work() -> None:
     async def work(error: Exception | None) -> str:
         if error:
             raise error
