@@ -1,4 +1,4 @@
-"""Cancels a coroutine at one of its awaits, chosen by number, as asyncio or as an anyio scope does it."""
+"""Cancels a coroutine at one of its awaits, chosen by number, as asyncio or an anyio scope does."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
@@ -8,11 +8,11 @@ from typing import Any
 import anyio
 
 Manner = Callable[[Coroutine[Any, Any, Any], int], Coroutine[Any, Any, int]]
-"""Runs a coroutine, cancels it at the await with that number, and tells how many awaits there were until its end."""
+"""Runs a coroutine, cancels it at the await with that number, and returns how many awaits there were in all."""
 
 
 class _Stepping:
-    """Awaits the coroutine, counts how often it is suspended, and calls `strike` once it is for the chosen time."""
+    """Awaits the coroutine, counts its suspensions, and calls `strike` at the chosen one."""
 
     def __init__(self, work: Coroutine[Any, Any, Any], fatal: int) -> None:
         self._work = work
@@ -54,7 +54,7 @@ async def once(work: Coroutine[Any, Any, Any], fatal: int) -> int:
 
 
 async def again_and_again(work: Coroutine[Any, Any, Any], fatal: int) -> int:
-    """Cancel each await from that one on, as a scope of anyio does: Starlette ends a streamed reply so."""
+    """Cancel each await from that one on, as an anyio scope does; this is how Starlette ends a streamed reply."""
     stepping = _Stepping(work, fatal)
     with anyio.CancelScope() as scope:
         stepping.strike = scope.cancel

@@ -63,7 +63,7 @@ class JobLoop:
         self.task: asyncio.Task[None] | None = None
 
     def signs(self) -> dict[str, object]:
-        """What changes while there is progress: the loop's rounds; and, unchanging, each cancelled job until it ends."""
+        """What changes while there is progress: the loop's rounds; and, unchanged, each cancelled job until it ends."""
         overdue = {f"job {name}": run.told_to_end_at for name, (run, _) in self._runs.items() if run.told_to_end_at}
         return {"jobs": self._rounds, **overdue}
 

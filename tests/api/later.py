@@ -21,7 +21,7 @@ async def let_the_time_run_out(database: Database) -> None:
 
 
 async def sweep(database: Database, limit: int = 100) -> tuple[int, int]:
-    """One slice of orders of each kind and one of holds, as the job takes them; how many orders and holds it ended."""
+    """Take one slice of each kind of order and one of holds, as the job does; returns how many of each have ended."""
     async with UnitOfWork(database.write) as uow:
         orders = (await take_slice(uow, UNPAID, None, limit)).ended + (await take_slice(uow, HELD, None, limit)).ended
         held = (await take_slice(uow, HOLDS, None, limit)).ended

@@ -1,4 +1,4 @@
-"""The audit finds each write that was answered with a 2xx and is not there, and says to whom and under which key."""
+"""The audit finds writes that were answered with a 2xx but are gone, and names the caller and the key."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -50,7 +50,7 @@ LOST: Mapping[str, tuple[DifferenceKind, list[str]]] = {
         [UNDONE.format(table="adjustments", more="decided_by = NULL, decided_at = NULL")],
     ),
 }
-"""What is taken away, and what the audit calls it."""
+"""What is deleted, and what the audit calls it."""
 
 CHANGED: Mapping[str, tuple[str, str]] = {
     "an order": ("UPDATE orders SET buyer_id = :operator WHERE id = :id", "of buyer"),
@@ -59,12 +59,12 @@ CHANGED: Mapping[str, tuple[str, str]] = {
     "a hold's posting": ("UPDATE transfers SET posted_amount = 0.01 WHERE id = :id", "0.01"),
     "an adjustment": ("UPDATE adjustments SET amount = 99 WHERE id = :id", "99.00"),
 }
-"""What is there and is not what the reply said; the audit names what it found instead."""
+"""What differs from the reply; the audit names what it found instead."""
 
 
 @dataclass
 class Told:
-    """One of each acknowledged write: who was told of it, at which path, under which key, and the id."""
+    """One of each acknowledged write: its caller, path, key and id."""
 
     api: Api
     operator: User

@@ -1,4 +1,4 @@
-"""The canary finds writes that are answered and not kept, says which step failed, and makes the process unready."""
+"""The canary notices writes that are answered but lost, reports which step failed, and makes the process unready."""
 
 import asyncio
 import logging
@@ -30,7 +30,7 @@ ALLOWED = "DROP FUNCTION forbid CASCADE"
 
 @pytest.fixture
 async def often(settings: Settings) -> AsyncIterator[tuple[httpx.AsyncClient, ApiState]]:
-    """The application, whose canary tries all the time."""
+    """The application, with a canary that tries all the time."""
     async with running(settings.model_copy(update={"canary_interval": OFTEN})) as started:
         yield started
 

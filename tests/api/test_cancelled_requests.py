@@ -1,4 +1,4 @@
-"""A request is cancelled at each of its awaits: connections are clean or dropped, and what is answered is kept."""
+"""A request is cancelled at each of its awaits: connections are clean or dropped, and answered writes are kept."""
 
 import asyncio
 import json
@@ -45,7 +45,7 @@ class Reply:
 
 
 async def send(api: Api, reply: Reply, method: str, path: str, by: User, body: Any = None, key: str = "") -> None:
-    """Send a request to the application itself, without a client in between whose awaits would count, too."""
+    """Send a request directly to the application: the awaits of a client in between would count, too."""
     headers = {"authorization": f"Bearer {api.tokens.make(by.id)}", "content-type": "application/json"}
     if key:
         headers["idempotency-key"] = key
@@ -60,7 +60,7 @@ async def send(api: Api, reply: Reply, method: str, path: str, by: User, body: A
 
 
 async def assert_clean(api: Api, looking: Database) -> None:
-    """No connection is in use, none has a transaction open, and what the next request writes is seen by everybody."""
+    """No connection is in use, none has a transaction open, and other connections see what the next request writes."""
     await settled()
     pool = api.app.state.waybill.database.engine.pool
     assert isinstance(pool, QueuePool)

@@ -1,4 +1,4 @@
-"""What the database's clock decides is not decided by the clock of the application, however wrong that is."""
+"""The database's clock decides about times, however wrong the clock of the application is."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -1,4 +1,4 @@
-"""Locks that somebody holds, a primary that moved, statements that take too long: bounded, told, and others go on."""
+"""Locked rows, a moved primary and slow statements: waits are bounded, clients are told, and other requests go on."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' 
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """Four connections, of which writes may have three, and little patience with locks."""
+    """Four connections, of which writes may use three, and a short limit on waiting for locks."""
     return settings.model_copy(
         update={
             "database_pool_size": 4,
@@ -31,7 +31,7 @@ def settings(settings: Settings) -> Settings:
 
 @asynccontextmanager
 async def locked(database: Database, statement: str, **parameters: object) -> AsyncIterator[None]:
-    """Someone's session holds these rows."""
+    """Another session holds these rows."""
     async with database.engine.connect() as connection:
         await connection.execute(text(statement), parameters)
         yield

@@ -1,4 +1,4 @@
-"""A request that finds no memory is undone, and told to come back."""
+"""A request that runs out of memory is undone, and its client is told to retry."""
 
 from typing import Any
 

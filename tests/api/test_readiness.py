@@ -1,4 +1,4 @@
-"""Readiness says what is wrong in bounded time, and what is only busy does not make it fail."""
+"""Readiness says in bounded time what is wrong, and does not fail just because something is busy."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -23,7 +23,7 @@ SESSIONS = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE d
 
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[tuple[httpx.AsyncClient, ApiState]]:
-    """The application with these settings, its canary's first try done."""
+    """The application with these settings, after its canary's first attempt."""
     app = create_app(settings)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
@@ -36,7 +36,7 @@ async def running(settings: Settings) -> AsyncIterator[tuple[httpx.AsyncClient, 
 
 
 async def until(met: Callable[[], Awaitable[bool]]) -> None:
-    """Wait until it is so; a minute is for machines that are busy."""
+    """Wait until the condition is met; a minute allows for busy machines."""
     async with asyncio.timeout(60):
         while True:
             if await met():
@@ -54,7 +54,7 @@ async def readiness(client: httpx.AsyncClient) -> tuple[int, dict[str, Any], str
 
 
 async def until_it_says(client: httpx.AsyncClient, **expected: Any) -> int:
-    """Wait until readiness says so, and tell the status."""
+    """Wait until readiness says so; returns the status."""
     status = 0
 
     async def says_so() -> bool:
@@ -83,7 +83,7 @@ def read_only(administrator: Administrator, settings: Settings) -> Iterator[None
 
 @asynccontextmanager
 async def silent_server() -> AsyncIterator[int]:
-    """The port of a server that takes connections and says nothing."""
+    """The port of a server that accepts connections but never answers."""
 
     async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
@@ -96,7 +96,7 @@ async def silent_server() -> AsyncIterator[int]:
 
 
 class Line:
-    """Carries bytes between the API and PostgreSQL until it is told to hold them back."""
+    """Passes bytes between the API and PostgreSQL until it is told to hold them back."""
 
     def __init__(self, settings: Settings) -> None:
         self._server = settings.async_url()

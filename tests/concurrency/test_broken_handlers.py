@@ -74,7 +74,7 @@ MISDEEDS: dict[Misdeed, str] = {
 
 @pytest.fixture
 async def ticking(ticking: Database, settings: Settings) -> AsyncIterator[Database]:
-    """A database in which ticks take effect, on connections as the poll loops have them."""
+    """A database in which ticks take effect, with connections like those of the poll loops."""
     engine = make_engine(settings, "polling", keep_cancelled=True)
     sessions = make_session_factory(engine)
     yield Database(engine, sessions, sessions)

@@ -1,4 +1,4 @@
-"""Clients that speak HTTP by the byte, and an API process with as few files as a test wants."""
+"""Clients that send HTTP byte by byte, and an API process with as few files as a test wants."""
 
 import json
 import os
@@ -37,7 +37,7 @@ class Reply:
     body: bytes
 
     def assert_problem(self, status: int, code: str) -> None:
-        """A whole problem+json, after which the connection is closed."""
+        """It is a complete problem+json, after which the connection is closed."""
         assert self.status == status, self
         assert self.headers["content-type"] == "application/problem+json"
         assert self.headers["connection"] == "close"
@@ -64,7 +64,7 @@ class Edge:
         return f"http://{LOOPBACK}:{self.port}"
 
     def connect(self, sent: bytes = b"", receive_buffer: int = 0) -> socket.socket:
-        """A connection on which `sent` was sent."""
+        """A new connection on which `sent` has been sent."""
         client = socket.socket()
         client.settimeout(30)
         if receive_buffer:
@@ -94,12 +94,12 @@ class Edge:
         return self.metrics()[f'waybill_http_connections_refused_total{{reason="{reason}"}}']
 
     def descriptors(self) -> list[int]:
-        """Those that the process has open."""
+        """The descriptors that the process has open."""
         return sorted(int(number) for number in os.listdir(f"/proc/{self.pid}/fd"))
 
 
 def read(client: socket.socket) -> Reply:
-    """The next reply on a connection. Raises `ConnectionError` where it was closed without one."""
+    """The next reply on a connection. Raises `ConnectionError` if it was closed without one."""
     response = HTTPResponse(client)
     response.begin()
     headers = {name.lower(): value for name, value in response.getheaders()}
@@ -107,7 +107,7 @@ def read(client: socket.socket) -> Reply:
 
 
 def rest(client: socket.socket) -> bytes:
-    """Everything until the connection is closed, in whichever way."""
+    """Everything until the connection is closed, in whatever way."""
     said = b""
     with suppress(ConnectionError):
         while piece := client.recv(65_536):
@@ -116,7 +116,7 @@ def rest(client: socket.socket) -> bytes:
 
 
 def is_open(client: socket.socket) -> bool:
-    """Whether the server has neither sent anything nor closed."""
+    """Whether the server has neither sent anything nor closed the connection."""
     client.setblocking(False)
     try:
         client.recv(1, socket.MSG_PEEK)
@@ -131,7 +131,7 @@ def is_open(client: socket.socket) -> bool:
 
 @contextmanager
 def running_edge(settings: Settings, log: Path, *, files: tuple[int, int] | None = None) -> Iterator[Edge]:
-    """`waybill api`, serving; `files` are its soft and hard limit on open files."""
+    """A running `waybill api`; `files` are its soft and hard limits on open files."""
     port = any_free_port()
     command = ["-m", "services.cli", "api", "--port", str(port)]
     if files is not None:

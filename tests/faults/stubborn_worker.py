@@ -1,4 +1,4 @@
-"""`python -m tests.faults.stubborn_worker MANNER`: the product's worker, with a handler of ticks that does harm.
+"""`python -m tests.faults.stubborn_worker MANNER`: the product's worker with a harmful handler of ticks.
 
 Each manner is a way of not ending that shows at a tick about "bad", at its first attempt; other ticks take effect. With
 any other word the handler cancels the worker's task of that name.
@@ -43,7 +43,7 @@ async def stay() -> None:
 
 
 async def hog() -> None:
-    """Keep the interpreter itself, so that no other thread runs: this pattern takes longer than the universe is old."""
+    """Never release the interpreter, so that no other thread runs: this pattern outlasts the universe."""
     re.match("(a+)+$", "a" * 100 + "b")
 
 

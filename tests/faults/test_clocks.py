@@ -1,4 +1,4 @@
-"""Processes on hosts whose clocks are wrong: far off they do not start, a little off they do no harm."""
+"""Processes on hosts with wrong clocks: if far off they do not start, if a little off they do no harm."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -22,7 +22,7 @@ HOUR = 3600.0
 
 @pytest.fixture
 def shift(tmp_path: Path) -> Path:
-    """Says by how many seconds the clock of the shifted process is ahead."""
+    """Holds the number of seconds by which the clock of the shifted process is ahead."""
     return tmp_path / "shift"
 
 
@@ -35,7 +35,7 @@ def api_on(port: int) -> tuple[str, ...]:
 
 
 def replace(path: Path, content: str) -> None:
-    """At once: the process may read the file at any time."""
+    """Replaces the file atomically: the process may read it at any time."""
     new = path.with_suffix(".new")
     new.write_text(content)
     new.rename(path)
@@ -99,7 +99,7 @@ async def test_an_order_of_an_api_whose_clock_is_an_hour_off_is_confirmed(
     assert float(skew.split()[1]) == pytest.approx(seconds, abs=5)
     assert api.said().count("this host's clock is 3,") == 1
     assert await rows(database, "SELECT abs(extract(epoch FROM now() - created_at)) < 60 FROM orders") == [True]
-    # The API's event and the worker's, in the month that it is.
+    # The API's event and the worker's, in the current month.
     assert await rows(database, "SELECT count(*) FROM events_default") == [0]
 
 

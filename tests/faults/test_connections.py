@@ -1,4 +1,4 @@
-"""Clients that are slow, too many or not HTTP cost themselves their connection, and nobody else anything."""
+"""Clients that are slow, too many or not HTTP lose their own connection, and do not affect others."""
 
 import socket
 import time
@@ -22,7 +22,7 @@ WAITING = (
     b"POST /v1/token HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\n"
     b"Content-Length: %d\r\n\r\n%b" % (len(SIGN_IN), SIGN_IN)
 )
-"""Waits where the table of users is locked; then it is refused."""
+"""A request that waits if the table of users is locked, and is refused then."""
 NOTHING = b'{"email": "not an address"}'
 
 
@@ -39,7 +39,7 @@ def shared(
 
 @pytest.fixture(scope="module")
 def edge(shared: tuple[Settings, Path]) -> Iterator[Edge]:
-    """An API that waits for nobody for long."""
+    """An API with short time limits for clients."""
     settings, folder = shared
     quick = changed(settings, http_head_timeout=0.8, http_body_timeout=2.4, http_write_timeout=1.0)
     with running_edge(quick, folder / "quick.log") as running:
@@ -146,7 +146,7 @@ def test_a_body_sent_ahead_has_its_time_once_it_is_read(edge: Edge, shared: tupl
     body = b'{"email": "' + b"x" * 900_000 + b'"}'
     with psycopg.connect(shared[0].database_url) as blocker, edge.connect() as client:
         blocker.execute("LOCK TABLE users")
-        # So much of it that the server reads no further.
+        # Enough to make the server stop reading.
         client.sendall(WAITING + REGISTER + b"Content-Length: %d\r\n\r\n" % len(body) + body[:200_000])
         time.sleep(1.5)
         assert is_open(client)
@@ -214,7 +214,7 @@ def test_requests_of_one_connection_are_answered_in_turn(patient: Edge) -> None:
 
 
 def read_one(client: socket.socket) -> int:
-    """The status of one reply of several that may have come together."""
+    """The status of one of several replies that may have arrived together."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         byte = client.recv(1)
@@ -273,7 +273,7 @@ def test_half_sent_heads_do_not_keep_new_clients_out(settings: Settings, tmp_pat
         wait_until(lambda: edge.ask().status == 200 and not is_open(slow[0]), "the place of the oldest")
         for _ in range(20):
             assert edge.ask().status == 200
-        # No more of them went than was needed.
+        # No more of them were closed than was needed.
         read(slow[0]).assert_problem(503, "overloaded")
         assert sum(is_open(client) for client in slow) > 10
         assert edge.refused("crowded_out") > 0
@@ -293,7 +293,7 @@ def test_unfinished_requests_have_half_of_the_places(settings: Settings, tmp_pat
     with running_edge(few, tmp_path / "api.log") as edge, ExitStack() as stack:
         slow = [stack.enter_context(edge.connect(HALF_A_HEAD)) for _ in range(23)]
         wait_until(lambda: edge.ask().status == 200 and not is_open(slow[0]), "the place of the oldest")
-        # Others were served all the time.
+        # Others were served throughout.
         assert edge.refused("capacity") == 0
         for _ in range(20):
             assert edge.ask().status == 200
@@ -313,7 +313,7 @@ def test_one_connection_too_many_is_told_to_retry(settings: Settings, tmp_path: 
             reply = edge.ask()
             reply.assert_problem(503, "overloaded")
             assert reply.headers["retry-after"] == "1"
-        # Those who have a place are served on.
+        # Clients that have a place are still served.
         for client in connected:
             client.sendall(HEALTH)
             assert read(client).status == 200

@@ -1,4 +1,4 @@
-"""`waybill up` on a disk that is full, or that lost the end of what was written: it says so, goes on and comes back."""
+"""`waybill up` on a disk that is full, or that lost recent writes: it says so, keeps running and recovers."""
 
 import os
 import signal
@@ -16,12 +16,12 @@ from services.embedded.ports import next_free_port
 from tests.faults.test_up import START_SECONDS, Up, all_of, answers, lives, order_is_confirmed, up, wait_for
 
 ROUNDS = 3.0
-"""Seconds in which the supervisor comes round several times."""
+"""Seconds in which the supervisor makes several rounds."""
 NO_ROOM = "the other commands cannot be told of new processes; trying again"
 
 
 def fill(folder: Path) -> None:
-    """Leave no room at all."""
+    """Fill the disk completely."""
     with (folder / "filler").open("wb", buffering=0) as filler:
         size = 1_000_000
         while size:
@@ -50,7 +50,7 @@ def test_a_full_disk_ends_nothing_and_everything_recovers_when_there_is_space(sm
         before = running.facts()
         fill(small_disk)
         os.kill(before.pids.workers[0], signal.SIGKILL)
-        # What it says has no room either: that there is a new child shows that it goes on.
+        # Its messages have no space, either: a new child process shows that it goes on.
         wait_for(lambda: bool(set(children(running.process.pid)) - set(all_of(before.pids))), "a new process")
         time.sleep(ROUNDS)
         assert running.facts() == before
@@ -66,7 +66,7 @@ def test_a_full_disk_ends_nothing_and_everything_recovers_when_there_is_space(sm
         (small_disk / "filler").unlink()
         with httpx.Client(base_url=before.api_url, trust_env=False) as client:
             wait_for(lambda: answers(client), "the API to be ready again", START_SECONDS)
-        # Whatever was started meanwhile is told of.
+        # Processes that were started in the meantime are reported.
         wait_for(
             lambda: set(all_of(running.facts().pids)) == set(children(running.process.pid)), "the facts", START_SECONDS
         )
@@ -107,7 +107,7 @@ def test_what_a_power_cut_left_empty_or_garbled_is_made_again(tmp_path: Path) ->
     log.write_bytes(b"\0" * log.stat().st_size)
 
     with up(tmp_path) as second:
-        # By a password that was set again, with a token that the new key signs.
+        # With a password that was set again, and a token that the new key signs.
         assert order_is_confirmed(second.facts())
         assert second.facts().users != before.users
         assert second.interrupt() == 0

@@ -1,4 +1,4 @@
-"""Out of files, out of memory, told to leave, or writing to nobody: said, counted, and over when its cause is."""
+"""Out of files, told to stop, or writing to a client that does not read: reported, counted, and over with its cause."""
 
 import asyncio
 import resource
@@ -50,7 +50,7 @@ def get(path: str, settings: Settings, user: User) -> bytes:
 
 
 async def with_a_long_statement(edge: Edge, settings: Settings, database: Database) -> User:
-    """A user whose statement is far longer than what the kernel takes for a client that does not read."""
+    """A user whose statement is far longer than what the kernel buffers for a client that does not read."""
     user, other = await make_user(database, credits="10000"), await make_user(database)
     transfers = [{"to_user_id": other.id, "amount": "1", "note": "x" * 200} for _ in range(500)]
     async with httpx.AsyncClient(base_url=edge.url, trust_env=False, timeout=60) as client:
@@ -140,7 +140,7 @@ def test_connections_without_a_file_are_refused_until_there_are_files_again(edge
         refused = 0
         while refused < 3:
             reply = read(stack.enter_context(edge.connect(HEALTH)))
-            # A file that became free meanwhile is taken now.
+            # Use up a file that has become free in the meantime.
             if reply.status != 200:
                 reply.assert_problem(503, "overloaded")
                 assert reply.headers["retry-after"] == "1"

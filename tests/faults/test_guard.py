@@ -1,4 +1,4 @@
-"""A worker that makes no progress, or has lost a part of itself, says so and ends."""
+"""A worker that makes no progress, or has lost one of its tasks, says so and ends."""
 
 import asyncio
 from pathlib import Path
@@ -21,7 +21,7 @@ def settings(settings: Settings) -> Settings:
 
 
 async def ended(database: Database, settings: Settings, folder: Path, manner: str) -> tuple[int, str]:
-    """The exit code of a worker whose handler meets a bad tick, and what it said."""
+    """The exit code and the output of a worker whose handler meets a bad tick."""
     with stubborn(settings, folder, manner) as worker:
         await some(database, 1)
         await append(database, Tick(name="bad"))
@@ -56,7 +56,7 @@ async def test_a_worker_that_has_lost_a_task_shuts_down_cleanly_and_names_it(
     code, said = await ended(ticking, settings, tmp_path, task)
     assert code == 70, said
     assert said.count(f"the task '{task}' was cancelled; this worker stops with exit code 70") == 1, said
-    # In order: its row is gone, and the batch of the handler is committed.
+    # An orderly shutdown: its row is deleted, and the batch of the handler is committed.
     assert await some(ticking, 0) == []
 
 

@@ -1,4 +1,4 @@
-"""Scheduled jobs in real workers: without Redis, with a Redis that says nothing, and when a worker is killed."""
+"""Scheduled jobs in real workers: without Redis, with a silent Redis, and when a worker is killed."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ OVERDUE = "UPDATE jobs SET due_at = now() - interval '9 hours'"
 
 
 async def until(database: Database, query: str, expected: object, worker: Running) -> None:
-    """Wait until the query's first row is that."""
+    """Wait until the query returns this first row."""
     found: object = None
     for _ in range(400):
         found = next(iter(await rows(database, query)), None)
@@ -40,7 +40,7 @@ async def until(database: Database, query: str, expected: object, worker: Runnin
 
 
 async def make_notebooks(database: Database) -> None:
-    """Make the tables into which `job_worker` writes."""
+    """Create the tables into which `job_worker` writes."""
     for table in ("beginnings", "endings"):
         await rows(database, f"CREATE TABLE {table} (pid integer)")
 
@@ -103,7 +103,7 @@ async def test_the_job_of_a_killed_worker_is_taken_over(database: Database, sett
         await until(database, "SELECT pid FROM beginnings", first.process.pid, first)
         with running(["-m", "tests.faults.job_worker", "0"], settings, tmp_path / "two.log") as second:
             await until(database, "SELECT count(*) FROM workers", 2, second)
-            # As long as the first one lives, the other leaves it the job.
+            # As long as the first worker lives, the other one leaves the job to it.
             await asyncio.sleep(5)
             assert await rows(database, "SELECT count(*) FROM beginnings") == [1]
             first.kill()

@@ -1,4 +1,4 @@
-"""An outage is logged once and then counted, however many requests and tries meet it."""
+"""An outage is logged once and then counted, however many requests and attempts it affects."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor

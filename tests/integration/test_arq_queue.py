@@ -1,4 +1,4 @@
-"""ARQ's queue outlives cut connections and what nobody can read: no place is lost, and the other jobs run."""
+"""ARQ's queue survives cut connections and unreadable members: no place is lost, and the other jobs run."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ class Ran(list[str]):
 
 @asynccontextmanager
 async def working(redis_url: str, ran: Ran) -> AsyncIterator[ReconnectingWorker]:
-    """A worker of ARQ's queue alone, with a few places, that looks often."""
+    """A worker for ARQ's queue only, with a few places, that polls often."""
 
     async def startup(ctx: dict[str, Any]) -> None:
         # No guard over this process: only what waits for one.

@@ -1,4 +1,4 @@
-"""`waybill jobs`, and what `waybill outbox workers --check` says of jobs."""
+"""`waybill jobs`, and what `waybill outbox workers --check` says about jobs."""
 
 import json
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ JOBS = """
 
 @pytest.fixture
 def database(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[psycopg.Connection[Any]]:
-    """A live worker that knows two of three jobs, none of which is worth a complaint."""
+    """A live worker that knows two of three jobs, all of them healthy."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WAYBILL_ENVIRONMENT", settings.environment.value)
     monkeypatch.setenv("WAYBILL_DATABASE_URL", settings.database_url)
@@ -55,7 +55,7 @@ def test_the_list_shows_when_each_is_due_its_state_and_its_last_run(database: ps
     assert "ValueError('no')" in said
     assert (listed("expire")["state"], listed("expire")["runs"], listed("expire")["ok"]) == ("waiting", 5, True)
     assert 30 <= listed("audit")["late_seconds"] < 60
-    # No live worker knows it, so that nobody is late with it.
+    # No live worker knows it, so it is not late.
     assert (listed("of_old")["state"], listed("of_old")["late_seconds"]) == ("unknown", 0.0)
     database.execute("UPDATE jobs SET lease_owner = (SELECT id FROM workers), lease_until = now() + interval '1 min'")
     assert "running on here 1" in run("jobs", "list").output
@@ -83,7 +83,7 @@ def test_the_check_names_a_job_that_is_late_unless_it_is_paused(database: psycop
     assert run("outbox", "workers", "--check").output == ""
     database.execute("UPDATE jobs SET due_at = now() - interval '70 s' WHERE name = 'audit'")
     assert "job audit: late by 7" in run("outbox", "workers", "--check", code=1).output
-    # Of one host only the workers are asked: the jobs are everybody's.
+    # With a host, only its workers are checked: the jobs belong to all workers.
     assert run("outbox", "workers", "--check", "--host", "here").output == ""
     run("jobs", "pause", "audit")
     assert run("outbox", "workers", "--check").output == ""

@@ -1,4 +1,4 @@
-"""A commit is proven or raises, and no unit of work begins inside a transaction that someone else left open."""
+"""A commit is proven or raises, and no unit of work begins inside a transaction that was left open."""
 
 import asyncio
 import logging
@@ -74,7 +74,7 @@ async def test_a_connection_that_comes_back_inside_a_transaction_is_closed_and_n
     async with UnitOfWork(database.write, name="the careless one") as uow:
         await uow.categories.count()
         driver = await driver_of(uow)
-        # What SQLAlchemy does not know of, it does not end.
+        # SQLAlchemy does not end a transaction that it does not know about.
         await driver.execute("ROLLBACK;")
         adapter = (await (await uow.session.connection()).get_raw_connection()).dbapi_connection
         adapter._transaction = None  # type: ignore[union-attr]
@@ -94,7 +94,7 @@ async def test_a_connection_given_out_inside_a_transaction_is_replaced_before_it
     async with UnitOfWork(database.write) as uow:
         await uow.categories.count()
         driver = await driver_of(uow)
-    # As a cancelled statement would leave it whose end nobody has waited for.
+    # As a cancelled statement would leave it if nothing waited for its end.
     await driver.execute("BEGIN")
 
     await write(database, "Chairs")
@@ -192,7 +192,7 @@ def unattended(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
 
 @pytest.fixture
 async def alone(settings: Settings, unattended: EmbeddedPostgres) -> AsyncIterator[tuple[Database, Database]]:
-    """Its database, with connections for work and others to look at it; the latter wait for no standby."""
+    """Its database, with connections for work and others for looking, which do not wait for a standby."""
     url = settings.model_copy(update={"database_url": unattended.url()})
     async with open_database(url, "alone") as one, open_database(url, "looking") as other:
         await wait_for_standby(other, "nobody")
@@ -200,7 +200,7 @@ async def alone(settings: Settings, unattended: EmbeddedPostgres) -> AsyncIterat
 
 
 async def wait_for_standby(looking: Database, name: str) -> None:
-    """Have every commit wait for this standby; for none where there is no name."""
+    """Have every commit wait for this standby, or for none if the name is empty."""
     async with looking.engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
         await connection.execute(text(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'"))

@@ -305,7 +305,7 @@ async def test_a_crash_during_the_export_leaves_the_month_and_no_file(
 
 
 async def test_a_month_that_cannot_be_exported_does_not_keep_the_next_one(old_log: Database, tmp_path: Path) -> None:
-    # Somebody has made a folder of that name: nothing can be put in its place.
+    # A folder of that name is in the way: no file can replace it.
     (tmp_path / f"public.{MARCH.name}.jsonl.gz").mkdir()
     with pytest.raises(ExportFailed):
         await forget_events(old_log.engine, LATER, tmp_path)

@@ -1,4 +1,4 @@
-"""What a slice of a sweep costs: it reads its own rows from an index, and none of the slices before it.
+"""What a slice of a sweep costs: it reads its own rows from an index, and none of earlier slices.
 
 Whatever the number of rows that are due, whatever the statistics say of it, and whether the statement is planned for
 its arguments or for any.
@@ -26,7 +26,7 @@ DUE = 20_000
 BEGINNING = datetime(2020, 1, 1, tzinfo=UTC)
 HALF_WAY = BEGINNING + timedelta(seconds=DUE // 2), UUID(int=0)
 
-# A second apart; and as many of each that are not due, or that belong to the other sweep and are.
+# A second apart; and as many of each that are not due, or that are due but belong to the other sweep.
 FILL = f"""
     INSERT INTO users (email, full_name, hashed_password)
     SELECT format('user%s@example.com', n), 'A user', '!' FROM generate_series(1, 2) AS n;
@@ -75,13 +75,13 @@ async def connection(settings: Settings) -> AsyncIterator[Any]:
 
 
 async def cost(connection: Any, statement: Statement, after: tuple[datetime, UUID]) -> tuple[int, int]:
-    """Pages that a slice reads, and rows, with those that it throws away."""
+    """The pages and rows that a slice reads, including rows that it discards."""
     plan = await explain(connection, statement, {"expires_at": after[0], "id": after[1], "limit": SLICE})
     return plan["Shared Hit Blocks"] + plan["Shared Read Blocks"], rows_read(plan)
 
 
 async def explain(connection: Any, statement: Statement, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The plan with what it really read; rolled back."""
+    """The plan with actual numbers; rolled back."""
     transaction = connection.transaction()
     await transaction.start()
     try:
@@ -96,7 +96,7 @@ async def explain(connection: Any, statement: Statement, arguments: dict[str, An
 
 
 def rows_read(plan: dict[str, Any]) -> int:
-    """Rows that the scans of tables found, with those that they threw away."""
+    """The rows that table scans found, including those that they discarded."""
     scans = [node for node in nodes(plan) if "Relation Name" in node]
     read = (node["Actual Rows"] * node["Actual Loops"] + node.get("Rows Removed by Filter", 0) for node in scans)
     return int(sum(read))
@@ -139,7 +139,7 @@ async def test_a_slice_does_not_read_the_dead_rows_of_the_slices_before_it(conne
     await connection.execute("ANALYZE orders, transfers")
     somebody = await asyncpg.connect(settings.database_url)
     try:
-        # Somebody's old snapshot, so that nothing can be cleared away.
+        # An old snapshot keeps dead rows from being removed.
         held = somebody.transaction(isolation="repeatable_read")
         await held.start()
         await somebody.fetch("SELECT FROM orders LIMIT 1")

@@ -1,4 +1,4 @@
-"""Jobs are rows: each schedule runs, a missed one once, none twice at a time, and a lost worker's is taken over."""
+"""Jobs are rows: missed runs are made up for once, no job runs twice at a time, and a lost worker's is taken over."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -72,7 +72,7 @@ async def state(database: Database, name: str) -> JobState:
 
 
 async def until(database: Database, name: str, condition: Callable[[JobState], bool]) -> JobState:
-    """The job's state as soon as it is like that."""
+    """The job's state as soon as the condition holds."""
     for _ in range(400):
         if (await listed(database, name)) and condition(found := await state(database, name)):
             return found
@@ -85,7 +85,7 @@ async def listed(database: Database, name: str) -> bool:
 
 
 async def announce(database: Database, *scheduled: ScheduledJob, due: str = "now() - interval '9 hours'") -> None:
-    """Make the rows, due then, as a worker would leave them that has gone."""
+    """Create the rows with this due time, as a worker that has stopped would leave them."""
     async with looping(database, *scheduled):
         for one in scheduled:
             await until(database, one.name, lambda _: True)

@@ -1,4 +1,4 @@
-"""A database whose connections go silent without being closed, as of a host that is gone."""
+"""A database whose connections go silent without being closed, as when its host vanishes."""
 
 import asyncio
 import socket
@@ -75,7 +75,7 @@ async def test_one_silent_connection_is_enough_to_replace_the_whole_pool(distant
         with pytest.raises(DBAPIError) as lost:
             await ask(distant)
         assert lost.value.connection_invalidated
-        # The other four are as silent, and nobody has to find that out one by one.
+        # The other four are silent, too, and need not be found out one by one.
         for _ in range(5):
             assert await ask(distant) == 1
 

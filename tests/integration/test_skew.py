@@ -1,4 +1,4 @@
-"""A host's clock is compared with the database's: what is wrong with it is said, and reaches no row."""
+"""A host's clock is compared with the database's: a wrong clock is reported, and its times reach no row."""
 
 import asyncio
 import logging
@@ -74,7 +74,7 @@ async def test_a_warning_is_logged_once_until_the_clock_is_right_again(
     assert re.search(r"this host's clock is (89|90)\.\d s behind the database's", line)
     assert "NTP" in line
 
-    # Near the limit of a warning, but not well yet.
+    # Below the limit of the warning, but not right yet.
     for seconds in (0.9, 1.1, 0.9, 1.1):
         step_the_host(monkeypatch, seconds)
         await look(database, known)

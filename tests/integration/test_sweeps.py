@@ -1,4 +1,4 @@
-"""One row that the database refuses, or that somebody has locked, costs nobody else the end of what is due."""
+"""A row that the database refuses, or that is locked, does not keep other due rows from ending."""
 
 import asyncio
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ DUE_AGAIN = "UPDATE sweep_failures SET next_at = now() - interval '1 second'"
 EXPIRED = "SELECT count(*) FROM transfers WHERE state = 'expired'"
 LEFT_OUT = "rows left out of a sweep: the database refuses to end them"
 
-# What somebody may have put there by hand. The function refuses the rows whose ids are in the table `refused`.
+# Something that was added by hand. The function refuses the rows whose ids are in the table `refused`.
 REFUSE = """
     CREATE TABLE refused (id uuid, code text DEFAULT 'P0001');
     CREATE FUNCTION refuse_some() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -58,7 +58,7 @@ async def refuse(database: Database, *ids: UUID, code: str = "P0001", first: boo
 async def run(
     uow: OpenUnitOfWork, sweeps: Sequence[Sweep[Any]] = ALL, *, slice_size: int = 4, longest: float = 50.0
 ) -> tuple[dict[str, int], list[dict[str, Any]]]:
-    """A run of the sweeps, and what it said as an error."""
+    """Run the sweeps; returns what was logged as an error."""
     with capture_logs() as logged:
         ended = await run_sweeps(uow, sweeps, slice_size=slice_size, longest=longest)
     return ended, [dict(line) for line in logged if line["log_level"] == "error"]
@@ -99,7 +99,7 @@ async def test_a_hold_and_an_order_of_an_account_that_was_corrected_by_hand_do_n
     assert [line["named"][0]["subject"] for line in errors] == [order, hold]
     assert all("ck_accounts_held" in line["named"][0]["error"] for line in errors)
 
-    # It rests until its next try, and fails again as long as nobody has mended the row.
+    # It is left out until its next attempt, and fails again until the row is repaired.
     assert await run(uow) == ({"unpaid_orders": 0, "held_orders": 0, "holds": 0}, [])
     await rows(database, DUE_AGAIN)
     _, errors = await run(uow)
@@ -164,7 +164,7 @@ async def test_rows_that_only_the_commit_refuses_are_found_too(database: Databas
 async def test_locked_rows_are_skipped_at_once_and_have_not_failed(
     database: Database, uow: OpenUnitOfWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Nothing is waited for, and the next slice begins behind it.
+    # Nothing is waited for, and the next slice begins after it.
     monkeypatch.setattr(service, "LOCK_TIMEOUT", 300.0)
     busy, payee = await make_user(database, credits="100"), await make_user(database)
     product = await make_product(database, price="10.00")

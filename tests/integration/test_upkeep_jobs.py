@@ -1,4 +1,4 @@
-"""Scheduled upkeep: what cannot be removed or made costs nothing else."""
+"""Scheduled upkeep: a row or month that cannot be removed or created does not affect the others."""
 
 import asyncio
 from collections.abc import AsyncIterator

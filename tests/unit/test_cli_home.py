@@ -76,7 +76,7 @@ def test_a_damaged_secret_key_is_replaced_and_that_is_said(
 def test_facts_are_on_the_disk_before_they_take_the_place_of_the_old_ones(
     facts: Facts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a power cut leaves cannot be tried here; the order of the calls that guard against it can be seen."""
+    """A power cut cannot be tested here, but the order of the calls that guard against it can."""
     calls: list[str] = []
     sync, rename = os.fsync, Path.replace
 
@@ -112,7 +112,7 @@ def test_facts_that_find_no_room_leave_the_old_ones_and_no_draft(facts: Facts, t
 
 
 def test_a_writer_that_is_killed_never_leaves_half_of_the_facts(facts: Facts, tmp_path: Path) -> None:
-    # Long enough for a kill to meet the middle of it.
+    # Long enough for a kill to hit it in the middle.
     facts.product_ids = list(range(200_000))
     facts.write()
     script = (

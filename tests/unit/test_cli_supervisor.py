@@ -210,7 +210,7 @@ def test_the_last_words_are_those_since_the_last_start(program: Callable[[str], 
     assert sleeper.process is not None
     sleeper.process.wait()
     assert sleeper.last_words() == "said"
-    # Older lines were moved away meanwhile.
+    # Older lines have been moved away in the meantime.
     sleeper.log.write_text("new")
     assert sleeper.last_words() == "new"
 

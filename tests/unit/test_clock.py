@@ -1,4 +1,4 @@
-"""A process goes by the database's clock once it has compared it with its own."""
+"""A process follows the database's clock once it has compared it with its own."""
 
 from datetime import UTC, datetime, timedelta
 from time import monotonic, time

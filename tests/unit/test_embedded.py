@@ -169,7 +169,7 @@ def test_a_server_that_may_listen_anywhere_takes_another_port_where_somebody_was
 
 @pytest.mark.parametrize("damaged", [None, "", "\0" * 32, "x" * 32], ids=["missing", "empty", "zeros", "another"])
 def test_a_lost_password_of_postgres_is_set_again(folder: Path, damaged: str | None) -> None:
-    """`x` times 32 is a password like any other, only not this server's."""
+    """32 times `x` is a valid password, but not this server's."""
     with EmbeddedPostgres(folder, durable=False) as server:
         write_a_row(server)
     kept = folder / "password"
@@ -184,7 +184,7 @@ def test_a_lost_password_of_postgres_is_set_again(folder: Path, damaged: str | N
         with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
             psycopg.connect(again.url().replace(again.password, "wrong"))
     assert said[-1] == f"PostgreSQL did not accept the password in {kept}: it has been set again"
-    # It is the server's from now on.
+    # From now on it is the server's password.
     with EmbeddedPostgres(folder, durable=False, say=said.append) as again:
         assert rows(again) == [("kept",)]
     assert len(said) == (1 if damaged in (None, "x" * 32) else 2)

@@ -1,4 +1,4 @@
-"""When a schedule is due next, and how it is told."""
+"""When a schedule is due next, and how it is described."""
 
 from datetime import UTC, datetime, timedelta
 

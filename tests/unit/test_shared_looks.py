@@ -1,4 +1,4 @@
-"""One look for all who ask, and nobody waits longer than they said."""
+"""All callers share one look, and none waits longer than its patience."""
 
 import asyncio
 

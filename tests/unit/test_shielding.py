@@ -1,4 +1,4 @@
-"""Work that no cancellation stops, and tasks that end whatever they do with one."""
+"""Work that cancellation does not stop, and tasks that end even if they swallow a cancellation."""
 
 import asyncio
 

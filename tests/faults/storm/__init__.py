@@ -1,1 +1,1 @@
-"""A storm over real processes: load, clients that leave, and faults of everything beneath, from one seed."""
+"""A storm over real processes: load, clients that leave, and faults in everything beneath, all from one seed."""

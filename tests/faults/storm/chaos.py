@@ -19,7 +19,7 @@ from tests.faults.storm.proxy import Proxy
 from tests.faults.storm.site import Member, Site
 
 _GRACE = 15.0
-"""Seconds that a process may take to leave after SIGTERM."""
+"""Seconds that a process may take to stop after SIGTERM."""
 _OURS: LiteralString = "datname = current_database() AND application_name LIKE 'waybill-%%'"
 _TERMINATE: LiteralString = f"""
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {_OURS} AND pid IN
@@ -44,13 +44,13 @@ class Weather:
 
     length: float
     gap: float
-    """Between two faults."""
+    """Seconds between two faults."""
     lock: float
     silence: tuple[float, float]
     lasting: float
     """The share of silences that the storm does not end: the product has to help itself."""
     silent_end: float
-    """How long clients go on at last when every connection has gone silent, and nothing else is wrong."""
+    """How long clients go on at the end, when every connection has gone silent and nothing else is wrong."""
 
 
 SHORT = Weather(length=20.0, gap=1.2, lock=3.0, silence=(2.0, 5.0), lasting=0.0, silent_end=0.0)
@@ -90,11 +90,11 @@ class Chaos:
         self.accounts: list[int] = []
         """Users whose accounts are locked at times."""
         self.products: list[int] = []
-        """Products whose stock is."""
+        """Products whose stock is locked at times."""
         self._calm_at = 0.0
 
     def blow(self) -> None:
-        """Until the time is over and everything that was begun has been set right, but for silences that last."""
+        """Cause faults until the time is over, and undo all of them except lasting silences."""
         begun = time.monotonic()
         self._calm_at = begun + self._weather.length
         deck: list[str] = []
@@ -114,7 +114,7 @@ class Chaos:
             self._silence_everything()
 
     def _silence_everything(self) -> None:
-        """Every open connection goes silent for good; those that are made later are well."""
+        """Silence every open connection for good; later connections work."""
         for proxy in self._site.proxies:
             self._site.findings.seen["connections silenced"] += self._site.call(proxy.freeze, False)
         self._site.findings.note("silenced everything")
@@ -129,7 +129,7 @@ class Chaos:
             try:
                 self.kinds[kind]()
             except psycopg.OperationalError:
-                # It met another fault: a server that is down, a lock that somebody has.
+                # It met another fault: a server that is down, a lock that is taken.
                 if tries > 1:
                     self._after(1.0, self._named(kind, tries - 1))
             else:
@@ -161,7 +161,7 @@ class Chaos:
             self._await_end(member, time.monotonic() + _GRACE)
 
     def _await_end(self, member: Member, deadline: float) -> None:
-        """Start the process again when it has left; find fault where it does not leave, or not cleanly."""
+        """Start the process again when it has stopped; report a fault if it does not stop, or not cleanly."""
         code = member.running.process.poll()
         if code is None and time.monotonic() < deadline:
             self._after(0.1, lambda: self._await_end(member, deadline))

@@ -14,9 +14,9 @@ from tests.faults.storm.writes import Kind, Shop, Write, Writer
 CLIENTS = 12
 LEAVERS = 4
 PATIENCE = 10.0
-"""Seconds that a good client waits for a reply before it asks again."""
+"""Seconds that a good client waits for a reply before it sends the request again."""
 _REFUSED = 0.5
-"""Seconds that clients leave a port alone which refused a connection."""
+"""Seconds for which clients avoid a port that has refused a connection."""
 
 _LISTS = (
     "/v1/orders?limit=50",
@@ -29,7 +29,7 @@ _LISTS = (
 )
 _DOWNLOAD = "/v1/accounts/me/statement.csv"
 _AGAIN = frozenset({408, 425, 429, 503})
-"""Statuses that ask a client to come again; nothing is wrong with the request."""
+"""Statuses that ask a client to retry; nothing is wrong with the request."""
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Load:
                 group.create_task(self._leaver(number))
 
     async def _exchange(self, dice: random.Random, request: bytes, leaving: Leaving | None = None) -> Reply:
-        """With an API that did not refuse connections a moment ago, as behind a load balancer. Raises `Broken`."""
+        """Use an API that has not just refused connections, as a load balancer would. Raises `Broken`."""
         clock = asyncio.get_running_loop().time
         standing = [port for port in self.ports if clock() - self._refused.get(port, -_REFUSED) >= _REFUSED]
         port = dice.choice(standing or self.ports)
@@ -85,7 +85,7 @@ class Load:
             await self.deliver(dice, after)
 
     async def _leaver(self, number: int) -> None:
-        """Asks for lists and downloads, and does not wait for the end; now and then does."""
+        """Request lists and downloads, mostly without waiting for the end."""
         dice = random.Random(f"{self.seed} leaver {number}")
         while not self.over:
             await self._look(dice, Leaving.at_random(dice))
@@ -129,14 +129,14 @@ class Load:
                 self._check_download(reply)
 
     def _check_download(self, reply: Reply) -> None:
-        """What came whole is whole: versions from the first on, without a gap, to the end."""
+        """A complete download has all versions from the first to the last, without a gap."""
         lines = list(csv.DictReader(io.StringIO(reply.body.decode(), newline="")))
         versions = [int(line["version"]) for line in lines]
         if versions != list(range(1, len(lines) + 1)) or len(lines) < self.shop.entries:
             self.findings.add("a download with gaps", f"{len(lines)} lines, at least {self.shop.entries} wanted")
 
     async def deliver(self, dice: random.Random, write: Write, *, give_up: float | None = None) -> Reply | None:
-        """Send it with the same key until there is a definite answer: that one. None where the storm was over first.
+        """Send it with the same key until there is a definite answer, and return that; None if the storm ends first.
 
         Some tries leave early, some are sent twice at once, and some are repeated after the answer.
         """
@@ -184,7 +184,7 @@ class Load:
         if reply.status >= 500 or reply.status in _AGAIN:
             self._may_ask_again(f"POST {write}", reply)
             return False
-        # As where the same request is in flight, or somebody else has a lock that it needs.
+        # For example, the same request is in flight, or a lock that it needs is taken.
         if "retry-after" in reply.headers:
             self.findings.seen[f"status {reply.status} with Retry-After"] += 1
             return False
@@ -193,7 +193,7 @@ class Load:
         return True
 
     def _may_ask_again(self, what: str, reply: Reply) -> None:
-        """Count a reply that asks for patience; anything else that is no success is a fault."""
+        """Count a reply that asks for a retry; any other failure is a fault."""
         self.findings.seen[f"status {reply.status}"] += 1
         if reply.status not in _AGAIN:
             self.findings.add(f"status {reply.status}", f"{what}: {reply}")
@@ -201,7 +201,7 @@ class Load:
             self.findings.add("no Retry-After", f"{what}: {reply}")
 
     def _compare(self, write: Write, replies: list[Reply]) -> None:
-        """Every definite answer to one key is the first one."""
+        """Every definite answer to one key equals the first one."""
         for reply in replies:
             if write.first is None:
                 write.first = reply
@@ -216,5 +216,5 @@ class Load:
 
 
 def unanswered(writes: list[Write]) -> list[Write]:
-    """Those whose client never got a definite answer: their effect may be there or not."""
+    """Writes whose client never got a definite answer: they may or may not have taken effect."""
     return [write for write in writes if write.first is None and write.kind is not Kind.registration]

@@ -1,4 +1,4 @@
-"""What went wrong, collected so that one run tells of all of it."""
+"""What went wrong, collected so that one run reports all of it."""
 
 import time
 from collections import Counter, defaultdict
@@ -8,14 +8,14 @@ _LENGTH = 1500
 
 
 class Findings:
-    """Faults by kind. May be added to from any thread."""
+    """Faults by kind. Any thread may add to them."""
 
     def __init__(self) -> None:
         self._found: list[tuple[str, str]] = []
         self.seen: Counter[str] = Counter()
-        """How often what happened, faults or not; shows that a run was worth something."""
+        """How often each event happened, fault or not; shows whether a run was worth something."""
         self.errors: list[str] = []
-        """What the logs tell of errors; they say where a 500 came from."""
+        """Errors from the logs; they show where a 500 came from."""
         self._begun = time.monotonic()
         self._course: list[str] = []
 

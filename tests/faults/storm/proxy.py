@@ -54,7 +54,7 @@ class Proxy:
         return [link.port for link in self._links]
 
     async def freeze(self, new_ones: bool) -> int:
-        """From now on nothing passes through the open connections, and nobody is told; how many they are.
+        """From now on nothing passes through the open connections, without notice; returns how many there are.
 
         With `new_ones`, those that are made later say nothing either.
         """

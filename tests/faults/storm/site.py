@@ -1,4 +1,4 @@
-"""The servers and processes that the storm is over, each behind a proxy of its own."""
+"""The servers and processes that the storm hits, each behind a proxy of its own."""
 
 import os
 import time
@@ -32,7 +32,7 @@ POOL = POOL_SIZE + OVERFLOW
 _NO_DATABASE = (1, 3)
 """Exit codes of a worker and of an API that find no database when they start; their supervisor starts them again."""
 _START_UP = 30.0
-"""Seconds that this takes at most, on a busy machine too."""
+"""The most seconds that this takes, even on a busy machine."""
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Member:
     port: int = 0
     """Of an API."""
     down: bool = False
-    """It was killed or told to leave, and is not to be started again yet."""
+    """It was killed or told to stop, and must not be started again yet."""
     started: float = field(default_factory=time.monotonic)
 
     def start_again(self) -> None:
@@ -68,7 +68,7 @@ class Site:
     apis: list[Member] = field(default_factory=list)
     workers: list[Member] = field(default_factory=list)
     database_away: float = 0.0
-    """When PostgreSQL was last seen, or made, unable to answer somebody."""
+    """When PostgreSQL was last seen, or made, unable to answer a client."""
 
     @property
     def members(self) -> list[Member]:
@@ -92,7 +92,7 @@ class Site:
             return connection.execute(statement, values).fetchall()
 
     def tend(self) -> None:
-        """Do a supervisor's work: start again what ended, and find fault where nobody had a hand in it."""
+        """Do a supervisor's work: start again what ended, and report a fault if the storm did not cause the end."""
         for member in self.members:
             if member.down or member.running.lives:
                 continue
@@ -118,7 +118,7 @@ class Site:
 
 @contextmanager
 def open_site(folder: Path, portal: BlockingPortal, findings: Findings) -> Iterator[Site]:
-    """Servers that keep what they commit when they are killed, migrated; two APIs and two workers; all ended after."""
+    """Migrated servers that keep commits when they are killed, two APIs and two workers; all are ended afterwards."""
     with ExitStack() as stack:
         # What the operating system has been given survives the end of a process; a disk is not pulled out here.
         settings = {"fsync": "off", "log_min_messages": "fatal"}

@@ -1,4 +1,4 @@
-"""After the storm: whether everything that was acknowledged is there, once, and nothing is left behind."""
+"""After the storm: whether every acknowledged write exists exactly once, and nothing is left behind."""
 
 import asyncio
 import random
@@ -23,7 +23,7 @@ from tests.processes import ROOT
 RECOVERY = 60.0
 """Seconds within which the product is back at work by itself when the storm is over."""
 _AT_REST = 5.0
-"""Seconds that no transaction lasts when there is nothing to do."""
+"""No transaction lasts this many seconds when there is nothing to do."""
 _REPEATERS = 8
 
 _OLD_TRANSACTIONS: LiteralString = """
@@ -50,7 +50,7 @@ _BLOCKED: LiteralString = """
 _ERROR = re.compile(r"[a-zA-Z_.]*(Error|Exception|Timeout)\b")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _STATES = {Kind.cancel: "cancelled", Kind.post: "posted", Kind.void: "voided"}
-"""What an order or a transfer is for good when such a write was acknowledged."""
+"""The final state of an order or a transfer after such a write was acknowledged."""
 _LEAKS = ("non-checked-in connection", "was never awaited")
 """What a log says where a connection, or a coroutine, was left to the garbage collector."""
 
@@ -67,7 +67,7 @@ def wait_for(condition: Callable[[], bool], site: Site, seconds: float) -> bool:
 
 
 def settle(site: Site, seconds: float = RECOVERY) -> bool:
-    """Wait until each API is ready and the outbox is empty; find fault where that takes too long."""
+    """Wait until each API is ready and the outbox is empty; report a fault if that takes too long."""
 
     def is_settled() -> bool:
         return all(site.is_ready(api) for api in site.apis) and site.rows("SELECT count(*) FROM outbox") == [(0,)]
@@ -81,7 +81,7 @@ def settle(site: Site, seconds: float = RECOVERY) -> bool:
 
 
 def judge(site: Site, load: Load, capacity: dict[str, int]) -> None:
-    """Look at everything; what is wrong goes to the site's findings."""
+    """Check everything; add what is wrong to the site's findings."""
     settled = settle(site)
     for proxy in site.proxies:
         site.call(proxy.thaw)
@@ -113,7 +113,7 @@ def _read_logs(site: Site) -> None:
 
 
 def _find_old_transactions(site: Site) -> None:
-    """None may be older than what is done at rest takes: a session that is inside one has been forgotten."""
+    """No transaction may be older than work at rest takes: an older one has been forgotten."""
     old: list[Any] = []
 
     def are_over() -> bool:
@@ -126,7 +126,7 @@ def _find_old_transactions(site: Site) -> None:
 
 
 def _find_missing(site: Site, writes: Sequence[Write]) -> set[str]:
-    """What was acknowledged is there for a connection that had no part in it; the keys of what is not."""
+    """Check acknowledged writes over an independent connection; returns the keys of missing ones."""
     ids = {
         Kind.order: dict(site.rows("SELECT id::text, status FROM orders")),
         Kind.refund: dict(site.rows("SELECT id::text, order_id FROM refunds")),
@@ -142,7 +142,7 @@ def _find_missing(site: Site, writes: Sequence[Write]) -> set[str]:
 
 
 def _lost(write: Write, ids: dict[Kind, dict[str, Any]], noted: set[str]) -> list[str]:
-    """What of this acknowledged write is not there."""
+    """What is missing of this acknowledged write."""
     match write.kind:
         case Kind.cancel | Kind.post | Kind.void:
             table = ids[Kind.order if write.kind is Kind.cancel else Kind.transfer]
@@ -191,7 +191,7 @@ def _find_doubles(site: Site, writes: Sequence[Write]) -> None:
 
 
 def _find_wrong_outcomes(site: Site) -> None:
-    """Orders are final, and no event was given up for others' faults."""
+    """Check that orders are final, and that no event was given up for faults that were not its own."""
     for order, status in site.rows("SELECT id, status FROM orders WHERE status IN ('pending', 'awaiting_payment')"):
         site.findings.add("an order that is not final", f"{order}: {status}")
     for letter in site.rows("SELECT type, attempts, left(error, 300) FROM dead_letters"):
@@ -199,7 +199,7 @@ def _find_wrong_outcomes(site: Site) -> None:
 
 
 async def _repeat_all(load: Load) -> None:
-    """Send each key once more: what was answered is answered again, what was not takes effect now at the latest."""
+    """Send each key once more: answered writes are answered again, the others take effect now at the latest."""
     todo = iter([write for write in load.writes if write.has_key])
     findings = load.findings
     findings.seen["keys without an answer after the storm"] = len(unanswered(load.writes))

@@ -14,11 +14,11 @@ import h11
 from services.embedded.ports import LOOPBACK
 
 Broken = (OSError, TimeoutError, h11.RemoteProtocolError)
-"""What `exchange` raises where no part of a reply came."""
+"""Raised by `exchange` if no part of a reply arrived."""
 
 _LINGER_NOT = struct.pack("ii", 1, 0)
 _BROWSING = 0.3
-"""Seconds that a client that will leave waits at most."""
+"""The most seconds that a client waits before it leaves."""
 
 
 class Way(StrEnum):
@@ -27,7 +27,7 @@ class Way(StrEnum):
     fin = "fin"
     reset = "reset"
     half = "half"
-    """It ends its side only, and reads on for a moment."""
+    """It closes only its own side, and reads on for a moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Leaving:
 
 @dataclass(slots=True)
 class Reply:
-    """As much of a reply as came. `status` is 0 where not even the status line did; `whole`: nothing is missing."""
+    """As much of a reply as arrived. `status` is 0 without a status line; `whole`: nothing is missing."""
 
     status: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What a client asks for, how it knows its effect, and what it was told."""
+"""What a client requests, how it recognizes the effect, and what it was told."""
 
 import json
 import random
@@ -61,9 +61,9 @@ class Write:
     on: str | None = None
     """The order or transfer that it is about, acknowledged before."""
     first: Reply | None = None
-    """The first definite answer that came whole."""
+    """The first complete definite answer."""
     glimpsed: int | None = None
-    """A 2xx whose reply broke off after the status line: a promise all the same."""
+    """A 2xx whose reply broke off after the status line: it still counts as a promise."""
     tries: int = 0
 
     @property
@@ -78,7 +78,7 @@ class Write:
         return status in _DEFINITE[self.kind]
 
     def effects(self) -> dict[str, str]:
-        """What the whole 2xx names, each with what it must be found by: note or reference -> id."""
+        """What the complete 2xx names, by what it must be found by: note or reference -> id."""
         if self.first is None or self.first.status >= 300:
             return {}
         told: dict[str, Any] = json.loads(self.first.body)
@@ -98,7 +98,7 @@ class Write:
 
 @dataclass(slots=True)
 class Shop:
-    """Who takes part."""
+    """The users and products that take part."""
 
     buyers: Sequence[int]
     sellers: Sequence[int]
@@ -106,7 +106,7 @@ class Shop:
     collector: int
     """A user whose statement is long."""
     entries: int
-    """That it has at least."""
+    """The least number of entries that it has."""
 
 
 @dataclass(slots=True)
