@@ -137,7 +137,7 @@ def _server_settings(settings: Settings, process: str, limits: Limits) -> dict[s
         "timezone": "UTC",
         "idle_in_transaction_session_timeout": _milliseconds(settings.database_idle_in_transaction_timeout),
         "statement_timeout": _milliseconds(limits.statement),
-        # The server finds out as soon as we do (`services.connections`) that the peer is gone, and frees its locks.
+        # The server detects a vanished peer as soon as we do (`services.connections`), and releases its locks.
         "tcp_keepalives_idle": str(KEEPALIVE_IDLE),
         "tcp_keepalives_interval": str(KEEPALIVE_INTERVAL),
         "tcp_keepalives_count": str(KEEPALIVE_PROBES),

@@ -127,7 +127,7 @@ async def test_a_rollback_that_is_cancelled_costs_a_poll_loop_its_connection(
         with pytest.raises(asyncio.CancelledError):
             await closing
         assert driver.is_closed()
-        # SQLAlchemy gave it up: the pool had nothing to find.
+        # SQLAlchemy gave the connection up, so the pool found nothing.
         assert "came back to the pool" not in caplog.text
         async with UnitOfWork(sessions) as uow:
             assert len(await uow.ledger.sql.fetch(ASKED)) == 1
@@ -151,6 +151,6 @@ async def test_sockets_to_the_database_detect_that_the_other_side_is_gone(databa
         found = driver._transport.get_extra_info("socket")
         assert found.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         assert found.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
-        # And so does the server, which frees the locks of who is gone.
+        # And so does the server, which releases the locks of clients that are gone.
         assert (await connection.execute(text("SHOW tcp_user_timeout"))).scalar_one() == "20000"
         assert (await connection.execute(text("SHOW tcp_keepalives_idle"))).scalar_one() == "15"
