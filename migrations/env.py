@@ -31,7 +31,7 @@ from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from services.database import make_engine
+from services.database import Limits, make_engine
 from services.models import metadata
 from services.outbox.models import PgSnapshot, Xid8
 from services.outbox.partitions import is_partition
@@ -227,7 +227,7 @@ async def connected(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 def own_engine(settings: Settings) -> AsyncEngine:
     """An engine that keeps no prepared statements: each step may change what they were prepared for."""
     url = settings.async_url().update_query_dict({"prepared_statement_cache_size": "0"})
-    return make_engine(settings, "migrate", url)
+    return make_engine(settings, "migrate", url, limits=Limits.of_migrations())
 
 
 def run() -> None:

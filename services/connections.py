@@ -23,12 +23,18 @@ logger = logging.getLogger(__name__)
 PROMPT = 5.0
 """The most seconds for a statement that waits for nothing at the server, such as BEGIN or ROLLBACK."""
 
+_COMMIT_LIMIT = 30.0
+"""The most seconds for a COMMIT, however long other statements may take: it may wait for a standby that is away."""
+
 _MAX_IDLE = 60.0
 """Seconds after which an idle connection is replaced: routers forget silent connections without notice."""
 
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES = 15, 5, 3
 USER_TIMEOUT_MS = 20_000
 """The connection ends when the peer's kernel has not acknowledged sent bytes for this long (RFC 5482)."""
+
+_OF_ONE_SESSION = frozenset({"25P03", "25P04", "57P05"})
+"""SQLSTATEs of a session that the server ended because of what it did, or did not do."""
 
 READ_ONLY = "25006"
 """SQLSTATE of a write on a read-only server: the primary has moved."""
@@ -125,7 +131,7 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
             raise NotCommitted("there is no transaction to commit")
         self._warned = False
         try:
-            status: str = await super().execute(query)
+            status: str = await super().execute(query, timeout=_COMMIT_LIMIT)
         except asyncpg.PostgresError as error:
             # The server refused, for example because of a deferred constraint, and rolled back. If it also ended the
             # session, it may have committed first.
@@ -133,6 +139,9 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
                 raise self._unknown(f"the connection ended during the commit: {error}") from error
             raise
         except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
+            if isinstance(error, TimeoutError) and self._cancellations:
+                # A backend that waits for a standby does not notice that we leave: it must get the request to stop.
+                await asyncio.wait(set(self._cancellations), timeout=PROMPT)
             raise self._unknown(f"the commit was not answered: {error!r}") from error
         except BaseException:
             self.terminate()
@@ -178,6 +187,19 @@ def _keep_alive(transport: asyncio.Transport) -> None:
             # Not every system has all of these options.
             if (number := getattr(socket, name, None)) is not None:
                 found.setsockopt(socket.IPPROTO_TCP, number, value)
+
+
+def concerns_one_session(error: BaseException) -> bool:
+    """Whether a connection was lost for a reason of its own, which says nothing about others to the same server."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if getattr(cause, "sqlstate", None) in _OF_ONE_SESSION or isinstance(cause, NotCommitted):
+            return True
+        if isinstance(cause, CommitUnknown):
+            # It was answered, but with a warning, unless something else caused it.
+            return cause.__cause__ is None
+        cause = cause.__cause__
+    return False
 
 
 class PoolGuard:

@@ -31,6 +31,7 @@ from services.connections import (
     Connection,
     NotCommitted,
     PoolGuard,
+    concerns_one_session,
 )
 from services.settings import Settings
 from services.shielding import settled
@@ -83,6 +84,11 @@ class Limits:
     def of_jobs(cls) -> "Limits":
         """For jobs and commands: an audit or an export takes as long as there are rows."""
         return cls(statement=3600.0, lock=30.0)
+
+    @classmethod
+    def of_migrations(cls) -> "Limits":
+        """For migrations: `CREATE INDEX CONCURRENTLY` waits for every older snapshot. Steps set limits of their own."""
+        return cls(statement=86_400.0, lock=3600.0)
 
 
 def make_engine(
@@ -185,7 +191,9 @@ def _judge(context: ExceptionContext) -> None:
     confused = isinstance(error.__cause__, asyncpg.InternalClientError)
     if isinstance(error, TimeoutError) or confused or getattr(error, "sqlstate", None) == READ_ONLY:
         context.is_disconnect = True
-    if context.is_disconnect and context.engine is not None and isinstance(error, Exception):
+    if concerns_one_session(error):
+        context.invalidate_pool_on_disconnect = False
+    elif context.is_disconnect and context.engine is not None and isinstance(error, Exception):
         PoolGuard.of(context.engine).distrust()
     if isinstance(error, TimeoutError):
         # The driver's limit on a statement. The server's own limit is shorter, so this one means that it is silent.
@@ -371,7 +379,7 @@ async def check_pool_budget(engine: AsyncEngine, settings: Settings) -> PoolBudg
     if not budget.fits:
         logger.warning(
             "connection pools may exhaust PostgreSQL: %s. Lower WAYBILL_DATABASE_POOL_SIZE or "
-            "WAYBILL_DATABASE_MAX_OVERFLOW, raise max_connections, or put a pooler in between",
+            "WAYBILL_DATABASE_MAX_OVERFLOW, or raise max_connections",
             budget.describe(),
         )
     return budget

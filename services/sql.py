@@ -11,7 +11,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InternalError,
 from sqlalchemy.orm import Session
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from services.connections import READ_ONLY, Connection, PoolGuard
+from services.connections import READ_ONLY, Connection, PoolGuard, concerns_one_session
 
 Row: TypeAlias = Mapping[str, Any]
 Results: TypeAlias = Sequence[Sequence[tuple[Any, ...]]]
@@ -35,10 +35,12 @@ class Statement:
     """SQL with `:name` parameters, turned into PostgreSQL's numbered ones once, where it is defined.
 
     Types are PostgreSQL's to infer: where it cannot, the SQL says `CAST(:name AS type)`. JSON goes in as text.
+    `limit` is how many seconds to wait for its rows, where that differs from the connection's own limit.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, limit: float | None = None) -> None:
         self.text = text
+        self.limit = limit
         self.parameters = tuple(dict.fromkeys(_PARAMETER.findall(text)))
         self.sql = self.numbered(1)
 
@@ -131,7 +133,7 @@ class Sql:
 
     async def fetch(self, statement: Statement, **parameters: Any) -> Sequence[Row]:
         """The rows that the statement returns."""
-        return await self._fetch(statement.sql, statement.arguments(parameters))
+        return await self._fetch(statement.sql, statement.arguments(parameters), statement.limit)
 
     async def run(self, statement: Statement, **parameters: Any) -> int:
         """Run a statement that returns no rows; the number of rows it wrote."""
@@ -205,13 +207,13 @@ class Sql:
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             raise await self._wrapped(driver, error, statement.sql) from error
 
-    async def _fetch(self, sql: str, arguments: tuple[Any, ...]) -> Sequence[Row]:
+    async def _fetch(self, sql: str, arguments: tuple[Any, ...], limit: float | None = None) -> Sequence[Row]:
         driver = self._driver
         if driver is None:
             return (await self._first(sql, arguments))[0]
         _check_transaction(driver)
         try:
-            return await driver.fetch(sql, *arguments)  # type: ignore[no-any-return]
+            return await driver.fetch(sql, *arguments, timeout=limit)  # type: ignore[no-any-return]
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             raise await self._wrapped(driver, error, sql) from error
 
@@ -227,7 +229,8 @@ class Sql:
         if lost:
             driver.terminate()
             connection = await self._session.connection()
-            PoolGuard.of(connection.sync_engine).distrust()
+            if not concerns_one_session(error):
+                PoolGuard.of(connection.sync_engine).distrust()
             # Otherwise the session would try to roll back on it, and that error would hide this one.
             await connection.invalidate(error)
         kinds: dict[str, type[DBAPIError]] = {"22": DataError, "23": IntegrityError}

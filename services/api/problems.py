@@ -208,12 +208,7 @@ async def _on_database_error(request: Request, error: Exception) -> ProblemRespo
         logger.warning("PostgreSQL refused a value that validation let through: %s", error.orig)
         return refused
     if outcome_unknown(error):
-        return _retry_later(
-            request,
-            "outcome_unknown",
-            "the connection to the database was lost during the commit, and the request may have taken effect; "
-            "send it again with the same Idempotency-Key to find out",
-        )
+        return outcome_unknown_problem(request)
     if sqlstate(error) in _BUSY:
         outage.warning("a statement or a lock took too long: %s", error.orig)
         return _retry_later(
@@ -229,6 +224,16 @@ async def _on_unavailable(request: Request, error: Exception) -> ProblemResponse
     outage.warning("the database cannot be used: %r", error)
     return _retry_later(
         request, "unavailable", "the database cannot be used at the moment; nothing took effect; send the request again"
+    )
+
+
+def outcome_unknown_problem(request: Request) -> ProblemResponse:
+    """For a request whose commit was not answered, or not safely."""
+    return _retry_later(
+        request,
+        "outcome_unknown",
+        "the database did not confirm the commit, and the request may have taken effect; "
+        "send it again with the same Idempotency-Key to find out",
     )
 
 

@@ -28,11 +28,15 @@ class SharingPool(AsyncAdaptedQueuePool):
         if not writes.get():
             return super()._do_get()
         await_only(self._take_place())
+        # The pool may call this method again, for the same connection.
+        without_another = writes.set(False)
         try:
             entry = super()._do_get()
         except BaseException:
             self._places.release()
             raise
+        finally:
+            writes.reset(without_another)
         # Kept apart from the connection, which may be replaced while it is in use.
         entry.record_info["place"] = True  # type: ignore[index]
         return entry

@@ -10,11 +10,12 @@ from typing import Any, TypeAlias
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from services.api.idempotency import Claim, ReplayStored, kept_headers, replayed
-from services.api.problems import domain_problem, is_unavailable
+from services.api.problems import domain_problem, is_unavailable, outcome_unknown_problem
 from services.api.shares import writes
 from services.api.state import api_state
 from services.errors import DomainError, IdempotencyKeyReused, RequestInFlight
@@ -129,17 +130,20 @@ async def _store_refusal(request: Request, claim: Claim, refused: Response) -> R
     The rollback gave the key up for a moment. Whoever took it meanwhile decides: then theirs is the reply.
     """
     async with open_unit_of_work(request) as uow:
-        match await uow.idempotency.take(claim.request):
-            case Free():
-                _keep(uow, claim, refused)
-                await uow.commit()
-                return refused
-            case InFlight():
-                return domain_problem(request, RequestInFlight("the same request is being processed; ask again"))
-            case StoredReply() as stored if stored.fingerprint == claim.request.fingerprint:
-                return await _replay(request, stored)
-            case StoredReply():
-                return domain_problem(request, IdempotencyKeyReused("the key was used for another request"))
+        found = await uow.idempotency.take(claim.request)
+        if isinstance(found, Free):
+            _keep(uow, claim, refused)
+            request.state.committing = True
+            await uow.commit()
+    match found:
+        case Free():
+            return refused
+        case InFlight():
+            return domain_problem(request, RequestInFlight("the same request is being processed; ask again"))
+        case StoredReply() if found.fingerprint == claim.request.fingerprint:
+            return await _replay(request, found)
+        case StoredReply():
+            return domain_problem(request, IdempotencyKeyReused("the key was used for another request"))
 
 
 async def _replay(request: Request, stored: StoredReply) -> Response:
@@ -149,10 +153,13 @@ async def _replay(request: Request, stored: StoredReply) -> Response:
     this commits first, which waits for the standby again.
     """
     if stored.awaits_standby:
-        async with open_unit_of_work(request) as uow:
-            await uow.idempotency.write_marker()
-            request.state.committing = True
-            await uow.commit()
+        try:
+            async with open_unit_of_work(request) as uow:
+                await uow.idempotency.write_marker()
+                await uow.commit()
+        except (DBAPIError, PoolTimeout, OSError) as error:
+            logger.warning("a stored reply is not known to be safe, and not sent: %r", error)
+            return outcome_unknown_problem(request)
     return replayed(stored)
 
 

@@ -12,7 +12,8 @@ from services.query import EXACT, ORDERED, Filterable, QueryBuilder, Rows, Sorta
 from services.sql import SqlAccess, Statement
 
 # The audit says what is wrong; this counts whose. Its statements that compare entry by entry are left out.
-_BOOKS = Statement(f"""
+_BOOKS = Statement(
+    f"""
     SELECT
         (SELECT coalesce(sum(amount), 0) FROM entries) AS entries_sum,
         (SELECT coalesce(sum(posted), 0) FROM accounts) AS posted_sum,
@@ -21,7 +22,9 @@ _BOOKS = Statement(f"""
         (SELECT count(*) FROM ({audit.IMPOSSIBLE_STOCK.text}) AS wrong) AS negative_stock,
         (SELECT count(*) FROM ({audit.RESERVED_STOCK.text}) AS wrong) AS miscounted_stock,
         (SELECT count(DISTINCT order_id) FROM ({audit.PAYMENTS.text}) AS wrong) AS mispaid_orders
-""")  # noqa: S608
+""",  # noqa: S608
+    limit=65.0,
+)
 
 _ORDERS = Statement("SELECT status, count(*) AS number FROM orders GROUP BY status")
 
@@ -48,11 +51,18 @@ _FILTERS = {
 _KEY = Sortable(DeadLetter.position, Id)
 
 
+# Requests are limited to less. PostgreSQL before 17 has no limit on transactions.
+_TAKE_TIME = Statement("""
+    SELECT set_config(name, '60s', true) FROM pg_settings WHERE name IN ('statement_timeout', 'transaction_timeout')
+""")
+
+
 class OperationsRepository(SqlAccess):
     """What waits, what failed, and whether the books balance."""
 
     async def books(self) -> dict[str, Any]:
-        """Sums and counts over the whole ledger and stock, in one snapshot; a full scan."""
+        """Sums and counts over the whole ledger and stock, in one snapshot; a full scan, which may take a minute."""
+        await self.sql.fetch(_TAKE_TIME)
         return dict((await self.sql.fetch(_BOOKS))[0])
 
     async def orders_by_status(self) -> dict[str, int]:

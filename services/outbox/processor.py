@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from services.outbox.events import Claimed, Event, NoHandler, Registry, Trace, Unprocessable
 from services.outbox.failures import failure_of, is_locked, is_transient
 from services.outbox.policy import OnDeath, RetryPolicy
-from services.outbox.repository import ClaimedRow
+from services.outbox.repository import LOCK_TIMEOUT_MS, ClaimedRow
 from services.outbox.subscription import (
     Subscription,
     Transaction,
@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 SAVEPOINT_BUDGET = 48
 """Savepoints in one transaction at most; more than 64 overflow a PostgreSQL backend's subtransaction cache."""
 
-_SHORTEST_LIMIT = 0.5
-"""Seconds that a part of a batch may take at least, however small a part it is."""
+_SHORTEST_LIMIT = 2 * LOCK_TIMEOUT_MS / 1000
+"""Seconds that a part of a batch may take at least, however small a part it is: a lock must not be taken for a hang."""
 
 _ABORTED = "25P02"
 """SQLSTATE of a statement in a transaction in which another has failed."""
@@ -323,7 +323,9 @@ class Processor(Generic[TransactionT]):
             if not await _is_open(transaction, batch.transaction):
                 raise TransactionEnded(subscription.event.type, works, batch) from error
             if is_locked(error):
+                # From here on nothing waits: each half would wait again.
                 self._locked = _CAREFUL_BATCHES
+                transaction.leaves_out_locked = True
             if len(works) == 1:
                 self._fail(works[0].row, error, batch)
                 return

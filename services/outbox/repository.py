@@ -43,7 +43,7 @@ _DELETE = """
 _COMPLETE = Statement(_DELETE)
 _COMPLETED = Writing(f"completed AS ({_DELETE} RETURNING 1)", counted="completed")
 
-LOCK_TIMEOUT_MS = 500
+LOCK_TIMEOUT_MS = 250
 """Ordinary locks are held for a few milliseconds. Events that wait longer are left out, and the rest processed."""
 
 _NEAR = 4

@@ -144,12 +144,18 @@ async def test_a_worker_leaves_out_what_is_locked_and_processes_the_rest_at_once
     await api.assert_books_balance()
 
 
-async def test_many_orders_that_need_what_is_locked_are_left_out_together(api: Api, database: Database) -> None:
+@pytest.mark.parametrize("failed_before", [False, True])
+async def test_many_orders_that_need_what_is_locked_are_left_out_together(
+    api: Api, database: Database, failed_before: bool
+) -> None:
     buyer, _, product = await api.shop()
     other, elsewhere = await make_user(database, credits="100"), await make_product(database)
     for _ in range(40):
         await api.place(buyer, (product, 1))
     free = await api.place(other, (elsewhere, 1))
+    if failed_before:
+        # Then the batch is bisected from the start.
+        await rows(database, "UPDATE outbox SET attempts = 1 WHERE position = (SELECT max(position) FROM outbox)")
     async with locked(database, account_of(product.seller_id)):
         await api.process()
         assert await api.status_of(free["id"]) == "confirmed"

@@ -11,14 +11,17 @@ import pytest
 from alembic import command
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
 
 from migrations.config import alembic_config
+from services import connections
 from services.api.app import create_app
 from services.catalog.schemas import CategoryCreate
 from services.connections import CommitUnknown, Connection
 from services.database import Database, not_committed, open_database, outcome_unknown
 from services.embedded import EmbeddedPostgres
+from services.idempotency.repository import IdempotencyRepository
 from services.settings import Settings
 from services.shielding import settled
 from services.unit_of_work import UnitOfWork
@@ -246,8 +249,11 @@ async def test_a_marker_makes_a_commit_wait_for_the_standby_and_a_read_does_not(
 
 
 async def test_a_stored_reply_is_replayed_only_after_a_commit_that_waited_for_the_standby(
-    settings: Settings, unattended: EmbeddedPostgres
+    settings: Settings, unattended: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    async def no_connection(_: IdempotencyRepository) -> None:
+        raise PoolTimeout("no connection")
+
     local = settings.model_copy(update={"database_url": unattended.url(), "database_pool_size": 4})
     app = create_app(local)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -266,7 +272,27 @@ async def test_a_stored_reply_is_replayed_only_after_a_commit_that_waited_for_th
         await cancel_wait(looking)
         assert_problem(await replaying, 503, "outcome_unknown")
 
+        # Nor is it said that nothing took effect where the commit cannot even be tried.
+        with monkeypatch.context() as patch:
+            patch.setattr(IdempotencyRepository, "write_marker", no_connection)
+            assert_problem(await api.post("/v1/transfers", by=payer, key="k", json=body), 503, "outcome_unknown")
+
         await wait_for_standby(looking, "")
         replayed = await api.post("/v1/transfers", by=payer, key="k", json=body)
         assert (replayed.status_code, replayed.headers["idempotency-replayed"]) == (201, "true")
         assert await api.credits_of(payer) == amounts("999")
+
+
+async def test_a_commit_that_is_given_up_leaves_no_backend_waiting_for_the_standby(
+    alone: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "_COMMIT_LIMIT", 0.5)
+    database, looking = alone
+    for name in ("Lamps", "Chairs"):
+        with pytest.raises(DBAPIError) as unknown:
+            await write(database, name)
+        assert outcome_unknown(unknown.value)
+    stuck = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    await until(looking, f"SELECT CASE WHEN ({stuck}) = 0 THEN 1 ELSE 0 END")
+    # The server had the request to stop waiting: both are committed, and their locks are free.
+    assert await rows(looking, CATEGORIES) == [2]

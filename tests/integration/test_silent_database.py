@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool
 
 import services.connections
-from services.database import Database, open_database
+from services.database import Database, Limits, open_database
 from services.settings import Settings
 from services.sql import Sql, Statement
 from services.unit_of_work import UnitOfWork
@@ -142,6 +142,21 @@ async def test_a_connection_that_was_idle_for_long_is_replaced(
     monkeypatch.setattr(services.connections, "_MAX_IDLE", 0.0)
     await asyncio.sleep(0.01)
     assert await rows(database, pid) != before
+
+
+async def test_a_session_that_the_server_ended_for_its_own_sake_costs_no_other_connection(settings: Settings) -> None:
+    limits = Limits(statement=10.0, lock=10.0, transaction=0.5)
+    small = settings.model_copy(update={"database_pool_size": 5})
+    async with open_database(small, "test", limits) as opened:
+        assert await fill(opened) == 5
+        sessions = (
+            "SELECT pid FROM pg_stat_activity WHERE application_name = 'waybill-test' AND datname = current_database()"
+        )
+        before = set(await rows(opened, sessions))
+        with pytest.raises(DBAPIError) as ended:
+            await rows(opened, "SELECT pg_sleep(5)")
+        assert ended.value.connection_invalidated
+        assert len(before & set(await rows(opened, sessions))) == 4
 
 
 async def test_sockets_to_the_database_detect_that_the_other_side_is_gone(database: Database) -> None:

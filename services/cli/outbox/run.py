@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from services.cli.console import CommandError, say
 from services.cli.migrate import check_database
-from services.database import open_database
+from services.database import open_database, outcome_unknown
 from services.errors import DomainError
 from services.fields import now
 from services.settings import get_settings
@@ -54,6 +54,10 @@ def in_several(works: Iterable[Work[ResultT]]) -> list[ResultT]:
     except DomainError as error:
         raise CommandError(error.detail) from error
     except DBAPIError as error:
+        if outcome_unknown(error):
+            raise CommandError(
+                "the database did not confirm the commit; check whether the command took effect before you repeat it"
+            ) from error
         if sqlstate(error) not in _OLD_SCHEMA:
             raise CommandError(f"the database refused: {error.orig}") from error
         raise CommandError("the database lacks tables of this version: run `waybill migrate` first") from error
