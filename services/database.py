@@ -148,6 +148,8 @@ def _server_settings(settings: Settings, process: str, limits: Limits) -> dict[s
         "tcp_keepalives_interval": str(KEEPALIVE_INTERVAL),
         "tcp_keepalives_count": str(KEEPALIVE_PROBES),
         "tcp_user_timeout": str(USER_TIMEOUT_MS),
+        # Also while it works or waits for a lock. Otherwise it looks only when it has something to send.
+        "client_connection_check_interval": "5s",
         "lock_timeout": _milliseconds(limits.lock),
         # A warning during a commit means that the answer proves nothing; see `Connection`.
         "client_min_messages": "warning",

@@ -49,6 +49,11 @@ _BLOCKED: LiteralString = """
 """
 _ERROR = re.compile(r"[a-zA-Z_.]*(Error|Exception|Timeout)\b")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_TRANSACTIONS = """
+    SELECT application_name, state, wait_event, extract(epoch FROM clock_timestamp() - xact_start)::int AS seconds_old,
+        extract(epoch FROM clock_timestamp() - state_change)::int AS seconds_in_state, left(query, 120)
+    FROM pg_stat_activity WHERE xact_start IS NOT NULL AND pid <> pg_backend_pid() ORDER BY xact_start
+"""
 _STATES = {Kind.cancel: "cancelled", Kind.post: "posted", Kind.void: "voided"}
 """The final state of an order or a transfer after such a write was acknowledged."""
 _LEAKS = ("non-checked-in connection", "was never awaited")
@@ -76,7 +81,11 @@ def settle(site: Site, seconds: float = RECOVERY) -> bool:
         return True
     ready = {api.name: site.is_ready(api) for api in site.apis}
     left = site.rows("SELECT count(*), max(attempts), max(right(last_error, 200)) FROM outbox")
-    site.findings.add("not back to work by itself", f"after {seconds:.0f} s: ready {ready}, waiting events {left}")
+    doing = site.rows(_TRANSACTIONS)
+    site.findings.add(
+        "not back to work by itself",
+        f"after {seconds:.0f} s: ready {ready}, waiting events {left}, transactions {doing}",
+    )
     return False
 
 
