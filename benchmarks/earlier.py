@@ -56,7 +56,7 @@ def main() -> int:
     kept = True
     with tempfile.TemporaryDirectory(prefix="waybill-earlier-") as folder:
         tree = _extract(options.revision, Path(folder))
-        for scenario in scenarios:
+        for scenario in (one for one in scenarios if options.only in (None, one.name)):
             pairs = [_pair(scenario, tree, turned=number % 2 == 1) for number in range(options.rounds)]
             ratio = median(pair.rate for pair in pairs)
             kept = kept and ratio >= _WANTED_RATIO
@@ -78,6 +78,7 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.earlier", description=__doc__)
     parser.add_argument("revision", help="a commit, branch or tag of this repository")
+    parser.add_argument("--only", choices=("placing", "processing"), help="one of the two")
     parser.add_argument("--rounds", type=int, default=5, help="pairs of runs (5)")
     parser.add_argument("--seconds", type=float, default=8.0, help="measured seconds of each run of placing (8)")
     parser.add_argument("--orders", type=int, default=20_000, help="waiting orders in each run of processing (20000)")

@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from services.outbox.events import Claimed, Event, NoHandler, Registry, Trace, Unprocessable
 from services.outbox.failures import failure_of, is_locked, is_transient
 from services.outbox.policy import OnDeath, RetryPolicy
-from services.outbox.repository import LOCK_TIMEOUT_MS, ClaimedRow
+from services.outbox.repository import ClaimedRow
 from services.outbox.subscription import (
     Subscription,
     Transaction,
@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 SAVEPOINT_BUDGET = 48
 """Savepoints in one transaction at most; more than 64 overflow a PostgreSQL backend's subtransaction cache."""
 
-_SHORTEST_LIMIT = 2 * LOCK_TIMEOUT_MS / 1000
-"""Seconds that a part of a batch may take at least, however small a part it is: a lock must not be taken for a hang."""
+_SHORTEST_LIMIT = 0.5
+"""Seconds that a part of a batch may take at least, however small a part it is: more than it may wait for a lock."""
 
 _ABORTED = "25P02"
 """SQLSTATE of a statement in a transaction in which another has failed."""
@@ -188,7 +188,6 @@ class Processor(Generic[TransactionT]):
 
     async def _process_batch(self, transaction: TransactionT) -> Outcome:
         await self._begin(transaction)
-        transaction.leaves_out_locked = self._locked > 0
         # Before the claim: whoever has ended by now is seen by it.
         oldest_taker = await transaction.outbox.oldest_taker() if self._floor.held_up else 0
         horizon, rows = await transaction.outbox.claim(self._window.spans(self._floor), self._floor.position)
@@ -196,6 +195,9 @@ class Processor(Generic[TransactionT]):
         full = self._window.note(rows)
         if not rows:
             return Outcome()
+        transaction.leaves_out_locked = False
+        if self._locked > 0:
+            await self._leave_out_locked(transaction)
         stages = _stages([row for row in rows if not row.blocked])
         batch = _Batch(horizon.transaction, careful=self._careful > 0 or _may_fail(stages))
         for stage in stages:
@@ -228,6 +230,11 @@ class Processor(Generic[TransactionT]):
         progress = outcome.processed or outcome.retried or outcome.buried or outcome.postponed
         outcome.more |= bool(passed) or (full and bool(progress)) or batch.savepoints >= SAVEPOINT_BUDGET
         return outcome
+
+    async def _leave_out_locked(self, transaction: TransactionT) -> None:
+        """From here on, handlers leave out what is locked, and those that do not wait for a moment only."""
+        transaction.leaves_out_locked = True
+        await transaction.outbox.shorten_lock_timeout()
 
     async def _make_up(self, ended: TransactionEnded) -> Outcome:
         """After a handler has ended the transaction: bury what it was given, complete what was committed with it."""
@@ -323,9 +330,8 @@ class Processor(Generic[TransactionT]):
             if not await _is_open(transaction, batch.transaction):
                 raise TransactionEnded(subscription.event.type, works, batch) from error
             if is_locked(error):
-                # From here on nothing waits: each half would wait again.
                 self._locked = _CAREFUL_BATCHES
-                transaction.leaves_out_locked = True
+                await self._leave_out_locked(transaction)
             if len(works) == 1:
                 self._fail(works[0].row, error, batch)
                 return

@@ -43,8 +43,11 @@ _DELETE = """
 _COMPLETE = Statement(_DELETE)
 _COMPLETED = Writing(f"completed AS ({_DELETE} RETURNING 1)", counted="completed")
 
-LOCK_TIMEOUT_MS = 250
-"""Ordinary locks are held for a few milliseconds. Events that wait longer are left out, and the rest processed."""
+LOCK_TIMEOUT_MS = 1000
+"""Ordinary locks are held until a batch commits. Events that wait longer are left out, and the rest processed."""
+
+SHORT_LOCK_TIMEOUT_MS = 100
+"""The same once a lock was not granted: a handler that waits for it all the same waits with each part of its batch."""
 
 _NEAR = 4
 """Rows of the queue that a claim looks at for each that it may take, to find what comes before those."""
@@ -268,6 +271,10 @@ class OutboxRepository(WaitingRepository):
         """Give this transaction the `claim_settings`."""
         settings = claim_settings(time_limit)
         await self.sql.fetch(_BEGIN, names=list(settings), values=list(settings.values()))
+
+    async def shorten_lock_timeout(self) -> None:
+        """Let this transaction wait for a lock for `SHORT_LOCK_TIMEOUT_MS` only."""
+        await self.sql.fetch(_BEGIN, names=["lock_timeout"], values=[f"{SHORT_LOCK_TIMEOUT_MS}ms"])
 
     async def claim(self, spans: Sequence[Span], floor: int) -> tuple[Horizon, list[ClaimedRow]]:
         """Lock ready and due rows of the spans until the transaction ends.
