@@ -43,10 +43,10 @@ _DELETE = """
 _COMPLETE = Statement(_DELETE)
 _COMPLETED = Writing(f"completed AS ({_DELETE} RETURNING 1)", counted="completed")
 
-LOCK_TIMEOUT_MS = 1000
+LOCK_TIMEOUT = "1s"
 """Ordinary locks are held until a batch commits. Events that wait longer are left out, and the rest processed."""
 
-SHORT_LOCK_TIMEOUT_MS = 100
+SHORT_LOCK_TIMEOUT = "100ms"
 """The same once a lock was not granted: a handler that waits for it all the same waits with each part of its batch."""
 
 _NEAR = 4
@@ -199,7 +199,7 @@ def claim_settings(time_limit: float) -> dict[str, str]:
     """
     return {
         "statement_timeout": str(int(time_limit * 1000)),
-        "lock_timeout": f"{LOCK_TIMEOUT_MS}ms",
+        "lock_timeout": LOCK_TIMEOUT,
         "enable_seqscan": "off",
         "enable_bitmapscan": "off",
         "enable_sort": "off",
@@ -273,8 +273,8 @@ class OutboxRepository(WaitingRepository):
         await self.sql.fetch(_BEGIN, names=list(settings), values=list(settings.values()))
 
     async def shorten_lock_timeout(self) -> None:
-        """Let this transaction wait for a lock for `SHORT_LOCK_TIMEOUT_MS` only."""
-        await self.sql.fetch(_BEGIN, names=["lock_timeout"], values=[f"{SHORT_LOCK_TIMEOUT_MS}ms"])
+        """Let this transaction wait for a lock for `SHORT_LOCK_TIMEOUT` only."""
+        await self.sql.fetch(_BEGIN, names=["lock_timeout"], values=[SHORT_LOCK_TIMEOUT])
 
     async def claim(self, spans: Sequence[Span], floor: int) -> tuple[Horizon, list[ClaimedRow]]:
         """Lock ready and due rows of the spans until the transaction ends.

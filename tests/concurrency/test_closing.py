@@ -131,7 +131,7 @@ async def test_a_worker_that_waited_for_an_account_past_a_holds_time_does_not_po
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # It would leave the order for later instead.
-    monkeypatch.setattr(repository, "LOCK_TIMEOUT_MS", 30_000)
+    monkeypatch.setattr(repository, "LOCK_TIMEOUT", "30s")
     buyer, seller = await make_user(database, credits="50"), await make_user(database)
     product = await make_product(database, seller=seller, price="10.00", stock=3)
     lasts = timedelta(seconds=1)
