@@ -212,9 +212,11 @@ def plain_sql(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         ran.append(statement.text)
         return await run(self, statement, **parameters)
 
-    async def spy_on_fetch(self: Sql, sql: str, arguments: tuple[Any, ...]) -> Sequence[Row]:
+    async def spy_on_fetch(
+        self: Sql, sql: str, arguments: tuple[Any, ...], limit: float | None = None
+    ) -> Sequence[Row]:
         ran.append(sql)
-        return await fetch(self, sql, arguments)
+        return await fetch(self, sql, arguments, limit)
 
     with monkeypatch.context() as patch:
         patch.setattr(Sql, "run", spy_on_run)
