@@ -121,7 +121,8 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
         try:
             async with asyncio.timeout(PROMPT):
                 status: str = await super().execute(query)
-        except SILENT as error:
+        except (*SILENT, asyncpg.PostgresError) as error:
+            # A request to cancel the statement before may reach the server late, and hit the rollback instead.
             raise self._give_up(error) from error
         return status
 

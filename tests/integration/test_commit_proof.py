@@ -5,7 +5,9 @@ import logging
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
+import asyncpg
 import httpx
 import pytest
 from alembic import command
@@ -103,6 +105,30 @@ async def test_a_connection_given_out_inside_a_transaction_is_replaced_before_it
     await write(database, "Chairs")
     assert await rows(looking, CATEGORIES) == [2]
     assert driver.is_closed()
+
+
+async def test_a_rollback_that_the_server_refuses_gives_the_connection_back_closed(
+    database: Database, looking: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute = asyncpg.Connection.execute
+
+    async def cancelled_rollback(driver: Connection, query: str, *more: Any, **options: Any) -> str:
+        if query == "ROLLBACK;":
+            raise asyncpg.QueryCanceledError("canceling statement due to user request")
+        status: str = await execute(driver, query, *more, **options)
+        return status
+
+    async with UnitOfWork(database.write) as uow:
+        await uow.categories.count()
+        driver = await driver_of(uow)
+        monkeypatch.setattr(asyncpg.Connection, "execute", cancelled_rollback)
+    monkeypatch.undo()
+    assert driver.is_closed()
+    pool = database.engine.pool
+    assert isinstance(pool, QueuePool)
+    assert pool.checkedout() == 0
+    await write(database, "Lamps")
+    assert await rows(looking, CATEGORIES) == [1]
 
 
 async def test_the_driver_begins_no_transaction_inside_another(database: Database) -> None:
