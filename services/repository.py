@@ -10,8 +10,6 @@ from sqlalchemy.orm import Mapper
 from sqlalchemy.sql.base import ExecutableOption
 from sqlmodel import select
 
-# Every table, whichever repository is imported first: relationships by name resolve against all of them.
-import services.models  # noqa: F401
 from services.fields import now
 from services.sql import SqlAccess
 

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 
-import services.models  # noqa: F401  (relationships are resolved by name: every model must be known)
 from services.catalog import service as catalog
 from services.catalog.schemas import CategoryCreate, ProductCreate
 from services.cli.facts import Credentials, Facts

@@ -74,7 +74,7 @@ class Account(AccountBase, table=True):
     closed_at: datetime | None = Field(default=None, sa_type=TIMESTAMPTZ)
     """A closed account neither sends nor receives; a trigger keeps its balance as it is."""
 
-    user: Optional["User"] = Relationship(back_populates="account", sa_relationship_kwargs={"lazy": "raise"})
+    user: Optional["User"] = Relationship(sa_relationship_kwargs={"lazy": "raise"})
 
 
 class TransferBase(SQLModel):

@@ -3,17 +3,14 @@
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import TYPE_CHECKING
 from uuid import UUID
 
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKeyConstraint, Identity, Index, Integer, text
 from sqlmodel import Field, Relationship, SQLModel
 
+from services.catalog.models import Product
 from services.fields import TIMESTAMPTZ, allowed, new_id, now, one_of, text_enum
 from services.users.models import User
-
-if TYPE_CHECKING:
-    from services.catalog.models import Product
 
 
 class OrderStatus(StrEnum):
@@ -97,7 +94,7 @@ class Order(OrderBase, table=True):
         default_factory=now, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": text("now()")}
     )
 
-    buyer: User = Relationship(back_populates="orders", sa_relationship_kwargs={"lazy": "raise"})
+    buyer: User = Relationship(sa_relationship_kwargs={"lazy": "raise"})
     items: list["OrderItem"] = Relationship(
         back_populates="order", sa_relationship_kwargs={"lazy": "raise", "order_by": "OrderItem.line"}
     )
@@ -133,7 +130,7 @@ class OrderItem(OrderItemBase, table=True):
     """Pieces that were refunded."""
 
     order: Order = Relationship(back_populates="items", sa_relationship_kwargs={"lazy": "raise"})
-    product: "Product" = Relationship(sa_relationship_kwargs={"lazy": "raise"})
+    product: Product = Relationship(sa_relationship_kwargs={"lazy": "raise"})
 
 
 class OrderTransition(SQLModel, table=True):

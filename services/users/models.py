@@ -2,16 +2,12 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from sqlalchemy import BigInteger, CheckConstraint, Identity, Index, text
-from sqlmodel import Field, Relationship, SQLModel
+from sqlmodel import Field, SQLModel
 
 from services.fields import TIMESTAMPTZ, allowed, now, text_enum
-
-if TYPE_CHECKING:
-    from services.credits.models import Account
-    from services.orders.models import Order
 
 
 class Role(StrEnum):
@@ -62,6 +58,3 @@ class User(UserBase, table=True):
         default_factory=now, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": text("now()")}
     )
     deleted_at: datetime | None = Field(default=None, sa_type=TIMESTAMPTZ)
-
-    account: "Account" = Relationship(back_populates="user", sa_relationship_kwargs={"lazy": "raise", "uselist": False})
-    orders: list["Order"] = Relationship(back_populates="buyer", sa_relationship_kwargs={"lazy": "raise"})
