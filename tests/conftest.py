@@ -20,7 +20,7 @@ from redis import Redis
 from sqlalchemy import make_url
 
 from migrations.config import alembic_config
-from services.api.app import create_app
+from services.app import create_app
 from services.database import Database, open_database
 from services.settings import Environment, LogFormat, Settings
 from services.unit_of_work import OpenUnitOfWork, UnitOfWork

@@ -30,7 +30,7 @@ def api(
     with plain_errors():
         settings = get_settings()
     config = uvicorn.Config(
-        "services.api.app:serve_app",
+        "services.app:serve_app",
         factory=True,
         host=host,
         port=port,

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from services.api.app import create_app
+from services.app import create_app
 from services.database import Database
 from services.settings import Settings
 from tests.api.client import Api

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
-from services.api.app import create_app
+from services.app import create_app
 from services.audit.schemas import AuditResult
 from services.fields import now
 from services.settings import Environment, Settings

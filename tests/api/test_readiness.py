@@ -10,8 +10,8 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import make_url
 
-from services.api.app import create_app
 from services.api.state import ApiState
+from services.app import create_app
 from services.settings import Settings
 from tests.api.client import Api
 from tests.api.test_unavailable import refusing_connections

@@ -27,8 +27,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from services.api.app import create_app
 from services.api.tokens import Tokens
+from services.app import create_app
 from services.database import open_database
 from services.settings import Settings
 from services.users.models import User

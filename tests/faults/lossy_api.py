@@ -10,7 +10,7 @@ import sys
 import uvicorn
 from starlette.types import Message, Receive, Scope, Send
 
-from services.api.app import create_app
+from services.app import create_app
 from services.embedded.ports import LOOPBACK
 
 inner = create_app()

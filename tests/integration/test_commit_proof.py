@@ -18,7 +18,7 @@ from sqlalchemy.pool import QueuePool
 
 from migrations.config import alembic_config
 from services import connections
-from services.api.app import create_app
+from services.app import create_app
 from services.catalog.schemas import CategoryCreate
 from services.connections import CommitUnknown, Connection
 from services.database import Database, not_committed, open_database, outcome_unknown

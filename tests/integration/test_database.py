@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlmodel import select
 
 import services.models  # noqa: F401
-from services.api.app import create_app
+from services.app import create_app
 from services.catalog.models import Category
 from services.database import Database, check_pool_budget, make_engine, open_database, sync_session
 from services.outbox.events import Event

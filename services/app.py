@@ -102,7 +102,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 def serve_app() -> FastAPI:
-    """The application for a server process, with logging set up: `uvicorn --factory services.api.app:serve_app`."""
+    """The application for a server process, with logging set up: `uvicorn --factory services.app:serve_app`."""
     configure_logging(get_settings(), "api")
     app = create_app()
     spare_what_stays()
