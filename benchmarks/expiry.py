@@ -16,7 +16,7 @@ from benchmarks.report import Target
 from benchmarks.stage import Stage, check_books, open_stage
 from services.credits.holds import HOLDS
 from services.database import Database, open_database
-from services.orders.expiry import HELD, UNPAID
+from services.orders.expiry.service import HELD, UNPAID
 from services.sweeps.service import Sweep, take_slice
 from services.unit_of_work import UnitOfWork
 

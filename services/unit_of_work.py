@@ -22,9 +22,9 @@ from services.database import SessionFactory, commit, outcome_unknown
 from services.fields import new_id
 from services.idempotency.repository import IdempotencyRepository
 from services.operations.repository import OperationsRepository
-from services.orders.expiry_repository import OrderExpiryRepository
-from services.orders.processing_repository import ProcessingRepository
-from services.orders.refund_repository import RefundRepository
+from services.orders.expiry.repository import OrderExpiryRepository
+from services.orders.processing.repository import ProcessingRepository
+from services.orders.refunds.repository import RefundRepository
 from services.orders.repository import OrderRepository
 from services.outbox.control_repository import ControlRepository
 from services.outbox.events import Event, Recorded, Trace

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from services.orders.events import OrderPlaced
-from services.orders.processing import process_placed
+from services.orders.processing.service import process_placed
 from services.outbox.subscription import Subscription
 from services.unit_of_work import UnitOfWork
 

@@ -1,6 +1,6 @@
 """Transfers in two phases: credits are held, then posted (all of them or a part), voided, or expired; once.
 
-Holds for orders are resolved with their order: `services/orders/processing.py` and `expiry.py`.
+Holds for orders are resolved with their order: `services/orders/processing/service.py` and `expiry.py`.
 """
 
 from collections.abc import Sequence

@@ -19,7 +19,7 @@ from services.orders.events import (
     OrderPlaced,
 )
 from services.orders.models import ALLOWED_MOVES, Order, OrderStatus, Refund
-from services.orders.refunds import REFUNDABLE, give_back, wanted_pieces
+from services.orders.refunds.service import REFUNDABLE, give_back, wanted_pieces
 from services.orders.repository import ORDER_WITH_DETAILS, LockedOrder, Move, NewItem
 from services.orders.schemas import (
     OnInsufficientCredits,

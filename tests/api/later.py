@@ -4,7 +4,7 @@ from sqlalchemy import text
 
 from services.credits.holds import HOLDS
 from services.database import Database
-from services.orders.expiry import HELD, UNPAID
+from services.orders.expiry.service import HELD, UNPAID
 from services.sweeps.service import take_slice
 from services.unit_of_work import UnitOfWork
 from tests.api.audited import run_audit

@@ -14,9 +14,9 @@ from services.credits.schemas import AdjustmentCreate, HoldCreate, TransferCreat
 from services.database import Database
 from services.errors import DomainError
 from services.fields import now
-from services.orders import expiry
 from services.orders import service as orders
-from services.orders.expiry_repository import UnpaidOrder
+from services.orders.expiry.repository import UnpaidOrder
+from services.orders.expiry.service import service as expiry
 from services.orders.schemas import OrderCreate
 from services.outbox.processor import Processor
 from services.sweeps.service import take_slice

@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 
 from services.credits import hold_repository
-from services.orders import expiry_repository
+from services.orders.expiry.service import repository as expiry_repository
 from services.settings import Settings
 from services.sql import Statement
 from services.sweeps import repository

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from services.credits.holds import HOLDS
 from services.database import Database
-from services.orders.expiry import HELD, UNPAID
+from services.orders.expiry.service import HELD, UNPAID
 from services.sweeps import service
 from services.sweeps.service import Sweep
 from services.unit_of_work import OpenUnitOfWork, UnitOfWork

@@ -27,7 +27,7 @@ from services.database import Database
 from services.errors import DomainError
 from services.fields import new_id, now
 from services.orders import service as orders
-from services.orders.expiry import HELD, UNPAID
+from services.orders.expiry.service import HELD, UNPAID
 from services.orders.schemas import OrderCreate, OrderItemCreate, RefundCreate, RefundLineCreate
 from services.outbox.policy import RetryPolicy
 from services.outbox.processor import Processor

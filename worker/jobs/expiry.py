@@ -5,7 +5,7 @@ from typing import Any
 import structlog
 
 from services.credits.holds import HOLDS
-from services.orders.expiry import HELD, UNPAID
+from services.orders.expiry.service import HELD, UNPAID
 from worker.context import WorkerContext
 from worker.jobs.sweeping import run_sweeps
 

@@ -6,7 +6,7 @@ from uuid import UUID
 from services.credits.resolution_repository import LockedHolds
 from services.orders.events import OrderCancelled, OrderConfirmed, OrderPlaced, OrderRejected
 from services.orders.models import OrderStatus
-from services.orders.processing_repository import Placed
+from services.orders.processing.repository import Placed
 from services.orders.repository import LockedOrder, Move
 from services.outbox.events import Claimed, Trace
 from services.outbox.subscription import Locked, Verdicts

@@ -10,7 +10,7 @@ from services.errors import Fault, InvalidInput
 from services.fields import new_id
 from services.orders.events import OrderRefunded
 from services.orders.models import OrderStatus
-from services.orders.refund_repository import SoldLine
+from services.orders.refunds.repository import SoldLine
 from services.orders.repository import LockedOrder
 from services.orders.schemas import RefundLineCreate
 from services.unit_of_work import UnitOfWork

@@ -1,0 +1,1 @@
+"""Orders that were not paid, or not confirmed, in time."""

@@ -1,0 +1,1 @@
+"""Placed orders confirmed or rejected, in batches."""

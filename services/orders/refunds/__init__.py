@@ -1,0 +1,1 @@
+"""Refunds of lines of an order."""
