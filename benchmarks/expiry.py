@@ -14,7 +14,7 @@ from rich.table import Table
 
 from benchmarks.report import Target
 from benchmarks.stage import Stage, check_books, open_stage
-from services.credits.holds import HOLDS
+from services.credits.holds.service import HOLDS
 from services.database import Database, open_database
 from services.orders.expiry.service import HELD, UNPAID
 from services.sweeps.service import Sweep, take_slice

@@ -19,9 +19,11 @@ from services.api.tokens import Tokens
 from services.audit import routes as audit
 from services.catalog import routes as catalog
 from services.collector import spare_what_stays
-from services.credits import hold_routes as holds
-from services.credits import operator_routes as ledger_operators
-from services.credits import routes as ledger
+from services.credits.corrections import routes as corrections
+from services.credits.holds import routes as holds
+from services.credits.ledger import routes as ledger
+from services.credits.statement import routes as statement
+from services.credits.transfers import routes as transfers
 from services.database import Limits, check_pool_budget, open_database
 from services.logs import configure_logging
 from services.operations import outbox_routes
@@ -86,11 +88,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # The busiest first: routes are matched one after another.
     for domain in (
         orders,
+        transfers,
         ledger,
+        statement,
         holds,
         catalog,
         users,
-        ledger_operators,
+        corrections,
         operations,
         outbox_routes,
         audit,

@@ -13,11 +13,11 @@ from sqlalchemy.exc import DBAPIError
 
 from services.audit.repository import AuditRepository
 from services.catalog.repository import CategoryRepository, InventoryRepository, ProductRepository
-from services.credits.adjustment_repository import AdjustmentRepository
-from services.credits.hold_repository import HoldRepository
-from services.credits.repository import LedgerRepository
-from services.credits.statement_repository import StatementRepository
-from services.credits.transfer_repository import TransferRepository
+from services.credits.corrections.repository import AdjustmentRepository
+from services.credits.holds.repository import HoldRepository
+from services.credits.ledger.repository import LedgerRepository
+from services.credits.statement.repository import StatementRepository
+from services.credits.transfers.repository import TransferRepository
 from services.database import SessionFactory, commit, outcome_unknown
 from services.fields import new_id
 from services.idempotency.repository import IdempotencyRepository

@@ -8,8 +8,8 @@ from services.catalog import service as catalog
 from services.catalog.schemas import CategoryCreate, ProductCreate
 from services.cli.facts import Credentials, Facts
 from services.cli.users import new_password
+from services.credits.ledger.service import top_up
 from services.credits.schemas import TopUpCreate
-from services.credits.service import top_up
 from services.database import open_database
 from services.settings import Settings
 from services.skew import follow_database

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from services.catalog.repository import ProductForSale
 from services.catalog.schemas import ProductSummary
-from services.credits.repository import Share
+from services.credits.ledger.repository import Share
 from services.errors import AlreadyExists, Conflict, Fault, Forbidden, InsufficientCredits, InvalidInput, NotFound
 from services.fields import MAX_CREDITS, new_id, now
 from services.orders.events import (

@@ -2,7 +2,7 @@
 
 from sqlalchemy import text
 
-from services.credits.holds import HOLDS
+from services.credits.holds.service import HOLDS
 from services.database import Database
 from services.orders.expiry.service import HELD, UNPAID
 from services.sweeps.service import take_slice

@@ -7,7 +7,8 @@ from typing import Any
 
 from sqlalchemy import text
 
-from services.credits import adjustments, holds
+from services.credits.corrections import service as adjustments
+from services.credits.holds import service as holds
 from services.credits.schemas import AdjustmentCreate, HoldCreate
 from services.database import Database
 from services.fields import new_id, now

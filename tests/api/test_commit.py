@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from services.credits.repository import LedgerRepository
+from services.credits.ledger.repository import LedgerRepository
 from services.orders import service
 from services.orders.schemas import OrderCreate, OrderPublic
 from services.sql import Statement

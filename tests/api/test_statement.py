@@ -10,9 +10,9 @@ import httpx
 import pytest
 import uvicorn
 
-from services.credits import export
-from services.credits.export import HEADINGS
-from services.credits.statement_repository import StatementRepository
+from services.credits.statement import service as export
+from services.credits.statement.repository import StatementRepository
+from services.credits.statement.service import HEADINGS
 from services.embedded.ports import LOOPBACK, any_free_port
 from services.users.models import User
 from tests.api.client import Api, assert_problem

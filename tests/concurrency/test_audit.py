@@ -11,9 +11,9 @@ from sqlalchemy.exc import DBAPIError
 
 from services.audit.schemas import Difference
 from services.audit.service import AuditNotFinished, audit
-from services.credits import service as ledger
-from services.credits import transfers
+from services.credits.ledger import service as ledger
 from services.credits.schemas import TopUpCreate, TransferCreate
+from services.credits.transfers import service as transfers
 from services.database import Database
 from services.errors import Conflict, InsufficientCredits
 from services.orders import service as orders

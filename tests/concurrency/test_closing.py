@@ -8,7 +8,8 @@ from uuid import UUID
 
 import pytest
 
-from services.credits import holds, service
+from services.credits.holds import service as holds
+from services.credits.ledger import service
 from services.credits.schemas import HoldCreate
 from services.database import Database
 from services.errors import AccountClosed

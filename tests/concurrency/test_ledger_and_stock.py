@@ -9,8 +9,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from services.credits import transfers
 from services.credits.schemas import TransferCreate
+from services.credits.transfers import service as transfers
 from services.database import Database
 from services.errors import Conflict, InsufficientCredits
 from services.operations import service as operations

@@ -9,14 +9,18 @@ from typing import Any
 
 import pytest
 
-from services.credits import adjustments, holds, reversals, service, transfers
+from services.credits.corrections import service as adjustments
+from services.credits.corrections import service as corrections
+from services.credits.holds import service as holds
+from services.credits.ledger import service
 from services.credits.schemas import AdjustmentCreate, HoldCreate, TransferCreate
+from services.credits.transfers import service as transfers
 from services.database import Database
 from services.errors import DomainError
 from services.fields import now
 from services.orders import service as orders
+from services.orders.expiry import service as expiry
 from services.orders.expiry.repository import UnpaidOrder
-from services.orders.expiry.service import service as expiry
 from services.orders.schemas import OrderCreate
 from services.outbox.processor import Processor
 from services.sweeps.service import take_slice
@@ -211,7 +215,7 @@ async def test_of_two_reversals_at_once_one_takes_effect(database: Database) -> 
     [transfer_id] = await rows(database, "SELECT id FROM transfers WHERE kind = 'transfer'")
 
     async def reverse() -> str:
-        return await told(database, lambda uow: reversals.reverse(uow, operator, transfer_id, "sent in error"))
+        return await told(database, lambda uow: corrections.reverse(uow, operator, transfer_id, "sent in error"))
 
     heard = await asyncio.gather(*(reverse() for _ in range(8)))
 

@@ -13,8 +13,8 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from services.credits import hold_repository
-from services.orders.expiry.service import repository as expiry_repository
+from services.credits.holds import repository as hold_repository
+from services.orders.expiry import repository as expiry_repository
 from services.settings import Settings
 from services.sql import Statement
 from services.sweeps import repository

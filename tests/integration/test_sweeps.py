@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from structlog.testing import capture_logs
 
-from services.credits.holds import HOLDS
+from services.credits.holds.service import HOLDS
 from services.database import Database
 from services.orders.expiry.service import HELD, UNPAID
 from services.sweeps import service

@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from services.credits import transfers
 from services.credits.schemas import BatchMode, TransferBatchCreate, TransferItem
+from services.credits.transfers import service as transfers
 from services.database import Database
 from services.errors import DomainError
 from services.operations import service as operations

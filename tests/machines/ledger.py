@@ -12,8 +12,10 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from services.audit.schemas import Difference
 from services.audit.service import audit
-from services.credits import adjustments, holds, reversals, transfers
-from services.credits import service as ledger
+from services.credits.corrections import service as adjustments
+from services.credits.corrections import service as corrections
+from services.credits.holds import service as holds
+from services.credits.ledger import service as ledger
 from services.credits.schemas import (
     AdjustmentCreate,
     BatchMode,
@@ -23,6 +25,7 @@ from services.credits.schemas import (
     TransferCreate,
     TransferItem,
 )
+from services.credits.transfers import service as transfers
 from services.database import Database
 from services.errors import DomainError
 from services.fields import new_id, now
@@ -133,7 +136,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(gift=gifts)
     def reverse(self, gift: Gift) -> None:
-        told, _ = self.do(lambda uow: reversals.reverse(uow, self.operator, gift.id, "by mistake"))
+        told, _ = self.do(lambda uow: corrections.reverse(uow, self.operator, gift.id, "by mistake"))
         if gift.reversed:
             assert told == "transfer_already_reversed"
             return
@@ -166,7 +169,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(promise=promises)
     def reverse_what_was_held(self, promise: Promise) -> None:
-        told, _ = self.do(lambda uow: reversals.reverse(uow, self.operator, promise.id, "by mistake"))
+        told, _ = self.do(lambda uow: corrections.reverse(uow, self.operator, promise.id, "by mistake"))
         if promise.state != "posted":
             expected = {"voided": "transfer_already_voided", "expired": "transfer_expired"}
             assert told == expected.get(promise.state, "transfer_not_reversible")

@@ -6,7 +6,7 @@ from decimal import Decimal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.credits.planning import Balance, Item, Posting, carry_out, cause, chains, take_back
+from services.credits.transfers.planning import Balance, Item, Posting, carry_out, cause, chains, take_back
 from services.errors import DomainError
 from services.fields import MAX_CREDITS
 from tests.naive_bank import UNKNOWN, Bank, Wanted, as_one_chain, naively

@@ -4,7 +4,7 @@ from typing import Any
 
 import structlog
 
-from services.credits.holds import HOLDS
+from services.credits.holds.service import HOLDS
 from services.orders.expiry.service import HELD, UNPAID
 from worker.context import WorkerContext
 from worker.jobs.sweeping import run_sweeps

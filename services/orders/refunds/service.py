@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from decimal import Decimal
 from uuid import UUID
 
+from services.credits.ledger.repository import Movement
 from services.credits.models import TransferKind
-from services.credits.repository import Movement
 from services.errors import Fault, InvalidInput
 from services.fields import new_id
 from services.orders.events import OrderRefunded

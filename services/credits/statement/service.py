@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from services.credits.statement_repository import Line
+from services.credits.statement.repository import Line
 from services.errors import NotFound
 from services.unit_of_work import UnitOfWork
 

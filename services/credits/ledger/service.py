@@ -4,8 +4,8 @@ from decimal import Decimal
 
 from services.credits import events
 from services.credits.events import CreditsMoved
+from services.credits.ledger.repository import Movement
 from services.credits.models import Account, Transfer, TransferKind
-from services.credits.repository import Movement
 from services.credits.schemas import TopUpCreate
 from services.errors import AccountClosed, Conflict, Fault, InvalidInput, NotFound
 from services.fields import new_id, now

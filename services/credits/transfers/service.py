@@ -8,20 +8,21 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from uuid import UUID
 
 from sqlalchemy.exc import DBAPIError
 
-from services.credits import planning
 from services.credits.events import CreditsMoved
 from services.credits.models import TransferKind
-from services.credits.planning import Chain, Item, Outcome, Posting
 from services.credits.schemas import BatchMode, TransferBatchCreate, TransferCreate, TransferItem
-from services.credits.transfer_repository import Parties
-from services.errors import BatchRefused, DomainError, Fault, InvalidInput
+from services.credits.transfers import planning
+from services.credits.transfers.planning import Chain, Item, Outcome, Posting
+from services.credits.transfers.repository import Parties, TransferRow
+from services.errors import BatchRefused, DomainError, Fault, InvalidInput, NotFound
 from services.outbox.processor import SAVEPOINT_BUDGET
 from services.sql import sqlstate
 from services.unit_of_work import UnitOfWork
-from services.users.models import Caller
+from services.users.models import Caller, Role
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,17 @@ async def transfer_batch(uow: UnitOfWork, sender: Caller, wanted: TransferBatchC
         if isinstance(outcome, Posting):
             _record(uow, outcome)
     return Transferred(outcomes, parties.at)
+
+
+async def get(uow: UnitOfWork, caller: Caller, transfer_id: UUID, *, lock: bool = False) -> TransferRow:
+    """The transfer, for the two users it is about and operators.
+
+    Raises `NotFound` for everybody else too: whether a foreign transfer exists is nobody's business.
+    """
+    found = await uow.transfers.find(transfer_id, lock=lock)
+    if found is None or not _may_see(caller, found):
+        raise NotFound(f"there is no transfer {transfer_id} that you may see")
+    return found
 
 
 class _Writer:
@@ -165,3 +177,7 @@ def _record(uow: UnitOfWork, posting: Posting) -> None:
             amount=posting.item.amount,
         )
     )
+
+
+def _may_see(caller: Caller, found: TransferRow) -> bool:
+    return caller.role is Role.operator or caller.id in (found.from_user_id, found.to_user_id)

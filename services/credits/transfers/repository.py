@@ -1,10 +1,15 @@
-"""All SQL of transfers between users: two statements, however many transfers there are."""
+"""All SQL of transfers between users. A request's transfers take two statements, however many there are."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
 
-from services.credits.planning import Balance, Posting
+from services.credits.ledger.repository import Movement
+from services.credits.models import TransferKind, TransferState
+from services.credits.transfers.planning import Balance, Posting
 from services.sql import SqlAccess, Statement
 
 # Not a join: for that, a plan made for any number of users would read the whole table while it is small.
@@ -40,6 +45,62 @@ _WRITE = Statement("""
         AS after(account_id, posted, version)
     WHERE accounts.id = after.account_id
 """)
+
+
+_FIND = """
+    SELECT transfers.id, kind, state, amount, posted_amount, debit_account_id, credit_account_id, order_id, reverses,
+        note, transfers.created_at, expires_at, resolved_at, payer.user_id AS from_user_id,
+        payee.user_id AS to_user_id, coalesce(expires_at <= clock_timestamp(), false) AS is_due,
+        (SELECT id FROM transfers AS reversal WHERE reversal.reverses = transfers.id) AS reversed_by
+    FROM transfers
+    JOIN accounts AS payer ON payer.id = debit_account_id
+    JOIN accounts AS payee ON payee.id = credit_account_id
+    WHERE transfers.id = :id
+"""
+_GET = Statement(_FIND)
+# The transfer, then the accounts: nothing is waited for between the look at the clock and the posting. The accounts of
+# an order's payment are left alone: it is resolved with its order, which is locked first.
+_LOCK = Statement("""
+    WITH locked AS (
+        SELECT debit_account_id, credit_account_id, order_id FROM transfers WHERE id = :id FOR NO KEY UPDATE
+    )
+    SELECT id FROM accounts
+    WHERE id = ANY(ARRAY(
+        SELECT unnest(ARRAY[debit_account_id, credit_account_id]) FROM locked WHERE order_id IS NULL
+    ))
+    ORDER BY id FOR NO KEY UPDATE
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class TransferRow:
+    """A transfer with the users on both sides of it; None where a system account is."""
+
+    id: UUID
+    kind: TransferKind
+    state: TransferState
+    amount: Decimal
+    posted_amount: Decimal | None
+    debit_account_id: int
+    credit_account_id: int
+    order_id: UUID | None
+    reverses: UUID | None
+    note: str
+    created_at: datetime
+    expires_at: datetime | None
+    resolved_at: datetime | None
+    from_user_id: int | None
+    to_user_id: int | None
+    is_due: bool
+    """Its time to be posted is over, swept or not."""
+    reversed_by: UUID | None
+
+    @classmethod
+    def from_row(cls, row: Any) -> "TransferRow":
+        return cls(**{**row, "kind": TransferKind(row["kind"]), "state": TransferState(row["state"])})
+
+    def movement(self) -> Movement:
+        return Movement(self.id, self.debit_account_id, self.credit_account_id, self.amount, self.order_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +146,11 @@ class TransferRepository(SqlAccess):
             posted=[balance.posted for balance in touched.values()],
             versions=[balance.version for balance in touched.values()],
         )
+
+    async def find(self, transfer_id: UUID, *, lock: bool = False) -> TransferRow | None:
+        """The transfer, if there is one; `lock` takes the row and its accounts until the transaction ends."""
+        if lock:
+            # A statement of its own: the one after it sees what whoever held the lock has committed.
+            await self.sql.fetch(_LOCK, id=transfer_id)
+        rows = await self.sql.fetch(_GET, id=transfer_id)
+        return TransferRow.from_row(rows[0]) if rows else None

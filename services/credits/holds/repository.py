@@ -1,15 +1,12 @@
-"""All SQL of holds between users, and of single transfers as their parties see them."""
+"""All SQL of holds between users."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
-from services.credits.models import TransferKind, TransferState
-from services.credits.planning import Item
-from services.credits.repository import Movement
+from services.credits.ledger.repository import Movement
+from services.credits.transfers.planning import Item
 from services.sql import SqlAccess, Statement
 from services.sweeps.repository import BEFORE_ALL
 
@@ -21,30 +18,6 @@ _WRITE = Statement("""
         VALUES (:id, :debit, :credit, CAST(:amount AS numeric), 'transfer', 'pending', :note, :expires_at)
     )
     UPDATE accounts SET held = held + CAST(:amount AS numeric) WHERE id = :debit
-""")
-
-_FIND = """
-    SELECT transfers.id, kind, state, amount, posted_amount, debit_account_id, credit_account_id, order_id, reverses,
-        note, transfers.created_at, expires_at, resolved_at, payer.user_id AS from_user_id,
-        payee.user_id AS to_user_id, coalesce(expires_at <= clock_timestamp(), false) AS is_due,
-        (SELECT id FROM transfers AS reversal WHERE reversal.reverses = transfers.id) AS reversed_by
-    FROM transfers
-    JOIN accounts AS payer ON payer.id = debit_account_id
-    JOIN accounts AS payee ON payee.id = credit_account_id
-    WHERE transfers.id = :id
-"""
-_GET = Statement(_FIND)
-# The transfer, then the accounts: nothing is waited for between the look at the clock and the posting. The accounts of
-# an order's payment are left alone: it is resolved with its order, which is locked first.
-_LOCK = Statement("""
-    WITH locked AS (
-        SELECT debit_account_id, credit_account_id, order_id FROM transfers WHERE id = :id FOR NO KEY UPDATE
-    )
-    SELECT id FROM accounts
-    WHERE id = ANY(ARRAY(
-        SELECT unnest(ARRAY[debit_account_id, credit_account_id]) FROM locked WHERE order_id IS NULL
-    ))
-    ORDER BY id FOR NO KEY UPDATE
 """)
 
 # The row comparison and ORDER BY match the index, so a slice reads only its own rows, not those of earlier slices.
@@ -105,37 +78,6 @@ class HoldOfOrder(NamedTuple):
     is_due: bool
 
 
-@dataclass(frozen=True, slots=True)
-class TransferRow:
-    """A transfer with the users on both sides of it; None where a system account is."""
-
-    id: UUID
-    kind: TransferKind
-    state: TransferState
-    amount: Decimal
-    posted_amount: Decimal | None
-    debit_account_id: int
-    credit_account_id: int
-    order_id: UUID | None
-    reverses: UUID | None
-    note: str
-    created_at: datetime
-    expires_at: datetime | None
-    resolved_at: datetime | None
-    from_user_id: int | None
-    to_user_id: int | None
-    is_due: bool
-    """Its time to be posted is over, swept or not."""
-    reversed_by: UUID | None
-
-    @classmethod
-    def from_row(cls, row: Any) -> "TransferRow":
-        return cls(**{**row, "kind": TransferKind(row["kind"]), "state": TransferState(row["state"])})
-
-    def movement(self) -> Movement:
-        return Movement(self.id, self.debit_account_id, self.credit_account_id, self.amount, self.order_id)
-
-
 class HoldRepository(SqlAccess):
     """Pending transfers between users. A transfer is locked before the accounts, as an order is."""
 
@@ -151,14 +93,6 @@ class HoldRepository(SqlAccess):
             note=item.note,
             expires_at=expires_at,
         )
-
-    async def find(self, transfer_id: UUID, *, lock: bool = False) -> TransferRow | None:
-        """The transfer, if there is one; `lock` takes the row and its accounts until the transaction ends."""
-        if lock:
-            # A statement of its own: the one after it sees what whoever held the lock has committed.
-            await self.sql.fetch(_LOCK, id=transfer_id)
-        rows = await self.sql.fetch(_GET, id=transfer_id)
-        return TransferRow.from_row(rows[0]) if rows else None
 
     async def due(self, after: DueHold | None, limit: int) -> list[DueHold]:
         """Up to `limit` holds whose time is over, and which come after `after`.

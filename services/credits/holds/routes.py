@@ -9,9 +9,9 @@ from services.api.dependencies import CurrentUser, State, Work
 from services.api.idempotency import IDEMPOTENCY_KEY_REQUIRED
 from services.api.problems import responses
 from services.api.transaction import TransactionRoute
-from services.credits import holds
-from services.credits.hold_repository import TransferRow
+from services.credits.holds import service as holds
 from services.credits.schemas import HoldCreate, HoldPost, TransferDetail
+from services.credits.transfers.repository import TransferRow
 
 router = APIRouter(route_class=TransactionRoute, tags=["credits"])
 
@@ -31,12 +31,6 @@ async def create_hold(
     held = await holds.hold(uow, payer, wanted, longest)
     response.headers["Location"] = f"/v1/transfers/{held.id}"
     return held
-
-
-@router.get("/transfers/{transfer_id}", response_model=TransferDetail, responses=responses(401, 404, 422))
-async def read_transfer(transfer_id: UUID, caller: CurrentUser, uow: Work) -> TransferRow:
-    """One transfer, for the two users it is about and operators."""
-    return await holds.get(uow, caller, transfer_id)
 
 
 @router.post(

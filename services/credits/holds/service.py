@@ -8,19 +8,20 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from uuid import UUID
 
-from services.credits import planning
 from services.credits.events import CreditsHeld, CreditsMoved, CreditsReleased
-from services.credits.hold_repository import DueHold, TransferRow
+from services.credits.holds.repository import DueHold
+from services.credits.ledger.repository import Movement
 from services.credits.models import TransferKind, TransferState
-from services.credits.planning import Item
-from services.credits.repository import Movement
 from services.credits.schemas import HoldCreate
+from services.credits.transfers import planning
+from services.credits.transfers import service as transfers
+from services.credits.transfers.planning import Item
+from services.credits.transfers.repository import TransferRow
 from services.errors import (
     AmountInvalid,
     Fault,
     Forbidden,
     InvalidInput,
-    NotFound,
     TransferAlreadyPosted,
     TransferAlreadyVoided,
     TransferExpired,
@@ -56,18 +57,7 @@ async def hold(uow: UnitOfWork, payer: Caller, wanted: HoldCreate, longest: time
             expires_at=wanted.expires_at,
         )
     )
-    return await get(uow, payer, transfer_id)
-
-
-async def get(uow: UnitOfWork, caller: Caller, transfer_id: UUID, *, lock: bool = False) -> TransferRow:
-    """The transfer, for the two users it is about and operators.
-
-    Raises `NotFound` for everybody else too: whether a foreign transfer exists is nobody's business.
-    """
-    found = await uow.holds.find(transfer_id, lock=lock)
-    if found is None or not _may_see(caller, found):
-        raise NotFound(f"there is no transfer {transfer_id} that you may see")
-    return found
+    return await transfers.get(uow, payer, transfer_id)
 
 
 async def post(uow: UnitOfWork, caller: Caller, transfer_id: UUID, amount: Decimal | None) -> TransferRow:
@@ -90,7 +80,7 @@ async def post(uow: UnitOfWork, caller: Caller, transfer_id: UUID, amount: Decim
             amount=posted,
         )
     )
-    return await get(uow, caller, transfer_id)
+    return await transfers.get(uow, caller, transfer_id)
 
 
 async def void(uow: UnitOfWork, caller: Caller, transfer_id: UUID) -> TransferRow:
@@ -101,7 +91,7 @@ async def void(uow: UnitOfWork, caller: Caller, transfer_id: UUID) -> TransferRo
     found = await _pending(uow, caller, transfer_id)
     await uow.ledger.resolve_holds(void=[transfer_id])
     _record_release(uow, found.movement(), TransferState.voided)
-    return await get(uow, caller, transfer_id)
+    return await transfers.get(uow, caller, transfer_id)
 
 
 async def expire(uow: UnitOfWork, due: Sequence[DueHold]) -> list[str]:
@@ -134,12 +124,12 @@ def check_unresolved(found: TransferRow) -> None:
 async def _pending(uow: UnitOfWork, caller: Caller, transfer_id: UUID) -> TransferRow:
     """The transfer, locked, where the caller may resolve it now."""
     # Read first: who may not see it does not wait for its lock, or make others wait.
-    found = await get(uow, caller, transfer_id)
+    found = await transfers.get(uow, caller, transfer_id)
     if caller.role is not Role.operator and caller.id != found.to_user_id:
         raise Forbidden("only the recipient or an operator may post or void this transfer")
     if found.order_id is not None:
         raise TransferOfOrder("this transfer pays an order and is resolved with it")
-    found = await get(uow, caller, transfer_id, lock=True)
+    found = await transfers.get(uow, caller, transfer_id, lock=True)
     check_unresolved(found)
     if found.is_due:
         raise TransferExpired(f"the transfer expired at {found.expires_at}")
@@ -153,10 +143,6 @@ def _check_time(expires_at: datetime, at: datetime, longest: timedelta) -> None:
             f"expires_at must be in the future, at most {str(longest).removesuffix(', 0:00:00')} from now",
             [Fault("must be in the future" if expires_at <= at else "is too far away", "#/expires_at")],
         )
-
-
-def _may_see(caller: Caller, found: TransferRow) -> bool:
-    return caller.role is Role.operator or caller.id in (found.from_user_id, found.to_user_id)
 
 
 def _record_release(uow: UnitOfWork, movement: Movement, state: TransferState) -> None:

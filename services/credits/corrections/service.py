@@ -1,4 +1,8 @@
-"""Adjustments: an operator gives credits to an account or takes them; above a set amount a second one approves it."""
+"""What operators put right.
+
+An adjustment gives credits to an account or takes them; above a set amount a second operator approves it. A reversal
+undoes a posted transfer: another one, of the same amount, back the way it came.
+"""
 
 from decimal import Decimal
 from uuid import UUID
@@ -8,14 +12,33 @@ from services.credits.events import (
     AdjustmentRejected,
     AdjustmentRequested,
     CreditsMoved,
+    TransferReversed,
 )
-from services.credits.models import Adjustment, AdjustmentState, TransferKind
-from services.credits.repository import Movement
+from services.credits.holds import service as holds
+from services.credits.ledger.repository import Movement
+from services.credits.models import Adjustment, AdjustmentState, TransferKind, TransferState
 from services.credits.schemas import AdjustmentCreate
-from services.errors import AccountClosed, Conflict, Fault, Forbidden, NotFound, UnknownRecipient
+from services.credits.transfers import service as transfers
+from services.credits.transfers.repository import TransferRow
+from services.errors import (
+    AccountClosed,
+    Conflict,
+    Fault,
+    Forbidden,
+    NotFound,
+    TransferAlreadyReversed,
+    TransferNotReversible,
+    TransferOfOrder,
+    UnknownRecipient,
+)
 from services.fields import new_id, now
 from services.unit_of_work import UnitOfWork
 from services.users.models import Caller
+
+_OTHERWISE = {
+    TransferKind.reversal: "a reversal is not reversed; make the transfer anew",
+    TransferKind.adjustment: "an adjustment is corrected by another adjustment, with the approval that it needs",
+}
 
 
 async def request(uow: UnitOfWork, operator: Caller, wanted: AdjustmentCreate, approval_above: Decimal) -> Adjustment:
@@ -84,6 +107,35 @@ async def reject(uow: UnitOfWork, operator: Caller, adjustment_id: UUID) -> Adju
     return adjustment
 
 
+async def reverse(uow: UnitOfWork, operator: Caller, transfer_id: UUID, reason: str) -> TransferRow:
+    """Move what was posted back to where it came from; the reversal. A transfer is reversed once.
+
+    What users and top-ups moved can be reversed. Raises `TransferOfOrder` for an order's payment, which is refunded,
+    `TransferNotReversible` for other kinds and what is still pending, `TransferAlreadyVoided` or `TransferExpired`
+    where nothing was posted, `TransferAlreadyReversed`, `AccountClosed`, and `InsufficientCredits` where whoever got
+    the credits no longer has them.
+    """
+    found = await transfers.get(uow, operator, transfer_id, lock=True)
+    _check_reversible(found)
+    assert found.posted_amount is not None
+    reversal_id = new_id()
+    movement = Movement(
+        reversal_id, found.credit_account_id, found.debit_account_id, found.posted_amount, reverses=transfer_id
+    )
+    await uow.ledger.transfer([movement], TransferKind.reversal, reason)
+    uow.record(
+        CreditsMoved(
+            transfer_id=reversal_id,
+            kind=TransferKind.reversal.value,
+            from_account_id=movement.debit_account_id,
+            to_account_id=movement.credit_account_id,
+            amount=movement.amount,
+        )
+    )
+    uow.record(TransferReversed(transfer_id=transfer_id, reversal_id=reversal_id, reason=reason))
+    return await transfers.get(uow, operator, reversal_id)
+
+
 async def _undecided(uow: UnitOfWork, operator: Caller, adjustment_id: UUID) -> Adjustment:
     adjustment = await uow.adjustments.get(adjustment_id, lock=True)
     if adjustment is None:
@@ -122,3 +174,16 @@ async def _apply(uow: UnitOfWork, adjustment: Adjustment) -> None:
             transfer_id=movement.transfer_id,
         )
     )
+
+
+def _check_reversible(found: TransferRow) -> None:
+    if found.kind in (TransferKind.order, TransferKind.refund):
+        raise TransferOfOrder("this transfer belongs to an order, which is refunded, not reversed")
+    if found.kind in _OTHERWISE:
+        raise TransferNotReversible(_OTHERWISE[found.kind])
+    if found.state is TransferState.pending:
+        raise TransferNotReversible("the transfer is pending; it can be voided")
+    if found.state is not TransferState.posted:
+        holds.check_unresolved(found)
+    if found.reversed_by is not None:
+        raise TransferAlreadyReversed(f"transfer {found.reversed_by} has reversed it")

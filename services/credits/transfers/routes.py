@@ -1,92 +1,34 @@
-"""HTTP for credits."""
+"""HTTP for transfers that take effect at once."""
 
-from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import StreamingResponse
 
-from services.api.dependencies import CurrentUser, Filters, Operator, PageParams, State, Work
+from services.api.dependencies import CurrentUser, Work
 from services.api.idempotency import IDEMPOTENCY_KEY_REQUIRED, forget_key
 from services.api.problems import domain_problem, responses
 from services.api.transaction import TransactionRoute
-from services.credits import planning, service, transfers
-from services.credits.export import statement_csv
-from services.credits.models import Entry, Transfer, TransferKind, TransferState
-from services.credits.planning import Outcome, Posting
+from services.credits.models import TransferKind, TransferState
 from services.credits.schemas import (
-    AccountPublic,
     BatchMode,
-    EntryPublic,
     ItemError,
     ItemResult,
     ItemStatus,
-    TopUpCreate,
     TransferBatchCreate,
     TransferBatchReply,
     TransferCreate,
+    TransferDetail,
     TransferMade,
-    TransferPublic,
     TransferReply,
 )
-from services.query import Page, Rows
-from services.unit_of_work import UnitOfWork
+from services.credits.transfers import planning
+from services.credits.transfers import service as transfers
+from services.credits.transfers.planning import Outcome, Posting
+from services.credits.transfers.repository import TransferRow
 
 router = APIRouter(route_class=TransactionRoute, tags=["credits"])
-
-
-@router.get("/accounts/me", responses=responses(401))
-async def read_account(user: CurrentUser, uow: Work) -> AccountPublic:
-    """The caller's credits."""
-    account = await service.account_of(uow, user.id)
-    return AccountPublic(
-        posted=account.posted,
-        held=account.held,
-        available=account.posted - account.held,
-        version=account.version,
-        closed_at=account.closed_at,
-    )
-
-
-@router.get("/accounts/me/statement", response_model=Page[EntryPublic], responses=responses(400, 401, 422))
-async def read_statement(user: CurrentUser, page: PageParams, uow: Work) -> Rows[Entry]:
-    """What came in and went out, the newest first, with the balance after each. Filters: created_at, kind."""
-    account = await service.account_of(uow, user.id)
-    return await uow.statements.page(
-        account.id, filters=page.filters, sort=page.sort, limit=page.limit, cursor=page.cursor
-    )
-
-
-@router.get(
-    "/accounts/me/statement.csv",
-    response_class=StreamingResponse,
-    responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}, **responses(400, 401, 422)},
-)
-async def export_statement(user: CurrentUser, uow: Work, state: State, filters: Filters = []) -> StreamingResponse:  # noqa: B006
-    """The whole statement as CSV (RFC 4180), the oldest entry first. Filters: created_at, kind."""
-    # The connection goes back to the pool: the export takes one for a moment at a time.
-    await uow.rollback()
-    pieces = statement_csv(lambda: UnitOfWork(state.database.read), user.id, filters)
-    # What is wrong with the request shows here, while there can be another answer.
-    first = await anext(pieces)
-    return StreamingResponse(
-        _joined(first, pieces),
-        media_type="text/csv; charset=utf-8; header=present",
-        headers={"Content-Disposition": 'attachment; filename="statement.csv"'},
-    )
-
-
-@router.post(
-    "/top-ups",
-    status_code=201,
-    response_model=TransferPublic,
-    dependencies=[IDEMPOTENCY_KEY_REQUIRED],
-    responses=responses(400, 401, 403, 409, 413, 422),
-)
-async def create_top_up(wanted: TopUpCreate, _: Operator, uow: Work) -> Transfer:
-    """Issue credits to a user, for operators."""
-    return await service.top_up(uow, wanted)
 
 
 @router.post(
@@ -134,10 +76,10 @@ async def create_transfers(
     return reply if cause is None else domain_problem(request, cause, reply.model_dump(mode="json"))
 
 
-async def _joined(first: bytes, others: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for piece in others:
-        yield piece
+@router.get("/transfers/{transfer_id}", response_model=TransferDetail, responses=responses(401, 404, 422))
+async def read_transfer(transfer_id: UUID, caller: CurrentUser, uow: Work) -> TransferRow:
+    """One transfer, for the two users it is about and operators."""
+    return await transfers.get(uow, caller, transfer_id)
 
 
 def _made(posting: Posting, at: datetime, dry_run: bool) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from uuid import UUID
 from sqlalchemy.orm import joinedload
 from sqlmodel import col, select
 
+from services.credits.ledger.resolution import ResolutionRepository
 from services.credits.models import ISSUANCE, Account, Transfer, TransferKind
-from services.credits.resolution_repository import ResolutionRepository
 from services.errors import AccountClosed, AmountInvalid, InsufficientCredits
 from services.fields import MAX_CREDITS, new_id
 from services.sql import Statement, Write, Writing

@@ -1,24 +1,22 @@
-"""HTTP for operators who correct what credits did: reversals, adjustments, closed accounts."""
+"""HTTP for operators who correct what credits did: reversals and adjustments."""
 
 from uuid import UUID
 
 from fastapi import APIRouter, Response
 
 from services.api.dependencies import Operator, PageParams, State, Work
-from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED, IDEMPOTENCY_KEY_REQUIRED
+from services.api.idempotency import IDEMPOTENCY_KEY_REQUIRED
 from services.api.problems import responses
 from services.api.transaction import TransactionRoute
-from services.credits import adjustments, reversals, service
-from services.credits.hold_repository import TransferRow
+from services.credits.corrections import service as corrections
 from services.credits.models import Account, Adjustment
 from services.credits.schemas import (
-    AccountStatus,
     AdjustmentCreate,
     AdjustmentPublic,
     ReversalCreate,
     TransferDetail,
 )
-from services.fields import Id
+from services.credits.transfers.repository import TransferRow
 from services.query import Page
 from services.users.schemas import UserSummary
 
@@ -36,7 +34,7 @@ async def reverse_transfer(
     transfer_id: UUID, wanted: ReversalCreate, operator: Operator, response: Response, uow: Work
 ) -> TransferRow:
     """Undo a posted transfer by another one, which names it."""
-    reversal = await reversals.reverse(uow, operator, transfer_id, wanted.reason)
+    reversal = await corrections.reverse(uow, operator, transfer_id, wanted.reason)
     response.headers["Location"] = f"/v1/transfers/{reversal.id}"
     return reversal
 
@@ -51,7 +49,7 @@ async def create_adjustment(
     wanted: AdjustmentCreate, operator: Operator, response: Response, uow: Work, state: State
 ) -> AdjustmentPublic:
     """Give credits to a user or take them: at once, or above a set amount when a second operator approves."""
-    adjustment = await adjustments.request(uow, operator, wanted, state.settings.adjustment_approval_above)
+    adjustment = await corrections.request(uow, operator, wanted, state.settings.adjustment_approval_above)
     response.headers["Location"] = f"/v1/adjustments/{adjustment.id}"
     return _public(adjustment)
 
@@ -66,7 +64,7 @@ async def list_adjustments(_: Operator, page: PageParams, uow: Work) -> Page[Adj
 @router.get("/adjustments/{adjustment_id}", responses=responses(401, 403, 404, 422))
 async def read_adjustment(adjustment_id: UUID, _: Operator, uow: Work) -> AdjustmentPublic:
     """One adjustment."""
-    return _public(await adjustments.get(uow, adjustment_id))
+    return _public(await corrections.get(uow, adjustment_id))
 
 
 @router.post(
@@ -76,7 +74,7 @@ async def read_adjustment(adjustment_id: UUID, _: Operator, uow: Work) -> Adjust
 )
 async def approve_adjustment(adjustment_id: UUID, operator: Operator, uow: Work) -> AdjustmentPublic:
     """Let a pending adjustment take effect, for another operator than the one who asked for it."""
-    return _public(await adjustments.approve(uow, operator, adjustment_id))
+    return _public(await corrections.approve(uow, operator, adjustment_id))
 
 
 @router.post(
@@ -86,42 +84,11 @@ async def approve_adjustment(adjustment_id: UUID, operator: Operator, uow: Work)
 )
 async def reject_adjustment(adjustment_id: UUID, operator: Operator, uow: Work) -> AdjustmentPublic:
     """Refuse a pending adjustment, for another operator than the one who asked for it."""
-    return _public(await adjustments.reject(uow, operator, adjustment_id))
-
-
-@router.post(
-    "/accounts/{user_id}/close",
-    dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
-    responses=responses(400, 401, 403, 404, 409, 422),
-)
-async def close_account(user_id: Id, _: Operator, uow: Work) -> AccountStatus:
-    """Let a user's account, of which nothing is held, neither send nor receive. Its balance stays."""
-    return _status(await service.close_account(uow, user_id))
-
-
-@router.post(
-    "/accounts/{user_id}/reopen",
-    dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
-    responses=responses(400, 401, 403, 404, 409, 422),
-)
-async def reopen_account(user_id: Id, _: Operator, uow: Work) -> AccountStatus:
-    """Let a closed account send and receive again."""
-    return _status(await service.reopen_account(uow, user_id))
+    return _public(await corrections.reject(uow, operator, adjustment_id))
 
 
 def _public(adjustment: Adjustment) -> AdjustmentPublic:
     return AdjustmentPublic(**adjustment.model_dump(), user=_owner(adjustment.account))
-
-
-def _status(account: Account) -> AccountStatus:
-    return AccountStatus(
-        user=_owner(account),
-        posted=account.posted,
-        held=account.held,
-        available=account.posted - account.held,
-        version=account.version,
-        closed_at=account.closed_at,
-    )
 
 
 def _owner(account: Account) -> UserSummary:

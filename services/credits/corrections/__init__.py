@@ -1,0 +1,1 @@
+"""What operators put right: reversals and adjustments."""

@@ -1,0 +1,1 @@
+"""Credits held for somebody: pending transfers, posted or voided later."""

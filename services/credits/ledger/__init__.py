@@ -1,0 +1,1 @@
+"""Accounts and their entries: what every movement of credits is written to."""

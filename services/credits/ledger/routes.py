@@ -1,0 +1,76 @@
+"""HTTP for accounts and top-ups."""
+
+from fastapi import APIRouter
+
+from services.api.dependencies import CurrentUser, Operator, Work
+from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED, IDEMPOTENCY_KEY_REQUIRED
+from services.api.problems import responses
+from services.api.transaction import TransactionRoute
+from services.credits.ledger import service
+from services.credits.models import Account, Transfer
+from services.credits.schemas import AccountPublic, AccountStatus, TopUpCreate, TransferPublic
+from services.fields import Id
+from services.users.schemas import UserSummary
+
+router = APIRouter(route_class=TransactionRoute, tags=["credits"])
+
+
+@router.get("/accounts/me", responses=responses(401))
+async def read_account(user: CurrentUser, uow: Work) -> AccountPublic:
+    """The caller's credits."""
+    account = await service.account_of(uow, user.id)
+    return AccountPublic(
+        posted=account.posted,
+        held=account.held,
+        available=account.posted - account.held,
+        version=account.version,
+        closed_at=account.closed_at,
+    )
+
+
+@router.post(
+    "/top-ups",
+    status_code=201,
+    response_model=TransferPublic,
+    dependencies=[IDEMPOTENCY_KEY_REQUIRED],
+    responses=responses(400, 401, 403, 409, 413, 422),
+)
+async def create_top_up(wanted: TopUpCreate, _: Operator, uow: Work) -> Transfer:
+    """Issue credits to a user, for operators."""
+    return await service.top_up(uow, wanted)
+
+
+@router.post(
+    "/accounts/{user_id}/close",
+    dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
+    responses=responses(400, 401, 403, 404, 409, 422),
+)
+async def close_account(user_id: Id, _: Operator, uow: Work) -> AccountStatus:
+    """Let a user's account, of which nothing is held, neither send nor receive. Its balance stays."""
+    return _status(await service.close_account(uow, user_id))
+
+
+@router.post(
+    "/accounts/{user_id}/reopen",
+    dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
+    responses=responses(400, 401, 403, 404, 409, 422),
+)
+async def reopen_account(user_id: Id, _: Operator, uow: Work) -> AccountStatus:
+    """Let a closed account send and receive again."""
+    return _status(await service.reopen_account(uow, user_id))
+
+
+def _status(account: Account) -> AccountStatus:
+    return AccountStatus(
+        user=_owner(account),
+        posted=account.posted,
+        held=account.held,
+        available=account.posted - account.held,
+        version=account.version,
+        closed_at=account.closed_at,
+    )
+
+
+def _owner(account: Account) -> UserSummary:
+    assert account.user is not None, "system accounts are not for operators"
+    return UserSummary(id=account.user.id, full_name=account.user.full_name)

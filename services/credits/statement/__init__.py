@@ -1,0 +1,1 @@
+"""The statement of an account, as pages and as CSV."""

@@ -1,0 +1,52 @@
+"""HTTP for the statement."""
+
+from collections.abc import AsyncIterator
+
+from fastapi import APIRouter
+from fastapi.responses import StreamingResponse
+
+from services.api.dependencies import CurrentUser, Filters, PageParams, State, Work
+from services.api.problems import responses
+from services.api.transaction import TransactionRoute
+from services.credits.ledger import service
+from services.credits.models import Entry
+from services.credits.schemas import EntryPublic
+from services.credits.statement.service import statement_csv
+from services.query import Page, Rows
+from services.unit_of_work import UnitOfWork
+
+router = APIRouter(route_class=TransactionRoute, tags=["credits"])
+
+
+@router.get("/accounts/me/statement", response_model=Page[EntryPublic], responses=responses(400, 401, 422))
+async def read_statement(user: CurrentUser, page: PageParams, uow: Work) -> Rows[Entry]:
+    """What came in and went out, the newest first, with the balance after each. Filters: created_at, kind."""
+    account = await service.account_of(uow, user.id)
+    return await uow.statements.page(
+        account.id, filters=page.filters, sort=page.sort, limit=page.limit, cursor=page.cursor
+    )
+
+
+@router.get(
+    "/accounts/me/statement.csv",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}, **responses(400, 401, 422)},
+)
+async def export_statement(user: CurrentUser, uow: Work, state: State, filters: Filters = []) -> StreamingResponse:  # noqa: B006
+    """The whole statement as CSV (RFC 4180), the oldest entry first. Filters: created_at, kind."""
+    # The connection goes back to the pool: the export takes one for a moment at a time.
+    await uow.rollback()
+    pieces = statement_csv(lambda: UnitOfWork(state.database.read), user.id, filters)
+    # What is wrong with the request shows here, while there can be another answer.
+    first = await anext(pieces)
+    return StreamingResponse(
+        _joined(first, pieces),
+        media_type="text/csv; charset=utf-8; header=present",
+        headers={"Content-Disposition": 'attachment; filename="statement.csv"'},
+    )
+
+
+async def _joined(first: bytes, others: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for piece in others:
+        yield piece
