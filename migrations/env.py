@@ -34,7 +34,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from services.database import Limits, make_engine
 from services.models import metadata
 from services.outbox.models import PgSnapshot, Xid8
-from services.outbox.partitions import is_partition
+from services.outbox.retention.repository import is_partition
 from services.settings import Environment, Settings
 
 logger = logging.getLogger("alembic.env")

@@ -26,8 +26,8 @@ from services.credits.statement import routes as statement
 from services.credits.transfers import routes as transfers
 from services.database import Limits, check_pool_budget, open_database
 from services.logs import configure_logging
-from services.operations import outbox_routes
 from services.operations import routes as operations
+from services.operations.outbox import routes as outbox_routes
 from services.orders import routes as orders
 from services.outbox.doorbell import Doorbell
 from services.settings import Settings, get_settings

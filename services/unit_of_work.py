@@ -26,10 +26,10 @@ from services.orders.expiry.repository import OrderExpiryRepository
 from services.orders.processing.repository import ProcessingRepository
 from services.orders.refunds.repository import RefundRepository
 from services.orders.repository import OrderRepository
-from services.outbox.control_repository import ControlRepository
+from services.outbox.control.repository import ControlRepository
+from services.outbox.engine.repository import OutboxRepository
 from services.outbox.events import Event, Recorded, Trace
-from services.outbox.log_repository import LogRepository
-from services.outbox.repository import OutboxRepository
+from services.outbox.log.repository import LogRepository
 from services.shielding import shielded
 from services.sql import FoundT, OtherT, Read, Sql, Statement, Write
 from services.users.repository import UserRepository

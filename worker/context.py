@@ -19,11 +19,11 @@ from services.database import (
     open_database,
 )
 from services.outbox.doorbell import Doorbell, DoorbellListener
+from services.outbox.engine.repository import claim_settings
+from services.outbox.engine.service import Processor
+from services.outbox.engine.window import Window
 from services.outbox.policy import RetryPolicy
-from services.outbox.processor import Processor
-from services.outbox.repository import claim_settings
 from services.outbox.subscription import longest_limit
-from services.outbox.window import Window
 from services.settings import Settings
 from services.skew import check_clock
 from services.unit_of_work import UnitOfWork

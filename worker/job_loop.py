@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from services.jobs import service as jobs
 from services.jobs.schemas import Seen
-from services.outbox.control import By
+from services.outbox.control.service import By
 from services.unit_of_work import OpenUnitOfWork
 from worker.job_run import PATIENCE, JobRun, Lease
 from worker.jobs.metrics import JobMetrics

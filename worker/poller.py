@@ -12,7 +12,7 @@ from time import monotonic
 from services.fields import now
 from services.logs import RateLimitedLogger
 from services.outbox.doorbell import DoorbellListener
-from services.outbox.processor import Outcome, Processor
+from services.outbox.engine.service import Outcome, Processor
 from services.shielding import end
 from services.unit_of_work import UnitOfWork
 

@@ -13,7 +13,7 @@ from arq.typing import WorkerCoroutine
 from arq.worker import Function
 from sqlalchemy.exc import DBAPIError
 
-from services.outbox.control import By
+from services.outbox.control.service import By
 from services.outbox.subscription import longest_limit
 from services.settings import get_settings
 from worker.context import QUEUE, WorkerContext, open_worker

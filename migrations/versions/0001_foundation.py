@@ -13,7 +13,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 from services.outbox.models import Xid8
-from services.outbox.partitions import DEFAULT_PARTITION, month_bounds, months_from, partition_name
+from services.outbox.retention.repository import DEFAULT_PARTITION, month_bounds, months_from, partition_name
 
 revision: str = "0001"
 down_revision: str | None = None

@@ -9,7 +9,7 @@ from services.api.transaction import TransactionRoute
 from services.fields import Id
 from services.operations import service
 from services.operations.schemas import Backlog, Books, DeadLetterPublic
-from services.outbox.control import By
+from services.outbox.control.service import By
 from services.outbox.models import DeadLetter
 from services.query import Page, Rows
 

@@ -6,9 +6,9 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeAlias, TypeVar
 
+from services.outbox.engine.repository import OutboxRepository
 from services.outbox.events import Claimed, Event
 from services.outbox.policy import OnDeath, RetryPolicy
-from services.outbox.repository import OutboxRepository
 
 
 class Transaction(Protocol):

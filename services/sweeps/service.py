@@ -6,8 +6,8 @@ from typing import Generic, Protocol, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
+from services.outbox.engine.service import SAVEPOINT_BUDGET
 from services.outbox.policy import RetryPolicy
-from services.outbox.processor import SAVEPOINT_BUDGET
 from services.sql import CONTENTION, LOCK_NOT_AVAILABLE, sqlstate
 from services.sweeps.repository import Failed, SweepRepository
 from services.unit_of_work import UnitOfWork

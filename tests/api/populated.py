@@ -15,8 +15,8 @@ from services.fields import new_id, now
 from services.orders import service as orders
 from services.orders.events import OrderPlaced
 from services.orders.schemas import OrderCreate
+from services.outbox.engine.service import Processor
 from services.outbox.policy import RetryPolicy
-from services.outbox.processor import Processor
 from services.outbox.testing import drain
 from services.unit_of_work import UnitOfWork
 from services.users.models import User

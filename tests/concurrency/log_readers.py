@@ -5,10 +5,10 @@ from typing import ClassVar
 from sqlalchemy import text
 
 from services.database import Database
-from services.outbox import log
 from services.outbox.events import Event
-from services.outbox.log import LogBatch
-from services.outbox.log_repository import LoggedEvent
+from services.outbox.log import service as log
+from services.outbox.log.repository import LoggedEvent
+from services.outbox.log.service import LogBatch
 from services.unit_of_work import UnitOfWork
 
 FEED = "feed"

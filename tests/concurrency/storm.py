@@ -15,9 +15,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from services.database import open_database
+from services.outbox.engine.service import Processor
 from services.outbox.events import Claimed, Event
 from services.outbox.policy import OnDeath, RetryPolicy
-from services.outbox.processor import Processor
 from services.outbox.subscription import Subscription, Verdicts
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork

@@ -17,7 +17,7 @@ from services.credits.transfers import service as transfers
 from services.database import Database
 from services.errors import Conflict, InsufficientCredits
 from services.orders import service as orders
-from services.outbox.processor import Processor
+from services.outbox.engine.service import Processor
 from services.unit_of_work import UnitOfWork
 from services.users.models import User
 from tests.api.audited import corrupt, note_refund, run_audit

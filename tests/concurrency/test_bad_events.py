@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 import pytest
 
 from services.database import Database
+from services.outbox.engine.service import Processor
 from services.outbox.events import Claimed, Unprocessable
 from services.outbox.policy import OnDeath, RetryPolicy
-from services.outbox.processor import Processor
 from services.outbox.subscription import Subscription, Verdicts
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import DUE_NOW, LATER, Tick, TickHandler, append, drain, effects, replay_letter, rows

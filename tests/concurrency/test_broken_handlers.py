@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import text
 
 from services.database import Database, close, make_engine, make_session_factory
+from services.outbox.engine.service import Processor
 from services.outbox.events import Claimed
-from services.outbox.processor import Processor
 from services.outbox.subscription import Subscription
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork

@@ -16,8 +16,8 @@ from services.errors import AccountClosed
 from services.fields import now
 from services.orders import service as orders
 from services.orders.schemas import OrderCreate, OrderItemCreate
-from services.outbox import repository
-from services.outbox.processor import Processor
+from services.outbox.engine import repository
+from services.outbox.engine.service import Processor
 from services.unit_of_work import UnitOfWork
 from services.users.models import User
 from tests.api.later import assert_nothing_differs

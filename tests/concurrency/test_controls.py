@@ -9,8 +9,8 @@ import pytest
 
 from services.database import Database
 from services.fields import now
+from services.outbox.engine.service import Processor
 from services.outbox.events import Claimed
-from services.outbox.processor import Processor
 from services.outbox.subscription import Subscription
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import DUE_NOW, LATER, Tick, TickHandler, append, drain, effects, processor, rows

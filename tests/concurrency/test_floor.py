@@ -6,8 +6,8 @@ import pytest
 from sqlalchemy import text
 
 from services.database import Database
-from services.outbox import repository, window
-from services.outbox.repository import ClaimedRow, Horizon, OutboxRepository, Span
+from services.outbox.engine import repository, window
+from services.outbox.engine.repository import ClaimedRow, Horizon, OutboxRepository, Span
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import Tick, append, drain, effects, processor, rows
 

@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from services.database import Database
+from services.outbox.engine.service import Processor
 from services.outbox.policy import RetryPolicy
-from services.outbox.processor import Processor
 from services.outbox.subscription import Subscription
 from services.sql import sqlstate
 from services.unit_of_work import UnitOfWork

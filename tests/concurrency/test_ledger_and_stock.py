@@ -17,7 +17,7 @@ from services.operations import service as operations
 from services.orders import service as orders
 from services.orders.models import OrderStatus
 from services.orders.schemas import OrderCreate, OrderItemCreate
-from services.outbox.processor import Processor
+from services.outbox.engine.service import Processor
 from services.outbox.testing import drain
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork

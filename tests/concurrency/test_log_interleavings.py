@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 
 from services.database import Database
-from services.outbox import log
+from services.outbox.log import service as log
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.log_readers import Noted, lock, make_consumer, take_transaction_id
 

@@ -8,8 +8,8 @@ from sqlalchemy.exc import DBAPIError
 
 from services.database import Database
 from services.errors import AlreadyExists, NotFound
-from services.outbox import log
-from services.outbox.log import Start
+from services.outbox.log import service as log
+from services.outbox.log.service import Start
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.log_readers import (
     FEED,

@@ -9,9 +9,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from services.database import Database
+from services.outbox.engine.service import Processor
 from services.outbox.events import Claimed
 from services.outbox.policy import RetryPolicy
-from services.outbox.processor import Processor
 from services.outbox.subscription import Subscription
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import (

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from services.database import Database
 from services.operations import service as operations
-from services.outbox.control import By
+from services.outbox.control.service import By
 from services.outbox.events import Claimed
 from services.outbox.policy import RetryPolicy
 from services.unit_of_work import UnitOfWork

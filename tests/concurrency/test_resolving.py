@@ -22,7 +22,7 @@ from services.orders import service as orders
 from services.orders.expiry import service as expiry
 from services.orders.expiry.repository import UnpaidOrder
 from services.orders.schemas import OrderCreate
-from services.outbox.processor import Processor
+from services.outbox.engine.service import Processor
 from services.sweeps.service import take_slice
 from services.unit_of_work import UnitOfWork
 from services.users.models import User

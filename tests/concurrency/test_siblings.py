@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import pytest
 
 from services.database import Database
-from services.outbox import window
+from services.outbox.engine import window
+from services.outbox.engine.service import Processor
+from services.outbox.engine.window import Window
 from services.outbox.events import Claimed
-from services.outbox.processor import Processor
 from services.outbox.subscription import Subscription
-from services.outbox.window import Window
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import LATER, Tick, TickHandler, append, drain, effects
 

@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 from sqlalchemy import text
 
 from services.database import Database
-from services.outbox import control
-from services.outbox.control import By
-from services.outbox.control_repository import Selection
+from services.outbox.control import service as control
+from services.outbox.control.repository import Selection
+from services.outbox.control.service import By
+from services.outbox.engine.service import Outcome, Processor
 from services.outbox.events import Claimed, Event
 from services.outbox.policy import RetryPolicy
-from services.outbox.processor import Outcome, Processor
 from services.outbox.subscription import Subscription
 from services.unit_of_work import UnitOfWork
 

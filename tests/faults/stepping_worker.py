@@ -20,10 +20,10 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from services.database import SessionFactory, open_database
+from services.outbox.engine.repository import OutboxRepository
+from services.outbox.engine.service import Processor
 from services.outbox.events import Claimed
 from services.outbox.policy import RetryPolicy
-from services.outbox.processor import Processor
-from services.outbox.repository import OutboxRepository
 from services.outbox.subscription import Subscription
 from services.settings import Settings
 from services.sql import Write

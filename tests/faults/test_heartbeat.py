@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import text
 
 from services.database import Database
-from services.outbox import control
-from services.outbox.control import By, WorkerState
+from services.outbox.control import service as control
+from services.outbox.control.service import By, WorkerState
 from services.settings import Settings
 from services.skew import Skew
 from services.sweeps.service import take_slice

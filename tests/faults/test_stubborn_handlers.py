@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from services.cli.main import app
 from services.database import Database
-from services.outbox import control
+from services.outbox.control import service as control
 from services.settings import Settings, get_settings
 from tests.concurrency.ticks import Tick, append, effects, rows
 from tests.faults.stubborn_worker import BEAT

@@ -7,7 +7,8 @@ import asyncpg
 import pytest
 
 from services.database import Database
-from services.outbox import log, log_repository
+from services.outbox.log import repository as log_repository
+from services.outbox.log import service as log
 from services.sql import Statement
 
 EVENTS = 30_000

@@ -7,7 +7,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from services.database import Database
-from services.outbox.repository import claim_settings
+from services.outbox.engine.repository import claim_settings
 from services.settings import Settings
 from services.sql import Read, Reading, Results, Sql, Statement, Write, Writing
 from services.unit_of_work import UnitOfWork

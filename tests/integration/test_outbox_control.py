@@ -8,11 +8,12 @@ import pytest
 from services.database import Database
 from services.errors import Conflict, InvalidInput, NotFound
 from services.fields import new_id, now
-from services.outbox import control, why
-from services.outbox.control import By
-from services.outbox.control_repository import Selection
+from services.outbox.control import service as control
+from services.outbox.control import why
+from services.outbox.control.repository import Selection
+from services.outbox.control.service import By
+from services.outbox.control.why import State
 from services.outbox.policy import RetryPolicy
-from services.outbox.why import State
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import LATER, Tick, TickHandler, append, drain, effects, make_effects, processor, rows
 

@@ -11,7 +11,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from services.outbox import repository, waiting_repository
+from services.outbox.engine import repository
+from services.outbox.engine import waiting as waiting_repository
 from services.outbox.generations import MAX_POSITION
 from services.settings import Settings
 from services.sql import Statement

@@ -14,8 +14,8 @@ from sqlalchemy import text
 from services import skew
 from services.database import Database
 from services.fields import new_id
-from services.outbox import control
-from services.outbox.partitions import existing_partitions, months_from, partition_name
+from services.outbox.control import service as control
+from services.outbox.retention.repository import existing_partitions, months_from, partition_name
 from services.settings import Settings
 from services.skew import ClockSkewed, Skew, check_clock, database_time, follow_database, watched_clock
 from services.unit_of_work import OpenUnitOfWork

@@ -7,9 +7,9 @@ from services.catalog.models import Product
 from services.database import Database
 from services.orders import service
 from services.orders.schemas import OrderCreate, OrderItemCreate
+from services.outbox.engine.service import Processor
 from services.outbox.events import Trace
 from services.outbox.policy import RetryPolicy
-from services.outbox.processor import Processor
 from services.outbox.testing import drain
 from services.unit_of_work import UnitOfWork
 from services.users.models import User

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from services.database import Database
 from services.fields import now
-from services.outbox.partitions import existing_partitions, months_from, partition_name
+from services.outbox.retention.repository import existing_partitions, months_from, partition_name
 from services.settings import Settings
 from services.sweeps import service
 from tests.concurrency.ticks import rows

@@ -32,8 +32,8 @@ from services.fields import new_id, now
 from services.orders import service as orders
 from services.orders.expiry.service import HELD, UNPAID
 from services.orders.schemas import OrderCreate, OrderItemCreate, RefundCreate, RefundLineCreate
+from services.outbox.engine.service import Processor
 from services.outbox.policy import RetryPolicy
-from services.outbox.processor import Processor
 from services.sweeps.service import take_slice
 from services.unit_of_work import UnitOfWork
 from services.users.models import User

@@ -12,7 +12,7 @@ from sqlalchemy import create_engine, make_url, text
 from migrations.config import alembic_config
 from services.credits.models import ISSUANCE
 from services.models import metadata
-from services.outbox.partitions import is_partition
+from services.outbox.retention.repository import is_partition
 from tests.migrations.schema import downgrade, read_schema, revision_of, upgrade
 
 SCRIPTS = ScriptDirectory.from_config(alembic_config())

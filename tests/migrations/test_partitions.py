@@ -13,7 +13,7 @@ from uuid_utils.compat import uuid7
 
 from services.database import Database, open_database
 from services.fields import new_id
-from services.outbox.partitions import (
+from services.outbox.retention.repository import (
     DEFAULT_PARTITION,
     ensure_partitions,
     is_partition,

@@ -7,7 +7,7 @@ import pytest
 
 from services.clock import CLOCK, Clock
 from services.fields import new_id, now
-from services.outbox.partitions import id_at
+from services.outbox.retention.repository import id_at
 from tests.clocks import shift_the_host, step_the_host
 
 HOUR = 3600.0

@@ -5,10 +5,10 @@ from uuid import UUID
 
 import pytest
 
-from services.outbox import window as window_module
+from services.outbox.engine import window as window_module
+from services.outbox.engine.repository import ClaimedRow, Horizon, Span
+from services.outbox.engine.window import Floor, Window
 from services.outbox.generations import MAX_POSITION
-from services.outbox.repository import ClaimedRow, Horizon, Span
-from services.outbox.window import Floor, Window
 
 NOBODY = UUID(int=0)
 

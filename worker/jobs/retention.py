@@ -13,10 +13,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.idempotency.repository import OldKey
-from services.outbox import retention
-from services.outbox.export import export
-from services.outbox.partitions import add_partitions, ensure_partitions, months_from, partition_name
-from services.outbox.retention import Needed, Partition
+from services.outbox.retention import service as retention
+from services.outbox.retention.export import export
+from services.outbox.retention.repository import add_partitions, ensure_partitions, months_from, partition_name
+from services.outbox.retention.service import Needed, Partition
 from services.skew import database_time
 from services.sql import sqlstate
 from services.sweeps.service import Sweep

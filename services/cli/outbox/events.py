@@ -8,10 +8,10 @@ import typer
 
 from services.cli.console import CommandError, plain_errors, say
 from services.cli.outbox.run import Actor, AsJson, Reason, Work, ago, in_one, show_json, show_table, who
-from services.outbox import control
-from services.outbox import why as reasons
-from services.outbox.control import By
-from services.outbox.why import Why
+from services.outbox.control import service as control
+from services.outbox.control import why as reasons
+from services.outbox.control.service import By
+from services.outbox.control.why import Why
 
 
 def why(

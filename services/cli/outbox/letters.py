@@ -22,9 +22,9 @@ from services.cli.outbox.run import (
     who,
 )
 from services.fields import MAX_BIGINT
-from services.outbox import control
-from services.outbox.control import By, Slice
-from services.outbox.control_repository import Selection
+from services.outbox.control import service as control
+from services.outbox.control.repository import Selection
+from services.outbox.control.service import By, Slice
 from services.outbox.models import DeadLetter, EventRow
 from services.unit_of_work import UnitOfWork
 

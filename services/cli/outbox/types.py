@@ -7,8 +7,8 @@ import typer
 from services.cli.console import plain_errors, say
 from services.cli.outbox.run import Actor, AsJson, Reason, ago, in_one, lasting, show_json, show_table, who
 from services.operations import service as operations
-from services.outbox import control
-from services.outbox.control import By, TypeState
+from services.outbox.control import service as control
+from services.outbox.control.service import By, TypeState
 
 Type = Annotated[str, typer.Argument(help="The event type, such as `order.placed`.", max=100)]
 

@@ -8,8 +8,8 @@ from services.cli.console import CommandError, plain_errors
 from services.cli.outbox.run import AsJson, ago, in_one, lasting, show_json, show_table
 from services.jobs import service as jobs
 from services.jobs.schemas import JobState
-from services.outbox import control
-from services.outbox.control import WorkerState
+from services.outbox.control import service as control
+from services.outbox.control.service import WorkerState
 from services.unit_of_work import UnitOfWork
 
 

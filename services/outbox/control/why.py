@@ -6,7 +6,7 @@ from enum import StrEnum
 from uuid import UUID
 
 from services.errors import NotFound
-from services.outbox.control import Controlled, last_line
+from services.outbox.control.service import Controlled, last_line
 from services.sql import Row
 
 _FIRST = 20

@@ -7,10 +7,12 @@ from typing import Any, Generic, NamedTuple
 
 from sqlalchemy.exc import DBAPIError
 
+from services.outbox.engine.failures import failure_of, is_locked, is_transient
+from services.outbox.engine.repository import ClaimedRow
+from services.outbox.engine.waiting import Failure
+from services.outbox.engine.window import Floor, Window
 from services.outbox.events import Claimed, Event, NoHandler, Registry, Trace, Unprocessable
-from services.outbox.failures import failure_of, is_locked, is_transient
 from services.outbox.policy import OnDeath, RetryPolicy
-from services.outbox.repository import ClaimedRow
 from services.outbox.subscription import (
     Subscription,
     Transaction,
@@ -19,8 +21,6 @@ from services.outbox.subscription import (
     handle,
     longest_limit,
 )
-from services.outbox.waiting_repository import Failure
-from services.outbox.window import Floor, Window
 from services.sql import sqlstate
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from services.errors import AlreadyExists, NotFound
-from services.outbox.log_repository import NOTHING_SEEN, Cursor, Lag, LoggedEvent, LogRepository
+from services.outbox.log.repository import NOTHING_SEEN, Cursor, Lag, LoggedEvent, LogRepository
 
 POSITIONS_PER_READ = 10_000
 """How far one read looks, so that a type that is rare in a long log makes no long statement."""

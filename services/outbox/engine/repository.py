@@ -7,9 +7,9 @@ from uuid import UUID
 
 from pydantic import TypeAdapter
 
+from services.outbox.engine.waiting import WaitingRepository
 from services.outbox.events import Recorded
 from services.outbox.generations import BY_POSITION, LAST_TAKEN, MAX_POSITION, generations, ready_of
-from services.outbox.waiting_repository import WaitingRepository
 from services.sql import Statement, Write, Writing
 
 # One statement for all events of a unit of work, whatever their number. The transaction has its id before it takes a

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from services.errors import Conflict, Fault, InvalidInput, NotFound
-from services.outbox.control_repository import COUNTED, ControlRepository, Selection
-from services.outbox.repository import OutboxRepository
+from services.outbox.control.repository import COUNTED, ControlRepository, Selection
+from services.outbox.engine.repository import OutboxRepository
 
 SLICE = 500
 """Dead letters in one transaction at most: it holds their locks, and wakes what waits behind each."""

@@ -11,7 +11,7 @@ from services.api.problems import responses
 from services.api.transaction import TransactionRoute
 from services.errors import InvalidInput, NotFound
 from services.fields import Id
-from services.operations.outbox_schemas import (
+from services.operations.outbox.schemas import (
     Because,
     DeadLetterDetail,
     DeferredPublic,
@@ -19,10 +19,11 @@ from services.operations.outbox_schemas import (
     LimitChange,
     Short,
 )
-from services.outbox import control, why
-from services.outbox.control import By, Group, Slice, TypeState, WorkerState
+from services.outbox.control import service as control
+from services.outbox.control import why
+from services.outbox.control.service import By, Group, Slice, TypeState, WorkerState
+from services.outbox.control.why import Why
 from services.outbox.models import OutboxRow
-from services.outbox.why import Why
 from services.query import Page, Rows
 from services.users.repository import SignedIn
 

@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.outbox.partitions import (
+from services.outbox.retention.repository import (
     DEFAULT_PARTITION,
     existing_partitions,
     id_at,

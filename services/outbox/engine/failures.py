@@ -3,12 +3,12 @@
 from sqlalchemy.exc import DBAPIError
 
 from services.fields import now
+from services.outbox.engine.repository import ClaimedRow
+from services.outbox.engine.waiting import Failure
 from services.outbox.events import NoHandler
 from services.outbox.models import Waits
 from services.outbox.policy import RetryPolicy, describe, fingerprint, history_entry
-from services.outbox.repository import ClaimedRow
 from services.outbox.subscription import Locked
-from services.outbox.waiting_repository import Failure
 from services.sql import CONTENTION, LOCK_NOT_AVAILABLE, sqlstate
 
 _UNKNOWN_AGAIN = 30.0

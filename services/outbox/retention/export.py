@@ -21,7 +21,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.outbox.retention import Partition
+from services.outbox.retention.service import Partition
 
 ROWS = 2000
 """Events in memory, and for each statement: a long one would hold a snapshot, and with it the outbox's dead rows."""

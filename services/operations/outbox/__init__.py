@@ -1,0 +1,1 @@
+"""HTTP for the outbox: event types, workers, dead letters."""

@@ -1,0 +1,1 @@
+"""What operators see and do: why an event waits, replaying, discarding, pausing."""

@@ -1,0 +1,1 @@
+"""Claiming, processing and retrying events."""
