@@ -9,7 +9,7 @@ from alembic import command
 from alembic.util import CommandError
 
 from migrations.config import alembic_config
-from services.embedded import EmbeddedPostgres
+from services.local.embedded import EmbeddedPostgres
 
 
 def main() -> int:

@@ -14,7 +14,7 @@ from benchmarks.shop import Shop, open_shop
 from benchmarks.stage import Stage, check_books, open_stage, run_beside, running_api
 from benchmarks.usage import Meter, peak_rss_mib
 from services.api.tokens import Tokens
-from services.embedded.ports import LOOPBACK
+from services.local.embedded.ports import LOOPBACK
 
 _MOST_MEMORY_MIB = 16.0
 

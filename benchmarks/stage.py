@@ -23,8 +23,8 @@ from redis import Redis
 
 from migrations.config import alembic_config
 from services.database import open_database
-from services.embedded import EmbeddedPostgres, EmbeddedRedis, child
-from services.embedded.ports import LOOPBACK, any_free_port
+from services.local.embedded import EmbeddedPostgres, EmbeddedRedis, child
+from services.local.embedded.ports import LOOPBACK, any_free_port
 from services.operations import service as operations
 from services.operations.schemas import Books
 from services.settings import Environment, LogFormat, Settings

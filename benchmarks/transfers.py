@@ -13,7 +13,7 @@ from benchmarks.report import Measured, Target, percentile, report
 from benchmarks.shop import Shop, open_shop, place_waiting
 from benchmarks.stage import Stage, check_books, open_stage, run_beside, running_api
 from services.api.tokens import Tokens
-from services.embedded.ports import LOOPBACK
+from services.local.embedded.ports import LOOPBACK
 from services.settings import Settings
 
 _DIFFERENT_TRANSFERS = 5000

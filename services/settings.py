@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from redis.asyncio.connection import parse_url
 from sqlalchemy.engine import URL, make_url
@@ -189,3 +189,10 @@ def _with_driver(url: str, driver: str) -> URL:
 def get_settings() -> Settings:
     """The process's settings, read once."""
     return Settings()
+
+
+def explain(error: ValidationError) -> str:
+    """What is not valid, a line for each fault, without the values given."""
+    faults = (f"  {'.'.join(map(str, fault['loc'])) or error.title}: {fault['msg']}" for fault in error.errors())
+    subject = "the settings are" if error.title == "Settings" else "this is"
+    return "\n".join((f"{subject} not valid:", *faults))

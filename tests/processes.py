@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from services.embedded import child
-from services.embedded.ports import any_free_port
+from services.local.embedded import child
+from services.local.embedded.ports import any_free_port
 from services.settings import Settings
 
 ROOT = Path(__file__).parent.parent

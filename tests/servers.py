@@ -18,7 +18,7 @@ from typing import Any
 import docker
 from docker.errors import DockerException
 
-from services.embedded import EmbeddedPostgres, EmbeddedRedis
+from services.local.embedded import EmbeddedPostgres, EmbeddedRedis
 
 POSTGRES_IMAGE = "postgres:18-alpine"
 REDIS_IMAGE = "redis:8-alpine"

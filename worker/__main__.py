@@ -36,7 +36,7 @@ def main() -> None:
         configure_logging(get_settings(), "worker")
     except ValidationError as error:
         # Imported here: it brings the command line along, which a worker does without.
-        from services.cli.console import explain
+        from services.settings import explain
 
         sys.stderr.write(f"worker: {explain(error)}\n")
         sys.exit(2)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import typer
 from pydantic import ValidationError
 
-from services.embedded import EmbeddedServerError
+from services.settings import explain
 
 _GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
 """Errors that are permanent. After any other, such as a full disk, the next line may get through."""
@@ -32,13 +32,6 @@ def say(message: str = "") -> None:
             sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
 
 
-def explain(error: ValidationError) -> str:
-    """What is not valid, a line for each fault, without the values given."""
-    faults = (f"  {'.'.join(map(str, fault['loc'])) or error.title}: {fault['msg']}" for fault in error.errors())
-    subject = "the settings are" if error.title == "Settings" else "this is"
-    return "\n".join((f"{subject} not valid:", *faults))
-
-
 @contextmanager
 def plain_errors(exit_code: int = 1) -> Iterator[None]:
     """Turn the errors that a person can do something about into a message and an exit code."""
@@ -46,7 +39,7 @@ def plain_errors(exit_code: int = 1) -> Iterator[None]:
         yield
     except ValidationError as error:
         _fail(explain(error), exit_code)
-    except (CommandError, EmbeddedServerError) as error:
+    except CommandError as error:
         _fail(str(error), exit_code)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from services.cli.console import plain_errors, say
-from services.cli.outbox.run import Actor, AsJson, Reason, ago, in_one, lasting, show_json, show_table, who
+from services.cli.run import Actor, AsJson, Reason, ago, in_one, lasting, show_json, show_table, who
 from services.jobs import service
 from services.jobs.schemas import JobState
 from services.outbox.control.service import By

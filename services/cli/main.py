@@ -2,15 +2,15 @@
 
 import typer
 
-from services.cli.clean import clean_data
 from services.cli.jobs import jobs
 from services.cli.ledger import ledger
 from services.cli.migrate import migrate
 from services.cli.outbox import outbox
-from services.cli.replay.command import replay
+from services.cli.retail.command import replay
 from services.cli.serve import api, worker
-from services.cli.up import up
 from services.cli.users import create_operator
+from services.local.clean import clean_data
+from services.local.up import up
 
 app = typer.Typer(
     name="waybill",

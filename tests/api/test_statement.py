@@ -13,7 +13,7 @@ import uvicorn
 from services.credits.statement import service as export
 from services.credits.statement.repository import StatementRepository
 from services.credits.statement.service import HEADINGS
-from services.embedded.ports import LOOPBACK, any_free_port
+from services.local.embedded.ports import LOOPBACK, any_free_port
 from services.users.models import User
 from tests.api.client import Api, assert_problem
 from tests.factories import make_operator, make_user

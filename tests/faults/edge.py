@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from services.embedded.ports import LOOPBACK, any_free_port
+from services.local.embedded.ports import LOOPBACK, any_free_port
 from services.settings import Settings
 from tests.processes import Running, running, wait_until
 

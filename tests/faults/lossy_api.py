@@ -11,7 +11,7 @@ import uvicorn
 from starlette.types import Message, Receive, Scope, Send
 
 from services.app import create_app
-from services.embedded.ports import LOOPBACK
+from services.local.embedded.ports import LOOPBACK
 
 inner = create_app()
 

@@ -9,7 +9,7 @@ import pytest
 
 from services.api.tokens import Tokens
 from services.database import Database
-from services.embedded.ports import any_free_port
+from services.local.embedded.ports import any_free_port
 from services.settings import Settings
 from tests.concurrency.ticks import rows
 from tests.factories import make_product, make_user

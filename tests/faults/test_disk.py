@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from services.embedded.ports import next_free_port
+from services.local.embedded.ports import next_free_port
 from tests.faults.test_up import START_SECONDS, Up, all_of, answers, lives, order_is_confirmed, up, wait_for
 
 ROUNDS = 3.0
@@ -121,8 +121,9 @@ def test_what_a_power_cut_left_empty_or_garbled_is_made_again(tmp_path: Path) ->
 
 HASTY = """
 import sys
-from services.cli import main, up
-from services.embedded import server
+from services.cli import main
+from services.local import up
+from services.local.embedded import server
 
 looked = set()
 look = up.next_free_port

@@ -20,7 +20,7 @@ from services.api.protocol import LimitedProtocol
 from services.api.server import Server
 from services.api.tokens import Tokens
 from services.database import Database
-from services.embedded.ports import LOOPBACK
+from services.local.embedded.ports import LOOPBACK
 from services.settings import Settings
 from services.users.models import User
 from tests.factories import make_user

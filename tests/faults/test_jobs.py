@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from services.database import Database
-from services.embedded.ports import any_free_port
+from services.local.embedded.ports import any_free_port
 from services.settings import Settings
 from tests.concurrency.ticks import rows
 from tests.processes import Running, running, running_worker

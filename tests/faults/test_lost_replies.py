@@ -8,7 +8,7 @@ import pytest
 
 from services.api.tokens import Tokens
 from services.database import Database
-from services.embedded.ports import any_free_port
+from services.local.embedded.ports import any_free_port
 from services.operations import service as operations
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork

@@ -9,7 +9,7 @@ import pytest
 from alembic import command
 
 from migrations.config import alembic_config
-from services.embedded import EmbeddedPostgres
+from services.local.embedded import EmbeddedPostgres
 from services.settings import Settings
 from tests.processes import running_api, wait_until
 

@@ -18,7 +18,7 @@ from redis import Redis
 from services.api.tokens import Tokens
 from services.catalog.models import Product
 from services.database import Database
-from services.embedded import EmbeddedRedis
+from services.local.embedded import EmbeddedRedis
 from services.operations import service as operations
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork

@@ -19,11 +19,11 @@ from typing import Any, TypeAlias
 import httpx
 import psycopg
 import pytest
+from services.cli.retail.client import Login, Target
+from services.cli.retail.progress import Lines
 
-from services.cli.replay import run
-from services.cli.replay.client import Login, Target
-from services.cli.replay.progress import Lines
-from services.cli.replay.retail import COLUMNS
+from services.cli.retail import run
+from services.cli.retail.source import COLUMNS
 from services.database import Database
 from services.settings import Settings
 from services.users.models import Role

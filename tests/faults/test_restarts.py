@@ -14,8 +14,8 @@ from redis import Redis
 from benchmarks.shop import open_shop, place_waiting, release_waiting
 from migrations.config import alembic_config
 from services.database import Database, open_database
-from services.embedded import EmbeddedPostgres, EmbeddedRedis
-from services.embedded.child import stop
+from services.local.embedded import EmbeddedPostgres, EmbeddedRedis
+from services.local.embedded.child import stop
 from services.settings import Settings
 from tests.concurrency.ticks import rows
 from tests.faults.test_workers import ONCE_EACH, balanced

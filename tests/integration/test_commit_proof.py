@@ -22,8 +22,8 @@ from services.app import create_app
 from services.catalog.schemas import CategoryCreate
 from services.connections import CommitUnknown, Connection
 from services.database import Database, not_committed, open_database, outcome_unknown
-from services.embedded import EmbeddedPostgres
 from services.idempotency.repository import IdempotencyRepository
+from services.local.embedded import EmbeddedPostgres
 from services.settings import Settings
 from services.shielding import settled
 from services.unit_of_work import UnitOfWork

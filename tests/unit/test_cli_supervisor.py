@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from services.cli.supervisor import Program, Stop, Supervisor, backoff, how_it_ended
-from services.embedded import child
+from services.local.embedded import child
+from services.local.supervisor import Program, Stop, Supervisor, backoff, how_it_ended
 
 
 class Changes:
@@ -101,7 +101,7 @@ class Refusal:
 def test_what_cannot_be_told_for_lack_of_disk_is_told_later(
     program: Callable[[str], Program], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("services.cli.supervisor._TELL_AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr("services.local.supervisor._TELL_AGAIN_SECONDS", 0.1)
     stop = Stop()
     changes = Changes(stop, enough=1)
     supervisor = Supervisor(stop, Refusal(changes, times=3))
@@ -135,8 +135,8 @@ def test_a_program_that_cannot_be_started_for_lack_of_descriptors_is_started_lat
         if next(rounds) == 2:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
-    monkeypatch.setattr("services.cli.supervisor.backoff", lambda _: 0.0)
-    monkeypatch.setattr("services.cli.supervisor.time.sleep", a_round_passes)
+    monkeypatch.setattr("services.local.supervisor.backoff", lambda _: 0.0)
+    monkeypatch.setattr("services.local.supervisor.time.sleep", a_round_passes)
     while sleeper.process is not None and sleeper.process.poll() is None:
         pass
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
@@ -178,7 +178,7 @@ def test_logs_stay_within_bounds_while_their_writers_run(
         real_sleep(0.01)
 
     real_sleep = time.sleep
-    monkeypatch.setattr("services.cli.supervisor.time.sleep", a_round_passes)
+    monkeypatch.setattr("services.local.supervisor.time.sleep", a_round_passes)
     supervisor.watch()
     supervisor.stop_all()
 
@@ -243,7 +243,7 @@ def test_stopping_ends_all_programs(program: Callable[[str], Program]) -> None:
 def test_a_program_that_does_not_leave_is_killed(
     program: Callable[[str], Program], monkeypatch: pytest.MonkeyPatch, hurry: bool
 ) -> None:
-    monkeypatch.setattr("services.cli.supervisor.STOP_SECONDS", 60.0 if hurry else 0.3)
+    monkeypatch.setattr("services.local.supervisor.STOP_SECONDS", 60.0 if hurry else 0.3)
     stop = Stop()
     supervisor = Supervisor(stop, lambda: None)
     stubborn = program("import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(60)")
@@ -261,7 +261,7 @@ def test_a_program_that_does_not_leave_is_killed(
 def test_signals_are_noted_and_a_second_one_hurries() -> None:
     script = (
         "import os, signal\n"
-        "from services.cli.supervisor import Stop\n"
+        "from services.local.supervisor import Stop\n"
         "stop = Stop()\n"
         "stop.listen()\n"
         "os.kill(os.getpid(), signal.SIGTERM)\n"

@@ -13,9 +13,9 @@ import psycopg
 import pytest
 from redis import Redis
 
-from services.embedded import EmbeddedPostgres, EmbeddedRedis, EmbeddedServerError, PortTaken, child
-from services.embedded.ports import any_free_port
-from services.embedded.postgres import PostgresBinaries, find_postgres
+from services.local.embedded import EmbeddedPostgres, EmbeddedRedis, EmbeddedServerError, PortTaken, child
+from services.local.embedded.ports import any_free_port
+from services.local.embedded.postgres import PostgresBinaries, find_postgres
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_a_pid_file_that_names_a_process_of_ours_does_not_keep_postgres_from_sta
 def test_a_second_server_on_the_same_data_is_refused(
     postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.embedded.server._LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("services.local.embedded.server._LOCK_SECONDS", 0.1)
     with pytest.raises(EmbeddedServerError, match="is in use: another PostgreSQL is running"):
         EmbeddedPostgres(postgres.data).start()
     assert postgres.running
@@ -148,7 +148,7 @@ def test_a_taken_port_is_named(folder: Path) -> None:
 def test_a_port_taken_after_the_look_is_known_from_the_server(
     folder: Path, kind: type[EmbeddedPostgres | EmbeddedRedis], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.embedded.server.is_free", lambda _: True)
+    monkeypatch.setattr("services.local.embedded.server.is_free", lambda _: True)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(PortTaken, match=f"port {port} is taken"):
@@ -158,11 +158,11 @@ def test_a_port_taken_after_the_look_is_known_from_the_server(
 def test_a_server_that_may_listen_anywhere_takes_another_port_where_somebody_was_faster(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.embedded.server.is_free", lambda _: True)
+    monkeypatch.setattr("services.local.embedded.server.is_free", lambda _: True)
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
         ports = iter([taken, taken, any_free_port()])
-        monkeypatch.setattr("services.embedded.server.any_free_port", lambda: next(ports))
+        monkeypatch.setattr("services.local.embedded.server.any_free_port", lambda: next(ports))
         with EmbeddedRedis(folder) as server:
             assert server.port != taken
 
@@ -332,7 +332,7 @@ def test_the_servers_do_not_outlive_whoever_started_them(folder: Path) -> None:
     script = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from services.embedded import EmbeddedPostgres, EmbeddedRedis\n"
+        "from services.local.embedded import EmbeddedPostgres, EmbeddedRedis\n"
         "data = Path(sys.argv[1])\n"
         "postgres, redis = EmbeddedPostgres(data / 'p', durable=False).start(), EmbeddedRedis(data / 'r').start()\n"
         "print(postgres.process.pid, redis.process.pid, flush=True)\n"
@@ -354,7 +354,7 @@ def test_the_servers_do_not_outlive_whoever_started_them(folder: Path) -> None:
 def test_the_watchdog_stands_in_for_the_death_signal(tmp_path: Path) -> None:
     script = (
         "import signal, subprocess\n"
-        "from services.embedded.child import _start_watchdog\n"
+        "from services.local.embedded.child import _start_watchdog\n"
         "sleeper = subprocess.Popen(['sleep', '60'])\n"
         "_start_watchdog(sleeper.pid, signal.SIGTERM)\n"
         "print(sleeper.pid, flush=True)\n"
@@ -391,9 +391,11 @@ def test_as_root_postgres_runs_as_somebody_else(kind: str, folder: Path, monkeyp
 
 
 def test_the_search_for_binaries_says_what_it_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("services.embedded.postgres.postgres_folders", lambda: iter([tmp_path / "a", tmp_path / "b"]))
     monkeypatch.setattr(
-        "services.embedded.postgres.inspect_binaries",
+        "services.local.embedded.postgres.postgres_folders", lambda: iter([tmp_path / "a", tmp_path / "b"])
+    )
+    monkeypatch.setattr(
+        "services.local.embedded.postgres.inspect_binaries",
         lambda folder: PostgresBinaries(folder, 14) if folder.name == "b" else None,
     )
     with pytest.raises(EmbeddedServerError, match="no PostgreSQL 15 or newer found") as refusal:

@@ -4,8 +4,8 @@ import socket
 
 import pytest
 
-from services.embedded import EmbeddedServerError
-from services.embedded.ports import any_free_port, is_free, next_free_port
+from services.local.embedded import EmbeddedServerError
+from services.local.embedded.ports import any_free_port, is_free, next_free_port
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])

@@ -6,9 +6,9 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from services.cli.retail.reasons import LineReason
 
-from services.cli.replay.reasons import LineReason
-from services.cli.replay.retail import BadLine, FileError, Line, RetailFile
+from services.cli.retail.source import BadLine, FileError, Line, RetailFile
 
 HEADER = b"InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n"
 GOOD = b"536365,85123A,WHITE HANGING HEART,6,2010-12-01 08:26:00,2.55,17850.0,United Kingdom\n"

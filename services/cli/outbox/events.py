@@ -7,7 +7,7 @@ from uuid import UUID
 import typer
 
 from services.cli.console import CommandError, plain_errors, say
-from services.cli.outbox.run import Actor, AsJson, Reason, Work, ago, in_one, show_json, show_table, who
+from services.cli.run import Actor, AsJson, Reason, Work, ago, in_one, show_json, show_table, who
 from services.outbox.control import service as control
 from services.outbox.control import why as reasons
 from services.outbox.control.service import By

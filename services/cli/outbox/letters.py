@@ -8,7 +8,7 @@ from uuid import UUID
 import typer
 
 from services.cli.console import CommandError, plain_errors, say
-from services.cli.outbox.run import (
+from services.cli.run import (
     Actor,
     AsJson,
     Reason,

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from services.cli.console import plain_errors, say
-from services.cli.outbox.run import Actor, AsJson, Reason, ago, in_one, lasting, show_json, show_table, who
+from services.cli.run import Actor, AsJson, Reason, ago, in_one, lasting, show_json, show_table, who
 from services.operations import service as operations
 from services.outbox.control import service as control
 from services.outbox.control.service import By, TypeState

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from services.cli.console import CommandError, plain_errors
-from services.cli.outbox.run import AsJson, ago, in_one, lasting, show_json, show_table
+from services.cli.run import AsJson, ago, in_one, lasting, show_json, show_table
 from services.jobs import service as jobs
 from services.jobs.schemas import JobState
 from services.outbox.control import service as control

@@ -14,7 +14,7 @@ from typing import LiteralString
 import psycopg
 from psycopg.rows import TupleRow
 
-from services.embedded.child import stop
+from services.local.embedded.child import stop
 from tests.faults.storm.proxy import Proxy
 from tests.faults.storm.site import Member, Site
 

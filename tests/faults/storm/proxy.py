@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 
-from services.embedded.ports import LOOPBACK
+from services.local.embedded.ports import LOOPBACK
 
 _CHUNK = 65_536
 

@@ -16,8 +16,8 @@ from psycopg.rows import TupleRow
 from sqlalchemy import make_url
 
 from migrations.config import alembic_config
-from services.embedded import EmbeddedPostgres, EmbeddedRedis
-from services.embedded.ports import LOOPBACK, any_free_port
+from services.local.embedded import EmbeddedPostgres, EmbeddedRedis
+from services.local.embedded.ports import LOOPBACK, any_free_port
 from services.settings import Environment, LogFormat, Settings
 from tests.faults.storm.findings import Findings
 from tests.faults.storm.proxy import Proxy

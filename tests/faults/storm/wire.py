@@ -11,7 +11,7 @@ from enum import StrEnum
 
 import h11
 
-from services.embedded.ports import LOOPBACK
+from services.local.embedded.ports import LOOPBACK
 
 Broken = (OSError, TimeoutError, h11.RemoteProtocolError)
 """Raised by `exchange` if no part of a reply arrived."""

@@ -12,14 +12,14 @@ import typer
 from pydantic_settings import DotEnvSettingsSource, EnvSettingsSource
 from sqlalchemy.exc import DBAPIError
 
-from services.cli.announcement import announcement
 from services.cli.console import CommandError, plain_errors, say
-from services.cli.facts import DEFAULT_DATA_DIR, FILE_NAME, Facts, ProcessIds, read_facts
-from services.cli.home import Home, hold
 from services.cli.migrate import check_database, upgrade_to_head
-from services.cli.supervisor import Part, Program, Stop, Supervisor, how_it_ended
-from services.embedded import EmbeddedPostgres, EmbeddedRedis, PortTaken, child
-from services.embedded.ports import LOOPBACK, next_free_port
+from services.local.announcement import announcement
+from services.local.embedded import EmbeddedPostgres, EmbeddedRedis, PortTaken, child
+from services.local.embedded.ports import LOOPBACK, next_free_port
+from services.local.facts import DEFAULT_DATA_DIR, FILE_NAME, Facts, ProcessIds, read_facts
+from services.local.home import Home, hold
+from services.local.supervisor import Part, Program, Stop, Supervisor, how_it_ended
 from services.settings import Environment, Settings
 from services.sql import sqlstate
 
@@ -98,7 +98,7 @@ class _House:
         self.facts = self._first_facts(settings)
         if settings.is_development:
             # Imported here, with all domains: nothing else in this process needs them.
-            from services.cli.seed import seed
+            from services.local.seed import seed
 
             # A password that cannot be written down must not be committed.
             asyncio.run(seed(settings, self.facts, self._write_facts))

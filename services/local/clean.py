@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from services.cli.console import CommandError, plain_errors, say
-from services.cli.facts import DEFAULT_DATA_DIR
-from services.cli.home import ENTRIES, hold, is_ours
+from services.local.facts import DEFAULT_DATA_DIR
+from services.local.home import ENTRIES, hold, is_ours
 
 
 def clean_data(

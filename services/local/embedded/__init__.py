@@ -1,7 +1,7 @@
 """PostgreSQL and Redis as child processes, for `waybill up` and for tests: no Docker, no installation, any user."""
 
-from services.embedded.child import EmbeddedServerError, PortTaken
-from services.embedded.postgres import EmbeddedPostgres
-from services.embedded.redis import EmbeddedRedis
+from services.local.embedded.child import EmbeddedServerError, PortTaken
+from services.local.embedded.postgres import EmbeddedPostgres
+from services.local.embedded.redis import EmbeddedRedis
 
 __all__ = ["EmbeddedPostgres", "EmbeddedRedis", "EmbeddedServerError", "PortTaken"]

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import httpx
 
-from services.cli.replay.client import REQUEST_SECONDS, Patience, Service, ServiceError, Target
-from services.cli.replay.orders import OrderDesk
-from services.cli.replay.plan import Plan, make_plan
-from services.cli.replay.progress import Display
-from services.cli.replay.report import Outcome, Summary, summarize
-from services.cli.replay.retail import RetailFile
-from services.cli.replay.shop import ShopKeeper
+from services.cli.retail.client import REQUEST_SECONDS, Patience, Service, ServiceError, Target
+from services.cli.retail.orders import OrderDesk
+from services.cli.retail.plan import Plan, make_plan
+from services.cli.retail.progress import Display
+from services.cli.retail.report import Outcome, Summary, summarize
+from services.cli.retail.shop import ShopKeeper
+from services.cli.retail.source import RetailFile
 
 PATIENCE_SECONDS = 60.0
 """How long the service may stay away, or no order move, before the replay gives up."""

@@ -7,10 +7,10 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from services.cli.replay.client import Login, Patience, Query, Reply, Service, for_each
-from services.cli.replay.plan import Invoice
-from services.cli.replay.progress import Display
-from services.cli.replay.shop import Buyer, Shop
+from services.cli.retail.client import Login, Patience, Query, Reply, Service, for_each
+from services.cli.retail.plan import Invoice
+from services.cli.retail.progress import Display
+from services.cli.retail.shop import Buyer, Shop
 
 _REFERENCES = 100
 """Invoice numbers in one request at most: what an `in` filter takes."""

@@ -12,9 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from services.cli.replay.orders import PlacedOrder, Refusal
-from services.cli.replay.plan import REASON_OF_LINES, Invoice, Plan, credits_of
-from services.cli.replay.reasons import InvoiceReason
+from services.cli.retail.orders import PlacedOrder, Refusal
+from services.cli.retail.plan import REASON_OF_LINES, Invoice, Plan, credits_of
+from services.cli.retail.reasons import InvoiceReason
 
 _MOVED = frozenset({"confirmed", "fulfilled"})
 """Where the seller has the credits of an order."""

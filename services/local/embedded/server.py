@@ -12,10 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
 
-from services.embedded import child
-from services.embedded.child import Disguise, EmbeddedServerError, PortTaken
-from services.embedded.files import Say, keep_secret
-from services.embedded.ports import any_free_port, is_free
+from services.local.embedded import child
+from services.local.embedded.child import Disguise, EmbeddedServerError, PortTaken
+from services.local.embedded.files import Say, keep_secret
+from services.local.embedded.ports import any_free_port, is_free
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 import socket
 from collections.abc import Collection
 
-from services.embedded.child import EmbeddedServerError
+from services.local.embedded.child import EmbeddedServerError
 
 LOOPBACK = "127.0.0.1"
 

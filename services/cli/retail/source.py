@@ -14,7 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import BinaryIO
 
-from services.cli.replay.reasons import LineReason
+from services.cli.retail.reasons import LineReason
 
 COLUMNS = ("InvoiceNo", "StockCode", "Description", "Quantity", "InvoiceDate", "UnitPrice", "CustomerID", "Country")
 

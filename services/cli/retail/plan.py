@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from services.cli.replay.reasons import InvoiceReason, LineReason
-from services.cli.replay.retail import BadLine, Line
+from services.cli.retail.reasons import InvoiceReason, LineReason
+from services.cli.retail.source import BadLine, Line
 from services.fields import MAX_CREDITS
 from services.orders.schemas import MAX_ITEMS
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from services.embedded import child
-from services.embedded.child import Disguise, EmbeddedServerError, disguise_for_server
-from services.embedded.files import Say, sync_folder
-from services.embedded.ports import LOOPBACK
-from services.embedded.server import EmbeddedServer, logger
+from services.local.embedded import child
+from services.local.embedded.child import Disguise, EmbeddedServerError, disguise_for_server
+from services.local.embedded.files import Say, sync_folder
+from services.local.embedded.ports import LOOPBACK
+from services.local.embedded.server import EmbeddedServer, logger
 
 OLDEST_MAJOR = 15
 SUPERUSER = "waybill"

@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Literal
 
+from services.cli.console import CommandError
+
 _CLONE_NEWUSER = 0x1000_0000
 _PR_SET_PDEATHSIG = 1
 _PR_SET_KEEPCAPS = 8
@@ -38,7 +40,7 @@ os.kill(pid, death_signal)
 """
 
 
-class EmbeddedServerError(Exception):
+class EmbeddedServerError(CommandError):
     """An embedded server cannot be found, started or used; the message says what to do."""
 
 

@@ -11,8 +11,8 @@ from types import FrameType
 from typing import ParamSpec, TypeAlias
 
 from services.cli.console import say
-from services.embedded import child
-from services.embedded.server import EmbeddedServer
+from services.local.embedded import child
+from services.local.embedded.server import EmbeddedServer
 from services.logs import Repeats
 
 _P = ParamSpec("_P")

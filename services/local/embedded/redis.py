@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 
-from services.embedded.child import EmbeddedServerError, PortTaken
-from services.embedded.files import Say, write_whole
-from services.embedded.ports import LOOPBACK
-from services.embedded.server import EmbeddedServer, logger
+from services.local.embedded.child import EmbeddedServerError, PortTaken
+from services.local.embedded.files import Say, write_whole
+from services.local.embedded.ports import LOOPBACK
+from services.local.embedded.server import EmbeddedServer, logger
 
 _SYSTEM_NAMES = ("valkey-server", "redis-server")
 _FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGQUIT, -signal.SIGHUP}

@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 
 from services.cli.console import CommandError
-from services.cli.facts import DEFAULT_DATA_DIR, FILE_NAME, Facts, read_facts
-from services.cli.replay.client import Login, ServiceError, Target
-from services.cli.replay.retail import FileError
+from services.cli.retail.client import Login, ServiceError, Target
+from services.cli.retail.source import FileError
+from services.local.facts import DEFAULT_DATA_DIR, FILE_NAME, Facts, read_facts
 
 CHECK_FALSE = 1
 NOT_DONE = 2
@@ -41,10 +41,10 @@ def replay(
     Running it again places nothing twice. Exit code 0: all checks are true; 1: one is false; 2: it could not be done.
     """
     # Imported here: they bring the domains along, which other commands start without.
-    from services.cli.replay.progress import open_display
-    from services.cli.replay.report import print_table
-    from services.cli.replay.run import read_plan
-    from services.cli.replay.run import replay as run_replay
+    from services.cli.retail.progress import open_display
+    from services.cli.retail.report import print_table
+    from services.cli.retail.run import read_plan
+    from services.cli.retail.run import replay as run_replay
 
     try:
         plan = read_plan(file)
