@@ -1,349 +1,57 @@
-"""One database transaction over all repositories, with savepoints and the events it causes."""
+"""The unit of work: one transaction over all repositories."""
 
-import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from datetime import datetime
-from functools import cached_property
-from types import TracebackType
-from typing import Protocol, Self, TypeAlias
-from uuid import UUID
-
-from sqlalchemy.exc import DBAPIError
+from collections.abc import Callable
+from typing import TypeAlias
 
 from services.audit.repository import AuditRepository
+from services.canary.repository import CanaryRepository
 from services.catalog.repository import CategoryRepository, InventoryRepository, ProductRepository
 from services.credits.corrections.repository import AdjustmentRepository
 from services.credits.holds.repository import HoldRepository
 from services.credits.ledger.repository import LedgerRepository
 from services.credits.statement.repository import StatementRepository
 from services.credits.transfers.repository import TransferRepository
-from services.database import SessionFactory, commit, outcome_unknown
-from services.fields import new_id
 from services.idempotency.repository import IdempotencyRepository
+from services.jobs.repository import JobRepository
 from services.operations.repository import OperationsRepository
 from services.orders.expiry.repository import OrderExpiryRepository
 from services.orders.processing.repository import ProcessingRepository
 from services.orders.refunds.repository import RefundRepository
 from services.orders.repository import OrderRepository
-from services.outbox.control.repository import ControlRepository
-from services.outbox.engine.repository import OutboxRepository
-from services.outbox.events import Event, Recorded, Trace
-from services.outbox.log.repository import LogRepository
-from services.shielding import shielded
-from services.sql import FoundT, OtherT, Read, Sql, Statement, Write
+from services.sweeps.repository import SweepRepository
+from services.transaction import RepositoryOf, Transaction
 from services.users.repository import UserRepository
 
-logger = logging.getLogger(__name__)
 
-_CHECK_DEFERRED = (Statement("SET CONSTRAINTS ALL IMMEDIATE"), Statement("SET CONSTRAINTS ALL DEFERRED"))
-
-
-class Bell(Protocol):
-    """What is rung after a commit that queued an event. Must return at once and never fail."""
-
-    def ring(self) -> None: ...
-
-
-class UnitOfWork:
-    """One transaction. It rolls back unless `commit` was called.
+class UnitOfWork(Transaction):
+    """One transaction over all repositories. It rolls back unless `commit` was called.
 
         async with UnitOfWork(factory, bell) as uow:
             order = await orders.place(uow, buyer, wanted)
             await uow.commit()
 
-    Only the edges commit: the API's transaction edge, the worker's processor, a command. The connection is taken from
-    the pool at the first statement, so opening a unit of work costs nothing. One task at a time may use it.
+    Only the edges commit: the API's transaction edge, the worker's processor, a job, a command.
     """
 
-    def __init__(
-        self,
-        factory: SessionFactory,
-        bell: Bell | None = None,
-        trace: Trace | None = None,
-        *,
-        name: str = "a unit of work",
-    ) -> None:
-        self._factory = factory
-        self._name = name
-        self._bell = bell
-        self.trace = trace or Trace()
-        self._events: list[Recorded] = []
-        self._writes: list[Write] = []
-        self._work_queued = False
-        self._committing = False
-        self.leaves_out_locked = False
-        """Set by the outbox engine for its handlers (`services.outbox.subscription.Transaction`)."""
-        self._savepoints = 0
-        self._unreleased: str | None = None
-        """A plain savepoint whose block is over. The commit releases it, or the next savepoint in its own trip."""
-
-    async def __aenter__(self) -> Self:
-        self.session = self._factory(info={"work": self._name})
-        self._sql = Sql.of(self.session)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.rollback()
-
-    def record(self, event: Event, trace: Trace | None = None, *, available_at: datetime | None = None) -> UUID:
-        """Write the event in this transaction, at the latest when it commits; rolled back with it. Returns its id.
-
-        `trace` is where it came from: that of this unit of work unless given. An event with `available_at` is deferred:
-        no worker takes it before, and later events of its aggregate do not wait for it.
-        """
-        assert available_at is None or event.queued, "only an event that a worker processes can be deferred"
-        event_id = new_id()
-        self._events.append(Recorded(event_id, event, trace or self.trace, available_at))
-        return event_id
-
-    @property
-    def recorded(self) -> tuple[Event, ...]:
-        """The events recorded and not yet written."""
-        return tuple(one.event for one in self._events)
-
-    async def read(self, one: Read[FoundT], other: Read[OtherT]) -> tuple[FoundT, OtherT]:
-        """Read or lock what two repositories want, one after the other, in one trip to the database."""
-        return await self._sql.read(one, other)
-
-    def write_with_events(self, *writes: Write) -> None:
-        """Write this when the recorded events are written, in the same trip to the database.
-
-        That is at the latest when it commits. Nothing that is read before shows it.
-        """
-        self._writes += writes
-
-    async def flush(self) -> None:
-        """Write the recorded events, and what goes with them, now."""
-        await self._write()
-
-    async def commit(self) -> None:
-        """Write the recorded events and commit; then ring the doorbell if a worker has work.
-
-        It returns only if the commit is proven (`services.connections`). If it raises, nothing of this unit of work
-        remains, unless the cause is `CommitUnknown`: then the outcome is not known. A commit that has begun is finished
-        even if the caller is cancelled. Close the unit of work; after a success it can go on with a new transaction.
-        """
-        # Last before the commit, so that an aggregate's events get their positions while its row is locked.
-        await self._write()
-        self._unreleased = None
-        self._sql.release()
-        self._committing = True
-        await shielded(self._commit())
-
-    async def _commit(self) -> None:
-        try:
-            await commit(self.session)
-        except BaseException as error:
-            if outcome_unknown(error):
-                logger.error("the outcome of a commit is not known. Unit of work: %s: %s", self._name, error)
-            # The caller may have left, so the connection is closed here.
-            await self._close()
-            raise
-        finally:
-            self._committing = False
-        if self._bell is not None and self._work_queued:
-            self._bell.ring()
-        self._work_queued = False
-
-    async def check(self) -> None:
-        """Write the recorded events and check deferred constraints now: what would fail the commit fails here."""
-        await self._write()
-        await self._sql.run_together(*_CHECK_DEFERRED)
-
-    async def complete(self, positions: Sequence[int], transaction: int) -> bool:
-        """Write the recorded events and delete these rows of the outbox, which this transaction has locked.
-
-        False where it is not the transaction with that id: the caller must not commit then.
-        """
-        if self._events or self._writes:
-            deleted = await self._write(self.outbox.completing(positions, transaction))
-        else:
-            deleted = await self.outbox.complete(positions, transaction)
-        return deleted == len(positions)
-
-    async def _write(self, *more: Write) -> int:
-        """Write the recorded events and what goes with them; how much the last of it was."""
-        events = [self.outbox.appending(self._events)] if self._events else []
-        writes = [*self._writes, *events, *more]
-        if not writes:
-            return 0
-        *_, written = await self._sql.write(*writes)
-        self._work_queued = self._work_queued or any(one.event.queued for one in self._events)
-        self._events.clear()
-        self._writes.clear()
-        return written
-
-    async def rollback(self) -> None:
-        """Give up what was done so far, and the connection; the unit of work can go on with a new transaction.
-
-        Objects that were read stay readable, detached. It is finished even if the caller is cancelled repeatedly. It
-        never fails, and takes at most `PROMPT` seconds. A commit that has begun is left alone.
-        """
-        if self._committing:
-            return
-        self._events.clear()
-        self._writes.clear()
-        self._work_queued = False
-        self._unreleased = None
-        self._sql.release()
-        # `Session.rollback` would expire them, and an expired attribute cannot be awaited.
-        if self.session.in_transaction():
-            await shielded(self._close())
-        else:
-            # Without a connection there is nothing to wait for.
-            self.session.sync_session.close()
-
-    async def _close(self) -> None:
-        try:
-            await self.session.close()
-        except DBAPIError as error:
-            # The connection is closed then, and the server rolls back.
-            logger.info("a rollback was not answered. Unit of work: %s: %s", self._name, error.orig)
-
-    @asynccontextmanager
-    async def savepoint(self, *, plain: bool = False, check: bool = False) -> AsyncIterator[None]:
-        """Undo only the block's work, and what it recorded, when it raises; the error goes on to the caller.
-
-        ORM objects added before the block are flushed first and survive. At most 64 in one transaction: beyond that a
-        PostgreSQL backend's subtransaction cache overflows.
-
-        `plain` is for blocks that write with plain SQL only: an ORM flush that fails would take the transaction with
-        it, not only the block. With `check`, what would fail the commit fails the block (see `check`).
-        """
-        before = list(self._events), list(self._writes)
-        # SQLAlchemy's nested transaction keeps its objects in step with the database, and costs six times as much.
-        objects = self.session.identity_map.keys() or self.session.new
-        try:
-            if plain and not objects:
-                async with self._plain_savepoint(check=check):
-                    yield
-            else:
-                async with self._session_savepoint(check=check):
-                    yield
-        except BaseException:
-            # Also those that the block wrote and the savepoint took back.
-            self._events[:], self._writes[:] = before
-            raise
-
-    @asynccontextmanager
-    async def _session_savepoint(self, *, check: bool) -> AsyncIterator[None]:
-        """SQLAlchemy's savepoint, for a session that holds objects."""
-        if self._unreleased is not None:
-            await self._sql.run(Statement(f"RELEASE SAVEPOINT {self._unreleased}"))
-            self._unreleased = None
-        try:
-            async with self.session.begin_nested():
-                # The session would set it when it is next used, and plain SQL goes past the session.
-                await self.session.connection()
-                yield
-                if check:
-                    await self.check()
-        finally:
-            # Those of the block went with it.
-            self._unreleased = None
-
-    @asynccontextmanager
-    async def _plain_savepoint(self, *, check: bool) -> AsyncIterator[None]:
-        """A savepoint for a session that holds no objects."""
-        self._savepoints += 1
-        name = f"waybill_{self._savepoints}"
-        before = [Statement(f"RELEASE SAVEPOINT {self._unreleased}")] if self._unreleased else []
-        self._unreleased = None
-        await self._sql.run_together(*before, Statement(f"SAVEPOINT {name}"))
-        try:
-            yield
-            assert not self.session.new, "a plain savepoint is for plain SQL"
-            if check:
-                await self._write()
-                await self._sql.run_together(*_CHECK_DEFERRED, Statement(f"RELEASE SAVEPOINT {name}"))
-        except BaseException:
-            # Whatever objects the session has now came with the block.
-            self.session.expunge_all()
-            await self._sql.run(Statement(f"ROLLBACK TO SAVEPOINT {name}"))
-            # Those of the block went with it.
-            self._unreleased = None
-            raise
-        # Releasing it releases those of the block, too.
-        self._unreleased = None if check else name
-
-    @cached_property
-    def users(self) -> UserRepository:
-        return UserRepository(self.session)
-
-    @cached_property
-    def categories(self) -> CategoryRepository:
-        return CategoryRepository(self.session)
-
-    @cached_property
-    def products(self) -> ProductRepository:
-        return ProductRepository(self.session)
-
-    @cached_property
-    def inventory(self) -> InventoryRepository:
-        return InventoryRepository(self.session)
-
-    @cached_property
-    def orders(self) -> OrderRepository:
-        return OrderRepository(self.session)
-
-    @cached_property
-    def order_processing(self) -> ProcessingRepository:
-        return ProcessingRepository(self.session)
-
-    @cached_property
-    def order_expiry(self) -> OrderExpiryRepository:
-        return OrderExpiryRepository(self.session)
-
-    @cached_property
-    def refunds(self) -> RefundRepository:
-        return RefundRepository(self.session)
-
-    @cached_property
-    def ledger(self) -> LedgerRepository:
-        return LedgerRepository(self.session)
-
-    @cached_property
-    def transfers(self) -> TransferRepository:
-        return TransferRepository(self.session)
-
-    @cached_property
-    def holds(self) -> HoldRepository:
-        return HoldRepository(self.session)
-
-    @cached_property
-    def adjustments(self) -> AdjustmentRepository:
-        return AdjustmentRepository(self.session)
-
-    @cached_property
-    def statements(self) -> StatementRepository:
-        return StatementRepository(self.session)
-
-    @cached_property
-    def outbox(self) -> OutboxRepository:
-        return OutboxRepository(self.session)
-
-    @cached_property
-    def log(self) -> LogRepository:
-        return LogRepository(self.session)
-
-    @cached_property
-    def control(self) -> ControlRepository:
-        return ControlRepository(self.session)
-
-    @cached_property
-    def idempotency(self) -> IdempotencyRepository:
-        return IdempotencyRepository(self.session)
-
-    @cached_property
-    def operations(self) -> OperationsRepository:
-        return OperationsRepository(self.session)
-
-    @cached_property
-    def audits(self) -> AuditRepository:
-        return AuditRepository(self.session)
+    users = RepositoryOf(UserRepository)
+    categories = RepositoryOf(CategoryRepository)
+    products = RepositoryOf(ProductRepository)
+    inventory = RepositoryOf(InventoryRepository)
+    orders = RepositoryOf(OrderRepository)
+    order_processing = RepositoryOf(ProcessingRepository)
+    order_expiry = RepositoryOf(OrderExpiryRepository)
+    refunds = RepositoryOf(RefundRepository)
+    ledger = RepositoryOf(LedgerRepository)
+    transfers = RepositoryOf(TransferRepository)
+    holds = RepositoryOf(HoldRepository)
+    adjustments = RepositoryOf(AdjustmentRepository)
+    statements = RepositoryOf(StatementRepository)
+    idempotency = RepositoryOf(IdempotencyRepository)
+    operations = RepositoryOf(OperationsRepository)
+    audits = RepositoryOf(AuditRepository)
+    jobs = RepositoryOf(JobRepository)
+    sweeps = RepositoryOf(SweepRepository)
+    canaries = RepositoryOf(CanaryRepository)
 
 
 OpenUnitOfWork: TypeAlias = Callable[[], UnitOfWork]

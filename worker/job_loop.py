@@ -129,7 +129,7 @@ class JobLoop:
 
     async def _read(self) -> dict[str, Seen]:
         async with asyncio.timeout(PATIENCE), self._open() as uow:
-            return {one.name: one for one in await jobs.rows(uow).look() if one.name in self._scheduled}
+            return {one.name: one for one in await uow.jobs.look() if one.name in self._scheduled}
 
     def _is_wrong(self, scheduled: ScheduledJob, seen: Seen | None) -> bool:
         """Whether the row is missing, from another release, or too far ahead as the database's clock was set back."""
@@ -142,7 +142,7 @@ class JobLoop:
         """Create or correct the row. A locked row is left for the next look, and does not hold up the others."""
         try:
             async with asyncio.timeout(_PATIENCE_WITH_A_LOCK), self._open() as uow:
-                rows = jobs.rows(uow)
+                rows = uow.jobs
                 now = await rows.now()
                 due_at = now if scheduled.name in self._at_start else scheduled.schedule.next_after(now)
                 await rows.announce(scheduled.name, str(scheduled.schedule), due_at, 2 * self._lease.seconds)
@@ -167,7 +167,7 @@ class JobLoop:
     async def _take(self, scheduled: ScheduledJob) -> None:
         claimed_at = monotonic()
         async with asyncio.timeout(PATIENCE), self._open() as uow:
-            failed = await jobs.rows(uow).claim(scheduled.name, self._lease.owner, self._lease.seconds)
+            failed = await uow.jobs.claim(scheduled.name, self._lease.owner, self._lease.seconds)
             await uow.commit()
         if failed is None:
             return

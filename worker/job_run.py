@@ -11,7 +11,6 @@ from uuid import UUID
 
 import structlog
 
-from services.jobs import service as jobs
 from services.jobs.schemas import Ended
 from services.unit_of_work import OpenUnitOfWork
 from worker.jobs.metrics import JobRuns
@@ -104,7 +103,7 @@ class JobRun:
         asked_at = monotonic()
         try:
             async with asyncio.timeout(min(PATIENCE, self._lease.seconds / 4)), self._open() as uow:
-                held = await jobs.rows(uow).renew(self._scheduled.name, self._lease.owner, self._lease.seconds)
+                held = await uow.jobs.renew(self._scheduled.name, self._lease.owner, self._lease.seconds)
                 await uow.commit()
         except Exception as error:  # noqa: BLE001  (whatever it is, there is time for another try)
             logger.warning("cannot renew the lease on a job", function=self._scheduled.name, error=repr(error))
@@ -116,7 +115,7 @@ class JobRun:
         while True:
             try:
                 async with asyncio.timeout(PATIENCE), self._open() as uow:
-                    rows = jobs.rows(uow)
+                    rows = uow.jobs
                     due_at = self._due_after(await rows.now(), failed=ended.error is not None)
                     await rows.finish(self._scheduled.name, self._lease.owner, ended, due_at)
                     await uow.commit()
@@ -144,7 +143,7 @@ class JobRun:
         # If this fails, the lease expires.
         with suppress(Exception):
             async with asyncio.timeout(PATIENCE), self._open() as uow:
-                await jobs.rows(uow).release(self._scheduled.name, self._lease.owner)
+                await uow.jobs.release(self._scheduled.name, self._lease.owner)
                 await uow.commit()
 
 

@@ -12,7 +12,6 @@ from typing import Literal, TypeAlias
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from services.api.probe import on_a_live_connection
-from services.canary.repository import CanaryRepository
 from services.database import SessionFactory
 from services.fields import new_id
 from services.shielding import end
@@ -112,11 +111,11 @@ class Canary:
         self._step = _Step.connect
         await uow.session.connection()
         self._step = _Step.write
-        await CanaryRepository(uow.session).write(self._id, socket.gethostname(), os.getpid(), self._number)
+        await uow.canaries.write(self._id, socket.gethostname(), os.getpid(), self._number)
 
     async def _read_back(self) -> int | None:
         async with UnitOfWork(self._reading, name="the canary's look") as uow:
-            return await CanaryRepository(uow.session).read(self._id)
+            return await uow.canaries.read(self._id)
 
     def _note(self, error: BaseException | None) -> bool:
         """Whether all is well. An error that repeats is logged once."""

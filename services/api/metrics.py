@@ -22,7 +22,6 @@ from services.api.problems import responses
 from services.api.state import ApiState
 from services.errors import NotFound, Unauthenticated
 from services.fields import now
-from services.sweeps.repository import SweepRepository
 from services.unit_of_work import UnitOfWork
 
 _PATIENCE = 5.0
@@ -84,7 +83,7 @@ async def _read_database(state: ApiState) -> list[Metric]:
         ):
             backlog = await uow.operations.backlog()
             audit = await uow.audits.latest()
-            refused = await SweepRepository(uow.session).count()
+            refused = await uow.sweeps.count()
     except (SQLAlchemyError, OSError, TimeoutError):
         return [_gauge("waybill_database_up", "Whether the database answers.", 0)]
     gauges = [_gauge("waybill_database_up", "Whether the database answers.", 1)]

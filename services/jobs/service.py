@@ -4,7 +4,6 @@ from dataclasses import fields
 from typing import Any
 
 from services.errors import NotFound
-from services.jobs.repository import JobRepository
 from services.jobs.schemas import JobState
 from services.outbox.control.service import By
 from services.unit_of_work import UnitOfWork
@@ -18,14 +17,9 @@ FAILING = 2
 _TOLD = {field.name for field in fields(JobState)}
 
 
-def rows(work: UnitOfWork) -> JobRepository:
-    """The repository of jobs in this unit of work."""
-    return JobRepository(work.session)
-
-
 async def jobs(work: UnitOfWork) -> list[JobState]:
     """Every job, by name."""
-    return [_state(dict(row)) for row in await rows(work).states()]
+    return [_state(dict(row)) for row in await work.jobs.states()]
 
 
 async def job(work: UnitOfWork, name: str) -> JobState:
@@ -38,19 +32,19 @@ async def job(work: UnitOfWork, name: str) -> JobState:
 
 async def run_now(work: UnitOfWork, name: str, by: By) -> None:
     """Have a worker run the job now, paused or not; once more if it is running. Raises `NotFound`."""
-    if not await rows(work).request(name, by.actor):
+    if not await work.jobs.request(name, by.actor):
         raise _unknown(name)
 
 
 async def pause(work: UnitOfWork, name: str, by: By) -> None:
     """Stop starting the job on its schedule; a run that is under way continues. Raises `NotFound`."""
-    if not await rows(work).pause(name, by.actor, by.reason):
+    if not await work.jobs.pause(name, by.actor, by.reason):
         raise _unknown(name)
 
 
 async def resume(work: UnitOfWork, name: str) -> None:
     """Run the job on its schedule again; immediately, once, if it became due. Raises `NotFound`."""
-    if not await rows(work).resume(name):
+    if not await work.jobs.resume(name):
         raise _unknown(name)
 
 

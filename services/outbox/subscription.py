@@ -2,34 +2,12 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, Self, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
-from services.outbox.engine.repository import OutboxRepository
 from services.outbox.events import Claimed, Event
 from services.outbox.policy import OnDeath, RetryPolicy
-
-
-class Transaction(Protocol):
-    """What the engine needs of a unit of work."""
-
-    leaves_out_locked: bool
-    """Whether a handler must not wait for locked rows: it returns `Locked` for the events that need them instead."""
-
-    @property
-    def outbox(self) -> OutboxRepository: ...
-
-    async def __aenter__(self) -> Self: ...
-
-    async def __aexit__(self, *error: Any) -> None: ...
-
-    def savepoint(self, *, plain: bool = False, check: bool = False) -> AbstractAsyncContextManager[None]: ...
-
-    async def complete(self, positions: Sequence[int], transaction: int) -> bool: ...
-
-    async def commit(self) -> None: ...
-
+from services.transaction import Transaction
 
 TransactionT = TypeVar("TransactionT", bound=Transaction)
 

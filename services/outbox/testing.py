@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import async_sessionmaker
@@ -12,6 +12,7 @@ from services.database import Database, SessionFactory
 from services.outbox.engine.service import Outcome, Processor
 from services.outbox.events import Event
 from services.sql import Sql, Statement
+from services.transaction import Transaction
 
 EventT = TypeVar("EventT", bound=Event)
 
@@ -25,17 +26,7 @@ _WRITTEN = Statement("""
 """)
 
 
-class UnitOfWork(Protocol):
-    """What is asked of an open unit of work."""
-
-    @property
-    def recorded(self) -> tuple[Event, ...]: ...
-
-    @property
-    def session(self) -> AsyncSession: ...
-
-
-Recorded: TypeAlias = UnitOfWork | Database | SessionFactory
+Recorded: TypeAlias = Transaction | Database | SessionFactory
 """Where to look: in what an open unit of work has recorded, written or not, or in what was committed."""
 
 

@@ -8,7 +8,6 @@ from services.api.dependencies import Operator, Work
 from services.api.problems import responses
 from services.api.transaction import TransactionRoute
 from services.sweeps.models import SweepFailure
-from services.sweeps.repository import SweepRepository
 from services.sweeps.schemas import SweepFailurePublic
 
 router = APIRouter(route_class=TransactionRoute, tags=["operations"], prefix="/operations")
@@ -19,4 +18,4 @@ _SHOWN = 200
 @router.get("/sweep-failures", response_model=list[SweepFailurePublic], responses=responses(401, 403))
 async def list_sweep_failures(_: Operator, uow: Work) -> Sequence[SweepFailure]:
     """Orders, holds and other rows whose time is over but which the database refuses to end: the 200 newest."""
-    return await SweepRepository(uow.session).newest(_SHOWN)
+    return await uow.sweeps.newest(_SHOWN)

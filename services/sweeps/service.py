@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError
 from services.outbox.engine.service import SAVEPOINT_BUDGET
 from services.outbox.policy import RetryPolicy
 from services.sql import CONTENTION, LOCK_NOT_AVAILABLE, sqlstate
-from services.sweeps.repository import Failed, SweepRepository
+from services.sweeps.repository import Failed
 from services.unit_of_work import UnitOfWork
 
 AGAIN = RetryPolicy(max_attempts=2**31, base=60.0, cap=3600.0)
@@ -93,7 +93,7 @@ async def take_slice(uow: UnitOfWork, sweep: Sweep[DueT], after: DueT | None, li
     kept in `sweep_failures` and left out until its next attempt. Locked rows are skipped, and have not failed. Raises
     `DBAPIError` if the server cannot work.
     """
-    failures = SweepRepository(uow.session)
+    failures = uow.sweeps
     await failures.begin(LOCK_TIMEOUT)
     found = await sweep.find(uow, after, limit)
     if not found:
@@ -146,7 +146,7 @@ async def _end(uow: UnitOfWork, sweep: Sweep[DueT], rows: Sequence[DueT], done: 
         if locked and not done.waited:
             # So that a long-held lock delays the transaction by a few seconds at most.
             done.waited = True
-            await SweepRepository(uow.session).begin(_SHORT_LOCK_TIMEOUT)
+            await uow.sweeps.begin(_SHORT_LOCK_TIMEOUT)
         if len(rows) == 1:
             if not locked:
                 done.failed.append((rows[0], error))

@@ -11,9 +11,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 from sqlalchemy import text
@@ -101,11 +100,12 @@ class SteppingUnitOfWork(UnitOfWork):
         super().__init__(factory)
         self._steps = steps
 
-    @cached_property
-    def outbox(self) -> OutboxRepository:
+    async def __aenter__(self) -> Self:
+        await super().__aenter__()
         repository = SteppingRepository(self.session)
         repository.steps = self._steps
-        return repository
+        self.outbox = repository
+        return self
 
     @asynccontextmanager
     async def savepoint(self, *, plain: bool = False, check: bool = False) -> AsyncIterator[None]:

@@ -156,7 +156,7 @@ async def test_the_job_of_a_lost_worker_is_taken_over_when_its_lease_is_over(dat
     said: list[str] = []
     scheduled = ScheduledJob(noted(said, "job"), DAILY)
     await announce(database, scheduled)
-    assert await act(database, lambda uow: jobs.rows(uow).claim("job", new_id(), LEASE)) == 0
+    assert await act(database, lambda uow: uow.jobs.claim("job", new_id(), LEASE)) == 0
     async with looping(database, scheduled):
         found = await until(database, "job", lambda now: now.runs == 2)
     assert said == ["job begins", "job ends"]
@@ -225,7 +225,7 @@ async def test_a_paused_job_runs_only_on_request_until_it_is_resumed(database: D
     await announce(database, scheduled)
     await act(database, lambda uow: jobs.pause(uow, "job", By("ops", "the disk is full")))
     # Also a worker whose look came before the pause.
-    assert await act(database, lambda uow: jobs.rows(uow).claim("job", new_id(), LEASE)) is None
+    assert await act(database, lambda uow: uow.jobs.claim("job", new_id(), LEASE)) is None
     async with looping(database, scheduled) as loop:
         await asyncio.sleep(0.3)
         paused = await state(database, "job")

@@ -4,12 +4,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID
 
 from services.errors import Conflict, Fault, InvalidInput, NotFound
-from services.outbox.control.repository import COUNTED, ControlRepository, Selection
-from services.outbox.engine.repository import OutboxRepository
+from services.outbox.control.repository import COUNTED, Selection
+from services.transaction import Transaction
 
 SLICE = 500
 """Dead letters in one transaction at most: it holds their locks, and wakes what waits behind each."""
@@ -19,16 +19,6 @@ SILENT = 20.0
 
 _PATIENCE = 30.0
 """Seconds beyond its time limit that a worker's batch may take before it counts as stuck."""
-
-
-class Controlled(Protocol):
-    """What is needed of a unit of work here."""
-
-    @property
-    def outbox(self) -> OutboxRepository: ...
-
-    @property
-    def control(self) -> ControlRepository: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +110,7 @@ class WorkerState:
 
 
 async def replay(
-    work: Controlled, selection: Selection, by: By, *, after: int = 0, limit: int = SLICE, dry_run: bool = False
+    work: Transaction, selection: Selection, by: By, *, after: int = 0, limit: int = SLICE, dry_run: bool = False
 ) -> Slice:
     """Put dead letters back at their old places; a dry run writes nothing."""
     _check_selection(selection)
@@ -131,7 +121,7 @@ async def replay(
 
 
 async def discard(
-    work: Controlled, selection: Selection, by: By, *, after: int = 0, limit: int = SLICE, dry_run: bool = False
+    work: Transaction, selection: Selection, by: By, *, after: int = 0, limit: int = SLICE, dry_run: bool = False
 ) -> Slice:
     """Give dead letters up for good, and wake what waited behind them; a dry run writes nothing.
 
@@ -149,7 +139,7 @@ async def discard(
     return _slice(matching, letters, limit)
 
 
-async def groups(work: Controlled, event_type: str | None = None, limit: int = 50) -> list[Group]:
+async def groups(work: Transaction, event_type: str | None = None, limit: int = 50) -> list[Group]:
     """Dead letters by fingerprint, the largest group first."""
     return [
         Group(
@@ -165,7 +155,7 @@ async def groups(work: Controlled, event_type: str | None = None, limit: int = 5
     ]
 
 
-async def cancel(work: Controlled, event_id: UUID, by: By) -> bool:
+async def cancel(work: Transaction, event_id: UUID, by: By) -> bool:
     """Take back a deferred event that nobody has tried yet; False where it is too late, or there is none.
 
     For services, too: in their own unit of work, and undone with it.
@@ -173,7 +163,7 @@ async def cancel(work: Controlled, event_id: UUID, by: By) -> bool:
     return await work.control.cancel(event_id, by.actor, by.reason)
 
 
-async def cancel_or_refuse(work: Controlled, event_id: UUID, by: By) -> None:
+async def cancel_or_refuse(work: Transaction, event_id: UUID, by: By) -> None:
     """Take back a deferred event. Raises `NotFound` or `Conflict`, saying why it cannot be."""
     if await cancel(work, event_id, by):
         return
@@ -183,17 +173,17 @@ async def cancel_or_refuse(work: Controlled, event_id: UUID, by: By) -> None:
     raise Conflict(f"event {event_id} is not merely deferred any more: `why` tells what it waits for")
 
 
-async def pause(work: Controlled, event_type: str, by: By, *, paused: bool = True) -> None:
+async def pause(work: Transaction, event_type: str, by: By, *, paused: bool = True) -> None:
     """Let no worker claim events of this type, or let them again. Batches under way end as they would."""
     await work.control.pause(event_type, paused, by.actor, by.reason)
 
 
-async def limit(work: Controlled, event_type: str, max_batches: int | None, by: By) -> None:
+async def limit(work: Transaction, event_type: str, max_batches: int | None, by: By) -> None:
     """Let at most so many transactions, of all workers together, process this type at once; None: no limit."""
     await work.control.limit(event_type, max_batches, by.actor, by.reason)
 
 
-async def types(work: Controlled) -> list[TypeState]:
+async def types(work: Transaction) -> list[TypeState]:
     """Every event type that is in the outbox, dead, handled by a live worker, or under an operator's control."""
     return [
         TypeState(
@@ -205,7 +195,7 @@ async def types(work: Controlled) -> list[TypeState]:
     ]
 
 
-async def workers(work: Controlled, host: str | None = None) -> list[WorkerState]:
+async def workers(work: Transaction, host: str | None = None) -> list[WorkerState]:
     """The workers of a host, or all, and whether they are well."""
     found: list[WorkerState] = []
     for row in await work.control.workers(host):
@@ -236,7 +226,7 @@ def _check_selection(selection: Selection) -> None:
 
 
 async def _take(
-    work: Controlled, selection: Selection, after: int, limit: int, dry_run: bool
+    work: Transaction, selection: Selection, after: int, limit: int, dry_run: bool
 ) -> tuple[int, list[Head]]:
     matching = await work.control.count(selection)
     read = work.control.heads if dry_run else work.control.lock

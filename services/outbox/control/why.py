@@ -6,8 +6,9 @@ from enum import StrEnum
 from uuid import UUID
 
 from services.errors import NotFound
-from services.outbox.control.service import Controlled, last_line
+from services.outbox.control.service import last_line
 from services.sql import Row
+from services.transaction import Transaction
 
 _FIRST = 20
 """Rows of an aggregate that are explained."""
@@ -59,7 +60,7 @@ class Why:
     blocker: "Why | None" = None
 
 
-async def of_event(work: Controlled, event_id: UUID) -> Why:
+async def of_event(work: Transaction, event_id: UUID) -> Why:
     """Raises `NotFound` where the event is neither in the outbox nor dead."""
     position = await work.control.position_of(event_id)
     if position is None:
@@ -67,7 +68,7 @@ async def of_event(work: Controlled, event_id: UUID) -> Why:
     return await of_position(work, position)
 
 
-async def of_position(work: Controlled, position: int) -> Why:
+async def of_position(work: Transaction, position: int) -> Why:
     """Raises `NotFound` where neither an outbox row nor a dead letter has this position."""
     row = await work.control.row(position)
     found = await _dead(work, position) if row is None else await _explain(work, row)
@@ -76,7 +77,7 @@ async def of_position(work: Controlled, position: int) -> Why:
     return found
 
 
-async def of_aggregate(work: Controlled, aggregate: str) -> list[Why]:
+async def of_aggregate(work: Transaction, aggregate: str) -> list[Why]:
     """What waits of an aggregate, the first ones, its dead letters first. Raises `NotFound` where nothing does."""
     letters = await work.control.dead_letters_of(aggregate, _FIRST)
     dead = [found for found in [await _dead(work, position) for position in letters] if found is not None]
@@ -86,7 +87,7 @@ async def of_aggregate(work: Controlled, aggregate: str) -> list[Why]:
     return dead + waiting
 
 
-async def _dead(work: Controlled, position: int) -> Why | None:
+async def _dead(work: Transaction, position: int) -> Why | None:
     found = await work.control.dead_letter(position)
     if found is None:
         return None
@@ -106,7 +107,7 @@ async def _dead(work: Controlled, position: int) -> Why | None:
     )
 
 
-async def _explain(work: Controlled, row: Row) -> Why:
+async def _explain(work: Transaction, row: Row) -> Why:
     blocker = await _blocker(work, row)
     if blocker is None or row["pid"] is not None:
         return _alone(row)
@@ -114,7 +115,7 @@ async def _explain(work: Controlled, row: Row) -> Why:
     return _why(row, State.behind, because, blocker.since, blocker.until, blocker)
 
 
-async def _blocker(work: Controlled, row: Row) -> Why | None:
+async def _blocker(work: Transaction, row: Row) -> Why | None:
     """The first event that it waits for and that waits itself; else the first one before it."""
     waiting = [position for position in (row["dead_before"], row["waiting_before"]) if position is not None]
     for position in (*sorted(waiting), row["ready_before"]):

@@ -15,13 +15,13 @@ from services.outbox.events import Claimed, Event, NoHandler, Registry, Trace, U
 from services.outbox.policy import OnDeath, RetryPolicy
 from services.outbox.subscription import (
     Subscription,
-    Transaction,
     TransactionT,
     Verdicts,
     handle,
     longest_limit,
 )
 from services.sql import sqlstate
+from services.transaction import Transaction
 
 logger = logging.getLogger(__name__)
 

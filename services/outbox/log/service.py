@@ -22,23 +22,16 @@ writes; ids of events are made by clocks of several machines (`docs/decisions/00
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Protocol
 
 from services.errors import AlreadyExists, NotFound
-from services.outbox.log.repository import NOTHING_SEEN, Cursor, Lag, LoggedEvent, LogRepository
+from services.outbox.log.repository import NOTHING_SEEN, Cursor, Lag, LoggedEvent
+from services.transaction import Transaction
 
 POSITIONS_PER_READ = 10_000
 """How far one read looks, so that a type that is rare in a long log makes no long statement."""
 
 MOST_COUNTED = 100_000
 """Unread events that `lags` counts at most for a consumer: this number means "or more"."""
-
-
-class Transaction(Protocol):
-    """What reading needs of a unit of work."""
-
-    @property
-    def log(self) -> LogRepository: ...
 
 
 class Start(StrEnum):
