@@ -21,6 +21,9 @@ from services.sql import FoundT, OtherT, Read, Sql, SqlAccess, Statement, Write
 
 logger = logging.getLogger(__name__)
 
+SAVEPOINT_BUDGET = 48
+"""Savepoints in one transaction at most; more than 64 overflow a PostgreSQL backend's subtransaction cache."""
+
 _CHECK_DEFERRED = (Statement("SET CONSTRAINTS ALL IMMEDIATE"), Statement("SET CONSTRAINTS ALL DEFERRED"))
 
 

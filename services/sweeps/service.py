@@ -6,10 +6,10 @@ from typing import Generic, Protocol, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
-from services.outbox.engine.service import SAVEPOINT_BUDGET
 from services.outbox.policy import RetryPolicy
 from services.sql import CONTENTION, LOCK_NOT_AVAILABLE, sqlstate
 from services.sweeps.repository import Failed
+from services.transaction import SAVEPOINT_BUDGET
 from services.unit_of_work import UnitOfWork
 
 AGAIN = RetryPolicy(max_attempts=2**31, base=60.0, cap=3600.0)

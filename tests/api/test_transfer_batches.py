@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from services.outbox.engine.service import SAVEPOINT_BUDGET
+from services.transaction import SAVEPOINT_BUDGET
 from services.users.models import User
 from tests.api.client import Api, assert_problem
 from tests.api.test_transfers import close_account, refuse_notes_of_poison

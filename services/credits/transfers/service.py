@@ -19,8 +19,8 @@ from services.credits.transfers import planning
 from services.credits.transfers.planning import Chain, Item, Outcome, Posting
 from services.credits.transfers.repository import Parties, TransferRow
 from services.errors import BatchRefused, DomainError, Fault, InvalidInput, NotFound
-from services.outbox.engine.service import SAVEPOINT_BUDGET
 from services.sql import sqlstate
+from services.transaction import SAVEPOINT_BUDGET
 from services.unit_of_work import UnitOfWork
 from services.users.models import Caller, Role
 

@@ -21,12 +21,9 @@ from services.outbox.subscription import (
     longest_limit,
 )
 from services.sql import sqlstate
-from services.transaction import Transaction
+from services.transaction import SAVEPOINT_BUDGET, Transaction
 
 logger = logging.getLogger(__name__)
-
-SAVEPOINT_BUDGET = 48
-"""Savepoints in one transaction at most; more than 64 overflow a PostgreSQL backend's subtransaction cache."""
 
 _SHORTEST_LIMIT = 0.5
 """Seconds that a part of a batch may take at least, however small a part it is: more than it may wait for a lock."""
