@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
-from pydantic import ValidationError
-
-from services.settings import explain
+from pydantic_core import ValidationError
 
 _GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
 """Errors that are permanent. After any other, such as a full disk, the next line may get through."""
@@ -38,6 +36,9 @@ def plain_errors(exit_code: int = 1) -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
+        # Imported here: `waybill --help` reads no settings.
+        from services.settings import explain
+
         _fail(explain(error), exit_code)
     except CommandError as error:
         _fail(str(error), exit_code)

@@ -1,19 +1,71 @@
-"""The `waybill` command: every sub-command is a function in a module of its own, registered here."""
+"""The `waybill` command. A command's module is imported when that command runs, so that `--help` answers at once."""
+
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from services.cli.jobs import jobs
-from services.cli.ledger import ledger
-from services.cli.migrate import migrate
-from services.cli.outbox import outbox
-from services.cli.retail.command import replay
-from services.cli.serve import api, worker
-from services.cli.users import create_operator
-from services.local.clean import clean_data
-from services.local.up import up
+from services.cli.console import CommandError, plain_errors
+
+
+class Command(NamedTuple):
+    """Where a command is, as `module:name` of a function or a `Typer`, and its line in the list of commands."""
+
+    where: str
+    summary: str
+    hidden: bool = False
+
+
+COMMANDS = {
+    "up": Command("services.local.up:up", "Run everything on this machine: PostgreSQL, Redis, the API and workers."),
+    "api": Command("services.cli.serve:api", "Serve the HTTP API in this process."),
+    "worker": Command("services.cli.serve:worker", "Process events and jobs in this process."),
+    "migrate": Command("services.cli.migrate:migrate", "Upgrade the database to the newest schema."),
+    "create-operator": Command("services.cli.users:create_operator", "Create a user with the operator role."),
+    "outbox": Command("services.cli.outbox:outbox", "Inspect and control the outbox."),
+    "jobs": Command("services.cli.jobs:jobs", "List and control the scheduled jobs."),
+    "ledger": Command("services.cli.ledger:ledger", "Check that the books balance."),
+    "import-retail": Command("services.cli.retail.command:import_retail", "Place a real shop's invoices as orders."),
+    "replay": Command("services.cli.retail.command:import_retail", "The old name of import-retail.", hidden=True),
+    "clean-data": Command("services.local.clean:clean_data", "Delete the data of `waybill up`."),
+}
+
+
+class LazyGroup(TyperGroup):
+    """Lists `COMMANDS` as they are described there, and loads the one that is to run."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for name, command in COMMANDS.items():
+            self.commands[name] = TyperCommand(name, help=command.summary, hidden=command.hidden)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] in COMMANDS:
+            with plain_errors():
+                self.commands[args[0]] = load(args[0])
+        return super().resolve_command(ctx, args)
+
+
+def load(name: str) -> Any:
+    """The command with its options. Raises `CommandError` where this installation does not have it."""
+    module, _, attribute = COMMANDS[name].where.partition(":")
+    try:
+        found = getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if error.name == "services.local":
+            raise CommandError(f"`waybill {name}` is for development: this installation comes without it") from error
+        raise
+    if isinstance(found, typer.Typer):
+        return typer.main.get_group(found)
+    single = typer.Typer(add_completion=False)
+    single.command(name)(found)
+    return typer.main.get_command(single)
+
 
 app = typer.Typer(
     name="waybill",
+    cls=LazyGroup,
     help="An order service that never loses an event and never miscounts a credit.",
     no_args_is_help=True,
     add_completion=False,
@@ -21,16 +73,10 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 
-app.command("up")(up)
-app.command("api")(api)
-app.command("worker")(worker)
-app.command("migrate")(migrate)
-app.command("create-operator")(create_operator)
-app.command("replay")(replay)
-app.command("clean-data")(clean_data)
-app.add_typer(ledger, name="ledger")
-app.add_typer(outbox, name="outbox")
-app.add_typer(jobs, name="jobs")
+
+@app.callback()
+def waybill() -> None:
+    """An order service that never loses an event and never miscounts a credit."""
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Iterator
 
-from services.local.facts import FILE_NAME, Credentials, Facts
+from services.cli.facts import FILE_NAME, Credentials, Facts
 from services.local.home import Home
 
 _READ_TOKEN = "python3 -c 'import json, sys; print(json.load(sys.stdin)[\"access_token\"])'"  # noqa: S105 (a command)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from services.cli.console import CommandError, plain_errors, say
-from services.local.facts import DEFAULT_DATA_DIR
+from services.cli.facts import DEFAULT_DATA_DIR
 from services.local.home import ENTRIES, hold, is_ours
 
 

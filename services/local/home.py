@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.cli.console import CommandError, say
-from services.local.embedded.files import keep_secret
-from services.local.facts import DEFAULT_DATA_DIR, FILE_NAME
+from services.cli.facts import DEFAULT_DATA_DIR, FILE_NAME
+from services.cli.files import keep_secret
 
 MARKER = "waybill.marker"
 _MARKER_TEXT = """\

@@ -6,11 +6,11 @@ from decimal import Decimal
 
 from services.catalog import service as catalog
 from services.catalog.schemas import CategoryCreate, ProductCreate
+from services.cli.facts import Credentials, Facts
 from services.cli.users import new_password
 from services.credits.ledger.service import top_up
 from services.credits.schemas import TopUpCreate
 from services.database import open_database
-from services.local.facts import Credentials, Facts
 from services.settings import Settings
 from services.skew import follow_database
 from services.unit_of_work import UnitOfWork

@@ -13,11 +13,11 @@ from pydantic_settings import DotEnvSettingsSource, EnvSettingsSource
 from sqlalchemy.exc import DBAPIError
 
 from services.cli.console import CommandError, plain_errors, say
+from services.cli.facts import DEFAULT_DATA_DIR, FILE_NAME, Facts, ProcessIds, read_facts
 from services.cli.migrate import check_database, upgrade_to_head
 from services.local.announcement import announcement
 from services.local.embedded import EmbeddedPostgres, EmbeddedRedis, PortTaken, child
 from services.local.embedded.ports import LOOPBACK, next_free_port
-from services.local.facts import DEFAULT_DATA_DIR, FILE_NAME, Facts, ProcessIds, read_facts
 from services.local.home import Home, hold
 from services.local.supervisor import Part, Program, Stop, Supervisor, how_it_ended
 from services.settings import Environment, Settings

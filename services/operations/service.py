@@ -4,7 +4,7 @@ from services.errors import NotFound
 from services.operations.schemas import Backlog, Books
 from services.orders.models import OrderStatus
 from services.outbox.control import service as control
-from services.outbox.control.repository import Selection
+from services.outbox.control.schemas import Selection
 from services.outbox.control.service import By
 from services.unit_of_work import UnitOfWork
 

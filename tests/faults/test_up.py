@@ -16,7 +16,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from services.local.facts import Facts, ProcessIds, read_facts
+from services.cli.facts import Facts, ProcessIds, read_facts
 
 START_SECONDS = 90.0
 PORTS = {8000: "the API", 5432: "PostgreSQL", 6379: "Redis"}

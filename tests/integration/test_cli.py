@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from migrations.config import alembic_config
 from services.catalog import service as catalog
 from services.catalog.schemas import CategoryCreate
+from services.cli.facts import Facts
 from services.cli.main import app
 from services.database import Database, make_sync_engine, sync_session
-from services.local.facts import Facts
 from services.local.seed import FIRST_CREDITS, seed
 from services.models import Account, Product, User
 from services.settings import Settings, get_settings

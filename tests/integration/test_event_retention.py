@@ -16,13 +16,13 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from uuid_utils.compat import uuid7
 
-import services.outbox.retention.export
+import services.outbox.archive.service
 import worker.jobs.retention
 from services.database import Database
 from services.fields import new_id
+from services.outbox.archive.service import Export, ExportFailed, export
 from services.outbox.log import service as log
 from services.outbox.retention import service as retention
-from services.outbox.retention.export import Export, ExportFailed, export
 from services.outbox.retention.repository import (
     DEFAULT_PARTITION,
     add_partitions,
@@ -232,7 +232,7 @@ def read_export(path: Path) -> list[dict[str, Any]]:
 async def test_an_export_holds_the_rows_and_gives_them_back(
     old_log: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(services.outbox.retention.export, "ROWS", 2)
+    monkeypatch.setattr(services.outbox.archive.service, "ROWS", 2)
     held = await rows(old_log, f"SELECT * FROM {MARCH.name} ORDER BY id")
     assert await forget_events(old_log.engine, datetime(2021, 4, 1, tzinfo=UTC), tmp_path / "new folder") == [
         MARCH.name
@@ -296,7 +296,7 @@ async def test_a_crash_during_the_export_leaves_the_month_and_no_file(
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(services.outbox.retention.export, crashes_in, crash)
+        patch.setattr(services.outbox.archive.service, crashes_in, crash)
         both = pytest.RaisesExc(ExportFailed, match="no space left"), pytest.RaisesExc(ExportFailed)
         with pytest.RaisesGroup(*both):
             await forget_events(old_log.engine, LATER, tmp_path)
@@ -333,7 +333,7 @@ async def test_strays_that_cannot_be_moved_keep_no_other_month(old_log: Database
 async def test_what_does_not_read_back_is_not_kept(
     old_log: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(services.outbox.retention.export, "_read", lambda _: (2, b""))
+    monkeypatch.setattr(services.outbox.archive.service, "_read", lambda _: (2, b""))
     with pytest.raises(ExportFailed, match="does not read back"):
         await forget_events(old_log.engine, datetime(2021, 4, 1, tzinfo=UTC), tmp_path)
     assert MARCH.name in await partitions(old_log)

@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from services.cli.console import CommandError
+from services.cli.facts import Credentials, Facts, ProcessIds, read_facts
 from services.cli.main import app
 from services.local.announcement import announcement
-from services.local.facts import Credentials, Facts, ProcessIds, read_facts
 from services.local.home import Home, hold
 
 
@@ -99,7 +99,7 @@ def test_facts_that_find_no_room_leave_the_old_ones_and_no_draft(facts: Facts, t
     script = (
         "import resource, sys\n"
         "from pathlib import Path\n"
-        "from services.local.facts import read_facts\n"
+        "from services.cli.facts import read_facts\n"
         "facts = read_facts(Path(sys.argv[1]))\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
         "facts.api_url = 'http://127.0.0.1:9000'\n"
@@ -118,7 +118,7 @@ def test_a_writer_that_is_killed_never_leaves_half_of_the_facts(facts: Facts, tm
     script = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from services.local.facts import read_facts\n"
+        "from services.cli.facts import read_facts\n"
         "facts = read_facts(Path(sys.argv[1]))\n"
         "print(flush=True)\n"
         "while True:\n"

@@ -13,8 +13,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.idempotency.repository import OldKey
+from services.outbox.archive.service import export
 from services.outbox.retention import service as retention
-from services.outbox.retention.export import export
 from services.outbox.retention.repository import add_partitions, ensure_partitions, months_from, partition_name
 from services.outbox.retention.service import Needed, Partition
 from services.skew import database_time

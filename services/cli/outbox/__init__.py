@@ -2,8 +2,8 @@
 
 import typer
 
-from services.cli.outbox.events import cancel, deferred, why
 from services.cli.outbox.letters import discard, groups, list_letters, replay, show
+from services.cli.outbox.pending import cancel, deferred, why
 from services.cli.outbox.types import limit, pause, resume, status, types
 from services.cli.outbox.workers import workers
 

@@ -23,7 +23,7 @@ from services.cli.run import (
 )
 from services.fields import MAX_BIGINT
 from services.outbox.control import service as control
-from services.outbox.control.repository import Selection
+from services.outbox.control.schemas import Selection
 from services.outbox.control.service import By, Slice
 from services.outbox.models import DeadLetter, EventRow
 from services.unit_of_work import UnitOfWork

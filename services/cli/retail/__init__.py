@@ -1,1 +1,1 @@
-"""`waybill replay`: a real shop's trading, placed as orders through the HTTP API."""
+"""`waybill import-retail`: a real shop's trading, placed as orders through the HTTP API."""

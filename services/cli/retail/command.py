@@ -1,4 +1,4 @@
-"""`waybill replay`: its options, its exit code, and where it finds the service."""
+"""`waybill import-retail`: its options, its exit code, and where it finds the service."""
 
 import asyncio
 import sys
@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 
 from services.cli.console import CommandError
+from services.cli.facts import DEFAULT_DATA_DIR, FILE_NAME, Facts, read_facts
 from services.cli.retail.client import Login, ServiceError, Target
 from services.cli.retail.source import FileError
-from services.local.facts import DEFAULT_DATA_DIR, FILE_NAME, Facts, read_facts
 
 CHECK_FALSE = 1
 NOT_DONE = 2
@@ -22,7 +22,7 @@ _WIDTH_OF_FILES = 120
 """Columns of the table where no terminal limits it."""
 
 
-def replay(
+def import_retail(
     file: Annotated[Path, typer.Argument(help="A file in the Online Retail format: CSV, plain or in gzip.")],
     limit: Annotated[int | None, typer.Option(min=1, help="Place only the first so many invoices.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=256, help="How many requests at a time.")] = 16,

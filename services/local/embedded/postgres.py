@@ -12,9 +12,9 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
+from services.cli.files import Say, sync_folder
 from services.local.embedded import child
 from services.local.embedded.child import Disguise, EmbeddedServerError, disguise_for_server
-from services.local.embedded.files import Say, sync_folder
 from services.local.embedded.ports import LOOPBACK
 from services.local.embedded.server import EmbeddedServer, logger
 

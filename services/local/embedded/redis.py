@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 
+from services.cli.files import Say, write_whole
 from services.local.embedded.child import EmbeddedServerError, PortTaken
-from services.local.embedded.files import Say, write_whole
 from services.local.embedded.ports import LOOPBACK
 from services.local.embedded.server import EmbeddedServer, logger
 

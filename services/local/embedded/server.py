@@ -12,9 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
 
+from services.cli.files import Say, keep_secret
 from services.local.embedded import child
 from services.local.embedded.child import Disguise, EmbeddedServerError, PortTaken
-from services.local.embedded.files import Say, keep_secret
 from services.local.embedded.ports import any_free_port, is_free
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from uuid import UUID
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from services.fields import Instant, StrictId, storable
-from services.outbox.control.repository import Selection
+from services.outbox.control.schemas import Selection
 from services.outbox.models import DeadLetter, EventRow
 
 Short = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(storable)]

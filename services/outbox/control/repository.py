@@ -1,13 +1,13 @@
 """All SQL of an operator: dead letters, deferred events, event types, why something waits, workers."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from dataclasses import asdict
 from uuid import UUID
 
 from sqlmodel import col, select
 
 from services.fields import Id, Instant, Text
+from services.outbox.control.schemas import Selection
 from services.outbox.generations import BY_POSITION, LAST_TAKEN, generations, ready_of
 from services.outbox.models import DeadLetter, EventRow, OutboxRow, Waits
 from services.query import EXACT, ORDERED, Filterable, QueryBuilder, Rows, Sortable
@@ -259,23 +259,6 @@ _DEFERRED_FILTERS = {
     "available_at": Filterable(OutboxRow.available_at, Instant, ORDERED),
 }
 _POSITION_KEY = Sortable(OutboxRow.position, Id)
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Which dead letters: those for which everything given holds."""
-
-    position: int | None = None
-    event_id: UUID | None = None
-    type: str | None = None
-    aggregate: str | None = None
-    fingerprint: str | None = None
-    died_from: datetime | None = None
-    died_before: datetime | None = None
-
-    @property
-    def is_everything(self) -> bool:
-        return all(value is None for value in asdict(self).values())
 
 
 class ControlRepository(SqlAccess):

@@ -8,7 +8,8 @@ from typing import Any
 from uuid import UUID
 
 from services.errors import Conflict, Fault, InvalidInput, NotFound
-from services.outbox.control.repository import COUNTED, Selection
+from services.outbox.control.repository import COUNTED
+from services.outbox.control.schemas import Selection
 from services.transaction import Transaction
 
 SLICE = 500

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from services.cli.retail.command import NOT_DONE, find_target
-from services.cli.retail.progress import Lines
 from typer.testing import CliRunner, Result
 
 from services.cli.console import CommandError
 from services.cli.main import app
+from services.cli.retail.command import NOT_DONE, find_target
+from services.cli.retail.progress import Lines
 
 HEADER = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n"
 GOOD = HEADER + "536365,85123A,HEART,6,2010-12-01 08:26:00,2.55,17850,United Kingdom\n"
@@ -17,7 +17,7 @@ OPERATOR = {"email": "operator@waybill.example", "password": "secret-word", "ful
 
 
 def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, ["replay", *map(str, arguments)], env={"WAYBILL_OPERATOR_EMAIL": None})
+    return CliRunner().invoke(app, ["import-retail", *map(str, arguments)], env={"WAYBILL_OPERATOR_EMAIL": None})
 
 
 def write_facts(folder: Path, operator: dict[str, str] | None = OPERATOR) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field, ValidationError
 
 from services.cli.console import CommandError
-from services.local.embedded.files import write_whole
+from services.cli.files import write_whole
 
 DEFAULT_DATA_DIR = Path(".waybill")
 FILE_NAME = "waybill.json"

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
-from services.cli.retail.plan import GUEST, MAX_QUANTITY, MAX_STOCK, Plan, Product, credits_of, make_plan
-from services.cli.retail.reasons import InvoiceReason, LineReason
 
 from services.catalog.schemas import ProductCreate, Stock
+from services.cli.retail.plan import GUEST, MAX_QUANTITY, MAX_STOCK, Plan, Product, credits_of, make_plan
+from services.cli.retail.reasons import InvoiceReason, LineReason
 from services.cli.retail.source import BadLine, Line
 from services.fields import Quantity
 from services.orders.schemas import MAX_ITEMS

@@ -19,10 +19,10 @@ from typing import Any, TypeAlias
 import httpx
 import psycopg
 import pytest
-from services.cli.retail.client import Login, Target
-from services.cli.retail.progress import Lines
 
 from services.cli.retail import run
+from services.cli.retail.client import Login, Target
+from services.cli.retail.progress import Lines
 from services.cli.retail.source import COLUMNS
 from services.database import Database
 from services.settings import Settings

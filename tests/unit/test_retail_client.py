@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 
 import httpx
 import pytest
-from services.cli.retail.client import Login, Patience, Reply, Service, ServiceError, for_each
 
 from services.cli.retail import client
+from services.cli.retail.client import Login, Patience, Reply, Service, ServiceError, for_each
 
 Answer = httpx.Response | Exception
 

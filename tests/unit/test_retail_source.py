@@ -6,8 +6,8 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from services.cli.retail.reasons import LineReason
 
+from services.cli.retail.reasons import LineReason
 from services.cli.retail.source import BadLine, FileError, Line, RetailFile
 
 HEADER = b"InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n"

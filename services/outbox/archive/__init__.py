@@ -1,0 +1,1 @@
+"""Old partitions of the event log as files."""
