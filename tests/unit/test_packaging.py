@@ -12,7 +12,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from services.cli.main import COMMANDS
+from services.cli.main import COMMANDS, app
 from services.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +50,7 @@ def test_the_procfile_runs_commands_that_exist() -> None:
     assert "--host 0.0.0.0 --port ${PORT:-8000}" in processes["web"]
 
 
-@pytest.mark.parametrize("command", ["up", "api", "worker", "migrate", "create-operator", "clean-data"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command: str) -> None:
     shown = CliRunner().invoke(app, [command, "--help"])
     assert shown.exit_code == 0
