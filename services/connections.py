@@ -53,7 +53,7 @@ class CommitUnknown(asyncpg.InterfaceError):  # type: ignore[misc]
 
 
 class ServerSilent(asyncpg.InterfaceError):  # type: ignore[misc]
-    """The server did not answer in time; the connection is closed."""
+    """The server did not answer in time, or not as it must; the connection is closed."""
 
 
 class Connection(asyncpg.Connection):  # type: ignore[misc]
@@ -161,7 +161,14 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
 
     def _give_up(self, error: Exception) -> ServerSilent:
         self.terminate()
-        return ServerSilent(f"the database did not answer in time; the connection is closed: {error!r}")
+        match error:
+            case TimeoutError():
+                what = "did not answer in time"
+            case asyncpg.PostgresError():
+                what = "refused to roll back"
+            case _:
+                what = "sent an answer that does not fit"
+        return ServerSilent(f"the database {what}; the connection is closed: {error!r}")
 
 
 def _note_warning(connection: Connection, message: Any) -> None:

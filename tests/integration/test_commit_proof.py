@@ -20,7 +20,7 @@ from migrations.config import alembic_config
 from services import connections
 from services.app import create_app
 from services.catalog.schemas import CategoryCreate
-from services.connections import CommitUnknown, Connection
+from services.connections import CommitUnknown, Connection, ServerSilent
 from services.database import Database, not_committed, open_database, outcome_unknown
 from services.idempotency.repository import IdempotencyRepository
 from services.local.embedded import EmbeddedPostgres
@@ -129,6 +129,22 @@ async def test_a_rollback_that_the_server_refuses_gives_the_connection_back_clos
     assert pool.checkedout() == 0
     await write(database, "Lamps")
     assert await rows(looking, CATEGORIES) == [1]
+
+
+async def test_a_refused_rollback_is_not_reported_as_a_missing_answer(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: Any) -> str:
+        raise asyncpg.QueryCanceledError("canceling statement due to user request")
+
+    async with database.engine.connect() as connection:
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert isinstance(driver, Connection)
+        monkeypatch.setattr(asyncpg.Connection, "execute", refuse)
+        with pytest.raises(ServerSilent, match=r"refused to roll back.*user request"):
+            await driver.execute("ROLLBACK;")
+        monkeypatch.undo()
+        assert driver.is_closed()
 
 
 async def test_the_driver_begins_no_transaction_inside_another(database: Database) -> None:
