@@ -10,12 +10,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool
 
 import services.connections
-from services.database import Database, Limits, open_database
+from services.database import Database, Limits, close, open_database, outcome_unknown
 from services.settings import Settings
 from services.sql import Sql, Statement
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import rows
 from tests.faults.storm.proxy import Proxy
+from tests.integration.test_commit_proof import CATEGORIES, COMMITTING, at_each_commit, until, write
 from worker.context import open_polling
 
 ASKED = Statement("SELECT 1 AS one")
@@ -95,6 +96,65 @@ async def test_a_pool_of_silent_connections_is_closed_in_time(settings: Settings
     async with asyncio.timeout(20), open_database(through(settings, proxy), "distant") as distant:
         assert await fill(distant) == 5
         assert await proxy.freeze(new_ones=False) == 5
+
+
+async def test_a_rollback_without_an_answer_is_reported_as_one(distant: Database, proxy: Proxy) -> None:
+    async with asyncio.timeout(20), distant.engine.connect() as connection:
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert isinstance(driver, services.connections.Connection)
+        await proxy.freeze(new_ones=False)
+        with pytest.raises(services.connections.ServerSilent, match="did not answer in time"):
+            await driver.execute("ROLLBACK;")
+
+
+@pytest.fixture
+async def committing(
+    distant: Database, looking: Database, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[asyncio.Task[None]]:
+    """A commit that takes the server half a minute. A commit may take a second here, and a job's statement an hour."""
+    monkeypatch.setattr(services.connections, "_COMMIT_LIMIT", 1.0)
+    await at_each_commit(looking, "PERFORM pg_sleep(30)")
+    task = asyncio.create_task(write(distant, "Lamps"))
+    await until(looking, f"SELECT count(*) {COMMITTING}")
+    yield task
+    # Whatever is still waiting for an answer ends here, so that a test fails and does not hang.
+    await proxy.cut()
+    await asyncio.wait([task])
+
+
+async def test_a_commit_that_is_never_answered_ends_in_time_and_is_cancelled_at_the_server(
+    committing: asyncio.Task[None], looking: Database, proxy: Proxy
+) -> None:
+    await proxy.freeze(new_ones=False)
+    # The limit, and then the request to cancel, which is not answered either.
+    async with asyncio.timeout(1.0 + 0.5 + 2.0):
+        with pytest.raises(DBAPIError) as unknown:
+            await committing
+    assert outcome_unknown(unknown.value)
+    # The server does not notice that the silent connection is gone: only the request can have ended this.
+    async with asyncio.timeout(3):
+        await until(looking, f"SELECT CASE WHEN count(*) = 0 THEN 1 ELSE 0 END {COMMITTING}")
+    assert await rows(looking, CATEGORIES) == [0]
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_shutdown_during_a_commit_that_is_never_answered_ends_in_time(
+    committing: asyncio.Task[None], distant: Database, proxy: Proxy, cancelled: bool
+) -> None:
+    # Nor does a request to cancel reach the server.
+    await proxy.freeze(new_ones=True)
+    if cancelled:
+        committing.cancel()
+        await asyncio.sleep(0)
+    async with asyncio.timeout(1.0 + 0.5 + 1.0 + 2.0):
+        await close(distant.engine)
+        await asyncio.wait([committing])
+    if cancelled:
+        assert committing.cancelled()
+    else:
+        error = committing.exception()
+        assert error is not None
+        assert outcome_unknown(error)
 
 
 async def test_a_statement_on_a_connection_that_falls_silent_ends_with_its_limit(
