@@ -51,9 +51,12 @@ _FILTERS = {
 _KEY = Sortable(DeadLetter.position, Id)
 
 
-# Requests are limited to less. PostgreSQL before 17 has no limit on transactions.
+# Requests are limited to less. PostgreSQL 17 and newer also limit the transaction: a new value does not move a timer
+# that is running, only 0 stops it. A statement's limit that is not shorter than the transaction's is ignored.
 _TAKE_TIME = Statement("""
-    SELECT set_config(name, '60s', true) FROM pg_settings WHERE name IN ('statement_timeout', 'transaction_timeout')
+    SELECT set_config(name, '0', true),
+        set_config(name, CASE name WHEN 'statement_timeout' THEN '60s' ELSE '62s' END, true)
+    FROM pg_settings WHERE name IN ('statement_timeout', 'transaction_timeout')
 """)
 
 
