@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from migrations.config import alembic_config
+from services.database import Limits
 from tests.migrations.schema import downgrade, read_schema, revision_of, upgrade
 
 PROJECT = Path(__file__).parents[2]
@@ -86,6 +88,20 @@ def wait_until_it_asks_for_the_lock(connection: "psycopg.Connection[tuple[object
     raise TimeoutError("the upgrade never asked for the lock")
 
 
+def wait_until_an_index_waits(url: str) -> None:
+    deadline = time.monotonic() + 30
+    with psycopg.connect(url, autocommit=True) as connection:
+        while time.monotonic() < deadline:
+            waiting = connection.execute(
+                "SELECT FROM pg_stat_activity WHERE datname = current_database()"
+                " AND query LIKE 'CREATE INDEX CONCURRENTLY%' AND wait_event = 'virtualxid'"
+            )
+            if waiting.rowcount:
+                return
+            time.sleep(0.05)
+    raise TimeoutError("no index ever waited for a snapshot")
+
+
 def test_offline_sql_makes_the_same_schema_without_a_connection(database_url: str, empty_database_url: str) -> None:
     with psycopg.connect(empty_database_url, autocommit=True) as connection:
         run_script(connection, sql_of("head"))
@@ -141,6 +157,29 @@ def test_an_upgrade_waits_for_another_run_and_is_in_nobodys_way(empty_database_u
         assert waiting.returncode == 0, output
         assert output.count("waiting for another run of migrations to end") == 1
     assert "orders" in read_schema(empty_database_url).tables
+
+
+def test_an_index_waits_for_an_old_snapshot_for_longer_than_requests_and_jobs_wait(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Limits.of_migrations().lock >= 100 * Limits.of_jobs().lock
+    upgrade(empty_database_url, "0009")
+    short = Limits(statement=0.5, lock=0.5)
+    monkeypatch.setattr(Limits, "of_requests", lambda _: short)
+    monkeypatch.setattr(Limits, "of_jobs", lambda: short)
+    with psycopg.connect(empty_database_url) as report, ThreadPoolExecutor() as threads:
+        report.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        report.execute("SELECT count(*) FROM orders")
+        migrating = threads.submit(upgrade, empty_database_url, "0010")
+        try:
+            wait_until_an_index_waits(empty_database_url)
+            time.sleep(1.5)
+            assert not migrating.done(), "it gave up"
+        finally:
+            report.rollback()
+            migrating.result(timeout=60)
+    assert revision_of(empty_database_url) == ["0010"]
+    assert all(valid for *_, valid in read_schema(empty_database_url).indexes)
 
 
 def test_looking_around_does_not_wait_for_a_run(database_url: str) -> None:
