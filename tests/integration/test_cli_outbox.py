@@ -1,6 +1,8 @@
 """`waybill outbox`: what the commands print, what they change, and their exit codes."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from services.cli.main import app
 from services.settings import Settings, get_settings
+from tests.processes import ROOT, environment_of
 
 pytestmark = pytest.mark.usefixtures("_settings_of_commands")
 
@@ -144,3 +147,36 @@ def test_the_check_fails_without_workers_or_with_a_silent_one(database: psycopg.
     database.execute("UPDATE workers SET progress_at = now() - interval '61 seconds'")
     assert "no progress for 61 s" in run("workers", "--check", "--host", "here", code=1).output
     assert read("workers")[0]["complaint"].startswith("no progress")
+
+
+@pytest.mark.parametrize(
+    "commit",
+    [
+        pytest.param("RAISE WARNING 'no standby confirmed it'", id="unproven"),
+        pytest.param("PERFORM pg_terminate_backend(pg_backend_pid())", id="unanswered"),
+    ],
+)
+def test_a_commit_whose_outcome_is_unknown_tells_the_operator_to_look(
+    database: psycopg.Connection[Any], settings: Settings, commit: str
+) -> None:
+    database.execute(
+        f"CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {commit}; RETURN NULL; END $$"
+    )
+    database.execute(
+        "CREATE CONSTRAINT TRIGGER meddle AFTER INSERT ON outbox_actions DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION meddle()"
+    )
+    # In a process of its own: that would also show what the driver and the event loop print.
+    result = subprocess.run(
+        [sys.executable, "-m", "services.cli", "outbox", "pause", "order.placed", "--reason", "maintenance"],
+        cwd=ROOT,
+        env=environment_of(settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1] == (
+        "waybill: the database did not confirm the commit; check whether the command took effect before you repeat it"
+    )
