@@ -7,9 +7,11 @@ from collections.abc import Iterator
 import pytest
 from fastapi import FastAPI
 from sqlalchemy import text
+from sqlalchemy.pool import QueuePool
 from sqlmodel import select
 
 import services.models  # noqa: F401
+from services.api.shares import SharingPool, writes
 from services.app import create_app
 from services.catalog.models import Category
 from services.database import Database, check_pool_budget, make_engine, open_database, sync_session
@@ -71,6 +73,31 @@ async def test_with_a_replica_reads_go_there_and_its_connections_end_too(
         assert await connections(database, "waybill-two-read") == 1
         assert await connections(database, "waybill-two") == 0
     assert await connections(database, "waybill-two%") == 0
+
+
+async def test_a_write_takes_one_place_even_if_the_pool_looks_twice_for_its_connection(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outpaced = iter([True])
+
+    def grow(pool: SharingPool) -> bool:
+        # As if someone else had made the last connection meanwhile: the pool then looks again from the start.
+        return not next(outpaced, False) and QueuePool._inc_overflow(pool)
+
+    monkeypatch.setattr(SharingPool, "_inc_overflow", grow)
+    small = settings.model_copy(
+        update={"database_pool_size": 1, "database_max_overflow": 0, "database_pool_timeout": 0.5}
+    )
+    token = writes.set(True)
+    try:
+        async with open_database(small, "test", pool_class=SharingPool) as opened:
+            # There is one place, and each of these gives it back.
+            for _ in range(3):
+                async with opened.write() as session:
+                    assert (await session.exec(select(1))).one() == 1
+    finally:
+        writes.reset(token)
+    assert next(outpaced, None) is None
 
 
 async def test_a_pool_budget_that_fits_is_silent(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
