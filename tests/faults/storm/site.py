@@ -18,7 +18,8 @@ from sqlalchemy import make_url
 from migrations.config import alembic_config
 from services.local.embedded import EmbeddedPostgres, EmbeddedRedis
 from services.local.embedded.ports import LOOPBACK, any_free_port
-from services.settings import Environment, LogFormat, Settings
+from services.settings import Settings
+from tests.conftest import settings_for
 from tests.faults.storm.findings import Findings
 from tests.faults.storm.proxy import Proxy
 from tests.processes import Running, environment_of, running
@@ -161,23 +162,17 @@ def _start(stack: ExitStack, site: Site, name: str, arguments: Sequence[str], fo
 
 
 def _settings(database_url: str, redis_url: str) -> Settings:
-    return Settings(
-        _env_file=None,
-        environment=Environment.development,
-        log_format=LogFormat.console,
-        database_url=database_url,
-        redis_url=redis_url,
-        database_pool_size=POOL_SIZE,
-        database_max_overflow=OVERFLOW,
-        api_processes=APIS,
-        worker_processes=WORKERS,
-        argon2_memory_kib=8,
-        argon2_time_cost=1,
-        argon2_parallelism=1,
-        outbox_poll_interval=0.2,
-        outbox_batch_size=50,
-        # Faults of the storm end; what failed in one is not to wait minutes for its next try.
-        outbox_retry_cap=2.0,
+    return settings_for(database_url, redis_url).model_copy(
+        update={
+            "database_pool_size": POOL_SIZE,
+            "database_max_overflow": OVERFLOW,
+            "api_processes": APIS,
+            "worker_processes": WORKERS,
+            "outbox_poll_interval": 0.2,
+            "outbox_batch_size": 50,
+            # Faults of the storm end; what failed in one is not to wait minutes for its next try.
+            "outbox_retry_cap": 2.0,
+        }
     )
 
 
