@@ -85,79 +85,79 @@ class InsufficientCredits(DomainError):
     code = "insufficient_credits"
 
 
-class AccountClosed(DomainError):
+class AccountClosed(Conflict):
     """One of the accounts is closed: it neither sends nor receives."""
 
     code = "account_closed"
 
 
-class SameAccount(DomainError):
+class SameAccount(InvalidInput):
     """The credits would go to the account they come from."""
 
     code = "same_account"
 
 
-class UnknownRecipient(DomainError):
+class UnknownRecipient(InvalidInput):
     """There is no such user to send credits to, or no longer."""
 
     code = "unknown_recipient"
 
 
-class AmountInvalid(DomainError):
+class AmountInvalid(InvalidInput):
     """The amount is none that can be moved here."""
 
     code = "amount_invalid"
 
 
-class TransferAlreadyPosted(DomainError):
+class TransferAlreadyPosted(Conflict):
     """The pending transfer was posted before."""
 
     code = "transfer_already_posted"
 
 
-class TransferAlreadyVoided(DomainError):
+class TransferAlreadyVoided(Conflict):
     """The pending transfer was voided before."""
 
     code = "transfer_already_voided"
 
 
-class TransferExpired(DomainError):
+class TransferExpired(Conflict):
     """The pending transfer was neither posted nor voided in time."""
 
     code = "transfer_expired"
 
 
-class TransferAlreadyReversed(DomainError):
+class TransferAlreadyReversed(Conflict):
     """Another transfer has reversed this one."""
 
     code = "transfer_already_reversed"
 
 
-class TransferNotReversible(DomainError):
+class TransferNotReversible(Conflict):
     """A transfer of this kind or state is undone in another way."""
 
     code = "transfer_not_reversible"
 
 
-class TransferOfOrder(DomainError):
+class TransferOfOrder(Conflict):
     """The transfer belongs to an order, and is resolved or given back with it."""
 
     code = "transfer_of_order"
 
 
-class LinkedFailed(DomainError):
+class LinkedFailed(Conflict):
     """Another transfer that this one stands or falls with has failed."""
 
     code = "linked_failed"
 
 
-class LinkedChainOpen(DomainError):
+class LinkedChainOpen(InvalidInput):
     """The last transfer of a batch is linked to a next one that does not come."""
 
     code = "linked_chain_open"
 
 
-class BatchRefused(DomainError):
+class BatchRefused(InvalidInput):
     """The database refuses more transfers of the batch than one transaction can set apart."""
 
     code = "batch_refused"
@@ -169,13 +169,13 @@ class IdempotencyKeyInvalid(DomainError):
     code = "idempotency_key_invalid"
 
 
-class IdempotencyKeyReused(DomainError):
+class IdempotencyKeyReused(InvalidInput):
     """The key was used before with another request."""
 
     code = "idempotency_key_reused"
 
 
-class RequestInFlight(DomainError):
+class RequestInFlight(Conflict):
     """A request with the same key is being processed at this moment."""
 
     code = "request_in_flight"
