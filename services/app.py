@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 
 from services.api import health, metrics, problems
 from services.api.canary import Canary
+from services.api.methods import HeadMiddleware
 from services.api.middleware import BodyLimitMiddleware, RequestContextMiddleware, StartMiddleware
 from services.api.probe import open_probe
 from services.api.request_times import RequestTimes, RequestTimesMiddleware
@@ -78,6 +79,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
     )
     # The last one added is the first one passed.
+    app.add_middleware(HeadMiddleware)
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes)
     app.add_middleware(RequestContextMiddleware)
     app.add_middleware(RequestTimesMiddleware, times=request_times)

@@ -16,6 +16,7 @@ from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
 
 from services.api import pressure
+from services.api.methods import allowed
 from services.database import not_committed, outcome_unknown
 from services.errors import (
     AlreadyExists,
@@ -171,7 +172,9 @@ async def _on_http_exception(request: Request, error: Exception) -> ProblemRespo
     assert isinstance(error, HTTPException)
     codes = {400: "malformed_body", 401: "unauthenticated", 404: "not_found", 405: "method_not_allowed"}
     code = codes.get(error.status_code, "body_too_large" if error.status_code == 413 else "http_error")
-    return problem(request, error.status_code, code, str(error.detail), headers=error.headers)
+    # The error names only the methods of the first route with this path.
+    headers = {"Allow": allowed(request)} if error.status_code == 405 else error.headers
+    return problem(request, error.status_code, code, str(error.detail), headers=headers)
 
 
 async def _on_stale_data(request: Request, _: Exception) -> ProblemResponse:

@@ -1,0 +1,52 @@
+"""Which methods a path takes: HEAD wherever GET, and a 405 names them all."""
+
+from starlette.requests import Request
+from starlette.routing import Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+
+class HeadMiddleware:
+    """Answers HEAD as GET, up to the body: same status, same headers.
+
+    The work behind the reply stops once its headers are known, so that no stream is read for nothing.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_head(message: Message) -> None:
+            await send(message)
+            await send({"type": "http.response.body"})
+            raise _Sent
+
+        # A copy, because the server looks at the method, too: it frames a reply to HEAD in another way.
+        inner = {**scope, "method": "GET"}
+        try:
+            await self._app(inner, receive, send_head)
+        except _Sent:
+            pass
+        finally:
+            # The route that was found is for the layers outside of this one.
+            scope.update({**inner, "method": "HEAD"})
+
+
+class _Sent(Exception):
+    """Raised inside the application, instead of taking the body of its reply."""
+
+
+def allowed(request: Request) -> str:
+    """The methods that the path of this request takes, for `Allow`."""
+    found: list[str] = []
+    for method in _METHODS:
+        # Routers leave notes under "fastapi"; those of the refused request do not count.
+        scope = {**request.scope, "method": method, "fastapi": {}}
+        if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes):
+            found += ["GET", "HEAD"] if method == "GET" else [method]
+    return ", ".join(found)
