@@ -3,13 +3,15 @@
 from decimal import Decimal
 from typing import ClassVar
 
+from pydantic import Field
+
 from services.outbox.events import Event
 
 
 class ProductEvent(Event):
     """A fact about one product."""
 
-    product_id: int
+    product_id: int = Field(description="The product.")
 
     @property
     def aggregate(self) -> str:
@@ -21,8 +23,8 @@ class ProductCreated(ProductEvent):
 
     type: ClassVar[str] = "product.created"
 
-    seller_id: int
-    price: Decimal
+    seller_id: int = Field(description="The user who sells it.")
+    price: Decimal = Field(description="The price of one piece, in credits.")
 
 
 class ProductUpdated(ProductEvent):
@@ -30,6 +32,6 @@ class ProductUpdated(ProductEvent):
 
     type: ClassVar[str] = "product.updated"
 
-    product_version: int
-    price: Decimal
-    is_active: bool
+    product_version: int = Field(description="The product's version after the change, as in its ETag.")
+    price: Decimal = Field(description="The price of one piece, in credits.")
+    is_active: bool = Field(description="Whether it is for sale.")

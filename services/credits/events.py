@@ -5,13 +5,15 @@ from decimal import Decimal
 from typing import ClassVar
 from uuid import UUID
 
+from pydantic import Field
+
 from services.outbox.events import Event
 
 
 class TransferEvent(Event):
-    """A fact about one transfer. Amounts are credits with two decimals."""
+    """A fact about one transfer."""
 
-    transfer_id: UUID
+    transfer_id: UUID = Field(description="The transfer.")
 
     @property
     def aggregate(self) -> str:
@@ -23,10 +25,10 @@ class CreditsMoved(TransferEvent):
 
     type: ClassVar[str] = "credits.moved"
 
-    kind: str
-    from_account_id: int
-    to_account_id: int
-    amount: Decimal
+    kind: str = Field(description="Why the credits moved: top_up, transfer, order, refund, reversal or adjustment.")
+    from_account_id: int = Field(description="The account that pays.")
+    to_account_id: int = Field(description="The account that is paid.")
+    amount: Decimal = Field(description="What was posted, in credits.")
 
 
 class CreditsHeld(TransferEvent):
@@ -34,21 +36,21 @@ class CreditsHeld(TransferEvent):
 
     type: ClassVar[str] = "credits.held"
 
-    from_account_id: int
-    to_account_id: int
-    amount: Decimal
-    expires_at: datetime
+    from_account_id: int = Field(description="The account that pays.")
+    to_account_id: int = Field(description="The account that is paid.")
+    amount: Decimal = Field(description="The amount, in credits.")
+    expires_at: datetime = Field(description="When the hold expires unless it is posted or voided before.")
 
 
 class CreditsReleased(TransferEvent):
-    """A hold between users was voided, or expired: `state`. The credits are free again."""
+    """A hold between users was voided, or expired. The credits are free again."""
 
     type: ClassVar[str] = "credits.released"
 
-    from_account_id: int
-    to_account_id: int
-    amount: Decimal
-    state: str
+    from_account_id: int = Field(description="The account that pays.")
+    to_account_id: int = Field(description="The account that is paid.")
+    amount: Decimal = Field(description="The amount, in credits.")
+    state: str = Field(description="How the hold ended: voided or expired.")
 
 
 class TransferReversed(TransferEvent):
@@ -56,16 +58,16 @@ class TransferReversed(TransferEvent):
 
     type: ClassVar[str] = "transfer.reversed"
 
-    reversal_id: UUID
-    reason: str
+    reversal_id: UUID = Field(description="The transfer that undoes it.")
+    reason: str = Field(description="The reason, in words.")
 
 
 class AdjustmentEvent(Event):
-    """A fact about one adjustment. The amount is signed, in credits with two decimals."""
+    """A fact about one adjustment."""
 
-    adjustment_id: UUID
-    account_id: int
-    amount: Decimal
+    adjustment_id: UUID = Field(description="The adjustment.")
+    account_id: int = Field(description="The account.")
+    amount: Decimal = Field(description="The change of the balance: signed, in credits.")
 
     @property
     def aggregate(self) -> str:
@@ -77,7 +79,7 @@ class AdjustmentRequested(AdjustmentEvent):
 
     type: ClassVar[str] = "adjustment.requested"
 
-    reason: str
+    reason: str = Field(description="The reason, in words.")
 
 
 class AdjustmentApplied(AdjustmentEvent):
@@ -85,8 +87,8 @@ class AdjustmentApplied(AdjustmentEvent):
 
     type: ClassVar[str] = "adjustment.applied"
 
-    reason: str
-    transfer_id: UUID
+    reason: str = Field(description="The reason, in words.")
+    transfer_id: UUID = Field(description="The transfer that moved the credits.")
 
 
 class AdjustmentRejected(AdjustmentEvent):
@@ -98,7 +100,7 @@ class AdjustmentRejected(AdjustmentEvent):
 class AccountEvent(Event):
     """A fact about one account."""
 
-    account_id: int
+    account_id: int = Field(description="The account.")
 
     @property
     def aggregate(self) -> str:

@@ -4,13 +4,15 @@ from decimal import Decimal
 from typing import ClassVar
 from uuid import UUID
 
+from pydantic import Field
+
 from services.outbox.events import Event
 
 
 class OrderEvent(Event):
-    """A fact about one order. Amounts are credits with two decimals."""
+    """A fact about one order."""
 
-    order_id: UUID
+    order_id: UUID = Field(description="The order.")
 
     @property
     def aggregate(self) -> str:
@@ -23,8 +25,8 @@ class OrderPlaced(OrderEvent):
     type: ClassVar[str] = "order.placed"
     queued: ClassVar[bool] = True
 
-    buyer_id: int
-    total: Decimal
+    buyer_id: int = Field(description="The user who buys.")
+    total: Decimal = Field(description="What the order costs, in credits.")
 
 
 class OrderAwaitingPayment(OrderEvent):
@@ -32,8 +34,8 @@ class OrderAwaitingPayment(OrderEvent):
 
     type: ClassVar[str] = "order.awaiting_payment"
 
-    buyer_id: int
-    total: Decimal
+    buyer_id: int = Field(description="The user who buys.")
+    total: Decimal = Field(description="What the order costs, in credits.")
 
 
 class OrderConfirmed(OrderEvent):
@@ -41,15 +43,15 @@ class OrderConfirmed(OrderEvent):
 
     type: ClassVar[str] = "order.confirmed"
 
-    total: Decimal
+    total: Decimal = Field(description="What the order costs, in credits.")
 
 
 class OrderRejected(OrderEvent):
-    """There was not enough stock; the held credits are free again."""
+    """There was not enough stock, or a seller's account is closed; the held credits are free again."""
 
     type: ClassVar[str] = "order.rejected"
 
-    reason: str
+    reason: str = Field(description="The reason, in words.")
 
 
 class OrderCancelled(OrderEvent):
@@ -57,18 +59,18 @@ class OrderCancelled(OrderEvent):
 
     type: ClassVar[str] = "order.cancelled"
 
-    from_status: str
-    reason: str
+    from_status: str = Field(description="The order's status before: awaiting_payment, pending or confirmed.")
+    reason: str = Field(description="The reason, in words.")
 
 
 class OrderRefunded(OrderEvent):
-    """What was paid for some pieces went back to the buyer. `pieces` is by line."""
+    """What was paid for some pieces went back to the buyer."""
 
     type: ClassVar[str] = "order.refunded"
 
-    refund_id: UUID
-    amount: Decimal
-    pieces: dict[int, int]
+    refund_id: UUID = Field(description="The refund.")
+    amount: Decimal = Field(description="What the buyer got back, in credits.")
+    pieces: dict[int, int] = Field(description="The number of refunded pieces, by line number.")
 
 
 class OrderFulfilled(OrderEvent):

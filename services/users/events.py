@@ -2,6 +2,8 @@
 
 from typing import ClassVar
 
+from pydantic import Field
+
 from services.outbox.events import Event
 
 
@@ -10,7 +12,7 @@ class UserRegistered(Event):
 
     type: ClassVar[str] = "user.registered"
 
-    user_id: int
+    user_id: int = Field(description="The user.")
 
     @property
     def aggregate(self) -> str:

@@ -5,9 +5,10 @@ from typing import Annotated
 import typer
 
 from services.cli.console import plain_errors, say
+from services.cli.outbox.catalogue import as_markdown
 from services.cli.run import Actor, AsJson, Reason, ago, in_one, lasting, show_json, show_table, who
 from services.operations import service as operations
-from services.outbox.control import service as control
+from services.outbox.control.service import service as control
 from services.outbox.control.service import By, TypeState
 
 Type = Annotated[str, typer.Argument(help="The event type, such as `order.placed`.", max=100)]
@@ -26,8 +27,16 @@ def status(as_json: AsJson = False) -> None:
         )
 
 
-def types(as_json: AsJson = False) -> None:
+def types(
+    as_json: AsJson = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print what the events hold, as docs/events.md.")
+    ] = False,
+) -> None:
     """Each event type: ready, waiting, oldest, dead, paused, limit, live workers that handle it."""
+    if markdown:
+        typer.echo(as_markdown(), nl=False)
+        return
     with plain_errors():
         found = in_one(control.types)
         if as_json:
