@@ -14,6 +14,7 @@ from fastapi import Response
 from fastapi.responses import StreamingResponse
 from fastapi.routing import iter_route_contexts
 
+from services.api.server import Server
 from services.credits import export
 from services.credits.statement_repository import StatementRepository
 from services.embedded.ports import LOOPBACK
@@ -140,9 +141,9 @@ async def test_a_connection_goes_on_after_head(api: Api) -> None:
 
 @asynccontextmanager
 async def served(api: Api) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A connection to the application behind a real server."""
+    """A connection to the application behind the server of `waybill api`."""
     listener = socket.create_server((LOOPBACK, 0))
-    server = uvicorn.Server(uvicorn.Config(api.app, log_config=None, lifespan="off"))
+    server = Server(uvicorn.Config(api.app, log_config=None, lifespan="off"), api.settings)
     serving = asyncio.create_task(server.serve([listener]))
     reader, writer = await asyncio.open_connection(*listener.getsockname())
     try:
