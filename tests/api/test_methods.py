@@ -15,9 +15,9 @@ from fastapi.responses import StreamingResponse
 from fastapi.routing import iter_route_contexts
 
 from services.api.server import Server
-from services.credits import export
-from services.credits.statement_repository import StatementRepository
-from services.embedded.ports import LOOPBACK
+from services.credits.statement import service as export
+from services.credits.statement.repository import StatementRepository
+from services.local.embedded.ports import LOOPBACK
 from services.users.models import User
 from tests.api.client import Api, assert_problem
 from tests.api.test_metrics import scrape

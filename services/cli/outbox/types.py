@@ -8,7 +8,7 @@ from services.cli.console import plain_errors, say
 from services.cli.outbox.catalogue import as_markdown
 from services.cli.run import Actor, AsJson, Reason, ago, in_one, lasting, show_json, show_table, who
 from services.operations import service as operations
-from services.outbox.control.service import service as control
+from services.outbox.control import service as control
 from services.outbox.control.service import By, TypeState
 
 Type = Annotated[str, typer.Argument(help="The event type, such as `order.placed`.", max=100)]
