@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import uuid_utils.compat
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 from pydantic_core import PydanticCustomError
 from sqlalchemy import DateTime, Enum
 
@@ -31,6 +31,12 @@ _CLOSE = 1000
 """Milliseconds by which an id's time may be off."""
 _MONEY = re.compile(r"(0|[1-9][0-9]{0,15})(\.[0-9]{1,2})?", re.ASCII)
 _PLAIN_WORD = re.compile(r"(?!null$)[\w>]([\w> ]*[\w>])?", re.ASCII | re.IGNORECASE)
+
+
+class RequestBody(BaseModel):
+    """What a client sends. A field that is not known is an error, since it is probably a misspelt one."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 def text_enum(values: type[StrEnum]) -> Any:

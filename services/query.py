@@ -90,72 +90,82 @@ class Sortable:
     type: Any
 
 
-class QueryBuilder(Generic[ItemT]):
-    """Adds a client's filters, sort and page to a statement.
+@dataclass(frozen=True, slots=True)
+class PageQuery:
+    """The page of a list that a client asks for."""
+
+    filters: Sequence[str] = ()
+    sort: str | None = None
+    limit: int = 50
+    cursor: str | None = None
+
+
+# Without slots: a frozen generic with slots cannot be made as `Listing[Row](...)` in Python 3.11.
+@dataclass(frozen=True)
+class Listing(Generic[ItemT]):
+    """What clients may filter and sort a list by. It builds the query and describes it in the OpenAPI document.
 
     Filters are written `field:operator:value`, such as `price:gte:10.00`, `status:in:pending,confirmed` or
-    `name:like:lamp` (contains, any case; `%` and `_` mean themselves). Sorts are a field's name, with `-` in front for
-    descending. What is not on the lists raises `BadQuery` naming what is.
+    `name:like:lamp` (contains, any case; `%` and `_` mean themselves). A sort is a field's name, with `-` in front for
+    descending; `default` is one of them. `key` makes the order total. Anything else raises `BadQuery`, which names what
+    is allowed.
     """
 
-    def __init__(
-        self,
-        statement: SelectOfScalar[ItemT],
-        *,
-        filters: Mapping[str, Filterable],
-        sorts: Mapping[str, Sortable],
-        key: Sortable,
-        default_sort: str,
-    ) -> None:
-        self._statement = statement
-        self._filters = filters
-        self._sorts = sorts
-        self._key = key
-        self._sort = default_sort
+    filters: Mapping[str, Filterable]
+    sorts: Mapping[str, Sortable]
+    key: Sortable
+    default: str
 
-    def filter(self, expressions: Sequence[str]) -> "QueryBuilder[ItemT]":
-        for expression in expressions:
-            self._statement = self._statement.where(self._condition(expression))
-        return self
+    def describe_filters(self) -> str:
+        """One sentence for the documentation: each field with its operators."""
+        if not self.filters:
+            return "This list takes no filters."
+        fields = (f"`{name}` ({_operators(self.filters[name])})" for name in sorted(self.filters))
+        return f"`field:operator:value`; all must hold. Fields: {', '.join(fields)}."
 
-    def sort(self, expression: str | None) -> "QueryBuilder[ItemT]":
-        if expression is not None:
-            if expression.removeprefix("-") not in self._sorts:
-                raise BadQuery(
-                    f"cannot sort by '{expression}'; allowed: {_names(self._sorts)}, with '-' for descending"
-                )
-            self._sort = expression
-        return self
+    def describe_sorts(self) -> str:
+        """One sentence for the documentation: what the list may be sorted by."""
+        fields = ", ".join(f"`{name}`" for name in sorted(self.sorts))
+        return f"One of {fields}; `-` in front for descending. Default: `{self.default}`."
 
-    async def page(self, session: AsyncSession, *, limit: int, cursor: str | None) -> Rows[ItemT]:
+    def where(self, statement: SelectOfScalar[ItemT], filters: Sequence[str]) -> SelectOfScalar[ItemT]:
+        """The statement with these filters."""
+        return statement.where(*(self._condition(expression) for expression in filters))
+
+    async def page(self, session: AsyncSession, statement: SelectOfScalar[ItemT], wanted: PageQuery) -> Rows[ItemT]:
         """Up to `limit` rows after the cursor, with one statement (and one for each `selectinload` option)."""
-        name = self._sort.removeprefix("-")
-        descending = self._sort.startswith("-")
-        by = self._sorts[name]
-        statement = self._statement
-        if cursor is not None:
-            after = tuple_(by.column, self._key.column)
-            last = tuple_(*self._decode(cursor))
+        statement = self.where(statement, wanted.filters)
+        sort = self._sort(wanted.sort)
+        by, descending = self.sorts[sort.removeprefix("-")], sort.startswith("-")
+        if wanted.cursor is not None:
+            after = tuple_(by.column, self.key.column)
+            last = tuple_(*self._decode(wanted.cursor, sort))
             statement = statement.where(after < last if descending else after > last)
-        order = [column.desc() if descending else column.asc() for column in (by.column, self._key.column)]
+        order = [column.desc() if descending else column.asc() for column in (by.column, self.key.column)]
         # One row more than asked for tells whether there is a next page.
-        rows = (await session.exec(statement.order_by(*order).limit(limit + 1))).all()
-        page, has_more = list(rows[:limit]), len(rows) > limit
+        rows = (await session.exec(statement.order_by(*order).limit(wanted.limit + 1))).all()
+        page, has_more = list(rows[: wanted.limit]), len(rows) > wanted.limit
         next_cursor = None
         if has_more:
             last_row = page[-1]
-            next_cursor = self._encode(getattr(last_row, by.column.key), getattr(last_row, self._key.column.key))
+            next_cursor = _encode(sort, getattr(last_row, by.column.key), getattr(last_row, self.key.column.key))
         return Rows(page, has_more, next_cursor)
+
+    def _sort(self, wanted: str | None) -> str:
+        if wanted is None:
+            return self.default
+        if wanted.removeprefix("-") not in self.sorts:
+            raise BadQuery(f"cannot sort by '{wanted}'; allowed: {_names(self.sorts)}, with '-' for descending")
+        return wanted
 
     def _condition(self, expression: str) -> ColumnElement[bool]:
         name, _, rest = expression.partition(":")
         operator_name, _, value = rest.partition(":")
-        field = self._filters.get(name)
+        field = self.filters.get(name)
         if field is None:
-            raise BadQuery(f"cannot filter by '{name}'; allowed: {_names(self._filters)}, written field:operator:value")
+            raise BadQuery(f"cannot filter by '{name}'; allowed: {_names(self.filters)}, written field:operator:value")
         if operator_name not in {known.value for known in field.operators}:
-            allowed = ", ".join(sorted(known.value for known in field.operators))
-            raise BadQuery(f"'{name}' has no operator '{operator_name}'; allowed: {allowed}")
+            raise BadQuery(f"'{name}' has no operator '{operator_name}'; allowed: {_operators(field)}")
         column: ColumnElement[Any] = field.column
         match Operator(operator_name):
             case Operator.like:
@@ -172,19 +182,24 @@ class QueryBuilder(Generic[ItemT]):
             case comparison:
                 return _COMPARE[comparison](column, field.parse(name, value))
 
-    def _encode(self, sort_value: Any, key: Any) -> str:
-        return base64.urlsafe_b64encode(to_json([self._sort, sort_value, key])).decode().rstrip("=")
-
-    def _decode(self, cursor: str) -> tuple[Any, Any]:
+    def _decode(self, cursor: str, sort: str) -> tuple[Any, Any]:
         try:
             raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-            sort, sort_value, key = from_json(raw)
-            if sort != self._sort:
-                raise BadQuery(f"this cursor belongs to the sort '{sort}', not to '{self._sort}'")
-            by = self._sorts[self._sort.removeprefix("-")]
-            return TypeAdapter(by.type).validate_python(sort_value), TypeAdapter(self._key.type).validate_python(key)
+            given, sort_value, key = from_json(raw)
+            if given != sort:
+                raise BadQuery(f"this cursor belongs to the sort '{given}', not to '{sort}'")
+            by = self.sorts[sort.removeprefix("-")]
+            return TypeAdapter(by.type).validate_python(sort_value), TypeAdapter(self.key.type).validate_python(key)
         except (binascii.Error, ValueError, TypeError) as error:
             raise BadQuery("the cursor is not one that this list gave out; leave it out to start again") from error
+
+
+def _encode(sort: str, sort_value: Any, key: Any) -> str:
+    return base64.urlsafe_b64encode(to_json([sort, sort_value, key])).decode().rstrip("=")
+
+
+def _operators(field: Filterable) -> str:
+    return ", ".join(sorted(known.value for known in field.operators))
 
 
 def _names(fields: Mapping[str, Any]) -> str:

@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Header, Query, Request
 from fastapi.security import OAuth2PasswordBearer
 
 from services.api.state import ApiState, api_state
 from services.errors import Forbidden, InvalidInput, Unauthenticated, VersionRequired
+from services.query import Listing, PageQuery
 from services.unit_of_work import UnitOfWork
 from services.users.models import Role
 from services.users.repository import SignedIn
@@ -86,34 +86,20 @@ def etag(version: int) -> str:
     return f'"{version}"'
 
 
-@dataclass(frozen=True, slots=True)
-class PageQuery:
-    """How a client asks for a list."""
-
-    filters: list[str]
-    sort: str | None
-    limit: int
-    cursor: str | None
+def filters_of(listing: Listing[Any]) -> Any:
+    """The query parameter `filter`, as this list takes it."""
+    return Query(alias="filter", max_length=20, description=listing.describe_filters())
 
 
-Filters = Annotated[
-    list[str],
-    Query(
-        alias="filter",
-        max_length=20,
-        description="`field:operator:value`, all must hold. Operators: eq ne gt gte lt lte like in is_null.",
-        examples=[["price:lte:10.00"]],
-    ),
-]
+def page_of(listing: Listing[Any]) -> Any:
+    """The dependency that reads which page of this list is wanted: `page: Annotated[PageQuery, page_of(...)]`."""
 
+    async def page_query(
+        filters: Annotated[list[str], filters_of(listing)] = [],  # noqa: B006  (FastAPI copies it)
+        sort: Annotated[str | None, Query(max_length=64, description=listing.describe_sorts())] = None,
+        limit: Annotated[int, Query(ge=1, le=200)] = 50,
+        cursor: Annotated[str | None, Query(max_length=1000, description="`next_cursor` of the page before.")] = None,
+    ) -> PageQuery:
+        return PageQuery(filters, sort, limit, cursor)
 
-async def _page_query(
-    filters: Filters = [],  # noqa: B006  (FastAPI copies it)
-    sort: Annotated[str | None, Query(max_length=64, description="A field; `-` in front for descending.")] = None,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(max_length=1000, description="`next_cursor` of the page before.")] = None,
-) -> PageQuery:
-    return PageQuery(filters, sort, limit, cursor)
-
-
-PageParams = Annotated[PageQuery, Depends(_page_query)]
+    return Depends(page_query)

@@ -81,7 +81,7 @@ async def _read_database(state: ApiState) -> list[Metric]:
             state.probe.scraping,
             UnitOfWork(state.probe.sessions, name="a scrape") as uow,
         ):
-            backlog = await uow.operations.backlog()
+            backlog = await uow.control.backlog()
             audit = await uow.audits.latest()
             refused = await uow.sweeps.count()
     except (SQLAlchemyError, OSError, TimeoutError):

@@ -12,7 +12,7 @@ from sqlmodel import col, select
 
 from services.catalog.models import Category, Inventory, Product
 from services.fields import Id, Instant, Text
-from services.query import EXACT, ORDERED, TEXT, Filterable, QueryBuilder, Rows, Sortable
+from services.query import EXACT, ORDERED, TEXT, Filterable, Listing, PageQuery, Rows, Sortable
 from services.repository import Repository
 from services.sql import SqlAccess, Statement
 
@@ -24,25 +24,35 @@ PRODUCT_WITH_DETAILS = (
 """Everything `ProductPublic` shows, in the product's own statement."""
 
 _Amount = Annotated[Decimal, Field(max_digits=18, decimal_places=2)]
-_PRODUCT_FILTERS = {
-    "category_id": Filterable(Product.category_id, Id, EXACT),
-    "seller_id": Filterable(Product.seller_id, Id, EXACT),
-    "sku": Filterable(Product.sku, Text, TEXT),
-    "name": Filterable(Product.name, Text, TEXT),
-    "price": Filterable(Product.price, _Amount, ORDERED),
-    "created_at": Filterable(Product.created_at, Instant, ORDERED),
-}
-_PRODUCT_KEY = Sortable(Product.id, Id)
-_PRODUCT_SORTS = {
-    "id": _PRODUCT_KEY,
-    "price": Sortable(Product.price, _Amount),
-    "name": Sortable(Product.name, Text),
-    "created_at": Sortable(Product.created_at, Instant),
-}
+_PRODUCT_ID = Sortable(Product.id, Id)
 
-_CATEGORY_FILTERS = {"name": Filterable(col(Category.name), Text, TEXT)}
-_CATEGORY_KEY = Sortable(col(Category.id), Id)
-_CATEGORY_SORTS = {"id": _CATEGORY_KEY, "name": Sortable(col(Category.name), Text)}
+PRODUCTS = Listing[Product](
+    filters={
+        "category_id": Filterable(Product.category_id, Id, EXACT),
+        "seller_id": Filterable(Product.seller_id, Id, EXACT),
+        "sku": Filterable(Product.sku, Text, TEXT),
+        "name": Filterable(Product.name, Text, TEXT),
+        "price": Filterable(Product.price, _Amount, ORDERED),
+        "created_at": Filterable(Product.created_at, Instant, ORDERED),
+    },
+    sorts={
+        "id": _PRODUCT_ID,
+        "price": Sortable(Product.price, _Amount),
+        "name": Sortable(Product.name, Text),
+        "created_at": Sortable(Product.created_at, Instant),
+    },
+    key=_PRODUCT_ID,
+    default="id",
+)
+
+_CATEGORY_ID = Sortable(col(Category.id), Id)
+
+CATEGORIES = Listing[Category](
+    filters={"name": Filterable(col(Category.name), Text, TEXT)},
+    sorts={"id": _CATEGORY_ID, "name": Sortable(col(Category.name), Text)},
+    key=_CATEGORY_ID,
+    default="id",
+)
 
 _FOR_SALE = Statement("""
     SELECT products.id, products.seller_id, products.sku, products.name, products.price,
@@ -87,11 +97,8 @@ class CategoryRepository(Repository[Category]):
     async def name_taken(self, name: str) -> bool:
         return await self.exists(func.lower(Category.name) == name.lower())
 
-    async def page(self, *, filters: Sequence[str], sort: str | None, limit: int, cursor: str | None) -> Rows[Category]:
-        query = QueryBuilder[Category](
-            select(Category), filters=_CATEGORY_FILTERS, sorts=_CATEGORY_SORTS, key=_CATEGORY_KEY, default_sort="id"
-        )
-        return await query.filter(filters).sort(sort).page(self.session, limit=limit, cursor=cursor)
+    async def page(self, wanted: PageQuery) -> Rows[Category]:
+        return await CATEGORIES.page(self.session, select(Category), wanted)
 
     async def by_name(self, name: str) -> Category | None:
         """The category of this name, in whatever case."""
@@ -105,18 +112,13 @@ class ProductRepository(Repository[Product]):
     async def sku_taken(self, seller_id: int, sku: str) -> bool:
         return await self.exists(Product.seller_id == seller_id, Product.sku == sku)
 
-    async def page(
-        self, *, search: str | None, filters: Sequence[str], sort: str | None, limit: int, cursor: str | None
-    ) -> Rows[Product]:
+    async def page(self, wanted: PageQuery, search: str | None = None) -> Rows[Product]:
         """Active products. `search` keeps those whose name is similar by trigrams (`pg_trgm`'s word similarity)."""
         statement = select(Product).where(Product.is_active).options(*PRODUCT_WITH_DETAILS)
         if search is not None:
             # `<%` is the operator that the trigram index answers.
             statement = statement.where(literal(search).op("<%", is_comparison=True)(Product.name))
-        query = QueryBuilder[Product](
-            statement, filters=_PRODUCT_FILTERS, sorts=_PRODUCT_SORTS, key=_PRODUCT_KEY, default_sort="id"
-        )
-        return await query.filter(filters).sort(sort).page(self.session, limit=limit, cursor=cursor)
+        return await PRODUCTS.page(self.session, statement, wanted)
 
     async def refreshed(self, product: Product) -> Product:
         """The product read anew with everything `ProductPublic` shows."""

@@ -4,12 +4,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from services.api.dependencies import CurrentUser, IfMatch, Operator, PageParams, ReplicaWork, Work, etag
+from services.api.dependencies import CurrentUser, IfMatch, Operator, ReplicaWork, Work, etag, page_of
 from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED
 from services.api.problems import responses
 from services.api.transaction import TransactionRoute
 from services.catalog import service
 from services.catalog.models import Category, Product
+from services.catalog.repository import CATEGORIES, PRODUCTS
 from services.catalog.schemas import (
     CategoryCreate,
     CategoryPublic,
@@ -19,7 +20,7 @@ from services.catalog.schemas import (
     StockUpdate,
 )
 from services.fields import Id, Text
-from services.query import Page, Rows
+from services.query import Page, PageQuery, Rows
 
 router = APIRouter(route_class=TransactionRoute, tags=["catalogue"])
 
@@ -44,9 +45,9 @@ async def create_category(wanted: CategoryCreate, _: Operator, response: Respons
 
 
 @router.get("/categories", response_model=Page[CategoryPublic], responses=responses(400, 422))
-async def list_categories(page: PageParams, uow: ReplicaWork) -> Rows[Category]:
-    """Categories. Filter: name."""
-    return await uow.categories.page(filters=page.filters, sort=page.sort, limit=page.limit, cursor=page.cursor)
+async def list_categories(page: Annotated[PageQuery, page_of(CATEGORIES)], uow: ReplicaWork) -> Rows[Category]:
+    """Categories."""
+    return await uow.categories.page(page)
 
 
 @router.get("/categories/{category_id}", response_model=CategoryPublic, responses=responses(404, 422))
@@ -71,11 +72,11 @@ async def create_product(wanted: ProductCreate, seller: CurrentUser, response: R
 
 
 @router.get("/products", response_model=Page[ProductPublic], responses=responses(400, 422))
-async def list_products(page: PageParams, uow: ReplicaWork, search: Search = None) -> Rows[Product]:
-    """Active products. Filters: category_id, created_at, is_active, name, price, seller_id, sku."""
-    return await uow.products.page(
-        search=search, filters=page.filters, sort=page.sort, limit=page.limit, cursor=page.cursor
-    )
+async def list_products(
+    page: Annotated[PageQuery, page_of(PRODUCTS)], uow: ReplicaWork, search: Search = None
+) -> Rows[Product]:
+    """Active products."""
+    return await uow.products.page(page, search)
 
 
 @router.get("/products/{product_id}", response_model=ProductPublic, responses=responses(404, 422))

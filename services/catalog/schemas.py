@@ -3,11 +3,11 @@
 from datetime import datetime
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 from sqlmodel import SQLModel
 
 from services.catalog.models import CategoryBase
-from services.fields import Money, Name, Price, StrictId, Text, storable
+from services.fields import Money, Name, Price, RequestBody, StrictId, Text, storable
 from services.users.schemas import UserSummary
 
 Sku = Annotated[str, Field(min_length=1, max_length=64, pattern=r"\S"), AfterValidator(storable)]
@@ -16,10 +16,8 @@ Stock = Annotated[int, Field(strict=True, ge=0, le=1_000_000_000)]
 StockChange = Annotated[int, Field(strict=True, ge=-1_000_000_000, le=1_000_000_000)]
 
 
-class CategoryCreate(CategoryBase):
+class CategoryCreate(CategoryBase, RequestBody):  # type: ignore[misc]  # see UserCreate
     """A new category."""
-
-    model_config = ConfigDict(extra="forbid")  # type: ignore[assignment]
 
     name: Name
 
@@ -41,18 +39,14 @@ class ProductBase(BaseModel):
     category_id: StrictId
 
 
-class ProductCreate(ProductBase):
+class ProductCreate(ProductBase, RequestBody):
     """A new product, offered by the caller, with its first stock in pieces."""
-
-    model_config = ConfigDict(extra="forbid")
 
     stock: Stock = 0
 
 
-class ProductUpdate(BaseModel):
+class ProductUpdate(RequestBody):
     """What may change of a product; what is left out stays."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: Name | None = None
     description: Description | None = None
@@ -68,10 +62,8 @@ class ProductUpdate(BaseModel):
         return self
 
 
-class StockUpdate(BaseModel):
+class StockUpdate(RequestBody):
     """Pieces that came in (positive) or left otherwise than by an order (negative)."""
-
-    model_config = ConfigDict(extra="forbid")
 
     change: StockChange
 

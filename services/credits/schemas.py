@@ -5,10 +5,10 @@ from enum import StrEnum
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import BaseModel, Field, StrictBool
 
 from services.credits.models import AdjustmentState, TransferKind, TransferState
-from services.fields import Amount, Instant, Money, SignedAmount, StrictId, Text
+from services.fields import Amount, Instant, Money, RequestBody, SignedAmount, StrictId, Text
 from services.users.schemas import UserSummary
 
 Note = Annotated[Text, Field(max_length=200)]
@@ -16,19 +16,15 @@ Reason = Annotated[Text, Field(min_length=1, max_length=200, pattern=r"\S")]
 """Why an operator does something; not blank."""
 
 
-class TopUpCreate(BaseModel):
+class TopUpCreate(RequestBody):
     """Credits that an operator issues to a user."""
-
-    model_config = ConfigDict(extra="forbid")
 
     user_id: StrictId
     amount: Amount
     note: Note = ""
 
 
-class _Transfer(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class _Transfer(RequestBody):
     to_user_id: StrictId
     amount: Amount
     note: Note = ""
@@ -46,26 +42,20 @@ class HoldCreate(_Transfer):
     expires_at: Instant
 
 
-class HoldPost(BaseModel):
+class HoldPost(RequestBody):
     """How much of a hold is posted; all of it unless said. The remainder is released."""
-
-    model_config = ConfigDict(extra="forbid")
 
     amount: Amount | None = None
 
 
-class ReversalCreate(BaseModel):
+class ReversalCreate(RequestBody):
     """Why a transfer is undone."""
-
-    model_config = ConfigDict(extra="forbid")
 
     reason: Reason
 
 
-class AdjustmentCreate(BaseModel):
+class AdjustmentCreate(RequestBody):
     """Credits that an operator gives to a user, or with a minus in front takes."""
-
-    model_config = ConfigDict(extra="forbid")
 
     user_id: StrictId
     amount: SignedAmount
@@ -85,10 +75,8 @@ class BatchMode(StrEnum):
     atomic = "atomic"
 
 
-class TransferBatchCreate(BaseModel):
+class TransferBatchCreate(RequestBody):
     """Transfers from the caller, carried out one after another in the given order."""
-
-    model_config = ConfigDict(extra="forbid")
 
     mode: BatchMode
     transfers: Annotated[list[TransferItem], Field(min_length=1, max_length=500)]

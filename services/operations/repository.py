@@ -1,14 +1,8 @@
 """All SQL of the operators' overview. It reads every domain's tables and writes none."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from sqlmodel import select
-
 from services.audit import repository as audit
-from services.fields import Id, Instant, Text
-from services.outbox.models import DeadLetter
-from services.query import EXACT, ORDERED, Filterable, QueryBuilder, Rows, Sortable
 from services.sql import SqlAccess, Statement
 
 # The audit says what is wrong; this counts whose. Its statements that compare entry by entry are left out.
@@ -28,29 +22,6 @@ _BOOKS = Statement(
 
 _ORDERS = Statement("SELECT status, count(*) AS number FROM orders GROUP BY status")
 
-_BACKLOG = Statement("""
-    SELECT count(*) AS waiting,
-        count(*) FILTER (WHERE attempts > 0) AS retrying,
-        coalesce(extract(epoch FROM clock_timestamp() - least(min(available_at) FILTER (
-            WHERE available_at <= clock_timestamp()
-        ), (
-            SELECT occurred_at FROM events WHERE id = (
-                SELECT event_id FROM outbox WHERE available_at IS NULL ORDER BY position LIMIT 1
-            )
-        ))), 0)::float AS oldest_due_seconds,
-        (SELECT count(*) FROM dead_letters) AS dead_letters
-    FROM outbox
-""")
-
-_FILTERS = {
-    "aggregate": Filterable(DeadLetter.aggregate, Text, EXACT),
-    "type": Filterable(DeadLetter.type, Text, EXACT),
-    "fingerprint": Filterable(DeadLetter.fingerprint, Text, EXACT),
-    "died_at": Filterable(DeadLetter.died_at, Instant, ORDERED),
-}
-_KEY = Sortable(DeadLetter.position, Id)
-
-
 # Requests are limited to less. PostgreSQL 17 and newer also limit the transaction: a new value does not move a timer
 # that is running, only 0 stops it. A statement's limit that is not shorter than the transaction's is ignored.
 _TAKE_TIME = Statement("""
@@ -61,7 +32,7 @@ _TAKE_TIME = Statement("""
 
 
 class OperationsRepository(SqlAccess):
-    """What waits, what failed, and whether the books balance."""
+    """Whether the books balance, and how many orders there are."""
 
     async def books(self) -> dict[str, Any]:
         """Sums and counts over the whole ledger and stock, in one snapshot; a full scan, which may take a minute."""
@@ -70,14 +41,3 @@ class OperationsRepository(SqlAccess):
 
     async def orders_by_status(self) -> dict[str, int]:
         return {row["status"]: row["number"] for row in await self.sql.fetch(_ORDERS)}
-
-    async def backlog(self) -> dict[str, Any]:
-        return dict((await self.sql.fetch(_BACKLOG))[0])
-
-    async def dead_letters(
-        self, *, filters: Sequence[str], sort: str | None, limit: int, cursor: str | None
-    ) -> Rows[DeadLetter]:
-        query = QueryBuilder[DeadLetter](
-            select(DeadLetter), filters=_FILTERS, sorts={"position": _KEY}, key=_KEY, default_sort="position"
-        )
-        return await query.filter(filters).sort(sort).page(self.session, limit=limit, cursor=cursor)

@@ -1,8 +1,5 @@
 """What operators see."""
 
-from datetime import datetime
-from uuid import UUID
-
 from pydantic import BaseModel
 
 from services.fields import Money
@@ -34,15 +31,3 @@ class Backlog(BaseModel):
     oldest_due_seconds: float
     dead_letters: int
     orders_by_status: dict[OrderStatus, int]
-
-
-class DeadLetterPublic(BaseModel):
-    """An event whose attempts are used up."""
-
-    position: int
-    event_id: UUID
-    aggregate: str
-    type: str
-    attempts: int
-    error: str
-    died_at: datetime

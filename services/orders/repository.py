@@ -14,7 +14,7 @@ from sqlmodel import col, select
 from services.catalog.models import Product
 from services.fields import Id, Instant, Text
 from services.orders.models import Order, OrderItem, OrderStatus
-from services.query import EXACT, ORDERED, TEXT, Filterable, Operator, QueryBuilder, Rows, Sortable
+from services.query import EXACT, ORDERED, TEXT, Filterable, Listing, Operator, PageQuery, Rows, Sortable
 from services.repository import Repository
 from services.sql import Statement, Write, Writing
 
@@ -28,20 +28,25 @@ ORDER_WITH_DETAILS = (*ORDER_WITH_ITEMS, selectinload(Order.transitions))  # typ
 """Everything `OrderDetail` shows."""
 
 _Amount = Annotated[Decimal, Field(max_digits=18, decimal_places=2)]
-_FILTERS = {
-    "status": Filterable(col(Order.status), OrderStatus, EXACT),
-    "total": Filterable(col(Order.total), _Amount, ORDERED),
-    "reference": Filterable(col(Order.reference), Text, TEXT | {Operator.is_null}),
-    "buyer_id": Filterable(col(Order.buyer_id), Id, EXACT),
-    "created_at": Filterable(col(Order.created_at), Instant, ORDERED),
-    "updated_at": Filterable(col(Order.updated_at), Instant, ORDERED),
-}
-_KEY = Sortable(col(Order.id), UUID)
-_SORTS = {
-    "id": _KEY,
-    "created_at": Sortable(col(Order.created_at), Instant),
-    "total": Sortable(col(Order.total), _Amount),
-}
+_ID = Sortable(col(Order.id), UUID)
+
+ORDERS = Listing[Order](
+    filters={
+        "status": Filterable(col(Order.status), OrderStatus, EXACT),
+        "total": Filterable(col(Order.total), _Amount, ORDERED),
+        "reference": Filterable(col(Order.reference), Text, TEXT | {Operator.is_null}),
+        "buyer_id": Filterable(col(Order.buyer_id), Id, EXACT),
+        "created_at": Filterable(col(Order.created_at), Instant, ORDERED),
+        "updated_at": Filterable(col(Order.updated_at), Instant, ORDERED),
+    },
+    sorts={
+        "id": _ID,
+        "created_at": Sortable(col(Order.created_at), Instant),
+        "total": Sortable(col(Order.total), _Amount),
+    },
+    key=_ID,
+    default="-id",
+)
 
 _PLACE = Writing(
     """
@@ -178,14 +183,7 @@ class OrderRepository(Repository[Order]):
         return written == 1
 
     async def page(
-        self,
-        *,
-        buyer_id: int | None,
-        seller_id: int | None,
-        filters: Sequence[str],
-        sort: str | None,
-        limit: int,
-        cursor: str | None,
+        self, wanted: PageQuery, *, buyer_id: int | None = None, seller_id: int | None = None
     ) -> Rows[Order]:
         """Orders of one buyer, orders that hold a product of one seller, or all of them; the newest first."""
         statement = select(Order).options(*ORDER_WITH_ITEMS)
@@ -194,8 +192,7 @@ class OrderRepository(Repository[Order]):
         if seller_id is not None:
             sold = select(col(OrderItem.order_id)).join(Product, Product.id == col(OrderItem.product_id))
             statement = statement.where(col(Order.id).in_(sold.where(Product.seller_id == seller_id)))
-        query = QueryBuilder[Order](statement, filters=_FILTERS, sorts=_SORTS, key=_KEY, default_sort="-id")
-        return await query.filter(filters).sort(sort).page(self.session, limit=limit, cursor=cursor)
+        return await ORDERS.page(self.session, statement, wanted)
 
     async def lock(self, order_ids: Sequence[UUID]) -> dict[UUID, LockedOrder]:
         """Lock the orders until the transaction ends, in the order of their ids."""

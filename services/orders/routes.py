@@ -6,15 +6,17 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
 
-from services.api.dependencies import CurrentUser, PageParams, State, Work, etag
+from services.api.dependencies import CurrentUser, State, Work, etag, page_of
 from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED, IDEMPOTENCY_KEY_REQUIRED
 from services.api.problems import responses
 from services.api.transaction import TransactionRoute
 from services.errors import Forbidden
 from services.orders import service
 from services.orders.models import Order, Refund
+from services.orders.refunds.repository import REFUNDS
+from services.orders.repository import ORDERS
 from services.orders.schemas import OrderCancel, OrderCreate, OrderDetail, OrderPublic, RefundCreate, RefundPublic
-from services.query import Page, Rows
+from services.query import Page, PageQuery, Rows
 from services.users.models import Role
 
 router = APIRouter(route_class=TransactionRoute, tags=["orders"])
@@ -47,20 +49,17 @@ async def place_order(
 @router.get("/orders", response_model=Page[OrderPublic], responses=responses(400, 401, 403, 422))
 async def list_orders(
     caller: CurrentUser,
-    page: PageParams,
+    page: Annotated[PageQuery, page_of(ORDERS)],
     uow: Work,
     side: Annotated[Side, Query(alias="as", description="`everybody` is for operators.")] = Side.buyer,
 ) -> Rows[Order]:
-    """The caller's orders, the newest first. Filters: buyer_id, created_at, reference, status, total, updated_at."""
+    """The caller's orders, the newest first."""
     if side is Side.everybody and caller.role is not Role.operator:
         raise Forbidden("only operators see everybody's orders")
     return await uow.orders.page(
+        page,
         buyer_id=caller.id if side is Side.buyer else None,
         seller_id=caller.id if side is Side.seller else None,
-        filters=page.filters,
-        sort=page.sort,
-        limit=page.limit,
-        cursor=page.cursor,
     )
 
 
@@ -113,10 +112,12 @@ async def refund_order(order_id: UUID, wanted: RefundCreate, caller: CurrentUser
 
 
 @router.get("/orders/{order_id}/refunds", response_model=Page[RefundPublic], responses=responses(400, 401, 404, 422))
-async def list_refunds(order_id: UUID, caller: CurrentUser, page: PageParams, uow: Work) -> Rows[Refund]:
+async def list_refunds(
+    order_id: UUID, caller: CurrentUser, page: Annotated[PageQuery, page_of(REFUNDS)], uow: Work
+) -> Rows[Refund]:
     """What was given back of an order, the oldest first, for its buyer, its sellers and operators."""
     await service.get(uow, caller, order_id)
-    return await uow.refunds.page(order_id, filters=page.filters, sort=page.sort, limit=page.limit, cursor=page.cursor)
+    return await uow.refunds.page(order_id, page)
 
 
 @router.post(

@@ -6,10 +6,10 @@ from enum import StrEnum
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, computed_field
+from pydantic import AfterValidator, BaseModel, Field, computed_field
 
 from services.catalog.schemas import ProductSummary
-from services.fields import Money, Quantity, StrictId, Text, storable
+from services.fields import Money, Quantity, RequestBody, StrictId, Text, storable
 from services.orders.models import OrderBase, OrderItemBase, OrderStatus
 from services.users.schemas import UserSummary
 
@@ -20,10 +20,8 @@ Reference = Annotated[str, Field(min_length=1, max_length=64, pattern=r"\S"), Af
 Reason = Annotated[Text, Field(max_length=200)]
 
 
-class OrderItemCreate(OrderItemBase):
+class OrderItemCreate(OrderItemBase, RequestBody):  # type: ignore[misc]  # see UserCreate
     """One line. The price is the product's at the moment of placing; the client does not set it."""
-
-    model_config = ConfigDict(extra="forbid")  # type: ignore[assignment]
 
     product_id: StrictId
     quantity: Quantity
@@ -36,37 +34,29 @@ class OnInsufficientCredits(StrEnum):
     refuse = "refuse"
 
 
-class OrderCreate(OrderBase):
+class OrderCreate(OrderBase, RequestBody):  # type: ignore[misc]  # see UserCreate
     """A new order. `reference` is the buyer's own name for it, such as an invoice number; it cannot be used twice."""
-
-    model_config = ConfigDict(extra="forbid")  # type: ignore[assignment]
 
     items: Annotated[list[OrderItemCreate], Field(min_length=1, max_length=MAX_ITEMS)]
     reference: Reference | None = None
     on_insufficient_credits: OnInsufficientCredits = OnInsufficientCredits.await_payment
 
 
-class OrderCancel(BaseModel):
+class OrderCancel(RequestBody):
     """Why an order is cancelled."""
-
-    model_config = ConfigDict(extra="forbid")
 
     reason: Reason = ""
 
 
-class RefundLineCreate(BaseModel):
+class RefundLineCreate(RequestBody):
     """Pieces of one line that are given back."""
-
-    model_config = ConfigDict(extra="forbid")
 
     line: Annotated[int, Field(strict=True, ge=1, le=MAX_ITEMS)]
     quantity: Quantity
 
 
-class RefundCreate(BaseModel):
+class RefundCreate(RequestBody):
     """What is given back of an order: everything that is left of it, or some lines."""
-
-    model_config = ConfigDict(extra="forbid")
 
     lines: Annotated[list[RefundLineCreate], Field(min_length=1, max_length=MAX_ITEMS)] | None = None
     reason: Reason = ""

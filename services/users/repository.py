@@ -1,27 +1,34 @@
 """All SQL about users."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import func
 from sqlmodel import col, select
 
 from services.fields import Id, Instant, Text
-from services.query import EXACT, ORDERED, TEXT, Filterable, QueryBuilder, Rows, Sortable
+from services.query import EXACT, ORDERED, TEXT, Filterable, Listing, PageQuery, Rows, Sortable
 from services.repository import SoftDeleteRepository
 from services.sql import Statement
 from services.users.models import Role, User
 
-_FILTERS = {
-    "email": Filterable(col(User.email), Text, TEXT),
-    "full_name": Filterable(col(User.full_name), Text, TEXT),
-    "role": Filterable(col(User.role), Role, EXACT),
-    "is_active": Filterable(col(User.is_active), bool, EXACT),
-    "created_at": Filterable(col(User.created_at), Instant, ORDERED),
-}
-_KEY = Sortable(col(User.id), Id)
-_SORTS = {"id": _KEY, "created_at": Sortable(col(User.created_at), Instant), "email": Sortable(col(User.email), Text)}
+_ID = Sortable(col(User.id), Id)
 
+USERS = Listing[User](
+    filters={
+        "email": Filterable(col(User.email), Text, TEXT),
+        "full_name": Filterable(col(User.full_name), Text, TEXT),
+        "role": Filterable(col(User.role), Role, EXACT),
+        "is_active": Filterable(col(User.is_active), bool, EXACT),
+        "created_at": Filterable(col(User.created_at), Instant, ORDERED),
+    },
+    sorts={
+        "id": _ID,
+        "created_at": Sortable(col(User.created_at), Instant),
+        "email": Sortable(col(User.email), Text),
+    },
+    key=_ID,
+    default="id",
+)
 
 _LOCK_OPERATORS = Statement("""
     SELECT id FROM users WHERE role = 'operator' AND is_active AND deleted_at IS NULL ORDER BY id FOR NO KEY UPDATE
@@ -62,7 +69,6 @@ class UserRepository(SoftDeleteRepository[User]):
         statement = select(col(User.id)).where(func.lower(User.email) == email.lower())
         return (await self.session.exec(statement)).first() is not None
 
-    async def page(self, *, filters: Sequence[str], sort: str | None, limit: int, cursor: str | None) -> Rows[User]:
-        statement = select(User).where(*self._visible())
-        query = QueryBuilder[User](statement, filters=_FILTERS, sorts=_SORTS, key=_KEY, default_sort="id")
-        return await query.filter(filters).sort(sort).page(self.session, limit=limit, cursor=cursor)
+    async def page(self, wanted: PageQuery) -> Rows[User]:
+        """Users that are not deleted."""
+        return await USERS.page(self.session, select(User).where(*self._visible()), wanted)

@@ -5,15 +5,16 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Response
 from fastapi.security import OAuth2PasswordRequestForm
 
-from services.api.dependencies import CurrentUser, IfMatch, Operator, PageParams, State, Work, etag
+from services.api.dependencies import CurrentUser, IfMatch, Operator, State, Work, etag, page_of
 from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED
 from services.api.problems import responses
 from services.api.transaction import TransactionRoute
 from services.errors import Unauthenticated
 from services.fields import Id, storable
-from services.query import Page, Rows
+from services.query import Page, PageQuery, Rows
 from services.users import service
 from services.users.models import User
+from services.users.repository import USERS
 from services.users.schemas import Token, UserAdminUpdate, UserCreate, UserPublic, UserUpdate
 
 router = APIRouter(route_class=TransactionRoute, tags=["users"])
@@ -65,9 +66,9 @@ async def delete_self(user: CurrentUser, uow: Work) -> None:
 
 
 @router.get("/users", response_model=Page[UserPublic], responses=responses(400, 401, 403, 422))
-async def list_users(_: Operator, page: PageParams, uow: Work) -> Rows[User]:
-    """Users, for operators. Filters: created_at, email, full_name, is_active, role."""
-    return await uow.users.page(filters=page.filters, sort=page.sort, limit=page.limit, cursor=page.cursor)
+async def list_users(_: Operator, page: Annotated[PageQuery, page_of(USERS)], uow: Work) -> Rows[User]:
+    """Users, for operators."""
+    return await uow.users.page(page)
 
 
 @router.get("/users/{user_id}", response_model=UserPublic, responses=responses(401, 403, 404, 422))

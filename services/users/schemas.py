@@ -3,10 +3,10 @@
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import AfterValidator, ConfigDict, EmailStr, Field, SecretStr
+from pydantic import AfterValidator, EmailStr, Field, SecretStr
 from sqlmodel import SQLModel
 
-from services.fields import Name, storable
+from services.fields import Name, RequestBody, storable
 from services.users.models import Role, UserBase
 
 Email = Annotated[EmailStr, Field(max_length=254), AfterValidator(str.lower)]
@@ -20,29 +20,23 @@ def _hashable(password: SecretStr) -> SecretStr:
 Password = Annotated[SecretStr, Field(min_length=10, max_length=200), AfterValidator(_hashable)]
 
 
-class UserCreate(UserBase):
+class UserCreate(UserBase, RequestBody):  # type: ignore[misc]  # SQLModel has a wider type for model_config
     """Registration. The password is at least 10 characters."""
-
-    model_config = ConfigDict(extra="forbid")  # type: ignore[assignment]
 
     email: Email
     full_name: Name
     password: Password
 
 
-class UserUpdate(SQLModel):
+class UserUpdate(RequestBody):
     """What users may change of themselves; what is left out stays."""
-
-    model_config = ConfigDict(extra="forbid")  # type: ignore[assignment]
 
     full_name: Name | None = None
     password: Password | None = None
 
 
-class UserAdminUpdate(SQLModel):
+class UserAdminUpdate(RequestBody):
     """What operators may change of a user; what is left out stays."""
-
-    model_config = ConfigDict(extra="forbid")  # type: ignore[assignment]
 
     full_name: Name | None = None
     is_active: bool | None = None

@@ -133,7 +133,7 @@ async def test_tokens_that_are_not_ours_are_refused(api: Api) -> None:
         ("GET", "/v1/operations/backlog", None),
         ("GET", "/v1/operations/dead-letters", None),
         ("GET", "/v1/operations/sweep-failures", None),
-        ("POST", "/v1/operations/dead-letters/1/replay", None),
+        ("POST", "/v1/operations/replay", {"position": 1}),
     ],
 )
 async def test_what_is_for_operators_is_forbidden_to_customers(api: Api, method: str, path: str, body: Any) -> None:

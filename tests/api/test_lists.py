@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from typing import Any
 
 import pytest
@@ -163,3 +164,47 @@ async def test_wildcards_in_a_filter_mean_themselves(api: Api) -> None:
     assert await products(api, "filter=name:like:0%25 W") == ["100% wool"]
     assert await products(api, "filter=name:like:A_B") == ["a_b"]
     assert await products(api, "filter=name:like:\\s") == ["back\\slash"]
+
+
+def documented(api: Api) -> dict[str, dict[str, str]]:
+    """The description of each query parameter of each list, by path."""
+    paths: dict[str, Any] = api.app.openapi()["paths"]
+    found = {}
+    for path, operations in paths.items():
+        parameters = {
+            one["name"]: one.get("description", "") for one in operations.get("get", {}).get("parameters", [])
+        }
+        if "filter" in parameters:
+            found[path] = parameters
+    return found
+
+
+async def test_each_list_takes_just_the_filters_and_sorts_that_its_documentation_names(api: Api) -> None:
+    operator = await make_operator(api.database)
+    pages = documented(api)
+    refunds = pages.pop("/v1/orders/{order_id}/refunds")
+    assert "takes no filters" in refunds["filter"]
+    assert pages.pop("/v1/accounts/me/statement.csv")["filter"] == pages["/v1/accounts/me/statement"]["filter"]
+    assert set(pages) == set(LISTS)
+    for path, parameters in pages.items():
+        fields = dict(re.findall(r"`(\w+)` \(([a-z_, ]+)\)", parameters["filter"]))
+        sorts = set(re.findall(r"`(\w+)`", parameters["sort"].split(";")[0]))
+        assert (set(fields), sorts) == LISTS[path]
+        for name, operators in fields.items():
+            for operator_ in operators.split(", "):
+                reply = await api.get(path, by=operator, params={"filter": f"{name}:{operator_}:?"})
+                refused = "" if reply.status_code == 200 else assert_problem(reply, 400, "bad_query")["detail"]
+                assert "cannot filter by" not in refused
+                assert "has no operator" not in refused
+
+
+def test_each_request_body_refuses_fields_that_it_does_not_know(api: Api) -> None:
+    document = api.app.openapi()
+    schemas, checked = document["components"]["schemas"], set()
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+            for name in re.findall(r"#/components/schemas/(\w+)", json.dumps(content)):
+                assert schemas[name]["additionalProperties"] is False, name
+                checked.add(name)
+    assert len(checked) >= 15

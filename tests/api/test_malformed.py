@@ -198,7 +198,6 @@ async def test_an_id_in_the_path_that_is_no_id_is_refused(api: Api, value: str) 
         "/v1/orders/{}/cancel",
         "/v1/orders/{}/fulfil",
         "/v1/users/{}/restore",
-        "/v1/operations/dead-letters/{}/replay",
     ],
 )
 async def test_an_id_that_is_no_id_is_refused_with_an_idempotency_key_too(api: Api, path: str, value: str) -> None:

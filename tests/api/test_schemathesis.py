@@ -43,7 +43,6 @@ ON_WHAT_THERE_IS = {
     "POST /v1/transfers/{transfer_id}/post",
     "POST /v1/transfers/{transfer_id}/reverse",
     "POST /v1/adjustments/{adjustment_id}/approve",
-    "POST /v1/operations/dead-letters/{position}/replay",
     "POST /v1/operations/deferred/{event_id}/cancel",
     "GET /v1/operations/why",
     "GET /v1/operations/audit",

@@ -155,8 +155,8 @@ async def test_operators_see_the_backlog_and_replay_dead_letters(api: Api) -> No
     assert (backlog["waiting"], backlog["dead_letters"], backlog["orders_by_status"]["pending"]) == (0, 1, 1)
     [letter] = (await api.get("/v1/operations/dead-letters", by=operator)).json()["data"]
     assert (letter["aggregate"], letter["attempts"]) == (f"order/{placed['id']}", 8)
-    replay = f"/v1/operations/dead-letters/{letter['position']}/replay"
-    assert (await api.post(replay, by=operator)).status_code == 204
-    assert_problem(await api.post(replay, by=operator), 404, "not_found")
+    one = {"position": letter["position"]}
+    assert (await api.post("/v1/operations/replay", by=operator, json=one)).json()["done"] == 1
+    assert (await api.post("/v1/operations/replay", by=operator, json=one)).json()["done"] == 0
     await api.process()
     assert await api.status_of(placed["id"]) == "confirmed"

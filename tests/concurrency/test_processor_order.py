@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from services.database import Database
-from services.operations import service as operations
+from services.outbox.control import service as control
+from services.outbox.control.schemas import Selection
 from services.outbox.control.service import By
 from services.outbox.events import Claimed
 from services.outbox.policy import RetryPolicy
@@ -90,7 +91,7 @@ async def test_a_replayed_dead_letter_takes_effect_before_those_that_waited_for_
 
     async with UnitOfWork(ticking.write) as uow:
         (position,) = await rows(ticking, "SELECT position FROM dead_letters")
-        await operations.replay(uow, position, By("ops"))
+        await control.replay(uow, Selection(position=position), By("ops"))
         await uow.commit()
     await drain(processor(ticking))
 

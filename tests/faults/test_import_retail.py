@@ -1,4 +1,4 @@
-"""`waybill import-retail` against a real API process and workers: messy files, second runs, processes that are killed."""
+"""`waybill import-retail` against a real API and workers: messy files, second runs, processes that are killed."""
 
 import csv
 import io

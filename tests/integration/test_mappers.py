@@ -8,6 +8,7 @@ from sqlmodel.main import default_registry
 
 import services.models
 from services.database import Database, DeclarativeTable
+from services.query import PageQuery
 from services.unit_of_work import UnitOfWork
 from services.users.models import Role
 from tests.factories import count_statements, make_category, make_order, make_product, make_user
@@ -44,9 +45,7 @@ async def _orders(database: Database, number: int) -> int:
     """Statements to list this many orders with lines, buyers and products, each of which is read."""
     async with UnitOfWork(database.write) as uow:
         with count_statements(database.engine) as statements:
-            page = await uow.orders.page(
-                buyer_id=None, seller_id=None, filters=[], sort=None, limit=number, cursor=None
-            )
+            page = await uow.orders.page(PageQuery(limit=number))
         assert len(page.data) == number
         for order in page.data:
             assert order.buyer.full_name
@@ -73,7 +72,7 @@ async def test_listing_fifty_products_takes_as_many_statements_as_listing_five(d
     async def statements(number: int) -> int:
         async with UnitOfWork(database.write) as uow:
             with count_statements(database.engine) as sent:
-                page = await uow.products.page(search=None, filters=[], sort=None, limit=number, cursor=None)
+                page = await uow.products.page(PageQuery(limit=number))
             assert [(row.seller.full_name, row.category.name, row.inventory.on_hand) for row in page.data]
             assert len(page.data) == number
         return len(sent)

@@ -14,6 +14,7 @@ from services.outbox.control.schemas import Selection
 from services.outbox.control.service import By
 from services.outbox.control.why import State
 from services.outbox.policy import RetryPolicy
+from services.query import PageQuery
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import LATER, Tick, TickHandler, append, drain, effects, make_effects, processor, rows
 
@@ -162,7 +163,7 @@ async def test_a_deferred_event_is_cancelled_once_and_never_processed(database: 
         event_id = uow.record(Tick(name="a"), available_at=now() + timedelta(hours=1))
         await uow.commit()
     async with UnitOfWork(database.write) as uow:
-        listed = await uow.control.deferred(filters=[], sort="available_at", limit=10, cursor=None)
+        listed = await uow.control.deferred(PageQuery(sort="available_at", limit=10))
         assert [row.event_id for row in listed.data] == [event_id]
         assert (await why.of_event(uow, event_id)).state is State.deferred
         assert await control.cancel(uow, event_id, OPS)

@@ -15,6 +15,7 @@ from services.catalog.models import Category, Product
 from services.catalog.repository import CategoryRepository, ProductRepository
 from services.catalog.schemas import CategoryCreate, ProductUpdate
 from services.database import Database
+from services.query import PageQuery
 from services.unit_of_work import UnitOfWork
 from services.users.models import User
 from services.users.repository import UserRepository
@@ -128,7 +129,7 @@ async def test_soft_deleted_rows_are_hidden_from_every_read_until_restored(datab
     await uow.commit()
 
     async def seen() -> list[int]:
-        return [one.id for one in (await uow.users.page(filters=[], sort=None, limit=10, cursor=None)).data]
+        return [one.id for one in (await uow.users.page(PageQuery(limit=10))).data]
 
     assert await uow.users.get(gone.id) is None
     assert await uow.users.get(gone.id, lock=True) is None

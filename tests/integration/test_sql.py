@@ -9,6 +9,7 @@ from sqlalchemy import text
 
 import services
 from services.database import Database
+from services.query import PageQuery
 from services.sql import Statement
 from services.unit_of_work import UnitOfWork
 from tests.factories import count_statements, make_category, make_product, make_user
@@ -81,7 +82,7 @@ async def test_a_search_by_similar_words_is_answered_by_the_trigram_index(databa
     wanted = await make_product(database, name="Brass lantern")
     async with UnitOfWork(database.write) as uow:
         with count_statements(database.engine) as sent:
-            page = await uow.products.page(search="lanten", filters=[], sort=None, limit=10, cursor=None)
+            page = await uow.products.page(PageQuery(limit=10), "lanten")
     assert [product.id for product in page.data] == [wanted.id]
     [statement] = sent.statements
     assert "ix_products_name_trgm" in await plan(database, statement, ("lanten", 11), "enable_indexscan")
@@ -92,7 +93,7 @@ async def test_a_filter_by_category_and_price_is_answered_by_the_composite_index
     filters = [f"category_id:eq:{category_id}", "price:gte:50", "price:lt:60"]
     async with UnitOfWork(database.write) as uow:
         with count_statements(database.engine) as sent:
-            page = await uow.products.page(search=None, filters=filters, sort="price", limit=10, cursor=None)
+            page = await uow.products.page(PageQuery(filters, "price", limit=10))
     assert len(page.data) == 10
     [statement] = sent.statements
     described = await plan(database, statement, (category_id, 50, 60, 11), "enable_sort")

@@ -14,7 +14,7 @@ from sqlmodel import col, select
 from services.catalog.models import Category, Product
 from services.errors import BadQuery
 from services.fields import Id, Text
-from services.query import EXACT, ORDERED, TEXT, Filterable, Operator, QueryBuilder, Sortable
+from services.query import EXACT, ORDERED, TEXT, Filterable, Listing, Operator, Sortable, _encode
 
 KEY = Sortable(Product.id, Id)
 FILTERS = {
@@ -26,12 +26,11 @@ FILTERS = {
 SORTS = {"id": KEY, "price": Sortable(Product.price, Decimal)}
 
 
-def builder() -> QueryBuilder[Product]:
-    return QueryBuilder[Product](select(Product), filters=FILTERS, sorts=SORTS, key=KEY, default_sort="id")
+LISTING = Listing[Product](filters=FILTERS, sorts=SORTS, key=KEY, default="id")
 
 
 def sql(*filters: str) -> str:
-    statement = builder().filter(filters)._statement
+    statement = LISTING.where(select(Product), filters)
     compiled = statement.compile(dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True})  # type: ignore[no-untyped-call]
     return str(compiled).split("WHERE", 1)[-1].strip()
 
@@ -86,7 +85,7 @@ def test_a_value_that_a_field_does_not_take_is_refused_by_its_name(filter_: str)
 def test_any_filter_is_a_condition_or_a_bad_query(text: str) -> None:
     for filter_ in (text, f"name:like:{text}", f"id:in:{text}", f"active:eq:{text}"):
         try:
-            builder().filter([filter_])
+            LISTING.where(select(Product), [filter_])
         except BadQuery as refused:
             assert refused.detail  # noqa: PT017
 
@@ -94,29 +93,28 @@ def test_any_filter_is_a_condition_or_a_bad_query(text: str) -> None:
 @pytest.mark.parametrize("sort", ["", "-", "name", "--id", "id desc", "+id", "ID"])
 def test_a_sort_that_is_not_on_the_list_is_refused_with_those_that_are(sort: str) -> None:
     with pytest.raises(BadQuery, match="allowed: id, price"):
-        builder().sort(sort)
+        LISTING._sort(sort)
 
 
 @pytest.mark.parametrize("sort", ["id", "-id", "price", "-price"])
 @given(key=st.integers(1, 2**63 - 1), price=st.decimals(0, 10**6, places=2))
 def test_a_cursor_gives_back_what_it_was_made_of(sort: str, key: int, price: Decimal) -> None:
-    query = builder().sort(sort)
     value: Any = price if "price" in sort else key
-    cursor = query._encode(value, key)
-    assert query._decode(cursor) == (value, key)
+    cursor = _encode(sort, value, key)
+    assert LISTING._decode(cursor, sort) == (value, key)
     assert cursor == "".join(cursor.split())
 
 
 def test_a_cursor_of_another_sort_is_refused() -> None:
-    cursor = builder().sort("price")._encode(Decimal("1.00"), 1)
+    cursor = _encode("price", Decimal("1.00"), 1)
     with pytest.raises(BadQuery, match="belongs to the sort 'price', not to 'id'"):
-        builder()._decode(cursor)
+        LISTING._decode(cursor, "id")
 
 
 @given(text=st.text(max_size=200))
 def test_any_text_for_a_cursor_is_a_bad_query(text: str) -> None:
     with pytest.raises(BadQuery):
-        builder()._decode(text)
+        LISTING._decode(text, "id")
 
 
 @given(
@@ -127,7 +125,7 @@ def test_any_text_for_a_cursor_is_a_bad_query(text: str) -> None:
 def test_any_json_for_a_cursor_is_a_bad_query_or_a_place(value: Any) -> None:
     cursor = base64.urlsafe_b64encode(to_json(value)).decode()
     try:
-        _, key = builder()._decode(cursor)
+        _, key = LISTING._decode(cursor, "id")
     except BadQuery:
         return
     assert isinstance(key, int)
@@ -137,6 +135,6 @@ def test_a_condition_does_not_change_the_statement_it_was_added_to() -> None:
     statement = select(Category)
     name = Filterable(col(Category.name), Text, TEXT)
     key = Sortable(col(Category.id), Id)
-    query = QueryBuilder[Category](statement, filters={"name": name}, sorts={"id": key}, key=key, default_sort="id")
-    query.filter(["name:eq:a"])
+    listing = Listing[Category](filters={"name": name}, sorts={"id": key}, key=key, default="id")
+    listing.where(statement, ["name:eq:a"])
     assert "WHERE" not in str(statement)

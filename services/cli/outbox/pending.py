@@ -12,6 +12,7 @@ from services.outbox.control import service as control
 from services.outbox.control import why as reasons
 from services.outbox.control.service import By
 from services.outbox.control.why import Why
+from services.query import PageQuery
 
 
 def why(
@@ -44,7 +45,7 @@ def deferred(
     wanted = {"type": event_type, "aggregate": aggregate}
     filters = [f"{name}:eq:{value}" for name, value in wanted.items() if value is not None]
     with plain_errors():
-        page = in_one(lambda uow: uow.control.deferred(filters=filters, sort=None, limit=limit, cursor=cursor))
+        page = in_one(lambda uow: uow.control.deferred(PageQuery(filters, limit=limit, cursor=cursor)))
         if as_json:
             fields = ("position", "event_id", "aggregate", "type", "available_at")
             data = [{name: getattr(row, name) for name in fields} for row in page.data]

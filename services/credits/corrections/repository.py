@@ -1,6 +1,5 @@
 """All SQL of adjustments."""
 
-from collections.abc import Sequence
 from uuid import UUID
 
 from sqlalchemy.orm import contains_eager
@@ -9,17 +8,23 @@ from sqlmodel.sql.expression import SelectOfScalar
 
 from services.credits.models import Account, Adjustment, AdjustmentState
 from services.fields import Id, Instant
-from services.query import EXACT, ORDERED, Filterable, QueryBuilder, Rows, Sortable
+from services.query import EXACT, ORDERED, Filterable, Listing, PageQuery, Rows, Sortable
 from services.sql import SqlAccess
 from services.users.models import User
 
-_FILTERS = {
-    "state": Filterable(col(Adjustment.state), AdjustmentState, EXACT),
-    "user_id": Filterable(col(Account.user_id), Id, EXACT),
-    "requested_by": Filterable(col(Adjustment.requested_by), Id, EXACT),
-    "created_at": Filterable(col(Adjustment.created_at), Instant, ORDERED),
-}
-_KEY = Sortable(col(Adjustment.id), UUID)
+_ID = Sortable(col(Adjustment.id), UUID)
+
+ADJUSTMENTS = Listing[Adjustment](
+    filters={
+        "state": Filterable(col(Adjustment.state), AdjustmentState, EXACT),
+        "user_id": Filterable(col(Account.user_id), Id, EXACT),
+        "requested_by": Filterable(col(Adjustment.requested_by), Id, EXACT),
+        "created_at": Filterable(col(Adjustment.created_at), Instant, ORDERED),
+    },
+    sorts={"id": _ID},
+    key=_ID,
+    default="-id",
+)
 
 
 class AdjustmentRepository(SqlAccess):
@@ -37,14 +42,9 @@ class AdjustmentRepository(SqlAccess):
         # What another transaction decided while this one waited for the lock is read, not what was known before.
         return (await self.session.exec(statement.execution_options(populate_existing=True))).one_or_none()
 
-    async def page(
-        self, *, filters: Sequence[str], sort: str | None, limit: int, cursor: str | None
-    ) -> Rows[Adjustment]:
+    async def page(self, wanted: PageQuery) -> Rows[Adjustment]:
         """The newest first unless sorted otherwise."""
-        query = QueryBuilder[Adjustment](
-            _with_user(), filters=_FILTERS, sorts={"id": _KEY}, key=_KEY, default_sort="-id"
-        )
-        return await query.filter(filters).sort(sort).page(self.session, limit=limit, cursor=cursor)
+        return await ADJUSTMENTS.page(self.session, _with_user(), wanted)
 
 
 def _with_user() -> SelectOfScalar[Adjustment]:

@@ -1,14 +1,16 @@
 """HTTP for operators who correct what credits did: reversals and adjustments."""
 
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Response
 
-from services.api.dependencies import Operator, PageParams, State, Work
+from services.api.dependencies import Operator, State, Work, page_of
 from services.api.idempotency import IDEMPOTENCY_KEY_REQUIRED
 from services.api.problems import responses
 from services.api.transaction import TransactionRoute
 from services.credits.corrections import service as corrections
+from services.credits.corrections.repository import ADJUSTMENTS
 from services.credits.models import Account, Adjustment
 from services.credits.schemas import (
     AdjustmentCreate,
@@ -17,7 +19,7 @@ from services.credits.schemas import (
     TransferDetail,
 )
 from services.credits.transfers.repository import TransferRow
-from services.query import Page
+from services.query import Page, PageQuery
 from services.users.schemas import UserSummary
 
 router = APIRouter(route_class=TransactionRoute, tags=["credits"])
@@ -55,9 +57,11 @@ async def create_adjustment(
 
 
 @router.get("/adjustments", responses=responses(400, 401, 403, 422))
-async def list_adjustments(_: Operator, page: PageParams, uow: Work) -> Page[AdjustmentPublic]:
-    """All adjustments, the newest first. Filters: created_at, requested_by, state, user_id."""
-    found = await uow.adjustments.page(filters=page.filters, sort=page.sort, limit=page.limit, cursor=page.cursor)
+async def list_adjustments(
+    _: Operator, page: Annotated[PageQuery, page_of(ADJUSTMENTS)], uow: Work
+) -> Page[AdjustmentPublic]:
+    """All adjustments, the newest first."""
+    found = await uow.adjustments.page(page)
     return Page(data=[_public(one) for one in found.data], has_more=found.has_more, next_cursor=found.next_cursor)
 
 

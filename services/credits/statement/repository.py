@@ -1,6 +1,5 @@
 """All SQL of an account's statement."""
 
-from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Protocol, cast
@@ -13,15 +12,20 @@ from sqlmodel.sql.expression import SelectOfScalar
 
 from services.credits.models import Account, Entry, Transfer, TransferKind
 from services.fields import Id, Instant
-from services.query import EXACT, ORDERED, Filterable, QueryBuilder, Rows, Sortable
+from services.query import EXACT, ORDERED, Filterable, Listing, PageQuery, Rows, Sortable
 from services.sql import SqlAccess
 
-_FILTERS = {
-    "created_at": Filterable(col(Entry.created_at), Instant, ORDERED),
-    "kind": Filterable(col(Transfer.kind), TransferKind, EXACT),
-}
-_KEY = Sortable(col(Entry.version), Id)
+_VERSION = Sortable(col(Entry.version), Id)
 
+ENTRIES = Listing[Entry](
+    filters={
+        "created_at": Filterable(col(Entry.created_at), Instant, ORDERED),
+        "kind": Filterable(col(Transfer.kind), TransferKind, EXACT),
+    },
+    sorts={"version": _VERSION},
+    key=_VERSION,
+    default="-version",
+)
 
 _LINE = (
     col(Entry.version),
@@ -48,12 +52,13 @@ class Line(Protocol):
     note: str
 
 
+_LINES = Listing[Line](ENTRIES.filters, ENTRIES.sorts, ENTRIES.key, default="version")
+
+
 class StatementRepository(SqlAccess):
     """What came in and went out. Entries are never changed and their versions have no gap."""
 
-    async def page(
-        self, account_id: int, *, filters: Sequence[str], sort: str | None, limit: int, cursor: str | None
-    ) -> Rows[Entry]:
+    async def page(self, account_id: int, wanted: PageQuery) -> Rows[Entry]:
         """Entries with their transfers, the newest first unless sorted otherwise."""
         statement = (
             select(Entry)
@@ -61,10 +66,7 @@ class StatementRepository(SqlAccess):
             .where(col(Entry.account_id) == account_id)
             .options(contains_eager(Entry.transfer))  # type: ignore[arg-type]
         )
-        query = QueryBuilder[Entry](
-            statement, filters=_FILTERS, sorts={"version": _KEY}, key=_KEY, default_sort="-version"
-        )
-        return await query.filter(filters).sort(sort).page(self.session, limit=limit, cursor=cursor)
+        return await ENTRIES.page(self.session, statement, wanted)
 
     async def bounds(self, user_id: int) -> tuple[int, int] | None:
         """The user's account and the version of its newest entry; None where there is no such account."""
@@ -72,9 +74,7 @@ class StatementRepository(SqlAccess):
         row = (await self.session.exec(statement)).one_or_none()
         return None if row is None else (row[0], row[1])
 
-    async def lines(
-        self, account_id: int, *, filters: Sequence[str], last_version: int, limit: int, cursor: str | None
-    ) -> Rows[Line]:
+    async def lines(self, account_id: int, last_version: int, wanted: PageQuery) -> Rows[Line]:
         """Entries up to `last_version`, the oldest first."""
         statement = (
             sqlalchemy.select(*_LINE)
@@ -83,5 +83,4 @@ class StatementRepository(SqlAccess):
         )
         # Its rows have a line's attributes.
         lines = cast("SelectOfScalar[Line]", statement)
-        query = QueryBuilder[Line](lines, filters=_FILTERS, sorts={"version": _KEY}, key=_KEY, default_sort="version")
-        return await query.filter(filters).page(self.session, limit=limit, cursor=cursor)
+        return await _LINES.page(self.session, lines, wanted)

@@ -1,30 +1,30 @@
 """HTTP for the statement."""
 
 from collections.abc import AsyncIterator
+from typing import Annotated
 
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
-from services.api.dependencies import CurrentUser, Filters, PageParams, State, Work
+from services.api.dependencies import CurrentUser, State, Work, filters_of, page_of
 from services.api.problems import responses
 from services.api.transaction import TransactionRoute
 from services.credits.ledger import service
 from services.credits.models import Entry
 from services.credits.schemas import EntryPublic
+from services.credits.statement.repository import ENTRIES
 from services.credits.statement.service import statement_csv
-from services.query import Page, Rows
+from services.query import Page, PageQuery, Rows
 from services.unit_of_work import UnitOfWork
 
 router = APIRouter(route_class=TransactionRoute, tags=["credits"])
 
 
 @router.get("/accounts/me/statement", response_model=Page[EntryPublic], responses=responses(400, 401, 422))
-async def read_statement(user: CurrentUser, page: PageParams, uow: Work) -> Rows[Entry]:
-    """What came in and went out, the newest first, with the balance after each. Filters: created_at, kind."""
+async def read_statement(user: CurrentUser, page: Annotated[PageQuery, page_of(ENTRIES)], uow: Work) -> Rows[Entry]:
+    """What came in and went out, the newest first, with the balance after each."""
     account = await service.account_of(uow, user.id)
-    return await uow.statements.page(
-        account.id, filters=page.filters, sort=page.sort, limit=page.limit, cursor=page.cursor
-    )
+    return await uow.statements.page(account.id, page)
 
 
 @router.get(
@@ -32,8 +32,13 @@ async def read_statement(user: CurrentUser, page: PageParams, uow: Work) -> Rows
     response_class=StreamingResponse,
     responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}, **responses(400, 401, 422)},
 )
-async def export_statement(user: CurrentUser, uow: Work, state: State, filters: Filters = []) -> StreamingResponse:  # noqa: B006
-    """The whole statement as CSV (RFC 4180), the oldest entry first. Filters: created_at, kind."""
+async def export_statement(
+    user: CurrentUser,
+    uow: Work,
+    state: State,
+    filters: Annotated[list[str], filters_of(ENTRIES)] = [],  # noqa: B006  (FastAPI copies it)
+) -> StreamingResponse:
+    """The whole statement as CSV (RFC 4180), the oldest entry first."""
     # The connection goes back to the pool: the export takes one for a moment at a time.
     await uow.rollback()
     pieces = statement_csv(lambda: UnitOfWork(state.database.read), user.id, filters)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from services.credits.statement.repository import Line
 from services.errors import NotFound
+from services.query import PageQuery
 from services.unit_of_work import UnitOfWork
 
 HEADINGS = ("version", "created_at", "kind", "amount", "balance", "transfer_id", "order_id", "note")
@@ -33,9 +34,8 @@ async def statement_csv(
     piece.writer.writerow(HEADINGS)
     while True:
         async with open_work() as uow:
-            lines = await uow.statements.lines(
-                account_id, filters=filters, last_version=last_version, limit=_LINES_A_PIECE, cursor=cursor
-            )
+            wanted = PageQuery(filters, limit=_LINES_A_PIECE, cursor=cursor)
+            lines = await uow.statements.lines(account_id, last_version, wanted)
         piece.writer.writerows(map(_row, lines.data))
         yield piece.take()
         if not lines.has_more:

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Path, Query
 
-from services.api.dependencies import Operator, PageParams, Work
+from services.api.dependencies import Operator, Work, page_of
 from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED
 from services.api.problems import responses
 from services.api.transaction import TransactionRoute
@@ -14,6 +14,7 @@ from services.fields import Id
 from services.operations.outbox.schemas import (
     Because,
     DeadLetterDetail,
+    DeadLetterPublic,
     DeferredPublic,
     LettersWanted,
     LimitChange,
@@ -21,10 +22,11 @@ from services.operations.outbox.schemas import (
 )
 from services.outbox.control import service as control
 from services.outbox.control import why
+from services.outbox.control.repository import DEAD_LETTERS, DEFERRED
 from services.outbox.control.service import By, Group, Slice, TypeState, WorkerState
 from services.outbox.control.why import Why
-from services.outbox.models import OutboxRow
-from services.query import Page, Rows
+from services.outbox.models import DeadLetter, OutboxRow
+from services.query import Page, PageQuery, Rows
 from services.users.repository import SignedIn
 
 router = APIRouter(route_class=TransactionRoute, tags=["operations"], prefix="/operations")
@@ -98,6 +100,14 @@ async def list_groups(
     return await control.groups(uow, type, limit)
 
 
+@router.get("/dead-letters", response_model=Page[DeadLetterPublic], responses=_READ)
+async def list_dead_letters(
+    _: Operator, page: Annotated[PageQuery, page_of(DEAD_LETTERS)], uow: Work
+) -> Rows[DeadLetter]:
+    """Events whose attempts are used up, the oldest first."""
+    return await uow.control.dead_letters(page)
+
+
 @router.get("/dead-letters/{position}", responses=_READ_ONE)
 async def read_dead_letter(position: Id, _: Operator, uow: Work) -> DeadLetterDetail:
     """One dead letter with its full error, its history and its payload."""
@@ -124,9 +134,9 @@ async def discard_dead_letters(wanted: LettersWanted, user: Operator, uow: Work)
 
 
 @router.get("/deferred", response_model=Page[DeferredPublic], responses=_READ)
-async def list_deferred(_: Operator, page: PageParams, uow: Work) -> Rows[OutboxRow]:
+async def list_deferred(_: Operator, page: Annotated[PageQuery, page_of(DEFERRED)], uow: Work) -> Rows[OutboxRow]:
     """Events whose writers deferred them."""
-    return await uow.control.deferred(filters=page.filters, sort=page.sort, limit=page.limit, cursor=page.cursor)
+    return await uow.control.deferred(page)
 
 
 @router.post("/deferred/{event_id}/cancel", status_code=204, dependencies=_ONCE, responses=_ACT_ON_ONE)

@@ -4,9 +4,9 @@ from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, Field
 
-from services.fields import Instant, StrictId, storable
+from services.fields import Instant, RequestBody, StrictId, storable
 from services.outbox.control.schemas import Selection
 from services.outbox.models import DeadLetter, EventRow
 
@@ -22,6 +22,18 @@ class DeferredPublic(BaseModel):
     aggregate: str
     type: str
     available_at: datetime
+
+
+class DeadLetterPublic(BaseModel):
+    """An event whose attempts are used up."""
+
+    position: int
+    event_id: UUID
+    aggregate: str
+    type: str
+    attempts: int
+    error: str
+    died_at: datetime
 
 
 class DeadLetterDetail(BaseModel):
@@ -52,11 +64,7 @@ class DeadLetterDetail(BaseModel):
         )
 
 
-class _Given(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Because(_Given):
+class Because(RequestBody):
     """Why, for the audit."""
 
     reason: Reason = ""

@@ -1,6 +1,6 @@
 """All SQL about what is given back of an order."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from uuid import UUID
@@ -9,10 +9,13 @@ from sqlalchemy.orm import selectinload
 from sqlmodel import col, select
 
 from services.orders.models import Refund
-from services.query import QueryBuilder, Rows, Sortable
+from services.query import Listing, PageQuery, Rows, Sortable
 from services.sql import SqlAccess, Statement
 
-_KEY = Sortable(col(Refund.id), UUID)
+_ID = Sortable(col(Refund.id), UUID)
+
+REFUNDS = Listing[Refund](filters={}, sorts={"id": _ID}, key=_ID, default="id")
+
 _WITH_LINES = selectinload(Refund.lines)  # type: ignore[arg-type]
 
 _SOLD = Statement("""
@@ -94,10 +97,7 @@ class RefundRepository(SqlAccess):
     async def get(self, refund_id: UUID) -> Refund:
         return (await self.session.exec(select(Refund).where(col(Refund.id) == refund_id).options(_WITH_LINES))).one()
 
-    async def page(
-        self, order_id: UUID, *, filters: Sequence[str], sort: str | None, limit: int, cursor: str | None
-    ) -> Rows[Refund]:
+    async def page(self, order_id: UUID, wanted: PageQuery) -> Rows[Refund]:
         """What was given back of an order, the oldest first."""
         statement = select(Refund).where(col(Refund.order_id) == order_id).options(_WITH_LINES)
-        query = QueryBuilder[Refund](statement, filters={}, sorts={"id": _KEY}, key=_KEY, default_sort="id")
-        return await query.filter(filters).sort(sort).page(self.session, limit=limit, cursor=cursor)
+        return await REFUNDS.page(self.session, statement, wanted)

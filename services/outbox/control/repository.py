@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 from uuid import UUID
 
 from sqlmodel import col, select
@@ -10,7 +11,7 @@ from services.fields import Id, Instant, Text
 from services.outbox.control.schemas import Selection
 from services.outbox.generations import BY_POSITION, LAST_TAKEN, generations, ready_of
 from services.outbox.models import DeadLetter, EventRow, OutboxRow, Waits
-from services.query import EXACT, ORDERED, Filterable, QueryBuilder, Rows, Sortable
+from services.query import EXACT, ORDERED, Filterable, Listing, PageQuery, Rows, Sortable
 from services.sql import Row, SqlAccess, Statement
 
 COUNTED = 10_000
@@ -253,12 +254,46 @@ _WORKERS = Statement("""
     FROM workers WHERE CAST(:host AS text) IS NULL OR host = :host ORDER BY host, pid, started_at
 """)
 
-_DEFERRED_FILTERS = {
-    "aggregate": Filterable(OutboxRow.aggregate, Text, EXACT),
-    "type": Filterable(OutboxRow.type, Text, EXACT),
-    "available_at": Filterable(OutboxRow.available_at, Instant, ORDERED),
-}
-_POSITION_KEY = Sortable(OutboxRow.position, Id)
+_BACKLOG = Statement("""
+    SELECT count(*) AS waiting,
+        count(*) FILTER (WHERE attempts > 0) AS retrying,
+        coalesce(extract(epoch FROM clock_timestamp() - least(min(available_at) FILTER (
+            WHERE available_at <= clock_timestamp()
+        ), (
+            SELECT occurred_at FROM events WHERE id = (
+                SELECT event_id FROM outbox WHERE available_at IS NULL ORDER BY position LIMIT 1
+            )
+        ))), 0)::float AS oldest_due_seconds,
+        (SELECT count(*) FROM dead_letters) AS dead_letters
+    FROM outbox
+""")
+
+_LETTER = Sortable(DeadLetter.position, Id)
+
+DEAD_LETTERS = Listing[DeadLetter](
+    filters={
+        "aggregate": Filterable(DeadLetter.aggregate, Text, EXACT),
+        "type": Filterable(DeadLetter.type, Text, EXACT),
+        "fingerprint": Filterable(DeadLetter.fingerprint, Text, EXACT),
+        "died_at": Filterable(DeadLetter.died_at, Instant, ORDERED),
+    },
+    sorts={"position": _LETTER},
+    key=_LETTER,
+    default="position",
+)
+
+_PLACE = Sortable(OutboxRow.position, Id)
+
+DEFERRED = Listing[OutboxRow](
+    filters={
+        "aggregate": Filterable(OutboxRow.aggregate, Text, EXACT),
+        "type": Filterable(OutboxRow.type, Text, EXACT),
+        "available_at": Filterable(OutboxRow.available_at, Instant, ORDERED),
+    },
+    sorts={"position": _PLACE, "available_at": Sortable(OutboxRow.available_at, Instant)},
+    key=_PLACE,
+    default="position",
+)
 
 
 class ControlRepository(SqlAccess):
@@ -298,18 +333,17 @@ class ControlRepository(SqlAccess):
         """Dead letters by fingerprint, the largest group first, each with its latest error."""
         return await self.sql.fetch(_GROUPS, type=event_type, slice=limit)
 
-    async def deferred(
-        self, *, filters: Sequence[str], sort: str | None, limit: int, cursor: str | None
-    ) -> Rows[OutboxRow]:
+    async def backlog(self) -> dict[str, Any]:
+        """What waits, what is retried, what is dead, and for how long the oldest due event has waited."""
+        return dict((await self.sql.fetch(_BACKLOG))[0])
+
+    async def dead_letters(self, wanted: PageQuery) -> Rows[DeadLetter]:
+        """Events whose attempts are used up."""
+        return await DEAD_LETTERS.page(self.session, select(DeadLetter), wanted)
+
+    async def deferred(self, wanted: PageQuery) -> Rows[OutboxRow]:
         """Events whose writers deferred them, and that nobody has tried yet."""
-        query = QueryBuilder[OutboxRow](
-            select(OutboxRow).where(col(OutboxRow.waits) == Waits.asked),
-            filters=_DEFERRED_FILTERS,
-            sorts={"position": _POSITION_KEY, "available_at": Sortable(OutboxRow.available_at, Instant)},
-            key=_POSITION_KEY,
-            default_sort="position",
-        )
-        return await query.filter(filters).sort(sort).page(self.session, limit=limit, cursor=cursor)
+        return await DEFERRED.page(self.session, select(OutboxRow).where(col(OutboxRow.waits) == Waits.asked), wanted)
 
     async def cancel(self, event_id: UUID, actor: str, reason: str) -> bool:
         """Delete a deferred event's outbox row; False where there is none, or a worker is processing it."""

@@ -1,4 +1,4 @@
-"""`QueryBuilder`: each operator, and keyset pages that visit every row exactly once."""
+"""`Listing`: each operator, and keyset pages that visit every row exactly once."""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
@@ -13,7 +13,7 @@ from services.catalog.repository import CategoryRepository
 from services.database import Database
 from services.fields import Id, Text
 from services.orders.models import Order
-from services.query import ORDERED, TEXT, Filterable, Operator, QueryBuilder, Rows, Sortable
+from services.query import ORDERED, TEXT, Filterable, Listing, Operator, PageQuery, Rows, Sortable
 from services.unit_of_work import UnitOfWork
 from tests.factories import make_category, make_order, make_product, make_user
 
@@ -29,10 +29,8 @@ async def uow(database: Database) -> AsyncIterator[UnitOfWork]:
 
 
 async def names(uow: UnitOfWork, *filters: str) -> list[str]:
-    query = QueryBuilder[Category](
-        select(Category), filters={"name": NAME}, sorts={"id": KEY}, key=KEY, default_sort="id"
-    )
-    return [row.name for row in (await query.filter(filters).page(uow.session, limit=50, cursor=None)).data]
+    listing = Listing[Category](filters={"name": NAME}, sorts={"id": KEY}, key=KEY, default="id")
+    return [row.name for row in (await listing.page(uow.session, select(Category), PageQuery(filters))).data]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +70,7 @@ async def test_is_null_finds_what_is_missing(database: Database, uow: UnitOfWork
     with_one = await make_order(database, buyer=buyer, lines=[(product, 1)], reference="INV:1")
 
     async def found(*filters: str) -> list[Any]:
-        page = await uow.orders.page(buyer_id=None, seller_id=None, filters=filters, sort=None, limit=9, cursor=None)
+        page = await uow.orders.page(PageQuery(filters, limit=9))
         return [order.id for order in page.data]
 
     assert await found("reference:is_null:true") == [without.id]
@@ -87,7 +85,7 @@ async def test_all_filters_must_hold(database: Database, uow: UnitOfWork) -> Non
 
 
 def products(uow: UnitOfWork, sort: str, limit: int, cursor: str | None) -> Any:
-    return uow.products.page(search=None, filters=[], sort=sort, limit=limit, cursor=cursor)
+    return uow.products.page(PageQuery(sort=sort, limit=limit, cursor=cursor))
 
 
 async def visit(uow: UnitOfWork, sort: str, limit: int) -> list[Product]:
@@ -160,9 +158,8 @@ async def test_pages_of_uuid_keys_go_on_where_they_stopped(database: Database, u
     seen: list[Any] = []
     cursor = None
     while True:
-        page: Rows[Order] = await uow.orders.page(
-            buyer_id=buyer.id, seller_id=None, filters=[], sort="total", limit=2, cursor=cursor
-        )
+        wanted = PageQuery(sort="total", limit=2, cursor=cursor)
+        page: Rows[Order] = await uow.orders.page(wanted, buyer_id=buyer.id)
         seen += [order.id for order in page.data]
         cursor = page.next_cursor
         if cursor is None:
