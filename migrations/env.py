@@ -31,6 +31,7 @@ from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from migrations import column_types
 from services.database import Limits, make_engine
 from services.models import metadata
 from services.outbox.models import PgSnapshot, Xid8
@@ -92,11 +93,16 @@ def include_name(name: str | None, type_: str, _parents: object) -> bool:
 
 
 def render_item(type_: str, item: object, autogen_context: AutogenContext) -> str | Literal[False]:
-    """Write a column type of our own as `Name()` together with its import; leave everything else to Alembic."""
+    """Write a column type of our own as `Name()`, imported from the migrations; leave everything else to Alembic.
+
+    Raises `CommandError` where the migrations have no copy of it: they import nothing from the services.
+    """
     module, name = type(item).__module__, type(item).__name__
     if type_ != "type" or not module.startswith("services."):
         return False
-    autogen_context.imports.add(f"from {module} import {name}")
+    if not hasattr(column_types, name):
+        raise CommandError(f"a migration cannot import {name} from {module}; copy it to migrations/column_types.py")
+    autogen_context.imports.add(f"from {column_types.__name__} import {name}")
     return f"{name}()"
 
 

@@ -7,13 +7,13 @@ Create Date: 2026-11-22 14:27:43.884842+00:00
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from uuid import UUID
 
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-from services.outbox.models import Xid8
-from services.outbox.retention.repository import DEFAULT_PARTITION, month_bounds, months_from, partition_name
+from migrations.column_types import Xid8
 
 revision: str = "0001"
 down_revision: str | None = None
@@ -228,13 +228,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_events")),
         postgresql_partition_by="RANGE (id)",
     )
-    # A partition's name belongs to the log's, and its bounds to the ids: both come from where the cron job takes them.
-    op.execute(f"CREATE TABLE {DEFAULT_PARTITION} PARTITION OF events DEFAULT")
-    for month in months_from(datetime.now(UTC).date(), MONTHS_AHEAD):
-        start, end = month_bounds(*month)
-        op.execute(
-            f"CREATE TABLE {partition_name(*month)} PARTITION OF events FOR VALUES FROM ('{start}') TO ('{end}')"
-        )
+    op.execute("CREATE TABLE events_default PARTITION OF events DEFAULT")
+    for name, start, end in first_partitions(datetime.now(UTC)):
+        op.execute(f"CREATE TABLE {name} PARTITION OF events FOR VALUES FROM ('{start}') TO ('{end}')")
     op.create_table(
         "outbox",
         sa.Column("position", sa.BigInteger(), sa.Identity(), nullable=False),
@@ -305,3 +301,18 @@ def downgrade() -> None:
     ):
         op.drop_table(table)
     # pg_trgm stays: it may have been there before, and other schemas of this database may use it.
+
+
+def first_partitions(now: datetime) -> list[tuple[str, UUID, UUID]]:
+    """The log's partitions from this month to `MONTHS_AHEAD` months later: name, smallest id, smallest id after it."""
+    this_month = now.year * 12 + now.month - 1
+    months = range(this_month, this_month + MONTHS_AHEAD + 1)
+    return [
+        (f"events_{month // 12:04d}_{month % 12 + 1:02d}", first_id(month), first_id(month + 1)) for month in months
+    ]
+
+
+def first_id(month: int) -> UUID:
+    """The smallest id of a month, counted from January of the year 0. A UUIDv7 begins with 48 bits of milliseconds."""
+    start = datetime(month // 12, month % 12 + 1, 1, tzinfo=UTC)
+    return UUID(int=int(start.timestamp() * 1000) << 80)

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from alembic import context, op
 
 from migrations import batches
-from services.outbox.models import PgSnapshot
+from migrations.column_types import PgSnapshot
 
 revision: str = "0005"
 down_revision: str | None = "0004"

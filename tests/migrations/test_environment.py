@@ -25,6 +25,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from migrations.config import alembic_config
 from services.database import Limits
+from services.models import metadata
+from services.outbox.models import Xid8
 from tests.migrations.schema import downgrade, read_schema, revision_of, upgrade
 
 PROJECT = Path(__file__).parents[2]
@@ -346,6 +348,21 @@ def test_a_new_revision_gets_the_next_number_and_can_be_run(database_url: str, t
 
     written = (scripts / "versions" / f"{int(HEAD) + 1:04d}_what_is_missing.py").read_text()
     assert "import sqlmodel\n" in written
+    assert "from migrations.column_types import Xid8\n" in written
     assert written.count("SET LOCAL lock_timeout = '5s'") == 2
     command.upgrade(config, "head")
     command.check(config)
+
+
+def test_a_new_revision_does_not_import_a_type_from_the_services(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripts = shutil.copytree(PROJECT / "migrations", tmp_path / "migrations", ignore=shutil.ignore_patterns("*.pyc"))
+    with psycopg.connect(database_url) as connection:
+        connection.execute("ALTER TABLE events DROP COLUMN transaction_id")
+    config = alembic_config(database_url)
+    config.set_main_option("script_location", str(scripts))
+    newer = type("Newer", (Xid8,), {"__module__": Xid8.__module__})
+    monkeypatch.setattr(metadata.tables["events"].c.transaction_id, "type", newer())
+    with pytest.raises(CommandError, match=r"copy it to migrations/column_types\.py"):
+        command.revision(config, "What is missing", autogenerate=True)

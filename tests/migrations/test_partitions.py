@@ -96,6 +96,19 @@ async def test_migration_makes_this_month_and_the_next_three(database: Database)
         assert await partition_of(connection, event_id) == partition_name(today.year, today.month)
 
 
+async def test_migration_and_cron_job_agree_on_the_bounds_of_a_month(database: Database) -> None:
+    async with database.engine.begin() as connection:
+        bounds = text(
+            "SELECT relname, pg_get_expr(relpartbound, oid) FROM pg_class WHERE relispartition AND relkind = 'r'"
+        )
+        made = {name: str(bound) for name, bound in await connection.execute(bounds)}
+    expected = {DEFAULT_PARTITION: "DEFAULT"}
+    for month in months_from(datetime.now(UTC).date(), 3):
+        start, end = month_bounds(*month)
+        expected[partition_name(*month)] = f"FOR VALUES FROM ('{start}') TO ('{end}')"
+    assert made == expected
+
+
 async def test_an_event_beyond_all_months_is_written_all_the_same(database: Database) -> None:
     event_id = id_at(datetime(2099, 5, 1, tzinfo=UTC))
     async with database.engine.begin() as connection:
