@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from alembic import command
 from fastapi import FastAPI
-from httpx import ASGITransport, AsyncClient
+from httpx2 import ASGITransport, AsyncClient
 from psycopg import sql
 from redis import Redis
 from sqlalchemy import make_url

@@ -2,7 +2,7 @@
 
 from decimal import Decimal
 
-from httpx import AsyncClient
+from httpx2 import AsyncClient
 from sqlalchemy import text
 
 from services.database import Database

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
-import httpx
+import httpx2
 import typer
 from pydantic_settings import DotEnvSettingsSource, EnvSettingsSource
 from sqlalchemy.exc import DBAPIError
@@ -156,7 +156,7 @@ class _House:
         assert self.api is not None
         deadline = time.monotonic() + READY_SECONDS
         # trust_env: a proxy of the user's is not the way to the loopback address.
-        with httpx.Client(trust_env=False, timeout=2.0) as client:
+        with httpx2.Client(trust_env=False, timeout=2.0) as client:
             while not self.stop.wanted:
                 if _ended(self.api) and child.port_was_taken(self.api.last_words()):
                     # Another program was faster: take the next one.
@@ -239,7 +239,7 @@ def _ended(program: Program) -> bool:
 def _listens(program: Program, url: str) -> bool:
     """Whether this program is the one that listens there; True if the system has no /proc to tell."""
     descriptors = Path(f"/proc/{_pid(program)}/fd")
-    port = f":{httpx.URL(url).port or 80:04X}"
+    port = f":{httpx2.URL(url).port or 80:04X}"
     held = set()
     try:
         sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
@@ -252,8 +252,8 @@ def _listens(program: Program, url: str) -> bool:
     return any(f"socket:[{row[9]}]" in held for row in sockets if row[1].endswith(port) and row[3] == "0A")
 
 
-def _answers(client: httpx.Client, url: str) -> bool:
+def _answers(client: httpx2.Client, url: str) -> bool:
     try:
         return client.get(f"{url}/readyz").is_success
-    except httpx.HTTPError:
+    except httpx2.HTTPError:
         return False

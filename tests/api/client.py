@@ -5,7 +5,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import uuid4
 
-import httpx
+import httpx2
 from fastapi import FastAPI
 from sqlalchemy import text
 
@@ -28,7 +28,7 @@ FRESH = "fresh"
 class Api:
     """The application in this process, its lifespan running, and a client of it."""
 
-    def __init__(self, app: FastAPI, client: httpx.AsyncClient, settings: Settings, database: Database) -> None:
+    def __init__(self, app: FastAPI, client: httpx2.AsyncClient, settings: Settings, database: Database) -> None:
         self.app = app
         self.client = client
         self.settings = settings
@@ -45,7 +45,7 @@ class Api:
         version: int | None = None,
         headers: Mapping[str, str] | None = None,
         **body: Any,
-    ) -> httpx.Response:
+    ) -> httpx2.Response:
         """Send a request as the user `by`, with an Idempotency-Key and the version it read where they are given."""
         sent = dict(headers or {})
         if by is not None:
@@ -56,17 +56,17 @@ class Api:
             sent["If-Match"] = f'"{version}"'
         return await self.client.request(method, path, headers=sent, **body)
 
-    async def get(self, path: str, *, by: User | None = None, **more: Any) -> httpx.Response:
+    async def get(self, path: str, *, by: User | None = None, **more: Any) -> httpx2.Response:
         return await self.request("GET", path, by=by, **more)
 
-    async def post(self, path: str, *, by: User | None = None, key: str | None = FRESH, **more: Any) -> httpx.Response:
+    async def post(self, path: str, *, by: User | None = None, key: str | None = FRESH, **more: Any) -> httpx2.Response:
         """POST with a fresh Idempotency-Key unless another or none (`None`) is given."""
         return await self.request("POST", path, by=by, key=key, **more)
 
-    async def patch(self, path: str, *, by: User | None = None, version: int | None, **more: Any) -> httpx.Response:
+    async def patch(self, path: str, *, by: User | None = None, version: int | None, **more: Any) -> httpx2.Response:
         return await self.request("PATCH", path, by=by, version=version, **more)
 
-    async def delete(self, path: str, *, by: User | None = None, **more: Any) -> httpx.Response:
+    async def delete(self, path: str, *, by: User | None = None, **more: Any) -> httpx2.Response:
         return await self.request("DELETE", path, by=by, **more)
 
     async def place(self, buyer: User, *lines: tuple[Product, int], **more: Any) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def order_of(*lines: tuple[Product, Any], **more: Any) -> dict[str, Any]:
 
 
 def assert_problem(
-    reply: httpx.Response, status: int, code: str, *, pointers: Sequence[str] | None = None
+    reply: httpx2.Response, status: int, code: str, *, pointers: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """RFC 9457 with a stable code and the request's id; `pointers` are the fields it must name."""
     assert reply.status_code == status, f"{reply.status_code}: {reply.text}"

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 
-import httpx
+import httpx2
 import pytest
 
 from services.app import create_app
@@ -15,9 +15,9 @@ from tests.api.client import Api
 async def api(settings: Settings, database: Database) -> AsyncIterator[Api]:
     """The application on this test's database. An error it does not handle is a 500 here, as over a socket."""
     app = create_app(settings)
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://api.test") as client,
+        httpx2.AsyncClient(transport=transport, base_url="http://api.test") as client,
     ):
         yield Api(app, client, settings, database)

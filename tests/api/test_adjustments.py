@@ -3,7 +3,7 @@
 from typing import Any
 from uuid import uuid4
 
-import httpx
+import httpx2
 import pytest
 
 from services.users.models import User
@@ -14,11 +14,11 @@ from tests.factories import make_operator, make_user
 ABOVE = "1000.01"
 
 
-async def adjust(api: Api, by: User, user: User, amount: Any, reason: Any = "found in the till") -> httpx.Response:
+async def adjust(api: Api, by: User, user: User, amount: Any, reason: Any = "found in the till") -> httpx2.Response:
     return await api.post("/v1/adjustments", by=by, json={"user_id": user.id, "amount": amount, "reason": reason})
 
 
-async def decide(api: Api, by: User, adjustment: dict[str, Any], verb: str) -> httpx.Response:
+async def decide(api: Api, by: User, adjustment: dict[str, Any], verb: str) -> httpx2.Response:
     return await api.post(f"/v1/adjustments/{adjustment['id']}/{verb}", by=by)
 
 

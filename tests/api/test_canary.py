@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import httpx
+import httpx2
 import psycopg
 import pytest
 from sqlalchemy import text
@@ -29,13 +29,13 @@ ALLOWED = "DROP FUNCTION forbid CASCADE"
 
 
 @pytest.fixture
-async def often(settings: Settings) -> AsyncIterator[tuple[httpx.AsyncClient, ApiState]]:
+async def often(settings: Settings) -> AsyncIterator[tuple[httpx2.AsyncClient, ApiState]]:
     """The application, with a canary that tries all the time."""
     async with running(settings.model_copy(update={"canary_interval": OFTEN})) as started:
         yield started
 
 
-async def failed_for(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture, why: str) -> None:
+async def failed_for(client: httpx2.AsyncClient, caplog: pytest.LogCaptureFixture, why: str) -> None:
     assert await until_it_says(client, canary="failed") == 503
     status, said, retry_after = await readiness(client)
     assert (status, said["ready"], said["database"], retry_after) == (503, False, "ok", "1")
@@ -50,7 +50,7 @@ async def number(database: Database) -> int:
         return int((await connection.execute(text(MINE))).scalar_one())
 
 
-async def test_it_writes_again_and_again(often: tuple[httpx.AsyncClient, ApiState], database: Database) -> None:
+async def test_it_writes_again_and_again(often: tuple[httpx2.AsyncClient, ApiState], database: Database) -> None:
     client, state = often
     first = await number(database)
 
@@ -63,7 +63,7 @@ async def test_it_writes_again_and_again(often: tuple[httpx.AsyncClient, ApiStat
 
 
 async def test_a_committed_write_that_is_not_there_is_noticed(
-    often: tuple[httpx.AsyncClient, ApiState], database_url: str, caplog: pytest.LogCaptureFixture
+    often: tuple[httpx2.AsyncClient, ApiState], database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     client, _ = often
     with psycopg.connect(database_url, autocommit=True) as other:
@@ -75,7 +75,7 @@ async def test_a_committed_write_that_is_not_there_is_noticed(
 
 
 async def test_a_refused_write_is_reported(
-    often: tuple[httpx.AsyncClient, ApiState], database_url: str, caplog: pytest.LogCaptureFixture
+    often: tuple[httpx2.AsyncClient, ApiState], database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     client, _ = often
     caplog.set_level(logging.INFO, module.__name__)
@@ -88,7 +88,7 @@ async def test_a_refused_write_is_reported(
 
 
 async def test_a_failed_commit_is_reported(
-    often: tuple[httpx.AsyncClient, ApiState], database_url: str, caplog: pytest.LogCaptureFixture
+    often: tuple[httpx2.AsyncClient, ApiState], database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     client, _ = often
     with psycopg.connect(database_url, autocommit=True) as other:
@@ -106,7 +106,7 @@ async def test_a_failed_commit_is_reported(
 
 @pytest.mark.parametrize("step", ["write its row", "commit"])
 async def test_an_attempt_that_hangs_is_reported_in_time_and_the_next_ones_go_on(
-    often: tuple[httpx.AsyncClient, ApiState],
+    often: tuple[httpx2.AsyncClient, ApiState],
     database: Database,
     database_url: str,
     caplog: pytest.LogCaptureFixture,
@@ -184,7 +184,7 @@ async def test_without_a_free_connection_an_attempt_is_postponed_and_nothing_fai
 
 
 async def test_connections_that_the_server_ended_are_not_a_failure(
-    often: tuple[httpx.AsyncClient, ApiState], database: Database, administrator: Administrator, settings: Settings
+    often: tuple[httpx2.AsyncClient, ApiState], database: Database, administrator: Administrator, settings: Settings
 ) -> None:
     _, state = often
     name = settings.async_url().database
@@ -200,7 +200,7 @@ async def test_connections_that_the_server_ended_are_not_a_failure(
 
 
 async def test_a_canary_whose_task_ends_unasked_says_so_and_the_process_is_unready(
-    often: tuple[httpx.AsyncClient, ApiState], caplog: pytest.LogCaptureFixture
+    often: tuple[httpx2.AsyncClient, ApiState], caplog: pytest.LogCaptureFixture
 ) -> None:
     client, state = often
     assert state.canary._running is not None
@@ -231,7 +231,7 @@ async def test_rows_of_stopped_processes_are_deleted_after_a_day(settings: Setti
 
 
 async def test_metrics_show_its_age_and_its_failures(
-    often: tuple[httpx.AsyncClient, ApiState], database_url: str
+    often: tuple[httpx2.AsyncClient, ApiState], database_url: str
 ) -> None:
     client, _ = often
     before = samples_of((await client.get("/metrics")).text)

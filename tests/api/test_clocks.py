@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
-import httpx
+import httpx2
 import pytest
 
 from services.settings import Settings
@@ -84,7 +84,7 @@ async def test_the_end_of_a_hold_is_compared_with_the_clock_that_ends_it(
     payer, payee = await make_user(api.database, credits="25"), await make_user(api.database)
     mislead(monkeypatch, seconds)
 
-    async def hold(expires_at: datetime) -> httpx.Response:
+    async def hold(expires_at: datetime) -> httpx2.Response:
         wanted = {"to_user_id": payee.id, "amount": "10.00", "expires_at": expires_at.isoformat()}
         return await api.post("/v1/holds", by=payer, json=wanted)
 

@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from services.fields import now
@@ -14,7 +14,7 @@ from tests.api.test_holds import held, resolve
 from tests.factories import make_operator, make_product, make_user
 
 
-async def close(api: Api, user: User) -> httpx.Response:
+async def close(api: Api, user: User) -> httpx2.Response:
     return await api.post(f"/v1/accounts/{user.id}/close", by=await make_operator(api.database))
 
 
@@ -23,7 +23,7 @@ async def closed(api: Api, user: User) -> None:
     assert reply.status_code == 200, reply.text
 
 
-async def reopen(api: Api, user: User) -> httpx.Response:
+async def reopen(api: Api, user: User) -> httpx2.Response:
     return await api.post(f"/v1/accounts/{user.id}/reopen", by=await make_operator(api.database))
 
 

@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-import httpx
+import httpx2
 import pytest
 
 from services.fields import now
@@ -14,7 +14,7 @@ from tests.api.later import assert_nothing_differs, let_the_time_run_out, sweep
 from tests.factories import make_operator, make_user
 
 
-async def hold(api: Api, payer: User, payee: User, amount: str = "10.00", **more: Any) -> httpx.Response:
+async def hold(api: Api, payer: User, payee: User, amount: str = "10.00", **more: Any) -> httpx2.Response:
     wanted = {"to_user_id": payee.id, "amount": amount, "expires_at": (now() + timedelta(hours=1)).isoformat(), **more}
     return await api.post("/v1/holds", by=payer, json=wanted)
 
@@ -25,7 +25,7 @@ async def held(api: Api, payer: User, payee: User, amount: str = "10.00") -> str
     return str(reply.json()["id"])
 
 
-async def resolve(api: Api, transfer_id: object, verb: str, by: User, **body: Any) -> httpx.Response:
+async def resolve(api: Api, transfer_id: object, verb: str, by: User, **body: Any) -> httpx2.Response:
     return await api.post(f"/v1/transfers/{transfer_id}/{verb}", by=by, json=body or None)
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 from uuid import uuid4
 
 import pytest
-from httpx import Response
+from httpx2 import Response
 from sqlalchemy import text
 
 from services.idempotency.repository import RequestKey

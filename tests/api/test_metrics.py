@@ -4,7 +4,7 @@ import logging
 from datetime import timedelta
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
@@ -118,11 +118,11 @@ async def test_without_the_database_the_process_still_tells_its_own(api: Api, ad
     assert (await scrape(api))["waybill_database_up", ()] == 1
 
 
-async def read(settings: Settings, authorization: str | None) -> httpx.Response:
+async def read(settings: Settings, authorization: str | None) -> httpx2.Response:
     app = create_app(settings)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api.test") as client,
+        httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://api.test") as client,
     ):
         headers: dict[bytes, bytes] = {}
         if authorization is not None:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any
 
-import httpx
+import httpx2
 import psycopg
 from psycopg import sql
 from sqlalchemy import make_url
@@ -22,13 +22,13 @@ SESSIONS = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE d
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[tuple[httpx.AsyncClient, ApiState]]:
+async def running(settings: Settings) -> AsyncIterator[tuple[httpx2.AsyncClient, ApiState]]:
     """The application with these settings, after its canary's first attempt."""
     app = create_app(settings)
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://api.test") as client,
+        httpx2.AsyncClient(transport=transport, base_url="http://api.test") as client,
     ):
         state: ApiState = app.state.waybill
         await until(lambda: _is(state.canary.state != "pending"))
@@ -48,12 +48,12 @@ async def _is(value: bool) -> bool:
     return value
 
 
-async def readiness(client: httpx.AsyncClient) -> tuple[int, dict[str, Any], str | None]:
+async def readiness(client: httpx2.AsyncClient) -> tuple[int, dict[str, Any], str | None]:
     reply = await client.get("/readyz")
     return reply.status_code, reply.json(), reply.headers.get("retry-after")
 
 
-async def until_it_says(client: httpx.AsyncClient, **expected: Any) -> int:
+async def until_it_says(client: httpx2.AsyncClient, **expected: Any) -> int:
     """Wait until readiness says so; returns the status."""
     status = 0
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from services.users.models import User
@@ -12,7 +12,7 @@ from tests.api.test_holds import held, resolve
 from tests.factories import make_operator, make_user
 
 
-async def reverse(api: Api, by: User, transfer_id: object, reason: Any = "sent in error") -> httpx.Response:
+async def reverse(api: Api, by: User, transfer_id: object, reason: Any = "sent in error") -> httpx2.Response:
     return await api.post(f"/v1/transfers/{transfer_id}/reverse", by=by, json={"reason": reason})
 
 

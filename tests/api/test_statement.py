@@ -6,7 +6,7 @@ import io
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 import uvicorn
 
@@ -180,10 +180,10 @@ async def test_an_export_that_fails_in_the_middle_does_not_look_complete(
     serving = asyncio.create_task(server.serve())
     try:
         # Retried while it does not listen yet.
-        transport = httpx.AsyncHTTPTransport(retries=8)
+        transport = httpx2.AsyncHTTPTransport(retries=8)
         headers = {"Authorization": f"Bearer {api.tokens.make(user.id)}"}
-        async with httpx.AsyncClient(base_url=f"http://{LOOPBACK}:{port}", transport=transport) as client:
-            with pytest.raises(httpx.RemoteProtocolError):
+        async with httpx2.AsyncClient(base_url=f"http://{LOOPBACK}:{port}", transport=transport) as client:
+            with pytest.raises(httpx2.RemoteProtocolError):
                 await client.get(f"{PATH}.csv", headers=headers)
             assert (await client.get(f"{PATH}.csv", headers=headers)).status_code == 200
     finally:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from services.transaction import SAVEPOINT_BUDGET
@@ -23,12 +23,12 @@ def item(to: User | int, amount: str = "1", **more: Any) -> dict[str, Any]:
 
 async def send(
     api: Api, sender: User, *items: dict[str, Any], mode: str = "independent", key: str = "fresh", **more: Any
-) -> httpx.Response:
+) -> httpx2.Response:
     wanted = {"mode": mode, "transfers": list(items), **more}
     return await api.post("/v1/transfers/batch", by=sender, key=key, json=wanted)
 
 
-def codes(reply: httpx.Response) -> list[str]:
+def codes(reply: httpx2.Response) -> list[str]:
     """`posted` or the error's code, by item."""
     results = reply.json()["results"]
     for result in results:
@@ -293,7 +293,7 @@ async def test_a_hundred_simultaneous_batches_with_one_key_take_effect_once(api:
 async def test_batches_that_cross_never_deadlock_and_keep_the_sum(api: Api, caplog: pytest.LogCaptureFixture) -> None:
     users = [await make_user(api.database, credits="50") for _ in range(6)]
 
-    async def cross(number: int) -> httpx.Response:
+    async def cross(number: int) -> httpx2.Response:
         sender = users[number % 6]
         others = [user for user in users if user is not sender]
         return await send(api, sender, *[item(others[(number + n) % 5], "3.50") for n in range(8)])

@@ -11,7 +11,7 @@ from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from services.local.embedded.ports import LOOPBACK, any_free_port
 from services.settings import Settings
@@ -87,7 +87,7 @@ class Edge:
 
     def metrics(self) -> dict[str, float]:
         """Samples by name and labels as they are printed."""
-        text = httpx.get(f"{self.url}/metrics", trust_env=False, timeout=30).text
+        text = httpx2.get(f"{self.url}/metrics", trust_env=False, timeout=30).text
         return {name: float(value) for name, value in re.findall(r"^([a-z_]+(?:\{.*\})?) (\S+)$", text, re.MULTILINE)}
 
     def refused(self, reason: str) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import asyncpg
-import httpx
+import httpx2
 
 from services.api.tokens import Tokens
 from services.catalog.models import Product
@@ -42,7 +42,7 @@ LOOK = """
 class Bank:
     """What the clients know, and what they have seen."""
 
-    def __init__(self, client: httpx.AsyncClient, tokens: Tokens, users: list[User], products: list[Product]) -> None:
+    def __init__(self, client: httpx2.AsyncClient, tokens: Tokens, users: list[User], products: list[Product]) -> None:
         self._client = client
         self._tokens = tokens
         self.users = users
@@ -55,7 +55,7 @@ class Bank:
     def is_open(self) -> bool:
         return time.monotonic() < self.ends
 
-    async def post(self, by: User, path: str, body: dict[str, Any]) -> httpx.Response:
+    async def post(self, by: User, path: str, body: dict[str, Any]) -> httpx2.Response:
         """Sent again with the same key for as long as the twin is in flight."""
         headers = {"Authorization": f"Bearer {self._tokens.make(by.id)}", "Idempotency-Key": str(uuid4())}
         while True:
@@ -146,7 +146,9 @@ async def test_the_sum_is_exact_and_nobody_overdraws_at_any_moment_while_workers
         _, url = stack.enter_context(running_api(settings, tmp_path / "api.log"))
         workers = [stack.enter_context(running_worker(settings, tmp_path / f"worker-{n}.log")) for n in range(2)]
         wait_until(lambda: answers(url), "the API")
-        async with httpx.AsyncClient(base_url=url, timeout=30, limits=httpx.Limits(max_connections=CLIENTS)) as client:
+        async with httpx2.AsyncClient(
+            base_url=url, timeout=30, limits=httpx2.Limits(max_connections=CLIENTS)
+        ) as client:
             bank = Bank(client, Tokens.from_settings(settings), users, products)
             async with asyncio.TaskGroup() as group:
                 for seed in range(CLIENTS):

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from services.api.tokens import Tokens
@@ -93,7 +93,7 @@ async def test_an_order_of_an_api_whose_clock_is_an_hour_off_is_confirmed(
             return await rows(database, "SELECT status FROM orders") != ["pending"]
 
         await eventually(settled)
-        metrics = (await asyncio.to_thread(httpx.get, f"{url}/metrics")).text
+        metrics = (await asyncio.to_thread(httpx2.get, f"{url}/metrics")).text
     assert await rows(database, "SELECT status FROM orders") == ["confirmed"]
     (skew,) = [line for line in metrics.splitlines() if line.startswith("waybill_clock_skew_seconds ")]
     assert float(skew.split()[1]) == pytest.approx(seconds, abs=5)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from services.local.embedded.ports import next_free_port
@@ -64,7 +64,7 @@ def test_a_full_disk_ends_nothing_and_everything_recovers_when_there_is_space(sm
         assert running.process.poll() is None
 
         (small_disk / "filler").unlink()
-        with httpx.Client(base_url=before.api_url, trust_env=False) as client:
+        with httpx2.Client(base_url=before.api_url, trust_env=False) as client:
             wait_for(lambda: answers(client), "the API to be ready again", START_SECONDS)
         # Processes that were started in the meantime are reported.
         wait_for(
@@ -160,7 +160,7 @@ def test_another_service_that_answers_on_the_port_is_not_taken_for_the_api(tmp_p
     for folder in folders:
         folder.mkdir()
     with up(folders[0]) as first:
-        other = httpx.URL(first.facts().api_url).port
+        other = httpx2.URL(first.facts().api_url).port
         port = next_free_port(8000, [other or 0])
         script = HASTY.format(taken=[(port, other)])
         with up(folders[1], "--port", str(port), program=("-c", script)) as second:

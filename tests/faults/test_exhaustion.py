@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import httpx
+import httpx2
 import psycopg
 import pytest
 import uvicorn
@@ -53,7 +53,7 @@ async def with_a_long_statement(edge: Edge, settings: Settings, database: Databa
     """A user whose statement is far longer than what the kernel buffers for a client that does not read."""
     user, other = await make_user(database, credits="10000"), await make_user(database)
     transfers = [{"to_user_id": other.id, "amount": "1", "note": "x" * 200} for _ in range(500)]
-    async with httpx.AsyncClient(base_url=edge.url, trust_env=False, timeout=60) as client:
+    async with httpx2.AsyncClient(base_url=edge.url, trust_env=False, timeout=60) as client:
         for _ in range(8):
             headers = {"Authorization": token(settings, user), "Idempotency-Key": str(uuid4())}
             body = {"mode": "atomic", "transfers": transfers}
@@ -188,10 +188,10 @@ async def test_a_request_that_gets_no_file_for_its_database_connection_is_told_t
 # Told to leave
 
 
-async def transfer_that_waits(edge: Edge, settings: Settings, payer: User, payee: User) -> httpx.Response:
+async def transfer_that_waits(edge: Edge, settings: Settings, payer: User, payee: User) -> httpx2.Response:
     headers = {"Authorization": token(settings, payer), "Idempotency-Key": "k"}
     body = {"to_user_id": payee.id, "amount": "1.00"}
-    async with httpx.AsyncClient(base_url=edge.url, trust_env=False, timeout=60) as client:
+    async with httpx2.AsyncClient(base_url=edge.url, trust_env=False, timeout=60) as client:
         return await client.post("/v1/transfers", headers=headers, json=body)
 
 

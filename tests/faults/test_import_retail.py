@@ -16,7 +16,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import httpx
+import httpx2
 import psycopg
 import pytest
 
@@ -177,8 +177,8 @@ class House:
         return issued
 
     def _answers(self) -> bool:
-        with suppress(httpx.TransportError):
-            return httpx.get(f"{self.url}/readyz", trust_env=False).is_success
+        with suppress(httpx2.TransportError):
+            return httpx2.get(f"{self.url}/readyz", trust_env=False).is_success
         return False
 
 
@@ -364,7 +364,7 @@ def test_a_rejected_order_turns_a_check_false_and_the_exit_code_to_1(house: Hous
 
 def test_a_customer_is_no_operator(house: House, messy: Path) -> None:
     customer = {"email": "customer@waybill.example", "password": "customer-password"}
-    httpx.post(f"{house.url}/v1/users", json={**customer, "full_name": "C"}, trust_env=False).raise_for_status()
+    httpx2.post(f"{house.url}/v1/users", json={**customer, "full_name": "C"}, trust_env=False).raise_for_status()
     options = ("--operator-email", customer["email"], "--operator-password", customer["password"])
     process = house.begin_replay(messy, *options)
     out, err = process.communicate(timeout=60)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from services.api.tokens import Tokens
@@ -20,13 +20,13 @@ from tests.processes import running, running_api, wait_until
 
 def answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/readyz").status_code == 200
-    except httpx.TransportError:
+        return httpx2.get(f"{url}/readyz").status_code == 200
+    except httpx2.TransportError:
         return False
 
 
-def post(url: str, body: dict[str, Any], headers: dict[str, str]) -> httpx.Response:
-    return httpx.post(url, json=body, headers=headers, timeout=30)
+def post(url: str, body: dict[str, Any], headers: dict[str, str]) -> httpx2.Response:
+    return httpx2.post(url, json=body, headers=headers, timeout=30)
 
 
 async def effects(database: Database) -> dict[str, Any]:
@@ -63,7 +63,7 @@ async def test_a_reply_that_is_lost_with_the_api_is_given_to_whoever_asks_again(
     port = any_free_port()
     with running(["-m", "tests.faults.lossy_api", str(port)], settings, tmp_path / "lossy.log") as lossy:
         wait_until(lambda: answers(f"http://127.0.0.1:{port}"), "the API that will die")
-        with pytest.raises(httpx.TransportError):
+        with pytest.raises(httpx2.TransportError):
             post(f"http://127.0.0.1:{port}{path}", body, headers)
         wait_until(lambda: not lossy.lives, "its end")
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from alembic import command
 
@@ -40,11 +40,11 @@ def test_requests_without_a_database_are_one_line_in_the_log(
 
 
 def ask(url: str) -> int:
-    return httpx.get(f"{url}/v1/products", timeout=30).status_code
+    return httpx2.get(f"{url}/v1/products", timeout=30).status_code
 
 
 def answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/readyz", timeout=5).is_success
-    except httpx.TransportError:
+        return httpx2.get(f"{url}/readyz", timeout=5).is_success
+    except httpx2.TransportError:
         return False

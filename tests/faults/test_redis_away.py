@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import httpx
+import httpx2
 import psycopg
 import pytest
 from arq import create_pool
@@ -62,7 +62,7 @@ class Shop:
     def place(self, orders: int = 1) -> None:
         """Place orders; each must be accepted."""
         for _ in range(orders):
-            placed = httpx.post(
+            placed = httpx2.post(
                 f"{self._url}/v1/orders",
                 json={"items": [{"product_id": self._product_id, "quantity": 1}]},
                 headers={**self._headers, "Idempotency-Key": str(uuid4())},
@@ -77,8 +77,8 @@ class Shop:
 
     def _answers(self) -> bool:
         try:
-            return httpx.get(f"{self._url}/healthz", timeout=5).is_success
-        except httpx.TransportError:
+            return httpx2.get(f"{self._url}/healthz", timeout=5).is_success
+        except httpx2.TransportError:
             return False
 
 

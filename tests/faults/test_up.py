@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-import httpx
+import httpx2
 import pytest
 
 from services.cli.facts import Facts, ProcessIds, read_facts
@@ -89,10 +89,10 @@ def up(folder: Path, *arguments: str, program: Sequence[str] = ("-m", "services.
 
 
 @contextmanager
-def signed_in(facts: Facts) -> Iterator[httpx.Client]:
+def signed_in(facts: Facts) -> Iterator[httpx2.Client]:
     """A client that speaks for the first demo user."""
     buyer = facts.users[0]
-    with httpx.Client(base_url=facts.api_url, trust_env=False, timeout=10) as client:
+    with httpx2.Client(base_url=facts.api_url, trust_env=False, timeout=10) as client:
         reply = client.post("/v1/token", data={"username": buyer.email, "password": buyer.password})
         assert reply.status_code == 200, reply.text
         assert reply.json()["token_type"] == "bearer"
@@ -100,7 +100,7 @@ def signed_in(facts: Facts) -> Iterator[httpx.Client]:
         yield client
 
 
-def place_an_order(facts: Facts, client: httpx.Client) -> str:
+def place_an_order(facts: Facts, client: httpx2.Client) -> str:
     reply = client.post(
         "/v1/orders",
         json={"items": [{"product_id": facts.product_ids[0], "quantity": 2}]},
@@ -110,10 +110,10 @@ def place_an_order(facts: Facts, client: httpx.Client) -> str:
     return str(reply.json()["id"])
 
 
-def is_confirmed(client: httpx.Client, order: str) -> bool:
+def is_confirmed(client: httpx2.Client, order: str) -> bool:
     try:
         reply = client.get(f"/v1/orders/{order}")
-    except httpx.TransportError:
+    except httpx2.TransportError:
         return False
     return reply.is_success and reply.json()["status"] == "confirmed"
 
@@ -148,7 +148,7 @@ def test_taken_ports_give_way_to_the_next_free_ones(running: Up) -> None:
     facts = running.facts()
     for port, what in PORTS.items():
         assert f"Port {port} is taken: {what} listens on" in running.said()
-    assert httpx.URL(facts.api_url).port not in (None, 8000)
+    assert httpx2.URL(facts.api_url).port not in (None, 8000)
 
 
 def test_an_order_is_placed_and_confirmed(running: Up) -> None:
@@ -202,15 +202,15 @@ def test_what_is_killed_comes_back_where_it_was(running: Up, victim: str) -> Non
         before.redis_url,
     )
     assert "was killed by SIGKILL" in running.said()
-    with httpx.Client(base_url=after.api_url, trust_env=False) as client:
+    with httpx2.Client(base_url=after.api_url, trust_env=False) as client:
         wait_for(lambda: answers(client), "the API to be ready again")
     assert order_is_confirmed(after)
 
 
-def answers(client: httpx.Client) -> bool:
+def answers(client: httpx2.Client) -> bool:
     try:
         return client.get("/readyz").is_success
-    except httpx.TransportError:
+    except httpx2.TransportError:
         return False
 
 

@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Any
 
 import asyncpg
-import httpx
+import httpx2
 import pytest
 from alembic import command
 from sqlalchemy import text
@@ -298,11 +298,11 @@ async def test_a_stored_reply_is_replayed_only_after_a_commit_that_waited_for_th
 
     local = settings.model_copy(update={"database_url": unattended.url(), "database_pool_size": 4})
     app = create_app(local)
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
     async with (
         open_database(local, "looking") as looking,
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://api.test") as client,
+        httpx2.AsyncClient(transport=transport, base_url="http://api.test") as client,
     ):
         api = Api(app, client, local, looking)
         payer, payee, _ = await api.shop()

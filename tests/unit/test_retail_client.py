@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 
-import httpx
+import httpx2
 import pytest
 
 from services.cli.retail import client
 from services.cli.retail.client import Login, Patience, Reply, Service, ServiceError, for_each
 
-Answer = httpx.Response | Exception
+Answer = httpx2.Response | Exception
 
 
 @pytest.fixture(autouse=True)
@@ -19,22 +19,22 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "_BACKOFF_LAST", 0.001)
 
 
-def problem(status: int, code: str) -> httpx.Response:
-    return httpx.Response(status, json={"code": code, "detail": "because"}, headers={"Retry-After": "1"})
+def problem(status: int, code: str) -> httpx2.Response:
+    return httpx2.Response(status, json={"code": code, "detail": "because"}, headers={"Retry-After": "1"})
 
 
 class FakeApi:
     """Gives the answers in turn, the last one for ever; sign-ins always work."""
 
     def __init__(self, *answers: Answer) -> None:
-        self.requests: list[httpx.Request] = []
+        self.requests: list[httpx2.Request] = []
         self.sign_ins = 0
         self._answers = list(answers)
 
-    def __call__(self, request: httpx.Request) -> httpx.Response:
+    def __call__(self, request: httpx2.Request) -> httpx2.Response:
         if request.url.path == "/v1/token":
             self.sign_ins += 1
-            return httpx.Response(200, json={"access_token": f"token-{self.sign_ins}"})
+            return httpx2.Response(200, json={"access_token": f"token-{self.sign_ins}"})
         self.requests.append(request)
         answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
         if isinstance(answer, Exception):
@@ -43,8 +43,8 @@ class FakeApi:
 
 
 @asynccontextmanager
-async def service_of(api: Callable[[httpx.Request], httpx.Response], seconds: float = 5.0) -> AsyncIterator[Service]:
-    async with httpx.AsyncClient(transport=httpx.MockTransport(api), base_url="http://service") as http:
+async def service_of(api: Callable[[httpx2.Request], httpx2.Response], seconds: float = 5.0) -> AsyncIterator[Service]:
+    async with httpx2.AsyncClient(transport=httpx2.MockTransport(api), base_url="http://service") as http:
         yield Service(http, Patience(seconds))
 
 
@@ -55,19 +55,19 @@ async def place(service: Service, who: Login | None = None) -> Reply:
 @pytest.mark.parametrize(
     "trouble",
     [
-        httpx.ConnectError("refused"),
-        httpx.RemoteProtocolError("server disconnected"),
-        httpx.ReadTimeout("too slow"),
+        httpx2.ConnectError("refused"),
+        httpx2.RemoteProtocolError("server disconnected"),
+        httpx2.ReadTimeout("too slow"),
         problem(409, "request_in_flight"),
         problem(429, "too_many_requests"),
         problem(500, "internal_error"),
         problem(503, "unavailable"),
-        httpx.Response(502, text="<html>bad gateway</html>"),
+        httpx2.Response(502, text="<html>bad gateway</html>"),
     ],
     ids=lambda trouble: str(getattr(trouble, "status_code", type(trouble).__name__)),
 )
 async def test_what_may_pass_is_sent_again_with_the_same_key_and_body(trouble: Answer) -> None:
-    api = FakeApi(trouble, trouble, httpx.Response(201, json={"id": 7}))
+    api = FakeApi(trouble, trouble, httpx2.Response(201, json={"id": 7}))
     async with service_of(api) as service:
         reply = await place(service)
     assert (reply.status, reply.body) == (201, {"id": 7})
@@ -77,7 +77,7 @@ async def test_what_may_pass_is_sent_again_with_the_same_key_and_body(trouble: A
 
 
 @pytest.mark.parametrize("refusal", [problem(409, "already_exists"), problem(422, "invalid_input")])
-async def test_a_definite_refusal_is_the_answer(refusal: httpx.Response) -> None:
+async def test_a_definite_refusal_is_the_answer(refusal: httpx2.Response) -> None:
     api = FakeApi(refusal)
     async with service_of(api) as service:
         reply = await place(service)
@@ -86,11 +86,11 @@ async def test_a_definite_refusal_is_the_answer(refusal: httpx.Response) -> None
 
 
 async def test_an_expired_token_is_renewed_once_for_all_who_share_it() -> None:
-    def api(request: httpx.Request) -> httpx.Response:
+    def api(request: httpx2.Request) -> httpx2.Response:
         if request.url.path == "/v1/token":
-            return httpx.Response(200, json={"access_token": "fresh"})
+            return httpx2.Response(200, json={"access_token": "fresh"})
         good = request.headers["Authorization"] == "Bearer fresh"
-        return httpx.Response(201 if good else 401, json={})
+        return httpx2.Response(201 if good else 401, json={})
 
     who = Login("a@b.example", "secret", token="expired")
     async with service_of(api) as service:
@@ -99,7 +99,7 @@ async def test_an_expired_token_is_renewed_once_for_all_who_share_it() -> None:
 
 
 async def test_many_requests_of_one_user_sign_in_once() -> None:
-    api = FakeApi(httpx.Response(201, json={}))
+    api = FakeApi(httpx2.Response(201, json={}))
     who = Login("a@b.example", "secret")
     async with service_of(api) as service:
         await asyncio.gather(*(place(service, who) for _ in range(5)))
@@ -121,7 +121,7 @@ async def test_a_wrong_password_is_said_clearly() -> None:
 
 
 async def test_a_service_that_stays_away_ends_in_an_error_that_says_so() -> None:
-    api = FakeApi(httpx.ConnectError("refused"))
+    api = FakeApi(httpx2.ConnectError("refused"))
     async with service_of(api, seconds=0.05) as service:
         with pytest.raises(ServiceError, match=r"answered nothing useful .* ConnectError refused"):
             await place(service)
@@ -142,12 +142,12 @@ def test_patience_counts_from_the_first_trouble_after_the_last_progress() -> Non
 
 
 async def test_a_list_is_read_to_its_last_page() -> None:
-    def api(request: httpx.Request) -> httpx.Response:
+    def api(request: httpx2.Request) -> httpx2.Response:
         if request.url.path == "/v1/token":
-            return httpx.Response(200, json={"access_token": "token"})
+            return httpx2.Response(200, json={"access_token": "token"})
         assert request.url.params.get_list("filter") == ["a:eq:1", "b:eq:2"]
         last = request.url.params.get("cursor") == "next"
-        return httpx.Response(200, json={"data": [2] if last else [1], "next_cursor": None if last else "next"})
+        return httpx2.Response(200, json={"data": [2] if last else [1], "next_cursor": None if last else "next"})
 
     async with service_of(api) as service:
         rows = await service.read_pages(Login("a@b.example", "s"), "/v1/orders", {"filter": ["a:eq:1", "b:eq:2"]})

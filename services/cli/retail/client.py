@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
-import httpx
+import httpx2
 
 ItemT = TypeVar("ItemT")
 Query: TypeAlias = Mapping[str, str | int | list[str]]
@@ -93,7 +93,7 @@ class Service:
     with backoff, until `patience` is over; that raises `ServiceError`.
     """
 
-    def __init__(self, http: httpx.AsyncClient, patience: Patience) -> None:
+    def __init__(self, http: httpx2.AsyncClient, patience: Patience) -> None:
         self._http = http
         self.patience = patience
 
@@ -117,7 +117,7 @@ class Service:
                 method, path, json=body, params=dict(params) if params else None, headers=headers
             )
             reply = await self._send(request)
-            if reply.status != httpx.codes.UNAUTHORIZED:
+            if reply.status != httpx2.codes.UNAUTHORIZED:
                 return reply
             who.forget(token)
         raise ServiceError(f"{who.email} has signed in, but {method} {path} is answered by {reply}")
@@ -149,14 +149,14 @@ class Service:
         body = {"email": login.email, "full_name": full_name, "password": login.password}
         return await self._send(self._http.build_request("POST", "/v1/users", json=body))
 
-    async def _send(self, request: httpx.Request) -> Reply:
+    async def _send(self, request: httpx2.Request) -> Reply:
         delay = _BACKOFF_FIRST
         while True:
             wait = delay
             try:
                 response = await self._http.send(request)
                 reply = _reply_of(response)
-            except httpx.TransportError as error:
+            except httpx2.TransportError as error:
                 trouble = f"{type(error).__name__} {error}".strip()
             else:
                 if not _may_pass(reply):
@@ -206,7 +206,7 @@ async def together(*parts: Awaitable[None]) -> None:
         raise errors.exceptions[0] from None
 
 
-def _reply_of(response: httpx.Response) -> Reply:
+def _reply_of(response: httpx2.Response) -> Reply:
     try:
         body = response.json() if response.content else None
     except ValueError:
@@ -219,6 +219,6 @@ def _may_pass(reply: Reply) -> bool:
     return reply.status == 429 or reply.status >= 500 or (reply.status == 409 and reply.code == "request_in_flight")
 
 
-def _retry_after(response: httpx.Response) -> float:
+def _retry_after(response: httpx2.Response) -> float:
     text = response.headers.get("retry-after", "")
     return float(text) if text.isascii() and text.isdigit() else 0.0

@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from services.cli.retail.client import REQUEST_SECONDS, Patience, Service, ServiceError, Target
 from services.cli.retail.orders import OrderDesk
@@ -67,18 +67,18 @@ async def replay(
     return summarize(outcome), remarks
 
 
-def _open_http(url: str, clients: int) -> httpx.AsyncClient:
+def _open_http(url: str, clients: int) -> httpx2.AsyncClient:
     try:
-        address = httpx.URL(url)
-    except httpx.InvalidURL as error:
+        address = httpx2.URL(url)
+    except httpx2.InvalidURL as error:
         raise ServiceError(f"{url!r} is no URL: {error}") from error
     if address.scheme not in ("http", "https") or not address.host:
         raise ServiceError(f"{url!r} is no URL of a service; expected something like http://127.0.0.1:8000")
-    return httpx.AsyncClient(
+    return httpx2.AsyncClient(
         base_url=address,
         timeout=REQUEST_SECONDS,
         # Customers and products are made at the same time.
-        limits=httpx.Limits(max_connections=2 * clients, max_keepalive_connections=2 * clients),
+        limits=httpx2.Limits(max_connections=2 * clients, max_keepalive_connections=2 * clients),
         # A proxy of the user's is not the way to the loopback address.
         trust_env=address.host not in _LOOPBACK,
     )

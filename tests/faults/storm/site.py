@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, LiteralString
 
-import httpx
+import httpx2
 import psycopg
 from alembic import command
 from anyio.from_thread import BlockingPortal
@@ -112,8 +112,8 @@ class Site:
         return member.running.process.returncode in _NO_DATABASE and lived < _START_UP and was_away
 
     def is_ready(self, member: Member) -> bool:
-        with suppress(httpx.HTTPError):
-            return httpx.get(f"http://{LOOPBACK}:{member.port}/readyz", trust_env=False, timeout=5).is_success
+        with suppress(httpx2.HTTPError):
+            return httpx2.get(f"http://{LOOPBACK}:{member.port}/readyz", trust_env=False, timeout=5).is_success
         return False
 
 
