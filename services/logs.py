@@ -1,13 +1,26 @@
-"""Structured logs, for our own lines and the libraries' alike."""
+"""Structured logs by `logging`, for our own lines and the libraries' alike.
 
+Fields go into `extra`: `logger.info("expired", extra={"holds": 3})`. `logging` refuses the names of its own attributes
+there, such as `name` and `args`.
+"""
+
+import json
 import logging
 import sys
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
+from contextvars import ContextVar, Token
+from datetime import UTC, datetime
 from time import monotonic
-
-import structlog
+from types import MappingProxyType
+from typing import TypeAlias
 
 from services.settings import LogFormat, Settings
+
+Fields: TypeAlias = Mapping[str, object]
+
+_bound: ContextVar[Fields] = ContextVar("bound", default=MappingProxyType({}))
+_OF_LOGGING = {*logging.makeLogRecord({}).__dict__, "message", "asctime"}
+_COLORS = {"critical": 31, "error": 31, "warning": 33, "info": 32, "debug": 32}
 
 
 class Repeats:
@@ -48,25 +61,72 @@ class RateLimitedLogger:
             self._logger.warning(message, *args)
 
 
+def bind(**fields: object) -> Token[Fields]:
+    """Add fields to each line that this task logs, and the tasks that it starts, until `unbind`."""
+    return _bound.set({**_bound.get(), **fields})
+
+
+def unbind(token: Token[Fields]) -> None:
+    _bound.reset(token)
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object for each line; `process` is one of its fields."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        return json.dumps(self.fields(record), default=repr)
+
+    def fields(self, record: logging.LogRecord) -> dict[str, object]:
+        """What a line says: its message as `event`, when, where and how bad, what was bound, and what is in `extra`."""
+        timestamp = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds")
+        fields: dict[str, object] = {
+            "event": record.getMessage(),
+            **_bound.get(),
+            "process": self._process,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "timestamp": timestamp.replace("+00:00", "Z"),
+            **{name: value for name, value in record.__dict__.items() if name not in _OF_LOGGING},
+        }
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            fields["stack_info"] = record.stack_info
+        return fields
+
+
+class ConsoleLines(JsonLines):
+    """Lines for people to read, a traceback below its line."""
+
+    def __init__(self, process: str, *, colors: bool) -> None:
+        super().__init__(process)
+        self._colors = colors
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = self.fields(record)
+        timestamp, event, level, logger = (str(fields.pop(name)) for name in ("timestamp", "event", "level", "logger"))
+        below = [str(fields.pop(name)) for name in ("stack_info", "exception") if name in fields]
+        padded = f"{level:<9}"
+        if self._colors:
+            padded = f"\x1b[{_COLORS.get(level, 0)}m{padded}\x1b[0m"
+        pairs = [f"{name}={_readable(value)}" for name, value in sorted(fields.items())]
+        return "\n".join([" ".join([timestamp, f"[{padded}]", f"{event:<30}", f"[{logger}]", *pairs]), *below])
+
+
+def _readable(value: object) -> str:
+    """A string as it is, in quotes where one could not see its end."""
+    return value if isinstance(value, str) and not set(value) & set(" \t=\r\n\"'") else repr(value)
+
+
 def configure_logging(settings: Settings, process: str) -> None:
     """Send every log line of the process to standard error, as JSON or for people to read."""
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.stdlib.ExtraAdder(),
-    ]
     as_json = settings.log_format is LogFormat.json
-    renderer: structlog.typing.Processor = structlog.processors.JSONRenderer() if as_json else _console()
-    errors: list[structlog.typing.Processor] = [structlog.processors.format_exc_info] if as_json else []
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *errors, renderer],
-        )
-    )
+    handler.setFormatter(JsonLines(process) if as_json else ConsoleLines(process, colors=sys.stderr.isatty()))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level)
@@ -74,15 +134,3 @@ def configure_logging(settings: Settings, process: str) -> None:
     logging.getLogger("arq").setLevel(
         max(logging.WARNING, root.level) if root.level != logging.DEBUG else logging.DEBUG
     )
-    structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=True,
-    )
-    structlog.contextvars.bind_contextvars(process=process)
-
-
-def _console() -> structlog.dev.ConsoleRenderer:
-    # Plain tracebacks: the rich ones print local variables, and some of those are passwords.
-    return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)

@@ -1,13 +1,13 @@
 """The job loop of one worker: looks for due jobs, claims them and runs them. It needs only the database."""
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import Any
 from uuid import UUID
 
-import structlog
 from sqlalchemy.exc import DBAPIError
 
 from services.jobs import service as jobs
@@ -18,7 +18,7 @@ from worker.job_run import PATIENCE, JobRun, Lease
 from worker.jobs.metrics import JobMetrics
 from worker.jobs.schedule import ScheduledJob
 
-logger = structlog.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 LEASE = 60.0
 """Seconds for which a worker has a job without renewing its lease. It renews four times as often."""
@@ -88,7 +88,7 @@ class JobLoop:
         if tasks:
             _, running = await asyncio.wait(tasks, timeout=max(0.0, deadline - monotonic()))
             if running:
-                logger.warning("jobs do not end", jobs=sorted(task.get_name() for task in running))
+                logger.warning("jobs do not end", extra={"jobs": sorted(task.get_name() for task in running)})
 
     def wake(self) -> None:
         """Look at once."""
@@ -110,7 +110,7 @@ class JobLoop:
                 self._failures = 0
             except Exception as error:  # noqa: BLE001  (whatever it is, the next look may succeed)
                 if not self._failures:
-                    logger.warning("cannot look for due jobs", error=repr(error))
+                    logger.warning("cannot look for due jobs", extra={"error": repr(error)})
                 self._failures += 1
                 wait = min(_LONGEST_WAIT, 0.25 * 2.0 ** min(self._failures, 10))
             with suppress(TimeoutError):
@@ -148,7 +148,7 @@ class JobLoop:
                 await rows.announce(scheduled.name, str(scheduled.schedule), due_at, 2 * self._lease.seconds)
                 await uow.commit()
         except (TimeoutError, DBAPIError) as error:
-            logger.warning("cannot write a job's row", function=scheduled.name, error=repr(error))
+            logger.warning("cannot write a job's row", extra={"function": scheduled.name, "error": repr(error)})
         else:
             self._at_start.discard(scheduled.name)
 
@@ -180,6 +180,6 @@ class JobLoop:
     def _ended(self, task: asyncio.Task[None]) -> None:
         del self._runs[task.get_name()]
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("a job's run was lost", function=task.get_name(), error=repr(error))
+            logger.error("a job's run was lost", extra={"function": task.get_name(), "error": repr(error)})
         # There is room for another job, and this one is due at another time.
         self.wake()

@@ -1,6 +1,7 @@
 """One run of a scheduled job, under the lease that this worker holds on it."""
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,14 +10,12 @@ from time import monotonic
 from typing import Any
 from uuid import UUID
 
-import structlog
-
 from services.jobs.schemas import Ended
 from services.unit_of_work import OpenUnitOfWork
 from worker.jobs.metrics import JobRuns
 from worker.jobs.schedule import ScheduledJob
 
-logger = structlog.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 PATIENCE = 5.0
 """The most seconds that one transaction on a job's row may take."""
@@ -72,7 +71,7 @@ class JobRun:
             ended = Ended(monotonic() - started, error)
             self._metrics.add(ended.seconds, error)
             if error is not None:
-                logger.error("job failed", function=name, seconds=round(ended.seconds, 3), error=error)
+                logger.error("job failed", extra={"function": name, "seconds": round(ended.seconds, 3), "error": error})
             await self._finish(ended)
         except asyncio.CancelledError:
             await self._give_back(work)
@@ -106,7 +105,9 @@ class JobRun:
                 held = await uow.jobs.renew(self._scheduled.name, self._lease.owner, self._lease.seconds)
                 await uow.commit()
         except Exception as error:  # noqa: BLE001  (whatever it is, there is time for another try)
-            logger.warning("cannot renew the lease on a job", function=self._scheduled.name, error=repr(error))
+            logger.warning(
+                "cannot renew the lease on a job", extra={"function": self._scheduled.name, "error": repr(error)}
+            )
         else:
             self._held_until = asked_at + self._lease.seconds if held else asked_at
 
@@ -122,7 +123,9 @@ class JobRun:
                 return
             except Exception as error:  # noqa: BLE001  (whatever it is, the next try may succeed)
                 if monotonic() >= self._held_until:
-                    logger.warning("cannot write how a job ended", function=self._scheduled.name, error=repr(error))
+                    logger.warning(
+                        "cannot write how a job ended", extra={"function": self._scheduled.name, "error": repr(error)}
+                    )
                     return
             await asyncio.sleep(_PAUSE)
 
@@ -139,7 +142,9 @@ class JobRun:
         work.cancel()
         await asyncio.wait({work})
         if not work.cancelled() and work.exception() is not None:
-            logger.warning("job failed while it was cancelled", function=self._scheduled.name, error=_error_of(work))
+            logger.warning(
+                "job failed while it was cancelled", extra={"function": self._scheduled.name, "error": _error_of(work)}
+            )
         # If this fails, the lease expires.
         with suppress(Exception):
             async with asyncio.timeout(PATIENCE), self._open() as uow:

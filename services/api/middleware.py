@@ -8,7 +8,6 @@ import re
 import sys
 from typing import Any
 
-import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -16,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.api.problems import problem
 from services.fields import new_id
+from services.logs import bind, unbind
 from services.skew import ClockSkewed
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}", re.ASCII)
@@ -53,7 +53,7 @@ class RequestContextMiddleware:
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
-        bound = structlog.contextvars.bind_contextvars(request_id=request_id)
+        bound = bind(request_id=request_id)
         try:
             await self._app(scope, receive, send_with_id)
         except asyncio.CancelledError:
@@ -66,7 +66,7 @@ class RequestContextMiddleware:
                 await stopped(scope, receive, send_with_id)
             raise
         finally:
-            structlog.contextvars.reset_contextvars(**bound)
+            unbind(bound)
 
 
 class StartMiddleware:

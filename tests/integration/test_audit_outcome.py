@@ -8,7 +8,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from structlog.testing import capture_logs
 from typer.testing import CliRunner, Result
 
 from services.cli.main import app
@@ -18,6 +17,7 @@ from services.unit_of_work import UnitOfWork
 from tests.api.audited import corrupt
 from tests.conftest import Administrator, temporary_database
 from tests.factories import make_user
+from tests.logs import capture_logs
 from tests.servers import TestServers
 from worker.context import open_worker
 from worker.jobs.audit import audit_ledger
@@ -131,7 +131,7 @@ async def test_an_audit_of_a_database_without_tables_says_to_migrate(
 async def test_the_job_logs_and_keeps_what_it_found(settings: Settings, database: Database) -> None:
     users = [await make_user(database, credits="1.00") for _ in range(7)]
     (line,) = await run_job(settings)
-    assert (line["event"], line["log_level"], line["differences"]) == ("ledger audit", "info", 0)
+    assert (line["event"], line["level"], line["differences"]) == ("ledger audit", "info", 0)
     async with UnitOfWork(database.read) as uow:
         first = await uow.audits.latest()
     assert first is not None
@@ -141,7 +141,7 @@ async def test_the_job_logs_and_keeps_what_it_found(settings: Settings, database
         await corrupt(database, POSTED, id=user.id)
     (line,) = await run_job(settings)
 
-    assert (line["log_level"], line["differences"], line["kinds"]) == ("error", 7, {"account_posted": 7})
+    assert (line["level"], line["differences"], line["kinds"]) == ("error", 7, {"account_posted": 7})
     assert len(line["sample"]) == 5
     assert all("says 2.00 posted" in message for message in line["sample"])
     async with UnitOfWork(database.read) as uow:
@@ -172,7 +172,7 @@ async def test_a_job_that_does_not_finish_logs_it_and_keeps_nothing(
     with psycopg.connect(database_url) as holder:
         holder.execute("LOCK TABLE entries IN ACCESS EXCLUSIVE MODE")
         (line,) = await run_job(settings.model_copy(update={"audit_time_limit": 0.5}))
-    assert (line["event"], line["log_level"]) == ("ledger audit not finished", "error")
+    assert (line["event"], line["level"]) == ("ledger audit not finished", "error")
     assert "WAYBILL_AUDIT_TIME_LIMIT" in line["reason"]
     async with UnitOfWork(database.read) as uow:
         assert await uow.audits.latest() is None

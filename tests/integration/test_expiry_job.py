@@ -1,7 +1,6 @@
 """The scheduled job ends whatever is over, slice after slice."""
 
 import pytest
-from structlog.testing import capture_logs
 
 from services.database import Database
 from services.settings import Settings
@@ -10,6 +9,7 @@ from tests.concurrency.test_ledger_and_stock import place
 from tests.concurrency.test_resolving import held
 from tests.concurrency.ticks import rows
 from tests.factories import make_product, make_user
+from tests.logs import capture_logs
 from worker.context import open_worker
 from worker.jobs import expiry
 
@@ -34,7 +34,7 @@ async def test_the_job_takes_slices_until_nothing_is_left(
     await let_the_time_run_out(database)
 
     ended = {"unpaid_orders": 4, "held_orders": 0, "holds": 5}
-    assert await run_job(settings) == [{"event": "expired", "log_level": "info", **ended}]
+    assert await run_job(settings) == [{"event": "expired", "level": "info", **ended}]
 
     assert await rows(database, "SELECT DISTINCT state FROM transfers WHERE kind = 'transfer'") == ["expired"]
     assert await rows(database, "SELECT DISTINCT status FROM orders") == ["cancelled"]

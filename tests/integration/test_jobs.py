@@ -8,7 +8,6 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from structlog.testing import capture_logs
 
 from services.database import Database
 from services.fields import new_id
@@ -18,6 +17,7 @@ from services.outbox.control.service import By
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import rows
+from tests.logs import capture_logs
 from worker.job_loop import JobLoop
 from worker.jobs.metrics import JobMetrics
 from worker.jobs.schedule import Job, Schedule, ScheduledJob

@@ -8,7 +8,6 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
-from structlog.testing import capture_logs
 
 from services.credits.holds.service import HOLDS
 from services.database import Database
@@ -22,6 +21,7 @@ from tests.concurrency.test_ledger_and_stock import assert_balanced, place
 from tests.concurrency.test_resolving import balances, held
 from tests.concurrency.ticks import rows
 from tests.factories import make_product, make_user
+from tests.logs import capture_logs
 from worker.jobs.sweeping import run_sweeps
 
 ALL: tuple[Sweep[Any], ...] = (UNPAID, HELD, HOLDS)
@@ -61,7 +61,7 @@ async def run(
     """Run the sweeps; returns what was logged as an error."""
     with capture_logs() as logged:
         ended = await run_sweeps(uow, sweeps, slice_size=slice_size, longest=longest)
-    return ended, [dict(line) for line in logged if line["log_level"] == "error"]
+    return ended, [dict(line) for line in logged if line["level"] == "error"]
 
 
 async def some_holds(database: Database, number: int) -> tuple[User, list[UUID]]:

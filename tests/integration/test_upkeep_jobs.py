@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
-from structlog.testing import capture_logs
 
 from services.database import Database
 from services.fields import now
@@ -16,6 +15,7 @@ from services.settings import Settings
 from services.sweeps import service
 from tests.concurrency.ticks import rows
 from tests.factories import make_user
+from tests.logs import capture_logs
 from worker.context import open_worker
 from worker.jobs import retention
 
@@ -91,7 +91,7 @@ async def test_a_worker_row_that_cannot_be_deleted_does_not_keep_the_others(
     with capture_logs() as logged:
         await retention.forget_workers(ctx)
     assert await rows(database, "SELECT host FROM workers WHERE host LIKE 'host-%'") == ["host-2"]
-    assert [line["sweep"] for line in logged if line["log_level"] == "error"] == ["lost_workers"]
+    assert [line["sweep"] for line in logged if line["level"] == "error"] == ["lost_workers"]
 
 
 async def test_a_month_that_cannot_be_created_does_not_stop_the_others(database: Database, ctx: dict[str, Any]) -> None:

@@ -1,10 +1,22 @@
-"""What may fail many times a second is logged once, and then once a minute with the number left out."""
+"""What a line of the log looks like; and what may fail many times a second is logged once, and then once a minute."""
 
+import asyncio
+import io
+import json
 import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
+from typing import TypeAlias
+from uuid import UUID
 
 import pytest
 
-from services.logs import RateLimitedLogger, Repeats
+from services.logs import ConsoleLines, RateLimitedLogger, Repeats, bind, configure_logging, unbind
+from services.settings import Environment, LogFormat, Settings
+
+Configured: TypeAlias = Callable[[LogFormat], io.StringIO]
+TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 
 
 class Clock:
@@ -42,3 +54,96 @@ def test_messages_of_another_kind_are_logged_at_once(caplog: pytest.LogCaptureFi
         "the doorbell is silent: OSError('attempt')",
         "no beat, next try in 7 s: OSError('the last one') (and 99 more since this was last logged)",
     ]
+
+
+@pytest.fixture
+def configured() -> Iterator[Configured]:
+    """Configures logging as a worker does and returns what it writes; everything is as before afterwards."""
+    root, arq = logging.getLogger(), logging.getLogger("arq")
+    handlers, levels = root.handlers[:], (root.level, arq.level)
+
+    def configure(log_format: LogFormat) -> io.StringIO:
+        written = io.StringIO()
+        with redirect_stderr(written):
+            configure_logging(
+                Settings(_env_file=None, environment=Environment.development, log_format=log_format), "worker"
+            )
+        return written
+
+    yield configure
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    arq.setLevel(levels[1])
+
+
+def test_a_line_is_one_json_object_with_its_fields(configured: Configured) -> None:
+    written = configured(LogFormat.json)
+    logging.getLogger("a.library").warning("%d of %s", 3, "é\n")
+    logging.getLogger("worker.jobs").info("expired", extra={"holds": 3, "named": [{"id": UUID(int=7)}]})
+    logging.getLogger("worker.jobs").debug("not on this level")
+    first, second = map(json.loads, written.getvalue().splitlines())
+    assert TIMESTAMP.fullmatch(first.pop("timestamp"))
+    assert TIMESTAMP.fullmatch(second.pop("timestamp"))
+    assert first == {"event": "3 of é\n", "process": "worker", "level": "warning", "logger": "a.library"}
+    assert second == {
+        "event": "expired",
+        "process": "worker",
+        "level": "info",
+        "logger": "worker.jobs",
+        "holds": 3,
+        "named": [{"id": f"UUID('{UUID(int=7)}')"}],
+    }
+
+
+def test_a_traceback_is_a_field_of_its_line_without_local_variables(configured: Configured) -> None:
+    written = configured(LogFormat.json)
+    password = "a secret"
+    try:
+        raise ValueError(len(password))
+    except ValueError:
+        logging.getLogger("services").exception("it broke")
+    line = json.loads(written.getvalue())
+    assert line["event"] == "it broke"
+    assert line["exception"].startswith("Traceback (most recent call last):\n")
+    assert line["exception"].endswith("\nValueError: 8")
+    assert password not in line["exception"]
+
+
+async def test_bound_fields_are_in_the_lines_of_the_task_and_of_those_it_starts(configured: Configured) -> None:
+    written = configured(LogFormat.json)
+    log = logging.getLogger("services")
+
+    async def say(message: str) -> None:
+        log.info(message)
+
+    outer = bind(request_id="r1")
+    inner = bind(caller=5)
+    await asyncio.create_task(say("both"))
+    unbind(inner)
+    log.info("one")
+    unbind(outer)
+    log.info("none")
+    lines = [json.loads(line) for line in written.getvalue().splitlines()]
+    assert [(line["event"], line.get("request_id"), line.get("caller")) for line in lines] == [
+        ("both", "r1", 5),
+        ("one", "r1", None),
+        ("none", None, None),
+    ]
+
+
+def test_lines_for_people_have_their_fields_behind_and_a_traceback_below(configured: Configured) -> None:
+    written = configured(LogFormat.console)
+    logging.getLogger("worker.jobs").info("expired", extra={"holds": 3, "error": "two words", "by": "me"})
+    logging.getLogger("services").error("it broke", exc_info=ValueError("why"))
+    lines = written.getvalue().splitlines()
+    assert [TIMESTAMP.sub("NOW", line) for line in lines] == [
+        "NOW [info     ] expired                        [worker.jobs] by=me error='two words' holds=3 process=worker",
+        "NOW [error    ] it broke                       [services] process=worker",
+        "ValueError: why",
+    ]
+
+
+def test_levels_are_coloured_on_a_terminal_only() -> None:
+    record = logging.makeLogRecord({"name": "services", "msg": "hot", "levelno": 30, "levelname": "WARNING"})
+    assert "[\x1b[33mwarning  \x1b[0m] hot" in ConsoleLines("api", colors=True).format(record)
+    assert "[warning  ] hot" in ConsoleLines("api", colors=False).format(record)

@@ -1,16 +1,15 @@
 """The scheduled audit: recompute everything, and keep what it found for every process to show."""
 
+import logging
 from collections import Counter
 from typing import Any
-
-import structlog
 
 from services.audit.schemas import Difference, DifferenceKind
 from services.audit.service import AuditNotFinished, audit
 from services.unit_of_work import UnitOfWork
 from worker.context import WorkerContext
 
-logger = structlog.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 _SAMPLE_OF_A_KIND = 5
 
@@ -33,7 +32,7 @@ async def audit_ledger(ctx: dict[str, Any]) -> None:
         async with UnitOfWork(worker.database.read) as uow:
             result = await audit(uow, worker.settings.audit_time_limit, tell)
     except AuditNotFinished as error:
-        logger.error("ledger audit not finished", reason=str(error))
+        logger.error("ledger audit not finished", extra={"reason": str(error)})
         return
     async with worker.open_unit_of_work() as uow:
         await uow.audits.keep(result, sample)
@@ -41,9 +40,11 @@ async def audit_ledger(ctx: dict[str, Any]) -> None:
     write = logger.error if result.differences else logger.info
     write(
         "ledger audit",
-        differences=result.differences,
-        kinds={kind.value: number for kind, number in found.items()},
-        sample=[difference.message for difference in sample[:_SAMPLE_OF_A_KIND]],
-        rows_checked=result.rows_checked,
-        seconds=round(result.seconds, 3),
+        extra={
+            "differences": result.differences,
+            "kinds": {kind.value: number for kind, number in found.items()},
+            "sample": [difference.message for difference in sample[:_SAMPLE_OF_A_KIND]],
+            "rows_checked": result.rows_checked,
+            "seconds": round(result.seconds, 3),
+        },
     )

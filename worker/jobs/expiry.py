@@ -1,15 +1,14 @@
 """The scheduled end of what nobody finished in time: holds, and orders that await payment or a worker."""
 
+import logging
 from typing import Any
-
-import structlog
 
 from services.credits.holds.service import HOLDS
 from services.orders.expiry.service import HELD, UNPAID
 from worker.context import WorkerContext
 from worker.jobs.sweeping import run_sweeps
 
-logger = structlog.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 _A_TRANSACTION = 200
 
@@ -23,4 +22,4 @@ async def expire(ctx: dict[str, Any]) -> None:
     worker: WorkerContext = ctx["worker"]
     ended = await run_sweeps(worker.open_unit_of_work, (UNPAID, HELD, HOLDS), slice_size=_A_TRANSACTION)
     if any(ended.values()):
-        logger.info("expired", **ended)
+        logger.info("expired", extra=ended)

@@ -1,12 +1,11 @@
 """Scheduled reports to the log."""
 
+import logging
 from typing import Any
-
-import structlog
 
 from worker.context import WorkerContext
 
-logger = structlog.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 async def report_backlog(ctx: dict[str, Any]) -> None:
@@ -14,4 +13,4 @@ async def report_backlog(ctx: dict[str, Any]) -> None:
     worker: WorkerContext = ctx["worker"]
     async with worker.open_unit_of_work() as uow:
         backlog = await uow.control.backlog()
-    logger.info("backlog", **backlog)
+    logger.info("backlog", extra=backlog)

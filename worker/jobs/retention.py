@@ -1,6 +1,7 @@
 """Scheduled upkeep: partitions of the log are made ahead and dropped behind; keys and lost workers leave in time."""
 
 import asyncio
+import logging
 import random
 from collections.abc import Sequence
 from datetime import date, datetime, timedelta
@@ -8,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
 
-import structlog
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -24,7 +24,7 @@ from services.unit_of_work import UnitOfWork
 from worker.context import WorkerContext
 from worker.jobs.sweeping import raise_all, run_sweeps
 
-logger = structlog.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 _MONTHS_AHEAD = 3
 _KEYS_PER_TRANSACTION = 2000
@@ -56,10 +56,12 @@ async def ensure_event_partitions(ctx: dict[str, Any]) -> None:
             async with worker.database.engine.begin() as connection:
                 made += await ensure_partitions(connection, 0, date(year, month, 1))
         except Exception as error:  # noqa: BLE001
-            logger.error("event partition not made", partition=partition_name(year, month), error=repr(error))
+            logger.error(
+                "event partition not made", extra={"partition": partition_name(year, month), "error": repr(error)}
+            )
             errors.append(error)
     if made:
-        logger.info("event partitions made", partitions=made)
+        logger.info("event partitions made", extra={"partitions": made})
     raise_all(errors, "several event partitions could not be made")
 
 
@@ -91,7 +93,7 @@ async def forget_events(engine: AsyncEngine, before: datetime, export_path: Path
             # Another run was quicker.
             if isinstance(error, DBAPIError) and sqlstate(error) == _UNDEFINED_TABLE:
                 continue
-            logger.error("event partition not dropped", partition=partition.name, error=repr(error))
+            logger.error("event partition not dropped", extra={"partition": partition.name, "error": repr(error)})
             errors.append(error)
     raise_all(errors, "several months of events could not be dropped")
     return dropped
@@ -108,7 +110,7 @@ async def _give_strays_a_partition(engine: AsyncEngine, before: datetime) -> lis
             async with engine.begin() as connection:
                 await add_partitions(connection, [month])
         except Exception as error:  # noqa: BLE001
-            logger.error("event partition not made", partition=partition_name(*month), error=repr(error))
+            logger.error("event partition not made", extra={"partition": partition_name(*month), "error": repr(error)})
             errors.append(error)
     return errors
 
@@ -122,9 +124,14 @@ async def _forget(engine: AsyncEngine, partition: Partition, export_path: Path |
         exported = await export(engine, partition, export_path) if export_path else None
         reasons = await _drop(engine, partition, exported.events if exported else None)
     if reasons:
-        logger.warning("event partition kept beyond its time", partition=partition.name, needed=str(reasons))
+        logger.warning(
+            "event partition kept beyond its time", extra={"partition": partition.name, "needed": str(reasons)}
+        )
         return False
-    logger.info("event partition dropped", partition=partition.name, export=str(exported.path) if exported else None)
+    logger.info(
+        "event partition dropped",
+        extra={"partition": partition.name, "export": str(exported.path) if exported else None},
+    )
     return True
 
 
@@ -165,7 +172,7 @@ async def forget_workers(ctx: dict[str, Any]) -> None:
     worker: WorkerContext = ctx["worker"]
     ended = await run_sweeps(worker.open_unit_of_work, [LOST_WORKERS], slice_size=_WORKERS_PER_TRANSACTION)
     if ended[LOST_WORKERS.name]:
-        logger.info("workers forgotten", workers=ended[LOST_WORKERS.name])
+        logger.info("workers forgotten", extra={"workers": ended[LOST_WORKERS.name]})
 
 
 class LostWorker(NamedTuple):

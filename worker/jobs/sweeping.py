@@ -1,15 +1,14 @@
 """Runs sweeps in turn, with a commit for each slice, so that no sweep waits behind another."""
 
+import logging
 from collections.abc import Sequence
 from time import monotonic
 from typing import Any, Generic
 
-import structlog
-
 from services.sweeps.service import DueT, Refused, Sweep, is_contention, take_slice
 from services.unit_of_work import OpenUnitOfWork
 
-logger = structlog.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 LONGEST = 50.0
 """Seconds after which a run stops; the next one continues. Sweeps run every minute."""
@@ -39,7 +38,8 @@ class _Run(Generic[DueT]):
             self.goes_on = False
             if is_contention(error):
                 logger.warning(
-                    "sweep skipped: a lock was not granted in time", sweep=self.sweep.name, error=repr(error)
+                    "sweep skipped: a lock was not granted in time",
+                    extra={"sweep": self.sweep.name, "error": repr(error)},
                 )
             else:
                 self.error = error
@@ -53,15 +53,17 @@ class _Run(Generic[DueT]):
         if self._refused:
             logger.error(
                 "rows left out of a sweep: the database refuses to end them",
-                sweep=self.sweep.name,
-                rows=len(self._refused),
-                named=[
-                    {"subject": one.subject, "attempts": one.attempts, "error": one.error}
-                    for one in self._refused[:_NAMED]
-                ],
+                extra={
+                    "sweep": self.sweep.name,
+                    "rows": len(self._refused),
+                    "named": [
+                        {"subject": one.subject, "attempts": one.attempts, "error": one.error}
+                        for one in self._refused[:_NAMED]
+                    ],
+                },
             )
         if self.error is not None:
-            logger.error("sweep ended early", sweep=self.sweep.name, error=repr(self.error))
+            logger.error("sweep ended early", extra={"sweep": self.sweep.name, "error": repr(self.error)})
 
 
 async def run_sweeps(
