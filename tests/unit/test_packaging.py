@@ -155,6 +155,15 @@ def make(*arguments: str, folder: Path = ROOT) -> "subprocess.CompletedProcess[s
     )
 
 
+def test_the_record_of_dependencies_names_each_one_that_is_installed_with_the_product() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [re.match(r"[\w.-]+(\[[\w,]+\])?", line) for line in project["dependencies"]]
+    record = (ROOT / "docs/decisions/0022-runtime-dependencies.md").read_text()
+    rows = re.findall(r"^\| `(\S+)` \| (.+) \| (.+) \| (.+) \|$", record, re.MULTILINE)
+    assert [row[0] for row in rows] == sorted(match[0] for match in wanted if match)
+    assert all(re.match(r"\d[\d.]+, 20\d\d-\d\d-\d\d", row[2]) for row in rows)
+
+
 def test_make_shows_its_targets_and_each_is_explained() -> None:
     shown = make("help")
     listed = {line.split()[1] for line in shown.stdout.splitlines()}
