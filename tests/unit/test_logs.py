@@ -10,8 +10,12 @@ from contextlib import redirect_stderr
 from typing import TypeAlias
 from uuid import UUID
 
+import httpx2
 import pytest
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
 
+from services.api.middleware import RequestContextMiddleware
 from services.logs import ConsoleLines, RateLimitedLogger, Repeats, bind, configure_logging, unbind
 from services.settings import Environment, LogFormat, Settings
 
@@ -129,6 +133,22 @@ async def test_bound_fields_are_in_the_lines_of_the_task_and_of_those_it_starts(
         ("one", "r1", None),
         ("none", None, None),
     ]
+
+
+async def test_what_a_request_logs_has_its_id(configured: Configured) -> None:
+    written = configured(LogFormat.json)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        logging.getLogger("services").info("inside")
+        await PlainTextResponse("done")(scope, receive, send)
+
+    transport = httpx2.ASGITransport(RequestContextMiddleware(app))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://service") as client:
+        reply = await client.get("/", headers={"X-Request-Id": "r1"})
+    assert reply.headers["X-Request-Id"] == "r1"
+    logging.getLogger("services").info("outside")
+    lines = [json.loads(line) for line in written.getvalue().splitlines()]
+    assert [line.get("request_id") for line in lines if line["logger"] == "services"] == ["r1", None]
 
 
 def test_lines_for_people_have_their_fields_behind_and_a_traceback_below(configured: Configured) -> None:
