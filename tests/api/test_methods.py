@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
-import httpx
+import httpx2
 import pytest
 import uvicorn
 from fastapi import Response
@@ -27,7 +27,7 @@ from tests.factories import make_operator
 CSV = f"{PATH}.csv"
 
 
-async def both(api: Api, path: str, *, by: User | None = None, seen: str | None = None) -> httpx.Response:
+async def both(api: Api, path: str, *, by: User | None = None, seen: str | None = None) -> httpx2.Response:
     """The reply to HEAD, once it is what GET would have answered, without its body. `seen` is sent as If-None-Match."""
     headers = {} if seen is None else {"If-None-Match": seen}
     got = await api.get(path, by=by, headers=headers)
