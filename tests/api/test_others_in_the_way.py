@@ -49,8 +49,11 @@ async def test_requests_that_need_a_locked_account_are_told_to_retry_and_others_
     transfer = {"to_user_id": seller.id, "amount": "1.00"}
     async with locked(database, account_of(buyer.id)):
         stuck = [asyncio.create_task(api.post("/v1/transfers", by=buyer, json=transfer)) for _ in range(8)]
-        await asyncio.sleep(0.2)
-        # Writes have their share of the pool, whatever becomes of it; reads have the rest.
+        async with asyncio.timeout(5):
+            while await rows(database, WAITING) != [3]:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        # Writes do not get more than their share of the pool; reads have the rest.
         assert await rows(database, WAITING) == [3]
         for _ in range(5):
             assert (await api.get("/v1/accounts/me", by=other)).status_code == 200
