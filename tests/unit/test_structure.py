@@ -18,7 +18,6 @@ ROOT = Path(__file__).parents[2]
 STANDARD = {"__init__", "models", "schemas", "events", "queries", "repository", "service", "routes"}
 
 EXTRA = {
-    "credits/ledger": {"resolution"},
     "credits/transfers": {"planning"},
     "outbox/control": {"why"},
     "outbox/engine": {"window", "waiting", "failures"},

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from uuid import UUID
 
-from services.credits.ledger.resolution import LockedHolds
+from services.credits.ledger.repository import LockedHolds
 from services.orders.events import OrderCancelled, OrderConfirmed, OrderPlaced, OrderRejected
 from services.orders.models import OrderStatus
 from services.orders.processing.repository import Placed
