@@ -122,7 +122,7 @@ async def test_no_order_is_placed_by_a_closed_account(api: Api, credits: str) ->
     await closed(api, buyer)
     before = await api.everything()
     problem = assert_problem(await api.post("/v1/orders", by=buyer, json=order_of((product, 1))), 409, "account_closed")
-    assert problem["detail"] == "your account is closed"
+    assert problem["detail"] == f"the account of user {buyer.id} is closed"
     assert await api.everything() == before
 
 

@@ -98,7 +98,7 @@ async def test_a_seller_closed_between_an_orders_look_at_the_products_and_its_ho
             return found
 
         monkeypatch.setattr(buying.products, "for_sale", look_and_close)
-        with pytest.raises(AccountClosed, match=f"seller {seller.id} is closed"):
+        with pytest.raises(AccountClosed, match=f"user {seller.id} is closed"):
             await buy(buying, buyer, product.id)
     assert await balances(database, buyer) == ["(50.00,0.00)"]
 

@@ -13,7 +13,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from services.credits.holds import repository as hold_repository
+from services.credits.holds import queries as hold_queries
 from services.orders.expiry import repository as expiry_repository
 from services.settings import Settings
 from services.sql import Statement
@@ -46,18 +46,18 @@ FILL = f"""
 FIND: dict[str, Statement] = {
     "unpaid orders": expiry_repository._UNPAID,
     "orders' holds": expiry_repository._HELD,
-    "holds between users": hold_repository._DUE,
+    "holds between users": hold_queries.DUE,
 }
 
 LOCK: dict[str, tuple[Statement, str, str]] = {
     "orders": (expiry_repository._LOCK, "ids", "SELECT id FROM orders WHERE expires_at > $1 ORDER BY expires_at"),
     "orders' holds": (
-        hold_repository._LOCK_OF_ORDERS,
+        hold_queries.LOCK_OF_ORDERS,
         "order_ids",
         "SELECT order_id FROM transfers WHERE order_id IS NOT NULL AND expires_at > $1 ORDER BY expires_at",
     ),
     "holds between users": (
-        hold_repository._LOCK_DUE,
+        hold_queries.LOCK_DUE,
         "ids",
         "SELECT id FROM transfers WHERE order_id IS NULL AND expires_at > $1 ORDER BY expires_at",
     ),

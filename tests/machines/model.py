@@ -172,12 +172,10 @@ class Model:
 
     def take_back(self, sender: int | None, recipient: int, amount: Cents) -> str:
         """A reversal, to nobody where the credits were issued."""
-        if self.purses[recipient].closed:
+        if self.purses[recipient].closed or (sender is not None and self.purses[sender].closed):
             return "account_closed"
         if self.purses[recipient].available < amount:
             return "insufficient_credits"
-        if sender is not None and self.purses[sender].closed:
-            return "account_closed"
         self.purses[recipient].posted -= amount
         if sender is None:
             self.issued -= amount
@@ -236,13 +234,10 @@ class Model:
         for place, quantity in pieces.items():
             goods = self.goods[sale.lines[place].product]
             due[goods.seller] = due.get(goods.seller, Decimal(0)) + goods.price * quantity
-        for seller, amount in sorted(due.items()):
-            if self.purses[seller].closed:
-                return "account_closed"
-            if self.purses[seller].available < amount:
-                return "insufficient_credits"
-        if self.purses[sale.buyer].closed:
+        if any(self.purses[user].closed for user in (*due, sale.buyer)):
             return "account_closed"
+        if any(self.purses[seller].available < amount for seller, amount in due.items()):
+            return "insufficient_credits"
         for seller, amount in due.items():
             self.purses[seller].posted -= amount
             self.purses[sale.buyer].posted += amount

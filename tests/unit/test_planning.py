@@ -6,7 +6,8 @@ from decimal import Decimal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.credits.transfers.planning import Balance, Item, Posting, carry_out, cause, chains, take_back
+from services.credits.ledger.rules import Balance, Item, Posting
+from services.credits.transfers.planning import carry_out, cause, chains, take_back
 from services.errors import DomainError
 from services.fields import MAX_CREDITS
 from tests.naive_bank import UNKNOWN, Bank, Wanted, as_one_chain, naively
@@ -43,7 +44,8 @@ def test_the_outcomes_and_balances_are_those_of_one_transfer_after_another(
     if atomic:
         batch = as_one_chain(batch)
     balances = [
-        Balance(number, bank.posted[number], bank.held[number], 0, bank.closed[number]) for number in range(ACCOUNTS)
+        Balance(number, number, bank.posted[number], bank.held[number], 0, bank.closed[number])
+        for number in range(ACCOUNTS)
     ]
     before = copy.deepcopy(balances)
     items = [
@@ -75,7 +77,7 @@ def test_the_outcomes_and_balances_are_those_of_one_transfer_after_another(
 
 
 def test_a_failed_item_says_where_it_stands_and_the_linked_ones_say_which_one_failed() -> None:
-    sender, receiver = Balance(1, Decimal(5), Decimal(0), 7, False), Balance(2, Decimal(0), Decimal(0), 0, False)
+    sender, receiver = Balance(1, 1, Decimal(5), Decimal(0), 7, False), Balance(2, 2, Decimal(0), Decimal(0), 0, False)
     items = [Item(f"#/transfers/{n}", sender, receiver, Decimal(amount), "") for n, amount in enumerate((5, 1, 1))]
     first, second, third = carry_out(chains(items, [True, True, False]))
     assert isinstance(second, DomainError)
@@ -84,4 +86,4 @@ def test_a_failed_item_says_where_it_stands_and_the_linked_ones_say_which_one_fa
         assert isinstance(outcome, DomainError)
         assert (outcome.code, outcome.faults[0].pointer) == ("linked_failed", pointer)
         assert "#/transfers/1" in outcome.detail
-    assert sender == Balance(1, Decimal(5), Decimal(0), 7, False)
+    assert sender == Balance(1, 1, Decimal(5), Decimal(0), 7, False)

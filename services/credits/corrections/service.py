@@ -11,17 +11,17 @@ from services.credits.events import (
     AdjustmentApplied,
     AdjustmentRejected,
     AdjustmentRequested,
-    CreditsMoved,
     TransferReversed,
 )
 from services.credits.holds import service as holds
-from services.credits.ledger.repository import Movement
+from services.credits.ledger import rules
+from services.credits.ledger import service as ledger
+from services.credits.ledger.rules import Movement
 from services.credits.models import Adjustment, AdjustmentState, TransferKind, TransferState
 from services.credits.schemas import AdjustmentCreate
 from services.credits.transfers import service as transfers
 from services.credits.transfers.repository import TransferRow
 from services.errors import (
-    AccountClosed,
     Conflict,
     Fault,
     Forbidden,
@@ -51,7 +51,7 @@ async def request(uow: UnitOfWork, operator: Caller, wanted: AdjustmentCreate, a
     if account is None:
         raise UnknownRecipient(f"there is no user {wanted.user_id}", [Fault("is unknown", "#/user_id")])
     if account.closed_at is not None:
-        raise AccountClosed("the user's account is closed", [Fault("is closed", "#/user_id")])
+        raise rules.closed(wanted.user_id, [Fault("is closed", "#/user_id")])
     needs_approval = abs(wanted.amount) > approval_above
     adjustment = Adjustment(
         account_id=account.id,
@@ -122,16 +122,7 @@ async def reverse(uow: UnitOfWork, operator: Caller, transfer_id: UUID, reason: 
     movement = Movement(
         reversal_id, found.credit_account_id, found.debit_account_id, found.posted_amount, reverses=transfer_id
     )
-    await uow.ledger.transfer([movement], TransferKind.reversal, reason)
-    uow.record(
-        CreditsMoved(
-            transfer_id=reversal_id,
-            kind=TransferKind.reversal.value,
-            from_account_id=movement.debit_account_id,
-            to_account_id=movement.credit_account_id,
-            amount=movement.amount,
-        )
-    )
+    await ledger.transfer(uow, movement, TransferKind.reversal, reason)
     uow.record(TransferReversed(transfer_id=transfer_id, reversal_id=reversal_id, reason=reason))
     return await transfers.get(uow, operator, reversal_id)
 
@@ -152,19 +143,10 @@ async def _apply(uow: UnitOfWork, adjustment: Adjustment) -> None:
     issuance, amount = await uow.ledger.issuance_account_id(), adjustment.amount
     debit, credit = (issuance, adjustment.account_id) if amount > 0 else (adjustment.account_id, issuance)
     movement = Movement(new_id(), debit, credit, abs(amount))
-    await uow.ledger.transfer([movement], TransferKind.adjustment, adjustment.reason)
+    await ledger.transfer(uow, movement, TransferKind.adjustment, adjustment.reason)
     adjustment.state = AdjustmentState.applied
     adjustment.transfer_id = movement.transfer_id
     adjustment.decided_at = now()
-    uow.record(
-        CreditsMoved(
-            transfer_id=movement.transfer_id,
-            kind=TransferKind.adjustment.value,
-            from_account_id=debit,
-            to_account_id=credit,
-            amount=movement.amount,
-        )
-    )
     uow.record(
         AdjustmentApplied(
             adjustment_id=adjustment.id,

@@ -1,21 +1,21 @@
 """Transfers in two phases: credits are held, then posted (all of them or a part), voided, or expired; once.
 
-Holds for orders are resolved with their order: `services/orders/processing/service.py` and `expiry.py`.
+Holds for orders are resolved with their order: `services/orders/processing/` and `services/orders/expiry/`.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from uuid import UUID
 
-from services.credits.events import CreditsHeld, CreditsMoved, CreditsReleased
+from services.credits.events import CreditsHeld, CreditsReleased
 from services.credits.holds.repository import DueHold
-from services.credits.ledger.repository import Movement
+from services.credits.ledger.rules import Item, Movement, refusal
+from services.credits.ledger.service import record_moved
 from services.credits.models import TransferKind, TransferState
 from services.credits.schemas import HoldCreate
-from services.credits.transfers import planning
 from services.credits.transfers import service as transfers
-from services.credits.transfers.planning import Item
 from services.credits.transfers.repository import TransferRow
 from services.errors import (
     AmountInvalid,
@@ -42,7 +42,7 @@ async def hold(uow: UnitOfWork, payer: Caller, wanted: HoldCreate, longest: time
     parties = await uow.transfers.parties(payer.id, [wanted.to_user_id], lock=True)
     _check_time(wanted.expires_at, parties.at, longest)
     item = Item("#", parties.sender, parties.recipients.get(wanted.to_user_id), wanted.amount, wanted.note)
-    error = planning.refusal(item)
+    error = refusal(item)
     if error is not None:
         raise error
     assert item.credit is not None
@@ -70,16 +70,9 @@ async def post(uow: UnitOfWork, caller: Caller, transfer_id: UUID, amount: Decim
     posted = found.amount if amount is None else amount
     if posted > found.amount:
         raise AmountInvalid(f"only {found.amount} are held", [Fault("is more than is held", "#/amount")])
-    await uow.ledger.post_part(found.movement(), posted)
-    uow.record(
-        CreditsMoved(
-            transfer_id=transfer_id,
-            kind=TransferKind.transfer.value,
-            from_account_id=found.debit_account_id,
-            to_account_id=found.credit_account_id,
-            amount=posted,
-        )
-    )
+    movement = found.movement()
+    await uow.ledger.post_part(movement, posted)
+    record_moved(uow, replace(movement, amount=posted), TransferKind.transfer)
     return await transfers.get(uow, caller, transfer_id)
 
 

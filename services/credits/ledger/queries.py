@@ -2,7 +2,13 @@
 
 from services.sql import Reading, Statement, Writing, without_waiting
 
+LOCK_BALANCES = Statement("""
+    SELECT id AS account_id, user_id, posted, held, version, closed_at IS NOT NULL AS is_closed
+    FROM accounts WHERE id = ANY(CAST(:ids AS bigint[])) ORDER BY id FOR NO KEY UPDATE
+""")
+
 # One conditional UPDATE checks and takes; where it finds too little, the INSERT has no row to join and writes nothing.
+# Its conditions are those of `refusal` in rules.py, without the last one, which cannot occur between users.
 HOLD = Statement("""
     WITH buyer AS (
         UPDATE accounts SET held = held + CAST(:total AS numeric)
@@ -20,45 +26,44 @@ HOLD = Statement("""
         AS share(id, account_id, amount)
 """)
 
-CLOSED = Statement("""
-    SELECT user_id FROM accounts
-    WHERE (user_id = :buyer_id OR id = ANY(CAST(:account_ids AS bigint[]))) AND closed_at IS NOT NULL
+# Without locks: it only says why the statement above has found nothing.
+BALANCES_OF_HOLD = Statement("""
+    SELECT id AS account_id, user_id, posted, held, version, closed_at IS NOT NULL AS is_closed
+    FROM accounts WHERE user_id = :buyer_id OR id = ANY(CAST(:account_ids AS bigint[]))
 """)
 
-LOCK_ACCOUNTS = Statement("""
-    SELECT id, posted, held, version, system_name IS NOT NULL AS is_system, closed_at IS NOT NULL AS is_closed
-    FROM accounts WHERE id = ANY(CAST(:ids AS bigint[])) ORDER BY id FOR NO KEY UPDATE
-""")
-
-# The entries and the balances: posting costs one trip to the database.
+# The accounts are locked, so what is written is what was computed from them.
 POST = Writing(
     """
-    entered AS (
-        INSERT INTO entries (account_id, version, transfer_id, amount, balance)
+    posted AS (
         SELECT * FROM unnest(
-            CAST(:account_ids AS bigint[]), CAST(:entry_versions AS bigint[]), CAST(:transfer_ids AS uuid[]),
-            CAST(:amounts AS numeric[]), CAST(:balances AS numeric[])
+            CAST(:ids AS uuid[]), CAST(:amounts AS numeric[]), CAST(:notes AS text[]), CAST(:order_ids AS uuid[]),
+            CAST(:reverses AS uuid[]),
+            CAST(:debits AS bigint[]), CAST(:debit_versions AS bigint[]), CAST(:debit_balances AS numeric[]),
+            CAST(:credits AS bigint[]), CAST(:credit_versions AS bigint[]), CAST(:credit_balances AS numeric[])
+        ) AS posted(
+            id, amount, note, order_id, reverses, debit, debit_version, debit_balance,
+            credit, credit_version, credit_balance
         )
+    ), written AS (
+        INSERT INTO transfers (
+            id, debit_account_id, credit_account_id, amount, kind, state, posted_amount, order_id, reverses, note,
+            resolved_at
+        )
+        SELECT id, debit, credit, amount, :kind, 'posted', amount, order_id, reverses, note, now() FROM posted
+    ), entered AS (
+        INSERT INTO entries (account_id, version, transfer_id, amount, balance)
+        SELECT debit, debit_version, id, -amount, debit_balance FROM posted
+        UNION ALL SELECT credit, credit_version, id, amount, credit_balance FROM posted
     ), balanced AS (
-        UPDATE accounts SET posted = new.posted, version = new.version
-        FROM unnest(CAST(:ids AS bigint[]), CAST(:posted AS numeric[]), CAST(:versions AS bigint[]))
-            AS new(id, posted, version)
-        WHERE accounts.id = new.id RETURNING 1
+        UPDATE accounts SET posted = after.posted, version = after.version
+        FROM unnest(CAST(:account_ids AS bigint[]), CAST(:posted AS numeric[]), CAST(:versions AS bigint[]))
+            AS after(account_id, posted, version)
+        WHERE accounts.id = after.account_id RETURNING 1
     )
     """,
     counted="balanced",
 )
-
-WRITE_TRANSFERS = Statement("""
-    INSERT INTO transfers (
-        id, debit_account_id, credit_account_id, amount, kind, state, posted_amount, order_id, reverses, note,
-        resolved_at
-    )
-    SELECT id, debit, credit, amount, :kind, 'posted', amount, order_id, reverses, :note, now() FROM unnest(
-        CAST(:ids AS uuid[]), CAST(:debits AS bigint[]), CAST(:credits AS bigint[]), CAST(:amounts AS numeric[]),
-        CAST(:order_ids AS uuid[]), CAST(:reverses AS uuid[])
-    ) AS new(id, debit, credit, amount, order_id, reverses)
-""")
 
 # An array, not a join: each account is looked up by its id, however few the orders are held to be. The clock, not the
 # transaction's time, and after all accounts are locked: a lock that was waited for does not make a hold last longer.

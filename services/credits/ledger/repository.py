@@ -1,7 +1,7 @@
 """All SQL about accounts, transfers and entries. Accounts are locked in the order of their ids, everywhere."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from typing import NamedTuple
@@ -11,9 +11,10 @@ from sqlalchemy.orm import joinedload
 from sqlmodel import col, select
 
 from services.credits.ledger import queries
+from services.credits.ledger.rules import Balance, Item, Movement, Posting, joint_refusal, not_covered, post
 from services.credits.models import ISSUANCE, Account, Transfer, TransferKind, TransferState
-from services.errors import AccountClosed, AmountInvalid, InsufficientCredits
-from services.fields import MAX_CREDITS, new_id
+from services.errors import DomainError
+from services.fields import new_id
 from services.sql import Read, Results, SqlAccess, Write
 
 
@@ -62,64 +63,66 @@ class LedgerRepository(SqlAccess):
             lasting=lasting,
         )
         if held == 0:
-            closed = [
-                row["user_id"]
-                for row in await self.sql.fetch(queries.CLOSED, buyer_id=buyer_id, account_ids=account_ids)
-            ]
-            if buyer_id in closed:
-                raise AccountClosed("your account is closed")
-            if closed:
-                raise AccountClosed(f"the account of seller {min(closed)} is closed")
-            raise InsufficientCredits(f"the available credits do not cover {total}")
+            raise await self._why_not_held(buyer_id, shares)
 
     async def get_transfer(self, transfer_id: UUID) -> Transfer:
         return (await self.session.exec(select(Transfer).where(col(Transfer.id) == transfer_id))).one()
 
-    async def post_part(self, hold: "Movement", amount: Decimal) -> None:
+    async def post_part(self, hold: Movement, amount: Decimal) -> None:
         """Post so much of a pending transfer and release the remainder. The transfer is locked by the caller.
 
         Raises `AccountClosed` or `AmountInvalid`, with nothing written, where the payee's account does not take it.
         """
-        balances = await self.lock_accounts([hold])
-        _check_payees([replace(hold, amount=amount)], balances)
+        balances = await self._lock_balances([hold])
+        payer = balances[hold.debit_account_id]
+        # What is held for it is what it moves.
+        payer.held -= hold.amount
+        _check([Item("", payer, balances[hold.credit_account_id], amount, "")])
         await self.sql.write(self.resolving(post=[hold.transfer_id], part=amount))
 
-    async def transfer(self, movements: Sequence["Movement"], kind: TransferKind, note: str) -> None:
-        """Write transfers that take effect at once.
+    async def transfer(self, movements: Sequence[Movement], kind: TransferKind, note: str) -> None:
+        """Write transfers that take effect at once, all of them. Raises a `joint_refusal`, with nothing written."""
+        balances = await self._lock_balances(movements)
+        items = [
+            Item(
+                "",
+                balances[movement.debit_account_id],
+                balances[movement.credit_account_id],
+                movement.amount,
+                note,
+                movement.order_id,
+                movement.reverses,
+            )
+            for movement in movements
+        ]
+        _check(items)
+        postings = [post(item, movement.transfer_id) for item, movement in zip(items, movements, strict=True)]
+        await self.write(postings, kind)
 
-        Raises `AccountClosed`, `InsufficientCredits` where a user's available credits would go below zero, or
-        `AmountInvalid` where an account would hold more than it can, with nothing written.
+    async def write(self, postings: Sequence[Posting], kind: TransferKind) -> None:
+        """Write transfers that take effect at once, their entries, and the balances they lead to.
+
+        The balances are locked by the caller.
         """
-        balances = await self.lock_accounts(movements)
-        spending: dict[int, Decimal] = {}
-        for movement in movements:
-            debit = movement.debit_account_id
-            spending[debit] = spending.get(debit, Decimal(0)) + movement.amount
-        for account_id, amount in spending.items():
-            balance = balances[account_id]
-            if balance.is_closed:
-                raise AccountClosed("the account that the credits would come from is closed")
-            if not balance.is_system and balance.posted - balance.held < amount:
-                raise InsufficientCredits(f"the available credits do not cover {amount}")
-        _check_payees(movements, balances)
-        await self.sql.run(
-            queries.WRITE_TRANSFERS,
-            ids=[movement.transfer_id for movement in movements],
-            debits=[movement.debit_account_id for movement in movements],
-            credits=[movement.credit_account_id for movement in movements],
-            amounts=[movement.amount for movement in movements],
-            order_ids=[movement.order_id for movement in movements],
-            reverses=[movement.reverses for movement in movements],
-            kind=kind.value,
-            note=note,
-        )
-        await self.sql.write(_posting(movements, balances))
-
-    async def lock_accounts(self, movements: Iterable["Movement"]) -> dict[int, "Balance"]:
-        """The accounts on both sides by their ids, locked in the order of these until the transaction ends."""
-        ids = {account for m in movements for account in (m.debit_account_id, m.credit_account_id)}
-        rows = await self.sql.fetch(queries.LOCK_ACCOUNTS, ids=sorted(ids))
-        return {row["id"]: Balance(**row) for row in rows}
+        touched = {balance.account_id: balance for p in postings for balance in (p.debit, p.credit)}
+        parameters = {
+            "ids": [posting.transfer_id for posting in postings],
+            "amounts": [posting.item.amount for posting in postings],
+            "notes": [posting.item.note for posting in postings],
+            "order_ids": [posting.item.order_id for posting in postings],
+            "reverses": [posting.item.reverses for posting in postings],
+            "debits": [posting.debit.account_id for posting in postings],
+            "debit_versions": [posting.debit_version for posting in postings],
+            "debit_balances": [posting.debit_balance for posting in postings],
+            "credits": [posting.credit.account_id for posting in postings],
+            "credit_versions": [posting.credit_version for posting in postings],
+            "credit_balances": [posting.credit_balance for posting in postings],
+            "account_ids": list(touched),
+            "posted": [balance.posted for balance in touched.values()],
+            "versions": [balance.version for balance in touched.values()],
+            "kind": kind.value,
+        }
+        await self.sql.write(Write(queries.POST, parameters, wanted=len(touched)))
 
     async def lock_holds(self, order_ids: Sequence[UUID]) -> "LockedHolds":
         """The holds of these orders that are not resolved, and their accounts, locked until the transaction ends.
@@ -164,6 +167,21 @@ class LedgerRepository(SqlAccess):
         }
         return Write(queries.RESOLVE, parameters, wanted=len(ids))
 
+    async def _lock_balances(self, movements: Iterable[Movement]) -> dict[int, Balance]:
+        """The accounts on both sides by their ids, locked in the order of these until the transaction ends."""
+        ids = {account for m in movements for account in (m.debit_account_id, m.credit_account_id)}
+        rows = await self.sql.fetch(queries.LOCK_BALANCES, ids=sorted(ids))
+        return {row["account_id"]: Balance.from_row(row) for row in rows}
+
+    async def _why_not_held(self, buyer_id: int, shares: Sequence["Share"]) -> DomainError:
+        account_ids = [share.account_id for share in shares]
+        rows = await self.sql.fetch(queries.BALANCES_OF_HOLD, buyer_id=buyer_id, account_ids=account_ids)
+        balances = {row["account_id"]: Balance.from_row(row) for row in rows}
+        (buyer,) = (balance for balance in balances.values() if balance.user_id == buyer_id)
+        items = [Item("", buyer, balances[share.account_id], share.amount, "") for share in shares]
+        # What stood in the way may be gone by now.
+        return joint_refusal(items) or not_covered(sum((share.amount for share in shares), Decimal(0)))
+
 
 @dataclass(frozen=True, slots=True)
 class Share:
@@ -171,30 +189,6 @@ class Share:
 
     account_id: int
     amount: Decimal
-
-
-@dataclass(frozen=True, slots=True)
-class Movement:
-    """A transfer as the ledger sees it: `amount` credits from the debit account to the credit account."""
-
-    transfer_id: UUID
-    debit_account_id: int
-    credit_account_id: int
-    amount: Decimal
-    order_id: UUID | None = None
-    reverses: UUID | None = None
-
-
-@dataclass(slots=True)
-class Balance:
-    """An account as it is while its row is locked."""
-
-    id: int
-    posted: Decimal
-    held: Decimal
-    version: int
-    is_system: bool
-    is_closed: bool
 
 
 class OrderHold(NamedTuple):
@@ -218,42 +212,10 @@ class LockedHolds:
     closed: Collection[int]
 
 
-def _posting(movements: Sequence[Movement], balances: dict[int, Balance]) -> Write:
-    """Two entries for each movement, and one update for each account."""
-    entries: list[tuple[int, int, UUID, Decimal, Decimal]] = []
-    for movement in movements:
-        for account_id, amount in (
-            (movement.debit_account_id, -movement.amount),
-            (movement.credit_account_id, movement.amount),
-        ):
-            balance = balances[account_id]
-            balance.posted += amount
-            balance.version += 1
-            entries.append((account_id, balance.version, movement.transfer_id, amount, balance.posted))
-    changed = list(balances.values())
-    parameters = {
-        "account_ids": [entry[0] for entry in entries],
-        "entry_versions": [entry[1] for entry in entries],
-        "transfer_ids": [entry[2] for entry in entries],
-        "amounts": [entry[3] for entry in entries],
-        "balances": [entry[4] for entry in entries],
-        "ids": [balance.id for balance in changed],
-        "posted": [balance.posted for balance in changed],
-        "versions": [balance.version for balance in changed],
-    }
-    return Write(queries.POST, parameters, wanted=len(changed))
-
-
-def _check_payees(movements: Iterable[Movement], balances: Mapping[int, Balance]) -> None:
-    receiving: dict[int, Decimal] = {}
-    for movement in movements:
-        credit = movement.credit_account_id
-        receiving[credit] = receiving.get(credit, Decimal(0)) + movement.amount
-    for account_id, amount in receiving.items():
-        if balances[account_id].is_closed:
-            raise AccountClosed("the account that the credits would go to is closed")
-        if balances[account_id].posted + amount > MAX_CREDITS:
-            raise AmountInvalid(f"an account holds at most {MAX_CREDITS}")
+def _check(items: Sequence[Item]) -> None:
+    error = joint_refusal(items)
+    if error is not None:
+        raise error
 
 
 def _locked_holds(results: Results) -> LockedHolds:

@@ -1,13 +1,12 @@
 """What can be done with credits."""
 
-from decimal import Decimal
-
 from services.credits import events
 from services.credits.events import CreditsMoved
-from services.credits.ledger.repository import Movement
+from services.credits.ledger import rules
+from services.credits.ledger.rules import Movement
 from services.credits.models import Account, Transfer, TransferKind
 from services.credits.schemas import TopUpCreate
-from services.errors import AccountClosed, Conflict, Fault, InvalidInput, NotFound
+from services.errors import Conflict, Fault, InvalidInput, NotFound
 from services.fields import new_id, now
 from services.unit_of_work import UnitOfWork
 
@@ -24,9 +23,28 @@ async def top_up(uow: UnitOfWork, wanted: TopUpCreate) -> Transfer:
     """Issue credits to a user, from the issuance account. Raises `InvalidInput`, `AccountClosed` or `AmountInvalid`."""
     to_account = await _recipient(uow, wanted.user_id, "#/user_id")
     if to_account.closed_at is not None:
-        raise AccountClosed("the user's account is closed", [Fault("is closed", "#/user_id")])
-    return await _move(
-        uow, await uow.ledger.issuance_account_id(), to_account.id, wanted.amount, TransferKind.top_up, wanted.note
+        raise rules.closed(wanted.user_id, [Fault("is closed", "#/user_id")])
+    movement = Movement(new_id(), await uow.ledger.issuance_account_id(), to_account.id, wanted.amount)
+    await transfer(uow, movement, TransferKind.top_up, wanted.note)
+    return await uow.ledger.get_transfer(movement.transfer_id)
+
+
+async def transfer(uow: UnitOfWork, movement: Movement, kind: TransferKind, note: str) -> None:
+    """Move credits at once. Raises a refusal (`services/credits/ledger/rules.py`), with nothing written."""
+    await uow.ledger.transfer([movement], kind, note)
+    record_moved(uow, movement, kind)
+
+
+def record_moved(uow: UnitOfWork, movement: Movement, kind: TransferKind) -> None:
+    """Tell that a transfer was posted, of whatever kind but those of orders, which `CreditsMoved` explains."""
+    uow.record(
+        CreditsMoved(
+            transfer_id=movement.transfer_id,
+            kind=kind.value,
+            from_account_id=movement.debit_account_id,
+            to_account_id=movement.credit_account_id,
+            amount=movement.amount,
+        )
     )
 
 
@@ -70,20 +88,3 @@ async def _recipient(uow: UnitOfWork, user_id: int, pointer: str) -> Account:
     if account is None:
         raise InvalidInput(f"user {user_id} is unknown or closed", [Fault("is unknown or closed", pointer)])
     return account
-
-
-async def _move(
-    uow: UnitOfWork, from_account: int, to_account: int, amount: Decimal, kind: TransferKind, note: str
-) -> Transfer:
-    movement = Movement(new_id(), from_account, to_account, amount)
-    await uow.ledger.transfer([movement], kind, note)
-    uow.record(
-        CreditsMoved(
-            transfer_id=movement.transfer_id,
-            kind=kind.value,
-            from_account_id=from_account,
-            to_account_id=to_account,
-            amount=amount,
-        )
-    )
-    return await uow.ledger.get_transfer(movement.transfer_id)

@@ -10,6 +10,7 @@ from services.api.dependencies import CurrentUser, Work
 from services.api.idempotency import IDEMPOTENCY_KEY_REQUIRED, forget_key
 from services.api.problems import domain_problem, responses
 from services.api.transaction import TransactionRoute
+from services.credits.ledger.rules import Posting
 from services.credits.models import TransferKind, TransferState
 from services.credits.schemas import (
     BatchMode,
@@ -25,7 +26,7 @@ from services.credits.schemas import (
 )
 from services.credits.transfers import planning
 from services.credits.transfers import service as transfers
-from services.credits.transfers.planning import Outcome, Posting
+from services.credits.transfers.planning import Outcome
 from services.credits.transfers.repository import TransferRow
 
 router = APIRouter(route_class=TransactionRoute, tags=["credits"])

@@ -12,11 +12,12 @@ from uuid import UUID
 
 from sqlalchemy.exc import DBAPIError
 
-from services.credits.events import CreditsMoved
+from services.credits.ledger.rules import Item, Posting
+from services.credits.ledger.service import record_moved
 from services.credits.models import TransferKind
 from services.credits.schemas import BatchMode, TransferBatchCreate, TransferCreate, TransferItem
 from services.credits.transfers import planning
-from services.credits.transfers.planning import Chain, Item, Outcome, Posting
+from services.credits.transfers.planning import Chain, Outcome
 from services.credits.transfers.repository import Parties, TransferRow
 from services.errors import BatchRefused, DomainError, Fault, InvalidInput, NotFound
 from services.sql import sqlstate
@@ -48,10 +49,10 @@ async def transfer(uow: UnitOfWork, sender: Caller, wanted: TransferCreate) -> T
     if not wanted.dry_run:
         # No savepoint: the transaction holds nothing else that could be saved.
         try:
-            await uow.transfers.write([outcome])
+            await uow.ledger.write([outcome], TransferKind.transfer)
         except DBAPIError as error:
             raise _refused(error, item) if _is_refusal(error) else error from error
-        _record(uow, outcome)
+        record_moved(uow, outcome.movement(), TransferKind.transfer)
     return Transferred([outcome], parties.at)
 
 
@@ -73,7 +74,7 @@ async def transfer_batch(uow: UnitOfWork, sender: Caller, wanted: TransferBatchC
     outcomes = await _Writer(uow).carry_out(chains)
     for outcome in outcomes:
         if isinstance(outcome, Posting):
-            _record(uow, outcome)
+            record_moved(uow, outcome.movement(), TransferKind.transfer)
     return Transferred(outcomes, parties.at)
 
 
@@ -136,7 +137,7 @@ class _Writer:
         self._savepoints += 1
         try:
             async with self._uow.savepoint(plain=True):
-                await self._uow.transfers.write(postings)
+                await self._uow.ledger.write(postings, TransferKind.transfer)
                 if not keep:
                     raise _TakenBack
         except DBAPIError as error:
@@ -165,18 +166,6 @@ def _is_refusal(error: DBAPIError) -> bool:
 def _refused(error: DBAPIError, item: Item) -> DomainError:
     logger.warning("PostgreSQL refused a transfer that the balances allow: %s", error.orig)
     return InvalidInput("this transfer is not allowed here", [Fault("is not allowed", item.pointer)])
-
-
-def _record(uow: UnitOfWork, posting: Posting) -> None:
-    uow.record(
-        CreditsMoved(
-            transfer_id=posting.transfer_id,
-            kind=TransferKind.transfer.value,
-            from_account_id=posting.debit.account_id,
-            to_account_id=posting.credit.account_id,
-            amount=posting.item.amount,
-        )
-    )
 
 
 def _may_see(caller: Caller, found: TransferRow) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from uuid import UUID
 
-from services.credits.ledger.repository import Movement
+from services.credits.ledger.rules import Movement
 from services.credits.models import TransferKind
 from services.errors import Fault, InvalidInput
 from services.fields import new_id

@@ -1,0 +1,181 @@
+"""The central rule of credits: whether they may move. Pure: it works on balances that were read before.
+
+A refusal is the first of `PRECEDENCE` that applies. The hold of an order states the same in SQL, in the statement that
+takes the credits (`HOLD` in queries.py); a test compares the two.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from services.errors import (
+    AccountClosed,
+    AmountInvalid,
+    DomainError,
+    Fault,
+    InsufficientCredits,
+    SameAccount,
+    UnknownRecipient,
+)
+from services.fields import MAX_CREDITS
+
+PRECEDENCE: tuple[type[DomainError], ...] = (
+    UnknownRecipient,
+    SameAccount,
+    AccountClosed,
+    InsufficientCredits,
+    AmountInvalid,
+)
+"""Why credits may not move, the most important reason first. A closed payer comes before a closed payee.
+
+Between users, the last one cannot occur in books that balance: all users together have what was issued, and the
+issuance account cannot issue more than `MAX_CREDITS`.
+"""
+
+
+@dataclass(slots=True)
+class Balance:
+    """An account as it was read, moved on by what is posted in memory. Available credits are `posted - held`."""
+
+    account_id: int
+    user_id: int | None
+    """None for a system account, which may go below zero."""
+    posted: Decimal
+    held: Decimal
+    version: int
+    is_closed: bool
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "Balance":
+        """The balance in a row that has columns of these names, and perhaps others."""
+        return cls(row["account_id"], row["user_id"], row["posted"], row["held"], row["version"], row["is_closed"])
+
+
+@dataclass(frozen=True, slots=True)
+class Movement:
+    """A transfer by its accounts' ids: `amount` credits from the debit account to the credit account."""
+
+    transfer_id: UUID
+    debit_account_id: int
+    credit_account_id: int
+    amount: Decimal
+    order_id: UUID | None = None
+    reverses: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A transfer that is wanted, with the balances on both sides."""
+
+    pointer: str
+    """Where the request asks for it; empty where it does not."""
+    debit: Balance
+    credit: Balance | None
+    """None where there is no such recipient."""
+    amount: Decimal
+    note: str
+    order_id: UUID | None = None
+    reverses: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Posting:
+    """A transfer that the balances allow, with what both of its entries say."""
+
+    transfer_id: UUID
+    item: Item
+    debit: Balance
+    debit_version: int
+    debit_balance: Decimal
+    credit: Balance
+    credit_version: int
+    credit_balance: Decimal
+
+    def movement(self) -> Movement:
+        return Movement(self.transfer_id, self.debit.account_id, self.credit.account_id, self.item.amount)
+
+
+def refusal(item: Item, paid: Decimal | None = None, received: Decimal | None = None) -> DomainError | None:
+    """Why the balances do not allow this transfer now, the first of `PRECEDENCE`; None where they do.
+
+    `paid` is what its payer pays in all, `received` what its payee receives in all: the item's amount unless given.
+    """
+    debit, credit = item.debit, item.credit
+    if credit is None:
+        return UnknownRecipient("there is no such recipient", _faults(item, "is unknown", "/to_user_id"))
+    if credit is debit:
+        return SameAccount(
+            "credits cannot be moved to the account they come from", _faults(item, "is you", "/to_user_id")
+        )
+    if debit.is_closed:
+        return closed(debit.user_id, _faults(item, "comes from a closed account"))
+    if credit.is_closed:
+        return closed(credit.user_id, _faults(item, "is closed", "/to_user_id"))
+    paid = item.amount if paid is None else paid
+    if debit.user_id is not None and debit.posted - debit.held < paid:
+        return not_covered(paid, _faults(item, "is not covered", "/amount"))
+    received = item.amount if received is None else received
+    if credit.posted + received > MAX_CREDITS:
+        return AmountInvalid(
+            f"an account holds at most {MAX_CREDITS}", _faults(item, "is more than the account can hold", "/amount")
+        )
+    return None
+
+
+def joint_refusal(items: Sequence[Item]) -> DomainError | None:
+    """Why the balances do not allow these transfers together; None where they do.
+
+    The first of `PRECEDENCE` that applies to any of them: a closed account of the last comes before too few credits for
+    the first. What one of them brings in does not pay for another.
+    """
+    paid: dict[int, Decimal] = {}
+    received: dict[int, Decimal] = {}
+    for item in items:
+        paid[item.debit.account_id] = paid.get(item.debit.account_id, Decimal(0)) + item.amount
+        if item.credit is not None:
+            received[item.credit.account_id] = received.get(item.credit.account_id, Decimal(0)) + item.amount
+    found = [
+        refusal(item, paid[item.debit.account_id], received[item.credit.account_id] if item.credit else None)
+        for item in items
+    ]
+    return min((error for error in found if error is not None), key=_place, default=None)
+
+
+def closed(user_id: int | None, faults: Sequence[Fault] = ()) -> AccountClosed:
+    """The refusal of a movement from or to a closed account of this user."""
+    return AccountClosed(f"the account of user {user_id} is closed", faults)
+
+
+def not_covered(amount: Decimal, faults: Sequence[Fault] = ()) -> InsufficientCredits:
+    """The refusal of an amount that the payer does not have."""
+    return InsufficientCredits(f"the available credits do not cover {amount}", faults)
+
+
+def post(item: Item, transfer_id: UUID) -> Posting:
+    """Move the balances on by a transfer that is not refused."""
+    debit, credit = item.debit, item.credit
+    assert credit is not None, "it is refused"
+    _move(debit, credit, item.amount, 1)
+    return Posting(transfer_id, item, debit, debit.version, debit.posted, credit, credit.version, credit.posted)
+
+
+def undo(posting: Posting) -> None:
+    """Put the balances back to where they were before this posting, which must be the last one."""
+    _move(posting.debit, posting.credit, -posting.item.amount, -1)
+
+
+def _move(debit: Balance, credit: Balance, amount: Decimal, entries: int) -> None:
+    debit.posted -= amount
+    credit.posted += amount
+    debit.version += entries
+    credit.version += entries
+
+
+def _place(error: DomainError) -> int:
+    return PRECEDENCE.index(type(error))
+
+
+def _faults(item: Item, detail: str, field: str = "") -> Sequence[Fault]:
+    return (Fault(detail, f"{item.pointer}{field}"),) if item.pointer else ()

@@ -1,0 +1,37 @@
+"""The statements about transfers between users."""
+
+from services.sql import Statement
+
+# Not a join: for that, a plan made for any number of users would read the whole table while it is small.
+_PARTIES = """
+    SELECT id AS account_id, user_id, posted, held, version, closed_at IS NOT NULL AS is_closed,
+        now() AS at,
+        (SELECT is_active AND deleted_at IS NULL FROM users WHERE users.id = accounts.user_id) AS is_known
+    FROM accounts WHERE user_id = ANY(CAST(:user_ids AS bigint[]))
+"""
+READ_PARTIES = Statement(_PARTIES)
+LOCK_PARTIES = Statement(f"{_PARTIES} ORDER BY id FOR NO KEY UPDATE")
+
+GET = Statement("""
+    SELECT transfers.id, kind, state, amount, posted_amount, debit_account_id, credit_account_id, order_id, reverses,
+        note, transfers.created_at, expires_at, resolved_at, payer.user_id AS from_user_id,
+        payee.user_id AS to_user_id, coalesce(expires_at <= clock_timestamp(), false) AS is_due,
+        (SELECT id FROM transfers AS reversal WHERE reversal.reverses = transfers.id) AS reversed_by
+    FROM transfers
+    JOIN accounts AS payer ON payer.id = debit_account_id
+    JOIN accounts AS payee ON payee.id = credit_account_id
+    WHERE transfers.id = :id
+""")
+
+# The transfer, then the accounts: nothing is waited for between the look at the clock and the posting. The accounts of
+# an order's payment are left alone: it is resolved with its order, which is locked first.
+LOCK = Statement("""
+    WITH locked AS (
+        SELECT debit_account_id, credit_account_id, order_id FROM transfers WHERE id = :id FOR NO KEY UPDATE
+    )
+    SELECT id FROM accounts
+    WHERE id = ANY(ARRAY(
+        SELECT unnest(ARRAY[debit_account_id, credit_account_id]) FROM locked WHERE order_id IS NULL
+    ))
+    ORDER BY id FOR NO KEY UPDATE
+""")
