@@ -21,14 +21,19 @@ class TransferEvent(Event):
 
 
 class CreditsMoved(TransferEvent):
-    """A transfer was posted, at once or after it was held; of a hold, what is not posted is free again."""
+    """A transfer was posted, at once or after it was held; of a hold, what is not posted is free again.
+
+    Not recorded for what an order pays its sellers and what they refund (kinds `order` and `refund`): that would cost
+    the worker one event for each seller. `order.confirmed` and `order.refunded` tell the sum; the transfers, which name
+    their order, tell who paid whom.
+    """
 
     type: ClassVar[str] = "credits.moved"
 
-    kind: str = Field(description="Why the credits moved: top_up, transfer, order, refund, reversal or adjustment.")
+    kind: str = Field(description="Why the credits moved: top_up, transfer, reversal or adjustment.")
     from_account_id: int = Field(description="The account that pays.")
     to_account_id: int = Field(description="The account that is paid.")
-    amount: Decimal = Field(description="What was posted, in credits.")
+    amount: Decimal = Field(description="What was posted, in credits; for a hold, possibly only part of it.")
 
 
 class CreditsHeld(TransferEvent):

@@ -36,7 +36,8 @@ async def transfer(uow: UnitOfWork, movement: Movement, kind: TransferKind, note
 
 
 def record_moved(uow: UnitOfWork, movement: Movement, kind: TransferKind) -> None:
-    """Tell that a transfer was posted, of whatever kind but those of orders, which `CreditsMoved` explains."""
+    """Record that a transfer was posted. Not for transfers of orders: `CreditsMoved` says why."""
+    assert kind not in (TransferKind.order, TransferKind.refund), "an event of the order tells of it"
     uow.record(
         CreditsMoved(
             transfer_id=movement.transfer_id,
