@@ -12,20 +12,6 @@ from services.query import EXACT, ORDERED, Filterable, Listing, PageQuery, Rows,
 from services.sql import SqlAccess
 from services.users.models import User
 
-_ID = Sortable(col(Adjustment.id), UUID)
-
-ADJUSTMENTS = Listing[Adjustment](
-    filters={
-        "state": Filterable(col(Adjustment.state), AdjustmentState, EXACT),
-        "user_id": Filterable(col(Account.user_id), Id, EXACT),
-        "requested_by": Filterable(col(Adjustment.requested_by), Id, EXACT),
-        "created_at": Filterable(col(Adjustment.created_at), Instant, ORDERED),
-    },
-    sorts={"id": _ID},
-    key=_ID,
-    default="-id",
-)
-
 
 class AdjustmentRepository(SqlAccess):
     """What operators ask for, with the account and its user."""
@@ -45,6 +31,21 @@ class AdjustmentRepository(SqlAccess):
     async def page(self, wanted: PageQuery) -> Rows[Adjustment]:
         """The newest first unless sorted otherwise."""
         return await ADJUSTMENTS.page(self.session, _with_user(), wanted)
+
+
+_ID = Sortable(col(Adjustment.id), UUID)
+
+ADJUSTMENTS = Listing[Adjustment](
+    filters={
+        "state": Filterable(col(Adjustment.state), AdjustmentState, EXACT),
+        "user_id": Filterable(col(Account.user_id), Id, EXACT),
+        "requested_by": Filterable(col(Adjustment.requested_by), Id, EXACT),
+        "created_at": Filterable(col(Adjustment.created_at), Instant, ORDERED),
+    },
+    sorts={"id": _ID},
+    key=_ID,
+    default="-id",
+)
 
 
 def _with_user() -> SelectOfScalar[Adjustment]:

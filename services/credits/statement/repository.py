@@ -15,29 +15,6 @@ from services.fields import Id, Instant
 from services.query import EXACT, ORDERED, Filterable, Listing, PageQuery, Rows, Sortable
 from services.sql import SqlAccess
 
-_VERSION = Sortable(col(Entry.version), Id)
-
-ENTRIES = Listing[Entry](
-    filters={
-        "created_at": Filterable(col(Entry.created_at), Instant, ORDERED),
-        "kind": Filterable(col(Transfer.kind), TransferKind, EXACT),
-    },
-    sorts={"version": _VERSION},
-    key=_VERSION,
-    default="-version",
-)
-
-_LINE = (
-    col(Entry.version),
-    col(Entry.created_at),
-    col(Transfer.kind),
-    col(Entry.amount),
-    col(Entry.balance),
-    col(Entry.transfer_id),
-    col(Transfer.order_id),
-    col(Transfer.note),
-)
-
 
 class Line(Protocol):
     """One entry with its transfer, as plain values: what an export needs, without the cost of mapped objects."""
@@ -50,9 +27,6 @@ class Line(Protocol):
     transfer_id: UUID
     order_id: UUID | None
     note: str
-
-
-_LINES = Listing[Line](ENTRIES.filters, ENTRIES.sorts, ENTRIES.key, default="version")
 
 
 class StatementRepository(SqlAccess):
@@ -84,3 +58,29 @@ class StatementRepository(SqlAccess):
         # Its rows have a line's attributes.
         lines = cast("SelectOfScalar[Line]", statement)
         return await _LINES.page(self.session, lines, wanted)
+
+
+_VERSION = Sortable(col(Entry.version), Id)
+
+ENTRIES = Listing[Entry](
+    filters={
+        "created_at": Filterable(col(Entry.created_at), Instant, ORDERED),
+        "kind": Filterable(col(Transfer.kind), TransferKind, EXACT),
+    },
+    sorts={"version": _VERSION},
+    key=_VERSION,
+    default="-version",
+)
+
+_LINE = (
+    col(Entry.version),
+    col(Entry.created_at),
+    col(Transfer.kind),
+    col(Entry.amount),
+    col(Entry.balance),
+    col(Entry.transfer_id),
+    col(Transfer.order_id),
+    col(Transfer.note),
+)
+
+_LINES = Listing[Line](ENTRIES.filters, ENTRIES.sorts, ENTRIES.key, default="version")
