@@ -88,6 +88,25 @@ async def test_no_transfer_top_up_hold_or_adjustment_moves_credits_of_a_closed_a
     assert await api.everything() == before
 
 
+async def test_a_closed_account_is_named_before_credits_that_are_missing(api: Api) -> None:
+    """The same order for a transfer, a reversal and an order's refund."""
+    operator, third = await make_operator(api.database), await make_user(api.database)
+    buyer, seller, product = await api.shop(credits="50")
+    moved = await api.post("/v1/transfers", by=buyer, json={"to_user_id": seller.id, "amount": "5.00"})
+    order = await api.place(buyer, (product, 1))
+    await api.process()
+    spent = await api.post("/v1/transfers", by=seller, json={"to_user_id": third.id, "amount": "15.00"})
+    assert spent.status_code == 201
+    await closed(api, buyer)
+    for by, path, wanted in (
+        (seller, "/v1/transfers", {"to_user_id": buyer.id, "amount": "1.00"}),
+        (operator, f"/v1/transfers/{moved.json()['id']}/reverse", {"reason": "x"}),
+        (seller, f"/v1/orders/{order['id']}/refunds", {"reason": "x"}),
+    ):
+        problem = assert_problem(await api.post(path, by=by, json=wanted), 409, "account_closed")
+        assert problem["detail"] == f"the account of user {buyer.id} is closed"
+
+
 async def test_a_hold_for_a_closed_account_is_voided_or_expires_but_not_posted(api: Api) -> None:
     payer, payee = await make_user(api.database, credits="20"), await make_user(api.database)
     voided, expired = await held(api, payer, payee, "5.00"), await held(api, payer, payee, "6.00")

@@ -76,6 +76,16 @@ async def test_a_hold_is_posted_whole(api: Api) -> None:
     await assert_nothing_differs(api.database)
 
 
+async def test_holds_of_all_credits_are_posted(api: Api) -> None:
+    payer, payee = await parties(api)
+    first, second = await held(api, payer, payee, "15.00"), await held(api, payer, payee, "10.00")
+    for transfer_id in (first, second):
+        assert (await resolve(api, transfer_id, "post", payee)).status_code == 200
+    assert await api.credits_of(payer) == amounts("0.00")
+    assert await api.credits_of(payee) == amounts("25.00")
+    await assert_nothing_differs(api.database)
+
+
 async def test_a_part_is_posted_and_the_remainder_released(api: Api) -> None:
     payer, payee = await parties(api)
     transfer_id = await held(api, payer, payee)
