@@ -4,19 +4,6 @@ from uuid import UUID
 
 from services.sql import SqlAccess, Statement
 
-# A process that stops leaves its row behind; a later one deletes it.
-_WRITE = Statement("""
-    WITH gone AS (
-        DELETE FROM canaries WHERE id IN (
-            SELECT id FROM canaries WHERE id <> :id AND written_at < now() - interval '1 day' FOR UPDATE SKIP LOCKED
-        )
-    )
-    INSERT INTO canaries (id, host, pid, number, written_at) VALUES (:id, :host, :pid, :number, now())
-    ON CONFLICT (id) DO UPDATE SET number = excluded.number, written_at = excluded.written_at
-""")
-
-_READ = Statement("SELECT number FROM canaries WHERE id = :id")
-
 
 class CanaryRepository(SqlAccess):
     """The canaries' rows."""
@@ -29,3 +16,17 @@ class CanaryRepository(SqlAccess):
         """The number that the canary wrote last; None if it has no row."""
         rows = await self.sql.fetch(_READ, id=canary_id)
         return rows[0]["number"] if rows else None
+
+
+# A process that stops leaves its row behind; a later one deletes it.
+_WRITE = Statement("""
+    WITH gone AS (
+        DELETE FROM canaries WHERE id IN (
+            SELECT id FROM canaries WHERE id <> :id AND written_at < now() - interval '1 day' FOR UPDATE SKIP LOCKED
+        )
+    )
+    INSERT INTO canaries (id, host, pid, number, written_at) VALUES (:id, :host, :pid, :number, now())
+    ON CONFLICT (id) DO UPDATE SET number = excluded.number, written_at = excluded.written_at
+""")
+
+_READ = Statement("SELECT number FROM canaries WHERE id = :id")

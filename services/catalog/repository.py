@@ -10,72 +10,12 @@ from sqlalchemy import func, literal
 from sqlalchemy.orm import joinedload
 from sqlmodel import col, select
 
+from services.catalog import queries
 from services.catalog.models import Category, Inventory, Product
 from services.fields import Id, Instant, Text
 from services.query import EXACT, ORDERED, TEXT, Filterable, Listing, PageQuery, Rows, Sortable
 from services.repository import Repository
-from services.sql import SqlAccess, Statement
-
-PRODUCT_WITH_DETAILS = (
-    joinedload(Product.seller, innerjoin=True),
-    joinedload(Product.category, innerjoin=True),
-    joinedload(Product.inventory, innerjoin=True),
-)
-"""Everything `ProductPublic` shows, in the product's own statement."""
-
-_Amount = Annotated[Decimal, Field(max_digits=18, decimal_places=2)]
-_PRODUCT_ID = Sortable(Product.id, Id)
-
-PRODUCTS = Listing[Product](
-    filters={
-        "category_id": Filterable(Product.category_id, Id, EXACT),
-        "seller_id": Filterable(Product.seller_id, Id, EXACT),
-        "sku": Filterable(Product.sku, Text, TEXT),
-        "name": Filterable(Product.name, Text, TEXT),
-        "price": Filterable(Product.price, _Amount, ORDERED),
-        "created_at": Filterable(Product.created_at, Instant, ORDERED),
-    },
-    sorts={
-        "id": _PRODUCT_ID,
-        "price": Sortable(Product.price, _Amount),
-        "name": Sortable(Product.name, Text),
-        "created_at": Sortable(Product.created_at, Instant),
-    },
-    key=_PRODUCT_ID,
-    default="id",
-)
-
-_CATEGORY_ID = Sortable(col(Category.id), Id)
-
-CATEGORIES = Listing[Category](
-    filters={"name": Filterable(col(Category.name), Text, TEXT)},
-    sorts={"id": _CATEGORY_ID, "name": Sortable(col(Category.name), Text)},
-    key=_CATEGORY_ID,
-    default="id",
-)
-
-_FOR_SALE = Statement("""
-    SELECT products.id, products.seller_id, products.sku, products.name, products.price,
-        products.is_active AND users.is_active AND users.deleted_at IS NULL AND accounts.closed_at IS NULL AS is_active,
-        accounts.id AS seller_account_id
-    FROM products
-    JOIN users ON users.id = products.seller_id
-    JOIN accounts ON accounts.user_id = products.seller_id
-    WHERE products.id = ANY(CAST(:ids AS bigint[]))
-""")
-
-_LOCK_STOCK = Statement("""
-    SELECT product_id, on_hand - reserved AS available FROM inventory
-    WHERE product_id = ANY(CAST(:ids AS bigint[])) ORDER BY product_id FOR NO KEY UPDATE
-""")
-
-_CHANGE_STOCK = Statement("""
-    UPDATE inventory SET
-        on_hand = inventory.on_hand + change.on_hand, reserved = inventory.reserved + change.reserved
-    FROM unnest(CAST(:ids AS bigint[]), CAST(:on_hand AS bigint[]), CAST(:reserved AS bigint[]))
-        AS change(product_id, on_hand, reserved)
-    WHERE inventory.product_id = change.product_id
-""")
+from services.sql import SqlAccess
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +72,7 @@ class ProductRepository(Repository[Product]):
 
     async def for_sale(self, ids: Sequence[int]) -> dict[int, ProductForSale]:
         """The products with these ids, inactive ones included, with one statement."""
-        rows = await self.sql.fetch(_FOR_SALE, ids=list(ids))
+        rows = await self.sql.fetch(queries.FOR_SALE, ids=list(ids))
         return {row["id"]: ProductForSale(**row) for row in rows}
 
     async def ids_by_sku(self, seller_id: int) -> dict[str, int]:
@@ -150,7 +90,7 @@ class InventoryRepository(SqlAccess):
 
     async def lock(self, product_ids: Sequence[int]) -> dict[int, int]:
         """Lock the rows until the transaction ends; pieces available of each product."""
-        rows = await self.sql.fetch(_LOCK_STOCK, ids=list(product_ids))
+        rows = await self.sql.fetch(queries.LOCK_STOCK, ids=list(product_ids))
         return {row["product_id"]: row["available"] for row in rows}
 
     async def release(self, pieces: Mapping[int, int]) -> None:
@@ -172,8 +112,48 @@ class InventoryRepository(SqlAccess):
     async def _change(self, pieces: Mapping[int, int], *, on_hand: int, reserved: int) -> None:
         ids = sorted(pieces)
         await self.sql.run(
-            _CHANGE_STOCK,
+            queries.CHANGE_STOCK,
             ids=ids,
             on_hand=[pieces[product_id] * on_hand for product_id in ids],
             reserved=[pieces[product_id] * reserved for product_id in ids],
         )
+
+
+PRODUCT_WITH_DETAILS = (
+    joinedload(Product.seller, innerjoin=True),
+    joinedload(Product.category, innerjoin=True),
+    joinedload(Product.inventory, innerjoin=True),
+)
+"""Everything `ProductPublic` shows, in the product's own statement."""
+
+_Amount = Annotated[Decimal, Field(max_digits=18, decimal_places=2)]
+
+_PRODUCT_ID = Sortable(Product.id, Id)
+
+PRODUCTS = Listing[Product](
+    filters={
+        "category_id": Filterable(Product.category_id, Id, EXACT),
+        "seller_id": Filterable(Product.seller_id, Id, EXACT),
+        "sku": Filterable(Product.sku, Text, TEXT),
+        "name": Filterable(Product.name, Text, TEXT),
+        "price": Filterable(Product.price, _Amount, ORDERED),
+        "created_at": Filterable(Product.created_at, Instant, ORDERED),
+    },
+    sorts={
+        "id": _PRODUCT_ID,
+        "price": Sortable(Product.price, _Amount),
+        "name": Sortable(Product.name, Text),
+        "created_at": Sortable(Product.created_at, Instant),
+    },
+    key=_PRODUCT_ID,
+    default="id",
+)
+
+_CATEGORY_ID = Sortable(col(Category.id), Id)
+
+CATEGORIES = Listing[Category](
+    filters={"name": Filterable(col(Category.name), Text, TEXT)},
+    sorts={"id": _CATEGORY_ID, "name": Sortable(col(Category.name), Text)},
+    key=_CATEGORY_ID,
+    default="id",
+)

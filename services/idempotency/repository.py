@@ -9,41 +9,6 @@ from typing import NamedTuple
 
 from services.sql import SqlAccess, Statement, Write, Writing
 
-# The lock is held to the end of the transaction: whoever cannot get it knows that the same request is being processed.
-_TAKE = Statement("""
-    SELECT pg_try_advisory_xact_lock(:lock) AS taken, stored.fingerprint, stored.status, stored.headers, stored.body,
-        current_setting('synchronous_standby_names') <> '' AS awaits_standby
-    FROM (SELECT) AS one LEFT JOIN idempotency_keys AS stored
-    ON stored.caller_id = :caller_id AND stored.method = :method AND stored.path = :path AND stored.key = :key
-""")
-
-_STORE = Writing("""
-    stored AS (
-        INSERT INTO idempotency_keys (caller_id, method, path, key, fingerprint, status, headers, body)
-        VALUES (:caller_id, :method, :path, :key, :fingerprint, :status, :headers, :body)
-    )
-""")
-
-# The smallest write that makes a commit wait for the standbys: a record in the log, without a row.
-_MARK = Statement("SELECT pg_logical_emit_message(true, 'waybill', '')")
-
-# In the order of the table: each slice continues after the previous one.
-_OLD = Statement("""
-    SELECT ctid, caller_id, method, path, key FROM idempotency_keys
-    WHERE created_at < now() - CAST(:retention AS interval) AND ctid > CAST(:after AS tid) LIMIT :limit
-""")
-
-# The age is checked again: if a row was deleted in the meantime, its place may hold another one.
-_DELETE_OLD = Statement("""
-    DELETE FROM idempotency_keys WHERE ctid = ANY(ARRAY(
-        SELECT ctid FROM idempotency_keys WHERE ctid = ANY(CAST(:places AS tid[]))
-        AND created_at < now() - CAST(:retention AS interval) FOR UPDATE SKIP LOCKED
-    )) RETURNING ctid, caller_id, method, path, key
-""")
-
-PRIMARY_KEY = "pk_idempotency_keys"
-"""The constraint that a second effect under one key runs into."""
-
 
 @dataclass(frozen=True, slots=True)
 class RequestKey:
@@ -147,3 +112,39 @@ class IdempotencyRepository(SqlAccess):
         places = [key.place for key in keys]
         rows = await self.sql.fetch(_DELETE_OLD, retention=retention, places=places)
         return [OldKey(*row.values()) for row in rows]
+
+
+# The lock is held to the end of the transaction: whoever cannot get it knows that the same request is being processed.
+_TAKE = Statement("""
+    SELECT pg_try_advisory_xact_lock(:lock) AS taken, stored.fingerprint, stored.status, stored.headers, stored.body,
+        current_setting('synchronous_standby_names') <> '' AS awaits_standby
+    FROM (SELECT) AS one LEFT JOIN idempotency_keys AS stored
+    ON stored.caller_id = :caller_id AND stored.method = :method AND stored.path = :path AND stored.key = :key
+""")
+
+_STORE = Writing("""
+    stored AS (
+        INSERT INTO idempotency_keys (caller_id, method, path, key, fingerprint, status, headers, body)
+        VALUES (:caller_id, :method, :path, :key, :fingerprint, :status, :headers, :body)
+    )
+""")
+
+# The smallest write that makes a commit wait for the standbys: a record in the log, without a row.
+_MARK = Statement("SELECT pg_logical_emit_message(true, 'waybill', '')")
+
+# In the order of the table: each slice continues after the previous one.
+_OLD = Statement("""
+    SELECT ctid, caller_id, method, path, key FROM idempotency_keys
+    WHERE created_at < now() - CAST(:retention AS interval) AND ctid > CAST(:after AS tid) LIMIT :limit
+""")
+
+# The age is checked again: if a row was deleted in the meantime, its place may hold another one.
+_DELETE_OLD = Statement("""
+    DELETE FROM idempotency_keys WHERE ctid = ANY(ARRAY(
+        SELECT ctid FROM idempotency_keys WHERE ctid = ANY(CAST(:places AS tid[]))
+        AND created_at < now() - CAST(:retention AS interval) FOR UPDATE SKIP LOCKED
+    )) RETURNING ctid, caller_id, method, path, key
+""")
+
+PRIMARY_KEY = "pk_idempotency_keys"
+"""The constraint that a second effect under one key runs into."""

@@ -2,8 +2,21 @@
 
 from typing import Any
 
-from services.audit import repository as audit
+from services.audit import queries as audit
 from services.sql import SqlAccess, Statement
+
+
+class OperationsRepository(SqlAccess):
+    """Whether the books balance, and how many orders there are."""
+
+    async def books(self) -> dict[str, Any]:
+        """Sums and counts over the whole ledger and stock, in one snapshot; a full scan, which may take a minute."""
+        await self.sql.fetch(_TAKE_TIME)
+        return dict((await self.sql.fetch(_BOOKS))[0])
+
+    async def orders_by_status(self) -> dict[str, int]:
+        return {row["status"]: row["number"] for row in await self.sql.fetch(_ORDERS)}
+
 
 # The audit says what is wrong; this counts whose. Its statements that compare entry by entry are left out.
 _BOOKS = Statement(
@@ -29,15 +42,3 @@ _TAKE_TIME = Statement("""
         set_config(name, CASE name WHEN 'statement_timeout' THEN '60s' ELSE '62s' END, true)
     FROM pg_settings WHERE name IN ('statement_timeout', 'transaction_timeout')
 """)
-
-
-class OperationsRepository(SqlAccess):
-    """Whether the books balance, and how many orders there are."""
-
-    async def books(self) -> dict[str, Any]:
-        """Sums and counts over the whole ledger and stock, in one snapshot; a full scan, which may take a minute."""
-        await self.sql.fetch(_TAKE_TIME)
-        return dict((await self.sql.fetch(_BOOKS))[0])
-
-    async def orders_by_status(self) -> dict[str, int]:
-        return {row["status"]: row["number"] for row in await self.sql.fetch(_ORDERS)}

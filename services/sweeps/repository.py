@@ -10,38 +10,6 @@ from sqlmodel import col, func, select
 from services.sql import SqlAccess, Statement
 from services.sweeps.models import SweepFailure
 
-BEFORE_ALL = datetime(1, 1, 1, tzinfo=UTC), UUID(int=0)
-"""Where a sweep by time and id begins."""
-
-# A slice knows the ids of its rows. Without statistics, or with those of an empty table, the planner would prefer to
-# read whole tables.
-_BEGIN = Statement("SELECT set_config('lock_timeout', :milliseconds, true), set_config('enable_seqscan', 'off', true)")
-
-_KNOWN = Statement("""
-    SELECT subject, attempts, next_at > clock_timestamp() AS rests FROM sweep_failures
-    WHERE sweep = :sweep AND subject = ANY(CAST(:subjects AS text[]))
-""")
-
-# In the order of the subjects: if two sweeps fail on the same rows at once, one waits, and there is no deadlock.
-_KEEP = Statement("""
-    INSERT INTO sweep_failures AS failure (sweep, subject, attempts, error, first_at, last_at, next_at)
-    SELECT :sweep, subject, 1, error, clock_timestamp(), clock_timestamp(),
-        clock_timestamp() + make_interval(secs => delay)
-    FROM unnest(CAST(:subjects AS text[]), CAST(:errors AS text[]), CAST(:delays AS double precision[]))
-        AS new(subject, error, delay)
-    ORDER BY subject
-    ON CONFLICT (sweep, subject) DO UPDATE SET attempts = failure.attempts + 1, error = excluded.error,
-        last_at = excluded.last_at, next_at = excluded.next_at
-""")
-
-_REMOVE = Statement("""
-    DELETE FROM sweep_failures WHERE sweep = :sweep AND subject = ANY(CAST(:subjects AS text[]))
-""")
-
-_FORGET = Statement("""
-    DELETE FROM sweep_failures WHERE sweep = :sweep AND next_at < now() - interval '10 minutes'
-""")
-
 
 @dataclass(frozen=True, slots=True)
 class Known:
@@ -100,3 +68,36 @@ class SweepRepository(SqlAccess):
             col(SweepFailure.last_at).desc(), col(SweepFailure.sweep), col(SweepFailure.subject)
         )
         return (await self.session.exec(statement.limit(limit))).all()
+
+
+BEFORE_ALL = datetime(1, 1, 1, tzinfo=UTC), UUID(int=0)
+"""Where a sweep by time and id begins."""
+
+# A slice knows the ids of its rows. Without statistics, or with those of an empty table, the planner would prefer to
+# read whole tables.
+_BEGIN = Statement("SELECT set_config('lock_timeout', :milliseconds, true), set_config('enable_seqscan', 'off', true)")
+
+_KNOWN = Statement("""
+    SELECT subject, attempts, next_at > clock_timestamp() AS rests FROM sweep_failures
+    WHERE sweep = :sweep AND subject = ANY(CAST(:subjects AS text[]))
+""")
+
+# In the order of the subjects: if two sweeps fail on the same rows at once, one waits, and there is no deadlock.
+_KEEP = Statement("""
+    INSERT INTO sweep_failures AS failure (sweep, subject, attempts, error, first_at, last_at, next_at)
+    SELECT :sweep, subject, 1, error, clock_timestamp(), clock_timestamp(),
+        clock_timestamp() + make_interval(secs => delay)
+    FROM unnest(CAST(:subjects AS text[]), CAST(:errors AS text[]), CAST(:delays AS double precision[]))
+        AS new(subject, error, delay)
+    ORDER BY subject
+    ON CONFLICT (sweep, subject) DO UPDATE SET attempts = failure.attempts + 1, error = excluded.error,
+        last_at = excluded.last_at, next_at = excluded.next_at
+""")
+
+_REMOVE = Statement("""
+    DELETE FROM sweep_failures WHERE sweep = :sweep AND subject = ANY(CAST(:subjects AS text[]))
+""")
+
+_FORGET = Statement("""
+    DELETE FROM sweep_failures WHERE sweep = :sweep AND next_at < now() - interval '10 minutes'
+""")

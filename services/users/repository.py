@@ -11,33 +11,6 @@ from services.repository import SoftDeleteRepository
 from services.sql import Statement
 from services.users.models import Role, User
 
-_ID = Sortable(col(User.id), Id)
-
-USERS = Listing[User](
-    filters={
-        "email": Filterable(col(User.email), Text, TEXT),
-        "full_name": Filterable(col(User.full_name), Text, TEXT),
-        "role": Filterable(col(User.role), Role, EXACT),
-        "is_active": Filterable(col(User.is_active), bool, EXACT),
-        "created_at": Filterable(col(User.created_at), Instant, ORDERED),
-    },
-    sorts={
-        "id": _ID,
-        "created_at": Sortable(col(User.created_at), Instant),
-        "email": Sortable(col(User.email), Text),
-    },
-    key=_ID,
-    default="id",
-)
-
-_LOCK_OPERATORS = Statement("""
-    SELECT id FROM users WHERE role = 'operator' AND is_active AND deleted_at IS NULL ORDER BY id FOR NO KEY UPDATE
-""")
-
-_CALLER = Statement("""
-    SELECT id, full_name, role FROM users WHERE id = :id AND is_active AND deleted_at IS NULL
-""")
-
 
 @dataclass(frozen=True, slots=True)
 class SignedIn:
@@ -72,3 +45,31 @@ class UserRepository(SoftDeleteRepository[User]):
     async def page(self, wanted: PageQuery) -> Rows[User]:
         """Users that are not deleted."""
         return await USERS.page(self.session, select(User).where(*self._visible()), wanted)
+
+
+_ID = Sortable(col(User.id), Id)
+
+USERS = Listing[User](
+    filters={
+        "email": Filterable(col(User.email), Text, TEXT),
+        "full_name": Filterable(col(User.full_name), Text, TEXT),
+        "role": Filterable(col(User.role), Role, EXACT),
+        "is_active": Filterable(col(User.is_active), bool, EXACT),
+        "created_at": Filterable(col(User.created_at), Instant, ORDERED),
+    },
+    sorts={
+        "id": _ID,
+        "created_at": Sortable(col(User.created_at), Instant),
+        "email": Sortable(col(User.email), Text),
+    },
+    key=_ID,
+    default="id",
+)
+
+_LOCK_OPERATORS = Statement("""
+    SELECT id FROM users WHERE role = 'operator' AND is_active AND deleted_at IS NULL ORDER BY id FOR NO KEY UPDATE
+""")
+
+_CALLER = Statement("""
+    SELECT id, full_name, role FROM users WHERE id = :id AND is_active AND deleted_at IS NULL
+""")

@@ -1,0 +1,358 @@
+"""The checks of the audit, each a statement that returns the rows that do not agree.
+
+Each row is a difference: its `kind`, the ids of its subject, and as text what was `expected` and what was `found`.
+Every statement reads each table once, by sorts and hashes that spill to disk beyond the memory of `SETTINGS`.
+"""
+
+from services.sql import Statement
+
+SNAPSHOT = Statement("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+
+# The sorts and hashes of one statement together stay below some 100 MiB. The time limit is the server's, too: a process
+# that was killed leaves its statement running.
+SETTINGS = Statement("""
+    SELECT set_config('work_mem', '32MB', true), set_config('hash_mem_multiplier', '1', true),
+        set_config('statement_timeout', CAST(:milliseconds AS text), true)
+""")
+
+ROWS = Statement("""
+    SELECT (SELECT count(*) FROM entries) + (SELECT count(*) FROM transfers) + (SELECT count(*) FROM accounts)
+        + (SELECT count(*) FROM adjustments) + (SELECT count(*) FROM orders) + (SELECT count(*) FROM order_items)
+        + (SELECT count(*) FROM order_transitions) + (SELECT count(*) FROM refunds)
+        + (SELECT count(*) FROM refund_lines) + (SELECT count(*) FROM inventory) + (SELECT count(*) FROM outbox)
+        + (SELECT count(*) FROM dead_letters) + (SELECT count(*) FROM idempotency_keys) AS rows
+""")
+
+_LEDGER_SUM = Statement("""
+    SELECT 'ledger_sum' AS kind, '0.00' AS expected, sum(amount)::text AS found FROM entries HAVING sum(amount) <> 0
+""")
+
+# Each entry against the one before it: where all agree, every balance is the running sum, and no later entry is blamed.
+_ENTRIES = Statement("""
+    SELECT kind, account_id, version, after, expected, found FROM (
+        SELECT account_id, version, amount, balance, coalesce(lag(version) OVER earlier, 0) AS after,
+            coalesce(lag(balance) OVER earlier, 0) + amount AS sum
+        FROM entries WINDOW earlier AS (PARTITION BY account_id ORDER BY version)
+    ) AS entry, LATERAL (VALUES
+        ('entry_version', version <> after + 1, (after + 1)::text, version::text),
+        ('entry_balance', version = after + 1 AND balance <> sum, sum::text, balance::text)
+    ) AS compared(kind, differs, expected, found)
+    WHERE (version <> after + 1 OR balance <> sum) AND differs
+""")
+
+ACCOUNTS = Statement("""
+    SELECT kind, accounts.id AS account_id, expected::text, found::text FROM accounts
+    LEFT JOIN (SELECT account_id, sum(amount) AS amount, count(*) AS number FROM entries GROUP BY account_id)
+        AS entered ON entered.account_id = accounts.id
+    LEFT JOIN (SELECT debit_account_id, sum(amount) AS amount FROM transfers WHERE state = 'pending'
+               GROUP BY debit_account_id) AS pending ON pending.debit_account_id = accounts.id
+    CROSS JOIN LATERAL (VALUES
+        ('account_posted', coalesce(entered.amount, 0.00), posted),
+        ('account_held', coalesce(pending.amount, 0.00), held),
+        ('account_version', coalesce(entered.number, 0), version)
+    ) AS compared(kind, expected, found)
+    WHERE expected <> found
+""")
+
+OVERDRAWN = Statement("""
+    SELECT 'account_overdrawn' AS kind, id AS account_id, 'at least 0.00' AS expected, (posted - held)::text AS found
+    FROM accounts WHERE system_name IS NULL AND posted - held < 0
+""")
+
+# One pass over both tables: an entry is right where it is on the side, and has the amount, that its transfer says.
+_TRANSFERS = Statement("""
+    SELECT CASE WHEN sum <> 0 THEN 'transfer_unbalanced' ELSE 'transfer_entries' END AS kind, id AS transfer_id,
+        CASE WHEN state = 'posted'
+            THEN format('%s: %s, %s: %s', debit_account_id, -posted_amount, credit_account_id, posted_amount)
+            ELSE 'none: it is ' || state
+        END AS expected,
+        coalesce(listed, 'none') AS found
+    FROM (
+        SELECT transfers.id, state, debit_account_id, credit_account_id, posted_amount,
+            count(entries.version) AS number, coalesce(sum(entries.amount), 0) AS sum,
+            count(*) FILTER (WHERE account_id = debit_account_id AND entries.amount = -posted_amount) AS debits,
+            count(*) FILTER (WHERE account_id = credit_account_id AND entries.amount = posted_amount) AS credits,
+            string_agg(entries.account_id || ': ' || entries.amount, ', ') AS listed
+        FROM transfers LEFT JOIN entries ON entries.transfer_id = transfers.id
+        GROUP BY transfers.id
+    ) AS counted
+    WHERE number <> CASE state WHEN 'posted' THEN 2 ELSE 0 END OR state = 'posted' AND (debits <> 1 OR credits <> 1)
+""")
+
+_ORPHANS = Statement("""
+    SELECT 'entry_orphan' AS kind, account_id, version, transfer_id, 'a transfer' AS expected, amount::text AS found
+    FROM entries WHERE NOT EXISTS (SELECT FROM transfers WHERE transfers.id = entries.transfer_id)
+""")
+
+_POSTINGS = Statement("""
+    SELECT 'transfer_posting' AS kind, id AS transfer_id,
+        CASE state WHEN 'posted' THEN format('above 0.00, at most %s', amount) ELSE 'nothing: it is ' || state END
+            AS expected,
+        posted_amount::text AS found
+    FROM transfers
+    WHERE CASE state WHEN 'posted' THEN coalesce(posted_amount, 0) NOT BETWEEN 0.01 AND amount
+        ELSE posted_amount IS NOT NULL END
+""")
+
+_REVERSALS = Statement("""
+    SELECT 'reversal' AS kind, transfers.id AS transfer_id, transfers.reverses AS reversed_id,
+        format('from %s to %s: %s', reversed.credit_account_id, reversed.debit_account_id, reversed.posted_amount)
+            AS expected,
+        format('from %s to %s: %s', transfers.debit_account_id, transfers.credit_account_id, transfers.posted_amount)
+            AS found
+    FROM transfers LEFT JOIN transfers AS reversed ON reversed.id = transfers.reverses
+    WHERE transfers.reverses IS NOT NULL
+    AND (transfers.debit_account_id, transfers.credit_account_id, transfers.posted_amount)
+        IS DISTINCT FROM (reversed.credit_account_id, reversed.debit_account_id, reversed.posted_amount)
+""")
+
+_ADJUSTMENTS = Statement("""
+    SELECT 'adjustment' AS kind, adjustments.id AS adjustment_id, adjustments.transfer_id,
+        adjustments.account_id || ': ' || adjustments.amount AS expected, did.account_id || ': ' || did.amount AS found
+    FROM adjustments
+    LEFT JOIN transfers ON transfers.id = adjustments.transfer_id AND kind = 'adjustment'
+    LEFT JOIN LATERAL (
+        SELECT CASE WHEN adjustments.amount > 0 THEN credit_account_id ELSE debit_account_id END AS account_id,
+            sign(adjustments.amount) * posted_amount AS amount
+    ) AS did ON true
+    WHERE adjustments.state = 'applied'
+    AND (adjustments.account_id, adjustments.amount) IS DISTINCT FROM (did.account_id, did.amount)
+    UNION ALL
+    SELECT 'adjustment_orphan', NULL, id, 'an adjustment', amount::text FROM transfers
+    WHERE kind = 'adjustment' AND NOT EXISTS (SELECT FROM adjustments WHERE transfer_id = transfers.id)
+""")
+
+# What was refunded of a cancelled order is what was paid for it.
+PAYMENTS = Statement("""
+    SELECT compared.kind, orders.id AS order_id, orders.status, compared.expected, compared.found::text
+    FROM orders
+    LEFT JOIN accounts ON accounts.user_id = orders.buyer_id
+    LEFT JOIN (
+        SELECT order_id, debit_account_id AS account_id,
+            sum(amount) FILTER (WHERE state = 'pending') AS held, sum(posted_amount) AS paid
+        FROM transfers WHERE kind = 'order' GROUP BY order_id, debit_account_id
+    ) AS payment ON payment.order_id = orders.id AND payment.account_id = accounts.id
+    LEFT JOIN (
+        SELECT order_id, credit_account_id AS account_id, sum(posted_amount) AS refunded
+        FROM transfers WHERE kind = 'refund' GROUP BY order_id, credit_account_id
+    ) AS refund ON refund.order_id = orders.id AND refund.account_id = accounts.id
+    CROSS JOIN LATERAL (
+        SELECT coalesce(payment.held, 0.00) AS held, coalesce(payment.paid, 0.00) AS paid,
+            coalesce(refund.refunded, 0.00) AS refunded
+    ) AS moved
+    CROSS JOIN LATERAL (VALUES
+        ('order_held', moved.held <> CASE status WHEN 'pending' THEN total ELSE 0 END,
+            CASE status WHEN 'pending' THEN total ELSE 0.00 END::text, moved.held),
+        ('order_paid', moved.paid <> CASE WHEN status IN ('confirmed', 'fulfilled') THEN total
+                WHEN status = 'cancelled' THEN moved.refunded ELSE 0 END,
+            CASE WHEN status IN ('confirmed', 'fulfilled') THEN total
+                WHEN status = 'cancelled' THEN moved.refunded ELSE 0.00 END::text, moved.paid),
+        ('order_refunded_above_paid', moved.refunded > moved.paid, 'at most ' || moved.paid, moved.refunded)
+    ) AS compared(kind, differs, expected, found)
+    WHERE differs
+""")
+
+_REFUNDED = Statement("""
+    SELECT 'order_refunded' AS kind, orders.id AS order_id, coalesce(refund.amount, 0.00)::text AS expected,
+        orders.refunded::text AS found
+    FROM orders
+    LEFT JOIN (SELECT order_id, sum(posted_amount) AS amount FROM transfers WHERE kind = 'refund' GROUP BY order_id)
+        AS refund ON refund.order_id = orders.id
+    WHERE orders.refunded <> coalesce(refund.amount, 0)
+""")
+
+_STRAY_PAYMENTS = Statement("""
+    SELECT 'transfer_order' AS kind, transfers.id AS transfer_id, 'an order' AS expected, order_id::text AS found
+    FROM transfers LEFT JOIN orders ON orders.id = order_id
+    WHERE orders.id IS NULL AND (order_id IS NOT NULL OR kind IN ('order', 'refund'))
+""")
+
+_LINES = Statement("""
+    SELECT kind, orders.id AS order_id, expected::text, found::text FROM orders
+    LEFT JOIN (
+        SELECT order_id, count(*) AS number, sum(quantity * unit_price) AS cost, sum(returned * unit_price) AS returned
+        FROM order_items GROUP BY order_id
+    ) AS line ON line.order_id = orders.id
+    CROSS JOIN LATERAL (VALUES
+        ('order_total', coalesce(cost, 0.00), total),
+        ('order_item_count', coalesce(number, 0), item_count),
+        ('order_returned', coalesce(returned, 0.00), refunded)
+    ) AS compared(kind, expected, found)
+    WHERE expected <> found
+""")
+
+# Orders that were cancelled before there were refunds have returned pieces and no refund.
+_REFUNDS = Statement("""
+    SELECT 'refund_amount' AS kind, refunds.id AS refund_id, refunds.order_id, NULL::integer AS line,
+        coalesce(cost, 0.00)::text AS expected, refunds.amount::text AS found
+    FROM refunds
+    LEFT JOIN (
+        SELECT refund_id, sum(refund_lines.quantity * unit_price) AS cost FROM refund_lines
+        JOIN order_items USING (order_id, line) GROUP BY refund_id
+    ) AS given ON given.refund_id = refunds.id
+    WHERE refunds.amount <> coalesce(cost, 0)
+    UNION ALL
+    SELECT 'refund_returned', NULL, order_id, line, coalesce(pieces, 0)::text, returned::text
+    FROM order_items LEFT JOIN (
+        SELECT order_id, line, sum(quantity) AS pieces FROM refund_lines GROUP BY order_id, line
+    ) AS refunded USING (order_id, line)
+    WHERE returned <> coalesce(pieces, 0) AND EXISTS (SELECT FROM refunds WHERE refunds.order_id = order_items.order_id)
+""")
+
+_STATUSES = Statement("""
+    SELECT 'order_status' AS kind, orders.id AS order_id, last.to_status AS expected, orders.status AS found FROM orders
+    LEFT JOIN (SELECT DISTINCT ON (order_id) order_id, to_status FROM order_transitions ORDER BY order_id, id DESC)
+        AS last ON last.order_id = orders.id
+    WHERE orders.status IS DISTINCT FROM last.to_status
+""")
+
+_HISTORIES = Statement("""
+    SELECT 'order_history' AS kind, order_id, id AS transition_id, before AS expected, from_status AS found FROM (
+        SELECT id, order_id, from_status, lag(to_status) OVER (PARTITION BY order_id ORDER BY id) AS before
+        FROM order_transitions
+    ) AS transition WHERE from_status IS DISTINCT FROM before
+""")
+
+RESERVED_STOCK = Statement("""
+    SELECT 'stock_reserved' AS kind, product_id, coalesce(pieces, 0)::text AS expected, reserved::text AS found
+    FROM inventory
+    FULL JOIN (
+        SELECT product_id, sum(quantity - returned) AS pieces FROM order_items JOIN orders ON orders.id = order_id
+        WHERE orders.status = 'confirmed' GROUP BY product_id
+    ) AS due USING (product_id)
+    WHERE coalesce(reserved, 0) <> coalesce(pieces, 0)
+""")
+
+IMPOSSIBLE_STOCK = Statement("""
+    SELECT 'stock_impossible' AS kind, product_id, '0 <= reserved <= on hand' AS expected,
+        format('%s reserved, %s on hand', reserved, on_hand) AS found
+    FROM inventory WHERE on_hand < 0 OR reserved < 0 OR reserved > on_hand
+""")
+
+_OUTBOX = Statement("""
+    SELECT queued.kind, queued.position, queued.event_id, format('%s of %s', queued.type, queued.aggregate) AS expected,
+        events.type || ' of ' || events.aggregate AS found
+    FROM (
+        SELECT 'outbox_event' AS kind, position, event_id, aggregate, type FROM outbox
+        UNION ALL SELECT 'dead_letter_event', position, event_id, aggregate, type FROM dead_letters
+    ) AS queued LEFT JOIN events ON events.id = queued.event_id
+    WHERE (events.type, events.aggregate) IS DISTINCT FROM (queued.type, queued.aggregate)
+""")
+
+# What a reply named must exist and match the reply. Statuses move on later: for an order the transition must exist, and
+# the state of a transfer or an adjustment is compared only if it is final. A transaction that was lost as a whole
+# took its stored reply with it; finding that is the canary's task.
+_UUID = "'^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'"
+_KEPT = "caller_id, method, path, key"
+
+
+def _replies(paths: str) -> str:
+    """The stored 2xx replies of these paths, whatever the prefix under which the API is served.
+
+    OFFSET 0 keeps the planner from parsing a body once for each use of `reply`.
+    """
+    return f"""(
+        SELECT {_KEPT}, json_or_null(body) AS reply FROM idempotency_keys
+        WHERE status BETWEEN 200 AND 299 AND path ~ '/v1/({paths})$' OFFSET 0
+    ) AS kept"""  # noqa: S608
+
+
+def _id_in(json: str) -> str:
+    """The id in a reply, or NULL if there is none: a cast that fails would end the audit."""
+    return f"CASE WHEN {json} ->> 'id' ~ {_UUID} THEN CAST({json} ->> 'id' AS uuid) END AS id"
+
+
+def _acknowledged(kind: str, subject: str) -> str:
+    """The columns of a difference, which has another kind if the reply cannot be read."""
+    return f"""
+        SELECT CASE WHEN named.id IS NULL THEN 'acknowledged_unreadable' ELSE '{kind}' END AS kind,
+            {_KEPT}, named.id AS {subject},
+            CASE WHEN named.id IS NULL THEN 'a JSON object with an id' ELSE expected END AS expected,
+            CASE WHEN named.id IS NULL THEN coalesce(left(named.reply::text, 80), 'no JSON') ELSE found END AS found
+    """
+
+
+_ACKNOWLEDGED_ORDERS = Statement(f"""
+    {_acknowledged("acknowledged_order", "order_id")}
+    FROM (
+        SELECT {_KEPT}, reply, {_id_in("reply")}, reply ->> 'total' AS total, reply ->> 'status' AS status,
+            CASE WHEN path ~ '/orders$' THEN caller_id::text ELSE reply #>> '{{buyer,id}}' END AS buyer
+        FROM {_replies("orders|orders/[^/]+/(pay|cancel|fulfil)")}
+    ) AS named
+    LEFT JOIN orders ON orders.id = named.id
+    LEFT JOIN order_transitions AS moved ON moved.order_id = orders.id AND moved.to_status = named.status
+    CROSS JOIN LATERAL (SELECT
+        format('%s of buyer %s, made %s', named.total, buyer, named.status) AS expected,
+        CASE WHEN orders.id IS NOT NULL THEN format('%s of buyer %s, %s %s', orders.total, orders.buyer_id,
+            CASE WHEN moved.id IS NULL THEN 'never made' ELSE 'made' END, named.status) END AS found
+    ) AS compared
+    WHERE expected IS DISTINCT FROM found OR named.id IS NULL
+""")  # noqa: S608
+
+_ACKNOWLEDGED_REFUNDS = Statement(f"""
+    {_acknowledged("acknowledged_refund", "refund_id")}
+    FROM (
+        SELECT {_KEPT}, reply, {_id_in("reply")}, reply ->> 'amount' AS amount, reply ->> 'order_id' AS order_id
+        FROM {_replies("orders/[^/]+/refunds")}
+    ) AS named
+    LEFT JOIN refunds ON refunds.id = named.id
+    CROSS JOIN LATERAL (SELECT
+        format('%s of order %s', named.amount, named.order_id) AS expected,
+        CASE WHEN refunds.id IS NOT NULL THEN format('%s of order %s', refunds.amount, refunds.order_id) END AS found
+    ) AS compared
+    WHERE expected IS DISTINCT FROM found OR named.id IS NULL
+""")  # noqa: S608
+
+# A batch names each transfer that it posted; one that posted none names none.
+_ACKNOWLEDGED_TRANSFERS = Statement(f"""
+    {_acknowledged("acknowledged_transfer", "transfer_id")}
+    FROM (
+        SELECT {_KEPT}, reply, {_id_in("made")}, made ->> 'kind' AS kind, made ->> 'amount' AS amount,
+            made ->> 'state' AS state, made ->> 'posted_amount' AS posted_amount
+        FROM {_replies("top-ups|holds|transfers|transfers/batch|transfers/[^/]+/(post|void|reverse)")}
+        LEFT JOIN LATERAL jsonb_path_query(reply, CASE WHEN path ~ '/transfers/batch$'
+            THEN '$.results[*] ? (@.status == "posted").transfer' ELSE '$' END::jsonpath) AS made ON true
+        WHERE made IS NOT NULL OR path !~ '/transfers/batch$' OR jsonb_typeof(reply) IS DISTINCT FROM 'object'
+    ) AS named
+    LEFT JOIN transfers ON transfers.id = named.id
+    CROSS JOIN LATERAL (SELECT
+        concat_ws(' ', named.kind, 'of', named.amount || ',', CASE
+            WHEN named.state = 'pending' AND transfers.id IS NOT NULL
+                THEN concat_ws(' ', transfers.state, transfers.posted_amount)
+            WHEN named.state = 'posted' THEN 'posted ' || coalesce(named.posted_amount, named.amount)
+            ELSE named.state END) AS expected,
+        CASE WHEN transfers.id IS NOT NULL THEN concat_ws(' ', transfers.kind, 'of', transfers.amount || ',',
+            transfers.state, transfers.posted_amount) END AS found
+    ) AS compared
+    WHERE expected IS DISTINCT FROM found OR named.id IS NULL
+""")  # noqa: S608
+
+_ACKNOWLEDGED_ADJUSTMENTS = Statement(f"""
+    {_acknowledged("acknowledged_adjustment", "adjustment_id")}
+    FROM (
+        SELECT {_KEPT}, reply, {_id_in("reply")}, reply ->> 'amount' AS amount, reply ->> 'state' AS state,
+            reply ->> 'transfer_id' AS transfer_id
+        FROM {_replies("adjustments|adjustments/[^/]+/(approve|reject)")}
+    ) AS named
+    LEFT JOIN adjustments ON adjustments.id = named.id
+    CROSS JOIN LATERAL (SELECT
+        concat_ws(' ', named.amount || ',', CASE WHEN named.state = 'pending' AND adjustments.id IS NOT NULL
+            THEN concat_ws(' by ', adjustments.state, adjustments.transfer_id::text)
+            ELSE concat_ws(' by ', named.state, named.transfer_id) END) AS expected,
+        CASE WHEN adjustments.id IS NOT NULL THEN concat_ws(' ', adjustments.amount || ',',
+            concat_ws(' by ', adjustments.state, adjustments.transfer_id::text)) END AS found
+    ) AS compared
+    WHERE expected IS DISTINCT FROM found OR named.id IS NULL
+""")  # noqa: S608
+
+CHECKS = (
+    _LEDGER_SUM, _ENTRIES, ACCOUNTS, OVERDRAWN, _TRANSFERS, _ORPHANS, _POSTINGS, _REVERSALS, _ADJUSTMENTS,
+    PAYMENTS, _REFUNDED, _STRAY_PAYMENTS, _LINES, _REFUNDS, _STATUSES, _HISTORIES, RESERVED_STOCK, IMPOSSIBLE_STOCK,
+    _OUTBOX, _ACKNOWLEDGED_ORDERS, _ACKNOWLEDGED_REFUNDS, _ACKNOWLEDGED_TRANSFERS, _ACKNOWLEDGED_ADJUSTMENTS,
+)  # fmt: skip
+"""Everything that must agree."""
+
+KEEP = Statement("""
+    INSERT INTO ledger_audits (started_at, seconds, rows_checked, differences, sample)
+    VALUES (:started_at, :seconds, :rows_checked, :differences, CAST(:sample AS jsonb))
+""")

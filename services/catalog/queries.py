@@ -1,0 +1,26 @@
+"""The SQL of catalog."""
+
+from services.sql import Statement
+
+FOR_SALE = Statement("""
+    SELECT products.id, products.seller_id, products.sku, products.name, products.price,
+        products.is_active AND users.is_active AND users.deleted_at IS NULL AND accounts.closed_at IS NULL AS is_active,
+        accounts.id AS seller_account_id
+    FROM products
+    JOIN users ON users.id = products.seller_id
+    JOIN accounts ON accounts.user_id = products.seller_id
+    WHERE products.id = ANY(CAST(:ids AS bigint[]))
+""")
+
+LOCK_STOCK = Statement("""
+    SELECT product_id, on_hand - reserved AS available FROM inventory
+    WHERE product_id = ANY(CAST(:ids AS bigint[])) ORDER BY product_id FOR NO KEY UPDATE
+""")
+
+CHANGE_STOCK = Statement("""
+    UPDATE inventory SET
+        on_hand = inventory.on_hand + change.on_hand, reserved = inventory.reserved + change.reserved
+    FROM unnest(CAST(:ids AS bigint[]), CAST(:on_hand AS bigint[]), CAST(:reserved AS bigint[]))
+        AS change(product_id, on_hand, reserved)
+    WHERE inventory.product_id = change.product_id
+""")
