@@ -7,7 +7,7 @@ from sqlalchemy import text
 from services.database import Database
 from services.outbox.events import Event
 from services.outbox.log import service as log
-from services.outbox.log.repository import LoggedEvent
+from services.outbox.log.schemas import LoggedEvent
 from services.outbox.log.service import LogBatch
 from services.unit_of_work import UnitOfWork
 

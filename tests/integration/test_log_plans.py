@@ -7,8 +7,9 @@ import asyncpg
 import pytest
 
 from services.database import Database
-from services.outbox.log import repository as log_repository
+from services.outbox.log import queries
 from services.outbox.log import service as log
+from services.outbox.log.repository import NOTHING_SEEN
 from services.sql import Statement
 
 EVENTS = 30_000
@@ -66,13 +67,12 @@ async def test_a_look_at_the_log_costs_what_is_new(connection: asyncpg.Connectio
     last = await connection.fetchval("SELECT max(position) FROM events")
     read = {"seen": seen, "reading": reading, "types": None, "limit": 100}
 
-    nothing = log_repository.NOTHING_SEEN
-    page, span = log_repository._PAGE, log.POSITIONS_PER_READ
+    page, span = queries.PAGE, log.POSITIONS_PER_READ
 
-    await touches(50, connection, log_repository._LOCK, name="feed")
-    await touches(50, connection, log_repository._OPEN, seen=seen, nothing=nothing)
-    await touches(50, connection, log_repository._OPEN, seen=nothing, nothing=nothing)
+    await touches(50, connection, queries.LOCK, name="feed")
+    await touches(50, connection, queries.OPEN, seen=seen, nothing=NOTHING_SEEN)
+    await touches(50, connection, queries.OPEN, seen=NOTHING_SEEN, nothing=NOTHING_SEEN)
     await touches(50, connection, page, after=last - 20, until=last, **read)
     # Read from its beginning: the planner may prefer to sort, and finds no more than a read looks at.
-    await touches(2 * span, connection, page, after=0, until=span, **{**read, "seen": nothing})
-    await touches(50, connection, log_repository._LIST, most=100)
+    await touches(2 * span, connection, page, after=0, until=span, **{**read, "seen": NOTHING_SEEN})
+    await touches(50, connection, queries.LIST, most=100)

@@ -24,7 +24,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from services.errors import AlreadyExists, NotFound
-from services.outbox.log.repository import NOTHING_SEEN, Cursor, Lag, LoggedEvent
+from services.outbox.log.repository import NOTHING_SEEN
+from services.outbox.log.schemas import Cursor, Lag, LoggedEvent
 from services.transaction import Transaction
 
 POSITIONS_PER_READ = 10_000
