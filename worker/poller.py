@@ -12,7 +12,8 @@ from time import monotonic
 from services.fields import now
 from services.logs import RateLimitedLogger
 from services.outbox.doorbell import DoorbellListener
-from services.outbox.engine.service import Outcome, Processor
+from services.outbox.engine.schemas import Outcome
+from services.outbox.engine.service import Processor
 from services.shielding import end
 from services.unit_of_work import UnitOfWork
 

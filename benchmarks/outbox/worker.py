@@ -21,7 +21,8 @@ from benchmarks.outbox.timeline import Batch, TimelineWriter
 from services.collector import spare_what_stays
 from services.logs import configure_logging
 from services.outbox.doorbell import Doorbell, DoorbellListener
-from services.outbox.engine.service import Outcome, Processor
+from services.outbox.engine.schemas import Outcome
+from services.outbox.engine.service import Processor
 from services.outbox.events import Claimed
 from services.outbox.subscription import Subscription
 from services.settings import get_settings

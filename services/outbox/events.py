@@ -17,6 +17,13 @@ class NoHandler(Exception):
     """This worker does not know the event's type or version. Another, of a newer release, may: the event waits."""
 
 
+class Locked(Exception):
+    """What the event needs is locked by another transaction: it is tried again soon, and no attempt is counted.
+
+    A handler may return this for single events. A lock that is not granted in time counts as this for the event, too.
+    """
+
+
 class _Payload(RootModel[dict[str, Any]]):
     """Any JSON object."""
 

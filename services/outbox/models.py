@@ -25,7 +25,23 @@ from sqlalchemy.types import UserDefinedType
 
 from services.database import DeclarativeTable, metadata
 from services.fields import TIMESTAMPTZ, allowed, text_enum
-from services.outbox.generations import GENERATION
+
+MAX_POSITION = 2**63 - 1
+
+
+def generation_of(position: str) -> str:
+    """SQL for the generation of a position: two million positions that were taken one after the other.
+
+    The index of an aggregate's ready rows begins with it. So new rows go into a small part of the index, whatever else
+    is in it. Were it ordered by aggregate alone, each new row would go to some page of all: with ten million rows that
+    wait, or as many dead ones that a snapshot keeps, it is read from disk first, and after each checkpoint it goes to
+    the write-ahead log whole.
+    """
+    return f"({position} >> 21)"
+
+
+GENERATION = generation_of("position")
+"""The generation of an outbox row; the index is on just this expression."""
 
 
 class Xid8(UserDefinedType[int]):

@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from sqlalchemy.exc import DBAPIError
+
+from services.outbox.events import Locked, Unprocessable
+from services.sql import CONTENTION, LOCK_NOT_AVAILABLE, sqlstate
+
 _LONGEST_ERROR = 8000
 _LONGEST_SUMMARY = 500
 
@@ -29,6 +34,10 @@ class RetryPolicy:
         longest = min(self.cap, self.base * 2.0 ** min(attempts, 30))
         return random.uniform(0.5, 1.0) * longest  # noqa: S311
 
+    def gives_up(self, error: Exception, attempts: int) -> bool:
+        """Whether an event that failed with this, for so many attempts by now, is a dead letter."""
+        return attempts >= self.max_attempts or isinstance(error, (Unprocessable, *self.never))
+
 
 class OnDeath(StrEnum):
     """What a dead letter means for the later events of its aggregate."""
@@ -37,6 +46,18 @@ class OnDeath(StrEnum):
     """They wait until it is replayed or discarded."""
     park_and_continue = "park_and_continue"
     """They go on without it; replayed, it takes effect after them."""
+
+
+def is_locked(error: BaseException | None) -> bool:
+    """Whether another transaction has locked what the event needs."""
+    return isinstance(error, Locked) or (isinstance(error, DBAPIError) and sqlstate(error) == LOCK_NOT_AVAILABLE)
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether no event of the batch is to blame: the connection was lost, or another transaction was in the way."""
+    if not isinstance(error, DBAPIError):
+        return False
+    return error.connection_invalidated or sqlstate(error) in CONTENTION
 
 
 def describe(error: BaseException) -> str:

@@ -23,13 +23,6 @@ have written anything.
 """
 
 
-class Locked(Exception):
-    """What the event needs is locked by another transaction: it is tried again soon, and no attempt is counted.
-
-    A handler may return this for single events. A lock that is not granted in time counts as this for the event, too.
-    """
-
-
 class HandlerBroken(Exception):
     """The handler did not say what became of each event of its batch."""
 

@@ -9,7 +9,8 @@ from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from services.database import Database, SessionFactory
-from services.outbox.engine.service import Outcome, Processor
+from services.outbox.engine.schemas import Outcome
+from services.outbox.engine.service import Processor
 from services.outbox.events import Event
 from services.sql import Sql, Statement
 from services.transaction import Transaction

@@ -13,7 +13,8 @@ from services.api.tokens import Tokens
 from services.catalog.models import Product
 from services.database import Database
 from services.models import metadata
-from services.outbox.engine.service import Outcome, Processor
+from services.outbox.engine.schemas import Outcome
+from services.outbox.engine.service import Processor
 from services.outbox.policy import RetryPolicy
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork

@@ -7,7 +7,8 @@ from sqlalchemy import text
 
 from services.database import Database
 from services.outbox.engine import repository, window
-from services.outbox.engine.repository import ClaimedRow, Horizon, OutboxRepository, Span
+from services.outbox.engine.repository import OutboxRepository
+from services.outbox.engine.schemas import ClaimedRow, Horizon, Span
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import Tick, append, drain, effects, processor, rows
 

@@ -10,7 +10,8 @@ from services.database import Database
 from services.outbox.control import service as control
 from services.outbox.control.schemas import Selection
 from services.outbox.control.service import By
-from services.outbox.engine.service import Outcome, Processor
+from services.outbox.engine.schemas import Outcome
+from services.outbox.engine.service import Processor
 from services.outbox.events import Claimed, Event
 from services.outbox.policy import RetryPolicy
 from services.outbox.subscription import Subscription

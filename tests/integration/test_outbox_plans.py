@@ -11,9 +11,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from services.outbox.engine import repository
-from services.outbox.engine import waiting as waiting_repository
-from services.outbox.generations import MAX_POSITION
+from services.outbox.engine import queries
+from services.outbox.engine.repository import claim_settings
+from services.outbox.models import MAX_POSITION
 from services.settings import Settings
 from services.sql import Statement
 
@@ -39,12 +39,12 @@ def statements(first: int, positions: Sequence[int]) -> dict[str, tuple[Statemen
     sizes = {"ends": [MAX_POSITION] * 5, "ready": [BATCH // 5] * 5, "due": [BATCH // 10] * 5}
     words = ["because"] * len(each)
     return {
-        "claim": (repository._CLAIM, {**span, **sizes, "floor": first, "near": 4 * BATCH}),
-        "look": (repository._LOOK, span),
-        "complete": (repository._COMPLETE, {"positions": each, "transaction": None}),
-        "park": (waiting_repository._PARK, {"positions": each}),
+        "claim": (queries.CLAIM, {**span, **sizes, "floor": first, "near": 4 * BATCH}),
+        "look": (queries.LOOK, span),
+        "complete": (queries.COMPLETE, {"positions": each, "transaction": None}),
+        "park": (queries.PARK, {"positions": each}),
         "put off": (
-            waiting_repository._PUT_OFF,
+            queries.PUT_OFF,
             {
                 "positions": each,
                 "waits": ["retry"] * len(each),
@@ -54,9 +54,9 @@ def statements(first: int, positions: Sequence[int]) -> dict[str, tuple[Statemen
                 "failures": ["{}"] * len(each),
             },
         ),
-        "hold back": (waiting_repository._HOLD_BACK, {"aggregates": aggregates, "positions": each}),
+        "hold back": (queries.HOLD_BACK, {"aggregates": aggregates, "positions": each}),
         "bury": (
-            waiting_repository._BURY,
+            queries.BURY,
             {
                 "positions": each,
                 "errors": words,
@@ -65,8 +65,8 @@ def statements(first: int, positions: Sequence[int]) -> dict[str, tuple[Statemen
                 "blocks": [True] * len(each),
             },
         ),
-        "wake": (waiting_repository._WAKE, {"aggregates": aggregates}),
-        "park unknown": (waiting_repository._PARK_UNKNOWN, {"known": TYPES, "floor": first, "slice": 2000}),
+        "wake": (queries.WAKE, {"aggregates": aggregates}),
+        "park unknown": (queries.PARK_UNKNOWN, {"known": TYPES, "floor": first, "slice": 2000}),
     }
 
 
@@ -105,8 +105,8 @@ async def connection(settings: Settings) -> Any:
 
 
 async def begin(connection: Any) -> None:
-    settings = repository.claim_settings(30.0)
-    await connection.execute(repository._BEGIN.sql, list(settings), list(settings.values()))
+    settings = claim_settings(30.0)
+    await connection.execute(queries.SET_LOCAL.sql, list(settings), list(settings.values()))
 
 
 async def explain(connection: Any, statement: Statement, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +114,7 @@ async def explain(connection: Any, statement: Statement, arguments: dict[str, An
     transaction = connection.transaction()
     await transaction.start()
     try:
-        if statement in (repository._CLAIM, waiting_repository._PARK_UNKNOWN):
+        if statement in (queries.CLAIM, queries.PARK_UNKNOWN):
             await begin(connection)
         found = await connection.fetchval(
             f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {statement.sql}", *statement.arguments(arguments)

@@ -6,9 +6,9 @@ from uuid import UUID
 import pytest
 
 from services.outbox.engine import window as window_module
-from services.outbox.engine.repository import ClaimedRow, Horizon, Span
+from services.outbox.engine.schemas import ClaimedRow, Horizon, Span
 from services.outbox.engine.window import Floor, Window
-from services.outbox.generations import MAX_POSITION
+from services.outbox.models import MAX_POSITION
 
 NOBODY = UUID(int=0)
 

@@ -7,7 +7,8 @@ from typing import cast
 import pytest
 
 from services.outbox.doorbell import DoorbellListener
-from services.outbox.engine.service import Outcome, Processor
+from services.outbox.engine.schemas import Outcome
+from services.outbox.engine.service import Processor
 from services.unit_of_work import UnitOfWork
 from worker.poller import Poller
 

@@ -21,7 +21,7 @@ EXTRA = {
     "credits/ledger": {"rules"},
     "credits/transfers": {"planning"},
     "outbox/control": {"why"},
-    "outbox/engine": {"window", "waiting", "failures"},
+    "outbox/engine": {"window"},
     "users": {"passwords"},
 }
 """The file with a name of its own that a folder may have."""

@@ -8,8 +8,8 @@ from services.orders.events import OrderCancelled, OrderConfirmed, OrderPlaced, 
 from services.orders.models import OrderStatus
 from services.orders.processing.repository import Placed
 from services.orders.repository import LockedOrder, Move
-from services.outbox.events import Claimed, Trace
-from services.outbox.subscription import Locked, Verdicts
+from services.outbox.events import Claimed, Locked, Trace
+from services.outbox.subscription import Verdicts
 from services.unit_of_work import UnitOfWork
 
 _LOCKED = Locked("someone else has locked the order, the stock of a product or an account")

@@ -7,12 +7,10 @@ from typing import Any, Generic, NamedTuple
 
 from sqlalchemy.exc import DBAPIError
 
-from services.outbox.engine.failures import failure_of, is_locked, is_transient
-from services.outbox.engine.repository import ClaimedRow
-from services.outbox.engine.waiting import Failure
+from services.outbox.engine.schemas import ClaimedRow, Failure, Outcome
 from services.outbox.engine.window import Floor, Window
 from services.outbox.events import Claimed, Event, NoHandler, Registry, Trace, Unprocessable
-from services.outbox.policy import OnDeath, RetryPolicy
+from services.outbox.policy import OnDeath, RetryPolicy, is_locked, is_transient
 from services.outbox.subscription import (
     Subscription,
     TransactionT,
@@ -35,21 +33,6 @@ _CAREFUL_BATCHES = 20
 """Batches after a failure that are processed in savepoints from the start."""
 
 _NO_TRACE = Trace()
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What one transaction did. `more` says whether the next claim may find something at once.
-
-    `blocked` counts events whose turn comes when another worker has ended its transaction.
-    """
-
-    processed: int = 0
-    retried: int = 0
-    buried: int = 0
-    postponed: int = 0
-    blocked: int = 0
-    more: bool = False
 
 
 class _Work(NamedTuple):
@@ -363,10 +346,8 @@ class Processor(Generic[TransactionT]):
         for row, error in batch.failed:
             subscription = self._subscriptions[row.type]
             policy = subscription.retry or self._retry
-            failure = failure_of(row, error, policy, blocks=subscription.on_death is OnDeath.block)
-            dead = failure.counts and (
-                row.attempts + 1 >= policy.max_attempts or isinstance(error, (Unprocessable, *policy.never))
-            )
+            failure = Failure.of(row, error, policy, blocks=subscription.on_death is OnDeath.block)
+            dead = failure.counts and policy.gives_up(error, row.attempts + 1)
             (bury if dead else put_off).append(failure)
             if not is_locked(error):
                 logger.log(

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from time import monotonic
 
-from services.outbox.engine.repository import ClaimedRow, Horizon, Span
-from services.outbox.generations import MAX_POSITION
+from services.outbox.engine.schemas import ClaimedRow, Horizon, Span
+from services.outbox.models import MAX_POSITION
 
 _HEAD_SHARE = 0.75
 """Of a window that one aggregate fills: how much goes on looking at the head of the queue."""

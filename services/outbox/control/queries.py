@@ -1,0 +1,255 @@
+"""The statements of an operator: dead letters, deferred events, event types, why something waits, workers."""
+
+from services.outbox.engine.queries import BY_POSITION, LAST_TAKEN, generations, ready_of
+from services.sql import Statement
+
+_SELECTED = """
+    (CAST(:position AS bigint) IS NULL OR position = :position)
+    AND (CAST(:event_id AS uuid) IS NULL OR event_id = :event_id)
+    AND (CAST(:type AS text) IS NULL OR type = :type)
+    AND (CAST(:aggregate AS text) IS NULL OR aggregate = :aggregate)
+    AND (CAST(:fingerprint AS text) IS NULL OR fingerprint = :fingerprint)
+    AND (CAST(:died_from AS timestamptz) IS NULL OR died_at >= :died_from)
+    AND (CAST(:died_before AS timestamptz) IS NULL OR died_at < :died_before)
+"""
+
+COUNT = Statement(f"SELECT count(*) AS number FROM dead_letters WHERE {_SELECTED}")  # noqa: S608
+
+HEADS = Statement(f"""
+    SELECT position, event_id, aggregate, type, fingerprint, died_at FROM dead_letters
+    WHERE {_SELECTED} AND position > :after ORDER BY position LIMIT :slice
+""")  # noqa: S608
+
+# By itself, before what is done with them: it waits for those that are about to wait behind one of them, and the next
+# statement sees what those have done.
+LOCK = Statement(f"""
+    SELECT position, event_id, aggregate, type, fingerprint, died_at FROM dead_letters
+    WHERE {_SELECTED} AND position > :after ORDER BY position LIMIT :slice FOR UPDATE
+""")  # noqa: S608
+
+_AUDIT_LETTERS = """
+    INSERT INTO outbox_actions (actor, action, type, event_id, aggregate, reason, detail)
+    SELECT :actor, '{action}', type, event_id, aggregate, :reason, jsonb_build_object(
+        'position', position, 'attempts', attempts, 'fingerprint', fingerprint, 'died_at', died_at, 'error', error,
+        'failures', failures
+    ) FROM taken
+"""
+
+REPLAY = Statement(f"""
+    WITH taken AS (
+        DELETE FROM dead_letters WHERE position = ANY(CAST(:positions AS bigint[])) RETURNING *
+    ), audited AS ({_AUDIT_LETTERS.format(action="replay")})
+    INSERT INTO outbox (position, event_id, aggregate, type, available_at, waits, failures)
+    SELECT position, event_id, aggregate, type, statement_timestamp(), 'retry', failures FROM taken
+""")  # noqa: S608
+
+DISCARD = Statement(f"""
+    WITH taken AS (
+        DELETE FROM dead_letters WHERE position = ANY(CAST(:positions AS bigint[])) RETURNING *
+    ) {_AUDIT_LETTERS.format(action="discard")}
+""")  # noqa: S608
+
+GROUPS = Statement("""
+    SELECT groups.*, latest.type, latest.error FROM (
+        SELECT fingerprint, count(*) AS letters, count(DISTINCT aggregate) AS aggregates, min(died_at) AS first_at,
+            max(died_at) AS last_at, max(position) AS last_position
+        FROM dead_letters WHERE CAST(:type AS text) IS NULL OR type = :type GROUP BY fingerprint
+    ) AS groups JOIN dead_letters AS latest ON latest.position = groups.last_position
+    ORDER BY letters DESC, groups.fingerprint LIMIT :slice
+""")
+
+# Found by the log's key and the index of what waits by aggregate: the outbox has no index on the event.
+LOCK_DEFERRED = Statement("""
+    SELECT position FROM outbox
+    WHERE aggregate = (SELECT aggregate FROM events WHERE id = :event_id) AND event_id = :event_id
+    AND available_at IS NOT NULL AND waits = 'asked'
+    FOR UPDATE SKIP LOCKED
+""")
+
+CANCEL = Statement("""
+    WITH taken AS (DELETE FROM outbox WHERE position = :position RETURNING *)
+    INSERT INTO outbox_actions (actor, action, type, event_id, aggregate, reason, detail)
+    SELECT :actor, 'cancel', type, event_id, aggregate, :reason,
+        jsonb_build_object('position', position, 'available_at', available_at)
+    FROM taken
+""")
+
+_AUDIT_TYPE = """
+    INSERT INTO outbox_actions (actor, action, type, reason, detail)
+    SELECT changed_by, :action, type, :reason, jsonb_build_object('paused', paused, 'max_batches', max_batches)
+    FROM changed
+"""
+
+PAUSE = Statement(f"""
+    WITH changed AS (
+        INSERT INTO outbox_types AS control (type, paused, changed_by) VALUES (:type, :paused, :actor)
+        ON CONFLICT (type) DO UPDATE
+        SET paused = excluded.paused, changed_at = excluded.changed_at, changed_by = excluded.changed_by
+        RETURNING *
+    ) {_AUDIT_TYPE}
+""")  # noqa: S608
+
+LIMIT = Statement(f"""
+    WITH changed AS (
+        INSERT INTO outbox_types AS control (type, max_batches, changed_by) VALUES (:type, :max_batches, :actor)
+        ON CONFLICT (type) DO UPDATE
+        SET max_batches = excluded.max_batches, changed_at = excluded.changed_at, changed_by = excluded.changed_by
+        RETURNING *
+    ) {_AUDIT_TYPE}
+""")  # noqa: S608
+
+_SLOTS = """
+    SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 2
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND classid = CAST(hashtext(current_schema() || ' outbox ' || {type}) AS oid)
+"""
+
+_LIVE = "beat_at > statement_timestamp() - make_interval(secs => 20)"
+
+# The types that stand in the outbox are found by leaps over its indexes, not by reading it.
+TYPES = Statement(f"""
+    WITH RECURSIVE ready(type) AS (
+        (SELECT type FROM outbox WHERE available_at IS NULL ORDER BY type LIMIT 1)
+        UNION ALL
+        SELECT (
+            SELECT outbox.type FROM outbox WHERE available_at IS NULL AND outbox.type > ready.type
+            ORDER BY outbox.type LIMIT 1
+        ) FROM ready WHERE ready.type IS NOT NULL
+    ), waiting(type) AS (
+        (SELECT type FROM outbox WHERE available_at IS NOT NULL ORDER BY type LIMIT 1)
+        UNION ALL
+        SELECT (
+            SELECT outbox.type FROM outbox WHERE available_at IS NOT NULL AND outbox.type > waiting.type
+            ORDER BY outbox.type LIMIT 1
+        ) FROM waiting WHERE waiting.type IS NOT NULL
+    ), handled AS (
+        SELECT handled.type, count(*) AS workers FROM workers
+        CROSS JOIN LATERAL jsonb_array_elements_text(report -> 'types') AS handled(type) WHERE {_LIVE} GROUP BY 1
+    ), dead AS (
+        SELECT type, count(*) AS letters FROM dead_letters GROUP BY type
+    ), known AS (
+        SELECT type FROM ready UNION SELECT type FROM waiting UNION SELECT type FROM handled UNION SELECT type FROM dead
+        UNION SELECT type FROM outbox_types
+    )
+    SELECT known.type,
+        (SELECT count(*) FROM (
+            SELECT FROM outbox WHERE outbox.type = known.type AND available_at IS NULL LIMIT :counted + 1
+        ) AS bounded) AS ready,
+        (SELECT count(*) FROM (
+            SELECT FROM outbox WHERE outbox.type = known.type AND available_at IS NOT NULL LIMIT :counted + 1
+        ) AS bounded) AS waiting,
+        CAST(extract(epoch FROM statement_timestamp() - (
+            SELECT occurred_at FROM events WHERE id = (
+                SELECT event_id FROM outbox WHERE outbox.type = known.type AND available_at IS NULL
+                ORDER BY position LIMIT 1
+            )
+        )) AS double precision) AS oldest_ready_seconds,
+        coalesce(control.paused, false) AS paused, control.max_batches, control.changed_at, control.changed_by,
+        coalesce(dead.letters, 0) AS dead_letters, coalesce(handled.workers, 0) AS workers
+    FROM known LEFT JOIN outbox_types AS control ON control.type = known.type
+    LEFT JOIN handled ON handled.type = known.type LEFT JOIN dead ON dead.type = known.type
+    WHERE known.type IS NOT NULL ORDER BY known.type
+""")  # noqa: S608
+
+# `xmax` is the transaction that has locked the row, or is about to delete it, as long as it runs.
+_FACTS = f"""
+    SELECT outbox.position, outbox.event_id, outbox.aggregate, outbox.type, outbox.waits,
+        nullif(outbox.available_at, 'infinity') AS until,
+        coalesce(outbox.available_at <= statement_timestamp(), true) AS due,
+        outbox.attempts, outbox.last_error AS error, outbox.failures -> -1 ->> 'at' AS failed_at,
+        (SELECT occurred_at FROM events WHERE events.id = outbox.event_id) AS occurred_at,
+        activity.pid, activity.application_name AS application, activity.xact_start AS locked_at,
+        coalesce(control.paused, false) AS paused, control.max_batches, control.changed_at, control.changed_by,
+        CASE WHEN control.max_batches IS NOT NULL THEN ({_SLOTS.format(type="outbox.type")}) ELSE 0 END AS batches,
+        EXISTS (SELECT FROM workers WHERE {_LIVE} AND report -> 'types' ? outbox.type) AS handled,
+        (
+            SELECT min(dead_letters.position) FROM dead_letters
+            WHERE dead_letters.aggregate = outbox.aggregate AND dead_letters.position < outbox.position AND blocks
+        ) AS dead_before,
+        (
+            SELECT earlier.position FROM outbox AS earlier
+            WHERE earlier.aggregate = outbox.aggregate AND earlier.position < outbox.position
+            AND earlier.available_at IS NOT NULL AND earlier.waits IN ('retry', 'unknown')
+            ORDER BY earlier.aggregate, earlier.position LIMIT 1
+        ) AS waiting_before,
+        least((
+            SELECT min(earlier.position) FROM {generations("0", "outbox.position")} CROSS JOIN LATERAL (
+                SELECT position FROM outbox AS earlier
+                WHERE {ready_of("outbox.aggregate")} AND position < outbox.position ORDER BY {BY_POSITION} LIMIT 1
+            ) AS earlier
+        ), (
+            SELECT earlier.position FROM outbox AS earlier
+            WHERE earlier.aggregate = outbox.aggregate AND earlier.position < outbox.position
+            AND earlier.available_at IS NOT NULL AND earlier.waits = 'behind'
+            ORDER BY earlier.aggregate, earlier.position LIMIT 1
+        )) AS ready_before
+    FROM outbox LEFT JOIN pg_stat_activity AS activity ON activity.backend_xid = outbox.xmax
+    LEFT JOIN outbox_types AS control ON control.type = outbox.type
+"""  # noqa: S608
+
+ROW = Statement(f"{_FACTS} WHERE outbox.position = :position")
+ROWS_OF_AGGREGATE = Statement(f"""
+    {_FACTS} WHERE outbox.position IN (
+        SELECT position FROM (
+            SELECT position FROM outbox AS waiting WHERE available_at IS NOT NULL AND aggregate = :aggregate
+            ORDER BY aggregate, position LIMIT :slice
+        ) AS waiting
+        UNION ALL
+        SELECT ready.position FROM {generations("0", LAST_TAKEN)} CROSS JOIN LATERAL (
+            SELECT position FROM outbox AS ready WHERE {ready_of(":aggregate")} ORDER BY {BY_POSITION} LIMIT :slice
+        ) AS ready
+    ) ORDER BY outbox.position LIMIT :slice
+""")  # noqa: S608
+LETTERS_OF = Statement("SELECT position FROM dead_letters WHERE aggregate = :aggregate ORDER BY position LIMIT :slice")
+POSITION = Statement(f"""
+    WITH wanted AS MATERIALIZED (SELECT aggregate FROM events WHERE id = :event_id)
+    SELECT position FROM outbox
+    WHERE available_at IS NOT NULL AND aggregate = (SELECT aggregate FROM wanted) AND event_id = :event_id
+    UNION ALL
+    SELECT position FROM {generations("0", LAST_TAKEN)} JOIN outbox
+    ON {ready_of("(SELECT aggregate FROM wanted)")} AND event_id = :event_id
+    UNION ALL
+    SELECT position FROM dead_letters WHERE event_id = :event_id
+""")  # noqa: S608
+
+BEAT = Statement("""
+    INSERT INTO workers (id, host, pid, started_at, beat_at, progress_at, report)
+    VALUES (
+        :id, :host, :pid, statement_timestamp() - make_interval(secs => CAST(:age AS double precision)),
+        statement_timestamp(),
+        statement_timestamp() - make_interval(secs => CAST(:stuck AS double precision)), CAST(:report AS jsonb)
+    )
+    ON CONFLICT (id) DO UPDATE
+    SET beat_at = excluded.beat_at, progress_at = excluded.progress_at, report = excluded.report
+""")
+LEAVE = Statement("DELETE FROM workers WHERE id = :id")
+LOST = Statement("""
+    SELECT id FROM workers WHERE beat_at < statement_timestamp() - interval '1 day' AND id > :after
+    ORDER BY id LIMIT :limit
+""")
+FORGET = Statement("""
+    DELETE FROM workers WHERE id = ANY(ARRAY(
+        SELECT id FROM workers WHERE id = ANY(CAST(:ids AS uuid[]))
+        AND beat_at < statement_timestamp() - interval '1 day' FOR UPDATE SKIP LOCKED
+    )) RETURNING id
+""")
+WORKERS = Statement("""
+    SELECT id, host, pid, started_at, beat_at, progress_at, report::text AS report,
+        CAST(extract(epoch FROM statement_timestamp() - beat_at) AS double precision) AS silent_seconds,
+        CAST(extract(epoch FROM statement_timestamp() - progress_at) AS double precision) AS stuck_seconds
+    FROM workers WHERE CAST(:host AS text) IS NULL OR host = :host ORDER BY host, pid, started_at
+""")
+
+BACKLOG = Statement("""
+    SELECT count(*) AS waiting,
+        count(*) FILTER (WHERE attempts > 0) AS retrying,
+        coalesce(extract(epoch FROM clock_timestamp() - least(min(available_at) FILTER (
+            WHERE available_at <= clock_timestamp()
+        ), (
+            SELECT occurred_at FROM events WHERE id = (
+                SELECT event_id FROM outbox WHERE available_at IS NULL ORDER BY position LIMIT 1
+            )
+        ))), 0)::float AS oldest_due_seconds,
+        (SELECT count(*) FROM dead_letters) AS dead_letters
+    FROM outbox
+""")

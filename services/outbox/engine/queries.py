@@ -1,0 +1,296 @@
+"""The statements of the engine: append, claim, look, complete, and what becomes of events that wait or fail."""
+
+from services.outbox.models import GENERATION, MAX_POSITION, generation_of
+from services.sql import Statement, Writing
+
+LAST_TAKEN = "(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM outbox_position_seq)"
+"""The highest position that any transaction has taken; 0 where none has (the sequence's last value is 1 by then)."""
+
+BY_POSITION = f"{GENERATION}, aggregate, position"
+"""What to order an aggregate's ready rows of one generation by."""
+
+
+def generations(first: str, last: str) -> str:
+    """A FROM entry with the generations from one position to another; `generation` is its column."""
+    return f"generate_series({generation_of(first)}, {generation_of(last)}) AS generation"
+
+
+def ready_of(aggregate: str) -> str:
+    """A condition for the aggregate's ready rows of one of the `generations`.
+
+    Where the first of them is wanted, `BY_POSITION` keeps the planner on their index.
+    """
+    return f"available_at IS NULL AND {GENERATION} = generation AND aggregate = {aggregate}"
+
+
+SET_LOCAL = Statement("""
+    SELECT set_config(name, value, true)
+    FROM unnest(CAST(:names AS text[]), CAST(:values AS text[])) AS new(name, value)
+""")
+
+# One statement for all events of a unit of work, whatever their number. The transaction has its id before it takes a
+# position: claims tell by the ids of running transactions which positions may still come (`claim`).
+APPEND = Writing("""
+    own AS MATERIALIZED (
+        SELECT pg_current_xact_id() AS id
+    ), new AS (
+        SELECT * FROM unnest(
+            CAST(:ids AS uuid[]), CAST(:types AS text[]), CAST(:versions AS smallint[]), CAST(:aggregates AS text[]),
+            CAST(:payloads AS text[]), CAST(:request_ids AS text[]), CAST(:traceparents AS text[]),
+            CAST(:queued AS boolean[]), CAST(:available_ats AS timestamptz[])
+        ) WITH ORDINALITY
+        AS new(id, type, version, aggregate, payload, request_id, traceparent, queued, available_at, ordinal)
+    ), logged AS (
+        INSERT INTO events (id, type, version, aggregate, payload, request_id, traceparent)
+        -- Positions in the log, too, are taken in the order in which the events were recorded.
+        SELECT id, type, version, aggregate, CAST(payload AS jsonb), request_id, traceparent FROM new ORDER BY ordinal
+    ), queued AS (
+        INSERT INTO outbox (event_id, aggregate, type, available_at, waits)
+        SELECT new.id, aggregate, type, available_at, CASE WHEN available_at IS NOT NULL THEN 'asked' END
+        FROM own JOIN new ON queued AND own.id IS NOT NULL ORDER BY ordinal
+    )
+""")
+
+# It locks the first rows of each wanted type, and tells which of them may run: those with no earlier row of the same
+# aggregate outside the locked set, and no dead letter that blocks. Everything reads one snapshot, so a row that another
+# worker is about to delete still blocks here.
+CLAIM = Statement(f"""
+    WITH head AS MATERIALIZED (
+        -- The first ready row. Dead rows between the floor and this one are passed once: everything else begins here.
+        SELECT position FROM outbox WHERE available_at IS NULL AND position >= :floor ORDER BY position LIMIT 1
+    ), wanted AS MATERIALIZED (
+        -- The spans whose type is not paused and, where its batches are limited, for which a slot was free.
+        SELECT entry.* FROM unnest(
+            CAST(:types AS text[]), CAST(:starts AS bigint[]), CAST(:ends AS bigint[]), CAST(:ready AS integer[]),
+            CAST(:due AS integer[])
+        ) AS entry(type, first, past, ready, due)
+        LEFT JOIN outbox_types AS control ON control.type = entry.type
+        WHERE CASE
+            WHEN control.type IS NULL THEN true
+            WHEN control.paused THEN false
+            WHEN control.max_batches IS NULL THEN true
+            -- A slot is taken to the end of the transaction, so not for nothing.
+            ELSE (
+                EXISTS (
+                    SELECT FROM outbox
+                    WHERE outbox.type = entry.type AND available_at IS NULL AND position >= entry.first
+                ) OR EXISTS (
+                    SELECT FROM outbox WHERE outbox.type = entry.type AND available_at <= statement_timestamp()
+                    AND available_at < 'infinity'
+                )
+            ) AND EXISTS (
+                SELECT FROM generate_series(1, control.max_batches) AS slot
+                WHERE pg_try_advisory_xact_lock(hashtext(current_schema() || ' outbox ' || entry.type), slot)
+            )
+        END
+    ), locked AS MATERIALIZED (
+        -- The first ready rows and the first due ones of each span. Rows that another worker has locked are left to it.
+        SELECT row.* FROM wanted CROSS JOIN LATERAL (
+            SELECT position, event_id, aggregate, type, attempts, false AS waited FROM outbox
+            WHERE outbox.type = wanted.type AND available_at IS NULL
+            AND position >= greatest(wanted.first, (SELECT position FROM head)) AND position < wanted.past
+            ORDER BY position LIMIT wanted.ready FOR UPDATE SKIP LOCKED
+        ) AS row
+        UNION ALL
+        SELECT row.* FROM wanted CROSS JOIN LATERAL (
+            SELECT position, event_id, aggregate, type, attempts, true AS waited FROM outbox
+            WHERE outbox.type = wanted.type AND available_at <= statement_timestamp() AND available_at < 'infinity'
+            ORDER BY available_at, position LIMIT wanted.due FOR UPDATE SKIP LOCKED
+        ) AS row
+    ), near AS MATERIALIZED (
+        -- The head of the queue, read once: what comes before a locked row is mostly here.
+        SELECT position, aggregate FROM outbox
+        WHERE available_at IS NULL AND position >= (SELECT position FROM head)
+        AND position < (SELECT max(position) FROM locked)
+        ORDER BY position LIMIT :near
+    ), looked AS MATERIALIZED (
+        -- Where `near` ends. What is further on is looked up for each aggregate.
+        SELECT CASE WHEN count(*) < :near THEN {MAX_POSITION} ELSE max(position) + 1 END AS past FROM near
+    ), here AS MATERIALIZED (
+        -- The aggregates of the locked rows: the last locked row of each, and the first in `near` that is not locked.
+        SELECT aggregate, max(mine) AS last, min(other) AS other FROM (
+            SELECT aggregate, position AS mine, NULL AS other FROM locked
+            UNION ALL
+            SELECT aggregate, NULL, position FROM near WHERE position NOT IN (SELECT position FROM locked)
+        ) AS rows GROUP BY aggregate HAVING max(mine) IS NOT NULL
+    ), barrier AS MATERIALIZED (
+        -- What an aggregate's locked rows must not pass: its first other ready row, and what waits or is dead.
+        -- These are not EXISTS: an ORDER BY keeps the planner on the index, however many rows an aggregate has. Where
+        -- nothing waits and nothing is dead, that is asked once, and not for each aggregate.
+        SELECT aggregate, CASE WHEN other IS NOT NULL OR last <= looked.past THEN other ELSE (
+            SELECT min(earlier.position) FROM {generations("looked.past", "last")} CROSS JOIN LATERAL (
+                SELECT position FROM outbox
+                WHERE {ready_of("here.aggregate")} AND position >= looked.past AND position < last
+                AND position NOT IN (SELECT position FROM locked)
+                ORDER BY {BY_POSITION} LIMIT 1
+            ) AS earlier
+        ) END AS ready, least(CASE WHEN (SELECT true FROM outbox WHERE available_at IS NOT NULL LIMIT 1) THEN (
+            SELECT earlier.position FROM outbox AS earlier
+            WHERE earlier.aggregate = here.aggregate AND earlier.position < last
+            AND earlier.available_at IS NOT NULL AND earlier.waits <> 'asked'
+            AND earlier.position NOT IN (SELECT position FROM locked)
+            ORDER BY earlier.aggregate, earlier.position LIMIT 1
+        ) END, CASE WHEN (SELECT true FROM dead_letters LIMIT 1) THEN (
+            SELECT min(position) FROM dead_letters WHERE dead_letters.aggregate = here.aggregate AND blocks
+        ) END) AS waiting
+        FROM here CROSS JOIN looked
+    )
+    -- The first row is the header: the horizon, as JSON. It also gives the planner its settings back.
+    SELECT 0 AS position, NULL AS event_id, '' AS aggregate, '' AS type, 0 AS attempts, false AS waited,
+        NULL AS version, json_build_object(
+            'first_ready', (SELECT position FROM head),
+            'last_taken', {LAST_TAKEN},
+            'transaction', CAST(CAST(pg_current_xact_id() AS text) AS bigint),
+            'oldest_running', CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS text) AS bigint),
+            'planned', set_config('enable_seqscan', 'on', true) || set_config('enable_bitmapscan', 'on', true)
+                || set_config('enable_sort', 'on', true)
+        )::text AS payload, NULL AS request_id, NULL AS traceparent, false AS blocked, false AS parks
+    UNION ALL
+    SELECT locked.position, locked.event_id, locked.aggregate, locked.type, locked.attempts, locked.waited,
+        event.version, event.payload::text, event.request_id, event.traceparent,
+        coalesce(locked.position > least(barrier.ready, barrier.waiting), false),
+        coalesce(locked.position > barrier.waiting, false)
+    -- Each has its other half. FULL forbids the nested loop that the planner takes where it expects few rows, as of a
+    -- short queue: it would compare each of a batch with each.
+    FROM locked FULL JOIN barrier USING (aggregate) LEFT JOIN LATERAL (
+        -- The limit forbids the opposite: all of a log that was small when the plan was made.
+        SELECT version, payload, request_id, traceparent FROM events WHERE events.id = locked.event_id LIMIT 1
+    ) AS event ON true
+    ORDER BY position
+""")  # noqa: S608
+
+LOOK = Statement("""
+    SELECT bool_or((
+        SELECT position FROM outbox WHERE outbox.type = entry.type AND available_at IS NULL AND position >= entry.first
+        ORDER BY position LIMIT 1
+    ) IS NOT NULL) AS ready, CAST(extract(epoch FROM min((
+        SELECT available_at FROM outbox WHERE outbox.type = entry.type AND available_at < 'infinity'
+        ORDER BY available_at LIMIT 1
+    )) - statement_timestamp()) AS double precision) AS due_in
+    FROM unnest(CAST(:types AS text[]), CAST(:starts AS bigint[])) AS entry(type, first)
+    WHERE NOT EXISTS (SELECT FROM outbox_types WHERE outbox_types.type = entry.type AND paused)
+""")
+
+# Who has taken a position has drawn it from a sequence, and holds a lock on that to the end of the transaction.
+TAKERS = Statement("""
+    WITH locks AS MATERIALIZED (
+        SELECT virtualtransaction, locktype, mode, database, relation, transactionid FROM pg_locks WHERE granted
+    )
+    SELECT CAST(CAST(pg_current_xact_id() AS text) AS bigint) AS own, ARRAY(
+        SELECT CAST(CAST(taker.transactionid AS text) AS bigint)
+        FROM locks AS taker JOIN locks AS taken USING (virtualtransaction)
+        WHERE taker.locktype = 'transactionid' AND taker.mode = 'ExclusiveLock'
+        AND taken.locktype = 'relation' AND taken.mode = 'RowExclusiveLock'
+        AND taken.relation = CAST('outbox_position_seq' AS regclass)
+        AND taken.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    ) AS takers
+""")
+
+TRANSACTION = Statement("SELECT CAST(CAST(pg_current_xact_id_if_assigned() AS text) AS bigint) AS id")
+
+COMMITTED = Statement("SELECT pg_xact_status(CAST(CAST(:transaction AS text) AS xid8)) = 'committed' AS committed")
+
+# In another transaction than the one that locked the rows it deletes nothing.
+_DELETE = """
+    DELETE FROM outbox WHERE position = ANY(CAST(:positions AS bigint[])) AND (
+        CAST(:transaction AS text) IS NULL OR pg_current_xact_id() = CAST(CAST(:transaction AS text) AS xid8)
+    )
+"""
+COMPLETE = Statement(_DELETE)
+COMPLETED = Writing(f"completed AS ({_DELETE} RETURNING 1)", counted="completed")
+
+# What a row waits for is the aggregate's first row that waits, or a dead letter. Its lock, shared with others that wait
+# for it, keeps it from being processed or replayed before this commit: whoever does that wakes all who wait. Where it
+# is locked, it is being processed, and nobody needs to wait for long.
+PARK = Statement("""
+    UPDATE outbox SET waits = 'behind', available_at = 'infinity'
+    WHERE position = ANY(CAST(:positions AS bigint[])) AND CASE WHEN EXISTS (
+        SELECT FROM dead_letters
+        WHERE dead_letters.aggregate = outbox.aggregate AND dead_letters.position < outbox.position AND blocks
+    ) THEN (
+        SELECT position FROM dead_letters
+        WHERE dead_letters.aggregate = outbox.aggregate AND dead_letters.position < outbox.position AND blocks
+        LIMIT 1 FOR SHARE SKIP LOCKED
+    ) ELSE (
+        SELECT root.position FROM outbox AS root WHERE root.available_at < 'infinity' AND root.position = (
+            SELECT earlier.position FROM outbox AS earlier
+            WHERE earlier.aggregate = outbox.aggregate AND earlier.position < outbox.position
+            AND earlier.available_at IS NOT NULL AND earlier.waits <> 'asked'
+            ORDER BY earlier.aggregate, earlier.position LIMIT 1
+        ) FOR SHARE SKIP LOCKED
+    ) END IS NOT NULL
+    RETURNING position, aggregate
+""")
+
+PUT_OFF = Statement("""
+    UPDATE outbox SET waits = failed.waits, attempts = attempts + failed.counts, last_error = failed.error,
+        available_at = clock_timestamp() + make_interval(secs => failed.delay),
+        failures = CASE WHEN failed.failure IS NULL THEN failures
+            ELSE coalesce(failures, '[]') || CAST(failed.failure AS jsonb) END
+    FROM unnest(
+        CAST(:positions AS bigint[]), CAST(:waits AS text[]), CAST(:counts AS smallint[]),
+        CAST(:delays AS double precision[]), CAST(:errors AS text[]), CAST(:failures AS text[])
+    ) AS failed(position, waits, counts, delay, error, failure)
+    WHERE outbox.position = failed.position
+""")
+
+# Rows that another worker holds are left to it: it finds out for itself, and nobody waits for anybody here. What is
+# beyond the limit is parked by the claims that meet it. An array, so that each row is updated by its key, however many
+# the planner takes them for.
+HOLD_BACK = Statement(f"""
+    UPDATE outbox SET waits = 'behind', available_at = 'infinity' WHERE position = ANY(ARRAY(
+        SELECT held.position
+        FROM unnest(CAST(:aggregates AS text[]), CAST(:positions AS bigint[])) AS failed(aggregate, position)
+        CROSS JOIN LATERAL (
+            SELECT ready.position FROM {generations("failed.position", LAST_TAKEN)} CROSS JOIN LATERAL (
+                SELECT position FROM outbox
+                WHERE {ready_of("failed.aggregate")} AND position > failed.position
+                ORDER BY {BY_POSITION} LIMIT 10000 FOR UPDATE SKIP LOCKED
+            ) AS ready
+            UNION ALL
+            SELECT due.position FROM (
+                SELECT position FROM outbox
+                WHERE aggregate = failed.aggregate AND position > failed.position
+                AND available_at IS NOT NULL AND available_at < 'infinity' AND waits = 'behind'
+                ORDER BY aggregate, position LIMIT 10000 FOR UPDATE SKIP LOCKED
+            ) AS due
+        ) AS held
+    ))
+""")  # noqa: S608
+
+BURY = Statement("""
+    WITH failed AS (
+        SELECT * FROM unnest(
+            CAST(:positions AS bigint[]), CAST(:errors AS text[]), CAST(:fingerprints AS text[]),
+            CAST(:failures AS text[]), CAST(:blocks AS boolean[])
+        ) AS failed(position, error, fingerprint, failure, blocks)
+    ), removed AS (
+        DELETE FROM outbox USING failed WHERE outbox.position = failed.position
+        RETURNING outbox.position, outbox.event_id, outbox.aggregate, outbox.type, outbox.attempts, outbox.failures,
+            failed.error, failed.fingerprint, failed.failure, failed.blocks
+    )
+    INSERT INTO dead_letters (position, event_id, aggregate, type, attempts, error, fingerprint, failures, blocks)
+    SELECT position, event_id, aggregate, type, attempts + 1, error, fingerprint,
+        coalesce(failures, '[]') || CAST(failure AS jsonb), blocks
+    FROM removed
+""")
+
+WAKE = Statement("""
+    UPDATE outbox SET available_at = statement_timestamp() WHERE position IN (
+        SELECT sleeping.position FROM unnest(CAST(:aggregates AS text[])) AS here(aggregate) CROSS JOIN LATERAL (
+            SELECT position FROM outbox AS later WHERE later.aggregate = here.aggregate AND later.waits = 'behind'
+            AND later.available_at = 'infinity' ORDER BY later.aggregate, later.position
+        ) AS sleeping
+    ) AND waits = 'behind' AND available_at = 'infinity'
+""")
+
+# A slice from the first ready row on: what is at the head of the queue and nobody takes.
+PARK_UNKNOWN = Statement("""
+    UPDATE outbox SET waits = 'unknown', available_at = statement_timestamp(),
+        last_error = format('no worker that looked at it has a handler for events of type ''%s''', type)
+    WHERE position IN (
+        SELECT position FROM outbox AS unknown WHERE type <> ALL(CAST(:known AS text[])) AND position IN (
+            SELECT position FROM outbox WHERE available_at IS NULL AND position >= :floor ORDER BY position LIMIT :slice
+        ) FOR UPDATE SKIP LOCKED
+    )
+""")
