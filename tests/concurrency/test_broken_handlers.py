@@ -196,6 +196,45 @@ async def test_an_event_whose_handler_ends_the_transaction_is_buried_and_nothing
     assert sum(outcome.processed for outcome in await drain(broken)) == 1
 
 
+async def test_one_that_commits_and_then_fails_in_a_transaction_of_its_own_has_ended_the_first_one(
+    ticking: Database,
+) -> None:
+    async def commits_and_fails(uow: UnitOfWork) -> None:
+        await commits_and_begins(uow)
+        await violates_a_constraint(uow)
+
+    handler = Misbehaving(commits_and_fails)
+    await append(ticking, Tick(name="bad"), Tick(name="b"))
+
+    outcomes = await drain(engine(ticking, handler))
+
+    assert len(handler.batches) == 1
+    assert sum(outcome.buried for outcome in outcomes) == 2
+    (error,) = await rows(ticking, "SELECT error FROM dead_letters WHERE aggregate = 'tick/bad'")
+    assert "ck_outbox_types_max_batches" in error
+    assert "TransactionEnded: the handler of 'test.tick' ended the transaction" in error
+    assert sorted(await effects(ticking)) == [("b", 0), ("bad", 0)]
+
+
+async def test_one_that_ends_the_transaction_in_a_part_of_a_batch_costs_only_that_part(ticking: Database) -> None:
+    ticks = TickHandler()
+
+    async def commits_alone(uow: UnitOfWork, events: Sequence[Claimed[Tick]]) -> None:
+        await ticks(uow, events)
+        if any(claimed.event.name == "bad" for claimed in events):
+            if len(events) > 1:
+                await raises(uow)
+            await commits(uow)
+
+    await append(ticking, *(Tick(name=name) for name in ("a", "bad", "b")))
+
+    outcomes = await drain(engine(ticking, commits_alone))
+
+    assert [(outcome.processed, outcome.buried) for outcome in outcomes][:2] == [(1, 1), (1, 0)]
+    assert await rows(ticking, "SELECT aggregate FROM dead_letters") == ["tick/bad"]
+    assert sorted(await effects(ticking)) == [("a", 0), ("b", 0), ("bad", 0)]
+
+
 async def test_one_that_swallows_a_database_error_and_says_that_all_failed_has_not_ended_the_transaction(
     ticking: Database,
 ) -> None:
