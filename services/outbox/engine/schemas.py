@@ -1,11 +1,12 @@
 """What goes into a claim, what it finds, and what becomes of that."""
 
-from dataclasses import dataclass
-from typing import NamedTuple, Self
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self, TypeAlias
 from uuid import UUID
 
 from services.fields import now
-from services.outbox.events import NoHandler
+from services.outbox.events import Claimed, NoHandler, Unprocessable
 from services.outbox.models import Waits
 from services.outbox.policy import RetryPolicy, describe, fingerprint, history_entry, is_locked
 
@@ -74,6 +75,80 @@ class Horizon:
     last_taken: int
     transaction: int
     oldest_running: int
+
+
+class Work(NamedTuple):
+    """A claimed row, and what the handler is given of it."""
+
+    row: ClaimedRow
+    claimed: Claimed[Any]
+
+
+FailedRow: TypeAlias = tuple[ClaimedRow, Exception]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The handler returned. It has processed the events in `done`, and gave an exception for each in `failed`."""
+
+    done: Sequence[ClaimedRow]
+    failed: Sequence[FailedRow] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The handler committed or rolled back by itself, and may have taken effect in part: no retry is safe.
+
+    `given` are the events it had, `done` those that were processed before them in the `transaction` that it ended.
+    `error` is what the events it had fail with.
+    """
+
+    error: "TransactionEnded"
+    transaction: int
+    done: Sequence[ClaimedRow]
+    given: Sequence[ClaimedRow]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The handler raised, or the commit did, and nothing of it takes effect.
+
+    In a transaction without savepoints that is not certain: after an error the server does not tell whether this is
+    still the one that claimed the events. Where that one turns out to be committed, the handler has ended it, and the
+    outcome is `if_committed`.
+    """
+
+    error: Exception
+    if_committed: Ended | None = None
+
+
+class TransactionEnded(Unprocessable):
+    """What the events fail with whose handler ended the transaction. It is kept with them, and never raised."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """The state of one transaction's work."""
+
+    transaction: int
+    careful: bool
+    """In savepoints, so that a part that fails takes nothing else with it."""
+    done: list[ClaimedRow] = field(default_factory=list)
+    failed: list[FailedRow] = field(default_factory=list)
+    stopped: set[str] = field(default_factory=set)
+    """Aggregates with a failed event: their later events of the batch wait."""
+    savepoints: int = 0
+
+    def take(self, part: Done) -> None:
+        """Take in what a handler has done."""
+        self.done += part.done
+        for row, error in part.failed:
+            self.fail(row, error)
+
+    def fail(self, row: ClaimedRow, error: Exception) -> None:
+        """The event fails, and its aggregate stops."""
+        self.failed.append((row, error))
+        self.stopped.add(row.aggregate)
 
 
 @dataclass(frozen=True, slots=True)

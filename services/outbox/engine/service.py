@@ -2,12 +2,22 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple
+from typing import Any, Generic
 
 from sqlalchemy.exc import DBAPIError
 
-from services.outbox.engine.schemas import ClaimedRow, Failure, Outcome
+from services.outbox.engine.schemas import (
+    Batch,
+    ClaimedRow,
+    Done,
+    Ended,
+    Failed,
+    FailedRow,
+    Failure,
+    Outcome,
+    TransactionEnded,
+    Work,
+)
 from services.outbox.engine.window import Floor, Window
 from services.outbox.events import Claimed, Event, NoHandler, Registry, Trace, Unprocessable
 from services.outbox.policy import OnDeath, RetryPolicy, is_locked, is_transient
@@ -33,43 +43,6 @@ _CAREFUL_BATCHES = 20
 """Batches after a failure that are processed in savepoints from the start."""
 
 _NO_TRACE = Trace()
-
-
-class _Work(NamedTuple):
-    row: ClaimedRow
-    claimed: Claimed[Any]
-
-
-@dataclass(slots=True)
-class _Batch:
-    """The state of one transaction's work."""
-
-    transaction: int
-    careful: bool
-    """In savepoints, so that a part that fails takes nothing else with it."""
-    done: list[ClaimedRow] = field(default_factory=list)
-    failed: list[tuple[ClaimedRow, Exception]] = field(default_factory=list)
-    stopped: set[str] = field(default_factory=set)
-    """Aggregates with a failed event: their later events of the batch wait."""
-    savepoints: int = 0
-
-
-class TransactionEnded(Unprocessable):
-    """The handler committed or rolled back by itself, and may have taken effect in part: no retry is safe."""
-
-    def __init__(self, event_type: str, works: Sequence[_Work], batch: _Batch) -> None:
-        super().__init__(f"the handler of {event_type!r} ended the transaction; what it wrote may be committed")
-        self.works = works
-        self.batch = batch
-
-
-class _Failed(Exception):
-    """A batch without savepoints has failed: it is rolled back, and processed again with them."""
-
-    def __init__(self, ended: TransactionEnded | None = None) -> None:
-        super().__init__("a batch without savepoints failed")
-        self.ended = ended
-        """What to raise where it turns out that the handler has committed."""
 
 
 class Processor(Generic[TransactionT]):
@@ -149,24 +122,29 @@ class Processor(Generic[TransactionT]):
         self._floor = Floor()
         self._window = Window(list(self._events), self._batch_size, self._siblings)
 
-    async def _run(self) -> Outcome:
-        try:
-            try:
-                async with self._open() as transaction:
-                    return await self._process_batch(transaction)
-            except _Failed as failed:
+    async def _run(self, before: Failed | None = None) -> Outcome:
+        """Process a batch, and once more if it fails: `before` says how. In savepoints only parts of it can fail."""
+        result: Outcome | Failed | Ended
+        ended = before.if_committed if before else None
+        async with self._open() as transaction:
+            if ended and await transaction.outbox.was_committed(ended.transaction):
+                result = ended
+            else:
+                result = await self._process_batch(transaction)
+        match result:
+            case Outcome():
+                return result
+            case Failed(error):
                 # It is known now that a batch may fail, and it is cheaper to be ready for that.
                 self._careful = _CAREFUL_BATCHES
-                if is_locked(failed.__cause__):
+                if is_locked(error):
                     self._locked = _CAREFUL_BATCHES
-                async with self._open() as transaction:
-                    if failed.ended and await transaction.outbox.was_committed(failed.ended.batch.transaction):
-                        raise failed.ended from failed
-                    return await self._process_batch(transaction)
-        except TransactionEnded as ended:
-            return await self._make_up(ended)
+                return await self._run(result)
+            case Ended():
+                return await self._make_up(result)
 
-    async def _process_batch(self, transaction: TransactionT) -> Outcome:
+    async def _process_batch(self, transaction: TransactionT) -> Outcome | Failed | Ended:
+        """Claim a batch, process it and commit. What is not committed is rolled back when the transaction is closed."""
         await self._begin(transaction)
         # Before the claim: whoever has ended by now is seen by it.
         oldest_taker = await transaction.outbox.oldest_taker() if self._floor.held_up else 0
@@ -179,16 +157,18 @@ class Processor(Generic[TransactionT]):
         if self._locked > 0:
             await self._leave_out_locked(transaction)
         stages = _stages([row for row in rows if not row.blocked])
-        batch = _Batch(horizon.transaction, careful=self._careful > 0 or _may_fail(stages))
+        batch = Batch(horizon.transaction, careful=self._careful > 0 or _may_fail(stages))
         for stage in stages:
             for event_type, events in stage.items():
-                await self._process_type(transaction, self._subscriptions[event_type], events, batch)
+                broken = await self._process_type(transaction, self._subscriptions[event_type], events, batch)
+                if broken is not None:
+                    return broken
         if batch.careful:
             self._careful = max(0, self._careful - 1)
             self._locked = max(0, self._locked - 1)
             if batch.done:
                 await transaction.outbox.complete([row.position for row in batch.done])
-        outcome = await self._settle_failures(transaction, batch)
+        outcome = await self._settle_failures(transaction, batch.failed)
         parked = [row.position for row in rows if row.parks]
         waiting = 0
         if parked:
@@ -203,7 +183,7 @@ class Processor(Generic[TransactionT]):
             # Deferred constraints are checked by the commit here.
             if batch.careful or is_transient(error):
                 raise
-            raise _Failed from error
+            return Failed(error)
         outcome.processed = len(batch.done)
         outcome.blocked = sum(row.blocked for row in rows) - waiting
         outcome.postponed += waiting
@@ -216,17 +196,15 @@ class Processor(Generic[TransactionT]):
         transaction.leaves_out_locked = True
         await transaction.outbox.shorten_lock_timeout()
 
-    async def _make_up(self, ended: TransactionEnded) -> Outcome:
+    async def _make_up(self, ended: Ended) -> Outcome:
         """After a handler has ended the transaction: bury what it was given, complete what was committed with it."""
-        batch = ended.batch
-        batch.failed = [(work.row, ended) for work in ended.works]
         async with self._open() as transaction:
-            done = batch.done if await transaction.outbox.was_committed(batch.transaction) else []
+            done = ended.done if await transaction.outbox.was_committed(ended.transaction) else ()
             if done:
                 await transaction.outbox.complete([row.position for row in done])
-            outcome = await self._settle_failures(transaction, batch)
+            outcome = await self._settle_failures(transaction, [(row, ended.error) for row in ended.given])
             # Without its locks another worker may have been here meanwhile: nothing may wait for what is gone.
-            passed = {row.aggregate for row in (*done, *(row for row, _ in batch.failed))}
+            passed = {row.aggregate for row in (*done, *ended.given)}
             await transaction.outbox.wake(sorted(passed))
             await transaction.commit()
         outcome.processed = len(done)
@@ -238,112 +216,121 @@ class Processor(Generic[TransactionT]):
         transaction: TransactionT,
         subscription: Subscription[TransactionT],
         rows: Sequence[ClaimedRow],
-        batch: _Batch,
-    ) -> None:
-        works: list[_Work] = []
+        batch: Batch,
+    ) -> Failed | Ended | None:
+        """Process events of one type. What it returns is why the transaction cannot be committed."""
+        works: list[Work] = []
         read = subscription.event.reader()
         for row in rows:
             if row.aggregate in batch.stopped:
                 continue
             try:
-                works.append(_Work(row, _decode(read, row)))
+                works.append(Work(row, _decode(read, row)))
             except (NoHandler, Unprocessable) as error:
-                self._fail(row, error, batch)
+                batch.fail(row, error)
         limit = subscription.time_limit or self._time_limit
         if batch.careful:
-            await self._process(transaction, subscription, works, limit, batch)
-        elif works:
-            await self._process_at_once(transaction, subscription, works, limit, batch)
-
-    async def _process_at_once(
-        self,
-        transaction: TransactionT,
-        subscription: Subscription[TransactionT],
-        works: Sequence[_Work],
-        limit: float,
-        batch: _Batch,
-    ) -> None:
-        """Process without a savepoint, which would cost two trips to the database: for the batch that does not fail."""
-        ended = TransactionEnded(subscription.event.type, works, batch)
-        try:
-            verdicts = await handle(transaction, subscription, [work.claimed for work in works], limit)
-            done = _done(works, verdicts)
-            if done:
-                ours = await transaction.complete([row.position for row in done], batch.transaction)
-            else:
-                ours = await transaction.outbox.transaction() == batch.transaction
-        except Exception as error:
-            if is_transient(error):
-                raise
-            if not await _is_open(transaction, batch.transaction, aborted=True):
-                raise ended from error
-            raise _Failed(ended) from error
-        if not ours:
-            raise ended
-        self._take(works, verdicts, batch)
+            return await self._process(transaction, subscription, works, limit, batch)
+        if not works:
+            return None
+        match await self._try(transaction, subscription, works, limit, batch):
+            case Done() as part:
+                batch.take(part)
+                return None
+            case (Failed() | Ended()) as broken:
+                return broken
 
     async def _process(
         self,
         transaction: TransactionT,
         subscription: Subscription[TransactionT],
-        works: Sequence[_Work],
+        works: Sequence[Work],
         limit: float,
-        batch: _Batch,
-    ) -> None:
+        batch: Batch,
+    ) -> Ended | None:
+        """Process events in a savepoint. If that fails, process each half, down to the event that is to blame."""
         if batch.stopped:
             works = [work for work in works if work.row.aggregate not in batch.stopped]
         if not works:
-            return
+            return None
         if batch.savepoints >= SAVEPOINT_BUDGET:
             # The rest is released by the commit and claimed again, in a transaction with a fresh budget.
             batch.stopped.update(work.row.aggregate for work in works)
-            return
+            return None
         batch.savepoints += 1
+        match await self._try_in_savepoint(transaction, subscription, works, limit, batch):
+            case Done() as part:
+                batch.take(part)
+                return None
+            case Ended() as broken:
+                return broken
+            case Failed(error):
+                if is_locked(error):
+                    self._locked = _CAREFUL_BATCHES
+                    await self._leave_out_locked(transaction)
+                if len(works) == 1:
+                    batch.fail(works[0].row, error)
+                    return None
+                middle = len(works) // 2
+                # So that a handler that hangs holds the transaction for twice its limit at most.
+                limit = max(_SHORTEST_LIMIT, limit / 2)
+                ended = await self._process(transaction, subscription, works[:middle], limit, batch)
+                return ended or await self._process(transaction, subscription, works[middle:], limit, batch)
+
+    async def _try(
+        self,
+        transaction: TransactionT,
+        subscription: Subscription[TransactionT],
+        works: Sequence[Work],
+        limit: float,
+        batch: Batch,
+    ) -> Done | Failed | Ended:
+        """Process without a savepoint, which would cost two trips to the database: most batches do not fail."""
+        try:
+            part = _done(works, await handle(transaction, subscription, [work.claimed for work in works], limit))
+            if part.done:
+                ours = await transaction.complete([row.position for row in part.done], batch.transaction)
+            else:
+                ours = await transaction.outbox.transaction() == batch.transaction
+        except Exception as error:
+            if is_transient(error):
+                raise
+            ended = _ended(subscription, works, batch, error)
+            return Failed(error, ended) if await _is_open(transaction, batch.transaction, aborted=True) else ended
+        return part if ours else _ended(subscription, works, batch)
+
+    async def _try_in_savepoint(
+        self,
+        transaction: TransactionT,
+        subscription: Subscription[TransactionT],
+        works: Sequence[Work],
+        limit: float,
+        batch: Batch,
+    ) -> Done | Failed | Ended:
+        """Process in a savepoint, which undoes the work of a handler that raises, whatever it raises."""
         try:
             # What would fail the commit is to fail here, where the poison event can be found.
             async with transaction.savepoint(plain=subscription.plain_sql, check=True):
                 verdicts = await handle(transaction, subscription, [work.claimed for work in works], limit)
         except Exception as error:
-            # A handler may raise anything; it is kept with the event.
             if is_transient(error):
                 raise
-            if not await _is_open(transaction, batch.transaction):
-                raise TransactionEnded(subscription.event.type, works, batch) from error
-            if is_locked(error):
-                self._locked = _CAREFUL_BATCHES
-                await self._leave_out_locked(transaction)
-            if len(works) == 1:
-                self._fail(works[0].row, error, batch)
-                return
-            middle = len(works) // 2
-            # So that a handler that hangs holds the transaction for twice its limit at most, not for each part anew.
-            limit = max(_SHORTEST_LIMIT, limit / 2)
-            await self._process(transaction, subscription, works[:middle], limit, batch)
-            await self._process(transaction, subscription, works[middle:], limit, batch)
-        else:
-            self._take(works, verdicts, batch)
+            if await _is_open(transaction, batch.transaction):
+                return Failed(error)
+            return _ended(subscription, works, batch, error)
+        return _done(works, verdicts)
 
-    def _take(self, works: Sequence[_Work], verdicts: Verdicts, batch: _Batch) -> None:
-        batch.done += _done(works, verdicts)
-        for work, error in zip(works, verdicts or (), strict=verdicts is not None):
-            if error is not None:
-                self._fail(work.row, error, batch)
-
-    def _fail(self, row: ClaimedRow, error: Exception, batch: _Batch) -> None:
-        batch.failed.append((row, error))
-        batch.stopped.add(row.aggregate)
-
-    async def _settle_failures(self, transaction: TransactionT, batch: _Batch) -> Outcome:
+    async def _settle_failures(self, transaction: TransactionT, failed: Sequence[FailedRow]) -> Outcome:
         """Count the attempts; bury events that have used them up. Events that need a locked row wait uncounted."""
         put_off: list[Failure] = []
         bury: list[Failure] = []
-        locked = [row for row, error in batch.failed if is_locked(error)]
+        locked = [row for row, error in failed if is_locked(error)]
         if locked:
             first = locked[0].event_id
             logger.debug(
                 "%d events wait for rows that another transaction has locked, the first is %s", len(locked), first
             )
-        for row, error in batch.failed:
+        for row, error in failed:
             subscription = self._subscriptions[row.type]
             policy = subscription.retry or self._retry
             failure = Failure.of(row, error, policy, blocks=subscription.on_death is OnDeath.block)
@@ -369,10 +356,23 @@ class Processor(Generic[TransactionT]):
         return Outcome(retried=len(put_off) - len(locked), buried=len(bury), postponed=len(locked), more=more)
 
 
-def _done(works: Sequence[_Work], verdicts: Verdicts) -> list[ClaimedRow]:
+def _done(works: Sequence[Work], verdicts: Verdicts) -> Done:
     if verdicts is None:
-        return [work.row for work in works]
-    return [work.row for work, error in zip(works, verdicts, strict=True) if error is None]
+        return Done([work.row for work in works])
+    told = list(zip((work.row for work in works), verdicts, strict=True))
+    return Done(
+        [row for row, error in told if error is None],
+        [(row, error) for row, error in told if error is not None],
+    )
+
+
+def _ended(
+    subscription: Subscription[TransactionT], works: Sequence[Work], batch: Batch, cause: Exception | None = None
+) -> Ended:
+    name = subscription.event.type
+    error = TransactionEnded(f"the handler of {name!r} ended the transaction; what it wrote may be committed")
+    error.__cause__ = cause
+    return Ended(error, batch.transaction, tuple(batch.done), [work.row for work in works])
 
 
 async def _is_open(transaction: Transaction, number: int, *, aborted: bool = False) -> bool:
