@@ -1,4 +1,4 @@
-"""The rows of an event as `OutboxRepository.append` writes them; a test compares them column by column."""
+"""The rows of an event as `queries.APPEND` of the engine writes them; a test compares them column by column."""
 
 from collections.abc import Sequence
 from typing import LiteralString
@@ -14,6 +14,6 @@ def queue(
 ) -> None:
     """Put an outbox row in for each event that the query yields as (event_id, aggregate, type), as one commit."""
     with connection.transaction():
-        # As `append` does: the transaction has its id before it takes a position, which claims rely on.
+        # As the engine does: the transaction has its id before it takes a position, which claims rely on.
         connection.execute("SELECT pg_current_xact_id()")
         connection.execute(f"{_INTO_OUTBOX} {events}", parameters)

@@ -233,20 +233,25 @@ async def test_a_statement_that_fails_in_a_savepoint_leaves_the_transaction_usab
     assert await count(database, "categories") == 1
 
 
+async def note(uow: UnitOfWork, number: int) -> None:
+    """Write an event with plain SQL at once."""
+    await uow.outbox.sql.write(uow.outbox.appending([Recorded(new_id(), Noted(number=number), Trace())]))
+
+
 async def test_a_plain_savepoint_undoes_only_its_block_and_its_events(database: Database) -> None:
     async with UnitOfWork(database.write) as uow:
-        await uow.outbox.append([Recorded(new_id(), Noted(number=1), Trace())])
+        await note(uow, 1)
         with suppress(Undo):
             async with uow.savepoint(plain=True):
-                await uow.outbox.append([Recorded(new_id(), Noted(number=2), Trace())])
+                await note(uow, 2)
                 uow.record(Noted(number=3))
                 raise Undo
         with suppress(IntegrityError):
             async with uow.savepoint(plain=True):
-                await uow.outbox.append([Recorded(new_id(), Noted(number=4), Trace())])
+                await note(uow, 4)
                 await uow.outbox.sql.run(Statement("INSERT INTO accounts (system_name) VALUES ('issuance')"))
         async with uow.savepoint(plain=True):
-            await uow.outbox.append([Recorded(new_id(), Noted(number=5), Trace())])
+            await note(uow, 5)
         await uow.commit()
     async with database.engine.connect() as connection:
         numbers = await connection.scalars(
@@ -256,9 +261,6 @@ async def test_a_plain_savepoint_undoes_only_its_block_and_its_events(database: 
 
 
 async def test_plain_savepoints_and_those_of_the_session_nest_in_any_order(database: Database) -> None:
-    async def note(uow: UnitOfWork, number: int) -> None:
-        await uow.outbox.append([Recorded(new_id(), Noted(number=number), Trace())])
-
     async with UnitOfWork(database.write) as uow:
         async with uow.savepoint(plain=True):
             await note(uow, 1)

@@ -28,13 +28,9 @@ _HORIZON = TypeAdapter(Horizon)
 class OutboxRepository(SqlAccess):
     """The event log, the outbox and the dead letters, as writers and workers use them."""
 
-    async def append(self, recorded: Sequence[Recorded]) -> None:
-        """Write events to the log, each with where it came from, and an outbox row for each that is queued."""
-        await self.sql.write(self.appending(recorded))
-
     @staticmethod
     def appending(recorded: Sequence[Recorded]) -> Write:
-        """`append`, to be sent with other writes."""
+        """Write events to the log, each with where it came from, and an outbox row for each that is queued."""
         return Write(queries.APPEND, _columns(recorded))
 
     async def begin(self, time_limit: float) -> None:

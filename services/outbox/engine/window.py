@@ -24,7 +24,7 @@ class Floor:
     While another session holds a snapshot, processed rows stay in the index at the head of the queue, and a scan from
     the beginning reads them over and over. Skipping them must not skip a row that is still to come: a transaction takes
     its position before it commits. So the floor rises only over positions whose takers have ended. Each has its
-    transaction id before it takes a position (`OutboxRepository.append`); hence, of a position that was taken before a
+    transaction id before it takes a position (`queries.APPEND`); hence, of a position that was taken before a
     claim, the taker's id is lower than the claim's own, and it has ended once all ids below that one have.
 
     A transaction that stays open, in whichever database of the server, would hold it up though it takes no position.
