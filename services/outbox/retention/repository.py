@@ -18,39 +18,6 @@ DEFAULT_PARTITION = "events_default"
 _PARTITION = re.compile(r"events_(default|[0-9]{4}_[0-9]{2})", re.ASCII)
 
 
-def month_bounds(year: int, month: int) -> tuple[UUID, UUID]:
-    """The ids of one UTC month: the smallest one in it, and the smallest one after it."""
-    following = (year + 1, 1) if month == 12 else (year, month + 1)
-    return _first_id(year, month), _first_id(*following)
-
-
-def partition_name(year: int, month: int) -> str:
-    """The name of one month's partition."""
-    return f"events_{year:04d}_{month:02d}"
-
-
-def is_partition(name: str) -> bool:
-    """Whether a table of that name is one of the log's partitions."""
-    return _PARTITION.fullmatch(name) is not None
-
-
-def months_from(today: date, ahead: int) -> list[tuple[int, int]]:
-    """The month of `today` and the next `ahead` ones, as (year, month)."""
-    start = today.year * 12 + today.month - 1
-    return [(number // 12, number % 12 + 1) for number in range(start, start + ahead + 1)]
-
-
-def month_of(event_id: UUID) -> tuple[int, int]:
-    """The UTC month in which an event's id was made, as (year, month)."""
-    moment = datetime.fromtimestamp((event_id.int >> 80) / 1000, UTC)
-    return moment.year, moment.month
-
-
-def id_at(moment: datetime) -> UUID:
-    """Smaller than every id made from that moment on, and larger than those made before. No id is from before 1970."""
-    return UUID(int=max(0, int(moment.timestamp() * 1000)) << 80)
-
-
 async def ensure_partitions(connection: AsyncConnection, months_ahead: int, today: date) -> list[str]:
     """Make the missing partitions from the month of `today` (UTC) to `months_ahead` months later; return their names.
 
@@ -76,10 +43,6 @@ async def add_partitions(connection: AsyncConnection, months: Sequence[tuple[int
     return missing
 
 
-def _first_id(year: int, month: int) -> UUID:
-    return id_at(datetime(year, month, 1, tzinfo=UTC))
-
-
 async def existing_partitions(connection: AsyncConnection) -> set[str]:
     """The names of the log's partitions."""
     # Children of *this* schema's log: a name alone could be found in another schema of the search path.
@@ -88,6 +51,39 @@ async def existing_partitions(connection: AsyncConnection) -> set[str]:
         " WHERE inhparent = 'events'::regclass"
     )
     return set(await connection.scalars(statement))
+
+
+def partition_name(year: int, month: int) -> str:
+    """The name of one month's partition."""
+    return f"events_{year:04d}_{month:02d}"
+
+
+def is_partition(name: str) -> bool:
+    """Whether a table of that name is one of the log's partitions."""
+    return _PARTITION.fullmatch(name) is not None
+
+
+def month_bounds(year: int, month: int) -> tuple[UUID, UUID]:
+    """The ids of one UTC month: the smallest one in it, and the smallest one after it."""
+    following = (year + 1, 1) if month == 12 else (year, month + 1)
+    return _first_id(year, month), _first_id(*following)
+
+
+def months_from(today: date, ahead: int) -> list[tuple[int, int]]:
+    """The month of `today` and the next `ahead` ones, as (year, month)."""
+    start = today.year * 12 + today.month - 1
+    return [(number // 12, number % 12 + 1) for number in range(start, start + ahead + 1)]
+
+
+def month_of(event_id: UUID) -> tuple[int, int]:
+    """The UTC month in which an event's id was made, as (year, month)."""
+    moment = datetime.fromtimestamp((event_id.int >> 80) / 1000, UTC)
+    return moment.year, moment.month
+
+
+def id_at(moment: datetime) -> UUID:
+    """Smaller than every id made from that moment on, and larger than those made before. No id is from before 1970."""
+    return UUID(int=max(0, int(moment.timestamp() * 1000)) << 80)
 
 
 async def _add_partition(connection: AsyncConnection, name: str, start: UUID, end: UUID) -> None:
@@ -114,3 +110,7 @@ async def _add_partition(connection: AsyncConnection, name: str, start: UUID, en
     await connection.execute(
         text(f"ALTER TABLE events ATTACH PARTITION {name} FOR VALUES FROM ('{start}') TO ('{end}')")
     )
+
+
+def _first_id(year: int, month: int) -> UUID:
+    return id_at(datetime(year, month, 1, tzinfo=UTC))
