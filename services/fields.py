@@ -1,7 +1,7 @@
 """Column and schema types that several domains share."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -37,6 +37,11 @@ class RequestBody(BaseModel):
     """What a client sends. A field that is not known is an error, since it is probably a misspelt one."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+def picked(source: object, names: Iterable[str]) -> dict[str, Any]:
+    """The values of the fields with these names."""
+    return {name: getattr(source, name) for name in names}
 
 
 def text_enum(values: type[StrEnum]) -> Any:

@@ -7,6 +7,8 @@ from functools import lru_cache
 from typing import Any, Generic, TypeAlias, TypeVar, overload
 
 import asyncpg
+from sqlalchemy import Column
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InternalError, OperationalError
 from sqlalchemy.orm import Session
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -24,8 +26,9 @@ CONTENTION = frozenset({"40001", "40P01"})
 LOCK_NOT_AVAILABLE = "55P03"
 """SQLSTATE of a lock that was not granted in time."""
 
-_PARAMETER = re.compile(r"(?<![:\w]):([a-z_]+)")
+_PARAMETER = re.compile(r"(?<![:\w]):([a-z_][a-z_0-9]*)")
 _LOCK = "FOR NO KEY UPDATE"
+_SIZE = re.compile(r"\([^)]*\)")
 _STATUS = re.compile(r"(\d+)$", re.ASCII)
 _FETCHED = 500
 """Rows that a cursor fetches at a time."""
@@ -98,6 +101,15 @@ class Read(Generic[FoundT]):
     reading: Reading
     parameters: Mapping[str, Any]
     make: Callable[[Results], FoundT]
+
+
+def array_of(column: "Column[Any]", parameter: str) -> str:
+    """A parameter that has the column's values, one for each row: what `unnest` takes.
+
+    Its type has no length and no precision: a cast to those would cut a value short instead of refusing it.
+    """
+    kind = _SIZE.sub("", column.type.compile(dialect=postgresql.dialect()))  # type: ignore[no-untyped-call]
+    return f"CAST(:{parameter} AS {kind}[])"
 
 
 def without_waiting(queries: str) -> str:

@@ -53,6 +53,10 @@ class OrderBase(SQLModel):
     reference: str | None = Field(default=None, max_length=64)
 
 
+ORDER_FIELDS = tuple(OrderBase.model_fields)
+"""What is stored of a new order, and shown, as its buyer said it. The hot path looks the names up only once."""
+
+
 class Order(OrderBase, table=True):
     """What a buyer asked for, at the prices of that moment."""
 
@@ -108,6 +112,10 @@ class OrderItemBase(SQLModel):
 
     product_id: int
     quantity: int
+
+
+ITEM_FIELDS = tuple(OrderItemBase.model_fields)
+"""What is stored of a new line, and shown, as the buyer said it."""
 
 
 class OrderItem(OrderItemBase, table=True):

@@ -8,15 +8,24 @@ from typing import Annotated
 from uuid import UUID
 
 from pydantic import Field
+from sqlalchemy import Table
 from sqlalchemy.orm import joinedload, selectinload
 from sqlmodel import col, select
 
 from services.catalog.models import Product
-from services.fields import Id, Instant, Text
-from services.orders.models import Order, OrderItem, OrderStatus
+from services.fields import Id, Instant, Text, picked
+from services.orders.models import (
+    ITEM_FIELDS,
+    ORDER_FIELDS,
+    Order,
+    OrderBase,
+    OrderItem,
+    OrderItemBase,
+    OrderStatus,
+)
 from services.query import EXACT, ORDERED, TEXT, Filterable, Listing, Operator, PageQuery, Rows, Sortable
 from services.repository import Repository
-from services.sql import Statement, Write, Writing
+from services.sql import Statement, Write, Writing, array_of
 
 ORDER_WITH_ITEMS = (
     joinedload(Order.buyer, innerjoin=True),  # type: ignore[arg-type]
@@ -48,28 +57,41 @@ ORDERS = Listing[Order](
     default="-id",
 )
 
-_PLACE = Writing(
+
+def placing_statement(said: Sequence[str], said_of_items: Sequence[str], items: Table) -> Writing:
+    """Writes an order, its lines and its first transition. What the buyer said is stored in the columns of that name.
+
+    The lines' values are arrays: `each_quantity` has the quantities.
     """
-    placed AS (
-        INSERT INTO orders (id, buyer_id, reference, status, total, item_count, expires_at, created_at, updated_at)
-        VALUES (
-            :id, :buyer_id, :reference, :status, :total, :item_count,
-            statement_timestamp() + CAST(:expires_in AS interval), :at, :at
+    of_items = [items.c[name] for name in (*said_of_items, "unit_price")]
+    names = ", ".join(column.name for column in of_items)
+    parameters = ", ".join(f":{name}" for name in said)
+    arrays = ", ".join(array_of(column, f"each_{column.name}") for column in of_items)
+    return Writing(
+        f"""
+        placed AS (
+            INSERT INTO orders (
+                id, buyer_id, status, total, item_count, expires_at, created_at, updated_at, {", ".join(said)}
+            )
+            VALUES (
+                :id, :buyer_id, :status, :total, :item_count,
+                statement_timestamp() + CAST(:expires_in AS interval), :at, :at, {parameters}
+            )
+            ON CONFLICT (buyer_id, reference) WHERE reference IS NOT NULL DO NOTHING
+            RETURNING id
+        ), lines AS (
+            INSERT INTO order_items (order_id, line, {names})
+            SELECT placed.id, line.line, {", ".join(f"line.{column.name}" for column in of_items)}
+            FROM placed, unnest({arrays}) WITH ORDINALITY AS line({names}, line)
+        ), begun AS (
+            INSERT INTO order_transitions (order_id, to_status) SELECT id, :status FROM placed
         )
-        ON CONFLICT (buyer_id, reference) WHERE reference IS NOT NULL DO NOTHING
-        RETURNING id
-    ), lines AS (
-        INSERT INTO order_items (order_id, line, product_id, quantity, unit_price)
-        SELECT placed.id, line.line, line.product_id, line.quantity, line.unit_price
-        FROM placed, unnest(
-            CAST(:product_ids AS bigint[]), CAST(:quantities AS integer[]), CAST(:unit_prices AS numeric[])
-        ) WITH ORDINALITY AS line(product_id, quantity, unit_price, line)
-    ), begun AS (
-        INSERT INTO order_transitions (order_id, to_status) SELECT id, :status FROM placed
+        """,  # noqa: S608
+        counted="placed",
     )
-    """,
-    counted="placed",
-)
+
+
+_PLACE = placing_statement(ORDER_FIELDS, ITEM_FIELDS, OrderItem.metadata.tables["order_items"])
 
 _LOCK = Statement("""
     SELECT id, buyer_id, status, total FROM orders
@@ -107,11 +129,14 @@ _MOVE = Statement("""
 
 @dataclass(frozen=True, slots=True)
 class NewItem:
-    """One line to be written, at the price as sold."""
+    """One line to be written: what the buyer said of it, and the price as sold."""
 
-    product_id: int
-    quantity: int
+    wanted: OrderItemBase
     unit_price: Decimal
+
+    @property
+    def amount(self) -> Decimal:
+        return self.wanted.quantity * self.unit_price
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +176,7 @@ class OrderRepository(Repository[Order]):
         *,
         order_id: UUID,
         buyer_id: int,
-        reference: str | None,
+        wanted: OrderBase,
         status: OrderStatus,
         total: Decimal,
         items: Sequence[NewItem],
@@ -165,15 +190,14 @@ class OrderRepository(Repository[Order]):
         parameters = {
             "id": order_id,
             "buyer_id": buyer_id,
-            "reference": reference,
             "status": status.value,
             "total": total,
             "item_count": len(items),
             "at": at,
             "expires_in": expires_in,
-            "product_ids": [item.product_id for item in items],
-            "quantities": [item.quantity for item in items],
-            "unit_prices": [item.unit_price for item in items],
+            "each_unit_price": [item.unit_price for item in items],
+            **picked(wanted, ORDER_FIELDS),
+            **{f"each_{name}": [getattr(item.wanted, name) for item in items] for name in ITEM_FIELDS},
         }
         return Write(_PLACE, parameters)
 

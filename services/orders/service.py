@@ -10,7 +10,7 @@ from services.catalog.repository import ProductForSale
 from services.catalog.schemas import ProductSummary
 from services.credits.ledger.repository import Share
 from services.errors import AlreadyExists, Conflict, Fault, Forbidden, InsufficientCredits, InvalidInput, NotFound
-from services.fields import MAX_CREDITS, new_id, now
+from services.fields import MAX_CREDITS, new_id, now, picked
 from services.orders.events import (
     OrderAwaitingPayment,
     OrderCancelled,
@@ -18,7 +18,7 @@ from services.orders.events import (
     OrderFulfilled,
     OrderPlaced,
 )
-from services.orders.models import ALLOWED_MOVES, Order, OrderStatus, Refund
+from services.orders.models import ALLOWED_MOVES, ITEM_FIELDS, ORDER_FIELDS, Order, OrderStatus, Refund
 from services.orders.refunds.service import REFUNDABLE, give_back, wanted_pieces
 from services.orders.repository import ORDER_WITH_DETAILS, LockedOrder, Move, NewItem
 from services.orders.schemas import (
@@ -57,8 +57,8 @@ async def place(uow: UnitOfWork, buyer: Caller, wanted: OrderCreate, patience: P
     """
     products = await uow.products.for_sale(sorted({item.product_id for item in wanted.items}))
     _check_products(buyer, wanted, products)
-    items = [NewItem(item.product_id, item.quantity, products[item.product_id].price) for item in wanted.items]
-    total = sum((item.quantity * item.unit_price for item in items), Decimal(0))
+    items = [NewItem(item, products[item.product_id].price) for item in wanted.items]
+    total = sum((item.amount for item in items), Decimal(0))
     if total > MAX_CREDITS:
         raise InvalidInput(f"the total of {total} is more than any account can hold", [Fault("is too much", "#/items")])
 
@@ -74,7 +74,7 @@ async def place(uow: UnitOfWork, buyer: Caller, wanted: OrderCreate, patience: P
     placing = uow.orders.placing(
         order_id=order_id,
         buyer_id=buyer.id,
-        reference=wanted.reference,
+        wanted=wanted,
         status=status,
         total=total,
         items=items,
@@ -91,8 +91,8 @@ async def place(uow: UnitOfWork, buyer: Caller, wanted: OrderCreate, patience: P
     event = OrderPlaced if status is OrderStatus.pending else OrderAwaitingPayment
     uow.record(event(order_id=order_id, buyer_id=buyer.id, total=total))
     return OrderPublic(
+        **picked(wanted, ORDER_FIELDS),
         id=order_id,
-        reference=wanted.reference,
         status=status,
         total=total,
         refunded=Decimal(0),
@@ -103,12 +103,11 @@ async def place(uow: UnitOfWork, buyer: Caller, wanted: OrderCreate, patience: P
         buyer=UserSummary(id=buyer.id, full_name=buyer.full_name),
         items=[
             OrderItemPublic(
+                **picked(item.wanted, ITEM_FIELDS),
                 line=line,
-                product_id=item.product_id,
-                quantity=item.quantity,
                 returned=0,
                 unit_price=item.unit_price,
-                product=_summary(products[item.product_id]),
+                product=_summary(products[item.wanted.product_id]),
             )
             for line, item in enumerate(items, start=1)
         ],
@@ -221,8 +220,8 @@ def _check_products(buyer: Caller, wanted: OrderCreate, products: Mapping[int, P
 def _shares(items: Sequence[NewItem], products: Mapping[int, ProductForSale]) -> list[Share]:
     amounts: dict[int, Decimal] = {}
     for item in items:
-        account_id = products[item.product_id].seller_account_id
-        amounts[account_id] = amounts.get(account_id, Decimal(0)) + item.quantity * item.unit_price
+        account_id = products[item.wanted.product_id].seller_account_id
+        amounts[account_id] = amounts.get(account_id, Decimal(0)) + item.amount
     return [Share(account_id, amounts[account_id]) for account_id in sorted(amounts)]
 
 
