@@ -30,18 +30,22 @@ class CategoryPublic(CategoryBase):
 
 
 class ProductBase(BaseModel):
-    """What a seller says of a product."""
+    """What a seller says of a product, and everybody sees."""
+
+    sku: str
+    name: str
+    description: str
+    price: Money
+
+
+class ProductCreate(ProductBase, RequestBody):
+    """A new product, offered by the caller, with its first stock in pieces."""
 
     sku: Sku
     name: Name
     description: Description = ""
     price: Price
     category_id: StrictId
-
-
-class ProductCreate(ProductBase, RequestBody):
-    """A new product, offered by the caller, with its first stock in pieces."""
-
     stock: Stock = 0
 
 
@@ -84,14 +88,10 @@ class ProductSummary(BaseModel):
     name: str
 
 
-class ProductPublic(BaseModel):
+class ProductPublic(ProductBase):
     """A product on offer."""
 
     id: int
-    sku: str
-    name: str
-    description: str
-    price: Money
     is_active: bool
     version: int
     created_at: datetime

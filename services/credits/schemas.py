@@ -7,7 +7,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field, StrictBool
 
-from services.credits.models import AdjustmentState, TransferKind, TransferState
+from services.credits.models import AdjustmentBase, AdjustmentState, TransferKind, TransferState
 from services.fields import Amount, Instant, Money, RequestBody, SignedAmount, StrictId, Text
 from services.users.schemas import UserSummary
 
@@ -54,7 +54,7 @@ class ReversalCreate(RequestBody):
     reason: Reason
 
 
-class AdjustmentCreate(RequestBody):
+class AdjustmentCreate(AdjustmentBase, RequestBody):  # type: ignore[misc]  # see UserCreate
     """Credits that an operator gives to a user, or with a minus in front takes."""
 
     user_id: StrictId
@@ -178,13 +178,12 @@ class AccountStatus(AccountPublic):
     user: UserSummary
 
 
-class AdjustmentPublic(BaseModel):
+class AdjustmentPublic(AdjustmentBase):
     """An adjustment of a user's balance. Applied, it names its transfer; `decided_by` is the second operator."""
 
     id: UUID
     user: UserSummary
     amount: Money
-    reason: str
     state: AdjustmentState
     needs_approval: bool
     requested_by: int

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, Field, computed_field
 
 from services.catalog.schemas import ProductSummary
 from services.fields import Money, Quantity, RequestBody, StrictId, Text, storable
-from services.orders.models import OrderBase, OrderItemBase, OrderStatus
+from services.orders.models import OrderBase, OrderItemBase, OrderStatus, RefundBase
 from services.users.schemas import UserSummary
 
 MAX_ITEMS = 750
@@ -55,7 +55,7 @@ class RefundLineCreate(RequestBody):
     quantity: Quantity
 
 
-class RefundCreate(RequestBody):
+class RefundCreate(RefundBase, RequestBody):  # type: ignore[misc]  # see UserCreate
     """What is given back of an order: everything that is left of it, or some lines."""
 
     lines: Annotated[list[RefundLineCreate], Field(min_length=1, max_length=MAX_ITEMS)] | None = None
@@ -69,7 +69,7 @@ class RefundLinePublic(BaseModel):
     quantity: int
 
 
-class RefundPublic(BaseModel):
+class RefundPublic(RefundBase):
     """Pieces of an order that were given back, and what was paid for them."""
 
     id: UUID

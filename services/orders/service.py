@@ -18,7 +18,7 @@ from services.orders.events import (
     OrderFulfilled,
     OrderPlaced,
 )
-from services.orders.models import ALLOWED_MOVES, ITEM_FIELDS, ORDER_FIELDS, Order, OrderStatus, Refund
+from services.orders.models import ALLOWED_MOVES, ITEM_FIELDS, ORDER_FIELDS, Order, OrderStatus, Refund, RefundBase
 from services.orders.refunds.service import REFUNDABLE, give_back, wanted_pieces
 from services.orders.repository import ORDER_WITH_DETAILS, LockedOrder, Move, NewItem
 from services.orders.schemas import (
@@ -156,7 +156,7 @@ async def cancel(uow: UnitOfWork, caller: Caller, order_id: UUID, reason: str) -
         # What was refunded before is not paid back twice.
         left = {line.line: line.left for line in sold.values() if line.left > 0}
         if left:
-            await give_back(uow, caller, order, sold, left, reason)
+            await give_back(uow, caller, order, sold, left, RefundBase(reason=reason))
     cancelled = OrderCancelled(order_id=order_id, from_status=order.status.value, reason=reason)
     return await _moved(uow, caller, order, OrderStatus.cancelled, reason, cancelled)
 
@@ -184,7 +184,7 @@ async def refund(uow: UnitOfWork, caller: Caller, order_id: UUID, wanted: Refund
             raise Conflict("everything was refunded before")
     else:
         pieces = wanted_pieces(mine, wanted.lines)
-    refund_id = await give_back(uow, caller, order, sold, pieces, wanted.reason)
+    refund_id = await give_back(uow, caller, order, sold, pieces, wanted)
     nothing_left = all(line.left == pieces.get(number, 0) for number, line in sold.items())
     if order.status is OrderStatus.confirmed and nothing_left:
         await uow.orders.move([Move(order.id, order.status, OrderStatus.cancelled, _ALL_REFUNDED)])

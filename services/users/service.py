@@ -1,5 +1,8 @@
 """What can be done with users."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from sqlalchemy.exc import IntegrityError
 
 from services.errors import AlreadyExists, Conflict, Fault, InvalidInput, NotFound, StaleVersion, Unauthenticated
@@ -18,7 +21,7 @@ async def register(uow: UnitOfWork, passwords: Passwords, wanted: UserCreate, ro
     taken = AlreadyExists("a user with this e-mail address exists already", [Fault("is taken", "#/email")])
     if await uow.users.email_taken(wanted.email):
         raise taken
-    user = User(email=wanted.email, full_name=wanted.full_name, hashed_password=hashed, role=role)
+    user = User(**wanted.model_dump(exclude={"password"}), hashed_password=hashed, role=role)
     uow.session.add(user)
     try:
         await uow.session.flush()
@@ -49,8 +52,7 @@ async def update_self(uow: UnitOfWork, passwords: Passwords, user_id: int, chang
     await uow.rollback()
     hashed = await passwords.hash(changes.password.get_secret_value()) if changes.password else None
     user = await _locked(uow, user_id, version)
-    if changes.full_name is not None:
-        user.full_name = changes.full_name
+    _set(user, changes.model_dump(exclude_none=True, exclude={"password"}))
     if hashed is not None:
         user.hashed_password = hashed
     return await _bumped(uow, user)
@@ -65,8 +67,7 @@ async def update_as_operator(
     if changes.is_active is False or changes.role is Role.customer:
         await _keep_an_operator(uow, user_id)
     user = await _locked(uow, user_id, version)
-    for name, value in changes.model_dump(exclude_none=True).items():
-        setattr(user, name, value)
+    _set(user, changes.model_dump(exclude_none=True))
     return await _bumped(uow, user)
 
 
@@ -115,6 +116,11 @@ async def _locked(uow: UnitOfWork, user_id: int, version: int) -> User:
     if user.version != version:
         raise StaleVersion(f"user {user_id} has version {user.version} now, not {version}; read it again")
     return user
+
+
+def _set(user: User, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        setattr(user, name, value)
 
 
 async def _bumped(uow: UnitOfWork, user: User) -> User:

@@ -17,7 +17,7 @@ from services.credits.holds import service as holds
 from services.credits.ledger import rules
 from services.credits.ledger import service as ledger
 from services.credits.ledger.rules import Movement
-from services.credits.models import Adjustment, AdjustmentState, TransferKind, TransferState
+from services.credits.models import Adjustment, AdjustmentBase, AdjustmentState, TransferKind, TransferState
 from services.credits.schemas import AdjustmentCreate
 from services.credits.transfers import service as transfers
 from services.credits.transfers.repository import TransferRow
@@ -31,7 +31,7 @@ from services.errors import (
     TransferOfOrder,
     UnknownRecipient,
 )
-from services.fields import new_id, now
+from services.fields import new_id, now, picked
 from services.unit_of_work import UnitOfWork
 from services.users.models import Caller
 
@@ -54,9 +54,8 @@ async def request(uow: UnitOfWork, operator: Caller, wanted: AdjustmentCreate, a
         raise rules.closed(wanted.user_id, [Fault("is closed", "#/user_id")])
     needs_approval = abs(wanted.amount) > approval_above
     adjustment = Adjustment(
+        **picked(wanted, AdjustmentBase.model_fields),
         account_id=account.id,
-        amount=wanted.amount,
-        reason=wanted.reason,
         state=AdjustmentState.pending,
         needs_approval=needs_approval,
         requested_by=operator.id,

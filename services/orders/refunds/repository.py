@@ -8,7 +8,8 @@ from uuid import UUID
 from sqlalchemy.orm import selectinload
 from sqlmodel import col, select
 
-from services.orders.models import Refund
+from services.fields import picked
+from services.orders.models import Refund, RefundBase
 from services.query import Listing, PageQuery, Rows, Sortable
 from services.sql import SqlAccess, Statement
 
@@ -27,8 +28,10 @@ _SOLD = Statement("""
     WHERE order_items.order_id = :order_id ORDER BY order_items.line
 """)
 
+_SAID = tuple(RefundBase.model_fields)
+
 # One statement for the whole refund. CHECKs refuse more pieces than were sold and more credits than were paid.
-_WRITE = Statement("""
+_WRITE = Statement(f"""
     WITH given AS (
         SELECT * FROM unnest(CAST(:lines AS integer[]), CAST(:quantities AS integer[])) AS given(line, quantity)
     ), returned AS (
@@ -39,12 +42,12 @@ _WRITE = Statement("""
             updated_at = clock_timestamp()
         WHERE id = :order_id
     ), refund AS (
-        INSERT INTO refunds (id, order_id, amount, reason, requested_by)
-        VALUES (:id, :order_id, CAST(:amount AS numeric), :reason, :requested_by)
+        INSERT INTO refunds (id, order_id, amount, requested_by, {", ".join(_SAID)})
+        VALUES (:id, :order_id, CAST(:amount AS numeric), :requested_by, {", ".join(f":{name}" for name in _SAID)})
     )
     INSERT INTO refund_lines (refund_id, line, order_id, quantity)
     SELECT :id, line, :order_id, quantity FROM given
-""")
+""")  # noqa: S608
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ class RefundRepository(SqlAccess):
         *,
         amount: Decimal,
         pieces: Mapping[int, int],
-        reason: str,
+        said: RefundBase,
         requested_by: int,
     ) -> None:
         """Write a refund of so many `pieces` of each line."""
@@ -90,8 +93,8 @@ class RefundRepository(SqlAccess):
             amount=amount,
             lines=list(pieces),
             quantities=list(pieces.values()),
-            reason=reason,
             requested_by=requested_by,
+            **picked(said, _SAID),
         )
 
     async def get(self, refund_id: UUID) -> Refund:

@@ -9,7 +9,7 @@ from services.credits.models import TransferKind
 from services.errors import Fault, InvalidInput
 from services.fields import new_id
 from services.orders.events import OrderRefunded
-from services.orders.models import OrderStatus
+from services.orders.models import OrderStatus, RefundBase
 from services.orders.refunds.repository import SoldLine
 from services.orders.repository import LockedOrder
 from services.orders.schemas import RefundLineCreate
@@ -49,7 +49,7 @@ async def give_back(
     order: LockedOrder,
     sold: Mapping[int, SoldLine],
     pieces: Mapping[int, int],
-    reason: str,
+    said: RefundBase,
 ) -> UUID:
     """Refund so many pieces of each line of a paid order; the refund's id. The order is locked by the caller.
 
@@ -72,9 +72,9 @@ async def give_back(
     assert buyer is not None, "every user has an account"
     movements = [Movement(new_id(), account_id, buyer.id, due[account_id], order.id) for account_id in sorted(due)]
     async with uow.savepoint():
-        await uow.ledger.transfer(movements, TransferKind.refund, reason)
+        await uow.ledger.transfer(movements, TransferKind.refund, said.reason)
     refund_id = new_id()
     amount = sum(due.values(), Decimal(0))
-    await uow.refunds.write(refund_id, order.id, amount=amount, pieces=pieces, reason=reason, requested_by=caller.id)
+    await uow.refunds.write(refund_id, order.id, amount=amount, pieces=pieces, said=said, requested_by=caller.id)
     uow.record(OrderRefunded(order_id=order.id, refund_id=refund_id, amount=amount, pieces=dict(pieces)))
     return refund_id
