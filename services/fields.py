@@ -5,11 +5,20 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 from uuid import UUID
 
 import uuid_utils.compat
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 from sqlalchemy import DateTime, Enum
 
@@ -37,6 +46,17 @@ class RequestBody(BaseModel):
     """What a client sends. A field that is not known is an error, since it is probably a misspelt one."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class Changes(RequestBody):
+    """What a client changes of something. A field that is left out keeps its value."""
+
+    @model_validator(mode="after")
+    def _nothing_is_null(self) -> Self:
+        empty = [name for name in self.model_fields_set if getattr(self, name) is None]
+        if empty:
+            raise ValueError(f"{', '.join(sorted(empty))} cannot be null; omit a field to keep its current value")
+        return self
 
 
 def picked(source: object, names: Iterable[str]) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """What comes in and goes out about categories and products."""
 
 from datetime import datetime
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field
 from sqlmodel import SQLModel
 
 from services.catalog.models import CategoryBase
-from services.fields import Money, Name, Price, RequestBody, StrictId, Text, storable
+from services.fields import Changes, Money, Name, Price, RequestBody, StrictId, Text, storable
 from services.users.schemas import UserSummary
 
 Sku = Annotated[str, Field(min_length=1, max_length=64, pattern=r"\S"), AfterValidator(storable)]
@@ -49,7 +49,7 @@ class ProductCreate(ProductBase, RequestBody):
     stock: Stock = 0
 
 
-class ProductUpdate(RequestBody):
+class ProductUpdate(Changes):
     """What may change of a product; what is left out stays."""
 
     name: Name | None = None
@@ -57,13 +57,6 @@ class ProductUpdate(RequestBody):
     price: Price | None = None
     category_id: StrictId | None = None
     is_active: Annotated[bool, Field(strict=True)] | None = None
-
-    @model_validator(mode="after")
-    def _nothing_is_null(self) -> Self:
-        empty = [name for name in self.model_fields_set if getattr(self, name) is None]
-        if empty:
-            raise ValueError(f"null is no value of {', '.join(sorted(empty))}; leave the field out to keep it")
-        return self
 
 
 class StockUpdate(RequestBody):

@@ -69,6 +69,8 @@ async def update_product(
     _may_manage(caller, product)
     if product.version != version:
         raise StaleVersion(f"product {product_id} has version {product.version} now, not {version}; read it again")
+    if not changes.model_fields_set:
+        return product
     if changes.category_id is not None:
         await _category_exists(uow, changes.category_id)
     await uow.products.update(product, changes)

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import AfterValidator, EmailStr, Field, SecretStr
 from sqlmodel import SQLModel
 
-from services.fields import Name, RequestBody, storable
+from services.fields import Changes, Name, RequestBody, storable
 from services.users.models import Role, UserBase
 
 Email = Annotated[EmailStr, Field(max_length=254), AfterValidator(str.lower)]
@@ -28,14 +28,14 @@ class UserCreate(UserBase, RequestBody):  # type: ignore[misc]  # SQLModel has a
     password: Password
 
 
-class UserUpdate(RequestBody):
+class UserUpdate(Changes):
     """What users may change of themselves; what is left out stays."""
 
     full_name: Name | None = None
     password: Password | None = None
 
 
-class UserAdminUpdate(RequestBody):
+class UserAdminUpdate(Changes):
     """What operators may change of a user; what is left out stays."""
 
     full_name: Name | None = None

@@ -52,7 +52,9 @@ async def update_self(uow: UnitOfWork, passwords: Passwords, user_id: int, chang
     await uow.rollback()
     hashed = await passwords.hash(changes.password.get_secret_value()) if changes.password else None
     user = await _locked(uow, user_id, version)
-    _set(user, changes.model_dump(exclude_none=True, exclude={"password"}))
+    if not changes.model_fields_set:
+        return user
+    _set(user, changes.model_dump(exclude_unset=True, exclude={"password"}))
     if hashed is not None:
         user.hashed_password = hashed
     return await _bumped(uow, user)
@@ -67,7 +69,9 @@ async def update_as_operator(
     if changes.is_active is False or changes.role is Role.customer:
         await _keep_an_operator(uow, user_id)
     user = await _locked(uow, user_id, version)
-    _set(user, changes.model_dump(exclude_none=True))
+    if not changes.model_fields_set:
+        return user
+    _set(user, changes.model_dump(exclude_unset=True))
     return await _bumped(uow, user)
 
 
