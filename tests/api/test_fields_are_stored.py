@@ -14,7 +14,7 @@ from inspect import isclass
 from typing import Any, NamedTuple, Protocol, get_args
 from uuid import UUID
 
-import httpx
+import httpx2
 import pytest
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import select
@@ -109,7 +109,7 @@ async def row_of(api: Api, table: str, **key: Any) -> Mapping[str, Any]:
         return dict((await connection.execute(wanted)).mappings().one())
 
 
-def good(reply: httpx.Response) -> Any:
+def good(reply: httpx2.Response) -> Any:
     assert reply.is_success, reply.text
     return reply.json() if reply.content else None
 
