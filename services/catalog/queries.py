@@ -1,4 +1,4 @@
-"""The SQL of catalog."""
+"""The SQL of products for sale and their stock."""
 
 from services.sql import Statement
 

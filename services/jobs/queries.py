@@ -1,4 +1,4 @@
-"""The SQL of jobs."""
+"""The SQL of scheduled jobs."""
 
 from services.sql import Statement
 

@@ -8,12 +8,12 @@ from typing import Annotated
 from uuid import UUID
 
 from pydantic import Field
-from sqlalchemy import Table
 from sqlalchemy.orm import joinedload, selectinload
 from sqlmodel import col, select
 
 from services.catalog.models import Product
 from services.fields import Id, Instant, Text, picked
+from services.orders import queries
 from services.orders.models import (
     ITEM_FIELDS,
     ORDER_FIELDS,
@@ -25,106 +25,7 @@ from services.orders.models import (
 )
 from services.query import EXACT, ORDERED, TEXT, Filterable, Listing, Operator, PageQuery, Rows, Sortable
 from services.repository import Repository
-from services.sql import Statement, Write, Writing, array_of
-
-ORDER_WITH_ITEMS = (
-    joinedload(Order.buyer, innerjoin=True),  # type: ignore[arg-type]
-    selectinload(Order.items).joinedload(OrderItem.product, innerjoin=True),  # type: ignore[arg-type]
-)
-"""Everything `OrderPublic` shows: one statement for the orders, one for all their lines."""
-
-ORDER_WITH_DETAILS = (*ORDER_WITH_ITEMS, selectinload(Order.transitions))  # type: ignore[arg-type]
-"""Everything `OrderDetail` shows."""
-
-_Amount = Annotated[Decimal, Field(max_digits=18, decimal_places=2)]
-_ID = Sortable(col(Order.id), UUID)
-
-ORDERS = Listing[Order](
-    filters={
-        "status": Filterable(col(Order.status), OrderStatus, EXACT),
-        "total": Filterable(col(Order.total), _Amount, ORDERED),
-        "reference": Filterable(col(Order.reference), Text, TEXT | {Operator.is_null}),
-        "buyer_id": Filterable(col(Order.buyer_id), Id, EXACT),
-        "created_at": Filterable(col(Order.created_at), Instant, ORDERED),
-        "updated_at": Filterable(col(Order.updated_at), Instant, ORDERED),
-    },
-    sorts={
-        "id": _ID,
-        "created_at": Sortable(col(Order.created_at), Instant),
-        "total": Sortable(col(Order.total), _Amount),
-    },
-    key=_ID,
-    default="-id",
-)
-
-
-def placing_statement(said: Sequence[str], said_of_items: Sequence[str], items: Table) -> Writing:
-    """Writes an order, its lines and its first transition. What the buyer said is stored in the columns of that name.
-
-    The lines' values are arrays: `each_quantity` has the quantities.
-    """
-    of_items = [items.c[name] for name in (*said_of_items, "unit_price")]
-    names = ", ".join(column.name for column in of_items)
-    parameters = ", ".join(f":{name}" for name in said)
-    arrays = ", ".join(array_of(column, f"each_{column.name}") for column in of_items)
-    return Writing(
-        f"""
-        placed AS (
-            INSERT INTO orders (
-                id, buyer_id, status, total, item_count, expires_at, created_at, updated_at, {", ".join(said)}
-            )
-            VALUES (
-                :id, :buyer_id, :status, :total, :item_count,
-                statement_timestamp() + CAST(:expires_in AS interval), :at, :at, {parameters}
-            )
-            ON CONFLICT (buyer_id, reference) WHERE reference IS NOT NULL DO NOTHING
-            RETURNING id
-        ), lines AS (
-            INSERT INTO order_items (order_id, line, {names})
-            SELECT placed.id, line.line, {", ".join(f"line.{column.name}" for column in of_items)}
-            FROM placed, unnest({arrays}) WITH ORDINALITY AS line({names}, line)
-        ), begun AS (
-            INSERT INTO order_transitions (order_id, to_status) SELECT id, :status FROM placed
-        )
-        """,  # noqa: S608
-        counted="placed",
-    )
-
-
-_PLACE = placing_statement(ORDER_FIELDS, ITEM_FIELDS, OrderItem.metadata.tables["order_items"])
-
-_LOCK = Statement("""
-    SELECT id, buyer_id, status, total FROM orders
-    WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE
-""")
-
-_PIECES = Statement("""
-    SELECT order_id, product_id, sum(quantity - returned)::bigint AS pieces FROM order_items
-    WHERE order_id = ANY(CAST(:ids AS uuid[])) GROUP BY order_id, product_id
-""")
-
-_SHARES = Statement("""
-    SELECT products.seller_id, accounts.id AS account_id, sum(order_items.quantity * order_items.unit_price) AS amount
-    FROM order_items
-    JOIN products ON products.id = order_items.product_id
-    JOIN accounts ON accounts.user_id = products.seller_id
-    WHERE order_items.order_id = :id GROUP BY products.seller_id, accounts.id ORDER BY accounts.id
-""")
-
-_MOVE = Statement("""
-    WITH move AS (
-        SELECT * FROM unnest(
-            CAST(:ids AS uuid[]), CAST(:from_statuses AS text[]), CAST(:to_statuses AS text[]), CAST(:reasons AS text[])
-        ) AS move(id, from_status, to_status, reason)
-    ), moved AS (
-        UPDATE orders SET status = move.to_status, expires_at = NULL, version = version + 1,
-            updated_at = clock_timestamp()
-        FROM move WHERE orders.id = move.id AND orders.status = move.from_status
-        RETURNING orders.id, move.from_status, move.to_status, move.reason
-    )
-    INSERT INTO order_transitions (order_id, from_status, to_status, reason, created_at)
-    SELECT id, from_status, to_status, reason, clock_timestamp() FROM moved
-""")
+from services.sql import Write
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +100,7 @@ class OrderRepository(Repository[Order]):
             **picked(wanted, ORDER_FIELDS),
             **{f"each_{name}": [getattr(item.wanted, name) for item in items] for name in ITEM_FIELDS},
         }
-        return Write(_PLACE, parameters)
+        return Write(queries.PLACE, parameters)
 
     async def place(self, placing: Write) -> bool:
         """Place an order now; False if the buyer has used the reference before."""
@@ -220,27 +121,59 @@ class OrderRepository(Repository[Order]):
 
     async def lock(self, order_ids: Sequence[UUID]) -> dict[UUID, LockedOrder]:
         """Lock the orders until the transaction ends, in the order of their ids."""
-        rows = await self.sql.fetch(_LOCK, ids=list(order_ids))
+        rows = await self.sql.fetch(queries.LOCK, ids=list(order_ids))
         return {row["id"]: LockedOrder(**{**row, "status": OrderStatus(row["status"])}) for row in rows}
 
     async def pieces(self, order_ids: Sequence[UUID]) -> dict[UUID, dict[int, int]]:
         """Pieces of each product in each order, without those given back; two lines of one product count together."""
         pieces: dict[UUID, dict[int, int]] = {}
-        for row in await self.sql.fetch(_PIECES, ids=list(order_ids)):
+        for row in await self.sql.fetch(queries.PIECES, ids=list(order_ids)):
             pieces.setdefault(row["order_id"], {})[row["product_id"]] = row["pieces"]
         return pieces
 
     async def shares(self, order_id: UUID) -> list[SellerShare]:
         """What each seller is due from the order."""
-        return [SellerShare(**row) for row in await self.sql.fetch(_SHARES, id=order_id)]
+        return [SellerShare(**row) for row in await self.sql.fetch(queries.SHARES, id=order_id)]
 
     async def move(self, moves: Sequence[Move]) -> None:
         """Set the statuses and write the transitions. The orders are locked by the caller."""
         moved = await self.sql.run(
-            _MOVE,
+            queries.MOVE,
             ids=[move.order_id for move in moves],
             from_statuses=[move.before.value for move in moves],
             to_statuses=[move.after.value for move in moves],
             reasons=[move.reason for move in moves],
         )
         assert moved == len(moves), "an order moved under its lock"
+
+
+ORDER_WITH_ITEMS = (
+    joinedload(Order.buyer, innerjoin=True),  # type: ignore[arg-type]
+    selectinload(Order.items).joinedload(OrderItem.product, innerjoin=True),  # type: ignore[arg-type]
+)
+"""Everything `OrderPublic` shows: one statement for the orders, one for all their lines."""
+
+ORDER_WITH_DETAILS = (*ORDER_WITH_ITEMS, selectinload(Order.transitions))  # type: ignore[arg-type]
+"""Everything `OrderDetail` shows."""
+
+_Amount = Annotated[Decimal, Field(max_digits=18, decimal_places=2)]
+
+_ID = Sortable(col(Order.id), UUID)
+
+ORDERS = Listing[Order](
+    filters={
+        "status": Filterable(col(Order.status), OrderStatus, EXACT),
+        "total": Filterable(col(Order.total), _Amount, ORDERED),
+        "reference": Filterable(col(Order.reference), Text, TEXT | {Operator.is_null}),
+        "buyer_id": Filterable(col(Order.buyer_id), Id, EXACT),
+        "created_at": Filterable(col(Order.created_at), Instant, ORDERED),
+        "updated_at": Filterable(col(Order.updated_at), Instant, ORDERED),
+    },
+    sorts={
+        "id": _ID,
+        "created_at": Sortable(col(Order.created_at), Instant),
+        "total": Sortable(col(Order.total), _Amount),
+    },
+    key=_ID,
+    default="-id",
+)

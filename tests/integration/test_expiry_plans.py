@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 
 from services.credits.holds import queries as hold_queries
-from services.orders.expiry import repository as expiry_repository
+from services.orders.expiry import queries as expiry_queries
 from services.settings import Settings
 from services.sql import Statement
 from services.sweeps import repository
@@ -44,13 +44,13 @@ FILL = f"""
 """
 
 FIND: dict[str, Statement] = {
-    "unpaid orders": expiry_repository._UNPAID,
-    "orders' holds": expiry_repository._HELD,
+    "unpaid orders": expiry_queries.UNPAID,
+    "orders' holds": expiry_queries.HELD,
     "holds between users": hold_queries.DUE,
 }
 
 LOCK: dict[str, tuple[Statement, str, str]] = {
-    "orders": (expiry_repository._LOCK, "ids", "SELECT id FROM orders WHERE expires_at > $1 ORDER BY expires_at"),
+    "orders": (expiry_queries.LOCK, "ids", "SELECT id FROM orders WHERE expires_at > $1 ORDER BY expires_at"),
     "orders' holds": (
         hold_queries.LOCK_OF_ORDERS,
         "order_ids",

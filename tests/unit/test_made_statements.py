@@ -7,7 +7,7 @@ from sqlalchemy import Column, DateTime, Integer, MetaData, Numeric, String, Tab
 from sqlmodel import Field
 
 from services.orders.models import ITEM_FIELDS, ORDER_FIELDS, Order, OrderBase, OrderItem, OrderItemBase
-from services.orders.repository import placing_statement
+from services.orders.queries import placing_statement
 from services.sql import Statement, array_of
 
 

@@ -6,30 +6,11 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
+from services.orders.expiry import queries
 from services.orders.models import OrderStatus
 from services.orders.repository import LockedOrder
-from services.sql import SqlAccess, Statement
+from services.sql import SqlAccess
 from services.sweeps.repository import BEFORE_ALL
-
-# The row comparison and ORDER BY match the index, so a slice reads only its own rows, not those of earlier slices.
-_UNPAID = Statement("""
-    SELECT expires_at, id FROM orders
-    WHERE expires_at <= now() AND (expires_at, id) > (CAST(:expires_at AS timestamptz), CAST(:id AS uuid))
-    ORDER BY expires_at, id LIMIT :limit
-""")
-_HELD = Statement("""
-    SELECT expires_at, id, order_id FROM transfers
-    WHERE state = 'pending' AND order_id IS NOT NULL AND expires_at <= now()
-    AND (expires_at, id) > (CAST(:expires_at AS timestamptz), CAST(:id AS uuid))
-    ORDER BY expires_at, id LIMIT :limit
-""")
-
-# The conditions hold for the row as it is when locked: the order may have been paid since it was found.
-_LOCK = Statement("""
-    SELECT id, buyer_id, status, total, coalesce(expires_at <= now(), false) AS is_due FROM orders
-    WHERE id = ANY(CAST(:ids AS uuid[])) AND status IN ('awaiting_payment', 'pending')
-    ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
-""")
 
 
 class UnpaidOrder(NamedTuple):
@@ -70,18 +51,18 @@ class OrderExpiryRepository(SqlAccess):
     async def unpaid(self, after: UnpaidOrder | None, limit: int) -> list[UnpaidOrder]:
         """Up to `limit` orders that were not paid in time and come after `after`."""
         expires_at, order_id = BEFORE_ALL if after is None else after
-        rows = await self.sql.fetch(_UNPAID, expires_at=expires_at, id=order_id, limit=limit)
+        rows = await self.sql.fetch(queries.UNPAID, expires_at=expires_at, id=order_id, limit=limit)
         return [UnpaidOrder(row["expires_at"], row["id"]) for row in rows]
 
     async def held(self, after: HeldOrder | None, limit: int) -> list[HeldOrder]:
         """The orders of up to `limit` holds that have ended and come after `after`; an order once for each hold."""
         expires_at, transfer_id = BEFORE_ALL if after is None else after[:2]
-        rows = await self.sql.fetch(_HELD, expires_at=expires_at, id=transfer_id, limit=limit)
+        rows = await self.sql.fetch(queries.HELD, expires_at=expires_at, id=transfer_id, limit=limit)
         return [HeldOrder(row["expires_at"], row["id"], row["order_id"]) for row in rows]
 
     async def lock(self, order_ids: Sequence[UUID]) -> list[DueOrder]:
         """Those that are not locked yet and can still expire, locked until the transaction ends."""
         return [
             DueOrder(LockedOrder(row["id"], row["buyer_id"], OrderStatus(row["status"]), row["total"]), row["is_due"])
-            for row in await self.sql.fetch(_LOCK, ids=list(order_ids))
+            for row in await self.sql.fetch(queries.LOCK, ids=list(order_ids))
         ]

@@ -10,44 +10,9 @@ from sqlmodel import col, select
 
 from services.fields import picked
 from services.orders.models import Refund, RefundBase
+from services.orders.refunds import queries
 from services.query import Listing, PageQuery, Rows, Sortable
-from services.sql import SqlAccess, Statement
-
-_ID = Sortable(col(Refund.id), UUID)
-
-REFUNDS = Listing[Refund](filters={}, sorts={"id": _ID}, key=_ID, default="id")
-
-_WITH_LINES = selectinload(Refund.lines)  # type: ignore[arg-type]
-
-_SOLD = Statement("""
-    SELECT order_items.line, order_items.product_id, order_items.quantity, order_items.returned, order_items.unit_price,
-        products.seller_id, accounts.id AS seller_account_id
-    FROM order_items
-    JOIN products ON products.id = order_items.product_id
-    JOIN accounts ON accounts.user_id = products.seller_id
-    WHERE order_items.order_id = :order_id ORDER BY order_items.line
-""")
-
-_SAID = tuple(RefundBase.model_fields)
-
-# One statement for the whole refund. CHECKs refuse more pieces than were sold and more credits than were paid.
-_WRITE = Statement(f"""
-    WITH given AS (
-        SELECT * FROM unnest(CAST(:lines AS integer[]), CAST(:quantities AS integer[])) AS given(line, quantity)
-    ), returned AS (
-        UPDATE order_items SET returned = returned + given.quantity FROM given
-        WHERE order_items.order_id = :order_id AND order_items.line = given.line
-    ), refunded AS (
-        UPDATE orders SET refunded = refunded + CAST(:amount AS numeric), version = version + 1,
-            updated_at = clock_timestamp()
-        WHERE id = :order_id
-    ), refund AS (
-        INSERT INTO refunds (id, order_id, amount, requested_by, {", ".join(_SAID)})
-        VALUES (:id, :order_id, CAST(:amount AS numeric), :requested_by, {", ".join(f":{name}" for name in _SAID)})
-    )
-    INSERT INTO refund_lines (refund_id, line, order_id, quantity)
-    SELECT :id, line, :order_id, quantity FROM given
-""")  # noqa: S608
+from services.sql import SqlAccess
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +38,7 @@ class RefundRepository(SqlAccess):
 
     async def sold(self, order_id: UUID) -> list[SoldLine]:
         """The order's lines, in their order."""
-        return [SoldLine(**row) for row in await self.sql.fetch(_SOLD, order_id=order_id)]
+        return [SoldLine(**row) for row in await self.sql.fetch(queries.SOLD, order_id=order_id)]
 
     async def write(
         self,
@@ -87,14 +52,14 @@ class RefundRepository(SqlAccess):
     ) -> None:
         """Write a refund of so many `pieces` of each line."""
         await self.sql.run(
-            _WRITE,
+            queries.WRITE,
             id=refund_id,
             order_id=order_id,
             amount=amount,
             lines=list(pieces),
             quantities=list(pieces.values()),
             requested_by=requested_by,
-            **picked(said, _SAID),
+            **picked(said, queries.SAID),
         )
 
     async def get(self, refund_id: UUID) -> Refund:
@@ -104,3 +69,10 @@ class RefundRepository(SqlAccess):
         """What was given back of an order, the oldest first."""
         statement = select(Refund).where(col(Refund.order_id) == order_id).options(_WITH_LINES)
         return await REFUNDS.page(self.session, statement, wanted)
+
+
+_ID = Sortable(col(Refund.id), UUID)
+
+REFUNDS = Listing[Refund](filters={}, sorts={"id": _ID}, key=_ID, default="id")
+
+_WITH_LINES = selectinload(Refund.lines)  # type: ignore[arg-type]
