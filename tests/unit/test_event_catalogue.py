@@ -1,4 +1,4 @@
-"""`docs/events.md` says what the code writes."""
+"""`docs/reference/events.md` says what the code writes."""
 
 import importlib
 import pkgutil
@@ -10,13 +10,13 @@ import services
 from services.cli.main import app
 from services.cli.outbox.catalogue import as_markdown, event_types
 
-PAGE = Path(__file__).parents[2] / "docs" / "events.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "events.md"
 
 
 def test_the_page_is_what_the_command_prints() -> None:
     printed = CliRunner().invoke(app, ["outbox", "types", "--markdown"])
     assert printed.exit_code == 0, printed.output
-    assert PAGE.read_text() == printed.output, "run: waybill outbox types --markdown > docs/events.md"
+    assert PAGE.read_text() == printed.output, "run: waybill outbox types --markdown > docs/reference/events.md"
 
 
 def test_no_event_is_left_out() -> None:

@@ -1,4 +1,4 @@
-"""Every event type that Waybill writes, as the page `docs/events.md`."""
+"""Every event type that Waybill writes, as the page `docs/reference/events.md`."""
 
 import importlib
 import pkgutil
@@ -15,11 +15,11 @@ from services.outbox.events import Event
 _HEAD = """\
 # Events
 
-Every event type and the fields of its payload. This page is generated: change the code, then run
-`waybill outbox types --markdown > docs/events.md`.
+Each event type and the fields of its payload. This page is generated: change the code, then run
+`waybill outbox types --markdown > docs/reference/events.md`.
 
-What every event has besides, such as its position and its time, is described in [the event log](event-log.md). Workers
-process the events that are queued; the others are only written to the log. Amounts have at most two decimals.
+[The event log](engine.md#the-event-log) lists what every event has in addition, such as its position and its time.
+Workers process the events that are queued; the others are only written to the log. Amounts have at most two decimals.
 
 | type | version | aggregate | queued |
 |---|---|---|---|

@@ -30,7 +30,7 @@ def status(as_json: AsJson = False) -> None:
 def types(
     as_json: AsJson = False,
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print what the events hold, as docs/events.md.")
+        bool, typer.Option("--markdown", help="Print what the events hold, as docs/reference/events.md.")
     ] = False,
 ) -> None:
     """Each event type: ready, waiting, oldest, dead, paused, limit, live workers that handle it."""
