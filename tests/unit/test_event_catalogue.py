@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from inspect import getdoc
 from pathlib import Path
 
 from typer.testing import CliRunner
@@ -34,4 +35,4 @@ def test_every_event_and_every_field_is_explained() -> None:
     for kind in event_types():
         assert kind.__doc__, kind
         assert all(field.description for field in kind.model_fields.values()), kind
-        assert f"\n## {kind.type}\n\n{kind.__doc__}\n" in as_markdown()
+        assert f"\n## {kind.type}\n\n{getdoc(kind)}\n" in as_markdown()
