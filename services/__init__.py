@@ -1,1 +1,1 @@
-"""Waybill's services: the domains, the unit of work, the outbox engine and their two front doors."""
+"""Waybill's services: the domains, the unit of work, the outbox engine, the HTTP API and the command line."""

@@ -41,7 +41,7 @@ VERSION = "0.1.0"
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The application. Its engines and its Redis client are made and disposed of in the lifespan."""
+    """The application. Its engines and its Redis client are created and disposed of in the lifespan."""
     settings = settings or get_settings()
     request_times = RequestTimes()
 
@@ -78,7 +78,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    # The last one added is the first one passed.
+    # The last one added runs first.
     app.add_middleware(HeadMiddleware)
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes)
     app.add_middleware(RequestContextMiddleware)
@@ -116,7 +116,7 @@ def serve_app() -> FastAPI:
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document, with the problem's schema that every error response refers to."""
+    """The OpenAPI document, with the problem schemas that every error response refers to."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         schemas = document.setdefault("components", {}).setdefault("schemas", {})

@@ -1,6 +1,6 @@
-"""The driver's connections, which prove each commit, and the rules by which a pool gives them out and takes them back.
+"""Driver connections that prove each commit, and the rules for checking them out of a pool and back in.
 
-`docs/decisions/0021-what-proves-a-commit.md` says why each rule is there.
+`docs/decisions/0021-what-proves-a-commit.md` explains each rule.
 """
 
 import asyncio
@@ -21,10 +21,10 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 logger = logging.getLogger(__name__)
 
 PROMPT = 5.0
-"""The most seconds for a statement that waits for nothing at the server, such as BEGIN or ROLLBACK."""
+"""Time limit, in seconds, for a statement that never waits at the server, such as BEGIN or ROLLBACK."""
 
 _COMMIT_LIMIT = 30.0
-"""The most seconds for a COMMIT, however long other statements may take: it may wait for a standby that is away."""
+"""Time limit, in seconds, for a COMMIT, whatever the limit of other statements: it may wait for a lost standby."""
 
 _MAX_IDLE = 60.0
 """Seconds after which an idle connection is replaced: routers forget silent connections without notice."""
@@ -41,11 +41,11 @@ READ_ONLY = "25006"
 
 
 SILENT = (TimeoutError, asyncpg.InternalClientError)
-"""What the driver raises if an answer does not arrive, or does not fit: its own state is then wrong."""
+"""What the driver raises if an answer is late or unexpected; its own state is then unreliable."""
 
 
 class NotCommitted(asyncpg.InterfaceError):  # type: ignore[misc]
-    """The COMMIT did not take effect; nothing of the transaction remains."""
+    """The COMMIT did not take effect; the whole transaction was rolled back."""
 
 
 class CommitUnknown(asyncpg.InterfaceError):  # type: ignore[misc]
@@ -53,14 +53,14 @@ class CommitUnknown(asyncpg.InterfaceError):  # type: ignore[misc]
 
 
 class ServerSilent(asyncpg.InterfaceError):  # type: ignore[misc]
-    """The server did not answer in time, or not as it must; the connection is closed."""
+    """The server did not answer in time, or its answer was unexpected; the connection is closed."""
 
 
 class Connection(asyncpg.Connection):  # type: ignore[misc]
-    """asyncpg's connection. It begins no transaction inside another, and raises if a COMMIT is not proven.
+    """asyncpg's connection. It refuses to begin a transaction inside another, and raises if a COMMIT is not proven.
 
-    If the server does not answer in time it is assumed to be gone: the connection is closed, and `ServerSilent` raised.
-    The time is the `command_timeout` with which it was opened, or `PROMPT` for statements that wait for nothing.
+    If the server does not answer in time, it is assumed to be gone: the connection is closed and `ServerSilent` raised.
+    The limit is the connection's `command_timeout`, or `PROMPT` for statements that never wait.
     """
 
     def __init__(self, protocol: Any, transport: asyncio.Transport, *more: Any) -> None:
@@ -83,7 +83,7 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
     def transaction(self, **options: Any) -> Any:
         """A top-level transaction. Inside another one, closes the connection and raises `asyncpg.InterfaceError`.
 
-        The driver would set a savepoint there, whose end would look like a commit without being one.
+        The driver would set a savepoint there, and the end of the savepoint would look like a commit.
         """
         if self._top_xact is not None or self.is_in_transaction():
             self.terminate()
@@ -122,7 +122,7 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
             async with asyncio.timeout(PROMPT):
                 status: str = await super().execute(query)
         except (*SILENT, asyncpg.PostgresError) as error:
-            # A request to cancel the statement before may reach the server late, and hit the rollback instead.
+            # A request to cancel the previous statement may reach the server late and hit the rollback instead.
             raise self._give_up(error) from error
         return status
 
@@ -141,15 +141,15 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
             raise
         except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
             if isinstance(error, TimeoutError) and self._cancellations:
-                # A backend that waits for a standby does not notice that we leave: it must get the request to stop.
+                # A backend that waits for a standby does not notice that we are gone: wait until it is told to stop.
                 await asyncio.wait(set(self._cancellations), timeout=PROMPT)
-            raise self._unknown(f"the commit was not answered: {error!r}") from error
+            raise self._unknown(f"the server did not answer the commit: {error!r}") from error
         except BaseException:
             self.terminate()
             raise
         if status == "ROLLBACK":
             self.terminate()
-            raise NotCommitted("the transaction had failed before; the server rolled it back")
+            raise NotCommitted("the transaction had already failed; the server rolled it back")
         if status != "COMMIT" or self.is_in_transaction() or self._warned:
             raise self._unknown(f"the server answered the commit with {status!r} and a warning")
         self.commits += 1
@@ -167,13 +167,13 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
             case asyncpg.PostgresError():
                 what = "refused to roll back"
             case _:
-                what = "sent an answer that does not fit"
+                what = "sent an unexpected answer"
         return ServerSilent(f"the database {what}; the connection is closed: {error!r}")
 
 
 def _note_warning(connection: Connection, message: Any) -> None:
-    """Remember a warning: during a COMMIT it means that a standby was not awaited, or no transaction was open."""
-    # Its text is translated and its SQLSTATE is the general one, so neither tells more.
+    """Remember a warning: during a COMMIT it means that a standby was not awaited, or that no transaction was open."""
+    # Its text is translated and its SQLSTATE is generic, so neither tells the two apart.
     if message.severity_en == "WARNING":
         connection._warned = True
 
@@ -198,23 +198,23 @@ def _keep_alive(transport: asyncio.Transport) -> None:
 
 
 def concerns_one_session(error: BaseException) -> bool:
-    """Whether a connection was lost for a reason of its own, which says nothing about others to the same server."""
+    """Whether a connection was lost for a reason that does not affect other connections to the same server."""
     cause: BaseException | None = error
     while cause is not None:
         if getattr(cause, "sqlstate", None) in _OF_ONE_SESSION or isinstance(cause, NotCommitted):
             return True
         if isinstance(cause, CommitUnknown):
-            # It was answered, but with a warning, unless something else caused it.
+            # Without a cause, the server did answer, but with a warning.
             return cause.__cause__ is None
         cause = cause.__cause__
     return False
 
 
 class PoolGuard:
-    """Watches what one engine's pool gives out and takes back.
+    """Watches the connections that one engine's pool checks out and in.
 
-    A connection that comes back with a transaction open, or with a statement that is still being cancelled, is closed.
-    One that is closed, was idle for a minute, or was made before `distrust`, is replaced when it is next given out.
+    A connection that is returned with an open transaction, or with a statement that is still being cancelled, is
+    closed. One that is closed, was idle for a minute, or was opened before `distrust`, is replaced at its checkout.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
@@ -232,13 +232,13 @@ class PoolGuard:
         return _guards[engine]
 
     def distrust(self) -> None:
-        """Close idle connections, and the others once they come back: their server is gone or has been replaced."""
+        """Close idle connections, and the others once they are returned: their server is gone or has been replaced."""
         self._generation += 1
         for driver in list(self._idle):
             driver.terminate()
 
     async def close_idle(self) -> None:
-        """Close idle connections, all at the same time: one after the other would each wait for a silent server."""
+        """Close idle connections concurrently: one by one, each could wait for a silent server."""
         await asyncio.gather(*(driver.close() for driver in self._idle))
 
     def _made(self, _: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
@@ -250,7 +250,7 @@ class PoolGuard:
         self._idle.discard(driver)
         entry.info.pop("work", None)
         if entry.info.pop("fresh", False):
-            # Whatever has happened to it, its first statement will show it: SQLAlchemy replaces a connection only once.
+            # SQLAlchemy replaces a connection only once. If this one is unusable, its first statement will fail.
             entry.info["generation"] = self._generation
             return
         if (
@@ -258,9 +258,9 @@ class PoolGuard:
             or entry.info["generation"] != self._generation
             or monotonic() - entry.info.get("idle_since", 0.0) > _MAX_IDLE
         ):
-            # At once: SQLAlchemy would wait two seconds for a server that may be silent.
+            # Closed abruptly: SQLAlchemy would wait two seconds for a server that may be silent.
             driver.terminate()
-            raise DisconnectionError("the pooled connection must not be used any more")
+            raise DisconnectionError("the pooled connection must not be reused")
 
     def _taken_back(self, connection: DBAPIConnection | None, entry: ConnectionPoolEntry) -> None:
         driver = entry.driver_connection if connection is not None else None
@@ -272,8 +272,8 @@ class PoolGuard:
             self._idle.add(driver)
         elif not driver.is_closed():
             logger.error(
-                "a connection came back to the pool with a transaction open; it is closed, and nothing of that "
-                "transaction is kept. Unit of work: %s",
+                "a connection was returned to the pool with an open transaction; the connection is closed and the "
+                "transaction rolled back. Unit of work: %s",
                 entry.info.get("work", "unknown"),
             )
             driver.terminate()

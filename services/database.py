@@ -62,9 +62,9 @@ class DeclarativeTable(DeclarativeBase):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long the work of a connection may take at the server, in seconds. The client waits `PROMPT` longer.
+    """Time limits that the server enforces on a connection, in seconds. The client waits `PROMPT` longer.
 
-    `transaction` needs PostgreSQL 17 and is not applied before.
+    `transaction` needs PostgreSQL 17 and is not set on older servers.
     """
 
     statement: float
@@ -104,9 +104,9 @@ def make_engine(
 ) -> AsyncEngine:
     """An asyncpg engine for one process; `process` shows as `application_name` in `pg_stat_activity`.
 
-    The caller disposes of it. No connection is made before the first statement. The limits are those of jobs unless
-    given. With `pool_size`, it never has more connections than that; `server_settings` are further PostgreSQL settings.
-    `keep_cancelled` is for an engine whose callers give statements time limits of their own and then go on from a
+    The caller disposes of it. It connects at the first statement. The default limits are those of jobs. With
+    `pool_size`, it never has more connections than that; `server_settings` are further PostgreSQL settings.
+    `keep_cancelled` is for an engine whose callers cancel slow statements themselves and then continue from a
     savepoint: a cancelled statement leaves its transaction open.
     """
     limits = limits or Limits.of_jobs()
@@ -118,7 +118,7 @@ def make_engine(
         pool_timeout=settings.database_pool_timeout,
         pool_recycle=settings.database_pool_recycle,
         pool_pre_ping=settings.database_pool_pre_ping,
-        # Last in, first out: connections that are left over from a rush grow old and are closed.
+        # Last in, first out: connections left over from a burst become idle and are closed.
         pool_use_lifo=True,
         echo=settings.database_echo,
         connect_args={
@@ -148,18 +148,18 @@ def _server_settings(settings: Settings, process: str, limits: Limits) -> dict[s
         "tcp_keepalives_interval": str(KEEPALIVE_INTERVAL),
         "tcp_keepalives_count": str(KEEPALIVE_PROBES),
         "tcp_user_timeout": str(USER_TIMEOUT_MS),
-        # Also while it works or waits for a lock. Otherwise it looks only when it has something to send.
+        # Also while it is busy or waiting for a lock. Without this, it notices only when it has something to send.
         "client_connection_check_interval": "5s",
         "lock_timeout": _milliseconds(limits.lock),
         # A warning during a commit means that the answer proves nothing; see `Connection`.
         "client_min_messages": "warning",
-        # Words of a search: 0.6, the default, misses ordinary typing errors ("lantrn" is 0.57 to "lantern").
+        # For searches: the default, 0.6, misses ordinary typos ("lantrn" scores 0.57 against "lantern").
         "pg_trgm.word_similarity_threshold": "0.45",
         # The statements here are short and many: compiling one costs more than it saves.
         "jit": "off",
-        # Rows come from memory or a solid-state disk. With 4, the default made for turning ones, statements
-        # that take an array of ids read tables of some thousand rows whole (a transfer's write in PostgreSQL,
-        # 2,000 accounts: 0.41 ms with 4, 0.22 with 1.1).
+        # Rows come from memory or a solid-state disk. With 4, the default for spinning disks, statements that take
+        # an array of ids scan tables of a few thousand rows sequentially (a transfer's write in PostgreSQL, 2,000
+        # accounts: 0.41 ms with 4, 0.22 ms with 1.1).
         "random_page_cost": "1.1",
     }
 
@@ -169,7 +169,7 @@ def _milliseconds(seconds: float) -> str:
 
 
 def _limit_transactions(limits: Limits) -> Callable[[DBAPIConnection, ConnectionPoolEntry], None]:
-    """Limits each new connection after it was made: a server before 17 refuses connections with an unknown setting."""
+    """Sets the limit after connecting: a server older than 17 refuses connections with an unknown setting."""
 
     def limit(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
         driver = entry.driver_connection
@@ -187,7 +187,7 @@ def _limit_transactions(limits: Limits) -> Callable[[DBAPIConnection, Connection
 def _judge(context: ExceptionContext) -> None:
     """Tell SQLAlchemy which errors mean that the server is gone, or is no longer the primary.
 
-    It then closes the connection and has those that were made before replaced.
+    It then closes the connection and replaces those that were opened before.
     """
     error = context.original_exception
     confused = isinstance(error.__cause__, asyncpg.InternalClientError)
@@ -198,12 +198,12 @@ def _judge(context: ExceptionContext) -> None:
     elif context.is_disconnect and context.engine is not None and isinstance(error, Exception):
         PoolGuard.of(context.engine).distrust()
     if isinstance(error, TimeoutError):
-        # The driver's limit on a statement. The server's own limit is shorter, so this one means that it is silent.
+        # The driver's statement limit. The server's own limit is shorter, so the server must be silent.
         raise OperationalError(context.statement, context.parameters, error, connection_invalidated=True) from error
 
 
 def _keep_where_cancelled(context: ExceptionContext) -> None:
-    """Keep the transaction of a statement that was cancelled because it took too long: a savepoint can undo it.
+    """Keep the transaction of a statement that was cancelled for taking too long: a savepoint can undo the statement.
 
     SQLAlchemy would discard the connection, and with it everything else that the transaction has done. The driver stops
     the statement at the server and makes the next one wait until it has stopped. After a cancelled rollback the
@@ -221,7 +221,7 @@ def _keep_where_cancelled(context: ExceptionContext) -> None:
 
 @event.listens_for(Session, "after_begin")
 def _name_work(session: OrmSession, _: SessionTransaction, connection: SqlConnection) -> None:
-    """Note on the connection which unit of work uses it, for the log line about a transaction that is left open."""
+    """Note on the connection which unit of work uses it, for the log message about a transaction left open."""
     if work := session.info.get("work"):
         connection.info["work"] = work
 
@@ -253,12 +253,12 @@ def _commit(session: OrmSession) -> None:
 
 
 def outcome_unknown(error: BaseException) -> bool:
-    """Whether this error of a commit leaves open if it took effect."""
+    """Whether this commit error leaves it unknown if the commit took effect."""
     return isinstance(_driver_error(error), CommitUnknown)
 
 
 def not_committed(error: BaseException) -> bool:
-    """Whether this error of a commit means that there was no transaction which could be committed."""
+    """Whether this commit error means that there was no transaction to commit."""
     return isinstance(_driver_error(error), NotCommitted)
 
 
@@ -270,8 +270,8 @@ def _driver_error(error: BaseException) -> BaseException | None:
 class Database:
     """The engines and session factories of one process.
 
-    `write` is the primary. `read` is the replica where one is configured, else the primary: only for answers that
-    may lag behind a commit the caller has just made.
+    `write` is the primary. `read` is the replica if one is configured, else the primary; use it only for answers that
+    may lag behind the caller's latest commit.
     """
 
     engine: AsyncEngine
@@ -286,7 +286,7 @@ async def open_database(
     limits: Limits | None = None,
     pool_class: type[AsyncAdaptedQueuePool] = AsyncAdaptedQueuePool,
 ) -> AsyncIterator[Database]:
-    """The process's engines, made on entry and disposed of on exit. The limits are those of jobs unless given."""
+    """The process's engines, created on entry and disposed of on exit. The default limits are those of jobs."""
     engine = make_engine(settings, process, limits=limits, pool_class=pool_class)
     replica_url = settings.replica_url()
     replica = make_engine(settings, f"{process}-read", replica_url, limits=limits) if replica_url else None
@@ -334,17 +334,17 @@ def _search_path(settings: Settings) -> str:
 
 
 PROBE_CONNECTIONS = 2
-"""Connections of an API process beside its pool: one for short looks, and one for a scrape at the same time."""
+"""Connections of an API process in addition to its pool: one for short checks and one for a concurrent scrape."""
 
 
 @dataclass(frozen=True, slots=True)
 class PoolBudget:
-    """Connections that all processes may open together, against what the server grants."""
+    """Connections that all processes may open together, compared with what the server allows."""
 
     per_process: int
     processes: int
     beside: int
-    """Connections beside the pools, for the poll loops of all workers and the probes of all API processes."""
+    """Connections outside the pools: the poll loops of all workers and the probes of all API processes."""
     available: int
 
     @property
@@ -358,14 +358,14 @@ class PoolBudget:
 
     def describe(self) -> str:
         return (
-            f"{self.processes} processes x {self.per_process} connections (pool size + overflow) and {self.beside} of "
-            f"poll loops and probes = {self.wanted}, and the server grants {self.available} (max_connections less "
+            f"{self.processes} processes x {self.per_process} connections (pool size + overflow) + {self.beside} for "
+            f"poll loops and probes = {self.wanted}; the server allows {self.available} (max_connections minus "
             "reserved ones)"
         )
 
 
 async def check_pool_budget(engine: AsyncEngine, settings: Settings) -> PoolBudget:
-    """Compare the pools' budget with the server's limit; warn with the numbers where it does not fit."""
+    """Compare the pools' budget with the server's limit; log a warning if it does not fit."""
     statement = text(
         "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
         " - coalesce(current_setting('reserved_connections', true)::int, 0)"

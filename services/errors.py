@@ -1,4 +1,4 @@
-"""Domain errors: a stable code, a message for people, and where in the input the trouble lies. No HTTP here."""
+"""Domain errors: a stable code, a message for people, and pointers to what is wrong in the input. No HTTP here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import ClassVar
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing wrong with the input. `pointer` is a JSON Pointer (RFC 6901) as a URI fragment, such as `#/items/0`."""
+    """One fault in the input. `pointer` is a JSON Pointer (RFC 6901) as a URI fragment, such as `#/items/0`."""
 
     detail: str
     pointer: str
@@ -26,13 +26,13 @@ class DomainError(Exception):
 
 
 class InvalidInput(DomainError):
-    """The request is well formed, but what it asks for makes no sense here."""
+    """The request is well formed, but its content is not valid."""
 
     code = "invalid_input"
 
 
 class BadQuery(DomainError):
-    """A filter, sort or cursor that this list does not know."""
+    """A filter, sort or cursor that this list does not support."""
 
     code = "bad_query"
 
@@ -50,19 +50,19 @@ class Forbidden(DomainError):
 
 
 class NotFound(DomainError):
-    """No such thing, or none that the caller may see."""
+    """It does not exist, or the caller may not see it."""
 
     code = "not_found"
 
 
 class Conflict(DomainError):
-    """The state of things does not allow this now."""
+    """The current state does not allow this."""
 
     code = "conflict"
 
 
 class AlreadyExists(Conflict):
-    """Something else has this unique name."""
+    """The unique value is already taken."""
 
     code = "already_exists"
 
@@ -98,25 +98,25 @@ class SameAccount(InvalidInput):
 
 
 class UnknownRecipient(InvalidInput):
-    """There is no such user to send credits to, or no longer."""
+    """The user to send credits to does not exist, or no longer exists."""
 
     code = "unknown_recipient"
 
 
 class AmountInvalid(InvalidInput):
-    """The amount is none that can be moved here."""
+    """The amount is not one that can be moved."""
 
     code = "amount_invalid"
 
 
 class TransferAlreadyPosted(Conflict):
-    """The pending transfer was posted before."""
+    """The pending transfer has already been posted."""
 
     code = "transfer_already_posted"
 
 
 class TransferAlreadyVoided(Conflict):
-    """The pending transfer was voided before."""
+    """The pending transfer has already been voided."""
 
     code = "transfer_already_voided"
 
@@ -134,31 +134,31 @@ class TransferAlreadyReversed(Conflict):
 
 
 class TransferNotReversible(Conflict):
-    """A transfer of this kind or state is undone in another way."""
+    """A transfer of this kind or in this state cannot be reversed."""
 
     code = "transfer_not_reversible"
 
 
 class TransferOfOrder(Conflict):
-    """The transfer belongs to an order, and is resolved or given back with it."""
+    """The transfer belongs to an order, and is resolved or refunded with it."""
 
     code = "transfer_of_order"
 
 
 class LinkedFailed(Conflict):
-    """Another transfer that this one stands or falls with has failed."""
+    """Another transfer in the same linked chain has failed."""
 
     code = "linked_failed"
 
 
 class LinkedChainOpen(InvalidInput):
-    """The last transfer of a batch is linked to a next one that does not come."""
+    """The last transfer of a batch is linked to a next one, but none follows."""
 
     code = "linked_chain_open"
 
 
 class BatchRefused(InvalidInput):
-    """The database refuses more transfers of the batch than one transaction can set apart."""
+    """The database refuses more transfers of the batch than one transaction can isolate."""
 
     code = "batch_refused"
 
@@ -170,12 +170,12 @@ class IdempotencyKeyInvalid(DomainError):
 
 
 class IdempotencyKeyReused(InvalidInput):
-    """The key was used before with another request."""
+    """The key has already been used with a different request."""
 
     code = "idempotency_key_reused"
 
 
 class RequestInFlight(Conflict):
-    """A request with the same key is being processed at this moment."""
+    """A request with the same key is still being processed."""
 
     code = "request_in_flight"

@@ -43,7 +43,7 @@ _PLAIN_WORD = re.compile(r"(?!null$)[\w>]([\w> ]*[\w>])?", re.ASCII | re.IGNOREC
 
 
 class RequestBody(BaseModel):
-    """What a client sends. A field that is not known is an error, since it is probably a misspelt one."""
+    """What a client sends. An unknown field is an error, since it is probably a typo."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -83,12 +83,12 @@ def allowed(column: str, values: type[StrEnum]) -> str:
 def one_of(text: str, words: Sequence[str]) -> str:
     """The SQL condition that `text` is one of the words.
 
-    One array, not `IN (...)`: PostgreSQL reads a check anew for each statement that writes the table, and that has an
-    expression for every word. Raises `ValueError` for a word that would have to be quoted there.
+    One array, not `IN (...)`: PostgreSQL parses a check again for each statement that writes to the table, and `IN` is
+    one expression per word. Raises `ValueError` for a word that would have to be quoted there.
     """
     for word in words:
         if not _PLAIN_WORD.fullmatch(word):
-            raise ValueError(f"{word!r} cannot be one word of a list of SQL: letters, digits, '_', '>' and spaces only")
+            raise ValueError(f"{word!r} cannot be listed in SQL: only letters, digits, '_', '>' and spaces are allowed")
     return f"{text} = ANY ('{{{','.join(words)}}}'::text[])"
 
 
@@ -100,8 +100,9 @@ def now() -> datetime:
 def new_id() -> UUID:
     """A fresh UUIDv7 (RFC 9562): ordered by time, so that inserts append to their index.
 
-    Its time decides in which month of the event log an event is kept, so it is within a second of `now()`. The library
-    takes the time from the host and keeps the ids of one millisecond in order; only a wrong time is replaced.
+    Its time decides in which monthly partition of the event log an event is kept, so it is within a second of `now()`.
+    The library takes the time from the host and keeps the ids of one millisecond in order; only a wrong time is
+    replaced.
     """
     made = uuid_utils.compat.uuid7()
     ahead = (made.int >> _UUID_TIME) - int(CLOCK.time() * 1000)
@@ -148,7 +149,7 @@ def _parse_signed_amount(value: object) -> Decimal:
 
 def _in_calendar(value: datetime) -> datetime:
     if not 1970 <= value.year <= 9000:
-        raise ValueError("must lie between the years 1970 and 9000")
+        raise ValueError("must be between the years 1970 and 9000")
     return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
 
 
@@ -165,13 +166,13 @@ Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"\S"), AfterV
 """A name for people: 1 to 200 characters, not all blank."""
 
 Id = Annotated[int, Field(ge=1, le=MAX_BIGINT)]
-"""A bigint id as it stands in a path or query."""
+"""A bigint id in a path or query."""
 
 StrictId = Annotated[int, Field(strict=True, ge=1, le=MAX_BIGINT)]
 """A bigint id as a JSON number."""
 
 Quantity = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
-"""A number of pieces, as a JSON number."""
+"""A number of units, as a JSON number."""
 
 Price = Annotated[
     Decimal, BeforeValidator(_parse_money), AfterValidator(_positive), PlainSerializer(_two_decimals), _MONEY_SCHEMA
@@ -187,7 +188,7 @@ SignedAmount = Annotated[
     PlainSerializer(_two_decimals),
     WithJsonSchema({"type": "string", "pattern": r"^-?(0|[1-9][0-9]{0,15})(\.[0-9]{1,2})?$"}),
 ]
-"""Credits to be given, or with a minus in front to be taken; not zero, else an `amount_invalid`."""
+"""Credits to give, or to take if negative; anything else, including zero, is an `amount_invalid`."""
 
 Money = Annotated[
     Decimal,
@@ -197,4 +198,4 @@ Money = Annotated[
 """Credits in a reply: a JSON string with two decimals."""
 
 Instant = Annotated[datetime, AfterValidator(_in_calendar)]
-"""A point in time; UTC where no offset is given."""
+"""A point in time; UTC if it has no offset."""

@@ -1,4 +1,4 @@
-"""Structured logs by `logging`, for our own lines and the libraries' alike.
+"""Structured logging with `logging`, for our own messages and those of libraries.
 
 Fields go into `extra`: `logger.info("expired", extra={"holds": 3})`. `logging` refuses the names of its own attributes
 there, such as `name` and `args`.
@@ -24,7 +24,7 @@ _COLORS = {"critical": 31, "error": 31, "warning": 33, "info": 32, "debug": 32}
 
 
 class Repeats:
-    """Decides which of many equal messages are logged: the first, and then one every `seconds`."""
+    """Decides which of many identical messages are logged: the first, and then one every `seconds`."""
 
     def __init__(self, seconds: float = 60.0, clock: Callable[[], float] = monotonic) -> None:
         self._seconds = seconds
@@ -32,7 +32,7 @@ class Repeats:
         self._said: dict[Hashable, tuple[float, int]] = {}
 
     def left_out(self, key: Hashable) -> int | None:
-        """How many messages of this kind were left out since the last one logged; None: leave this one out, too."""
+        """The number of messages of this kind left out since the last one logged; None if this one is left out, too."""
         now = self._clock()
         said_at, count = self._said.get(key, (None, 0))
         if said_at is not None and now - said_at < self._seconds:
@@ -130,7 +130,7 @@ def configure_logging(settings: Settings, process: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level)
-    # ARQ says every job's start and end on INFO, several times a minute.
+    # ARQ logs the start and end of every job at INFO, several times a minute.
     logging.getLogger("arq").setLevel(
         max(logging.WARNING, root.level) if root.level != logging.DEBUG else logging.DEBUG
     )

@@ -1,4 +1,4 @@
-"""Every table in one import: what migrations compare with, and what resolves relationships by name."""
+"""Imports every table, so that migrations can compare them and relationships can be resolved by name."""
 
 from services.audit.models import LedgerAudit
 from services.canary.models import CanaryRow

@@ -75,7 +75,7 @@ class Filterable:
     operators: frozenset[Operator]
 
     def parse(self, name: str, text: str) -> Any:
-        """Raises `BadQuery` when the text is no value of this field."""
+        """Raises `BadQuery` if the text is not a valid value of this field."""
         try:
             return TypeAdapter(self.type).validate_python(text)
         except ValidationError as error:
@@ -84,7 +84,7 @@ class Filterable:
 
 @dataclass(frozen=True, slots=True)
 class Sortable:
-    """A column, never null, that a list may be sorted by."""
+    """A column that is never null and that a list may be sorted by."""
 
     column: Any
     type: Any
@@ -106,9 +106,9 @@ class Listing(Generic[ItemT]):
     """What clients may filter and sort a list by. It builds the query and describes it in the OpenAPI document.
 
     Filters are written `field:operator:value`, such as `price:gte:10.00`, `status:in:pending,confirmed` or
-    `name:like:lamp` (contains, any case; `%` and `_` mean themselves). A sort is a field's name, with `-` in front for
-    descending; `default` is one of them. `key` makes the order total. Anything else raises `BadQuery`, which names what
-    is allowed.
+    `name:like:lamp` (contains, case-insensitive; `%` and `_` are literal). A sort is a field's name, with `-` in front
+    for descending; `default` is one of them. `key` makes the order total. Anything else raises `BadQuery`, which lists
+    what is allowed.
     """
 
     filters: Mapping[str, Filterable]
@@ -121,7 +121,7 @@ class Listing(Generic[ItemT]):
         if not self.filters:
             return "This list takes no filters."
         fields = (f"`{name}` ({_operators(self.filters[name])})" for name in sorted(self.filters))
-        return f"`field:operator:value`; all must hold. Fields: {', '.join(fields)}."
+        return f"`field:operator:value`; all must match. Fields: {', '.join(fields)}."
 
     def describe_sorts(self) -> str:
         """One sentence for the documentation: what the list may be sorted by."""
@@ -142,7 +142,7 @@ class Listing(Generic[ItemT]):
             last = tuple_(*self._decode(wanted.cursor, sort))
             statement = statement.where(after < last if descending else after > last)
         order = [column.desc() if descending else column.asc() for column in (by.column, self.key.column)]
-        # One row more than asked for tells whether there is a next page.
+        # One extra row shows whether there is a next page.
         rows = (await session.exec(statement.order_by(*order).limit(wanted.limit + 1))).all()
         page, has_more = list(rows[: wanted.limit]), len(rows) > wanted.limit
         next_cursor = None
@@ -191,7 +191,7 @@ class Listing(Generic[ItemT]):
             by = self.sorts[sort.removeprefix("-")]
             return TypeAdapter(by.type).validate_python(sort_value), TypeAdapter(self.key.type).validate_python(key)
         except (binascii.Error, ValueError, TypeError) as error:
-            raise BadQuery("the cursor is not one that this list gave out; leave it out to start again") from error
+            raise BadQuery("the cursor was not issued by this list; omit it to start from the first page") from error
 
 
 def _encode(sort: str, sort_value: Any, key: Any) -> str:

@@ -1,4 +1,4 @@
-"""Generic create, read, update and delete over one model; the domains' repositories stand on it."""
+"""Generic create, read, update and delete over one model; the domains' repositories build on it."""
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
@@ -31,18 +31,18 @@ class Repository(SqlAccess, Generic[ModelT]):
         return self._mapper.primary_key[0]
 
     def _among(self, keys: Sequence[Any]) -> ColumnElement[bool]:
-        # One array: a statement takes 32,767 parameters at most.
+        # One array: a statement takes at most 32,767 parameters.
         condition: ColumnElement[bool] = self._key == any_(literal(list(keys), ARRAY(self._key.type)))
         return condition
 
     def _visible(self) -> Sequence[ColumnElement[bool]]:
-        """Conditions that every read keeps to."""
+        """Conditions that apply to every read."""
         return ()
 
     async def get(self, key: Any, *, options: Sequence[ExecutableOption] = (), lock: bool = False) -> ModelT | None:
-        """The row with this key, or None. `lock` takes it until the transaction ends and reads it anew.
+        """The row with this key, or None. `lock` locks it until the transaction ends and reads it again.
 
-        The lock is `FOR NO KEY UPDATE`: rows that refer to this one can still be inserted meanwhile.
+        The lock is `FOR NO KEY UPDATE`: rows that refer to this one can still be inserted.
         """
         statement = select(self.model).where(self._key == key, *self._visible()).options(*options)
         if lock:
@@ -52,7 +52,7 @@ class Repository(SqlAccess, Generic[ModelT]):
         return found
 
     async def get_many(self, keys: Sequence[Any], *, options: Sequence[ExecutableOption] = ()) -> list[ModelT]:
-        """The rows with these keys, by key; a missing one is left out."""
+        """The rows with these keys, ordered by key; missing ones are left out."""
         statement = select(self.model).where(self._among(keys), *self._visible()).options(*options).order_by(self._key)
         return list(await self.session.exec(statement))
 
@@ -72,21 +72,21 @@ class Repository(SqlAccess, Generic[ModelT]):
         return row
 
     async def bulk_create(self, schemas: Sequence[BaseModel], **more: Any) -> list[ModelT]:
-        """Write many rows with one statement a thousand or so, in the given order."""
+        """Write many rows in the given order, about a thousand per statement."""
         rows: list[ModelT] = [self.model(**schema.model_dump(), **more) for schema in schemas]
         self.session.add_all(rows)
         await self.session.flush()
         return rows
 
     async def update(self, row: ModelT, changes: BaseModel, **more: Any) -> ModelT:
-        """Set what the schema was given. Raises `StaleDataError` where a versioned row has moved on."""
+        """Set the fields that are set on the schema. Raises `StaleDataError` if a versioned row has changed since."""
         for name, value in {**changes.model_dump(exclude_unset=True), **more}.items():
             setattr(row, name, value)
         await self.session.flush()
         return row
 
     async def bulk_update(self, keys: Sequence[Any], **values: Any) -> int:
-        """Set the same values on many rows with one statement; returns their number. Versions move on."""
+        """Set the same values on many rows with one statement, and increment their versions. Returns their number."""
         version = self._mapper.version_id_col
         if version is not None:
             values[str(version.key)] = version + 1
@@ -106,12 +106,12 @@ class Repository(SqlAccess, Generic[ModelT]):
         return result.rowcount
 
     async def delete(self, row: ModelT) -> None:
-        """Remove the row for good."""
+        """Delete the row permanently."""
         await self.session.delete(row)
         await self.session.flush()
 
     async def stream(self, *conditions: ColumnElement[bool], batch: int = 500) -> AsyncIterator[ModelT]:
-        """Every matching row by key, through a server-side cursor: `batch` rows in memory at a time."""
+        """Every matching row, ordered by key, through a server-side cursor: `batch` rows in memory at a time."""
         statement = select(self.model).where(*conditions, *self._visible()).order_by(self._key)
         result = await self.session.stream_scalars(statement, execution_options={"yield_per": batch})
         try:
@@ -122,7 +122,7 @@ class Repository(SqlAccess, Generic[ModelT]):
 
 
 class SoftDeleteRepository(Repository[ModelT]):
-    """A repository over a model with `deleted_at`: reads, counts and bulk updates see only what is not deleted."""
+    """A repository over a model with `deleted_at`: reads, counts and bulk updates ignore deleted rows."""
 
     def _visible(self) -> Sequence[ColumnElement[bool]]:
         return (self._deleted_at.is_(None),)

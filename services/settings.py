@@ -1,4 +1,4 @@
-"""One place for every setting, read from `WAYBILL_*` environment variables or a `.env` file."""
+"""Every setting, read from `WAYBILL_*` environment variables or a `.env` file."""
 
 from decimal import Decimal
 from enum import StrEnum
@@ -28,7 +28,7 @@ class LogFormat(StrEnum):
 class Settings(BaseSettings):
     """Every setting of every process. Durations are seconds, sizes bytes, unless the name says otherwise.
 
-    Raises `pydantic.ValidationError` naming the setting when a value is missing, malformed or, outside
+    Raises `pydantic.ValidationError`, which names the setting, if a value is missing, malformed or, outside
     development, unsafe.
     """
 
@@ -98,7 +98,7 @@ class Settings(BaseSettings):
 
     @property
     def polling_connections(self) -> int:
-        """Connections of one worker's poll loops, beside its pool: one for each, and one for what listens for them."""
+        """Connections of one worker's poll loops, outside its pool: one for each, and one that listens for all."""
         return self.outbox_concurrency + 1
 
     @field_validator("database_url", "database_replica_url")
@@ -126,13 +126,13 @@ class Settings(BaseSettings):
     @field_validator("metrics_token")
     @classmethod
     def _is_given(cls, value: SecretStr | None) -> SecretStr | None:
-        # A compose file can hand on a variable only by setting it, be it to nothing.
+        # A compose file can pass a variable on only by setting it, even if it is empty.
         return value if value is not None and value.get_secret_value() else None
 
     @field_validator("event_export_path", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
-        # As a path, an empty text is the folder that the process happens to run in.
+        # An empty path would be the current directory.
         return None if value == "" else value
 
     @model_validator(mode="after")
@@ -142,7 +142,7 @@ class Settings(BaseSettings):
         if self.worker_stall_limit < least:
             raise ValueError(
                 f"WAYBILL_WORKER_STALL_LIMIT must be at least {least:g}: four times WAYBILL_OUTBOX_TIME_LIMIT and "
-                "twice WAYBILL_OUTBOX_POLL_INTERVAL, or workers would end themselves in the middle of their work"
+                "twice WAYBILL_OUTBOX_POLL_INTERVAL; otherwise workers would exit in the middle of their work"
             )
         return self
 
@@ -192,7 +192,7 @@ def get_settings() -> Settings:
 
 
 def explain(error: ValidationError) -> str:
-    """What is not valid, a line for each fault, without the values given."""
+    """What is not valid, one fault per line, without the values."""
     faults = (f"  {'.'.join(map(str, fault['loc'])) or error.title}: {fault['msg']}" for fault in error.errors())
-    subject = "the settings are" if error.title == "Settings" else "this is"
+    subject = "the settings are" if error.title == "Settings" else "the input is"
     return "\n".join((f"{subject} not valid:", *faults))

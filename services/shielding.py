@@ -13,10 +13,11 @@ _running: set[asyncio.Task[Any]] = set()
 
 
 async def shielded(work: Coroutine[Any, Any, ResultT]) -> ResultT:
-    """The result of the work. A caller that is cancelled leaves at once, and the work goes on in the background.
+    """The result of the work. A cancelled caller stops waiting immediately; the work continues in the background.
 
     Cancellation is not delayed, because an anyio scope would also cancel every later await of the caller. Errors of
-    work that goes on in the background are lost, so the work itself must log what matters. It must be bounded in time.
+    work that continues in the background are lost, so the work itself must log what matters. It must be bounded in
+    time.
     """
     task = asyncio.create_task(work)
     _running.add(task)
@@ -25,7 +26,7 @@ async def shielded(work: Coroutine[Any, Any, ResultT]) -> ResultT:
 
 
 async def settled() -> None:
-    """Wait for the work of this event loop whose callers have left."""
+    """Wait for this event loop's shielded work whose callers were cancelled."""
     loop = asyncio.get_running_loop()
     while left := [task for task in _running if task.get_loop() is loop and task is not asyncio.current_task()]:
         await asyncio.wait(left)
@@ -34,7 +35,7 @@ async def settled() -> None:
 async def end(*tasks: asyncio.Task[Any]) -> None:
     """Cancel the tasks, and return when all have ended. What they raise is not raised here.
 
-    It cancels repeatedly: redis-py swallows a cancellation while it connects, and the task would go on.
+    It cancels repeatedly: redis-py swallows a cancellation while it connects, and the task would keep running.
     """
     left = {task for task in tasks if not task.done()}
     while left:

@@ -24,10 +24,10 @@ WORTH_A_WARNING = 1.0
 """Seconds of skew above which a warning is logged."""
 
 _WELL_AGAIN = 0.5
-"""Seconds of skew below which another warning may come: a clock near the limit must not fill the log."""
+"""Seconds of skew below which the warning may be logged again: a clock near the limit must not flood the log."""
 
 _PATIENCE = 5.0
-"""The most seconds that a measurement may take."""
+"""Time limit for a measurement, in seconds."""
 
 _TRIPS = 3
 """Reads of the database's clock. The shortest round trip is the most precise; the first also begins a transaction."""
@@ -54,7 +54,7 @@ async def database_time(connection: AsyncConnection) -> datetime:
 
 
 async def measure(connection: AsyncConnection) -> Measured:
-    """Compare the two clocks, less half the round trip; from here on this process follows the database's."""
+    """Compare the two clocks, allowing for the round trip; from now on this process follows the database's."""
     found: list[tuple[float, float, float, float]] = []
     for _ in range(_TRIPS):
         host, sent = clock.host_time(), monotonic()
@@ -67,7 +67,7 @@ async def measure(connection: AsyncConnection) -> Measured:
 
 
 async def follow_database(engine: AsyncEngine) -> None:
-    """Have this process follow the database's clock: measured once, for a command that is over soon."""
+    """Have this process follow the database's clock, measured once: for short-lived commands."""
     async with engine.connect() as connection:
         await measure(connection)
 
@@ -93,9 +93,9 @@ class Skew:
         return self._describe() if self._level is _Level.refused else None
 
     async def look(self, connection: AsyncConnection, *, at_start: bool = False) -> None:
-        """Measure, and log if the skew has become worse or is small again. Raises what the database raises.
+        """Measure, and log if the skew has become worse or is small again. Database errors propagate.
 
-        Above the limit it raises `ClockSkewed` at start; later `complaint` says so.
+        Above the limit it raises `ClockSkewed` at start, and sets `complaint` later.
         """
         before = self._level
         measured = await measure(connection)
@@ -120,7 +120,7 @@ class Skew:
         allowed = f" and WAYBILL_MAX_CLOCK_SKEW allows {self._limit:g} s" if self._level is _Level.refused else ""
         return (
             f"this host's clock is {abs(self.seconds):,.1f} s {side} the database's{allowed}: "
-            "set the one that is wrong (is NTP running on both hosts?)"
+            "correct the wrong one (is NTP running on both hosts?)"
         )
 
 

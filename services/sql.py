@@ -1,4 +1,4 @@
-"""Plain SQL inside a unit of work: named parameters, compiled once, without the cost of a mapped statement."""
+"""Plain SQL in a unit of work: named parameters, compiled once, without the cost of a mapped statement."""
 
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ FoundT = TypeVar("FoundT")
 OtherT = TypeVar("OtherT")
 
 CONTENTION = frozenset({"40001", "40P01"})
-"""SQLSTATEs of a serialization failure and a deadlock: the same transaction may succeed when tried again."""
+"""SQLSTATEs of a serialization failure and a deadlock: the same transaction may succeed if it is retried."""
 
 LOCK_NOT_AVAILABLE = "55P03"
 """SQLSTATE of a lock that was not granted in time."""
@@ -37,8 +37,8 @@ _FETCHED = 500
 class Statement:
     """SQL with `:name` parameters, turned into PostgreSQL's numbered ones once, where it is defined.
 
-    Types are PostgreSQL's to infer: where it cannot, the SQL says `CAST(:name AS type)`. JSON goes in as text.
-    `limit` is how many seconds to wait for its rows, where that differs from the connection's own limit.
+    PostgreSQL infers the types; if it cannot, the SQL says `CAST(:name AS type)`. JSON is passed as text. `limit` is
+    how many seconds to wait for its rows, if that differs from the connection's own limit.
     """
 
     def __init__(self, text: str, limit: float | None = None) -> None:
@@ -48,7 +48,7 @@ class Statement:
         self.sql = self.numbered(1)
 
     def numbered(self, first: int) -> str:
-        """The SQL with parameters that are numbered from `first` on."""
+        """The SQL with its parameters numbered from `first`."""
         numbers = {name: number for number, name in enumerate(self.parameters, start=first)}
         return _PARAMETER.sub(lambda match: f"${numbers[match[1]]}", self.text)
 
@@ -60,10 +60,10 @@ class Statement:
 
 
 class Writing(Statement):
-    """Queries of a WITH clause that write: what goes together, of whatever repositories, costs one trip.
+    """Queries of a WITH clause that write. Those of several repositories can be sent together, in one trip.
 
-    `counted` is the name of the one whose rows tell how much was written. None sees what the others wrote, and
-    PostgreSQL says nothing of their order: what is sent together must not write the same rows.
+    `counted` is the name of the query whose rows are counted as written. Queries do not see each other's writes, and
+    PostgreSQL does not define their order: queries that are sent together must not write the same rows.
     """
 
     def __init__(self, queries: str, counted: str | None = None) -> None:
@@ -74,7 +74,7 @@ class Writing(Statement):
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """A writing with its parameters. `wanted` is how much it has to write, where that is known."""
+    """A writing with its parameters. `wanted` is the number of rows that it must write, if known."""
 
     writing: Writing
     parameters: Mapping[str, Any]
@@ -82,10 +82,10 @@ class Write:
 
 
 class Reading(Statement):
-    """Queries of a WITH clause that read or lock: what is read together, of whatever repositories, costs one trip.
+    """Queries of a WITH clause that read or lock. Those of several repositories can be sent together, in one trip.
 
-    `results` has the names of those whose rows are wanted, in the order in which they are to run, with their columns.
-    All show the database as it was when the statement began; only rows that are locked are as they are then.
+    `results` names the queries whose rows are wanted, in the order in which they run, with their columns. All see the
+    database as it was when the statement began, but rows that are locked are read in their latest version.
     """
 
     def __init__(self, queries: str, results: Mapping[str, Sequence[str]]) -> None:
@@ -96,7 +96,7 @@ class Reading(Statement):
 
 @dataclass(frozen=True, slots=True)
 class Read(Generic[FoundT]):
-    """A reading with its parameters, and what is made of the rows of its results."""
+    """A reading with its parameters, and a function that turns the rows of its results into a value."""
 
     reading: Reading
     parameters: Mapping[str, Any]
@@ -113,7 +113,7 @@ def array_of(column: "Column[Any]", parameter: str) -> str:
 
 
 def without_waiting(queries: str) -> str:
-    """The queries with locks that skip rows which another transaction has locked."""
+    """The queries, changed so that their locks skip rows that another transaction has locked."""
     assert _LOCK in queries, "no query locks anything"
     return queries.replace(_LOCK, f"{_LOCK} SKIP LOCKED")
 
@@ -132,7 +132,7 @@ class Sql:
 
     @classmethod
     def of(cls, session: AsyncSession) -> "Sql":
-        """The one of this session."""
+        """The instance of this session."""
         found = session.info.get("sql")
         if found is None:
             found = session.info["sql"] = cls(session)
@@ -140,7 +140,7 @@ class Sql:
         return found
 
     def release(self) -> None:
-        """Forget the connection: the transaction ends."""
+        """Forget the connection, since the transaction ends."""
         self._driver = None
 
     async def fetch(self, statement: Statement, **parameters: Any) -> Sequence[Row]:
@@ -148,7 +148,7 @@ class Sql:
         return await self._fetch(statement.sql, statement.arguments(parameters), statement.limit)
 
     async def run(self, statement: Statement, **parameters: Any) -> int:
-        """Run a statement that returns no rows; the number of rows it wrote."""
+        """Run a statement that returns no rows; returns the number of rows written."""
         arguments = statement.arguments(parameters)
         driver = self._driver
         if driver is None:
@@ -168,22 +168,22 @@ class Sql:
     async def read(self, one: Read[FoundT], other: Read[OtherT], /) -> tuple[FoundT, OtherT]: ...
 
     async def read(self, *reads: Read[Any]) -> tuple[Any, ...]:
-        """Read all of this in one trip, one after the other."""
+        """Run these reads in this order, in one trip."""
         statement = _joined_readings(tuple(one.reading for one in reads))
         (row,) = await self._fetch(statement, _arguments(reads))
         values = iter(row.values())
         found = []
         for one in reads:
-            # Each column is an array of its own, or None where there are no rows.
+            # Each column is one array, or None if there are no rows.
             columns = ([next(values) or () for _ in names] for names in one.reading.results.values())
             found.append(one.make([list(zip(*result, strict=True)) for result in columns]))
         return tuple(found)
 
     async def write(self, *writes: Write) -> list[int]:
-        """Write all of this in one trip; how much each has written, 0 for one that does not count.
+        """Run these writes in one trip; returns the number of rows written by each, 0 for one that is not counted.
 
-        Where something is written a second time, it takes another trip, after what was named before it. Raises
-        `RuntimeError` where another number of rows was written than is wanted: the transaction must not be committed.
+        A writing that occurs again takes another trip, after those before it. Raises `RuntimeError` if the number of
+        rows written is not the one wanted: the transaction must not be committed then.
         """
         written: list[int] = []
         for together in _without_repetition(writes):
@@ -196,7 +196,7 @@ class Sql:
         return written
 
     async def run_together(self, *statements: Statement) -> None:
-        """Run statements that take no parameters, one after the other, in one trip to the database."""
+        """Run statements without parameters in this order, in one trip."""
         if self._driver is not None:
             # Without arguments, the driver sends the text as it is.
             statements = (Statement("; ".join(statement.sql for statement in statements)),)
@@ -206,7 +206,7 @@ class Sql:
     async def stream(self, statement: Statement, **parameters: Any) -> AsyncIterator[Row]:
         """The rows that the statement returns, through a server-side cursor: a few hundred in memory at a time.
 
-        Not for the first statement of a transaction. These statements are not logged.
+        It cannot be the first statement of a transaction. These statements are not logged.
         """
         arguments = statement.arguments(parameters)
         connection = await self._session.connection()
@@ -230,12 +230,12 @@ class Sql:
             raise await self._wrapped(driver, error, sql) from error
 
     async def _first(self, sql: str, arguments: tuple[Any, ...]) -> tuple[Sequence[Row], int]:
-        """The rows that it returns, and the number that it wrote."""
+        """The rows that it returns, and the number of rows that it wrote."""
         rows, number, self._driver = await self._session.run_sync(_execute, sql, arguments)
         return rows, number
 
     async def _wrapped(self, driver: Connection, error: Exception, sql: str) -> DBAPIError:
-        """The driver's error as SQLAlchemy would raise it. A lost connection is given up, as there."""
+        """The driver's error as SQLAlchemy would raise it. A lost connection is invalidated, as SQLAlchemy would do."""
         state = getattr(error, "sqlstate", None) or ""
         lost = driver.is_closed() or isinstance(error, OSError) or state == READ_ONLY
         if lost:
@@ -252,7 +252,7 @@ class Sql:
 
 @lru_cache
 def _joined_writings(writings: tuple[Writing, ...]) -> str:
-    """One statement of several writings, which returns a column with how much was written for each."""
+    """One statement for several writings; it returns a column with the number of rows written by each."""
     counts = [f"(SELECT count(*) FROM {one.counted})" if one.counted else "0" for one in writings]  # noqa: S608
     columns = (f"{count} AS written_{number}" for number, count in enumerate(counts))
     return f"{_with(writings)} SELECT {', '.join(columns)}"
@@ -260,10 +260,10 @@ def _joined_writings(writings: tuple[Writing, ...]) -> str:
 
 @lru_cache
 def _joined_readings(readings: tuple[Reading, ...]) -> str:
-    """One statement of several readings, which returns one row with an array for each column of each result.
+    """One statement for several readings; it returns one row with an array for each column of each result.
 
-    That takes the driver a third of the time that rows of different shapes would take, one below the other. The arrays
-    are asked for one after the other, and PostgreSQL runs a query when it is first asked for its rows.
+    That takes the driver a third of the time that a union of the differently shaped rows would take. The arrays are
+    evaluated in order, and PostgreSQL runs a query when its rows are first needed.
     """
     gathered, values = [], []
     for name, columns in (result for one in readings for result in one.results.items()):
@@ -303,7 +303,7 @@ def _arguments(parts: Sequence[Write | Read[Any]]) -> tuple[Any, ...]:
 
 
 def _execute(session: Session, sql: str, arguments: tuple[Any, ...]) -> tuple[Sequence[Row], int, Connection | None]:
-    """Through SQLAlchemy, in one switch to its synchronous side. No driver where statements are to be logged."""
+    """Run it through SQLAlchemy, in one switch to its synchronous side. Returns no driver if statements are logged."""
     connection = session.connection()
     result = connection.exec_driver_sql(sql, arguments)
     number = result.rowcount
@@ -315,13 +315,13 @@ def _execute(session: Session, sql: str, arguments: tuple[Any, ...]) -> tuple[Se
 
 
 def _check_transaction(driver: Connection) -> None:
-    # A failed flush rolls the whole transaction back: what came after it would be committed statement by statement.
+    # A failed flush rolls the whole transaction back: later statements would be committed one by one.
     if not (driver.is_in_transaction() or driver.is_closed()):
-        raise RuntimeError("the transaction is over; open a new unit of work")
+        raise RuntimeError("the transaction has ended; open a new unit of work")
 
 
 def sqlstate(error: DBAPIError) -> str | None:
-    """PostgreSQL's five-character code for what went wrong; None where the server said nothing."""
+    """PostgreSQL's five-character error code; None if the server sent none."""
     return getattr(error.orig, "sqlstate", None)
 
 

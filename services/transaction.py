@@ -1,4 +1,4 @@
-"""One database transaction, with savepoints and the events it causes. It knows no domain, only the outbox."""
+"""One database transaction, with savepoints and the events it causes. It knows the outbox, but no domain."""
 
 import logging
 from collections.abc import AsyncIterator, Sequence
@@ -22,13 +22,13 @@ from services.sql import FoundT, OtherT, Read, Sql, SqlAccess, Statement, Write
 logger = logging.getLogger(__name__)
 
 SAVEPOINT_BUDGET = 48
-"""Savepoints in one transaction at most; more than 64 overflow a PostgreSQL backend's subtransaction cache."""
+"""The most savepoints in one transaction; more than 64 overflow a PostgreSQL backend's subtransaction cache."""
 
 _CHECK_DEFERRED = (Statement("SET CONSTRAINTS ALL IMMEDIATE"), Statement("SET CONSTRAINTS ALL DEFERRED"))
 
 
 class Bell(Protocol):
-    """What is rung after a commit that queued an event. Must return at once and never fail."""
+    """Rung after a commit that queued an event. `ring` must return immediately and never fail."""
 
     def ring(self) -> None: ...
 
@@ -37,7 +37,7 @@ RepositoryT = TypeVar("RepositoryT", bound=SqlAccess)
 
 
 class RepositoryOf(Generic[RepositoryT]):
-    """A repository as an attribute of a transaction: made when it is first asked for, on that transaction's session."""
+    """A repository as an attribute of a transaction: created at its first use, on that transaction's session."""
 
     def __init__(self, kind: type[RepositoryT]) -> None:
         self._kind = kind
@@ -82,7 +82,7 @@ class Transaction:
         """Set by the outbox engine for its handlers (`services.outbox.subscription.Transaction`)."""
         self._savepoints = 0
         self._unreleased: str | None = None
-        """A plain savepoint whose block is over. The commit releases it, or the next savepoint in its own trip."""
+        """A plain savepoint whose block has ended. The commit releases it, or the next savepoint in its own trip."""
 
     async def __aenter__(self) -> Self:
         self.session = self._factory(info={"work": self._name})
@@ -95,10 +95,10 @@ class Transaction:
         await self.rollback()
 
     def record(self, event: Event, trace: Trace | None = None, *, available_at: datetime | None = None) -> UUID:
-        """Write the event in this transaction, at the latest when it commits; rolled back with it. Returns its id.
+        """Write the event in this transaction, at the latest when it commits. Returns its id.
 
-        `trace` is where it came from: that of this unit of work unless given. An event with `available_at` is deferred:
-        no worker takes it before, and later events of its aggregate do not wait for it.
+        `trace` says where it came from; the default is the trace of this unit of work. An event with `available_at` is
+        deferred: no worker takes it before that time, and later events of its aggregate do not wait for it.
         """
         assert available_at is None or event.queued, "only an event that a worker processes can be deferred"
         event_id = new_id()
@@ -111,26 +111,26 @@ class Transaction:
         return tuple(one.event for one in self._events)
 
     async def read(self, one: Read[FoundT], other: Read[OtherT]) -> tuple[FoundT, OtherT]:
-        """Read or lock what two repositories want, one after the other, in one trip to the database."""
+        """Run the reads of two repositories in this order, in one trip to the database."""
         return await self._sql.read(one, other)
 
     def write_with_events(self, *writes: Write) -> None:
-        """Write this when the recorded events are written, in the same trip to the database.
+        """Write this together with the recorded events, in the same trip to the database.
 
-        That is at the latest when it commits. Nothing that is read before shows it.
+        That is at the latest when it commits. Reads before then do not see it.
         """
         self._writes += writes
 
     async def flush(self) -> None:
-        """Write the recorded events, and what goes with them, now."""
+        """Write the recorded events, and the writes that go with them, now."""
         await self._write()
 
     async def commit(self) -> None:
         """Write the recorded events and commit; then ring the doorbell if a worker has work.
 
-        It returns only if the commit is proven (`services.connections`). If it raises, nothing of this unit of work
-        remains, unless the cause is `CommitUnknown`: then the outcome is not known. A commit that has begun is finished
-        even if the caller is cancelled. Close the unit of work; after a success it can go on with a new transaction.
+        It returns only if the commit is proven (`services.connections`). If it raises, everything is rolled back,
+        unless the cause is `CommitUnknown`: then the outcome is unknown. A commit that has begun is finished even if
+        the caller is cancelled. After a success the unit of work can begin a new transaction; after an error, close it.
         """
         # Last before the commit, so that an aggregate's events get their positions while its row is locked.
         await self._write()
@@ -144,8 +144,8 @@ class Transaction:
             await commit(self.session)
         except BaseException as error:
             if outcome_unknown(error):
-                logger.error("the outcome of a commit is not known. Unit of work: %s: %s", self._name, error)
-            # The caller may have left, so the connection is closed here.
+                logger.error("the outcome of a commit is unknown. Unit of work: %s: %s", self._name, error)
+            # The caller may have been cancelled, so the connection is closed here.
             await self._close()
             raise
         finally:
@@ -160,9 +160,9 @@ class Transaction:
         await self._sql.run_together(*_CHECK_DEFERRED)
 
     async def complete(self, positions: Sequence[int], transaction: int) -> bool:
-        """Write the recorded events and delete these rows of the outbox, which this transaction has locked.
+        """Write the recorded events and delete these outbox rows, which this transaction has locked.
 
-        False where it is not the transaction with that id: the caller must not commit then.
+        Returns False if this is not the transaction with that id: the caller must not commit then.
         """
         if self._events or self._writes:
             deleted = await self._write(self.outbox.completing(positions, transaction))
@@ -171,7 +171,7 @@ class Transaction:
         return deleted == len(positions)
 
     async def _write(self, *more: Write) -> int:
-        """Write the recorded events and what goes with them; how much the last of it was."""
+        """Write the recorded events and the writes that go with them; returns the row count of the last write."""
         events = [self.outbox.appending(self._events)] if self._events else []
         writes = [*self._writes, *events, *more]
         if not writes:
@@ -183,10 +183,10 @@ class Transaction:
         return written
 
     async def rollback(self) -> None:
-        """Give up what was done so far, and the connection; the unit of work can go on with a new transaction.
+        """Undo what was done so far and release the connection; the unit of work can begin a new transaction.
 
-        Objects that were read stay readable, detached. It is finished even if the caller is cancelled repeatedly. It
-        never fails, and takes at most `PROMPT` seconds. A commit that has begun is left alone.
+        Objects that were read stay readable, but detached. A rollback is finished even if the caller is cancelled
+        repeatedly. It never fails, and takes at most `PROMPT` seconds. A commit that has begun is left alone.
         """
         if self._committing:
             return
@@ -206,12 +206,12 @@ class Transaction:
         try:
             await self.session.close()
         except DBAPIError as error:
-            # The connection is closed then, and the server rolls back.
-            logger.info("a rollback was not answered. Unit of work: %s: %s", self._name, error.orig)
+            # The connection is then closed, and the server rolls back.
+            logger.info("the server did not answer a rollback. Unit of work: %s: %s", self._name, error.orig)
 
     @asynccontextmanager
     async def savepoint(self, *, plain: bool = False, check: bool = False) -> AsyncIterator[None]:
-        """Undo only the block's work, and what it recorded, when it raises; the error goes on to the caller.
+        """If the block raises, undo only its work and what it recorded; the error propagates to the caller.
 
         ORM objects added before the block are flushed first and survive. At most 64 in one transaction: beyond that a
         PostgreSQL backend's subtransaction cache overflows.
@@ -230,7 +230,7 @@ class Transaction:
                 async with self._session_savepoint(check=check):
                     yield
         except BaseException:
-            # Also those that the block wrote and the savepoint took back.
+            # Including those that the block wrote and the savepoint undid.
             self._events[:], self._writes[:] = before
             raise
 
@@ -242,13 +242,13 @@ class Transaction:
             self._unreleased = None
         try:
             async with self.session.begin_nested():
-                # The session would set it when it is next used, and plain SQL goes past the session.
+                # The session would set it only when it is next used, and plain SQL bypasses the session.
                 await self.session.connection()
                 yield
                 if check:
                     await self.check()
         finally:
-            # Those of the block went with it.
+            # The block's own went with it.
             self._unreleased = None
 
     @asynccontextmanager
@@ -266,11 +266,11 @@ class Transaction:
                 await self._write()
                 await self._sql.run_together(*_CHECK_DEFERRED, Statement(f"RELEASE SAVEPOINT {name}"))
         except BaseException:
-            # Whatever objects the session has now came with the block.
+            # All objects that the session has now come from the block.
             self.session.expunge_all()
             await self._sql.run(Statement(f"ROLLBACK TO SAVEPOINT {name}"))
-            # Those of the block went with it.
+            # The block's own went with it.
             self._unreleased = None
             raise
-        # Releasing it releases those of the block, too.
+        # Releasing it releases the block's own, too.
         self._unreleased = None if check else name

@@ -67,7 +67,7 @@ def test_a_process_does_not_start_with_a_clock_that_is_far_off(
         assert ended(process) not in (0, None)
     side = "ahead of" if seconds > 0 else "behind"
     (line,) = [line for line in process.said().splitlines() if "this host's clock is" in line]
-    assert f"{side} the database's and WAYBILL_MAX_CLOCK_SKEW allows 300 s: set the one that is wrong" in line
+    assert f"{side} the database's and WAYBILL_MAX_CLOCK_SKEW allows 300 s: correct the wrong one" in line
     assert "Traceback" not in process.said()
 
 

@@ -188,7 +188,7 @@ async def test_a_rollback_that_is_cancelled_costs_a_poll_loop_its_connection(
             await closing
         assert driver.is_closed()
         # SQLAlchemy gave the connection up, so the pool found nothing.
-        assert "came back to the pool" not in caplog.text
+        assert "returned to the pool" not in caplog.text
         async with UnitOfWork(sessions) as uow:
             assert len(await uow.ledger.sql.fetch(ASKED)) == 1
 
