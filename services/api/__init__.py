@@ -1,1 +1,1 @@
-"""The HTTP front door."""
+"""The HTTP API."""

@@ -22,10 +22,10 @@ logger = logging.getLogger(__name__)
 CanaryState: TypeAlias = Literal["ok", "failed", "pending"]
 
 _LIMIT = 5.0
-"""The most seconds that one attempt may take."""
+"""Time limit for one attempt, in seconds."""
 
 _RETRY = 5.0
-"""Seconds from a failed attempt to the next one."""
+"""Seconds between a failed attempt and the next one."""
 
 
 class _Step(StrEnum):
@@ -37,14 +37,14 @@ class _Step(StrEnum):
 
 
 class _NotFound(Exception):
-    """The commit was answered, but what it committed is not there."""
+    """The commit was confirmed, but the row is not there."""
 
 
 class Canary:
-    """Tries again and again from entry to exit. `state` is `failed` from a failed attempt until one succeeds.
+    """Makes attempts from entry to exit. `state` is `failed` from a failed attempt until one succeeds.
 
     It writes through the request pool, so that it notices connections that are unfit for requests. An attempt that gets
-    no connection in time is postponed, and says nothing about the database.
+    no connection in time is put off; it does not count as a failure of the database.
     """
 
     def __init__(self, writing: SessionFactory, reading: SessionFactory, interval: float) -> None:
@@ -62,7 +62,7 @@ class Canary:
 
     @property
     def age(self) -> float:
-        """Seconds since the last success, or since the start if there was none yet."""
+        """Seconds since the last success, or since the start if there has been none."""
         return monotonic() - self._succeeded_at
 
     async def __aenter__(self) -> "Canary":
@@ -87,7 +87,7 @@ class Canary:
         try:
             done, _ = await asyncio.wait({trying}, timeout=_LIMIT)
             if not done:
-                # Its clean-up may take longer, and the result does not wait for it.
+                # Its cleanup may take longer; the result does not wait for it.
                 return self._note(TimeoutError(f"no answer within {_LIMIT:g} s"))
             (error,) = await asyncio.gather(trying, return_exceptions=True)
             return self._note(error)
@@ -114,11 +114,11 @@ class Canary:
         await uow.canaries.write(self._id, socket.gethostname(), os.getpid(), self._number)
 
     async def _read_back(self) -> int | None:
-        async with UnitOfWork(self._reading, name="the canary's look") as uow:
+        async with UnitOfWork(self._reading, name="the canary's read") as uow:
             return await uow.canaries.read(self._id)
 
     def _note(self, error: BaseException | None) -> bool:
-        """Whether all is well. An error that repeats is logged once."""
+        """Record the outcome; returns whether it is a success. A repeated error is logged once."""
         before = self._complaint
         if error is None:
             self.state, self._complaint, self._succeeded_at = "ok", None, monotonic()
@@ -137,4 +137,4 @@ class Canary:
     def _complain_of_its_end(self, ended: asyncio.Task[None]) -> None:
         self.state = "failed"
         why = "it was cancelled" if ended.cancelled() else repr(ended.exception())
-        logger.critical("canary: its task ended (%s); this process stays unready, restart it", why)
+        logger.critical("canary: its task ended (%s); this process stays unready until it is restarted", why)

@@ -1,4 +1,4 @@
-"""What routes ask for: the unit of work, the caller, the page, the version the caller read."""
+"""Dependencies of routes: the unit of work, the caller, the page, the version the caller read."""
 
 import re
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ _bearer = OAuth2PasswordBearer(tokenUrl="/v1/token", auto_error=False)
 _ETAG = re.compile(r'(?:W/)?"([1-9][0-9]{0,9})"', re.ASCII)
 
 
-# Dependencies are coroutines even where nothing is awaited: FastAPI sends plain functions through a thread each time.
+# Dependencies are coroutines even if they await nothing: FastAPI runs plain functions in a thread each time.
 async def _state(request: Request) -> ApiState:
     return api_state(request)
 
@@ -41,7 +41,7 @@ async def _replica_work(state: State) -> AsyncIterator[UnitOfWork]:
 
 
 ReplicaWork = Annotated[UnitOfWork, Depends(_replica_work, scope="function")]
-"""A unit of work for answers that may lag behind a commit the caller has just made."""
+"""A unit of work for answers that may lag behind the caller's latest commit."""
 
 
 async def _current_user(request: Request, token: Annotated[str | None, Depends(_bearer)]) -> SignedIn:
@@ -50,7 +50,7 @@ async def _current_user(request: Request, token: Annotated[str | None, Depends(_
     uow: UnitOfWork = request.state.uow
     user = await uow.users.signed_in(api_state(request).tokens.user_id(token))
     if user is None:
-        raise Unauthenticated("the user of this access token is gone or deactivated")
+        raise Unauthenticated("the user of this access token no longer exists or is deactivated")
     return user
 
 
@@ -73,7 +73,7 @@ async def _if_match(
         raise VersionRequired('the If-Match header is required: the ETag of the version you read, such as "3"')
     matched = _ETAG.fullmatch(if_match.strip())
     if matched is None:
-        raise InvalidInput('If-Match must be one ETag as it was given out, such as "3"')
+        raise InvalidInput('If-Match must be a single ETag as the server returned it, such as "3"')
     return int(matched[1])
 
 
@@ -87,18 +87,18 @@ def etag(version: int) -> str:
 
 
 def filters_of(listing: Listing[Any]) -> Any:
-    """The query parameter `filter`, as this list takes it."""
+    """The query parameter `filter` of this list."""
     return Query(alias="filter", max_length=20, description=listing.describe_filters())
 
 
 def page_of(listing: Listing[Any]) -> Any:
-    """The dependency that reads which page of this list is wanted: `page: Annotated[PageQuery, page_of(...)]`."""
+    """The dependency that reads the requested page of this list: `page: Annotated[PageQuery, page_of(...)]`."""
 
     async def page_query(
         filters: Annotated[list[str], filters_of(listing)] = [],  # noqa: B006  (FastAPI copies it)
         sort: Annotated[str | None, Query(max_length=64, description=listing.describe_sorts())] = None,
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
-        cursor: Annotated[str | None, Query(max_length=1000, description="`next_cursor` of the page before.")] = None,
+        cursor: Annotated[str | None, Query(max_length=1000, description="`next_cursor` of the previous page.")] = None,
     ) -> PageQuery:
         return PageQuery(filters, sort, limit, cursor)
 

@@ -16,7 +16,7 @@ ClockState: TypeAlias = Literal["ok", "wrong"]
 
 
 class Health(BaseModel):
-    """The process answers."""
+    """The process is alive."""
 
     status: Literal["ok"] = "ok"
 
@@ -24,9 +24,10 @@ class Health(BaseModel):
 class Readiness(BaseModel):
     """`ready` is whether requests should be sent here.
 
-    It means that the database takes writes, the canary's last write was kept, and this host's clock is close enough to
-    the database's. `read_only`: this server was demoted, or told to refuse writes. `pending`: the canary has not
-    finished an attempt since the process started. Redis is a hint: without it Waybill keeps serving, only more slowly.
+    It means that the database accepts writes, the canary's last write was kept, and this host's clock is close enough
+    to the database's. `read_only`: this server was demoted or is configured to refuse writes. `pending`: the canary has
+    not finished an attempt since the process started. Redis is a hint: without it Waybill keeps serving, but orders are
+    processed later.
     """
 
     ready: bool
@@ -52,7 +53,7 @@ async def read_health() -> Health:
     },
 )
 async def read_readiness(state: State, response: Response) -> Readiness:
-    """Whether the process can serve requests. Answers within about 2 s, whatever hangs; answers are kept for 1 s."""
+    """Whether the process can serve requests. Answers within about 2 s, whatever hangs; answers are cached for 1 s."""
     database, redis = await asyncio.gather(state.probe.database(), state.probe.redis())
     canary = state.canary.state
     # The log and `waybill_clock_skew_seconds` say more about the clock.

@@ -24,13 +24,13 @@ _KEY_RULE = "1 to 255 visible ASCII characters without spaces, such as a UUID"
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """This transaction has taken the key."""
+    """This transaction has claimed the key."""
 
     request: RequestKey
 
 
 class ReplayStored(Exception):
-    """The request took effect before: its stored reply is the answer."""
+    """The request has already taken effect: its stored reply is the answer."""
 
     def __init__(self, stored: StoredReply) -> None:
         super().__init__("stored reply")
@@ -43,12 +43,12 @@ def replayed(stored: StoredReply) -> Response:
 
 
 def kept_headers(response: Response) -> dict[str, str]:
-    """The headers of a reply that belong to its outcome."""
+    """The headers of a reply that are stored with it."""
     return {name: response.headers[name] for name in _KEPT if name in response.headers}
 
 
 def forget_key(request: Request) -> None:
-    """Store no reply under the request's key, which stays free: the request has no effect."""
+    """Store no reply under the request's key, which stays unused: the request has no effect."""
     request.state.claim = None
 
 
@@ -72,10 +72,10 @@ async def _claim(request: Request, user: CurrentUser, key: str | None, *, requir
         case Free():
             request.state.claim = Claim(wanted)
         case InFlight():
-            raise RequestInFlight("a request with this Idempotency-Key is being processed; ask again in a second")
+            raise RequestInFlight("a request with this Idempotency-Key is still being processed; retry in a second")
         case StoredReply() as stored:
             if stored.fingerprint != wanted.fingerprint:
-                raise IdempotencyKeyReused("this Idempotency-Key was used with another body; use a fresh one")
+                raise IdempotencyKeyReused("this Idempotency-Key was already used with a different body; use a new key")
             raise ReplayStored(stored)
 
 

@@ -1,4 +1,4 @@
-"""Which methods a path takes: HEAD wherever GET, and a 405 names them all."""
+"""The methods that a path allows: HEAD wherever there is GET, and a 405 lists them all."""
 
 from starlette.requests import Request
 from starlette.routing import Match
@@ -8,9 +8,9 @@ _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 class HeadMiddleware:
-    """Answers HEAD as GET, up to the body: same status, same headers.
+    """Answers HEAD like GET, without the body: same status, same headers.
 
-    The work behind the reply stops once its headers are known, so that no stream is read for nothing.
+    Work on the reply stops once its headers are known, so that no stream is read in vain.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -26,23 +26,23 @@ class HeadMiddleware:
             await send({"type": "http.response.body"})
             raise _Sent
 
-        # A copy, because the server looks at the method, too: it frames a reply to HEAD in another way.
+        # A copy, because the server looks at the method, too: it frames a reply to HEAD differently.
         inner = {**scope, "method": "GET"}
         try:
             await self._app(inner, receive, send_head)
         except _Sent:
             pass
         finally:
-            # The route that was found is for the layers outside of this one.
+            # Outer layers need the route that was matched.
             scope.update({**inner, "method": "HEAD"})
 
 
 class _Sent(Exception):
-    """Raised inside the application, instead of taking the body of its reply."""
+    """Raised inside the application instead of accepting the body of its reply."""
 
 
 def allowed(request: Request) -> str:
-    """The methods that the path of this request takes, for `Allow`."""
+    """The methods that the path of this request allows, for the `Allow` header."""
     found: list[str] = []
     for method in _METHODS:
         # Routers leave notes under "fastapi"; those of the refused request do not count.

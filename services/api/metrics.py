@@ -1,4 +1,4 @@
-"""`GET /metrics` for Prometheus: what waits, what the last audit found, and the requests of this process."""
+"""`GET /metrics` for Prometheus: the backlog, the last audit's findings, and the requests of this process."""
 
 import asyncio
 import hmac
@@ -25,13 +25,13 @@ from services.fields import now
 from services.unit_of_work import UnitOfWork
 
 _PATIENCE = 5.0
-"""Seconds that the database may take to answer; Prometheus gives a scrape up after ten, unless told otherwise."""
+"""Time limit for the database, in seconds; by default Prometheus gives up on a scrape after ten."""
 
 _BACKLOG = {
-    "waiting": ("waybill_outbox_waiting_events", "Events that wait in the outbox."),
+    "waiting": ("waybill_outbox_waiting_events", "Events waiting in the outbox."),
     "retrying": ("waybill_outbox_retrying_events", "Waiting events that have failed before."),
     "oldest_due_seconds": ("waybill_outbox_oldest_due_seconds", "How long the most overdue event has been due."),
-    "dead_letters": ("waybill_dead_letters", "Events whose attempts are used up."),
+    "dead_letters": ("waybill_dead_letters", "Events that used up their attempts."),
 }
 
 router = APIRouter(tags=["health"])
@@ -39,21 +39,21 @@ _bearer = HTTPBearer(auto_error=False, scheme_name="MetricsToken", description="
 
 
 async def _scraped(state: State, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> ApiState:
-    """Raises `NotFound` where there are no metrics, `Unauthenticated` where the token is not theirs."""
+    """Raises `NotFound` if metrics are disabled, `Unauthenticated` if the token is missing or wrong."""
     token = state.settings.metrics_token
     if token is None:
         if not state.settings.is_development:
-            raise NotFound("there are no metrics here")
+            raise NotFound("metrics are not available here")
     elif given is None or not hmac.compare_digest(given.credentials.encode(), token.get_secret_value().encode()):
-        raise Unauthenticated("the token of the metrics is required: Authorization: Bearer TOKEN")
+        raise Unauthenticated("the metrics token is required: Authorization: Bearer TOKEN")
     return state
 
 
 @router.get("/metrics", response_class=PlainTextResponse, responses=responses(401, 404))
 async def read_metrics(state: Annotated[ApiState, Depends(_scraped)]) -> PlainTextResponse:
-    """Prometheus' text format: gauges from the database, the same in every process, and this process's own figures.
+    """Metrics in Prometheus' text format: the database's gauges, the same in every process, and this process's own.
 
-    Where the database does not answer, its gauges are missing and `waybill_database_up` is 0.
+    If the database does not answer, its gauges are missing and `waybill_database_up` is 0.
     """
     explained = "How far this host's clock is ahead of the database's."
     skew = _gauge("waybill_clock_skew_seconds", explained, state.skew.seconds)
@@ -64,7 +64,7 @@ async def read_metrics(state: Annotated[ApiState, Depends(_scraped)]) -> PlainTe
 
 
 class _Scrape(Collector):
-    """What one reader gets."""
+    """The metrics of one scrape."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = families
@@ -89,7 +89,7 @@ async def _read_database(state: ApiState) -> list[Metric]:
     gauges = [_gauge("waybill_database_up", "Whether the database answers.", 1)]
     gauges += [_gauge(name, explained, backlog[key]) for key, (name, explained) in _BACKLOG.items()]
     gauges.append(
-        _gauge("waybill_sweep_failures", "Rows that the database refuses to end although they are due.", refused)
+        _gauge("waybill_sweep_failures", "Due rows that cannot be expired because the database refuses.", refused)
     )
     if audit is not None:
         age = (now() - audit.started_at).total_seconds()
@@ -97,7 +97,7 @@ async def _read_database(state: ApiState) -> list[Metric]:
             _gauge("waybill_audit_differences", "Differences that the last finished audit found.", audit.differences),
             _gauge("waybill_audit_age_seconds", "Time since the last finished audit began.", age),
             _gauge("waybill_audit_duration_seconds", "How long the last finished audit took.", audit.seconds),
-            _gauge("waybill_audit_rows_checked", "Rows that the last finished audit looked at.", audit.rows_checked),
+            _gauge("waybill_audit_rows_checked", "Rows that the last finished audit checked.", audit.rows_checked),
         ]
     return gauges
 

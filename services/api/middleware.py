@@ -1,6 +1,6 @@
-"""What every request passes: it gets an id and a trace context, for replies, logs and events, and a size limit.
+"""Middleware for every request: an id and a trace context, for replies, logs and events, and a limit on its size.
 
-The start of the application passes here, too, so that the log says why an application must not start.
+The application's startup passes through it, too, so that the log says why the application refuses to start.
 """
 
 import asyncio
@@ -24,9 +24,9 @@ _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a
 
 
 class RequestContextMiddleware:
-    """Takes `X-Request-Id` and `traceparent` from the request where they are well formed; the id goes back out.
+    """Takes `X-Request-Id` and `traceparent` from the request if they are well formed; the reply carries the id.
 
-    A request that is cancelled because the server stops is answered 503; the server itself would answer in plain text.
+    A request that is cancelled because the server stops gets a 503; the server itself would answer in plain text.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -70,7 +70,7 @@ class RequestContextMiddleware:
 
 
 class StartMiddleware:
-    """Says in one line, instead of a traceback, why the application must not start."""
+    """Reports in one line, instead of a traceback, why the application refuses to start."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -92,7 +92,7 @@ class StartMiddleware:
 class BodyLimitMiddleware:
     """Refuses a request body of more than `limit` bytes with 413, whether its length was announced or not.
 
-    Starlette's own limit answers in plain text, and replaces what an application answers.
+    Starlette's own limit answers in plain text, and replaces the application's answer.
     """
 
     def __init__(self, app: ASGIApp, limit: int) -> None:

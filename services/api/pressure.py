@@ -9,7 +9,7 @@ logger = logging.getLogger(__name__)
 
 # Why a connection was refused or closed early, and how that is logged.
 REASONS = {
-    "capacity": "this process has as many open connections as it may have",
+    "capacity": "this process has reached its limit of open connections",
     "crowded_out": "its request was the oldest unfinished one when another connection needed its place",
     "head_time": "the head of a request did not arrive in time",
     "head_size": "the head of a request is too large",
@@ -29,18 +29,20 @@ _refused = Counter(
     registry=registry,
 )
 _accept_errors = Counter(
-    "waybill_http_accept_errors", "Failures to accept a connection for lack of a file or of memory.", registry=registry
+    "waybill_http_accept_errors",
+    "Failures to accept a connection for lack of file descriptors or memory.",
+    registry=registry,
 )
 _out_of_memory = Counter("waybill_http_out_of_memory", "Requests that failed for lack of memory.", registry=registry)
 _out_of_descriptors = Counter(
-    "waybill_http_out_of_descriptors", "Requests that failed for lack of a file descriptor.", registry=registry
+    "waybill_http_out_of_descriptors", "Requests that failed for lack of file descriptors.", registry=registry
 )
-# So that an alert finds a zero before the first refusal.
+# So that alerts see a zero before the first refusal.
 _refused_by = {reason: _refused.labels(reason) for reason in REASONS}
 
 
 class _Sparing:
-    """Logs the first of many equal events at once, and later ones at most every `seconds`, with their number."""
+    """Logs the first of many equal events immediately, and later ones at most every `seconds`, with their number."""
 
     def __init__(self, level: int, seconds: float = 10.0) -> None:
         self._level = level

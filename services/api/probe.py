@@ -21,18 +21,18 @@ RedisState: TypeAlias = Literal["ok", "unreachable"]
 FoundT = TypeVar("FoundT")
 
 _KEPT = 1.0
-"""Seconds for which an answer is kept."""
+"""Seconds for which an answer is cached."""
 
 _DATABASE_PATIENCE = 2.0
 _REDIS_PATIENCE = 0.1
-"""The most seconds that each may take to answer. Redis is a hint: it is not worth a long wait."""
+"""Time limits for an answer, in seconds. Redis is a hint: it is not worth a long wait."""
 
-# A server that takes no writes is in recovery, or has a setting that says so.
+# A server that accepts no writes is in recovery, or is configured as read-only.
 _READ_ONLY = text("SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool")
 
 
 class Shared(Generic[FoundT]):
-    """One look at a time, shared by all callers. `look` must end by itself."""
+    """One look at a time, shared by all callers. `look` must have its own time limit."""
 
     def __init__(self, look: Callable[[], Awaitable[FoundT]], kept: float = _KEPT) -> None:
         self._look = look
@@ -43,7 +43,7 @@ class Shared(Generic[FoundT]):
     async def ask(self, patience: float) -> FoundT | None:
         """What was found, at most `kept` seconds ago; None if there is no answer within `patience` seconds.
 
-        The look then goes on, and callers that ask in the meantime wait for the same one.
+        The look then continues, and callers that ask in the meantime wait for the same one.
         """
         looking = self._looking
         if looking is None or (looking.done() and monotonic() - self._ended >= self._kept):
@@ -64,19 +64,19 @@ class Shared(Generic[FoundT]):
 
 
 class Probe:
-    """The connections through which readiness, the canary and the metrics look."""
+    """The connections that readiness, the canary and the metrics use."""
 
     def __init__(self, engine: AsyncEngine, redis: Redis) -> None:
         self.engine = engine
         self.sessions: SessionFactory = make_session_factory(engine)
         self.scraping = asyncio.Lock()
-        """Held by a scrape: several at once would leave no connection for the short looks."""
+        """Held by a scrape: concurrent scrapes would leave no connection for the short checks."""
         self._redis = redis
         self._database = Shared(self._look_at_database)
         self._redis_answers = Shared(self._look_at_redis)
 
     async def database(self) -> DatabaseState:
-        """Whether the database answers, and takes writes."""
+        """Whether the database answers and accepts writes."""
         return await self._database.ask(_DATABASE_PATIENCE) or "unreachable"
 
     async def redis(self) -> RedisState:
@@ -100,8 +100,8 @@ class Probe:
             return "read_only" if (await connection.execute(_READ_ONLY)).scalar_one() else "ok"
 
     async def _look_at_redis(self) -> bool:
-        # The client's own time-outs end it. A connection cancelled during its greeting would go back to the pool
-        # with a reply still to come, which the next command would take for its own.
+        # The client's own timeouts end it. A connection that is cancelled during its handshake would return to the
+        # pool with a reply still to come, which the next command would take for its own.
         try:
             await self._redis.execute_command("PING")  # type: ignore[no-untyped-call]
         except (RedisError, OSError, TimeoutError):
@@ -111,7 +111,7 @@ class Probe:
 
 @asynccontextmanager
 async def open_probe(settings: Settings, redis: Redis) -> AsyncIterator[Probe]:
-    """A probe with an engine of its own, disposed of on exit."""
+    """A probe with its own engine, disposed of on exit."""
     engine = make_engine(settings, "api-probe", limits=Limits.of_requests(settings), pool_size=PROBE_CONNECTIONS)
     probe = Probe(engine, redis)
     try:

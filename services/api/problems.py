@@ -63,7 +63,7 @@ _STATUS: Mapping[type[DomainError], int] = {
 
 
 class ProblemFault(BaseModel):
-    """One thing wrong with the input, and where (a JSON Pointer, or `query`, `path` or `header` and the name)."""
+    """One fault in the input, and where it is (a JSON Pointer, or `query`, `path` or `header` and the name)."""
 
     detail: str
     pointer: str
@@ -117,7 +117,7 @@ def status_of(kind: type[DomainError]) -> int:
 
 
 def domain_problem(request: Request, error: DomainError, members: Mapping[str, Any] | None = None) -> ProblemResponse:
-    """The problem that a domain error is over HTTP; `members` are those that this kind of problem has besides."""
+    """The problem for a domain error; `members` are further members that this kind of problem has."""
     headers = {}
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
@@ -127,22 +127,22 @@ def domain_problem(request: Request, error: DomainError, members: Mapping[str, A
 
 
 def database_problem(request: Request, error: DBAPIError) -> ProblemResponse | None:
-    """The problem that PostgreSQL's refusal of a value is; None where the client is not to blame."""
+    """The problem for a value that PostgreSQL refused; None if the client is not to blame."""
     match sqlstate(error):
         case "23505":
-            return problem(request, 409, AlreadyExists.code, "something with this unique value exists already")
+            return problem(request, 409, AlreadyExists.code, "a record with this unique value already exists")
         case "23503":
-            return problem(request, 422, InvalidInput.code, "something that is referred to does not exist")
+            return problem(request, 422, InvalidInput.code, "a record that is referred to does not exist")
         case "23514" | "23502":
             return problem(request, 422, InvalidInput.code, "a value is not allowed here")
         case str(state) if state.startswith("22"):
-            return problem(request, 422, InvalidInput.code, "a value is out of the range that can be stored")
+            return problem(request, 422, InvalidInput.code, "a value is outside the range that can be stored")
     return None
 
 
 def is_unavailable(error: DBAPIError) -> bool:
-    """Whether the connection was lost, or the server takes no new one now; nothing is wrong with the request."""
-    # Connection exceptions, insufficient resources, operator intervention, a database that is closed to connections.
+    """Whether the connection was lost, or the server accepts no new one now; nothing is wrong with the request."""
+    # Connection exceptions, insufficient resources, operator intervention, a database that refuses connections.
     code = sqlstate(error) or ""
     return (
         error.connection_invalidated
@@ -162,10 +162,10 @@ async def _on_validation_error(request: Request, error: Exception) -> ProblemRes
     faults = [Fault(_message(fault), _pointer(fault["loc"])) for fault in error.errors()]
     if any(fault["type"] == "json_invalid" for fault in error.errors()):
         return problem(request, 400, "malformed_body", "the body is not valid JSON", faults)
-    # A field may have a code of its own, which counts where nothing else is wrong.
+    # A field may have its own code, which is used if nothing else is wrong.
     amounts_only = all(fault["type"] == AmountInvalid.code for fault in error.errors())
     code = AmountInvalid.code if amounts_only else InvalidInput.code
-    return problem(request, 422, code, "the request has fields that are missing or wrong", faults)
+    return problem(request, 422, code, "the request has missing or invalid fields", faults)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> ProblemResponse:
@@ -178,7 +178,7 @@ async def _on_http_exception(request: Request, error: Exception) -> ProblemRespo
 
 
 async def _on_stale_data(request: Request, _: Exception) -> ProblemResponse:
-    detail = "somebody else changed this at the same moment; read it again"
+    detail = "it was changed by someone else; fetch it and try again"
     return problem(request, 412, StaleVersion.code, detail)
 
 
@@ -193,23 +193,23 @@ async def _on_database_error(request: Request, error: Exception) -> ProblemRespo
     if sqlstate(error) in _BUSY:
         outage.warning("a statement or a lock took too long: %s", error.orig)
         return _retry_later(
-            request, "busy", "what this request needs is in use at the moment; nothing took effect; send it again"
+            request, "busy", "rows that this request needs are in use; nothing took effect; send it again"
         )
     if is_unavailable(error) and not not_committed(error):
         return await _on_unavailable(request, error)
     logger.error("unexpected database error", exc_info=error)
-    return problem(request, 500, "internal_error", "the request failed; nothing of it took effect")
+    return problem(request, 500, "internal_error", "the request failed; nothing took effect")
 
 
 async def _on_unavailable(request: Request, error: Exception) -> ProblemResponse:
-    outage.warning("the database cannot be used: %r", error)
+    outage.warning("the database is unavailable: %r", error)
     return _retry_later(
-        request, "unavailable", "the database cannot be used at the moment; nothing took effect; send the request again"
+        request, "unavailable", "the database is unavailable; nothing took effect; send the request again"
     )
 
 
 def outcome_unknown_problem(request: Request) -> ProblemResponse:
-    """For a request whose commit was not answered, or not safely."""
+    """For a request whose commit was not confirmed, or not safely."""
     return _retry_later(
         request,
         "outcome_unknown",
@@ -231,22 +231,22 @@ async def _on_os_error(request: Request, error: Exception) -> ProblemResponse:
 
 
 def _overloaded(request: Request) -> ProblemResponse:
-    return _retry_later(request, "overloaded", "the server is overloaded at the moment; send the request again")
+    return _retry_later(request, "overloaded", "the server is overloaded; send the request again")
 
 
 async def _on_unexpected(request: Request, error: Exception) -> ProblemResponse:
-    # This one is sent outside the middleware that puts the id on every other reply.
+    # This reply is sent outside the middleware that adds the id to every other reply.
     headers = {"X-Request-Id": request_id} if (request_id := getattr(request.state, "request_id", None)) else {}
     if isinstance(error, MemoryError):
         pressure.out_of_memory()
         response = _overloaded(request)
         response.headers.update(headers)
         return response
-    return problem(request, 500, "internal_error", "the request failed; nothing of it took effect", headers=headers)
+    return problem(request, 500, "internal_error", "the request failed; nothing took effect", headers=headers)
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of the application a problem."""
+    """Turn every error of the application into a problem."""
     app.add_exception_handler(DomainError, _on_domain_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -258,7 +258,7 @@ def install(app: FastAPI) -> None:
 
 
 def _message(fault: Mapping[str, Any]) -> str:
-    # A ValueError of ours comes with a prefix that says nothing to a client.
+    # Pydantic gives our ValueErrors a prefix that means nothing to a client.
     return str(fault["msg"]).removeprefix("Value error, ")
 
 

@@ -27,7 +27,7 @@ _MAX_PADDING = 8
 _LINGER = 2.0
 """Seconds for a client to read a refusal. Closing with unread input would reset the connection and lose the reply."""
 _EVICT_AFTER = 1.0
-"""The least time that an unfinished request gets, in seconds, however many others need its place."""
+"""The least time that an unfinished request gets, in seconds, even if other connections need its place."""
 RETRY = {"retry-after": "1"}
 
 
@@ -78,7 +78,7 @@ class Connections:
         self._open = server_state.connections
 
     def admit(self, connecting: int, now: float) -> bool:
-        """Whether one more connection may be served, beside the `connecting` ones that are about to be.
+        """Whether one more connection may be served, in addition to the `connecting` ones that are about to be.
 
         Unfinished requests may take half of the places. Beyond that, or if no place is left, the oldest one loses its
         place.
@@ -111,7 +111,7 @@ class _Refused(Exception):
 class LimitedProtocol(HttpToolsProtocol):
     """uvicorn's protocol with limits on the size of a head and on the time that a client may take.
 
-    One timer checks each connection now and then; nothing is scheduled for a single request or a piece of a body.
+    One timer checks each connection periodically; nothing is scheduled for a single request or a piece of a body.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._running: RequestResponseCycle | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    # What the transport calls.
+    # Called by the transport.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -153,7 +153,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._registry.unfinished.pop(self, None)
         if self._timer is not None:
             self._timer.cancel()
-        # uvicorn tells only the newest request; the running one may be an earlier one.
+        # uvicorn notifies only the newest request; the running one may be an earlier one.
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
             self._running.message_event.set()
@@ -183,7 +183,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unread_since = None
         super().resume_writing()
 
-    # What the parser calls.
+    # Called by the parser.
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -216,7 +216,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._running = cycle
         super()._start_asgi_task(cycle, app)  # type: ignore[arg-type]
 
-    # What the limits do.
+    # Enforcing the limits.
 
     def make_place(self) -> None:
         """Give the place of this unfinished request to another connection."""
@@ -259,7 +259,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._received_before = self._received
             self._heard_at = now
         if self.flow.read_paused:
-            # We are the ones who do not read, for example pipelined requests.
+            # It is we who are not reading, for example because of pipelined requests.
             self._since = self._heard_at = now
         elif self._waiting is _Waiting.head:
             if now - self._since < self._limits.head_timeout:

@@ -10,9 +10,9 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 
 class RequestTimes:
-    """Numbers and times of this process's requests, by method, route and class of status; and what the process uses.
+    """Counts and durations of this process's requests, by method, route and status class; and its resource usage.
 
-    What a client makes up is no label: a path that no route matches is `unmatched`, an odd method `other`.
+    Values that clients make up do not become labels: a path without a route is `unmatched`, an unknown method `other`.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class RequestTimes:
 
 
 class RequestTimesMiddleware:
-    """Takes the time of every request. One that ends without a reply counts as a 5xx."""
+    """Times every request. One that ends without a reply counts as a 5xx."""
 
     def __init__(self, app: ASGIApp, times: RequestTimes) -> None:
         self._app = app

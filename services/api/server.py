@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 _MOST_DESCRIPTORS = 65_536
 _RESERVED_DESCRIPTORS = 64
-"""For standard streams, the event loop, Redis, name look-ups, short-lived files, and refused connections."""
+"""For standard streams, the event loop, Redis, name lookups, short-lived files, and refused connections."""
 _FEWEST_CONNECTIONS = 8
 _LEAVING = 16
 _LEAVING_SECONDS = 1.0
@@ -36,16 +36,16 @@ _EXHAUSTED = frozenset({EMFILE, ENFILE, ENOBUFS, ENOMEM})
 
 
 def make_room(settings: Settings) -> int:
-    """Raise the limit on open files as far as possible (65,536); returns how many connections the process may serve.
+    """Raise the limit on open files, to 65,536 if possible; returns how many connections the process may serve.
 
-    That is what remains after the database's connections and the other needs, or the number in the settings if that is
-    lower. Logs a warning if the limit leaves less than the settings ask for, or hardly anything.
+    That is what remains after the database's connections and other needs, or the number in the settings if that is
+    lower. Logs a warning if the limit leaves fewer than the settings ask for, or hardly any.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     infinite = resource.RLIM_INFINITY
     wanted = _MOST_DESCRIPTORS if hard == infinite else min(hard, _MOST_DESCRIPTORS)
     if soft != infinite and soft < wanted:
-        # Some systems have a lower limit beside the hard one.
+        # Some systems have another limit that is lower than the hard one.
         with suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
             soft = wanted
@@ -126,7 +126,7 @@ class Acceptor:
     """Accepts the connections of one listening socket.
 
     If there is no descriptor for a connection, the event loop's own server drops it without a reply or a line in the
-    log. This one answers, logs, waits a little, and goes on.
+    log. This one answers, logs, waits a little, and continues.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class Acceptor:
         return [self._listener]
 
     def close(self) -> None:
-        """Stop listening. Accepted connections go on."""
+        """Stop listening. Accepted connections stay open."""
         if not self._closed:
             self._closed = True
             self._loop.remove_reader(self._listener)

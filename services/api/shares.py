@@ -1,4 +1,4 @@
-"""A bounded share of the connection pool for requests that write, so that reads go on."""
+"""A bounded share of the connection pool for requests that write, so that reads are not blocked."""
 
 import asyncio
 from contextvars import ContextVar
@@ -9,14 +9,14 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 from sqlalchemy.util import await_only
 
 writes: ContextVar[bool] = ContextVar("writes", default=False)
-"""Whether this context is that of a request that may write, and so may wait for a lock."""
+"""Whether this is the context of a request that may write, and so may wait for a lock."""
 
 
 class SharingPool(AsyncAdaptedQueuePool):
-    """A pool of which requests that write may use at most three quarters. They take a place only with a connection.
+    """A pool of which requests that write may use at most three quarters. They hold a place only with a connection.
 
-    Raises SQLAlchemy's `TimeoutError` if none is free within the pool's time-out. Places are given out in the order in
-    which they were requested.
+    Raises SQLAlchemy's `TimeoutError` if no place is free within the pool's timeout. Places are given out in the order
+    in which they were requested.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the application holds for its lifetime."""
+"""Objects that live as long as the application."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from services.users.passwords import Passwords
 
 @dataclass(frozen=True, slots=True)
 class ApiState:
-    """Made and disposed of in the lifespan."""
+    """Created and disposed of in the lifespan."""
 
     settings: Settings
     database: Database

@@ -31,8 +31,8 @@ LEEWAY = 30.0
 class Tokens:
     """Makes and reads access tokens. `ttl` is in seconds.
 
-    A client sends the same token with every request: what one says is remembered, for the latest few thousand, so that
-    its signature is checked once. Its times are checked on each use, by the clock that every process follows.
+    A client sends the same token with every request, so the contents of the latest few thousand are cached, and their
+    signatures are checked once. Times are checked on each use, by the clock that every process follows.
     """
 
     def __init__(self, secret: str, ttl: int) -> None:
@@ -50,14 +50,14 @@ class Tokens:
         return jwt.encode(claims, self._secret, algorithm=_ALGORITHM)
 
     def user_id(self, token: str) -> int:
-        """Whom the token was made for. Raises `Unauthenticated` where it is expired, forged or malformed."""
+        """The id of the token's user. Raises `Unauthenticated` if the token is expired, forged or malformed."""
         user_id, begins, expires = self._read(token)
         if not begins - LEEWAY <= CLOCK.time() < expires + LEEWAY:
             raise _invalid()
         return user_id
 
     def _decode(self, token: str) -> tuple[int, float, float]:
-        """The user, and from when and until when (seconds since the epoch) the token is valid."""
+        """The user, and the start and end of the token's validity (seconds since the epoch)."""
         try:
             claims = jwt.decode(
                 token,

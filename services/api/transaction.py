@@ -1,4 +1,4 @@
-"""The transaction edge: one unit of work a request, committed before the reply goes out."""
+"""The transaction edge: one unit of work per request, committed before the reply is sent."""
 
 import asyncio
 import logging
@@ -29,20 +29,20 @@ logger = logging.getLogger(__name__)
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _NOT_STORED = frozenset({401, 403, 429})
 _TRYING = 5.0
-"""Seconds after the start of the first attempt within which another may begin."""
+"""Seconds after the start of the first attempt during which another may begin."""
 
 
 class CommitFailed(Exception):
-    """The work was done and could not be kept: the client sent nothing wrong, so this is a 5xx."""
+    """The work was done but could not be committed: the client did nothing wrong, so this is a 5xx."""
 
 
 class TransactionRoute(APIRoute):
     """A route whose handler runs inside `request.state.uow`.
 
     The reply is rendered, stored under the idempotency key if there is one, and the unit of work committed; only then
-    is the reply sent. A FastAPI dependency with `yield` would commit after it, and a failed commit would still have
-    answered 201. A deadlock's victim, and a request whose connection was lost before the commit (a server that was
-    restarted leaves dead ones in the pool), is tried again from the start, a bounded number of times with jitter.
+    is the reply sent. A FastAPI dependency with `yield` would commit after that, and a failed commit would already have
+    been answered with 201. A deadlock victim, or a request whose connection was lost before the commit (a restarted
+    server leaves dead ones in the pool), is retried from the start, a bounded number of times with jitter.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -71,7 +71,7 @@ async def _try(request: Request, handle: Handle, attempts: int) -> Response:
             pause = random.uniform(0, 0.01 * 2**attempt)  # noqa: S311
             if attempt == attempts or monotonic() + pause > last_start:
                 raise
-            logger.info("transaction tried again, attempt %d: %s", attempt + 1, error.orig)
+            logger.info("retrying the transaction, attempt %d: %s", attempt + 1, error.orig)
             await asyncio.sleep(pause)
     raise AssertionError("unreachable")
 
@@ -80,7 +80,7 @@ async def _read_body(request: Request) -> None:
     try:
         await request.body()
     except ClientDisconnect as error:
-        raise HTTPException(400, "the connection was closed before the whole body came") from error
+        raise HTTPException(400, "the connection was closed before the whole body arrived") from error
 
 
 async def _run(request: Request, handle: Handle) -> Response:
@@ -110,7 +110,7 @@ async def _run(request: Request, handle: Handle) -> Response:
 
 
 def _keep(uow: UnitOfWork, claim: Claim, reply: Response) -> None:
-    """Store the reply under its key, with what else is written."""
+    """Store the reply under its key, together with the other writes."""
     kept = uow.idempotency.storing(claim.request, reply.status_code, kept_headers(reply), bytes(reply.body))
     uow.write_with_events(kept)
 
@@ -121,13 +121,13 @@ async def _commit(uow: UnitOfWork) -> None:
     except IntegrityError as error:
         if _may_succeed_again(error):
             raise
-        raise CommitFailed("a constraint that is checked at the commit does not hold") from error
+        raise CommitFailed("a constraint that is checked at the commit was violated") from error
 
 
 async def _store_refusal(request: Request, claim: Claim, refused: Response) -> Response:
-    """Keep a refusal, whose work was rolled back, as the key's outcome.
+    """Store a refusal, whose work was rolled back, as the key's outcome.
 
-    The rollback gave the key up for a moment. Whoever took it meanwhile decides: then theirs is the reply.
+    The rollback released the key for a moment. If another request has claimed it since, its outcome is the reply.
     """
     async with open_unit_of_work(request) as uow:
         found = await uow.idempotency.take(claim.request)
@@ -139,18 +139,23 @@ async def _store_refusal(request: Request, claim: Claim, refused: Response) -> R
         case Free():
             return refused
         case InFlight():
-            return domain_problem(request, RequestInFlight("the same request is being processed; ask again"))
+            return domain_problem(
+                request, RequestInFlight("the same request is still being processed; retry in a second")
+            )
         case StoredReply() if found.fingerprint == claim.request.fingerprint:
             return await _replay(request, found)
         case StoredReply():
-            return domain_problem(request, IdempotencyKeyReused("the key was used for another request"))
+            return domain_problem(
+                request,
+                IdempotencyKeyReused("this Idempotency-Key was already used for a different request; use a new key"),
+            )
 
 
 async def _replay(request: Request, stored: StoredReply) -> Response:
     """Send the stored reply again.
 
-    If commits wait for a standby, the original wait may have been cut short: the reply is stored, but not yet safe. So
-    this commits first, which waits for the standby again.
+    If commits wait for a standby, the original wait may have been cut short: the reply is stored, but not yet safe.
+    Therefore this commits first, which waits for the standby again.
     """
     if stored.awaits_standby:
         try:
@@ -158,7 +163,7 @@ async def _replay(request: Request, stored: StoredReply) -> Response:
                 await uow.idempotency.write_marker()
                 await uow.commit()
         except (DBAPIError, PoolTimeout, OSError) as error:
-            logger.warning("a stored reply is not known to be safe, and not sent: %r", error)
+            logger.warning("a stored reply may not be safe yet and was not sent: %r", error)
             return outcome_unknown_problem(request)
     return replayed(stored)
 
@@ -172,7 +177,7 @@ def open_unit_of_work(request: Request) -> UnitOfWork:
 
 
 def _may_succeed_again(error: DBAPIError) -> bool:
-    # Another transaction stored a reply under the same key after this one looked: the next try finds it.
+    # Another transaction stored a reply under the same key after this one looked: the next attempt finds it.
     key_taken = sqlstate(error) == "23505" and violates(error, PRIMARY_KEY)
     return sqlstate(error) in CONTENTION or key_taken
 

@@ -321,7 +321,7 @@ def test_one_connection_too_many_is_told_to_retry(settings: Settings, tmp_path: 
         wait_until(lambda: edge.ask().status == 200, "the place that became free")
         assert edge.refused("capacity") >= 100
         assert edge.metrics()["waybill_http_connections_open"] == 8
-        assert 1 <= edge.process.said().count("as many open connections as it may have") <= 3
+        assert 1 <= edge.process.said().count("reached its limit of open connections") <= 3
 
 
 def test_the_limit_on_files_is_raised_as_far_as_possible(settings: Settings, tmp_path: Path) -> None:

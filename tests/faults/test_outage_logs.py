@@ -34,7 +34,7 @@ def test_requests_without_a_database_are_one_line_in_the_log(
         with ThreadPoolExecutor(4) as clients:
             codes = list(clients.map(lambda _: ask(url), range(REQUESTS)))
         assert codes == [503] * REQUESTS
-        lines = [line for line in api.said().splitlines() if "the database cannot be used" in line]
+        lines = [line for line in api.said().splitlines() if "the database is unavailable" in line]
     # One for each kind of error: a connection that is lost, one that is refused.
     assert 1 <= len(lines) <= 3
 
