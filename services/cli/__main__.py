@@ -1,4 +1,4 @@
-"""`python -m services.cli`: how `waybill up` starts the other commands, whatever the PATH."""
+"""`python -m services.cli`: how `waybill up` starts the other commands, regardless of the PATH."""
 
 from services.cli.main import app
 

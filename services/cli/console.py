@@ -1,4 +1,4 @@
-"""What the command line says, and how it fails."""
+"""Output and errors of the command line."""
 
 import errno
 import os
@@ -10,18 +10,18 @@ import typer
 from pydantic_core import ValidationError
 
 _GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
-"""Errors that are permanent. After any other, such as a full disk, the next line may get through."""
+"""Permanent errors. After any other, such as a full disk, the next line may get through."""
 
 
 class CommandError(Exception):
-    """The command cannot go on; the message says why and what to do. Exit code 1, no traceback."""
+    """The command cannot continue; the message says why and what to do. Exit code 1, no traceback."""
 
 
 def say(message: str = "") -> None:
-    """Print a line without wrapping it, since it may be meant to be copied.
+    """Print a line without wrapping it, so that it can be copied.
 
     It is not an error if the output cannot be written (the terminal is closed, the pipe's reader is gone, the disk is
-    full): the servers still have to be kept running and stopped in order.
+    full): the servers still have to be supervised and stopped in order.
     """
     try:
         typer.echo(message)
@@ -32,7 +32,7 @@ def say(message: str = "") -> None:
 
 @contextmanager
 def plain_errors(exit_code: int = 1) -> Iterator[None]:
-    """Turn the errors that a person can do something about into a message and an exit code."""
+    """Turn errors that the user can act on into a message and an exit code."""
     try:
         yield
     except ValidationError as error:

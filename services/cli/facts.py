@@ -1,4 +1,4 @@
-"""`waybill.json`: what a running `waybill up` tells scripts (and the other commands) about itself."""
+"""`waybill.json`: how scripts and the other commands find a running `waybill up`."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ FILE_NAME = "waybill.json"
 
 
 class Credentials(BaseModel):
-    """What a demo user signs in with."""
+    """A demo user's credentials."""
 
     email: str
     password: str
@@ -20,7 +20,7 @@ class Credentials(BaseModel):
 
 
 class ProcessIds(BaseModel):
-    """None: not started by us, or not running."""
+    """None means not started by us, or not running."""
 
     supervisor: int | None = None
     postgres: int | None = None
@@ -30,7 +30,7 @@ class ProcessIds(BaseModel):
 
 
 class Facts(BaseModel):
-    """The file's content. It holds passwords: mode 0600."""
+    """The file's content. It contains passwords: mode 0600."""
 
     api_url: str
     docs_url: str
@@ -40,7 +40,7 @@ class Facts(BaseModel):
     environment: str
     operator: Credentials | None = None
     users: list[Credentials] = Field(default_factory=list)
-    """Demo users: buyers with credits first, then who sells the demo products."""
+    """Demo users: first the buyers, who have credits, then the seller of the demo products."""
     product_ids: list[int] = Field(default_factory=list)
     pids: ProcessIds = Field(default_factory=ProcessIds)
 
@@ -52,7 +52,7 @@ class Facts(BaseModel):
 def read_facts(data_dir: Path = DEFAULT_DATA_DIR) -> Facts | None:
     """The facts last written in `data_dir`, or None if `waybill up` never ran there.
 
-    Raises `CommandError` where the file is not what `waybill up` writes.
+    Raises `CommandError` if the file was not written by `waybill up`.
     """
     path = data_dir / FILE_NAME
     try:
@@ -61,7 +61,7 @@ def read_facts(data_dir: Path = DEFAULT_DATA_DIR) -> Facts | None:
         return None
     except ValidationError as error:
         raise CommandError(
-            f"{path} is damaged or was not written by `waybill up`. Start `waybill up` again: it writes the file"
+            f"{path} is damaged or was not written by `waybill up`. Restart `waybill up` to write it again"
         ) from error
     except OSError as error:
         raise CommandError(f"{path}: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""Small files that survive a crash of the machine: afterwards they have the old content or the new, never a part."""
+"""Small files that survive a crash of the machine: afterwards they have the old content or the new, never a mixture."""
 
 import errno
 import os
@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import TypeAlias
 
 Say: TypeAlias = Callable[[str], None]
-"""Takes a line for the person at the terminal."""
+"""Shows a line to the user."""
 
-# Some file systems sync a rename by themselves, and refuse an explicit sync.
+# Some file systems sync a rename on their own, and refuse an explicit sync.
 _CANNOT_SYNC_FOLDERS = (errno.EINVAL, errno.ENOTSUP)
 
 
 def write_whole(path: Path, content: str) -> None:
-    """Replace the file, readable only by its owner; it is on the disk when this returns.
+    """Replace the file, readable only by its owner; it is on disk when this returns.
 
-    The draft is `path` with `.new` appended. Raises `OSError` (a full disk, a folder that is not writable); the old
-    content is then still there.
+    The draft is `path` with `.new` appended. Raises `OSError` (a full disk, a folder that is not writable) and leaves
+    the old content in place.
     """
     draft = path.with_name(f"{path.name}.new")
     try:
-        # Created by us, so that its mode is ours and a link in its place is not followed.
+        # We create it ourselves, so that it has our mode and a link in its place is not followed.
         draft.unlink(missing_ok=True)
         with open(draft, "x", encoding="utf-8", opener=_owner_only) as file:
             file.write(content)
@@ -40,7 +40,7 @@ def write_whole(path: Path, content: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make sure that new and renamed files in the folder are on the disk."""
+    """Make sure that new and renamed files in the folder are on disk."""
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(opened)
@@ -54,7 +54,7 @@ def sync_folder(folder: Path) -> None:
 def keep_secret(kept: Path, size: int, say: Say, consequence: str) -> str:
     """The secret in this file: `size` random bytes as text, created if there is none.
 
-    A secret that is empty, too short or garbled is replaced, and `say` is told, with the consequence for the user.
+    A secret that is empty, too short or garbled is replaced, and `say` reports it, with the consequence for the user.
     """
     try:
         found = kept.read_text(encoding="utf-8", errors="replace").strip()

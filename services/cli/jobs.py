@@ -1,4 +1,4 @@
-"""`waybill jobs`: lists the scheduled jobs and their last runs; runs one now, pauses and resumes."""
+"""`waybill jobs`: list the scheduled jobs and their last runs; run one now, pause and resume."""
 
 from collections.abc import Awaitable, Callable
 from typing import Annotated
@@ -13,7 +13,7 @@ from services.outbox.control.service import By
 from services.unit_of_work import UnitOfWork
 
 jobs = typer.Typer(
-    help="List and control the scheduled jobs. Exit codes: 0 done; 1 refused or not found; 2 misuse.",
+    help="List and control the scheduled jobs. Exit codes: 0 done; 1 refused or not found; 2 wrong usage.",
     no_args_is_help=True,
 )
 
@@ -36,7 +36,7 @@ def list_jobs(as_json: AsJson = False) -> None:
 
 @jobs.command()
 def run(name: Name, actor: Actor = None, as_json: AsJson = False) -> None:
-    """Have a worker run the job now, paused or not. Does not wait: `waybill jobs list` shows the outcome."""
+    """Run the job as soon as a worker is free, even if paused. Does not wait; `waybill jobs list` shows the outcome."""
     _change(
         name, lambda uow: service.run_now(uow, name, By(who(actor))), "will run as soon as a worker is free", as_json
     )
@@ -50,7 +50,7 @@ def pause(name: Name, actor: Actor = None, reason: Reason = "", as_json: AsJson 
 
 @jobs.command()
 def resume(name: Name, as_json: AsJson = False) -> None:
-    """Run the job on its schedule again; immediately, once, if it became due in the meantime."""
+    """Run the job on its schedule again. If it became due in the meantime, it runs once, immediately."""
     _change(name, lambda uow: service.resume(uow, name), "is not paused", as_json)
 
 
@@ -84,7 +84,7 @@ def _line(one: JobState) -> list[object]:
         lasting(one.late_seconds) if one.late_seconds else "",
         ago(one.started_at),
         lasting(one.seconds),
-        {None: "", True: "well", False: one.error}[one.ok],
+        {None: "", True: "ok", False: one.error}[one.ok],
         one.runs,
         one.failures,
     ]

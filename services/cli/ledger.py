@@ -1,4 +1,4 @@
-"""`waybill ledger audit`: recompute everything, and name what does not agree."""
+"""`waybill ledger audit`: recompute everything, and report what does not agree."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 DIFFERENCES = 1
 NOT_DONE = 2
 
-ledger = typer.Typer(help="Look after the ledger.", no_args_is_help=True)
+ledger = typer.Typer(help="Check that the books balance.", no_args_is_help=True)
 
 
 @ledger.command("audit")
@@ -28,11 +28,11 @@ def audit_ledger(
         bool, typer.Option("--json", help="Print one JSON object: the differences, then the summary.")
     ] = False,
 ) -> None:
-    """Recompute accounts, transfers, orders, stock and outbox from their tables, and print each difference.
+    """Recompute accounts, transfers, orders, stock and the outbox from their tables, and print each difference.
 
-    All of it is one state of the database (the replica's, where one is configured); writers go on meanwhile.
+    The audit reads a single snapshot of the database (of the replica, if one is configured) and blocks no writers.
 
-    Exit code 0: everything agrees; 1: something does not; 2: the audit could not be done, or not within
+    Exit codes: 0 everything agrees; 1 something does not; 2 the audit could not be completed, or not within
     WAYBILL_AUDIT_TIME_LIMIT.
     """
     with plain_errors(NOT_DONE):
@@ -43,9 +43,9 @@ def audit_ledger(
             result = asyncio.run(_audit(settings, printer))
         except DBAPIError as error:
             if sqlstate(error) not in OLD_SCHEMA:
-                raise CommandError(f"the audit could not be finished: {error.orig}") from error
+                raise CommandError(f"the audit could not be completed: {error.orig}") from error
             raise CommandError(
-                "the database lacks tables or columns of this version: run `waybill migrate` first"
+                "the database lacks tables or columns that this version needs: run `waybill migrate` first"
             ) from error
         printer.end(result)
     if result.differences:
@@ -53,7 +53,7 @@ def audit_ledger(
 
 
 async def _audit(settings: Settings, printer: "_Printer") -> "AuditResult":
-    # Imported here, with all domains: the other commands start without them.
+    # Imported here: this loads all domains, which the other commands do not need.
     from services.audit.service import AuditNotFinished, audit
     from services.database import open_database
     from services.unit_of_work import UnitOfWork
@@ -66,7 +66,7 @@ async def _audit(settings: Settings, printer: "_Printer") -> "AuditResult":
 
 
 class _Printer:
-    """A line for each difference, as it is found, and one for the whole."""
+    """Prints a line for each difference as it is found, and one for the summary."""
 
     def tell(self, difference: "Difference") -> None:
         say(f"{difference.kind.value}: {difference.message} (expected {difference.expected})")
@@ -77,7 +77,7 @@ class _Printer:
 
 
 class _JsonPrinter(_Printer):
-    """One object, written piece by piece: the differences may be more than fit in memory."""
+    """Prints one object, piece by piece: there may be more differences than fit in memory."""
 
     def __init__(self) -> None:
         self._separator = '{"differences": [\n'

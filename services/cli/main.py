@@ -1,4 +1,4 @@
-"""The `waybill` command. A command's module is imported when that command runs, so that `--help` answers at once."""
+"""The `waybill` command. A command's module is imported when that command runs, so that `--help` is fast."""
 
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from services.cli.console import CommandError, plain_errors
 
 
 class Command(NamedTuple):
-    """Where a command is, as `module:name` of a function or a `Typer`, and its line in the list of commands."""
+    """Where a command is defined, as `module:name` of a function or a `Typer`, and its line in the list of commands."""
 
     where: str
     summary: str
@@ -33,7 +33,7 @@ COMMANDS = {
 
 
 class LazyGroup(TyperGroup):
-    """Lists `COMMANDS` as they are described there, and loads the one that is to run."""
+    """Lists `COMMANDS` with their summaries, and loads only the one that runs."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -48,13 +48,15 @@ class LazyGroup(TyperGroup):
 
 
 def load(name: str) -> Any:
-    """The command with its options. Raises `CommandError` where this installation does not have it."""
+    """The command with its options. Raises `CommandError` if this installation does not include it."""
     module, _, attribute = COMMANDS[name].where.partition(":")
     try:
         found = getattr(import_module(module), attribute)
     except ModuleNotFoundError as error:
         if error.name == "services.local":
-            raise CommandError(f"`waybill {name}` is for development: this installation comes without it") from error
+            raise CommandError(
+                f"`waybill {name}` is for development, and this installation does not include it"
+            ) from error
         raise
     if isinstance(found, typer.Typer):
         return typer.main.get_group(found)
@@ -69,7 +71,7 @@ app = typer.Typer(
     help="An order service that never loses an event and never miscounts a credit.",
     no_args_is_help=True,
     add_completion=False,
-    # A traceback must not print the values of local variables: some of them are passwords.
+    # Tracebacks must not print the values of local variables: some of them are passwords.
     pretty_exceptions_show_locals=False,
 )
 

@@ -1,4 +1,4 @@
-"""`waybill migrate`: bring a database to the newest schema."""
+"""`waybill migrate`: upgrade a database to the newest schema."""
 
 from typing import Annotated
 
@@ -15,26 +15,24 @@ _LOCK_NOT_AVAILABLE = "55P03"
 
 
 def migrate(
-    schema: Annotated[
-        str | None, typer.Option(help="The schema to migrate; unless given, that of the settings.")
-    ] = None,
+    schema: Annotated[str | None, typer.Option(help="The schema to migrate. Default: the one in the settings.")] = None,
 ) -> None:
-    """Bring the database to the newest schema. Several may run at once: they wait for each other."""
+    """Upgrade the database to the newest schema. Concurrent runs wait for each other."""
     with plain_errors():
-        # As in migrations/env.py: a release step needs the database's address, not the secrets of the services.
+        # As in migrations/env.py: a release step needs the database's address, but not the services' secrets.
         check_database(Settings(environment=Environment.development))
         upgrade_to_head(schema)
     say("The database is at the newest revision.")
 
 
 def check_database(settings: Settings) -> None:
-    """See that the database answers and is new enough. Raises `CommandError` saying what is wrong with it."""
+    """Check that the database answers and is new enough. Raises `CommandError` if not."""
     address = settings.sync_url().render_as_string(hide_password=True)
     try:
         with sync_session(settings) as session:
             version = int(session.scalar(text("SELECT current_setting('server_version_num')")) or 0)
     except DBAPIError as error:
-        raise CommandError(f"the database {address} does not take us: {error.orig}") from error
+        raise CommandError(f"cannot connect to the database at {address}: {error.orig}") from error
     if version < OLDEST_SERVER:
         raise CommandError(f"the server at {address} is too old: Waybill needs PostgreSQL 15 or newer")
 
@@ -42,9 +40,9 @@ def check_database(settings: Settings) -> None:
 def upgrade_to_head(schema: str | None = None) -> None:
     """Run the migrations with the settings of this process.
 
-    Raises `CommandError` where Alembic refuses, or somebody else holds a table for longer than a step waits.
+    Raises `CommandError` if Alembic refuses, or if another session locks a table for longer than a step waits.
     """
-    # Imported here: it takes a while, and most commands migrate nothing.
+    # Imported here: it is slow to import, and most commands do not need it.
     from alembic import command
     from alembic.util import CommandError as AlembicError
 
@@ -58,6 +56,6 @@ def upgrade_to_head(schema: str | None = None) -> None:
         if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
             raise
         raise CommandError(
-            f"a table was in use for too long, and the migration gave way to it ({error.orig}). "
-            "Steps done so far are kept; try again with `waybill migrate`"
+            f"the migration stopped because a table was in use for too long ({error.orig}). "
+            "Completed steps are kept; run `waybill migrate` again"
         ) from error

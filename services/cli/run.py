@@ -1,4 +1,4 @@
-"""How the commands reach the database, and how they show what they found."""
+"""How commands use the database, and how they show results."""
 
 import asyncio
 import getpass
@@ -28,19 +28,19 @@ Work: TypeAlias = Callable[[UnitOfWork], Awaitable[ResultT]]
 _OLD_SCHEMA = ("42P01", "42703", "42704")
 _TRIES = 5
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-Actor = Annotated[str | None, typer.Option(help="Who does it, for the audit; the user of this system unless given.")]
-Reason = Annotated[str, typer.Option(help="Why, for the audit.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Actor = Annotated[str | None, typer.Option(help="Who does it, for the audit trail. Default: your system user name.")]
+Reason = Annotated[str, typer.Option(help="Why, for the audit trail.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
 
 
 def in_one(work: Work[ResultT]) -> ResultT:
-    """Do it in one unit of work, and commit. Raises `CommandError` for what is refused."""
+    """Do it in one unit of work, and commit. Raises `CommandError` if it is refused."""
     return in_several([work])[0]
 
 
 def in_several(works: Iterable[Work[ResultT]]) -> list[ResultT]:
-    """Each in a unit of work of its own, committed before the next one is asked for."""
+    """Do each in its own unit of work, which is committed before the next one is requested."""
     settings = get_settings()
     check_database(settings)
 
@@ -56,15 +56,17 @@ def in_several(works: Iterable[Work[ResultT]]) -> list[ResultT]:
     except DBAPIError as error:
         if outcome_unknown(error):
             raise CommandError(
-                "the database did not confirm the commit; check whether the command took effect before you repeat it"
+                "the database did not confirm the commit; check whether the command took effect before repeating it"
             ) from error
         if sqlstate(error) not in _OLD_SCHEMA:
-            raise CommandError(f"the database refused: {error.orig}") from error
-        raise CommandError("the database lacks tables of this version: run `waybill migrate` first") from error
+            raise CommandError(f"the database refused the command: {error.orig}") from error
+        raise CommandError(
+            "the database lacks tables or columns that this version needs: run `waybill migrate` first"
+        ) from error
 
 
 def who(actor: str | None) -> str:
-    """The actor of the audit."""
+    """The actor for the audit trail."""
     return (actor or getpass.getuser())[:200]
 
 
@@ -77,14 +79,14 @@ def show_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row))
     console = Console(highlight=False, markup=False)
-    # In a pipe nothing is cut: whoever reads it there wants the whole.
+    # Nothing is truncated in a pipe.
     if not console.is_terminal:
         console = Console(highlight=False, markup=False, width=400)
     console.print(table)
 
 
 def ago(at: datetime | None) -> str:
-    """How long ago, or in how long, to be read by people."""
+    """How long ago, or how far ahead, in words."""
     if at is None:
         return ""
     seconds = (now() - at).total_seconds()
@@ -92,7 +94,7 @@ def ago(at: datetime | None) -> str:
 
 
 def lasting(seconds: float | None) -> str:
-    """A duration, to be read by people."""
+    """A duration in words."""
     if seconds is None:
         return ""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
@@ -109,7 +111,7 @@ async def _committed(open_unit_of_work: Callable[[], UnitOfWork], work: Work[Res
                 await uow.commit()
                 return result
         except DBAPIError as error:
-            # Workers go on meanwhile: a deadlock's victim has done nothing, and comes again.
+            # Workers keep running, so there may be deadlocks: the victim was rolled back and tries again.
             if sqlstate(error) not in CONTENTION or not left:
                 raise
     raise AssertionError("the last try returns or raises")

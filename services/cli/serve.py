@@ -38,9 +38,9 @@ def api(
         http=LimitedProtocol,
         ws="none",
         lifespan="on",
-        # One process for each command: each has limits, metrics and a port of its own.
+        # One process per command: each has its own limits, metrics and port.
         workers=1,
-        # The application sets up its own logging; a line for each request is the proxy's business.
+        # The application sets up its own logging; access logs are left to the proxy.
         log_config=None,
         access_log=False,
         server_header=False,

@@ -13,17 +13,17 @@ from services.errors import DomainError
 from services.settings import Settings, get_settings
 
 OLD_SCHEMA = ("42P01", "42703", "42704")
-"""SQLSTATE: no such table, column or type."""
+"""SQLSTATEs of an unknown table, column or type."""
 
 
 def create_operator(
     email: Annotated[str, typer.Argument(help="The address to sign in with.")],
     name: Annotated[str, typer.Option(help="The operator's full name.")] = "Operator",
     generate: Annotated[
-        bool, typer.Option("--generate", help="Make a random password and print it, instead of asking for one.")
+        bool, typer.Option("--generate", help="Generate a random password and print it, instead of asking for one.")
     ] = False,
 ) -> None:
-    """Create a user who may see and do everything."""
+    """Create a user with the operator role, who may see and do everything."""
     with plain_errors():
         settings = get_settings()
         check_database(settings)
@@ -36,9 +36,9 @@ def create_operator(
             if getattr(error.orig, "sqlstate", None) not in OLD_SCHEMA:
                 raise
             raise CommandError(
-                "the database lacks tables or columns of this version: run `waybill migrate` first"
+                "the database lacks tables or columns that this version needs: run `waybill migrate` first"
             ) from error
-    say(f"{email} is an operator now." + (f" The password: {password}" if generate else ""))
+    say(f"{email} is now an operator." + (f" The password: {password}" if generate else ""))
 
 
 def new_password() -> str:
@@ -47,7 +47,7 @@ def new_password() -> str:
 
 
 async def _create(settings: Settings, email: str, name: str, password: str) -> None:
-    # Imported here, with all domains: the other commands start without them.
+    # Imported here: this loads all domains, which the other commands do not need.
     from services.database import open_database
     from services.skew import follow_database
     from services.unit_of_work import UnitOfWork

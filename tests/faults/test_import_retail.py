@@ -369,7 +369,7 @@ def test_a_customer_is_no_operator(house: House, messy: Path) -> None:
     process = house.begin_replay(messy, *options)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, "")
-    assert "is no operator" in err
+    assert "is not an operator" in err
 
 
 def test_where_nothing_answers_it_says_so_soon(house: House, messy: Path) -> None:

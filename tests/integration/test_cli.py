@@ -126,7 +126,7 @@ def test_migrate_gives_way_to_whoever_holds_a_table_and_says_so(settings: Settin
         refused = CliRunner().invoke(app, ["migrate"])
     assert isinstance(refused.exception, SystemExit)
     assert refused.exit_code == 1
-    assert "try again with `waybill migrate`" in refused.output
+    assert "run `waybill migrate` again" in refused.output
     assert CliRunner().invoke(app, ["migrate"]).exit_code == 0
 
 
@@ -147,7 +147,8 @@ def test_a_database_that_is_not_there_is_named_without_its_password(monkeypatch:
     get_settings.cache_clear()
     refused = CliRunner().invoke(app, ["migrate"])
     assert refused.exit_code == 1
-    assert "127.0.0.1:1/nowhere does not take us" in refused.output
+    assert "cannot connect to the database at postgresql" in refused.output
+    assert "127.0.0.1:1/nowhere: " in refused.output
     assert "hidden" not in refused.output
 
 

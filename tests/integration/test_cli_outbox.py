@@ -70,7 +70,7 @@ def test_why_tells_which_event_another_waits_for_and_its_error(database: psycopg
     assert (behind["state"], behind["blocker"]["state"]) == ("behind", "dead")
     assert read("why", str(behind["position"]))[0]["blocker"]["error"] == "ValueError: no 2"
     assert "nothing of order/9 waits" in run("why", "order/9", code=1).output
-    assert "is no event's id" in run("why", "nonsense", code=1).output
+    assert "is not an event id" in run("why", "nonsense", code=1).output
 
 
 def test_dead_letters_are_listed_grouped_and_shown(database: psycopg.Connection[Any]) -> None:
@@ -102,7 +102,7 @@ def test_a_dry_run_changes_nothing_and_discarding_asks_and_needs_a_reason(databa
 def test_replaying_a_kind_puts_all_of_it_back(database: psycopg.Connection[Any]) -> None:
     assert read("replay", "--fingerprint", "abc", "--yes") == {"done": 3}
     assert count(database, "outbox WHERE waits = 'retry'") == 3
-    assert "no dead letter is like that" in run("replay", "--fingerprint", "abc", "--yes", code=1).output
+    assert "no dead letter matches" in run("replay", "--fingerprint", "abc", "--yes", code=1).output
     assert "say which" in run("replay", "--yes", code=1).output
 
 
@@ -143,7 +143,7 @@ def test_the_check_fails_without_workers_or_with_a_silent_one(database: psycopg.
     )
     run("workers", "--check")
     assert "no worker on there" in run("workers", "--check", "--host", "there", code=1).output
-    assert "well" in run("workers").output
+    assert "ok" in run("workers").output
     database.execute("UPDATE workers SET progress_at = now() - interval '61 seconds'")
     assert "no progress for 61 s" in run("workers", "--check", "--host", "here", code=1).output
     assert read("workers")[0]["complaint"].startswith("no progress")
@@ -178,5 +178,5 @@ def test_a_commit_whose_outcome_is_unknown_tells_the_operator_to_look(
     assert (result.returncode, result.stdout) == (1, "")
     assert "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1] == (
-        "waybill: the database did not confirm the commit; check whether the command took effect before you repeat it"
+        "waybill: the database did not confirm the commit; check whether the command took effect before repeating it"
     )

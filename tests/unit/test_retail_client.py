@@ -123,7 +123,7 @@ async def test_a_wrong_password_is_said_clearly() -> None:
 async def test_a_service_that_stays_away_ends_in_an_error_that_says_so() -> None:
     api = FakeApi(httpx2.ConnectError("refused"))
     async with service_of(api, seconds=0.05) as service:
-        with pytest.raises(ServiceError, match=r"answered nothing useful .* ConnectError refused"):
+        with pytest.raises(ServiceError, match=r"has not answered successfully .* ConnectError refused"):
             await place(service)
 
 

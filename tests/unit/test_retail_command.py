@@ -99,7 +99,7 @@ def test_outside_development_an_operator_has_to_be_given(tmp_path: Path) -> None
 
 
 def test_half_an_operator_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CommandError, match="needs both"):
+    with pytest.raises(CommandError, match="give both"):
         find_target(tmp_path, None, "a@b.example", None)
 
 

@@ -1,4 +1,4 @@
-"""`waybill outbox`: what operators see of the engine, and do to it."""
+"""`waybill outbox`: inspect and control the engine."""
 
 import typer
 
@@ -8,10 +8,10 @@ from services.cli.outbox.types import limit, pause, resume, status, types
 from services.cli.outbox.workers import workers
 
 outbox = typer.Typer(
-    help="Look at the outbox and take it in hand. Exit codes: 0 done; 1 refused, not found or not well; 2 misuse.",
+    help="Inspect and control the outbox. Exit codes: 0 done; 1 refused, not found or unhealthy; 2 wrong usage.",
     no_args_is_help=True,
 )
-dead_letters = typer.Typer(help="Events whose attempts are used up.", no_args_is_help=True)
+dead_letters = typer.Typer(help="Inspect events that used up their attempts.", no_args_is_help=True)
 
 dead_letters.command("list")(list_letters)
 dead_letters.command("show")(show)

@@ -18,7 +18,7 @@ _HEAD = """\
 Each event type and the fields of its payload. This page is generated: change the code, then run
 `waybill outbox types --markdown > docs/reference/events.md`.
 
-[The event log](engine.md#the-event-log) lists what every event has in addition, such as its position and its time.
+[The event log](engine.md#the-event-log) describes the fields that all events share, such as position and time.
 Workers process the events that are queued; the others are only written to the log. Amounts have at most two decimals.
 
 | type | version | aggregate | queued |
@@ -57,7 +57,7 @@ def as_markdown() -> str:
 
 def _under(bases: Iterable[type[Event]]) -> Iterator[type[Event]]:
     for base in bases:
-        # One without a type only holds what others have in common.
+        # A class without a type is only a base of others.
         if hasattr(base, "type"):
             yield base
         yield from _under(base.__subclasses__())

@@ -1,4 +1,4 @@
-"""Dead letters: look at them, replay them, discard them."""
+"""Dead letters: inspect, replay and discard them."""
 
 from collections.abc import Awaitable, Iterator
 from datetime import UTC, datetime
@@ -28,14 +28,16 @@ from services.outbox.control.service import By, Slice
 from services.outbox.models import DeadLetter, EventRow
 from services.unit_of_work import UnitOfWork
 
-Position = Annotated[int | None, typer.Argument(min=1, max=MAX_BIGINT, help="One dead letter's position.")]
-EventId = Annotated[UUID | None, typer.Option("--event", help="That of this event.")]
-OfType = Annotated[str | None, typer.Option("--type", help="Those of this event type.")]
-OfAggregate = Annotated[str | None, typer.Option("--aggregate", help="Those of this aggregate.")]
-Fingerprint = Annotated[str | None, typer.Option(help="Those of this kind of error; see `dead-letters groups`.")]
-From = Annotated[datetime | None, typer.Option("--died-from", help="Those that died at this time (UTC) or later.")]
-Before = Annotated[datetime | None, typer.Option("--died-before", help="Those that died before this time (UTC).")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how many and which; change nothing.")]
+Position = Annotated[int | None, typer.Argument(min=1, max=MAX_BIGINT, help="Only the dead letter at this position.")]
+EventId = Annotated[UUID | None, typer.Option("--event", help="Only the dead letter of this event id.")]
+OfType = Annotated[str | None, typer.Option("--type", help="Only those of this event type.")]
+OfAggregate = Annotated[str | None, typer.Option("--aggregate", help="Only those of this aggregate.")]
+Fingerprint = Annotated[
+    str | None, typer.Option(help="Only those with this kind of error; see `waybill outbox dead-letters groups`.")
+]
+From = Annotated[datetime | None, typer.Option("--died-from", help="Only those that died at this time (UTC) or later.")]
+Before = Annotated[datetime | None, typer.Option("--died-before", help="Only those that died before this time (UTC).")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show how many match and which; change nothing.")]
 
 
 class Act(Protocol):
@@ -53,10 +55,10 @@ def list_letters(
     died_from: From = None,
     died_before: Before = None,
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
-    after: Annotated[int, typer.Option(min=0, max=MAX_BIGINT, help="Go on after this position.")] = 0,
+    after: Annotated[int, typer.Option(min=0, max=MAX_BIGINT, help="Continue after this position.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Dead letters, the oldest position first."""
+    """List dead letters, oldest position first."""
     wanted = Selection(None, None, event_type, aggregate, fingerprint, _utc(died_from), _utc(died_before))
     with plain_errors():
         heads = in_one(lambda uow: uow.control.heads(wanted, after, limit))
@@ -77,7 +79,7 @@ def list_letters(
 def show(
     position: Annotated[int, typer.Argument(min=1, max=MAX_BIGINT, help="Its position.")], as_json: AsJson = False
 ) -> None:
-    """One dead letter with its full error, its history and its payload."""
+    """Show a dead letter with its full error, history and payload."""
     with plain_errors():
         found = in_one(lambda uow: uow.control.dead_letter(position))
         if found is None:
@@ -110,7 +112,7 @@ def show(
 def groups(
     event_type: OfType = None, limit: Annotated[int, typer.Option(min=1, max=1000)] = 50, as_json: AsJson = False
 ) -> None:
-    """Dead letters by kind of error, the largest group first."""
+    """Group dead letters by kind of error, largest group first."""
     with plain_errors():
         found = in_one(lambda uow: control.groups(uow, event_type, limit))
         if as_json:
@@ -147,7 +149,7 @@ def replay(
     reason: Reason = "",
     as_json: AsJson = False,
 ) -> None:
-    """Put dead letters back into the outbox, at their old places and with their attempts at zero."""
+    """Put dead letters back into the outbox, at their old positions and with their attempts reset to zero."""
     wanted = Selection(position, event_id, event_type, aggregate, fingerprint, _utc(died_from), _utc(died_before))
     _act("replay", control.replay, wanted, By(who(actor), reason), dry_run, yes, as_json)
 
@@ -166,7 +168,7 @@ def discard(
     reason: Reason = "",
     as_json: AsJson = False,
 ) -> None:
-    """Give dead letters up for good; what waited behind them goes on. Needs a reason."""
+    """Discard dead letters permanently; events that waited behind them can proceed. Requires --reason."""
     wanted = Selection(position, event_id, event_type, aggregate, fingerprint, _utc(died_from), _utc(died_before))
     _act("discard", control.discard, wanted, By(who(actor), reason), dry_run, yes, as_json)
 
@@ -175,7 +177,7 @@ def _act(name: str, act: Act, wanted: Selection, by: By, dry_run: bool, yes: boo
     with plain_errors():
         plan = in_one(lambda uow: act(uow, wanted, by, dry_run=True))
         if plan.matching == 0:
-            raise CommandError("no dead letter is like that")
+            raise CommandError("no dead letter matches")
         if dry_run:
             _show_plan(name, plan, as_json)
             return
@@ -189,7 +191,7 @@ def _act(name: str, act: Act, wanted: Selection, by: By, dry_run: bool, yes: boo
 
 
 class _Slices:
-    """One transaction after the other, until nothing is left; each goes on where the one before has ended."""
+    """One transaction after another until nothing is left; each continues where the previous one ended."""
 
     def __init__(self, act: Act, wanted: Selection, by: By) -> None:
         self._act, self._wanted, self._by = act, wanted, by
@@ -200,7 +202,7 @@ class _Slices:
             yield self._next
 
     async def _next(self, uow: UnitOfWork) -> Slice:
-        # Positions only rise: what dies again meanwhile is not taken twice.
+        # Positions only rise: a letter that dies again in the meantime is not taken twice.
         after = 0 if self._latest is None else self._latest.last
         done = await self._act(uow, self._wanted, self._by, after=after)
         self._latest = done

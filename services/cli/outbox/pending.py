@@ -1,4 +1,4 @@
-"""Single events: why one waits, which are deferred, and taking one of those back."""
+"""Single events: why one is waiting, which are deferred, and how to cancel one of those."""
 
 from collections.abc import Awaitable
 from typing import Annotated
@@ -19,7 +19,7 @@ def why(
     what: Annotated[str, typer.Argument(help="An event's id, an aggregate (`order/…`) or a position.")],
     as_json: AsJson = False,
 ) -> None:
-    """Say why an event, or what there is of an aggregate, waits: for which one, its error, since when."""
+    """Explain why an event, or each event of an aggregate, is waiting: what blocks it, the error, and since when."""
     with plain_errors():
         found = in_one(_asked(what))
         if as_json:
@@ -35,13 +35,13 @@ def why(
 
 
 def deferred(
-    event_type: Annotated[str | None, typer.Option("--type", help="Of this type only.")] = None,
-    aggregate: Annotated[str | None, typer.Option(help="Of this aggregate only.")] = None,
+    event_type: Annotated[str | None, typer.Option("--type", help="Only events of this type.")] = None,
+    aggregate: Annotated[str | None, typer.Option(help="Only events of this aggregate.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
-    cursor: Annotated[str | None, typer.Option(help="Go on after the page that ended with this.")] = None,
+    cursor: Annotated[str | None, typer.Option(help="Continue after the page that printed this cursor.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Events whose writers deferred them."""
+    """List events that were deferred when they were written."""
     wanted = {"type": event_type, "aggregate": aggregate}
     filters = [f"{name}:eq:{value}" for name, value in wanted.items() if value is not None]
     with plain_errors():
@@ -62,7 +62,7 @@ def deferred(
 def cancel(
     event_id: Annotated[UUID, typer.Argument(help="The event's id.")], actor: Actor = None, reason: Reason = ""
 ) -> None:
-    """Take back a deferred event that nobody has tried yet."""
+    """Cancel a deferred event that no worker has tried yet."""
     with plain_errors():
         in_one(lambda uow: control.cancel_or_refuse(uow, event_id, By(who(actor), reason)))
     say(f"Event {event_id} is cancelled.")
@@ -77,7 +77,7 @@ def _asked(what: str) -> Work[list[Why]]:
     try:
         event_id = UUID(what)
     except ValueError as error:
-        raise CommandError(f"{what!r} is no event's id, no aggregate (kind/id) and no position") from error
+        raise CommandError(f"{what!r} is not an event id, an aggregate (kind/id) or a position") from error
     return lambda uow: _alone(reasons.of_event(uow, event_id))
 
 

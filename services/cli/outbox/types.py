@@ -1,4 +1,4 @@
-"""Event types: what waits of each, and what operators say of them."""
+"""Event types: the backlog of each, and the controls that operators have set."""
 
 from typing import Annotated
 
@@ -15,7 +15,7 @@ Type = Annotated[str, typer.Argument(help="The event type, such as `order.placed
 
 
 def status(as_json: AsJson = False) -> None:
-    """The whole in numbers: what waits, is retried and is dead. Counts every waiting row."""
+    """Count the events that are waiting, being retried or dead. Reads every waiting row."""
     with plain_errors():
         backlog = in_one(operations.backlog)
         if as_json:
@@ -30,10 +30,10 @@ def status(as_json: AsJson = False) -> None:
 def types(
     as_json: AsJson = False,
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print what the events hold, as docs/reference/events.md.")
+        bool, typer.Option("--markdown", help="Print the fields of each type, as in docs/reference/events.md.")
     ] = False,
 ) -> None:
-    """Each event type: ready, waiting, oldest, dead, paused, limit, live workers that handle it."""
+    """List the event types: ready, waiting, oldest, dead, paused, limit, and the live workers that handle each."""
     if markdown:
         typer.echo(as_markdown(), nl=False)
         return
@@ -46,14 +46,14 @@ def types(
 
 
 def pause(event_type: Type, actor: Actor = None, reason: Reason = "") -> None:
-    """Let no worker claim events of this type, from its next claim on. Batches under way end as they would."""
+    """Stop claiming events of this type. Running batches finish."""
     with plain_errors():
         in_one(lambda uow: control.pause(uow, event_type, By(who(actor), reason)))
     say(f"{event_type} is paused.")
 
 
 def resume(event_type: Type, actor: Actor = None, reason: Reason = "") -> None:
-    """Let workers claim events of this type again."""
+    """Start claiming events of this type again."""
     with plain_errors():
         in_one(lambda uow: control.pause(uow, event_type, By(who(actor), reason), paused=False))
     say(f"{event_type} is not paused.")
@@ -61,18 +61,18 @@ def resume(event_type: Type, actor: Actor = None, reason: Reason = "") -> None:
 
 def limit(
     event_type: Type,
-    batches: Annotated[int, typer.Argument(min=0, max=1000, help="Batches at the same time; 0: no limit.")],
+    batches: Annotated[int, typer.Argument(min=0, max=1000, help="The most concurrent batches; 0 means no limit.")],
     actor: Actor = None,
     reason: Reason = "",
 ) -> None:
-    """Let at most so many batches of this type, of all workers together, run at the same time."""
+    """Limit the number of batches of this type that run at the same time, across all workers."""
     with plain_errors():
         in_one(lambda uow: control.limit(uow, event_type, batches or None, By(who(actor), reason)))
-    say(f"{event_type}: {batches or 'any number of'} batches at the same time.")
+    say(f"{event_type}: {f'at most {batches}' if batches else 'any number of'} concurrent batches.")
 
 
 def _line(one: TypeState) -> list[object]:
-    state = f"paused {ago(one.changed_at)} by {one.changed_by}" if one.paused else "runs"
+    state = f"paused {ago(one.changed_at)} by {one.changed_by}" if one.paused else "running"
     return [
         one.type,
         f"{one.ready}+" if one.ready_is_more else one.ready,

@@ -1,4 +1,4 @@
-"""Workers: who is there, what they did, and a health check."""
+"""Workers: which are running, what they did, and a health check."""
 
 from typing import Annotated
 
@@ -14,7 +14,7 @@ from services.unit_of_work import UnitOfWork
 
 
 def workers(
-    host: Annotated[str | None, typer.Option(help="Of this host only.")] = None,
+    host: Annotated[str | None, typer.Option(help="Only workers on this host.")] = None,
     check: Annotated[
         bool,
         typer.Option(
@@ -25,12 +25,12 @@ def workers(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the worker processes, by what each reports about itself every five seconds.
+    """List the worker processes, with what each reports about itself every five seconds.
 
-    With --check, exit code 1 means that there is no worker, or that a worker has sent no heartbeat for 20 seconds
-    (gone, or its event loop is blocked), has made no progress for 30 seconds more than a batch may take, or has a wrong
+    With --check, exit code 1 means that there is no worker; that a worker has sent no heartbeat for 20 seconds (it is
+    gone, or its event loop is blocked), has made no progress for 30 seconds more than a batch may take, or has a wrong
     clock; or that a scheduled job is more than 60 seconds late and not paused, or has failed twice in a row. With
-    --host the jobs are left out: they belong to all workers together, so restarting one host's worker would not help.
+    --host, jobs are not checked: they belong to all workers, so restarting the worker of one host would not help.
     """
     with plain_errors():
         found, scheduled = in_one(lambda uow: _read(uow, host))
@@ -70,5 +70,5 @@ def _line(one: WorkerState) -> list[object]:
         report.get("rates", {}).get("processed"),
         (report.get("retried") or 0) + (report.get("buried") or 0),
         ", ".join(report.get("types", [])),
-        one.complaint or "well",
+        one.complaint or "ok",
     ]

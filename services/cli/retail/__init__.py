@@ -1,1 +1,1 @@
-"""`waybill import-retail`: a real shop's trading, placed as orders through the HTTP API."""
+"""`waybill import-retail`: a real shop's invoices, placed as orders through the HTTP API."""

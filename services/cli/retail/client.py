@@ -1,4 +1,4 @@
-"""Requests that survive a service which is killed and comes back: the same request again, until it is answered."""
+"""Requests that survive a restart of the service: each is repeated until it is answered."""
 
 import asyncio
 import random
@@ -11,19 +11,19 @@ import httpx2
 
 ItemT = TypeVar("ItemT")
 Query: TypeAlias = Mapping[str, str | int | list[str]]
-"""Parameters of a URL; a list stands for one that is given several times."""
+"""Parameters of a URL; a list stands for a parameter that occurs several times."""
 
 REQUEST_SECONDS = 30.0
 _BACKOFF_FIRST, _BACKOFF_LAST = 0.05, 2.0
 
 
 class ServiceError(Exception):
-    """The service cannot be used, or it answers what makes no sense here; the message says what to do."""
+    """The service cannot be used, or its answer is unexpected; the message says what to do."""
 
 
 @dataclass
 class Patience:
-    """How long (seconds) to go on without any progress. `clock` tells seconds."""
+    """How long to continue without any progress. `clock` counts seconds."""
 
     seconds: float
     clock: Callable[[], float] = time.monotonic
@@ -33,7 +33,7 @@ class Patience:
         self._since = None
 
     def exhausted(self) -> bool:
-        """Whether it is over. The time counts from the first call after the last progress."""
+        """Whether the time is up. It is measured from the first call after the last progress."""
         if self._since is None:
             self._since = self.clock()
         return self.clock() - self._since >= self.seconds
@@ -41,7 +41,7 @@ class Patience:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A definite answer. `code` is that of the problem, empty where it is none."""
+    """A definite answer. `code` is that of the problem, empty if it is not one."""
 
     status: int
     body: Any
@@ -58,7 +58,7 @@ class Reply:
 
 @dataclass
 class Login:
-    """Somebody who signs in when a request needs it, and again when the token has run out."""
+    """A user who signs in when a request needs it, and again when the token has expired."""
 
     email: str
     password: str = field(repr=False)
@@ -72,14 +72,14 @@ class Login:
             return self.token
 
     def forget(self, token: str) -> None:
-        """Drop a token that was refused, unless somebody else has a new one already."""
+        """Drop a token that was refused, unless it has already been replaced."""
         if self.token == token:
             self.token = None
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A running service and an operator of it."""
+    """A running service and one of its operators."""
 
     url: str
     operator: Login
@@ -89,8 +89,8 @@ class Service:
     """The API at `http`'s base URL.
 
     Every request here may be sent twice without taking effect twice: it only reads, carries an idempotency key, or
-    makes something with a unique name. So lost connections, 429, 5xx and "in flight" are answered by sending it again,
-    with backoff, until `patience` is over; that raises `ServiceError`.
+    creates something with a unique name. So after lost connections, 429, 5xx and "in flight" it is sent again, with
+    backoff, until `patience` is exhausted; that raises `ServiceError`.
     """
 
     def __init__(self, http: httpx2.AsyncClient, patience: Patience) -> None:
@@ -107,7 +107,7 @@ class Service:
         key: str | None = None,
         params: Query | None = None,
     ) -> Reply:
-        """A definite answer to a request in the name of `who`, of whatever status but 401."""
+        """A definite answer to a request on behalf of `who`, with any status but 401."""
         for _ in range(2):
             token = await who.current_token(self)
             headers = {"Authorization": f"Bearer {token}"}
@@ -120,7 +120,7 @@ class Service:
             if reply.status != httpx2.codes.UNAUTHORIZED:
                 return reply
             who.forget(token)
-        raise ServiceError(f"{who.email} has signed in, but {method} {path} is answered by {reply}")
+        raise ServiceError(f"{who.email} has signed in, but {method} {path} returned {reply}")
 
     async def read(self, who: Login, path: str, params: Query | None = None) -> Any:
         """The body of a successful GET. Raises `ServiceError` for any other answer."""
@@ -137,7 +137,7 @@ class Service:
         return rows
 
     async def sign_in(self, email: str, password: str) -> str:
-        """A fresh access token. Raises `ServiceError` where the service does not let this user in."""
+        """A fresh access token. Raises `ServiceError` if the service refuses the credentials."""
         form = {"username": email, "password": password}
         reply = await self._send(self._http.build_request("POST", "/v1/token", data=form))
         if not reply.is_success:
@@ -145,7 +145,7 @@ class Service:
         return str(reply.body["access_token"])
 
     async def register(self, login: Login, full_name: str) -> Reply:
-        """Register a user. 409 means that somebody has this address already."""
+        """Register a user. 409 means that the address is already taken."""
         body = {"email": login.email, "full_name": full_name, "password": login.password}
         return await self._send(self._http.build_request("POST", "/v1/users", json=body))
 
@@ -166,9 +166,9 @@ class Service:
                 wait = max(delay, _retry_after(response))
             if self.patience.exhausted():
                 raise ServiceError(
-                    f"the service at {self._http.base_url} has answered nothing useful for "
-                    f"{self.patience.seconds:.0f} s; the last trouble, with {request.method} {request.url.path}: "
-                    f"{trouble}. Start it again and repeat the command: it goes on where it stopped"
+                    f"the service at {self._http.base_url} has not answered successfully for "
+                    f"{self.patience.seconds:.0f} s; the last error, for {request.method} {request.url.path}: "
+                    f"{trouble}. Restart the service and repeat the command: it continues where it stopped"
                 )
             await asyncio.sleep(min(wait, _BACKOFF_LAST) * random.uniform(0.5, 1.0))  # noqa: S311 (jitter)
             delay = min(delay * 2, _BACKOFF_LAST)
@@ -177,12 +177,12 @@ class Service:
 def expect(reply: Reply, what: str) -> Reply:
     """The reply, if it is a success. Raises `ServiceError` otherwise."""
     if not reply.is_success:
-        raise ServiceError(f"{what} is answered by {reply}")
+        raise ServiceError(f"{what} returned {reply}")
     return reply
 
 
 async def for_each(items: Iterable[ItemT], work: Callable[[ItemT], Awaitable[None]], clients: int) -> None:
-    """Do `work` for every item, begun in their order, `clients` at a time. The first error ends all of it."""
+    """Do `work` for every item, in order, `clients` at a time. The first error cancels the rest."""
     queue = iter(items)
 
     async def client() -> None:
@@ -193,7 +193,7 @@ async def for_each(items: Iterable[ItemT], work: Callable[[ItemT], Awaitable[Non
 
 
 async def together(*parts: Awaitable[None]) -> None:
-    """Run all parts at once. The first error cancels the others and is raised as it is."""
+    """Run all parts concurrently. The first error cancels the others and is raised unchanged."""
 
     async def run(part: Awaitable[None]) -> None:
         await part

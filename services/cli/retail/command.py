@@ -1,4 +1,4 @@
-"""`waybill import-retail`: its options, its exit code, and where it finds the service."""
+"""`waybill import-retail`: its options, its exit codes, and how it finds the service."""
 
 import asyncio
 import sys
@@ -19,28 +19,28 @@ NOT_DONE = 2
 INTERRUPTED = 130
 
 _WIDTH_OF_FILES = 120
-"""Columns of the table where no terminal limits it."""
+"""Columns of the table if the output is not a terminal."""
 
 
 def import_retail(
-    file: Annotated[Path, typer.Argument(help="A file in the Online Retail format: CSV, plain or in gzip.")],
-    limit: Annotated[int | None, typer.Option(min=1, help="Place only the first so many invoices.")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, max=256, help="How many requests at a time.")] = 16,
+    file: Annotated[Path, typer.Argument(help="A file in the Online Retail format: CSV, plain or gzipped.")],
+    limit: Annotated[int | None, typer.Option(min=1, help="Place only this many invoices, from the start.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=256, help="The number of concurrent requests.")] = 16,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
-    data_dir: Annotated[Path, typer.Option(help="The folder of the running `waybill up`.")] = DEFAULT_DATA_DIR,
-    url: Annotated[str | None, typer.Option(help="Another service than that of `waybill up`.")] = None,
+    data_dir: Annotated[Path, typer.Option(help="The data folder of the running `waybill up`.")] = DEFAULT_DATA_DIR,
+    url: Annotated[str | None, typer.Option(help="The service to use instead of that of `waybill up`.")] = None,
     operator_email: Annotated[
-        str | None, typer.Option(envvar="WAYBILL_OPERATOR_EMAIL", help="Unless it is that of `waybill up`.")
+        str | None, typer.Option(envvar="WAYBILL_OPERATOR_EMAIL", help="Default: the operator of `waybill up`.")
     ] = None,
     operator_password: Annotated[
-        str | None, typer.Option(envvar="WAYBILL_OPERATOR_PASSWORD", help="Better given in the environment.")
+        str | None, typer.Option(envvar="WAYBILL_OPERATOR_PASSWORD", help="Safer to set in the environment.")
     ] = None,
 ) -> None:
     """Place a real shop's invoices as orders through the HTTP API, and check that every credit is where it belongs.
 
-    Running it again places nothing twice. Exit code 0: all checks are true; 1: one is false; 2: it could not be done.
+    Running it again places nothing twice. Exit codes: 0 all checks are true; 1 a check is false; 2 it could not finish.
     """
-    # Imported here: they bring the domains along, which other commands start without.
+    # Imported here: they load the domains, which other commands do not need.
     from services.cli.retail.progress import open_display
     from services.cli.retail.report import print_table
     from services.cli.retail.run import read_plan
@@ -55,7 +55,7 @@ def import_retail(
         _complain(str(error))
         raise typer.Exit(NOT_DONE) from error
     except KeyboardInterrupt:
-        _complain("interrupted; run it again, it goes on where it stopped")
+        _complain("interrupted; run it again to continue where it stopped")
         raise typer.Exit(INTERRUPTED) from None
     for remark in remarks:
         _complain(remark)
@@ -68,18 +68,18 @@ def import_retail(
 
 
 def find_target(data_dir: Path, url: str | None, email: str | None, password: str | None) -> Target:
-    """The service to use: that of `url`, else the one that `waybill up` keeps in `data_dir`.
+    """The service to use: the one at `url`, else that of `waybill up` in `data_dir`.
 
-    Raises `CommandError` where there is none, or no operator to sign in as.
+    Raises `CommandError` if there is none, or no operator to sign in as.
     """
     if (email is None) != (password is None):
-        raise CommandError("an operator needs both, the e-mail address and the password")
+        raise CommandError("give both the operator's e-mail address and the password, or neither")
     facts = read_facts(data_dir)
     if url is None:
         if facts is None:
             raise CommandError(
-                f"there is no {data_dir.absolute() / FILE_NAME} that tells where the service is. "
-                "Start one with `waybill up`, or say where it is with --data-dir or --url"
+                f"cannot find a service: {data_dir.absolute() / FILE_NAME} does not exist. "
+                "Start one with `waybill up`, or point to one with --data-dir or --url"
             )
         url = facts.api_url
     if email is not None and password is not None:
@@ -93,7 +93,7 @@ def find_target(data_dir: Path, url: str | None, email: str | None, password: st
 
 
 def _same_place(url: str, facts: Facts) -> bool:
-    """Whether the credentials in `facts` belong to the service at `url`: nobody else may see them."""
+    """Whether the credentials in `facts` belong to the service at `url`: no other service may see them."""
     return urlsplit(url).netloc == urlsplit(facts.api_url).netloc
 
 

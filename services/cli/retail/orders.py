@@ -1,4 +1,4 @@
-"""Places the invoices as orders, waits until workers have dealt with them, and reads them back."""
+"""Places the invoices as orders, waits until workers have processed them, and reads them back."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -13,10 +13,10 @@ from services.cli.retail.progress import Display
 from services.cli.retail.shop import Buyer, Shop
 
 _REFERENCES = 100
-"""Invoice numbers in one request at most: what an `in` filter takes."""
+"""The most invoice numbers in one request: the limit of an `in` filter."""
 
 _READERS = 2
-"""Such a page holds thousands of lines: many at a time would only cost the service memory."""
+"""Such a page contains thousands of lines: many at a time would only cost the service memory."""
 
 _LOOK_SECONDS = 0.5
 _WAITING = "pending"
@@ -33,20 +33,20 @@ class PlacedOrder:
 
     @property
     def is_settled(self) -> bool:
-        """Whether no worker is going to move it on."""
+        """Whether no worker will process it further."""
         return self.status != _WAITING
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why the service did not take an invoice."""
+    """Why the service refused an invoice."""
 
     invoice: str
     reply: Reply
 
 
 class OrderDesk:
-    """Speaks for the customers of the shop. Every method raises `ServiceError` where the service stays away."""
+    """Acts for the customers of the shop. Every method raises `ServiceError` if the service stays unreachable."""
 
     def __init__(self, service: Service, operator: Login, shop: Shop, display: Display, clients: int) -> None:
         self._service = service
@@ -56,12 +56,12 @@ class OrderDesk:
         self._clients = clients
 
     async def newest_order_at(self) -> datetime | None:
-        """When the newest of all orders was placed, by the clock of the service: what comes later is ours."""
+        """When the newest order of all was placed, by the service's clock: later ones are ours."""
         page = await self._service.read(self._operator, "/v1/orders", {"as": "everybody", "limit": 1})
         return next((datetime.fromisoformat(order["created_at"]) for order in page["data"]), None)
 
     async def place(self, invoices: Sequence[Invoice]) -> list[Refusal]:
-        """Place all invoices, begun in their order; those that were placed before stay as they are."""
+        """Place all invoices, in order; those that were placed before are left unchanged."""
         advance = self._display.phase("orders", len(invoices))
         refusals: list[Refusal] = []
 
@@ -77,7 +77,7 @@ class OrderDesk:
     async def settle(self, invoices: Sequence[Invoice], patience: Patience) -> dict[str, PlacedOrder]:
         """All orders of these invoices by invoice number, once none of them waits for a worker.
 
-        When `patience` is over without one of them moving, they are given back as they stand then.
+        If `patience` is exhausted and none of them has moved, they are returned in their current state.
         """
         advance = self._display.phase("settled", len(invoices))
         orders: dict[str, PlacedOrder] = {}
@@ -110,7 +110,7 @@ class OrderDesk:
         }
         buyer = self._buyer(invoice)
         reply = await self._service.call(buyer.login, "POST", "/v1/orders", body=body, key=invoice.number)
-        # The reference outlives the key: after the keys' retention it alone tells that the order is there.
+        # The reference outlives the key: after the keys' retention, only the reference shows that the order exists.
         if reply.is_success or (reply.status == 409 and reply.code == "already_exists"):
             return None
         return Refusal(invoice.number, reply)
@@ -123,7 +123,7 @@ class OrderDesk:
             only = f"reference:in:{','.join(buyers)}"
             params: Query = {"as": "everybody", "filter": only, "limit": 2 * _REFERENCES}
             for row in await self._service.read_pages(self._operator, "/v1/orders", params):
-                # Replays of other files use the same numbers, for customers of their own.
+                # Imports of other files use the same numbers, for their own customers.
                 if row["buyer"]["id"] == buyers[row["reference"]]:
                     orders[row["reference"]] = _placed_order(row)
 

@@ -1,6 +1,6 @@
-"""What is to be placed: pure rules from lines of the file to products, customers and invoices.
+"""What to place: pure rules that turn lines of the file into products, customers and invoices.
 
-Amounts are whole cents here; `credits_of` writes them as the API does.
+Amounts are whole cents here; `credits_of` formats them as the API does.
 """
 
 import unicodedata
@@ -16,10 +16,10 @@ from services.fields import MAX_CREDITS
 from services.orders.schemas import MAX_ITEMS
 
 MAX_QUANTITY = 1_000_000
-"""Pieces in one line of an order at most (`services.fields.Quantity`)."""
+"""The most units in one line of an order (`services.fields.Quantity`)."""
 
 MAX_STOCK = 1_000_000_000
-"""Pieces that a product can start with at most (`services.catalog.schemas.Stock`)."""
+"""The most units that a product can start with (`services.catalog.schemas.Stock`)."""
 
 _MAX_CENTS = int(MAX_CREDITS * 100)
 _LONGEST_NAME = 200
@@ -27,12 +27,12 @@ _LONGEST_SKU = 64
 _DIGITS_OF_GOODS = 4
 
 GUEST = ""
-"""The customer of every invoice that names none."""
+"""The customer of every invoice without one."""
 
 
 @dataclass(slots=True)
 class Product:
-    """One code at one price. `demand` is how many pieces all accepted invoices of the file need."""
+    """One code at one price. `demand` is the number of units that all accepted invoices of the file need."""
 
     code: str
     cents: int
@@ -45,13 +45,13 @@ class Product:
 
     @property
     def is_service(self) -> bool:
-        """Whether the code stands for postage, a fee, a discount and the like: those of goods are mostly digits."""
+        """Whether the code stands for postage, a fee, a discount and the like: codes of goods are mostly digits."""
         return sum(character.isdigit() for character in self.code) < _DIGITS_OF_GOODS
 
 
 @dataclass(frozen=True, slots=True)
 class Invoice:
-    """An order to be placed: product numbers (places in `Plan.products`) and pieces, line by line."""
+    """An order to be placed: product numbers (indexes into `Plan.products`) and units, line by line."""
 
     number: str
     customer: str
@@ -62,7 +62,7 @@ class Invoice:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The whole file. `spend` is what each customer's accepted invoices cost together."""
+    """The plan for the whole file. `spend` is the total of each customer's accepted invoices."""
 
     digest: str
     products: Sequence[Product]
@@ -75,7 +75,7 @@ class Plan:
 
     @property
     def tag(self) -> str:
-        """Names the data set in addresses and keys: whoever replays the same content meets what is there already."""
+        """Identifies the data set in addresses and keys, so that importing the same content again finds what exists."""
         return self.digest[:12]
 
 
@@ -87,7 +87,7 @@ class _Draft:
 
 
 class Planner:
-    """Takes lines in the order of the file, then gives the plan. An invoice's lines need not stand together."""
+    """Takes lines in the order of the file, then makes the plan. An invoice's lines need not be adjacent."""
 
     def __init__(self) -> None:
         self._drafts: dict[str, _Draft] = {}
@@ -109,7 +109,7 @@ class Planner:
             self._skipped[reason] += 1
 
     def finish(self, digest: str) -> Plan:
-        """The plan for everything added. `digest` names the file's content."""
+        """The plan for everything added. `digest` identifies the file's content."""
         for product in self._products:
             product.name = _most_frequent(self._names[product.code]) or product.code
         invoices: list[Invoice] = []
@@ -175,7 +175,7 @@ class Planner:
         needed: Counter[int] = Counter()
         for product, pieces in zip(draft.products, draft.pieces, strict=True):
             needed[product] += pieces
-        # Everything ends on the seller's account: that is the first to be full.
+        # Everything ends up on the seller's account, which reaches its limit first.
         if moved > _MAX_CENTS or any(self._products[p].demand + pieces > MAX_STOCK for p, pieces in needed.items()):
             return InvoiceReason.amounts_too_large
         return None
@@ -191,7 +191,7 @@ REASON_OF_LINES = {
     InvoiceReason.beyond_limit: LineReason.invoice_beyond_limit,
     InvoiceReason.refused_by_service: LineReason.invoice_refused_by_service,
 }
-"""What the sellable lines of a skipped invoice are counted under."""
+"""The reason under which the sellable lines of a skipped invoice are counted."""
 
 
 def make_plan(lines: Iterable[Line | BadLine]) -> Planner:
@@ -203,7 +203,7 @@ def make_plan(lines: Iterable[Line | BadLine]) -> Planner:
 
 
 def credits_of(cents: int) -> str:
-    """The amount as the API writes it: `2.55`."""
+    """The amount in the API's format: `2.55`."""
     return f"{cents // 100}.{cents % 100:02d}"
 
 
@@ -220,7 +220,7 @@ def _reason_to_skip(line: Line) -> LineReason | None:
         return LineReason.price_negative
     if line.price == 0:
         return LineReason.price_zero
-    # Not in Decimal: its products are rounded to 28 digits.
+    # Not as a Decimal: its products are rounded to 28 digits.
     if (Fraction(line.price) * 100).denominator != 1:
         return LineReason.price_not_in_cents
     return None
@@ -235,7 +235,7 @@ def _is_adjustment(invoice: str) -> bool:
 
 
 def _clean(text: str) -> str:
-    """Without control and unassigned characters, and with single spaces."""
+    """The text without control and unassigned characters, and with single spaces."""
     printable = (" " if unicodedata.category(character)[0] == "C" else character for character in text)
     return " ".join("".join(printable).split())
 

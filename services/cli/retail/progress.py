@@ -1,4 +1,4 @@
-"""How far the replay is, on stderr: a bar on a terminal, a plain line now and then elsewhere."""
+"""The progress of the import, on stderr: a bar on a terminal, otherwise a plain line from time to time."""
 
 import sys
 import time
@@ -18,12 +18,12 @@ class Display(Protocol):
     """Shows phases; they may overlap."""
 
     def phase(self, name: str, total: int) -> Advance:
-        """Begin a phase of `total` steps. Call what comes back with the number of steps done since the last call."""
+        """Begin a phase of `total` steps. Call the result with the number of steps done since the last call."""
 
 
 @contextmanager
 def open_display(*, quiet: bool) -> Iterator[Display]:
-    """A bar on a terminal. Elsewhere plain lines, or nothing where `quiet`."""
+    """A bar on a terminal; otherwise plain lines, or nothing if `quiet`."""
     if quiet or not sys.stderr.isatty():
         yield Lines(sys.stderr.write if not quiet else lambda _: None)
         return
@@ -48,7 +48,7 @@ class _Bars:
 
 
 class Lines:
-    """A line when a phase ends, and now and then before."""
+    """A line when a phase ends, and from time to time before that."""
 
     def __init__(self, write: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> None:
         self._write = write

@@ -1,4 +1,4 @@
-"""The summary of a replay: what became of every line and invoice, and the checks."""
+"""The summary of an import: what happened to every line and invoice, and the checks."""
 
 import json
 from collections import Counter
@@ -17,12 +17,12 @@ from services.cli.retail.plan import REASON_OF_LINES, Invoice, Plan, credits_of
 from services.cli.retail.reasons import InvoiceReason
 
 _MOVED = frozenset({"confirmed", "fulfilled"})
-"""Where the seller has the credits of an order."""
+"""Statuses of orders whose credits the seller has received."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a replay saw. Times are seconds, amounts cents."""
+    """What an import observed. Times are seconds, amounts cents."""
 
     plan: Plan
     chosen: Sequence[Invoice]
@@ -120,13 +120,13 @@ def _checks(outcome: Outcome, accepted: Sequence[Invoice], moved: int) -> dict[s
         "books_balanced": bool(books["balanced"]),
     }
     if len(outcome.chosen) == len(outcome.plan.invoices):
-        # With a limit, the account may hold more: from an earlier run that went further.
+        # With a limit, the account may hold more, from an earlier run that placed more invoices.
         checks["seller_account_equals_credits_moved"] = outcome.seller_received == moved
     return checks
 
 
 def print_table(summary: Summary, console: Console) -> None:
-    """The summary for people."""
+    """Print the summary as a table."""
     table = Table("", "", "", title=f"Replay of data set {summary.data_set}", show_header=False)
     for title, rows in _sections(summary):
         for place, (name, value) in enumerate(rows):
@@ -179,7 +179,7 @@ def _seconds(order: PlacedOrder) -> float:
 
 
 def _percentile(ordered: Sequence[float], percent: int) -> float | None:
-    """The nearest rank: the smallest value that at least `percent` of all do not exceed."""
+    """The nearest-rank percentile: the smallest value that at least `percent` of all do not exceed."""
     return round(ordered[ceil(percent / 100 * len(ordered)) - 1], 3) if ordered else None
 
 

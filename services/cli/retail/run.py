@@ -1,4 +1,4 @@
-"""One replay from the file to the summary."""
+"""One import, from the file to the summary."""
 
 import time
 from pathlib import Path
@@ -14,7 +14,7 @@ from services.cli.retail.shop import ShopKeeper
 from services.cli.retail.source import RetailFile
 
 PATIENCE_SECONDS = 60.0
-"""How long the service may stay away, or no order move, before the replay gives up."""
+"""How long the service may be unreachable, or all orders stay unchanged, before the import gives up."""
 
 _FIRST_CONTACT_SECONDS = 5.0
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -30,9 +30,9 @@ def read_plan(path: Path) -> Plan:
 async def replay(
     plan: Plan, target: Target, display: Display, *, limit: int | None, clients: int
 ) -> tuple[Summary, list[str]]:
-    """Place the first `limit` invoices of the plan; the summary, and what else there is to say.
+    """Place the first `limit` invoices of the plan; returns the summary, and remarks for the user.
 
-    Raises `ServiceError` where the service cannot be reached or used.
+    Raises `ServiceError` if the service cannot be reached or used.
     """
     started = time.monotonic()
     chosen = plan.invoices[:limit]
@@ -63,7 +63,9 @@ async def replay(
         )
     remarks = [f"invoice {refusal.invoice} was refused: {refusal.reply}" for refusal in refusals]
     if waiting := sum(not order.is_settled for order in orders.values()):
-        remarks.append(f"{waiting} orders still wait, none moved for {PATIENCE_SECONDS:.0f} s: is a worker running?")
+        remarks.append(
+            f"{waiting} orders are still waiting and none changed for {PATIENCE_SECONDS:.0f} s: is a worker running?"
+        )
     return summarize(outcome), remarks
 
 
@@ -71,15 +73,15 @@ def _open_http(url: str, clients: int) -> httpx2.AsyncClient:
     try:
         address = httpx2.URL(url)
     except httpx2.InvalidURL as error:
-        raise ServiceError(f"{url!r} is no URL: {error}") from error
+        raise ServiceError(f"{url!r} is not a URL: {error}") from error
     if address.scheme not in ("http", "https") or not address.host:
-        raise ServiceError(f"{url!r} is no URL of a service; expected something like http://127.0.0.1:8000")
+        raise ServiceError(f"{url!r} is not the URL of a service; expected something like http://127.0.0.1:8000")
     return httpx2.AsyncClient(
         base_url=address,
         timeout=REQUEST_SECONDS,
-        # Customers and products are made at the same time.
+        # Customers and products are created concurrently.
         limits=httpx2.Limits(max_connections=2 * clients, max_keepalive_connections=2 * clients),
-        # A proxy of the user's is not the way to the loopback address.
+        # The user's proxy must not be used for the loopback address.
         trust_env=address.host not in _LOOPBACK,
     )
 
@@ -87,4 +89,4 @@ def _open_http(url: str, clients: int) -> httpx2.AsyncClient:
 async def _make_contact(service: Service, target: Target) -> None:
     me = await service.read(target.operator, "/v1/users/me")
     if me["role"] != "operator":
-        raise ServiceError(f"{target.operator.email} is no operator: they cannot issue credits")
+        raise ServiceError(f"{target.operator.email} is not an operator and cannot issue credits")

@@ -1,8 +1,8 @@
-"""What must be there before the first order: users with credits, categories, products with stock.
+"""What must exist before the first order: users with credits, categories, products with stock.
 
-Every data set has a seller, products and customers of its own, named after the hash of the file. So what exists under
-a name was made for this very file, with the stock or the credits that its rules give, and is never filled up again:
-neither by a second run, nor by one with another `--limit`, nor after the service has forgotten its idempotency keys.
+Every data set has its own seller, products and customers, named after the hash of the file. So what exists under such a
+name was created for this very file, with the stock or the credits that its rules give, and is never topped up again:
+neither by a second run, nor by one with another `--limit`, nor after the service has deleted its idempotency keys.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ class Buyer:
 
 @dataclass(slots=True)
 class Shop:
-    """Everything that orders refer to: product numbers of the plan to ids, customers to users."""
+    """Everything that orders refer to: ids by product number of the plan, users by customer."""
 
     seller: Login
     product_ids: dict[int, int] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Shop:
 
 
 class ShopKeeper:
-    """Makes what the given invoices need and is not there yet. Raises `ServiceError`."""
+    """Creates what the given invoices need and does not exist yet. Raises `ServiceError`."""
 
     def __init__(self, service: Service, operator: Login, plan: Plan, display: Display, clients: int) -> None:
         self._service = service
@@ -56,7 +56,7 @@ class ShopKeeper:
     async def open(self, invoices: Sequence[Invoice]) -> Shop:
         users = await self._known_users()
         seller_id = await self._find_or_register(self._shop.seller, f"Online Retail {self._plan.tag}", users)
-        # Passwords keep a thread of the service busy, products its database.
+        # Password hashing keeps a thread of the service busy; products keep its database busy.
         await together(self._make_buyers(invoices, users), self._make_products(invoices, seller_id))
         return self._shop
 
@@ -66,7 +66,7 @@ class ShopKeeper:
         return Login(email, secret.hexdigest())
 
     async def _known_users(self) -> dict[str, int]:
-        """Ids by e-mail address, so that nobody is registered in vain: it costs the service a password hash."""
+        """Ids by e-mail address. Trying to register an existing user would cost the service a password hash."""
         params: Query = {"filter": f"email:like:@{self._plan.tag}.{DOMAIN}", "limit": PAGE}
         users = await self._service.read_pages(self._operator, "/v1/users", params)
         return {user["email"]: user["id"] for user in users}
@@ -81,8 +81,8 @@ class ShopKeeper:
             return int((await self._service.read(login, "/v1/users/me"))["id"])
         except ServiceError as error:
             raise ServiceError(
-                f"{error}. The user was made by an earlier replay of this file; since then it was deleted, "
-                "or the operator's password, from which its own derives, was changed"
+                f"{error}. An earlier import of this file created the user; since then it was deleted, or the "
+                "operator's password, from which the user's password derives, was changed"
             ) from error
 
     async def _make_buyers(self, invoices: Sequence[Invoice], known: dict[str, int]) -> None:
@@ -96,7 +96,7 @@ class ShopKeeper:
             buyer = Buyer(login, await self._find_or_register(login, full_name, known))
             if not (was_known and await self._has_credits(login)):
                 await self._top_up(buyer, credits_of(self._plan.spend[customer]))
-            # Here, so that the orders need not wait for it: it costs the service a password hash, too.
+            # Sign in here, so that the orders do not wait for it: it costs the service a password hash, too.
             await login.current_token(self._service)
             self._shop.buyers[customer] = buyer
             advance(1)
@@ -106,7 +106,7 @@ class ShopKeeper:
     async def _has_credits(self, login: Login) -> bool:
         """Whether the customer's statement shows our top-up.
 
-        It is the first thing that happens on such an account, so the first page tells.
+        It is the first entry on such an account, so reading the first page is enough.
         """
         page = await self._service.read(login, "/v1/accounts/me/statement", {"sort": "version", "limit": PAGE})
         return any(
@@ -148,20 +148,20 @@ class ShopKeeper:
             "category_id": category_id,
             "stock": product.demand,
         }
-        # Without a key: the sku can be used only once anyway, and storing thousands of replies costs the service time.
+        # Without a key: the SKU can be used only once anyway, and storing thousands of replies costs the service time.
         reply = await self._service.call(self._shop.seller, "POST", "/v1/products", body=body)
         if reply.status != 409:
             return int(expect(reply, f"offering {product.sku}").body["id"])
-        # Its reply was lost. The list may come from a replica that has not seen it yet.
+        # It exists, but the reply was lost. The list may come from a replica that lags.
         for _ in range(_LOOKS):
             found = (await self._known_products(seller_id, product.sku)).get(product.sku)
             if found is not None:
                 return found
             await asyncio.sleep(_LOOK_SECONDS)
-        raise ServiceError(f"offering {product.sku} is answered by {reply}, but it is not for sale: activate it again")
+        raise ServiceError(f"offering {product.sku} returned {reply}, but it is not for sale: activate it again")
 
     async def _known_products(self, seller_id: int, only: str | None = None) -> dict[str, int]:
-        """Ids by sku of what the seller offers, or of `only` one of them."""
+        """Ids by SKU of the products that the seller offers, or of `only` one of them."""
         filters = [f"seller_id:eq:{seller_id}", *([] if only is None else [f"sku:eq:{only}"])]
         rows = await self._service.read_pages(self._shop.seller, "/v1/products", {"filter": filters, "limit": PAGE})
         return {row["sku"]: row["id"] for row in rows}
@@ -172,20 +172,20 @@ class ShopKeeper:
             return found
         reply = await self._service.call(self._operator, "POST", "/v1/categories", body={"name": name})
         if reply.status != 409:
-            return int(expect(reply, f"making the category {name}").body["id"])
+            return int(expect(reply, f"creating the category {name}").body["id"])
         found = await self._find_category(name)
         if found is None:
-            raise ServiceError(f"the category {name} can neither be made nor found: {reply}")
+            raise ServiceError(f"the category {name} can be neither created nor found: {reply}")
         return found
 
     async def _find_category(self, name: str) -> int | None:
-        # Names are unique in whatever case.
+        # Names are unique regardless of case.
         rows = await self._service.read_pages(self._operator, "/v1/categories", {"filter": f"name:like:{name}"})
         return next((int(row["id"]) for row in rows if row["name"].lower() == name.lower()), None)
 
 
 def _user_name(customer: str) -> str:
-    """The part of the address before the @: the customer's number where it is one."""
+    """The part of the address before the @: the customer's number, if it is one."""
     if customer == GUEST:
         return "guests"
     if _PLAIN_NUMBER.fullmatch(customer):

@@ -1,6 +1,6 @@
-"""Reads the format of "Online Retail" (UCI Machine Learning Repository, CC BY 4.0): CSV, plain or in gzip.
+"""Reads the format of "Online Retail" (UCI Machine Learning Repository, CC BY 4.0): CSV, plain or gzipped.
 
-One line of the file is one record: a quote that is never closed costs its own line and none of those that follow.
+One line of the file is one record: a quote that is never closed spoils its own line and none of those that follow.
 """
 
 import csv
@@ -21,13 +21,13 @@ COLUMNS = ("InvoiceNo", "StockCode", "Description", "Quantity", "InvoiceDate", "
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = "\ufeff"
 _LONGEST_LINE = 65_536
-"""Bytes. A file without line ends must not be read into memory whole."""
+"""Bytes. A file without line ends must not be read into memory as a whole."""
 
-# Order references hold 64 characters, idempotency keys visible ASCII, and lists are asked for with commas.
+# Order references have at most 64 characters, idempotency keys are visible ASCII, and filters list values with commas.
 _INVOICE = re.compile(r"[!-+\--~]{1,64}", re.ASCII)
 _QUANTITY = re.compile(r"([+-]?[0-9]{1,15})(\.0*)?", re.ASCII)
 _PRICE = re.compile(r"-?[0-9]{1,15}(\.[0-9]{0,20})?", re.ASCII)
-# Written by tools for which a column with gaps is one of floating-point numbers.
+# Written by tools that treat a column with gaps as floating-point numbers.
 _FLOAT_ID = re.compile(r"([0-9]+)\.0*", re.ASCII)
 _NO_CUSTOMER = frozenset({"", "nan", "null", "none"})
 
@@ -38,7 +38,7 @@ class FileError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of an invoice. `price` is for one piece, as written; `customer` is None where the file has none."""
+    """One line of an invoice. `price` is for one unit, as written; `customer` is None if the file has none."""
 
     invoice: str
     code: str
@@ -50,14 +50,14 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """A line that says nothing usable. `invoice` is None where not even that can be read."""
+    """A line that is not usable. `invoice` is None if not even that can be read."""
 
     reason: LineReason
     invoice: str | None = None
 
 
 class RetailFile:
-    """A file to be read once, front to back, one line in memory at a time."""
+    """A file that is read once, from start to end, one line in memory at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -65,7 +65,7 @@ class RetailFile:
 
     @property
     def digest(self) -> str:
-        """SHA-256 in hex of what was read so far, unpacked: a file and its gzip have the same."""
+        """SHA-256 in hex of the uncompressed content read so far: a file and its gzip have the same."""
         return self._hash.hexdigest()
 
     def lines(self) -> Iterator[Line | BadLine]:
@@ -87,7 +87,7 @@ class RetailFile:
         return gzip.open(self.path, "rb") if packed else self.path.open("rb")  # type: ignore[return-value]
 
     def _raw_lines(self, file: BinaryIO) -> Iterator[bytes]:
-        """Lines with their ends; of one that is too long, its beginning without an end."""
+        """Lines with their line ends; of a line that is too long, only its beginning."""
         while raw := file.readline(_LONGEST_LINE):
             self._hash.update(raw)
             rest = raw
