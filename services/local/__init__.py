@@ -1,1 +1,1 @@
-"""`waybill up`: everything on one machine, with servers of its own. Production needs none of it."""
+"""`waybill up`: everything on one machine, with its own servers. Not needed in production."""

@@ -1,4 +1,4 @@
-"""What `waybill up` says when everything runs."""
+"""What `waybill up` prints once everything is running."""
 
 import secrets
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ _READ_TOKEN = "python3 -c 'import json, sys; print(json.load(sys.stdin)[\"access
 
 
 def announcement(facts: Facts, home: Home) -> Iterator[str]:
-    """The lines; the commands among them can be copied as they are."""
+    """The lines. The commands among them can be copied."""
     yield ""
     yield "Waybill is running."
     yield ""
@@ -28,7 +28,7 @@ def announcement(facts: Facts, home: Home) -> Iterator[str]:
     else:
         yield "Create an operator with: waybill create-operator EMAIL"
         yield ""
-    yield "Ctrl-C stops everything; the data stay."
+    yield "Press Ctrl-C to stop everything; the data is kept."
 
 
 def _first_order(facts: Facts, buyer: Credentials, product_id: int) -> Iterator[str]:
@@ -36,7 +36,7 @@ def _first_order(facts: Facts, buyer: Credentials, product_id: int) -> Iterator[
     authorization = '-H "Authorization: Bearer $TOKEN"'
     sign_in = f"curl -s {facts.api_url}/v1/token -d username={buyer.email} -d password={buyer.password}"
     body = f'{{"items":[{{"product_id":{product_id},"quantity":2}}]}}'
-    yield "Get a token, place an order, look at your orders (in another terminal):"
+    yield "In another terminal, get a token, place an order and list your orders:"
     yield ""
     yield f"  TOKEN=$({sign_in} | {_READ_TOKEN})"
     yield ""

@@ -1,4 +1,4 @@
-"""`waybill clean-data`: forget everything a `waybill up` has kept."""
+"""`waybill clean-data`: delete the data of `waybill up`."""
 
 import shutil
 from pathlib import Path
@@ -12,32 +12,32 @@ from services.local.home import ENTRIES, hold, is_ours
 
 
 def clean_data(
-    data_dir: Annotated[Path, typer.Option(help="The folder that was given to `waybill up`.")] = DEFAULT_DATA_DIR,
+    data_dir: Annotated[Path, typer.Option(help="The data folder of `waybill up`.")] = DEFAULT_DATA_DIR,
 ) -> None:
-    """Remove what `waybill up` keeps: databases, credentials and logs. It must not be running."""
+    """Delete the data of `waybill up`: databases, credentials and logs. It must not be running."""
     with plain_errors():
         if not data_dir.exists():
-            say(f"There are no data in {data_dir.absolute()}")
+            say(f"There is no data in {data_dir.absolute()}")
             return
         try:
-            # Whoever mistypes the path must not lose a folder of another kind.
+            # A mistyped path must not delete another folder.
             if not is_ours(data_dir):
-                raise CommandError(f"{data_dir.absolute()} is no data folder of `waybill up`; nothing was removed")
+                raise CommandError(f"{data_dir.absolute()} is not a data folder of `waybill up`; nothing was removed")
             with hold(data_dir) as home:
                 for name in ENTRIES:
                     _remove(home.path / name)
         except OSError as error:
-            raise CommandError(f"{error.filename or data_dir} cannot be removed: {error.strerror}") from error
+            raise CommandError(f"cannot remove {error.filename or data_dir}: {error.strerror}") from error
     try:
         home.path.rmdir()
     except OSError:
-        say(f"Removed the data in {home.path}; the folder stays, with what else is in it")
+        say(f"Removed the data in {home.path}; the folder is kept, since it contains other files")
     else:
         say(f"Removed {home.path}")
 
 
 def _remove(path: Path) -> None:
-    # A link's target lies elsewhere, and is not known to be ours alone.
+    # A link's target is elsewhere and may not be ours alone.
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -1,4 +1,4 @@
-"""The data folder of `waybill up`: one user at a time, a secret key that stays, a place for logs."""
+"""The data folder of `waybill up`: a lock, a persistent secret key, and a folder for logs."""
 
 import fcntl
 import os
@@ -15,17 +15,17 @@ from services.cli.files import keep_secret
 
 MARKER = "waybill.marker"
 _MARKER_TEXT = """\
-This folder was empty when `waybill up` made it its own; the databases, keys and logs in it are of its making.
+`waybill up` created the databases, keys and logs in this folder, which was empty before.
 `waybill clean-data --data-dir FOLDER` removes them.
 """
 
 ENTRIES = ("postgres", "redis", "logs", "secret_key", "secret_key.new", FILE_NAME, f"{FILE_NAME}.new", "lock", MARKER)
-"""All that we put into the folder, in the order in which it is removed: until the end it is known as ours."""
+"""Everything we put into the folder, in order of removal: the folder is recognized as ours until the end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """The folder, held by us."""
+    """The folder, while we hold it."""
 
     path: Path
 
@@ -34,15 +34,15 @@ class Home:
         return self.path / "logs"
 
     def secret_key(self) -> str:
-        """The key that signs tokens: made once, so that they stay valid over a restart."""
+        """The key that signs tokens: created once, so that they stay valid across restarts."""
         return keep_secret(self.path / "secret_key", 48, say, "everyone has to sign in again")
 
 
 @contextmanager
 def hold(path: Path) -> Iterator[Home]:
-    """Hold the folder, made where it does not exist, until the block ends or we do.
+    """Hold the folder, created if it does not exist, until the block ends or we exit.
 
-    Raises `CommandError` where it is somebody else's, another `waybill up` holds it or it cannot be written.
+    Raises `CommandError` if it has other contents, another `waybill up` holds it, or it cannot be written.
     """
     path = path.absolute()
     try:
@@ -50,7 +50,7 @@ def hold(path: Path) -> Iterator[Home]:
         (path / "logs").mkdir(mode=0o700, exist_ok=True)
         lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise CommandError(f"{path} cannot be used as the data folder: {error.strerror}") from error
+        raise CommandError(f"cannot use {path} as the data folder: {error.strerror}") from error
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -58,10 +58,10 @@ def hold(path: Path) -> Iterator[Home]:
             holder = os.read(lock, 20).decode(errors="replace").strip() or "unknown"
             raise CommandError(
                 f"{path} is in use by another `waybill up` (process {holder}). "
-                "Stop that one, or give another folder with --data-dir"
+                "Stop that one, or choose another folder with --data-dir"
             ) from None
         os.truncate(lock, 0)
-        # Only for the message above; the lock holds without it, even on a full disk.
+        # Only for the message above; the lock works without it, even on a full disk.
         with suppress(OSError):
             os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         yield Home(path)
@@ -70,7 +70,7 @@ def hold(path: Path) -> Iterator[Home]:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a `waybill up` made this folder its own. Folders from before there was a marker hold nothing else."""
+    """Whether this is a data folder of `waybill up`. Older ones have no marker, and contain nothing else."""
     return (path / MARKER).is_file() or (
         (path / FILE_NAME).is_file() and all(entry.name in ENTRIES for entry in path.iterdir())
     )
@@ -82,24 +82,24 @@ def _make_ours(path: Path) -> None:
     except FileExistsError:
         if objection := _objection(path):
             raise CommandError(
-                f"{path} cannot be the data folder: {objection}. Give a folder of its own, one that does not exist yet "
+                f"cannot use {path} as the data folder: {objection}. Choose a separate folder that does not exist yet "
                 f"or is empty, for example --data-dir {shlex.quote(str(path / DEFAULT_DATA_DIR))}"
             ) from None
-    # Before anything else: another `waybill up` that starts now sees an empty folder or a marked one. The file's
-    # existence is the mark; its text is for people.
+    # Before anything else, so that another `waybill up` that starts now sees an empty folder or a marked one. Only the
+    # file's existence matters; its text is for people.
     if not (path / MARKER).exists():
         (path / MARKER).write_text(_MARKER_TEXT)
 
 
 def _objection(path: Path) -> str | None:
-    """Why a folder that exists is not to be made ours."""
+    """Why we must not use an existing folder; None if we may."""
     names = sorted((entry.name for entry in path.iterdir()), key=lambda name: (name in ENTRIES, name))
     if path.stat().st_mode & stat.S_ISVTX:
-        return "everybody on this machine shares it"
+        return "all users of this machine share it"
     if is_ours(path):
         return None
     if names:
-        return f"it holds other files ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        return f"it contains other files ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
     if Path.cwd().is_relative_to(path.resolve()):
-        return "it is the folder you work in"
+        return "you are working in it"
     return None

@@ -1,4 +1,4 @@
-"""What `waybill up` puts into a development database, so that the first order can be placed at once."""
+"""Demo data that `waybill up` puts into a development database, so that an order can be placed right away."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,10 +53,10 @@ _OFFERS = (
 
 
 async def seed(settings: Settings, facts: Facts, keep: Callable[[], None]) -> None:
-    """Make the demo users, products and credits that are missing, and note the credentials in `facts`.
+    """Create the demo users, products and credits that are missing, and note the credentials in `facts`.
 
-    Users that exist stay as they are; one whose password in `facts` is missing or wrong gets a new one. `keep` is
-    called before the commit: credentials that nobody has noted would be lost.
+    Existing users are left unchanged, but one whose password in `facts` is missing or wrong gets a new password. `keep`
+    is called before the commit: credentials that were not saved would be lost.
     """
     async with open_database(settings, "seed") as database, UnitOfWork(database.write) as uow:
         await follow_database(database.engine)
@@ -82,7 +82,7 @@ class _People:
     known: dict[str, Credentials]
 
     async def find_or_make(self, person: _Person) -> tuple[User, Credentials] | None:
-        """The user and what they sign in with; None where an operator has deleted the user."""
+        """The user and their credentials; None if an operator has deleted the user."""
         user = await self.uow.users.by_email(person.email)
         if user is None:
             if await self.uow.users.email_taken(person.email):

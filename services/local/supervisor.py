@@ -1,4 +1,4 @@
-"""Start processes in order, start them again when they die, stop them in the reverse order."""
+"""Start processes in order, restart them when they die, stop them in reverse order."""
 
 import signal
 import subprocess
@@ -20,14 +20,14 @@ _P = ParamSpec("_P")
 STOP_SECONDS = 10.0
 _LOOK_SECONDS = 0.2
 _BACKOFF_FIRST, _BACKOFF_LAST = 0.5, 15.0
-# A process that ran this long is taken to be well: its next death is answered at once again.
+# A process that has run this long is considered healthy: if it dies, it is restarted immediately.
 _WELL_AFTER = 30.0
 _TELL_AGAIN_SECONDS = 5.0
-"""Seconds between two attempts to report new processes, after one that failed."""
+"""Seconds until the next attempt to report new processes, after one that failed."""
 
 
 class Program:
-    """One of our own commands as a child, its output in a log file."""
+    """One of our own commands as a child process, with its output in a log file."""
 
     def __init__(self, name: str, arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
         self.name = name
@@ -40,7 +40,7 @@ class Program:
     def start(self) -> None:
         """Raises `EmbeddedServerError` if there is not enough disk, descriptors or processes."""
         self._since = child.log_size(self.log)
-        # -P: a folder named `services` where the user stands must not be taken for ours.
+        # -P: a folder named `services` in the current directory must not be taken for ours.
         self.process = child.spawn(
             [sys.executable, "-P", *self.arguments],
             cwd=Path.cwd(),
@@ -59,11 +59,11 @@ class Program:
 
 
 Part: TypeAlias = Program | EmbeddedServer
-"""One process that is kept running."""
+"""A process that is kept running."""
 
 
 class Stop:
-    """SIGINT, SIGTERM and SIGHUP, noted for those who look. A second one while we start breaks off at once."""
+    """Notes SIGINT, SIGTERM and SIGHUP. A second one during startup interrupts it immediately."""
 
     def __init__(self) -> None:
         self.wanted = False
@@ -71,7 +71,7 @@ class Stop:
         self.stopping = False
 
     def listen(self) -> None:
-        """Take over the signals. Only in the main thread."""
+        """Handle the signals. Must be called in the main thread."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._note)
 
@@ -92,9 +92,9 @@ class _Watched:
 
 @dataclass
 class Supervisor:
-    """Keeps parts running, and their logs within bounds. No failure of a part or a log ends it.
+    """Keeps parts running, and their logs within bounds. No failure of a part or a log stops it.
 
-    `changed` is called when a part gets a new process, and again later if it raised.
+    `changed` is called when a part gets a new process, and called again later if it raises.
     """
 
     stop: Stop
@@ -104,16 +104,16 @@ class Supervisor:
     _tell_at: float | None = None
 
     def start(self, part: Part) -> None:
-        """Start a part and watch it from now on. Raises `EmbeddedServerError` where it does not start."""
+        """Start a part and watch it from now on. Raises `EmbeddedServerError` if it does not start."""
         self._watched.append(_Watched(part, time.monotonic()))
         part.start()
 
     def watch(self) -> None:
-        """Start again what dies, until a stop is wanted."""
+        """Restart parts that die, until a stop is requested."""
         while not self.stop.wanted:
             for watched in self._watched:
-                self._try(f"{watched.part.name} did not start again", self._look_after, watched)
-                self._try(f"{watched.part.name}: its log cannot be shortened", child.bound_log, watched.part.log)
+                self._try(f"cannot restart {watched.part.name}", self._look_after, watched)
+                self._try(f"cannot shorten the log of {watched.part.name}", child.bound_log, watched.part.log)
             self._tell()
             time.sleep(_LOOK_SECONDS)
 
@@ -126,22 +126,25 @@ class Supervisor:
         now = time.monotonic()
         if self._tell_at is None or now < self._tell_at:
             return
-        told = self._try("the other commands cannot be told of new processes; trying again", self.changed)
+        told = self._try("cannot report new processes to the other commands; retrying", self.changed)
         self._tell_at = None if told else now + _TELL_AGAIN_SECONDS
 
     def _try(self, trouble: str, act: Callable[_P, None], *args: _P.args, **kwargs: _P.kwargs) -> bool:
-        """Whether it succeeded; otherwise say the reason, at most once a minute."""
+        """Whether it succeeded; otherwise print the reason, at most once a minute."""
         try:
             act(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001  (a full disk, no descriptors, no processes: the rest goes on)
+        except Exception as error:  # noqa: BLE001  (a full disk, no descriptors, no processes: the rest continues)
             left_out = self._repeats.left_out(trouble)
             if left_out is not None:
-                say(f"{trouble}: {error}" + (f" (and {left_out} more times since this was last said)" * bool(left_out)))
+                say(
+                    f"{trouble}: {error}"
+                    + (f" (and {left_out} more times since this was last reported)" * bool(left_out))
+                )
             return False
         return True
 
     def stop_all(self) -> None:
-        """Stop our own programs together, then the servers, the last started first."""
+        """Stop our own programs concurrently, then the servers in reverse order."""
         self.stop.stopping = True
         programs = [watched.part for watched in self._watched if isinstance(watched.part, Program)]
         self._stop_programs(programs)
@@ -171,8 +174,8 @@ class Supervisor:
             watched.deaths += 1
             watched.start_at = now + delay
             when = f"in {delay:g} s" if delay else "now"
-            say(f"{part.name} (process {process.pid}) {how_it_ended(process.returncode)}; started again {when}")
-            say(f"  its log: {part.log}")
+            say(f"{part.name} (process {process.pid}) {how_it_ended(process.returncode)}; restarting {when}")
+            say(f"  log: {part.log}")
         if now < watched.start_at:
             return
         watched.started = now
@@ -184,13 +187,13 @@ class Supervisor:
             raise
         watched.start_at = None
         assert part.process is not None
-        say(f"{part.name} runs again (process {part.process.pid})")
+        say(f"{part.name} is running again (process {part.process.pid})")
         self.tell_of_changes()
 
 
 def backoff(failures: int) -> float:
-    """Seconds until the next try: twice as long after each failure, up to a limit."""
-    # Limit the exponent: after a night with a full disk, the number of failures has four digits.
+    """Seconds until the next attempt: twice as long after each failure, up to a limit."""
+    # Limit the exponent: after a night with a full disk, there are thousands of failures.
     return min(_BACKOFF_FIRST * 2.0 ** min(failures, 10), _BACKOFF_LAST)
 
 

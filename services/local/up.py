@@ -27,17 +27,17 @@ DATABASE_NAME = "waybill"
 READY_SECONDS = 60.0
 _PORTS_TRIED = 20
 _NOT_OUR_FAULT = ("08", "53", "57", "58")
-"""Classes of SQLSTATE: the connection, resources such as the disk, an operator, the system."""
+"""SQLSTATE classes: the connection, resources such as the disk, operator intervention, the system."""
 
 
 def up(
-    data_dir: Annotated[Path, typer.Option(help="Where data, logs and waybill.json lie.")] = DEFAULT_DATA_DIR,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="The API's port; the next free one if taken.")] = 8000,
-    workers: Annotated[int, typer.Option(min=0, max=64, help="How many worker processes.")] = 1,
+    data_dir: Annotated[Path, typer.Option(help="The folder for data, logs and waybill.json.")] = DEFAULT_DATA_DIR,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The API's port, or the next free one.")] = 8000,
+    workers: Annotated[int, typer.Option(min=0, max=64, help="The number of worker processes.")] = 1,
 ) -> None:
-    """Run everything here: PostgreSQL, Redis, the API and workers. Ctrl-C stops it; the data stay.
+    """Run everything on this machine: PostgreSQL, Redis, the API and workers. Ctrl-C stops it; the data is kept.
 
-    WAYBILL_DATABASE_URL and WAYBILL_REDIS_URL, where set, are used instead of the embedded servers.
+    If WAYBILL_DATABASE_URL or WAYBILL_REDIS_URL is set, that server is used instead of the embedded one.
     """
     with plain_errors(), hold(data_dir) as home:
         _House(home, port, workers).run()
@@ -57,7 +57,7 @@ class _House:
         self.api: Program | None = None
         self.worker_programs: list[Program] = []
         self.facts: Facts | None = None
-        # What the user has set, in the environment or a .env file; it goes before what we would choose.
+        # What the user has set, in the environment or a .env file; it overrides our own choices.
         self.given = {**DotEnvSettingsSource(Settings)(), **EnvSettingsSource(Settings)()}
 
     def run(self) -> None:
@@ -74,20 +74,20 @@ class _House:
             say("\nStopping: workers and API first, then the servers ...")
             self.supervisor.stop_all()
             self.supervisor.tell_of_changes()
-            say(f"Stopped. The data are kept in {self.home.path}")
+            say(f"Stopped. The data is kept in {self.home.path}")
 
     def _start(self) -> None:
         settings = self._start_servers()
-        say("Bringing the database to the newest schema ...")
+        say("Upgrading the database to the newest schema ...")
         check_database(settings)
         try:
             self._prepare_database(settings)
         except OSError as error:
-            raise CommandError(f"the database cannot be prepared: {error}") from error
+            raise CommandError(f"cannot prepare the database: {error}") from error
         except DBAPIError as error:
             if (sqlstate(error) or "")[:2] not in _NOT_OUR_FAULT:
                 raise
-            raise CommandError(f"the database cannot be prepared: {error.orig}") from error
+            raise CommandError(f"cannot prepare the database: {error.orig}") from error
         if self.stop.wanted:
             return
         self._start_programs()
@@ -97,10 +97,10 @@ class _House:
         upgrade_to_head()
         self.facts = self._first_facts(settings)
         if settings.is_development:
-            # Imported here, with all domains: nothing else in this process needs them.
+            # Imported here: this loads all domains, which nothing else in this process needs.
             from services.local.seed import seed
 
-            # A password that cannot be written down must not be committed.
+            # A password that cannot be saved must not be committed.
             asyncio.run(seed(settings, self.facts, self._write_facts))
 
     def _start_servers(self) -> Settings:
@@ -118,7 +118,7 @@ class _House:
             self.redis = EmbeddedRedis(self.home.path / "redis", say=say)
             self._start_server(self.redis, 6379)
             chosen["WAYBILL_REDIS_URL"] = self.redis.url()
-        # For what runs in this process, migrations and seed, and for the children.
+        # For the migrations and the seed in this process, and for the children.
         os.environ.update(chosen)
         return Settings()
 
@@ -126,7 +126,7 @@ class _House:
         say(f"Starting {server.name} ...")
         for _ in range(_PORTS_TRIED):
             server.port = self._free_port(preferred, server.name)
-            # Somebody may take a port between the look and the start: the next one, then.
+            # Another program may take the port between the check and the start: then try the next one.
             with suppress(PortTaken):
                 server.start()
                 break
@@ -155,17 +155,17 @@ class _House:
         assert self.facts is not None
         assert self.api is not None
         deadline = time.monotonic() + READY_SECONDS
-        # trust_env: a proxy of the user's is not the way to the loopback address.
+        # trust_env: the user's proxy must not be used for the loopback address.
         with httpx2.Client(trust_env=False, timeout=2.0) as client:
             while not self.stop.wanted:
                 if _ended(self.api) and child.port_was_taken(self.api.last_words()):
-                    # Another program was faster: take the next one.
+                    # Another program was faster: take the next port.
                     self._choose_api_port(self.api)
                     self.api.start()
                     self.supervisor.tell_of_changes()
                 for program in (self.api, *self.worker_programs):
                     self._check_alive(program)
-                # If another program was faster, another Waybill may be the one that answers.
+                # If another program was faster, the answer may come from another Waybill.
                 if _answers(client, self.facts.api_url) and _listens(self.api, self.facts.api_url):
                     return
                 if time.monotonic() > deadline:
@@ -178,7 +178,7 @@ class _House:
     def _check_alive(self, program: Program) -> None:
         if program.process is not None and _ended(program):
             raise CommandError(
-                f"{program.name} {how_it_ended(program.process.returncode)} at start-up. "
+                f"{program.name} {how_it_ended(program.process.returncode)} during startup. "
                 f"The end of its log, {program.log}:\n{program.last_words()}"
             )
 
@@ -194,7 +194,7 @@ class _House:
             before = read_facts(self.home.path)
         except CommandError:
             before = None
-            say(f"{self.home.path / FILE_NAME} is damaged and will be written again; demo users get new passwords.")
+            say(f"{self.home.path / FILE_NAME} is damaged and will be replaced; demo users get new passwords.")
         facts = Facts(
             api_url="",
             docs_url="",
@@ -237,7 +237,7 @@ def _ended(program: Program) -> bool:
 
 
 def _listens(program: Program, url: str) -> bool:
-    """Whether this program is the one that listens there; True if the system has no /proc to tell."""
+    """Whether this program is the one that listens there; True if the system has no /proc to check."""
     descriptors = Path(f"/proc/{_pid(program)}/fd")
     port = f":{httpx2.URL(url).port or 80:04X}"
     held = set()

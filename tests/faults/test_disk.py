@@ -17,7 +17,7 @@ from tests.faults.test_up import START_SECONDS, Up, all_of, answers, lives, orde
 
 ROUNDS = 3.0
 """Seconds in which the supervisor makes several rounds."""
-NO_ROOM = "the other commands cannot be told of new processes; trying again"
+NO_ROOM = "cannot report new processes to the other commands; retrying"
 
 
 def fill(folder: Path) -> None:
@@ -114,8 +114,8 @@ def test_what_a_power_cut_left_empty_or_garbled_is_made_again(tmp_path: Path) ->
     said = second.said()
     assert "secret_key was damaged and has been replaced: everyone has to sign in again" in said
     assert "PostgreSQL did not accept the password" in said
-    assert "Redis could not read its data: it was moved to" in said
-    assert "waybill.json is damaged and will be written again; demo users get new passwords" in said
+    assert "Redis could not read its data. It was moved to" in said
+    assert "waybill.json is damaged and will be replaced; demo users get new passwords" in said
     assert "Traceback" not in said
 
 

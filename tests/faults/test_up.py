@@ -265,7 +265,7 @@ def test_a_folder_that_holds_other_files_stays_as_it_was(tmp_path: Path) -> None
     (tmp_path / "data" / "thesis.tex").touch()
     failed = Up(tmp_path)
     assert failed.process.wait(START_SECONDS) == 1
-    assert "it holds other files (thesis.tex, logs)" in failed.said()
+    assert "it contains other files (thesis.tex, logs)" in failed.said()
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["logs", "thesis.tex"]
 
 

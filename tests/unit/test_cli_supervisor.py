@@ -63,8 +63,8 @@ def test_a_killed_program_is_started_again_and_the_facts_are_told(
 
     assert pid(sleeper) != first
     said = capsys.readouterr().out
-    assert f"sleeper (process {first}) was killed by SIGKILL; started again now" in said
-    assert f"sleeper runs again (process {pid(sleeper)})" in said
+    assert f"sleeper (process {first}) was killed by SIGKILL; restarting now" in said
+    assert f"sleeper is running again (process {pid(sleeper)})" in said
 
 
 def test_a_program_that_keeps_dying_is_started_with_growing_pauses(program: Callable[[str], Program]) -> None:
@@ -147,9 +147,9 @@ def test_a_program_that_cannot_be_started_for_lack_of_descriptors_is_started_lat
 
     assert pid(sleeper) != first
     said = capsys.readouterr().out
-    assert said.count("sleeper did not start again: ") == 1
+    assert said.count("cannot restart sleeper: ") == 1
     assert "Too many open files" in said
-    assert f"sleeper runs again (process {pid(sleeper)})" in said
+    assert f"sleeper is running again (process {pid(sleeper)})" in said
 
 
 def test_logs_stay_within_bounds_while_their_writers_run(

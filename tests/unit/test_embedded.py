@@ -107,7 +107,7 @@ def test_a_second_server_on_the_same_data_is_refused(
     postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.local.embedded.server._LOCK_SECONDS", 0.1)
-    with pytest.raises(EmbeddedServerError, match="is in use: another PostgreSQL is running"):
+    with pytest.raises(EmbeddedServerError, match="is in use by another PostgreSQL"):
         EmbeddedPostgres(postgres.data).start()
     assert postgres.running
 
@@ -118,7 +118,7 @@ def test_data_of_another_major_version_are_refused(postgres: EmbeddedPostgres) -
     with pytest.raises(EmbeddedServerError, match=r"was written by PostgreSQL 12: no PostgreSQL 12 found"):
         EmbeddedPostgres(postgres.data).start()
     assert postgres.binaries is not None
-    with pytest.raises(EmbeddedServerError, match=r"was written by PostgreSQL 12, and .* holds PostgreSQL"):
+    with pytest.raises(EmbeddedServerError, match=r"was written by PostgreSQL 12, but .* contains PostgreSQL"):
         EmbeddedPostgres(postgres.data, binaries=postgres.binaries).start()
 
 
@@ -183,7 +183,7 @@ def test_a_lost_password_of_postgres_is_set_again(folder: Path, damaged: str | N
         assert again.password == kept.read_text()
         with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
             psycopg.connect(again.url().replace(again.password, "wrong"))
-    assert said[-1] == f"PostgreSQL did not accept the password in {kept}: it has been set again"
+    assert said[-1] == f"PostgreSQL did not accept the password in {kept}: it has been reset"
     # From now on it is the server's password.
     with EmbeddedPostgres(folder, durable=False, say=said.append) as again:
         assert rows(again) == [("kept",)]
@@ -219,7 +219,7 @@ def test_a_damaged_version_file_is_named(postgres: EmbeddedPostgres) -> None:
 def test_a_folder_that_cannot_be_written_is_named(folder: Path) -> None:
     folder.parent.mkdir(parents=True)
     folder.touch()
-    with pytest.raises(EmbeddedServerError, match=r"Redis cannot be started in .*: File exists"):
+    with pytest.raises(EmbeddedServerError, match=r"cannot start Redis in .*: File exists"):
         EmbeddedRedis(folder).start()
 
 
@@ -301,7 +301,7 @@ def test_redis_data_that_cannot_be_read_are_moved_aside(
 
     (aside,) = folder.glob("appendonlydir.unreadable-*")
     assert (aside / name).read_bytes() == content
-    assert said == [f"Redis could not read its data: it was moved to {aside}, and Redis starts empty. No order is lost"]
+    assert said == [f"Redis could not read its data. It was moved to {aside}, and Redis starts empty. No order is lost"]
     with EmbeddedRedis(folder, say=said.append) as again, Redis.from_url(again.url()) as client:
         assert client.get("word") == b"new"
     assert len(said) == 1
@@ -400,7 +400,7 @@ def test_the_search_for_binaries_says_what_it_found(monkeypatch: pytest.MonkeyPa
     )
     with pytest.raises(EmbeddedServerError, match="no PostgreSQL 15 or newer found") as refusal:
         find_postgres()
-    assert f"{tmp_path / 'a'}: none that runs here" in str(refusal.value)
+    assert f"{tmp_path / 'a'}: no usable binaries" in str(refusal.value)
     assert f"{tmp_path / 'b'}: version 14" in str(refusal.value)
     assert find_postgres(14) == PostgresBinaries(tmp_path / "b", 14)
 

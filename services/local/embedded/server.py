@@ -26,11 +26,11 @@ _PORTS_TRIED = 20
 
 
 class EmbeddedServer(ABC):
-    """A server on the loopback address whose files all lie in the folder `data`.
+    """A server on the loopback address with all its files in the folder `data`.
 
     It can be started again after a stop or a crash, by this object or by another process, on the same data and, by
-    this object, on the same port. `port` None: any free one. `say` is told what was damaged and had to be replaced.
-    Usable as a context manager.
+    this object, on the same port. If `port` is None, it uses any free one. `say` reports what was damaged and had to be
+    replaced. Usable as a context manager.
     """
 
     name: ClassVar[str]
@@ -52,10 +52,10 @@ class EmbeddedServer(ABC):
         return self.process is not None and self.process.poll() is None
 
     def start(self) -> Self:
-        """Start the server and return when it takes connections.
+        """Start the server and return when it accepts connections.
 
-        Raises `EmbeddedServerError` with the end of its log if it does not within a minute, if its data is in use, if
-        disk, descriptors or processes run out, or (`PortTaken`) if its port is taken.
+        Raises `EmbeddedServerError` with the end of its log if it does not do so within a minute, if its data is in
+        use, if disk, descriptors or processes run out, or (`PortTaken`) if its port is taken.
         """
         if self.running:
             return self
@@ -64,17 +64,17 @@ class EmbeddedServer(ABC):
         except OSError as error:
             where = f": {error.filename}" if error.filename else ""
             raise EmbeddedServerError(
-                f"{self.name} cannot be started in {self.data}: {error.strerror or error}{where}"
+                f"cannot start {self.name} in {self.data}: {error.strerror or error}{where}"
             ) from error
         return self
 
     def _start(self) -> None:
         self.data.mkdir(parents=True, exist_ok=True)
         self.data.chmod(0o700)
-        # The server and its children keep the lock as long as one of them lives, even when we are gone.
+        # The server and its children hold the lock as long as one of them lives, even after we are gone.
         lock = self._take_lock()
         try:
-            # Kept over a restart whatever happens to the file: other processes have it in their address.
+            # Kept across restarts whatever happens to the file: other processes have it in their URL.
             if not self.password:
                 new = f"{self.name} gets a new password"
                 self.password = keep_secret(self.data / "password", 24, self.say, new)
@@ -116,7 +116,7 @@ class EmbeddedServer(ABC):
         self._wait_until_ready(self.process, since)
 
     def stop(self) -> None:
-        """Stop the server in an orderly way, by force where it does not leave. Nothing happens where it is stopped."""
+        """Stop the server gracefully, or by force if it does not exit. Does nothing if it is not running."""
         if self.process is not None:
             child.stop(self.process, *self.stop_steps)
 
@@ -130,7 +130,7 @@ class EmbeddedServer(ABC):
 
     @abstractmethod
     def _prepare(self) -> None:
-        """Make the data ready for a start; we hold the lock."""
+        """Prepare the data for a start; we hold the lock."""
 
     @abstractmethod
     def _command(self) -> Sequence[str | Path]:
@@ -138,7 +138,7 @@ class EmbeddedServer(ABC):
 
     @abstractmethod
     def _is_ready(self) -> bool:
-        """Whether the process just started takes connections."""
+        """Whether the process that was just started accepts connections."""
 
     def _disguise(self) -> Disguise | None:
         return None
@@ -155,12 +155,11 @@ class EmbeddedServer(ABC):
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                # What a killed server has forked takes a moment to notice and leave.
+                # The children of a killed server take a moment to notice and exit.
                 if time.monotonic() > deadline:
                     os.close(lock)
                     raise EmbeddedServerError(
-                        f"{self.data} is in use: another {self.name} is running on it. Stop that one, or choose "
-                        "another data folder"
+                        f"{self.data} is in use by another {self.name}. Stop that one, or choose another data folder"
                     ) from None
                 time.sleep(0.05)
             else:
