@@ -20,7 +20,7 @@ logger = logging.getLogger("worker")
 
 
 async def serve(settings_class: type) -> None:
-    # Closing the terminal stops the worker as SIGTERM does, unless it was started to outlive it, for example by nohup.
+    # Closing the terminal stops the worker like SIGTERM, unless it was started to outlive it, for example with nohup.
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, signal.raise_signal, signal.SIGTERM)
     await ReconnectingWorker(get_settings().redis_url, **get_kwargs(settings_class)).serve()
@@ -35,7 +35,7 @@ def main() -> None:
     try:
         configure_logging(get_settings(), "worker")
     except ValidationError as error:
-        # Imported here: it brings the command line along, which a worker does without.
+        # Imported here: a worker needs it only in this case.
         from services.settings import explain
 
         sys.stderr.write(f"worker: {explain(error)}\n")
@@ -48,11 +48,11 @@ def main() -> None:
         try:
             runner.run(serve(WorkerSettings))
         except (DatabaseAway, ClockSkewed) as error:
-            # One line: whoever supervises us starts us again.
+            # One line, no traceback: the supervisor restarts us.
             logger.error("%s", error)
             sys.exit(1)
         except WorkerBroken:
-            # It was logged with its error when it happened.
+            # Logged with its error when it happened.
             sys.exit(BROKEN)
 
 

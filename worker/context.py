@@ -1,4 +1,4 @@
-"""What one worker process holds: its settings, its own database and Redis, the poll loops and the job loop."""
+"""The objects of one worker process: its settings, database, Redis clients, poll loops and job loop."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -38,12 +38,12 @@ QUEUE = "waybill:jobs"
 """The key of ARQ's queue."""
 
 REDIS_PATIENCE = 2.0
-"""Seconds that Redis may take to answer a command; one that waits for a ring gets its waiting time in addition."""
+"""Time limit for an answer from Redis, in seconds; a command that waits for a ring gets its waiting time as well."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerContext:
-    """Handed to every job as `ctx["worker"]`."""
+    """Passed to every job as `ctx["worker"]`."""
 
     settings: Settings
     database: Database
@@ -59,7 +59,7 @@ class WorkerContext:
         return running if self.jobs.task is None else [*running, self.jobs.task]
 
     def signs(self) -> Mapping[str, object]:
-        """For each loop that is at work, something that changes as long as it makes progress."""
+        """For each busy loop, something that changes as long as it makes progress."""
         return {**self.poller.progress.alive_at, **self.jobs.signs()}
 
     def open_unit_of_work(self) -> UnitOfWork:
@@ -68,7 +68,7 @@ class WorkerContext:
 
 @asynccontextmanager
 async def open_polling(settings: Settings, time_limit: float) -> AsyncIterator[SessionFactory]:
-    """Sessions of the poll loops, on connections that are set for claims once and for all.
+    """Sessions of the poll loops, on connections whose settings for claims are fixed when they are opened.
 
     `time_limit` is the longest that a batch may take, in seconds.
     """
@@ -96,7 +96,7 @@ class ProcessingOptions(TypedDict):
 
 
 def processing_options(settings: Settings) -> ProcessingOptions:
-    """What settings say of the processors of one process, and what these share."""
+    """The settings of the processors of one process, and what these share."""
     return {
         "retry": RetryPolicy(settings.outbox_max_attempts, settings.outbox_retry_base, settings.outbox_retry_cap),
         "batch_size": settings.outbox_batch_size,
@@ -107,9 +107,9 @@ def processing_options(settings: Settings) -> ProcessingOptions:
 
 @asynccontextmanager
 async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()) -> AsyncIterator[WorkerContext]:
-    """The worker's engines, session factories, poll loops and job loop, started on entry, stopped on exit.
+    """The worker's engines, session factories, poll loops and job loop, started on entry and stopped on exit.
 
-    On exit the running batches finish, or are rolled back after `worker_shutdown_grace` seconds; jobs are cancelled.
+    On exit, running batches finish, or are rolled back after `worker_shutdown_grace` seconds; jobs are cancelled.
     Raises `ClockSkewed`.
     """
     redis = open_redis(settings)

@@ -17,29 +17,29 @@ BROKEN = 70
 """The exit code: EX_SOFTWARE of sysexits.h."""
 
 _INTERVAL = 1.0
-"""The most seconds between two looks."""
+"""The most seconds between two checks."""
 
 _TO_SPEAK = 3.0
-"""Seconds that the last log line may take: the log itself may be what blocks the process."""
+"""Time limit for the last log message, in seconds: the log itself may be what blocks the process."""
 
 _MARGIN = 5.0
-"""Seconds that the watching thread gets beyond the limit: code that never releases the interpreter stops it."""
+"""Seconds that the watching thread gets beyond the limit: it cannot run while code never releases the interpreter."""
 
 _STDERR = 2
 
 Signs = Callable[[], Mapping[str, object]]
-"""For each part of the worker that is at work, something that changes as long as it makes progress."""
+"""For each busy part of the worker, something that changes as long as it makes progress."""
 
 
 class WorkerBroken(Exception):
-    """A task of the worker has ended that should not. It was logged, with its error."""
+    """A task of the worker ended that should not have. It was logged with its error."""
 
 
 class Guard:
     """Watches the event loop from a thread, and the parts of the worker from the event loop.
 
-    If something makes no progress for `limit` seconds, the process ends at once by `os._exit`; the server rolls back
-    its transactions, as after a SIGKILL. An orderly shutdown gets `shutdown_limit` seconds.
+    If something makes no progress for `limit` seconds, the process ends immediately by `os._exit`; the server rolls
+    back its transactions, as after a SIGKILL. A graceful shutdown gets `shutdown_limit` seconds.
     """
 
     def __init__(self, limit: float, shutdown_limit: float | None = None) -> None:
@@ -63,19 +63,19 @@ class Guard:
         threading.Thread(target=self._watch_loop, name="guard", daemon=True).start()
 
     def look_after(self, tasks: Iterable[asyncio.Task[None]], signs: Signs | None = None) -> None:
-        """From now on none of these tasks may end, and all signs must change."""
+        """From now on, none of these tasks may end, and all signs must keep changing."""
         for task in tasks:
             task.add_done_callback(self._check_end)
         self._signs = signs or self._signs
 
     def leave(self) -> None:
-        """The worker shuts down: from now on tasks may end, and the process must."""
+        """The worker shuts down: from now on, tasks may end, and the process must."""
         self._leaving = True
         self._limit = self._shutdown_limit
         self._signs = lambda: {"the shutdown": 0}
 
     async def broken(self) -> NoReturn:
-        """Wait for a task to end that should not. Raises `WorkerBroken`."""
+        """Wait until a task ends that should not. Raises `WorkerBroken`."""
         assert self._broken is not None, "the guard has not been started"
         await asyncio.shield(self._broken)
         raise AssertionError("it only ever raises")
@@ -91,7 +91,7 @@ class Guard:
         assert self._broken is not None
         if not self._broken.done():
             self._broken.set_exception(WorkerBroken(task.get_name()))
-            # If nothing awaits it, as under plain ARQ, it is still in the log.
+            # Retrieved here, in case nothing awaits it, as under plain ARQ. It is in the log.
             self._broken.exception()
 
     async def _watch_parts(self) -> None:
@@ -123,12 +123,10 @@ class Guard:
         os._exit(BROKEN)
 
     def _say(self, reason: str) -> None:
-        logger.critical(
-            "%s; this worker ends itself with exit code %d", reason, BROKEN, extra={"stacks": self._stacks()}
-        )
+        logger.critical("%s; this worker exits with code %d", reason, BROKEN, extra={"stacks": self._stacks()})
 
     def _stacks(self) -> str:
-        """Where each thread and each task stands."""
+        """The stack of each thread and each task."""
         names = {thread.ident: thread.name for thread in threading.enumerate()}
         lines = []
         for ident, frame in sys._current_frames().items():
@@ -140,7 +138,7 @@ class Guard:
 
 
 def _awaiting(task: asyncio.Task[Any]) -> Iterator[str]:
-    """What the task awaits, what that awaits, and so on; the task's own stack would be only the first of them."""
+    """What the task awaits, what that awaits, and so on; the task's own stack has only the first of them."""
     awaited: Any = task.get_coro()
     while awaited is not None:
         frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "ag_frame", None)

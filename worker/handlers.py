@@ -1,4 +1,4 @@
-"""Event type -> handler: what a worker processes."""
+"""The event types that a worker processes, and their handlers."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What a worker says of itself every few seconds: a row that operators and its health check read."""
+"""A row in which each worker reports its state every few seconds, for operators and the health check."""
 
 import asyncio
 import logging
@@ -32,19 +32,19 @@ INTERVAL = 5.0
 """Seconds between beats."""
 
 _PATIENCE = 5.0
-"""Seconds that a beat may take."""
+"""Time limit for a beat, in seconds."""
 
 _RATED = 60.0
-"""Seconds over which rates are taken."""
+"""Seconds over which rates are measured."""
 
 QueueLength = Callable[[], Awaitable[int | None]]
 
 
 class Heartbeat:
-    """Writes the worker's row from entry to exit, and takes it away in the end.
+    """Writes the worker's row from entry to exit, and deletes it at exit.
 
-    It beats on the event loop of the poll loops: where that is blocked, there is no beat. A beat that the database does
-    not take is left out.
+    It runs on the same event loop as the poll loops: if that is blocked, there is no beat. A beat that cannot be
+    written to the database is skipped.
     """
 
     def __init__(
@@ -87,8 +87,8 @@ class Heartbeat:
             async with asyncio.timeout(_PATIENCE), self._open() as uow:
                 await uow.control.leave(self._id)
                 await uow.commit()
-        except Exception as error:  # noqa: BLE001  (it is leaving anyway, and its row is forgotten in a day)
-            logger.warning("could not take this worker's row away: %r", error)
+        except Exception as error:  # noqa: BLE001  (it exits anyway, and the row is deleted after a day)
+            logger.warning("could not delete this worker's row: %r", error)
 
     @property
     def worker_id(self) -> UUID:
@@ -97,11 +97,11 @@ class Heartbeat:
 
     @property
     def tasks(self) -> list[asyncio.Task[None]]:
-        """The task that beats; it does not end before the exit."""
+        """The task that beats; it runs until exit."""
         return [self._beating] if self._beating is not None else []
 
     async def beat(self) -> None:
-        """Compare the clocks and write the row. Raises what the database raises."""
+        """Compare the clocks and write the row. Database errors propagate."""
         report = await self._report()
         async with self._open() as uow:
             await self._skew.look(await uow.session.connection())
@@ -126,7 +126,7 @@ class Heartbeat:
             await asyncio.sleep(INTERVAL)
 
     def _stuck_seconds(self) -> float:
-        """Since the slowest loop that has something to do gave a sign."""
+        """Seconds since the last progress of the slowest busy loop."""
         signs = self._progress.alive_at.values()
         return monotonic() - min(signs) if signs else 0.0
 
@@ -146,7 +146,7 @@ class Heartbeat:
         }
 
     def _rates(self) -> dict[str, float]:
-        """Events and batches a second, over the last minute."""
+        """Events and batches per second, over the last minute."""
         at = monotonic()
         self._counted.append((at, self._progress.processed, self._progress.batches))
         while at - self._counted[0][0] > _RATED:
@@ -160,7 +160,7 @@ class Heartbeat:
 
 
 def queue_length_of(redis: Redis, queue: str) -> QueueLength:
-    """How many ARQ jobs wait; None while Redis does not say within a second."""
+    """Counts the waiting ARQ jobs; the result is None if Redis does not answer within a second."""
 
     async def ask() -> int | None:
         with suppress(RedisError, OSError, TimeoutError):

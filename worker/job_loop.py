@@ -1,4 +1,4 @@
-"""The job loop of one worker: looks for due jobs, claims them and runs them. It needs only the database."""
+"""The job loop of one worker: finds due jobs, claims them and runs them. It needs only the database."""
 
 import asyncio
 import logging
@@ -21,23 +21,24 @@ from worker.jobs.schedule import ScheduledJob
 logger = logging.getLogger(__name__)
 
 LEASE = 60.0
-"""Seconds for which a worker has a job without renewing its lease. It renews four times as often."""
+"""Seconds for which a worker holds a job without renewing its lease. It renews four times as often."""
 
 AT_ONCE = 4
 """The most jobs that one worker runs at the same time."""
 
 _LONGEST_WAIT = 5.0
-"""The most seconds until the next look: for operators' requests and for the jobs of lost workers."""
+"""The most seconds until the next check, for operators' requests and the jobs of lost workers."""
 
 _PATIENCE_WITH_A_LOCK = 1.0
-"""Seconds that writing one row may take while others wait."""
+"""Time limit for writing one row while others wait, in seconds."""
 
 
 class JobLoop:
     """Runs due jobs, from `start` to `stop`.
 
     A job is claimed by a lease on its row, committed before it runs. The lease is renewed while it runs, and ends with
-    it or with this worker. `due_at` moves to the next time after the run's end, so missed runs are made up for by one.
+    it or with this worker. `due_at` moves to the next time after the end of the run, so one run makes up for all missed
+    ones.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class JobLoop:
         self.task: asyncio.Task[None] | None = None
 
     def signs(self) -> dict[str, object]:
-        """What changes while there is progress: the loop's rounds; and, unchanged, each cancelled job until it ends."""
+        """Values that change with progress: the loop's rounds; a cancelled job's value stays until the job ends."""
         overdue = {f"job {name}": run.told_to_end_at for name, (run, _) in self._runs.items() if run.told_to_end_at}
         return {"jobs": self._rounds, **overdue}
 
@@ -73,13 +74,13 @@ class JobLoop:
         self.task = asyncio.create_task(self._run(), name="jobs")
 
     async def stop(self, grace: float) -> None:
-        """Cancel the jobs and give them back, within `grace` seconds. If a job does not end, its lease expires."""
+        """Cancel the jobs and release them, within `grace` seconds. If a job does not end, its lease expires."""
         self._stopping = True
         self._woken.set()
         if self.task is None:
             return
         deadline = monotonic() + grace
-        # The loop first, so that no run begins after the others were cancelled.
+        # The loop first, so that no run begins after the others have been cancelled.
         await asyncio.wait({self.task}, timeout=grace)
         self.task.cancel()
         tasks = [task for _, task in self._runs.values()]
@@ -91,11 +92,11 @@ class JobLoop:
                 logger.warning("jobs do not end", extra={"jobs": sorted(task.get_name() for task in running)})
 
     def wake(self) -> None:
-        """Look at once."""
+        """Look for due jobs immediately."""
         self._woken.set()
 
     async def request(self, name: str, by: By) -> None:
-        """Have the job run as soon as a worker is free. Raises `NotFound`, and what the database raises."""
+        """Request a run of the job as soon as a worker is free. Raises `NotFound`; database errors propagate."""
         async with asyncio.timeout(PATIENCE), self._open() as uow:
             await jobs.run_now(uow, name, by)
             await uow.commit()
@@ -118,7 +119,7 @@ class JobLoop:
                     await self._woken.wait()
 
     async def _look(self) -> list[Seen]:
-        """The rows of the jobs that this worker knows, the first due ones first. Wrong rows are corrected."""
+        """The rows of the jobs that this worker knows, ordered by due time. Wrong rows are corrected."""
         seen = await self._read()
         wrong = [one for one in self._scheduled.values() if self._is_wrong(one, seen.get(one.name))]
         for one in wrong:
@@ -139,7 +140,7 @@ class JobLoop:
         return seen.due_at > scheduled.schedule.next_after(seen.now) or leased > 2 * self._lease.seconds
 
     async def _announce(self, scheduled: ScheduledJob) -> None:
-        """Create or correct the row. A locked row is left for the next look, and does not hold up the others."""
+        """Create or correct the row. A locked row is left for the next check, and does not delay the others."""
         try:
             async with asyncio.timeout(_PATIENCE_WITH_A_LOCK), self._open() as uow:
                 rows = uow.jobs
@@ -153,7 +154,7 @@ class JobLoop:
             self._at_start.discard(scheduled.name)
 
     async def _claim(self, seen: Sequence[Seen]) -> float:
-        """Take due jobs as far as there is room; returns in how many seconds the next one is due."""
+        """Claim due jobs while there is capacity; returns the seconds until the next one is due."""
         wait = _LONGEST_WAIT
         for one in seen:
             if one.name in self._runs or one.wanted_at is None:
@@ -181,5 +182,5 @@ class JobLoop:
         del self._runs[task.get_name()]
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a job's run was lost", extra={"function": task.get_name(), "error": repr(error)})
-        # There is room for another job, and this one is due at another time.
+        # There is capacity for another job, and this one has a new due time.
         self.wake()

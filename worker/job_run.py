@@ -18,21 +18,21 @@ from worker.jobs.schedule import ScheduledJob
 logger = logging.getLogger(__name__)
 
 PATIENCE = 5.0
-"""The most seconds that one transaction on a job's row may take."""
+"""Time limit for one transaction on a job's row, in seconds."""
 
 _FIRST_RETRY = 30.0
 _LAST_RETRY = 3600.0
-"""Seconds until a failed job is tried again, unless its schedule is sooner; doubled by each failure in a row."""
+"""Seconds until a failed job is retried, unless its schedule is sooner; doubled by each consecutive failure."""
 
 _PAUSE = 1.0
-"""Seconds between two attempts to write how a run ended."""
+"""Seconds between two attempts to write the outcome of a run."""
 
 _LONGEST_ERROR = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The worker `owner` has the job for `seconds` after each claim or renewal."""
+    """The worker `owner` holds the job for `seconds` after each claim or renewal."""
 
     owner: UUID
     seconds: float
@@ -51,7 +51,7 @@ class JobRun:
         claimed_at: float,
         failed: int,
     ) -> None:
-        """`claimed_at` is a time of `monotonic()` before the claim, `failed` the number of failures in a row so far."""
+        """`claimed_at` is the `monotonic()` time before the claim, `failed` the number of failures in a row so far."""
         self._scheduled = scheduled
         self._open = open_unit_of_work
         self._lease = lease
@@ -62,7 +62,7 @@ class JobRun:
         """When the job was cancelled, by `monotonic()`; None while it may run."""
 
     async def run(self, context: Mapping[str, Any]) -> None:
-        """Run the job and write how it ended, or give it back if this task is cancelled."""
+        """Run the job and write its outcome, or release it if this task is cancelled."""
         started = monotonic()
         name = self._scheduled.name
         work = asyncio.create_task(self._scheduled.job(dict(context)), name=f"job-{name}")
@@ -78,7 +78,7 @@ class JobRun:
             raise
 
     async def _attend(self, work: asyncio.Task[None]) -> str | None:
-        """Hold the lease until the job has ended; returns its error. Cancels it when its time or the lease is over."""
+        """Hold the lease until the job has ended; returns its error. Cancels it when its time or the lease runs out."""
         deadline = monotonic() + self._scheduled.time_limit
         error: str | None = None
         while True:
@@ -91,7 +91,7 @@ class JobRun:
             await self._renew()
             if error is None and monotonic() >= deadline:
                 error = f"it did not end within {self._scheduled.time_limit:g} s"
-            # While enough of the lease is left for the job to end.
+            # Early enough for the job to end within its lease.
             if error is None and monotonic() >= self._held_until - self._lease.seconds / 4:
                 error = "its lease could not be renewed: another worker may run it"
             if error is not None:
@@ -104,7 +104,7 @@ class JobRun:
             async with asyncio.timeout(min(PATIENCE, self._lease.seconds / 4)), self._open() as uow:
                 held = await uow.jobs.renew(self._scheduled.name, self._lease.owner, self._lease.seconds)
                 await uow.commit()
-        except Exception as error:  # noqa: BLE001  (whatever it is, there is time for another try)
+        except Exception as error:  # noqa: BLE001  (whatever it is, there is time for another attempt)
             logger.warning(
                 "cannot renew the lease on a job", extra={"function": self._scheduled.name, "error": repr(error)}
             )
@@ -112,7 +112,7 @@ class JobRun:
             self._held_until = asked_at + self._lease.seconds if held else asked_at
 
     async def _finish(self, ended: Ended) -> None:
-        """Write how it ended. Gives up when the lease is over: another worker then runs the job again."""
+        """Write the outcome. Gives up when the lease has expired: another worker then runs the job again."""
         while True:
             try:
                 async with asyncio.timeout(PATIENCE), self._open() as uow:
@@ -121,10 +121,10 @@ class JobRun:
                     await rows.finish(self._scheduled.name, self._lease.owner, ended, due_at)
                     await uow.commit()
                 return
-            except Exception as error:  # noqa: BLE001  (whatever it is, the next try may succeed)
+            except Exception as error:  # noqa: BLE001  (whatever it is, the next attempt may succeed)
                 if monotonic() >= self._held_until:
                     logger.warning(
-                        "cannot write how a job ended", extra={"function": self._scheduled.name, "error": repr(error)}
+                        "cannot write the outcome of a job", extra={"function": self._scheduled.name, "error": repr(error)}
                     )
                     return
             await asyncio.sleep(_PAUSE)
@@ -137,7 +137,7 @@ class JobRun:
         return min(due_at, now + timedelta(seconds=retry))
 
     async def _give_back(self, work: asyncio.Task[None]) -> None:
-        """End the job, and the lease with it."""
+        """End the job, and release the lease."""
         self.told_to_end_at = self.told_to_end_at or monotonic()
         work.cancel()
         await asyncio.wait({work})
@@ -153,7 +153,7 @@ class JobRun:
 
 
 def _error_of(work: asyncio.Task[None]) -> str | None:
-    """What an ended job raised, as text that PostgreSQL can hold."""
+    """The error of an ended job, as text that PostgreSQL can store."""
     if work.cancelled():
         return "it was cancelled"
     error = work.exception()

@@ -1,4 +1,4 @@
-"""The poll loops of one worker: doorbell or timer, then drain."""
+"""The poll loops of one worker: they wait for the doorbell or a timer, then drain the outbox."""
 
 import asyncio
 import logging
@@ -20,19 +20,19 @@ from services.unit_of_work import UnitOfWork
 logger = logging.getLogger(__name__)
 
 _MAX_BACKOFF = 10.0
-"""Seconds between tries at most while the database cannot be reached."""
+"""The most seconds between attempts while the database cannot be reached."""
 
 _BLOCKED_AGAIN = 0.01
-"""Seconds until another look at events that another worker's transaction blocks."""
+"""Seconds until the next attempt at events that another worker's transaction blocks."""
 
 _SHARED = 0.02
-"""Seconds that a call waits for the first loop before another takes it."""
+"""Seconds that a call waits for the first loop before another loop takes it."""
 
 _SOONEST = 10
-"""Looks by the timer in a poll interval at most, while each finds events that nobody rang for."""
+"""The most timed checks per poll interval, while each finds events for which the doorbell did not ring."""
 
 _UPKEEP = 5.0
-"""Seconds between looks for events that nobody here can process."""
+"""Seconds between checks for events that no worker of this release can process."""
 
 
 @dataclass(slots=True)
@@ -47,7 +47,7 @@ class Progress:
     last_batch_at: datetime | None = None
     last_batch_seconds: float = 0.0
     alive_at: dict[str, float] = field(default_factory=dict)
-    """When each loop last began a round, by the monotonic clock, which is never set."""
+    """When each loop last began a round, by the monotonic clock, which is never stepped."""
 
     def add(self, outcome: Outcome, seconds: float) -> None:
         self.processed += outcome.processed
@@ -59,13 +59,13 @@ class Progress:
 
 
 class Poller:
-    """Drains the outbox on a ring of the doorbell, or at the latest after the poll interval (seconds).
+    """Drains the outbox when the doorbell rings, or at the latest after the poll interval (seconds).
 
-    Each processor has a loop of its own; one ear listens for all of them. The first loop answers its calls; the others
-    help where it finds more than it can take at once, or is busy for long: few events are best left to one loop, which
-    takes those that come meanwhile together and waits for nobody's locks. It needs only the database: without Redis it
-    goes on by the timer, faster while there are events. While there is nothing to do it asks the database once an
-    interval.
+    Each processor has its own loop; one listener, the ear, calls them all. The first loop answers the calls; the others
+    help if it finds more than it can take in one batch, or is busy for long. A few events are best left to one loop,
+    which takes those that arrive meanwhile together and waits for no one else's locks. Polling needs only the database:
+    without Redis it relies on the timer, and polls faster while there are events. While there is nothing to do, it
+    queries the database once per interval.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Poller:
         self._listener = listener
         self._interval = poll_interval
         self._stopping = asyncio.Event()
-        # Of each loop, whether it is called. Two calls are as good as one: it takes all there is.
+        # Whether each loop has been called. Two calls are as good as one: a loop takes all there is.
         self._called = [asyncio.Event() for _ in processors]
         self._sharing: asyncio.TimerHandle | None = None
         self._loops: list[asyncio.Task[None]] = []
@@ -106,11 +106,11 @@ class Poller:
 
     @property
     def tasks(self) -> list[asyncio.Task[None]]:
-        """The tasks that `start` has started; none of them ends before `stop`."""
+        """The tasks started by `start`; none of them ends before `stop`."""
         return [*self._loops, *self._helpers]
 
     def _call(self) -> None:
-        """Have a loop look at the outbox, at once or as soon as one is free."""
+        """Have a loop check the outbox, immediately or as soon as one is free."""
         self._called[0].set()
         if self._sharing is None and len(self._processors) > 1:
             self._sharing = asyncio.get_running_loop().call_later(_SHARED, self._share)
@@ -121,10 +121,10 @@ class Poller:
             self._called[1].set()
 
     async def _listen(self, processor: Processor[UnitOfWork]) -> None:
-        """Call at a ring, and when the timer's look finds something.
+        """Call when the doorbell rings, and when a timed check finds something.
 
-        Where such calls lead to batches, the bell is silent, and more may come the same way: each next look comes after
-        half the time, until one finds nothing.
+        If such checks lead to batches, the doorbell is silent and more events may arrive without a ring: the time to
+        the next check is halved each time, until one finds nothing.
         """
         soonest = self._interval / _SOONEST
         wait = self._interval
@@ -138,7 +138,7 @@ class Poller:
             flowing, batches = self.progress.batches > batches, self.progress.batches
             try:
                 ready, due_in = await processor.look()
-            except Exception:  # noqa: BLE001  (a loop will meet the same, and says so)
+            except Exception:  # noqa: BLE001  (a loop will get the same error, and logs it)
                 ready, due_in, flowing = True, None, False
             if ready or (due_in is not None and due_in <= 0):
                 self._call()
@@ -158,12 +158,12 @@ class Poller:
                     continue
                 if outcome.retried or outcome.postponed:
                     await self._call_when_due(processor)
-            except Exception as error:  # noqa: BLE001  (whatever it is, the loop must go on)
+            except Exception as error:  # noqa: BLE001  (whatever it is, the loop must continue)
                 # The batch was rolled back; its events are still there.
                 failures += 1
                 self.progress.rolled_back += 1
                 backoff = min(_MAX_BACKOFF, 0.05 * 2 ** min(failures, 20)) * random.uniform(0.5, 1.0)  # noqa: S311
-                self._log.warning("outbox batch rolled back, next try in %.2f s: %r", backoff, error)
+                self._log.warning("outbox batch rolled back, next attempt in %.2f s: %r", backoff, error)
                 await self._pause(backoff)
                 continue
             self.progress.alive_at.pop(name, None)
@@ -187,7 +187,7 @@ class Poller:
                 )
             if not outcome.more or self._stopping.is_set():
                 return outcome
-            # There is more than one loop can take at once: the next one helps.
+            # There is more than one loop can take: the next one helps.
             if number + 1 < len(self._called):
                 self._called[number + 1].set()
 
@@ -208,7 +208,7 @@ class Poller:
         self.progress.alive_at[name] = monotonic()
 
     async def _pause(self, seconds: float) -> None:
-        """Wait for so long, or for the stop."""
+        """Wait this long, or until the stop."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()

@@ -1,4 +1,4 @@
-"""An ARQ worker that outlives Redis: the loops start before Redis answers, and go on while it is away."""
+"""An ARQ worker that survives Redis outages: its loops start before Redis answers, and keep running without it."""
 
 import asyncio
 import logging
@@ -19,17 +19,17 @@ from worker.guard import Guard
 logger = logging.getLogger(__name__)
 
 _LONGEST_WAIT = 5.0
-"""Seconds between two tries to reach Redis at most."""
+"""The most seconds between two attempts to reach Redis."""
 
 
 class DatabaseAway(Exception):
-    """The worker cannot start: the database does not take it."""
+    """The worker cannot start: it cannot connect to the database."""
 
 
 def read_redis_url(url: str) -> RedisSettings:
-    """ARQ's settings for the Redis at `url`, read as the worker's own client reads it.
+    """ARQ's settings for the Redis at `url`, parsed as the worker's own client parses it.
 
-    ARQ's `from_dsn` takes a quoted password as it stands. Options of the URL that ARQ does not know are left out.
+    ARQ's `from_dsn` does not unquote the password. Options of the URL that ARQ does not know are left out.
     """
     given: dict[str, Any] = dict(parse_url(url))
     names = {"db": "database", "path": "unix_socket_path", "socket_connect_timeout": "conn_timeout"}
@@ -39,13 +39,13 @@ def read_redis_url(url: str) -> RedisSettings:
 
 
 class ReconnectingWorker(Worker):
-    """ARQ's own loop ends at the first Redis error, and waits forever if Redis does not answer.
+    """A worker that keeps running whatever Redis does. Only the jobs on ARQ's queue depend on Redis.
 
-    This one limits the wait for an answer, and goes on whatever Redis does. Only the jobs on ARQ's queue depend on it.
+    ARQ's own loop ends at the first Redis error, and waits forever if Redis does not answer. This one limits the wait.
     """
 
     def __init__(self, redis_url: str, **options: Any) -> None:
-        """`options` are ARQ's."""
+        """`options` are those of ARQ's `Worker`."""
         super().__init__(**options)
         self._redis_url = redis_url
 
@@ -74,13 +74,13 @@ class ReconnectingWorker(Worker):
 
     async def close(self) -> None:
         await end(*self.tasks.values())
-        # ARQ would delete the queue's health key here, which the other workers still use.
+        # ARQ would delete the queue's health key here, but other workers still use it.
         if self.on_shutdown:
             await self.on_shutdown(self.ctx)
         await self._disconnect()
 
     async def start_jobs(self, job_ids: list[bytes]) -> None:
-        """Start the readable jobs. Unreadable ones would end ARQ's loop, and are removed from the queue."""
+        """Start the readable jobs. Unreadable ones would end ARQ's loop, so they are removed from the queue."""
         readable = []
         for job_id in job_ids:
             try:
@@ -113,13 +113,13 @@ class ReconnectingWorker(Worker):
                 failures += 1
                 wait = min(_LONGEST_WAIT, self.poll_delay_s * 2 ** min(failures, 10))
                 if failures == 1 and isinstance(error, RedisError | OSError):
-                    logger.warning("Redis is away, ARQ's jobs wait and the outbox is polled: %s", error)
+                    logger.warning("Redis is unreachable; ARQ's jobs wait and the outbox is polled: %s", error)
                 elif failures == 1:
-                    logger.exception("ARQ's queue cannot be read")
+                    logger.exception("cannot read ARQ's queue")
                 await self._start_over()
             else:
                 if failures:
-                    logger.warning("Redis is back, ARQ's jobs run again")
+                    logger.warning("Redis is reachable again; ARQ's jobs resume")
                 failures = 0
                 wait = self.poll_delay_s
             await asyncio.sleep(wait)
@@ -127,9 +127,9 @@ class ReconnectingWorker(Worker):
     async def _start_over(self) -> None:
         """Discard the connections and ARQ's count of running jobs.
 
-        ARQ counts a job before it takes it, and never frees that place if the connection is lost in between.
+        ARQ counts a job before it takes it, and never frees its slot if the connection is lost in between.
         """
-        # First end the jobs that were taken, so that each gives its place back.
+        # First wait for the jobs that were taken, so that each frees its slot.
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
         self.tasks.clear()
         self.job_counter = 0

@@ -1,4 +1,4 @@
-"""The schedules: which job runs when."""
+"""The scheduled jobs and when they run."""
 
 from collections.abc import Sequence
 
@@ -27,6 +27,6 @@ def scheduled_jobs(settings: Settings) -> Sequence[ScheduledJob]:
         ScheduledJob(prune_idempotency_keys, Schedule(minute=25)),
         ScheduledJob(expire, Schedule(second=frozenset({30}))),
         ScheduledJob(report_backlog, Schedule(second=frozenset({0, 15, 30, 45}))),
-        # It stops by itself at its own time limit.
+        # It has its own, shorter time limit.
         ScheduledJob(audit_ledger, Schedule(minute=40), time_limit=settings.audit_time_limit + 60),
     )

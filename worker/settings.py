@@ -1,6 +1,6 @@
-"""ARQ's `WorkerSettings`: functions, start-up and shutdown.
+"""ARQ's `WorkerSettings`: functions, startup and shutdown.
 
-`python -m worker` runs it with a worker that outlives Redis (`worker/runner.py`). Plain
+`python -m worker` runs it with a worker that survives Redis outages (`worker/runner.py`). Plain
 `arq worker.settings.WorkerSettings` works, too, but ends at the first Redis error.
 """
 
@@ -24,7 +24,7 @@ from worker.schedules import scheduled_jobs
 
 
 def _carried(name: str) -> Function:
-    """An ARQ job that requests a run of the scheduled job of that name, which then runs under a claim on its row."""
+    """An ARQ job that requests a run of the scheduled job with this name, which then runs under a lease on its row."""
 
     async def request(ctx: dict[str, Any]) -> None:
         worker: WorkerContext = ctx["worker"]
@@ -34,7 +34,7 @@ def _carried(name: str) -> Function:
 
 
 def serialize(job: dict[str, Any]) -> bytes:
-    """Jobs travel as JSON: nothing that is read from Redis is ever unpickled."""
+    """Jobs are sent as JSON, so that nothing read from Redis is ever unpickled."""
     return json.dumps(job, default=repr).encode()
 
 
@@ -42,7 +42,7 @@ def deserialize(raw: bytes) -> dict[str, Any]:
     """Raises `ValueError` for what is not a JSON object; ARQ then fails the job."""
     job = json.loads(raw)
     if not isinstance(job, dict):
-        raise ValueError("a job is a JSON object")
+        raise ValueError("a job must be a JSON object")
     return job
 
 
@@ -60,8 +60,8 @@ async def startup(ctx: dict[str, Any]) -> None:
     except (OSError, DBAPIError) as error:
         address = settings.async_url().render_as_string(hide_password=True)
         reason = error.orig if isinstance(error, DBAPIError) else error
-        # What is raised where nobody answers in time has no text.
-        raise DatabaseAway(f"the database {address} does not take us: {str(reason) or repr(reason)}") from error
+        # The error of a timeout has no text.
+        raise DatabaseAway(f"cannot connect to the database at {address}: {str(reason) or repr(reason)}") from error
     ctx["worker"] = worker
     guard.look_after(worker.tasks, worker.signs)
 
@@ -76,7 +76,7 @@ async def shutdown(ctx: dict[str, Any]) -> None:
 
 
 class WorkerSettings:
-    """Read by ARQ. It does not handle the schedules: see `worker/job_loop.py`."""
+    """Read by ARQ, which does not run the schedules: see `worker/job_loop.py`."""
 
     queue_name = QUEUE
     redis_settings = read_redis_url(get_settings().redis_url)
@@ -85,11 +85,11 @@ class WorkerSettings:
     on_shutdown = shutdown
     job_serializer = serialize
     job_deserializer = deserialize
-    # A job id is taken until its result expires; without results, the next run can use it at once.
+    # A job id is taken until its result expires; without results, the next run can reuse it immediately.
     keep_result = 0
     max_jobs = 10
-    # Jobs read from Redis at a time: more are only contended for.
+    # Jobs read from Redis at a time: more would only cause contention.
     queue_read_limit = 50
-    # It only writes a row.
+    # Each only writes a row.
     job_timeout = 30
     poll_delay = 0.5

@@ -32,8 +32,8 @@ async def ended(database: Database, settings: Settings, folder: Path, manner: st
 @pytest.mark.parametrize(
     ("manner", "code", "reason"),
     [
-        ("block", 70, "the event loop was blocked for 4 s; this worker ends itself with exit code 70"),
-        ("stay", 70, "outbox-0 made no progress for 4 s; this worker ends itself with exit code 70"),
+        ("block", 70, "the event loop was blocked for 4 s; this worker exits with code 70"),
+        ("stay", 70, "outbox-0 made no progress for 4 s; this worker exits with code 70"),
         ("hog", 1, "Timeout (0:00:09)!"),
     ],
 )

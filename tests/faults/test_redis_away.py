@@ -103,7 +103,7 @@ async def test_orders_are_accepted_and_confirmed_while_redis_is_away_and_jobs_ru
         redis.stop()
         shop.place(20)
         shop.wait_until_confirmed(23)
-        wait_until(lambda: "Redis is away" in worker.said(), "the worker to notice", SECONDS)
+        wait_until(lambda: "Redis is unreachable" in worker.said(), "the worker to notice", SECONDS)
         assert worker.lives
 
         redis.start()

@@ -76,7 +76,7 @@ async def test_postgres_restarted_at_once_and_redis_flushed_stopped_and_restarte
         crash(postgres)
         before = len(workers[0].said())
         redis.stop()
-        wait_until(lambda: "next try in" in workers[0].said()[before // 2 :], "the workers to notice")
+        wait_until(lambda: "next attempt in" in workers[0].said()[before // 2 :], "the workers to notice")
         postgres.start()
         left = ORDERS - confirmed()
         wait_until(lambda: confirmed() > ORDERS - left // 2, "orders without Redis")

@@ -142,7 +142,7 @@ async def test_a_redis_that_falls_silent_is_left_alone_until_it_answers_again(
             await put(redis, "before")
             await ran.wait_for("before")
             proxy.silent = True
-            await until(lambda: "Redis is away" in caplog.text, "the worker to notice")
+            await until(lambda: "Redis is unreachable" in caplog.text, "the worker to notice")
             await put(redis, "meanwhile")
             proxy.silent = False
             await ran.wait_for("meanwhile")

@@ -98,5 +98,6 @@ def test_a_database_that_is_not_there_ends_the_start_with_one_line(development: 
     exit_code, worker = ended(away, tmp_path / "log", "-m", "worker")
     assert exit_code == 1
     (line,) = worker.said().splitlines()
-    assert "127.0.0.1:1/nowhere does not take us: " in line
+    assert "cannot connect to the database at postgresql" in line
+    assert "127.0.0.1:1/nowhere: " in line
     assert "hidden" not in line

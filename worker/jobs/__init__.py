@@ -1,1 +1,1 @@
-"""Scheduled jobs. Each is safe to stop anywhere and to repeat, since a lost run is repeated."""
+"""Scheduled jobs. Each is safe to stop at any point and to repeat, since a lost run is repeated."""

@@ -1,4 +1,4 @@
-"""The scheduled audit: recompute everything, and keep what it found for every process to show."""
+"""The scheduled audit: recompute everything, and store the result for every process to show."""
 
 import logging
 from collections import Counter
@@ -15,9 +15,9 @@ _SAMPLE_OF_A_KIND = 5
 
 
 async def audit_ledger(ctx: dict[str, Any]) -> None:
-    """Audit the replica where there is one, else the primary; log the outcome and keep it.
+    """Audit the replica if there is one, else the primary; log the result and store it.
 
-    An audit that is given up leaves nothing behind but its log line: the age of the last finished one tells.
+    An audit that does not finish only logs an error; the age of the last finished one shows it, too.
     """
     worker: WorkerContext = ctx["worker"]
     found: Counter[DifferenceKind] = Counter()

@@ -1,4 +1,4 @@
-"""The scheduled end of what nobody finished in time: holds, and orders that await payment or a worker."""
+"""Scheduled expiry of holds, and of orders that have waited too long for payment or a worker."""
 
 import logging
 from typing import Any
@@ -14,10 +14,10 @@ _A_TRANSACTION = 200
 
 
 async def expire(ctx: dict[str, Any]) -> None:
-    """Cancel orders and expire holds whose time is over, one transaction for each slice.
+    """Cancel orders and expire holds whose time is up, one transaction per slice.
 
-    Locked rows are skipped; the next run, a minute later, looks at them again. A row that the database refuses to end
-    is left out, kept in `sweep_failures` and tried again later.
+    Locked rows are skipped; the next run, a minute later, tries them again. A row that the database refuses to change
+    is left out, recorded in `sweep_failures` and retried later.
     """
     worker: WorkerContext = ctx["worker"]
     ended = await run_sweeps(worker.open_unit_of_work, (UNPAID, HELD, HOLDS), slice_size=_A_TRANSACTION)

@@ -1,4 +1,4 @@
-"""What one worker's jobs did, for its heartbeat."""
+"""Counts of one worker's job runs, for its heartbeat."""
 
 from dataclasses import dataclass, field
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""Scheduled reports to the log."""
+"""Scheduled log reports."""
 
 import logging
 from typing import Any
@@ -9,7 +9,7 @@ logger = logging.getLogger(__name__)
 
 
 async def report_backlog(ctx: dict[str, Any]) -> None:
-    """Say what waits in the outbox and what failed for good."""
+    """Log how many events are waiting in the outbox and how many are dead."""
     worker: WorkerContext = ctx["worker"]
     async with worker.open_unit_of_work() as uow:
         backlog = await uow.control.backlog()

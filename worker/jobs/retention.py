@@ -1,4 +1,4 @@
-"""Scheduled upkeep: partitions of the log are made ahead and dropped behind; keys and lost workers leave in time."""
+"""Scheduled upkeep: create partitions of the event log ahead, drop expired ones, delete old keys and lost workers."""
 
 import asyncio
 import logging
@@ -35,7 +35,7 @@ _LONGEST_PRUNING = 240.0
 
 _DROP_ATTEMPTS = 20
 _DROP_PAUSE = 0.5
-"""Seconds between two tries to drop a partition, on average: the log's writers catch up meanwhile."""
+"""Average seconds between two attempts to drop a partition: the log's writers catch up in the meantime."""
 
 _LOCK_NOT_AVAILABLE = "55P03"
 _UNDEFINED_TABLE = "42P01"
@@ -57,16 +57,16 @@ async def ensure_event_partitions(ctx: dict[str, Any]) -> None:
                 made += await ensure_partitions(connection, 0, date(year, month, 1))
         except Exception as error:  # noqa: BLE001
             logger.error(
-                "event partition not made", extra={"partition": partition_name(year, month), "error": repr(error)}
+                "event partition not created", extra={"partition": partition_name(year, month), "error": repr(error)}
             )
             errors.append(error)
     if made:
-        logger.info("event partitions made", extra={"partitions": made})
-    raise_all(errors, "several event partitions could not be made")
+        logger.info("event partitions created", extra={"partitions": made})
+    raise_all(errors, "several event partitions could not be created")
 
 
 async def drop_expired_events(ctx: dict[str, Any]) -> None:
-    """Export, if a folder is set, and drop the event log's months that are older than the retention."""
+    """Drop the event log's months that are older than the retention; export them first if a folder is set."""
     settings, engine = ctx["worker"].settings, ctx["worker"].database.engine
     if settings.event_retention_days:
         async with engine.connect() as connection:
@@ -75,9 +75,9 @@ async def drop_expired_events(ctx: dict[str, Any]) -> None:
 
 
 async def forget_events(engine: AsyncEngine, before: datetime, export_path: Path | None) -> list[str]:
-    """Drop months that ended before that moment, except those still needed; returns the dropped partitions' names.
+    """Drop months that ended before that time, except those still needed; returns the dropped partitions' names.
 
-    Safe to stop anywhere, to repeat, and to run twice at the same time. A month that cannot be moved, exported or
+    Safe to stop at any point, to repeat, and to run twice at the same time. A month that cannot be moved, exported or
     dropped stays, and the others are dropped; its error (`ExportFailed`, `DBAPIError`) is raised afterwards, several as
     an `ExceptionGroup`.
     """
@@ -90,7 +90,7 @@ async def forget_events(engine: AsyncEngine, before: datetime, export_path: Path
             if await _forget(engine, partition, export_path):
                 dropped.append(partition.name)
         except Exception as error:  # noqa: BLE001
-            # Another run was quicker.
+            # Another run has already dropped it.
             if isinstance(error, DBAPIError) and sqlstate(error) == _UNDEFINED_TABLE:
                 continue
             logger.error("event partition not dropped", extra={"partition": partition.name, "error": repr(error)})
@@ -106,17 +106,17 @@ async def _give_strays_a_partition(engine: AsyncEngine, before: datetime) -> lis
         months = await retention.stray_months(connection, before)
     for month in months:
         try:
-            # Keeps the log's writers out while the events move.
+            # Locks out the log's writers while the events move.
             async with engine.begin() as connection:
                 await add_partitions(connection, [month])
         except Exception as error:  # noqa: BLE001
-            logger.error("event partition not made", extra={"partition": partition_name(*month), "error": repr(error)})
+            logger.error("event partition not created", extra={"partition": partition_name(*month), "error": repr(error)})
             errors.append(error)
     return errors
 
 
 async def _forget(engine: AsyncEngine, partition: Partition, export_path: Path | None) -> bool:
-    # Asked before the export as well, which is long.
+    # Also checked before the export, which takes long.
     async with engine.connect() as connection:
         reasons = await retention.needed(connection, partition)
     exported = None
@@ -125,7 +125,7 @@ async def _forget(engine: AsyncEngine, partition: Partition, export_path: Path |
         reasons = await _drop(engine, partition, exported.events if exported else None)
     if reasons:
         logger.warning(
-            "event partition kept beyond its time", extra={"partition": partition.name, "needed": str(reasons)}
+            "event partition kept beyond its retention", extra={"partition": partition.name, "needed": str(reasons)}
         )
         return False
     logger.info(
@@ -136,7 +136,7 @@ async def _forget(engine: AsyncEngine, partition: Partition, export_path: Path |
 
 
 async def _drop(engine: AsyncEngine, partition: Partition, exported: int | None) -> Needed:
-    """Drop it in a moment in which the log is free; raises where there is none."""
+    """Drop it when no other transaction uses the log; raises if that does not happen."""
     for attempt in range(1, _DROP_ATTEMPTS + 1):
         try:
             async with engine.begin() as connection:
@@ -149,7 +149,7 @@ async def _drop(engine: AsyncEngine, partition: Partition, exported: int | None)
 
 
 async def prune_idempotency_keys(ctx: dict[str, Any]) -> None:
-    """Delete keys older than the retention, a slice a transaction."""
+    """Delete keys older than the retention, one transaction per slice."""
     worker: WorkerContext = ctx["worker"]
     sweep = old_keys(timedelta(seconds=worker.settings.idempotency_retention))
     await run_sweeps(worker.open_unit_of_work, [sweep], slice_size=_KEYS_PER_TRANSACTION, longest=_LONGEST_PRUNING)
@@ -168,7 +168,7 @@ def old_keys(retention: timedelta) -> Sweep[OldKey]:
 
 
 async def forget_workers(ctx: dict[str, Any]) -> None:
-    """Delete the rows of workers that left without a word a day ago."""
+    """Delete the rows of workers that have not been heard from for a day."""
     worker: WorkerContext = ctx["worker"]
     ended = await run_sweeps(worker.open_unit_of_work, [LOST_WORKERS], slice_size=_WORKERS_PER_TRANSACTION)
     if ended[LOST_WORKERS.name]:

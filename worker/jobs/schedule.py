@@ -1,4 +1,4 @@
-"""When a job runs."""
+"""Schedules of jobs."""
 
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from arq.cron import next_cron
 
 Job: TypeAlias = Callable[[dict[str, Any]], Coroutine[Any, Any, None]]
-"""What a schedule runs; it gets the worker's context as `ctx["worker"]`. Safe to stop anywhere and to repeat."""
+"""A job's function; it gets the worker's context as `ctx["worker"]`. Safe to stop at any point and to repeat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Schedule:
     second: frozenset[int] = frozenset({0})
 
     def next_after(self, at: datetime) -> datetime:
-        """The first time that is later than `at`."""
+        """The first time after `at`."""
         return next_cron(at.astimezone(UTC), hour=self.hour, minute=self.minute, second=set(self.second), microsecond=0)
 
     def __str__(self) -> str:

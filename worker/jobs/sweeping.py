@@ -1,4 +1,4 @@
-"""Runs sweeps in turn, with a commit for each slice, so that no sweep waits behind another."""
+"""Runs sweeps in turn, with a commit for each slice, so that no sweep delays another."""
 
 import logging
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ LONGEST = 50.0
 """Seconds after which a run stops; the next one continues. Sweeps run every minute."""
 
 _NAMED = 20
-"""The most rows that a line of the log names."""
+"""The most rows that one log message lists."""
 
 
 class _Run(Generic[DueT]):
@@ -34,7 +34,7 @@ class _Run(Generic[DueT]):
                 taken = await take_slice(uow, self.sweep, self._last, slice_size)
                 await uow.commit()
         except Exception as error:  # noqa: BLE001
-            # Whatever the error, the other sweeps go on; it is raised when they are done.
+            # Whatever the error, the other sweeps continue; it is raised when they are done.
             self.goes_on = False
             if is_contention(error):
                 logger.warning(
@@ -49,7 +49,7 @@ class _Run(Generic[DueT]):
         self._last, self.goes_on = taken.last, taken.last is not None
 
     def report(self) -> None:
-        """Log one line for all rows that failed in this run, and one for the error that ended it."""
+        """Log one message for all rows that failed in this run, and one for the error that ended it."""
         if self._refused:
             logger.error(
                 "rows left out of a sweep: the database refuses to end them",
@@ -69,7 +69,7 @@ class _Run(Generic[DueT]):
 async def run_sweeps(
     open_unit_of_work: OpenUnitOfWork, sweeps: Sequence[Sweep[Any]], *, slice_size: int, longest: float = LONGEST
 ) -> dict[str, int]:
-    """Take slice after slice of each sweep in turn until nothing is due; returns the number of ended rows by sweep.
+    """Process the sweeps in turn, slice by slice, until nothing is due; returns the number of ended rows by sweep.
 
     Stops after `longest` seconds; the next run continues. If an error ends a sweep early, it is raised after all others
     are done; several errors are raised as an `ExceptionGroup`.
