@@ -1,7 +1,7 @@
-"""Filling a column of a table that is in use: many short transactions instead of a long one.
+"""Fill a column of a table that is in use, in many short transactions instead of a long one.
 
-One UPDATE of a whole table locks every row until it ends and leaves as many dead rows behind at once. In batches by
-key each commit frees its rows, and a run that was interrupted goes on where work is left.
+One UPDATE of a whole table locks every row until it ends, and leaves as many dead rows behind. In batches by key, each
+commit releases its rows, and an interrupted run continues where it stopped.
 """
 
 from collections.abc import Mapping
@@ -11,17 +11,17 @@ from alembic import context, op
 from sqlalchemy import ColumnElement, Connection, TableClause, select, update
 
 BATCH_SIZE = 5000
-"""Rows for each transaction: some hundred milliseconds of work."""
+"""Rows per transaction: a few hundred milliseconds of work."""
 
 
 def update_in_batches(
     table: TableClause, key: ColumnElement[Any], values: Mapping[str, Any], pending: ColumnElement[bool]
 ) -> int:
-    """Set `values` on the rows for which `pending` holds, `BATCH_SIZE` at a time in the order of `key`.
+    """Set `values` on the rows for which `pending` is true, `BATCH_SIZE` at a time in the order of `key`.
 
-    `key` is unique and indexed; `pending` is false for a row once it is updated. Commits the migration's transaction,
-    then each batch, so what comes before in the migration must be safe to repeat. Returns the number of rows updated.
-    With `--sql` it prints one UPDATE for all rows, for nothing can be asked there, and returns 0.
+    `key` must be unique and indexed; `pending` must be false for a row once it is updated. Commits the migration's
+    transaction, then each batch, so everything before it in the migration must be safe to repeat. Returns the number of
+    rows updated. With `--sql`, which cannot query the database, it prints one UPDATE for all rows and returns 0.
     """
     everything = update(table).values(dict(values)).where(pending)
     with op.get_context().autocommit_block():

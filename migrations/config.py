@@ -1,4 +1,4 @@
-"""Alembic's configuration for callers in Python: the command line's `migrate`, the embedded start, the tests."""
+"""Alembic's configuration for callers in Python: `waybill migrate`, `waybill up`, the tests."""
 
 from pathlib import Path
 
@@ -6,13 +6,13 @@ from alembic.config import Config
 
 
 def alembic_config(database_url: str | None = None, schema: str | None = None) -> Config:
-    """A configuration for `alembic.command.upgrade(...)` and its siblings; no `alembic.ini` is needed.
+    """A configuration for `alembic.command.upgrade(...)` and the like; no `alembic.ini` is needed.
 
-    `database_url` and `schema` default to those of the settings. The commands start an event loop of their own: call
-    them where none is running, or through `asyncio.to_thread`.
+    `database_url` and `schema` default to the settings. The commands start their own event loop: call them where none
+    is running, or through `asyncio.to_thread`.
     """
     config = Config()
-    # The percent sign is the configuration parser's own.
+    # The configuration parser interpolates percent signs.
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     if database_url is not None:

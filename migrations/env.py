@@ -1,15 +1,16 @@
-"""How Alembic reaches the database: asynchronously, one run at a time, one transaction for each step.
+"""How Alembic connects to the database: asynchronously, one run at a time, one transaction per step.
 
-Address and schema come from the settings (`WAYBILL_DATABASE_URL`, `WAYBILL_DATABASE_SCHEMA`), unless
+URL and schema come from the settings (`WAYBILL_DATABASE_URL`, `WAYBILL_DATABASE_SCHEMA`), unless
 
-- `-x schema=NAME`, or `config.attributes["schema"]`, names a tenant's schema, which is created if missing. It gets a
-  version table of its own; `public` stays behind it in the search path, for the extensions;
-- `config.attributes["database_url"]` gives another address;
+- `-x schema=NAME`, or `config.attributes["schema"]`, names a tenant's schema, which is created if missing. It gets its
+  own version table; `public` follows it in the search path, for the extensions;
+- `config.attributes["database_url"]` gives another URL;
 - `config.attributes["connection"]` or `["engine"]` is a `Connection`, an `Engine` or an `AsyncEngine` to use. A
-  connection must not be in a transaction: steps commit one by one.
+  connection must not be in a transaction, since steps commit one by one.
 
-Upgrades and downgrades hold a session's advisory lock, so that replicas that start together run one after another.
-Connect to PostgreSQL itself or through a pooler in session mode: in transaction mode such a lock is not yours.
+Upgrades and downgrades hold a session-level advisory lock, so that concurrent runs wait for each other. Connect to
+PostgreSQL directly or through a pooler in session mode: in transaction mode, such a lock would belong to a connection
+that others use, too.
 """
 
 import asyncio
@@ -41,17 +42,17 @@ from services.settings import Environment, Settings
 logger = logging.getLogger("alembic.env")
 
 LOCK = int.from_bytes(b"waybill!", "big")
-"""The advisory lock of everybody who migrates this database, whatever the schema."""
+"""The advisory lock of all migrations of this database, whatever the schema."""
 
 VERSION_TABLE = "alembic_version"
 
-# SQLAlchemy does not know these types by name, and would compare the columns with nothing.
+# SQLAlchemy does not know these types by name, and would not compare the columns.
 ischema_names["xid8"] = Xid8
 ischema_names["pg_snapshot"] = PgSnapshot
 
 
 def read_settings() -> Settings:
-    """The settings for this run. Raises `CommandError` naming what is wrong."""
+    """The settings for this run. Raises `CommandError` if they are not valid."""
     arguments = context.get_x_argument(as_dictionary=True)
     if unknown := arguments.keys() - {"schema"}:
         raise CommandError(f"unknown -x argument: {', '.join(sorted(unknown))}; known: schema=NAME")
@@ -62,7 +63,7 @@ def read_settings() -> Settings:
     }
     chosen = {name: value for name, value in given.items() if value is not None}
     try:
-        # As in development: a release step needs the database's address, not the secrets of the services.
+        # As in development: a release step needs the database's URL, but not the services' secrets.
         settings = Settings(environment=Environment.development, **chosen)
     except ValidationError as error:
         raise CommandError(str(error)) from error
@@ -72,11 +73,11 @@ def read_settings() -> Settings:
 
 
 def options(settings: Settings) -> dict[str, Any]:
-    """What online and offline runs have in common."""
+    """Options that online and offline runs share."""
     return {
         "target_metadata": metadata,
         "version_table": VERSION_TABLE,
-        # Always named: looked up by the search path alone, public's version table would answer for a new tenant.
+        # Always set: by the search path, a new tenant would find the version table of public.
         "version_table_schema": settings.database_schema,
         "transaction_per_migration": True,
         "compare_type": True,
@@ -88,14 +89,14 @@ def options(settings: Settings) -> dict[str, Any]:
 
 
 def include_name(name: str | None, type_: str, _parents: object) -> bool:
-    """Leave out what comes and goes without a migration: the event log's partitions, and Alembic's own table."""
+    """Ignore what changes without migrations: the event log's partitions, and Alembic's own table."""
     return type_ != "table" or name is None or not (is_partition(name) or name == VERSION_TABLE)
 
 
 def render_item(type_: str, item: object, autogen_context: AutogenContext) -> str | Literal[False]:
-    """Write a column type of our own as `Name()`, imported from the migrations; leave everything else to Alembic.
+    """Render our own column types as `Name()`, imported from the migrations; leave everything else to Alembic.
 
-    Raises `CommandError` where the migrations have no copy of it: they import nothing from the services.
+    Raises `CommandError` if the migrations have no copy of the type: they import nothing from the services.
     """
     module, name = type(item).__module__, type(item).__name__
     if type_ != "type" or not module.startswith("services."):
@@ -111,7 +112,7 @@ def number_revision(
     _revision: str | Iterable[str | None] | Iterable[str],
     directives: list[MigrationScript],
 ) -> None:
-    """Give the new file the next number instead of a random id, so that the folder reads in order."""
+    """Give the new file the next number instead of a random id, so that files are listed in order."""
     script = migration_context.script
     if script is None or getattr(context.config.cmd_opts, "rev_id", None):
         return
@@ -121,7 +122,7 @@ def number_revision(
 
 
 def quoted(schema: str) -> str:
-    """The schema's name as SQL wants it."""
+    """The schema's name, quoted for SQL if necessary."""
     return postgresql().identifier_preparer.quote(schema)  # type: ignore[no-untyped-call]
 
 
@@ -130,7 +131,7 @@ def search_path(schema: str) -> str:
 
 
 def run_offline(settings: Settings) -> None:
-    """Print the SQL; nothing is connected to."""
+    """Print the SQL, without a connection."""
     schema = settings.database_schema
     context.configure(
         dialect_name="postgresql", literal_binds=True, dialect_opts={"paramstyle": "named"}, **options(settings)
@@ -146,7 +147,7 @@ def run_offline(settings: Settings) -> None:
 
 def run_online(connection: Connection, settings: Settings) -> None:
     if connection.in_transaction():
-        raise CommandError("the given connection is in a transaction; steps commit one by one, so begin none")
+        raise CommandError("the given connection is in a transaction; end it first, since steps commit one by one")
     with one_at_a_time(connection), inside_schema(connection, settings.database_schema):
         context.configure(connection=connection, **options(settings))
         with context.begin_transaction():
@@ -155,17 +156,17 @@ def run_online(connection: Connection, settings: Settings) -> None:
 
 @contextmanager
 def one_at_a_time(connection: Connection) -> Iterator[None]:
-    """Hold the advisory lock while the database is changed. Commands that only look around do not wait for it."""
+    """Hold the advisory lock while the database is changed. Commands that only read do not wait for it."""
     if not changes_the_database():
         yield
         return
     announced = False
-    # Asked again and again: one long waiting statement would hold a snapshot, which CREATE INDEX CONCURRENTLY in the
-    # run that holds the lock would wait for in turn.
+    # Polled, because a single waiting statement would hold a snapshot, and CREATE INDEX CONCURRENTLY in the run that
+    # holds the lock would wait for that snapshot.
     while not connection.scalar(text(f"SELECT pg_try_advisory_lock({LOCK})")):
         connection.commit()
         if not announced:
-            logger.info("waiting for another run of migrations to end")
+            logger.info("waiting for another migration run to finish")
             announced = True
         connection.execute(text("SELECT pg_sleep(0.2)"))
         connection.commit()
@@ -189,7 +190,7 @@ def changes_the_database() -> bool:
 
 @contextmanager
 def inside_schema(connection: Connection, schema: str) -> Iterator[None]:
-    """Let unqualified names mean `schema`, and restore what they meant before: the connection may be the caller's."""
+    """Make `schema` the default for unqualified names, and restore the old one: the connection may be the caller's."""
     if schema != "public" and changes_the_database():
         connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}"))
     path_before = connection.scalar(text("SELECT current_setting('search_path')"))
@@ -213,13 +214,13 @@ async def run_on_engine(engine: AsyncEngine, settings: Settings) -> None:
         async with connected(engine) as connection:
             await connection.run_sync(run_online, settings)
     finally:
-        # Also a given engine's: its connections belong to this event loop, which ends now.
+        # Even if the engine was given: its connections belong to this event loop, which ends now.
         await engine.dispose()
 
 
 @asynccontextmanager
 async def connected(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """A connection. Raises `CommandError` that says where the server was looked for."""
+    """A connection. Raises `CommandError`, with the URL, if there is none."""
     try:
         connection = await engine.connect()
     except (OSError, SQLAlchemyError) as error:
@@ -231,13 +232,13 @@ async def connected(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 
 
 def own_engine(settings: Settings) -> AsyncEngine:
-    """An engine that keeps no prepared statements: each step may change what they were prepared for."""
+    """An engine that caches no prepared statements, since each step may invalidate them."""
     url = settings.async_url().update_query_dict({"prepared_statement_cache_size": "0"})
     return make_engine(settings, "migrate", url, limits=Limits.of_migrations())
 
 
 def run() -> None:
-    # Only for Alembic's command line; a caller in Python has set up logging already.
+    # Only for Alembic's command line; callers in Python have set up logging already.
     if context.config.config_file_name is not None and context.config.cmd_opts is not None:
         fileConfig(context.config.config_file_name, disable_existing_loggers=False)
     settings = read_settings()

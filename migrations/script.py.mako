@@ -19,7 +19,7 @@ depends_on: str | Sequence[str] | None = ${repr(depends_on)}
 
 
 def upgrade() -> None:
-    # A table lock that has to wait makes everybody behind it wait: give up, and let the release step try again.
+    # While a table lock waits, everything behind it waits, too: give up, and let the release step try again.
     op.execute("SET LOCAL lock_timeout = '5s'")
     ${upgrades if upgrades else ""}
 

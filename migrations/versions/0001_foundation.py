@@ -24,9 +24,9 @@ MONTHS_AHEAD = 3
 
 
 def upgrade() -> None:
-    # A table lock that has to wait makes everybody behind it wait: give up, and let the release step try again.
+    # While a table lock waits, everything behind it waits, too: give up, and let the release step try again.
     op.execute("SET LOCAL lock_timeout = '5s'")
-    # One for the whole database: tenants share it.
+    # One for the whole database, which tenants share.
     op.execute("CREATE EXTENSION IF NOT EXISTS pg_trgm WITH SCHEMA public")
     op.create_table(
         "users",
@@ -244,8 +244,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("position", name=op.f("pk_outbox")),
     )
     op.create_index("ix_outbox_aggregate_position", "outbox", ["aggregate", "position"])
-    # Every row is deleted soon after it was written: the share of dead rows says nothing here, their number does. The
-    # room left in a page takes the update of a row that is put off.
+    # Every row is deleted soon after it was written, so the number of dead rows matters here, not their share. The free
+    # space in a page is for updates of rows that are postponed.
     op.execute(
         "ALTER TABLE outbox SET (fillfactor = 85,"
         " autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000,"
@@ -300,7 +300,7 @@ def downgrade() -> None:
         "users",
     ):
         op.drop_table(table)
-    # pg_trgm stays: it may have been there before, and other schemas of this database may use it.
+    # pg_trgm stays: it may have existed before, and other schemas of this database may use it.
 
 
 def first_partitions(now: datetime) -> list[tuple[str, UUID, UUID]]:

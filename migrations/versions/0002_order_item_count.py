@@ -4,9 +4,9 @@ Revision ID: 0002
 Revises: 0001
 Create Date: 2026-11-22 14:40:12.310291+00:00
 
-A pattern for data migrations: the column comes without a value, rows are filled in batches, and only then does the
-database insist on it, without a scan under a lock that stops writers. Interrupted anywhere, it can run again. The
-services that write orders without the column go on until the checks are added; from then on the new ones have to run.
+A pattern for data migrations: add the column as nullable, fill the rows in batches, and only then enforce it, without a
+scan under a lock that blocks writers. It can be run again after an interruption at any point. The old services, which
+write orders without the column, work until the checks are added; from then on, the new ones must be running.
 """
 
 from collections.abc import Sequence
@@ -33,18 +33,18 @@ def upgrade() -> None:
 
     fill()
 
-    # Added without looking at the rows, which takes a moment, and validated beside the writers, which takes a scan.
+    # Added without checking the rows, which is quick, and validated by a scan that does not block writers.
     op.execute("SET LOCAL lock_timeout = '5s'")
     for name, condition in (("ck_orders_item_count", "item_count > 0"), (PRESENT, "item_count IS NOT NULL")):
         op.drop_constraint(op.f(name), "orders", if_exists=True)
         op.create_check_constraint(op.f(name), "orders", condition, postgresql_not_valid=True)
-    # Orders written while the others were filled; with the checks in place no more can come.
+    # Orders written while the others were filled; with the checks in place, there can be no more.
     fill()
     with op.get_context().autocommit_block():
         op.execute("ALTER TABLE orders VALIDATE CONSTRAINT ck_orders_item_count")
         op.execute(f"ALTER TABLE orders VALIDATE CONSTRAINT {PRESENT}")
 
-    # The validated check spares SET NOT NULL its scan.
+    # Thanks to the validated check, SET NOT NULL needs no scan.
     op.execute("SET LOCAL lock_timeout = '5s'")
     op.alter_column("orders", "item_count", nullable=False)
     op.drop_constraint(op.f(PRESENT), "orders")

@@ -1,11 +1,11 @@
-"""ledger: holds that expire, partial postings, reversals, adjustments, refunds of lines; what is written stays
+"""ledger: holds that expire, partial postings, reversals, adjustments, refunds of lines; append-only tables
 
 Revision ID: 0003
 Revises: 0002
 Create Date: 2026-11-25 06:50:02.118530+00:00
 
-Filled and checked beside the services as in 0002; everything before the last transaction is safe to repeat. Holds and
-unpaid orders of the time before get a day and a week from now.
+Rows are filled and checked while the services run, as in 0002; everything before the last transaction is safe to
+repeat. Existing holds expire a day from now, and existing unpaid orders a week from now.
 """
 
 from collections.abc import Sequence
@@ -59,7 +59,7 @@ CHECKS_BEFORE = (
     ("transfers", "state", "state IN ('pending', 'posted', 'voided')"),
 )
 
-# The resolution of a pending transfer is the one change a transfer may see, and these its only columns that move.
+# A transfer may only be changed to resolve it while it is pending; none of these columns may change.
 RESOLVED = """
     OLD.state = 'pending' AND NEW.state <> 'pending'
     AND (OLD.id, OLD.amount, OLD.debit_account_id, OLD.credit_account_id, OLD.kind, OLD.order_id, OLD.reverses,
@@ -103,7 +103,7 @@ def upgrade() -> None:
         ["id"],
         postgresql_not_valid=True,
     )
-    # What was written while the others were filled; with the checks in place no more can come.
+    # Rows written while the others were filled; with the checks in place, there can be no more.
     fill()
     with op.get_context().autocommit_block():
         for table, name, _ in CHECKS:
@@ -127,7 +127,8 @@ def downgrade() -> None:
     for table in ("adjustments", "refund_lines", "refunds"):
         op.drop_table(table)
     op.execute("DROP FUNCTION refuse_change()")
-    # The ledger before knows fewer words; entries and balances stay. A partial posting becomes one of that amount.
+    # The previous ledger has fewer kinds and states; entries and balances stay. A partial posting becomes a transfer of
+    # that amount.
     op.execute(
         "UPDATE transfers SET kind = CASE WHEN kind IN ('reversal', 'adjustment') THEN 'transfer' ELSE kind END,"
         " state = CASE state WHEN 'expired' THEN 'voided' ELSE state END, amount = coalesce(posted_amount, amount),"
@@ -149,7 +150,7 @@ def downgrade() -> None:
 
 
 def fill() -> None:
-    """Say of the rows in place what the new columns say of new ones."""
+    """Fill the new columns of existing rows."""
     update_in_batches(
         transfers,
         key=transfers.c.id,
@@ -168,7 +169,7 @@ def fill() -> None:
         values={"expires_at": sa.text("now() + interval '7 days'")},
         pending=(orders.c.status == "awaiting_payment") & orders.c.expires_at.is_(sa.null()),
     )
-    # So far an order was refunded whole, when it was cancelled.
+    # So far, orders were refunded only as a whole, when they were cancelled.
     refunded = sa.select(transfers.c.order_id).where(transfers.c.kind == "refund")
     update_in_batches(
         orders,
@@ -183,8 +184,8 @@ def fill() -> None:
 
 
 def index(name: str, table: str, columns: list[str], where: str | None = None, *, unique: bool = False) -> None:
-    """Build an index beside the writers. One that an interrupted run left behind is not valid, and built anew."""
-    # Named with its schema: where a tenant has no such index yet, the search path would find another's.
+    """Build an index without blocking writers. An invalid one that an interrupted run left behind is rebuilt."""
+    # Named with its schema: if a tenant has no such index yet, the search path would find another schema's.
     schema = op.get_context().version_table_schema
     op.drop_index(name, table, schema=schema, if_exists=True, postgresql_concurrently=True)
     op.create_index(
@@ -263,9 +264,9 @@ def create_tables() -> None:
 
 
 def create_triggers() -> None:
-    """What is written stays, for whoever asks: triggers bind the owner of the tables too.
+    """Make the tables append-only for everyone: triggers apply to the tables' owner, too.
 
-    A restore or a load of prepared rows sets `session_replication_role`, which takes a superuser.
+    To restore or load rows, set `session_replication_role`, which requires a superuser.
     """
     op.execute("""
         CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -275,7 +276,7 @@ def create_triggers() -> None:
         END
         $$
     """)
-    # A statement's trigger fires where no row matches, too, and once for any number of rows.
+    # A statement trigger fires even if no row matches, and once for any number of rows.
     for table in APPEND_ONLY:
         op.execute(
             f"CREATE TRIGGER {table}_keep BEFORE UPDATE OR DELETE OR TRUNCATE ON {table}"
@@ -285,7 +286,7 @@ def create_triggers() -> None:
         "CREATE TRIGGER transfers_keep BEFORE DELETE OR TRUNCATE ON transfers"
         " FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()"
     )
-    # The condition is compared without calling the function: a resolution costs next to nothing.
+    # The condition is evaluated without calling the function, so a resolution costs next to nothing.
     op.execute(
         "CREATE TRIGGER transfers_resolve_once BEFORE UPDATE ON transfers"
         f" FOR EACH ROW WHEN (NOT ({RESOLVED})) EXECUTE FUNCTION refuse_change()"

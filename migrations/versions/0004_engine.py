@@ -1,4 +1,4 @@
-"""engine: rows are ready or wait for a reason, failures are kept, operators' say, workers' heartbeats
+"""engine: rows are ready or wait for a reason, a history of failures, operators' controls, workers' heartbeats
 
 Revision ID: 0004
 Revises: 0003
@@ -19,7 +19,7 @@ depends_on: str | Sequence[str] | None = None
 
 def upgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '5s'")
-    # Held to the end of the migration: no worker of the release before may look at rows that are half translated.
+    # Held to the end of the migration: workers of the previous release must not see rows that are half converted.
     op.execute("LOCK TABLE outbox, dead_letters IN ACCESS EXCLUSIVE MODE")
     op.add_column("outbox", sa.Column("waits", sa.String(32), nullable=True))
     op.add_column("outbox", sa.Column("failures", postgresql.JSONB(), nullable=True))
@@ -29,7 +29,7 @@ def upgrade() -> None:
         " WHERE available_at > now() OR attempts > 0"
     )
     op.execute("UPDATE outbox SET available_at = NULL WHERE waits IS NULL")
-    # What waited as long as the event before it now waits for that one, where there is one that will wake it.
+    # Rows that waited for an earlier event now wait for that event itself, if there is one that will wake them.
     op.execute(
         "UPDATE outbox SET available_at = CASE WHEN EXISTS ("
         " SELECT FROM outbox AS earlier WHERE earlier.aggregate = outbox.aggregate"
@@ -90,7 +90,7 @@ def upgrade() -> None:
         sa.Column("report", postgresql.JSONB(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_workers")),
     )
-    # Each row is written over and over: no index but the key, and room for the next version beside it.
+    # Each row is updated again and again: no index but the key, and room for the next version in the same page.
     op.execute("ALTER TABLE workers SET (fillfactor = 50)")
 
 
@@ -99,7 +99,7 @@ def downgrade() -> None:
     op.execute("LOCK TABLE outbox, dead_letters IN ACCESS EXCLUSIVE MODE")
     for table in ("workers", "outbox_actions", "outbox_types"):
         op.drop_table(table)
-    # The release before knows no dead letter that others do not wait for; replayed, it does what it did.
+    # In the previous release, every dead letter blocks later events, and a replay works as it did there.
     op.drop_index("ix_dead_letters_fingerprint", "dead_letters")
     for column in ("blocks", "failures", "fingerprint"):
         op.drop_column("dead_letters", column)
@@ -108,7 +108,7 @@ def downgrade() -> None:
         op.drop_index(index, "outbox")
     op.drop_constraint(op.f("ck_outbox_ready_or_waits"), "outbox")
     op.drop_constraint(op.f("ck_outbox_waits"), "outbox")
-    # It wakes only what waits behind a dead letter; whatever waits behind a retry looks again at once.
+    # That release wakes only rows that wait behind a dead letter; those behind a retry become due immediately.
     op.execute(
         "UPDATE outbox SET available_at = now() WHERE available_at IS NULL OR (waits = 'behind' AND NOT EXISTS ("
         " SELECT FROM dead_letters WHERE dead_letters.aggregate = outbox.aggregate"

@@ -1,13 +1,13 @@
-"""event log: positions of events, and how far each reader has come
+"""event log: positions of events, and the progress of each reader
 
 Revision ID: 0005
 Revises: 0004
 Create Date: 2026-11-25 07:00:41.870112+00:00
 
-Events that are there already get their positions by id, which is by the time they were made, in batches. Rows that are
-written meanwhile wait for theirs, the last of them under a lock that keeps writers out for one batch at most. Each
-partition's indexes are built beside the writers. Interrupted anywhere, it can run again. Filling writes every old event
-anew: a log that is large and may forget is better pruned first.
+Existing events get their positions in batches, in order of id, which is the order of creation. Rows that are written
+meanwhile get theirs later, the last of them under a lock that blocks writers for one batch at most. Each partition's
+indexes are built without blocking writers. It can be run again after an interruption at any point. Filling rewrites
+every old event: if the log is large and its retention allows, prune it first.
 """
 
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ def upgrade() -> None:
     with op.get_context().autocommit_block():
         fill()
 
-    # Writers wait while the last ones are filled: from then on each event brings its position along.
+    # Writers wait while the last ones are filled; from then on, each new event gets its position by default.
     op.execute("SET LOCAL lock_timeout = '5s'")
     op.execute("LOCK TABLE events IN SHARE ROW EXCLUSIVE MODE")
     fill()
@@ -70,7 +70,7 @@ def upgrade() -> None:
     with op.get_context().autocommit_block():
         op.execute(f"ALTER TABLE events VALIDATE CONSTRAINT {PRESENT}")
 
-    # The validated check spares SET NOT NULL its scan.
+    # Thanks to the validated check, SET NOT NULL needs no scan.
     op.execute("SET LOCAL lock_timeout = '5s'")
     op.alter_column("events", "position", nullable=False)
     op.drop_constraint(op.f(PRESENT), "events")
@@ -87,7 +87,7 @@ def downgrade() -> None:
 
 
 def fill() -> None:
-    """Give the events without a position theirs, by id, until a batch is not full: writers may add some meanwhile."""
+    """Number the events without a position, by id, until a batch is not full: writers may add some meanwhile."""
     first = UUID(int=0)
     if context.is_offline_mode():
         op.execute(FILL.format(limit="", full=0).replace(":after", f"'{first}'"))
@@ -99,11 +99,11 @@ def fill() -> None:
 
 
 def create_index(name: str, column: str) -> None:
-    """Index the log without keeping its writers out for longer than a moment.
+    """Index the log without blocking its writers for longer than a moment.
 
-    CREATE INDEX CONCURRENTLY does not take a partitioned table: its own index comes first, empty and not valid, then
-    each partition's; with the last one attached it is valid. With `--sql` nobody can say which partitions there are:
-    one plain CREATE INDEX then, which keeps writers out while it runs.
+    CREATE INDEX CONCURRENTLY does not support partitioned tables: the parent's index is created first, invalid and
+    empty, then each partition's; it becomes valid when the last one is attached. With `--sql` the partitions are
+    unknown, so it prints one plain CREATE INDEX, which blocks writers while it runs.
     """
     if context.is_offline_mode():
         op.execute(f"CREATE INDEX {name} ON events ({column})")
@@ -120,7 +120,7 @@ def create_index(name: str, column: str) -> None:
         attached = is_attached(partition, part)
         if not attached:
             with op.get_context().autocommit_block():
-                # What an interrupted run left may not be valid.
+                # One that an interrupted run left behind may be invalid.
                 if attached is not None:
                     op.execute(f"DROP INDEX CONCURRENTLY {part}")
                 op.execute(f"CREATE INDEX CONCURRENTLY {part} ON {partition} ({column})")
@@ -129,8 +129,8 @@ def create_index(name: str, column: str) -> None:
 
 
 def is_attached(partition: str, part: str) -> bool | None:
-    """Whether a partition's index belongs to the log's; None where the partition has none of that name."""
-    # Asked of the partition, not by the index's name alone: that could be found in another schema of the search path.
+    """Whether a partition's index is attached to the parent's; None if the partition has none of that name."""
+    # Looked up by partition, not only by name, which might be found in another schema of the search path.
     attached: bool | None = op.get_bind().scalar(
         sa.text(
             "SELECT relispartition FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid"

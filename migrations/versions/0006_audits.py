@@ -1,4 +1,4 @@
-"""audits: what finished audits found
+"""audits: results of finished audits
 
 Revision ID: 0006
 Revises: 0005

@@ -1,4 +1,4 @@
-"""generations: new outbox rows go into a small part of the index that finds an aggregate's rows
+"""generations: new outbox rows use only a small part of the index that finds an aggregate's rows
 
 Revision ID: 0007
 Revises: 0006

@@ -1,15 +1,15 @@
-"""short checks: the same rules, written so that PostgreSQL reads them in half the time
+"""short checks: the same rules, written so that PostgreSQL parses them in half the time
 
 Revision ID: 0008
 Revises: 0007
 Create Date: 2026-11-26 17:05:31.402117+00:00
 
-PostgreSQL reads the text of each check, and of each trigger's condition, anew for every statement that writes the
-table. A list of words is shorter as one array than as an expression for each; a column that nobody may change is named
-in the trigger instead of being compared.
+PostgreSQL parses each check, and each trigger's condition, again for every statement that writes to the table. A list
+of words is shorter as one array than as an expression for each word; a column that must not change is listed in the
+trigger instead of being compared.
 
-The one on an order's moves says more than before: of a first status that no order begins with, the old one said NULL,
-which is no refusal.
+The check on an order's transitions is stricter than before: for a first status that no order begins with, the old one
+was NULL, which passes.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ down_revision: str | None = "0007"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
-# Table, name, condition now and before.
+# Table, name, new condition, old condition.
 CHECKS = (
     (
         "users",
@@ -78,7 +78,7 @@ CHECKS = (
 )
 
 FIXED = "id, amount, debit_account_id, credit_account_id, kind, order_id, reverses, note, created_at, expires_at"
-"""Columns of a transfer that stay, whatever becomes of it."""
+"""Columns of a transfer that never change."""
 
 RESOLVED = "OLD.state = 'pending' AND NEW.state <> 'pending'"
 RESOLVED_BEFORE = f"""
@@ -104,7 +104,7 @@ def downgrade() -> None:
 
 
 def replace_triggers(keep: str, resolved: str) -> None:
-    """`keep` is what no statement may do to transfers, `resolved` the one change that a row may see."""
+    """`keep` is what no statement may do to transfers, `resolved` the only change that is allowed to a row."""
     op.execute("DROP TRIGGER transfers_keep ON transfers")
     op.execute(
         f"CREATE TRIGGER transfers_keep BEFORE {keep} ON transfers FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()"
@@ -117,7 +117,7 @@ def replace_triggers(keep: str, resolved: str) -> None:
 
 
 def replace_checks(checks: Sequence[tuple[str, str, str]]) -> None:
-    """In a moment for each table; the rows are looked at beside the writers. It can run again where it stopped."""
+    """Lock each table only briefly; rows are validated without blocking writers. Can be run again if interrupted."""
     for table, name, condition in checks:
         op.drop_constraint(op.f(f"ck_{table}_{name}"), table, if_exists=True)
         op.create_check_constraint(op.f(f"ck_{table}_{name}"), table, condition, postgresql_not_valid=True)

@@ -27,8 +27,8 @@ def upgrade() -> None:
         sa.Column("written_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_canaries")),
     )
-    # A cast that fails ends the statement, and pg_input_is_valid comes with PostgreSQL 16. No parallel worker can set
-    # the savepoint that catches the error.
+    # A cast that fails aborts the statement, and pg_input_is_valid needs PostgreSQL 16. PARALLEL UNSAFE, because a
+    # parallel worker cannot set the savepoint that catches the error.
     op.execute("""
         CREATE FUNCTION json_or_null(body bytea) RETURNS jsonb LANGUAGE plpgsql STABLE STRICT PARALLEL UNSAFE AS $$
         BEGIN

@@ -1,1 +1,1 @@
-"""One file per step, numbered; each is complete in itself and is never edited once released."""
+"""One numbered file per step; each is self-contained and never edited after its release."""

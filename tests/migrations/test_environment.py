@@ -157,7 +157,7 @@ def test_an_upgrade_waits_for_another_run_and_is_in_nobodys_way(empty_database_u
             other_run.execute("SELECT pg_advisory_unlock(%s)", [LOCK])
             output = waiting.communicate(timeout=60)[0]
         assert waiting.returncode == 0, output
-        assert output.count("waiting for another run of migrations to end") == 1
+        assert output.count("waiting for another migration run to finish") == 1
     assert "orders" in read_schema(empty_database_url).tables
 
 
