@@ -1,1 +1,1 @@
-"""What is measured, each as one command that prints a table with ratios."""
+"""Benchmarks, each a command that prints a table with ratios."""

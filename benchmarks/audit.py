@@ -1,4 +1,4 @@
-"""How long an audit of a large ledger takes, and what it needs: `python -m benchmarks.audit`."""
+"""The time and memory that an audit of a large ledger takes: `python -m benchmarks.audit`."""
 
 import argparse
 import asyncio
@@ -22,7 +22,7 @@ from benchmarks.usage import cpu_seconds, family_cpu_seconds, peak_rss_mib
 _MOST_SECONDS_A_MILLION = 30.0
 _MOST_MEMORY_MIB = 200.0
 
-# An order in five transfers; everybody was topped up with so much that nobody runs dry.
+# Every fifth transfer pays for an order; the top-ups are large enough for all transfers.
 _FILL = """
     SET session_replication_role = replica;
     INSERT INTO users (email, full_name, hashed_password)
@@ -70,7 +70,7 @@ _FILL = """
     WHERE order_id IS NOT NULL ORDER BY n, number;
     INSERT INTO inventory (product_id, on_hand) SELECT id, 1000000 FROM products;
 
-    -- What was answered for each order, transfer and top-up, as if all were of one day.
+    -- The stored reply for each order, transfer and top-up, as if all were from the same day.
     INSERT INTO idempotency_keys (caller_id, method, path, key, fingerprint, status, headers, body)
     SELECT user_id, 'POST', CASE WHEN order_id IS NULL THEN '/v1/transfers' ELSE '/v1/orders' END, move.id::text,
         '', 201, '{{}}', convert_to(CASE WHEN order_id IS NULL
@@ -88,7 +88,7 @@ _FILL = """
     FROM move JOIN accounts ON accounts.id = CASE kind WHEN 'top_up' THEN credit ELSE debit END;
 """
 
-# What nobody can do without: each table read once, and balances against sums.
+# The minimum: read each table once, and compare balances with sums.
 _PLAIN = """
     SELECT (SELECT sum(amount) FROM entries), (SELECT sum(amount) FROM transfers), (SELECT sum(total) FROM orders),
         (SELECT sum(quantity * unit_price) FROM order_items), (SELECT count(*) FROM order_transitions),
@@ -103,7 +103,7 @@ _ROWS = "SELECT sum(n_live_tup)::bigint FROM pg_stat_user_tables"
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Seconds, CPU seconds of the process and of PostgreSQL, the process's peak RSS and what PostgreSQL spilled."""
+    """Seconds, CPU seconds of the process and of PostgreSQL, the process's peak RSS and PostgreSQL's spill to disk."""
 
     name: str
     rows: int
@@ -139,9 +139,9 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.audit", description=__doc__)
-    parser.add_argument("--entries", type=int, default=1_000_000, help="entries of the ledger (1000000)")
-    parser.add_argument("--accounts", type=int, default=10_000, help="accounts with a user (10000)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument("--entries", type=int, default=1_000_000, help="entries in the ledger (default: 1000000)")
+    parser.add_argument("--accounts", type=int, default=10_000, help="accounts with a user (default: 10000)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser.parse_args()
 
 
@@ -176,13 +176,13 @@ def _audit(stage: Stage) -> Run:
     command = ["-m", "services.cli", "ledger", "audit", "--json"]
     with stage.process("audit", command, stage.settings("ledger")) as process:
         while process.poll() is None:
-            # What was seen last counts: nothing is left to read of a process that has ended.
+            # The last values count: nothing can be read once the process has ended.
             with suppress(OSError, ValueError):
                 cpu, peak = cpu_seconds(process.pid), peak_rss_mib(process.pid)
             time.sleep(0.01)
         wall = time.perf_counter() - started
         if process.returncode != 0:
-            sys.exit(f"the audit found something, or failed:\n{stage.log('audit')}")
+            sys.exit(f"the audit found differences or failed:\n{stage.log('audit')}")
     said = json.loads((stage.folder / "audit.log").read_text())
     return Run(
         name=f"waybill ledger audit, {wall - said['seconds']:.1f} s of starting included",

@@ -1,4 +1,4 @@
-"""Whether orders are placed and processed as fast as by an earlier version: `python -m benchmarks.earlier REVISION`."""
+"""Compare how fast orders are placed and processed with an earlier version: `python -m benchmarks.earlier REVISION`."""
 
 import argparse
 import io
@@ -32,7 +32,7 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Orders/s, and CPU time of Waybill and PostgreSQL in ms per order, of both versions, one after the other."""
+    """Orders/s, and CPU time of Waybill and PostgreSQL in ms per order, of one run of each version."""
 
     earlier: tuple[float, float]
     now: tuple[float, float]
@@ -78,10 +78,12 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.earlier", description=__doc__)
     parser.add_argument("revision", help="a commit, branch or tag of this repository")
-    parser.add_argument("--only", choices=("placing", "processing"), help="one of the two")
-    parser.add_argument("--rounds", type=int, default=5, help="pairs of runs (5)")
-    parser.add_argument("--seconds", type=float, default=8.0, help="measured seconds of each run of placing (8)")
-    parser.add_argument("--orders", type=int, default=20_000, help="waiting orders in each run of processing (20000)")
+    parser.add_argument("--only", choices=("placing", "processing"), help="run only one of the two")
+    parser.add_argument("--rounds", type=int, default=5, help="pairs of runs (default: 5)")
+    parser.add_argument("--seconds", type=float, default=8.0, help="measured seconds per run of placing (default: 8)")
+    parser.add_argument(
+        "--orders", type=int, default=20_000, help="waiting orders per run of processing (default: 20000)"
+    )
     return parser.parse_args()
 
 
@@ -94,7 +96,7 @@ def _extract(revision: str, folder: Path) -> Path:
 
 
 def _pair(scenario: Scenario, tree: Path, *, turned: bool) -> Pair:
-    """Both versions, one right after the other: the machine's speed changes by the minute."""
+    """Run both versions, one right after the other: the machine's speed changes from minute to minute."""
     if turned:
         now, earlier = _run(scenario, ROOT), _run(scenario, tree)
     else:
@@ -106,7 +108,7 @@ def _run(scenario: Scenario, tree: Path) -> tuple[float, float]:
     command = [sys.executable, "-m", f"benchmarks.{scenario.module}", "--json", *scenario.arguments]
     environment = {**os.environ, "PYTHONPATH": str(tree)}
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
-    # 1: it missed a target of its own, which does not matter here.
+    # 1: it missed its own target, which does not matter here.
     if done.returncode not in (0, 1) or not done.stdout:
         sys.exit(f"{' '.join(command)} in {tree} failed:\n{done.stdout}{done.stderr}")
     (row,) = [run for run in json.loads(done.stdout)["runs"] if run["name"] == scenario.row]

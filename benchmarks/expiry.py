@@ -1,4 +1,4 @@
-"""How long a slice of each sweep takes with few and with many due rows: `python -m benchmarks.expiry`."""
+"""The time that a slice of each sweep takes with few and with many due rows: `python -m benchmarks.expiry`."""
 
 import argparse
 import asyncio
@@ -22,7 +22,7 @@ from services.unit_of_work import UnitOfWork
 
 _SLICE = 200
 _MEASURED = 5
-"""The fastest of this many slices counts, which other work disturbed least. The few rows make no more slices."""
+"""The fastest of this many slices counts, since other work disturbed it least. The few rows make no more slices."""
 
 _FEW = _SLICE * _MEASURED
 _MOST = 1.5
@@ -73,14 +73,14 @@ _FILL = """
 
 @dataclass(frozen=True, slots=True)
 class Slices:
-    """Milliseconds of a slice of one sweep: with few due, and at the beginning and the end of many."""
+    """Milliseconds per slice of one sweep: with few rows due, and at the start and the end of many."""
 
     sweep: str
     few_ms: float
     first_ms: float
     last_ms: float
     rows_a_second: float
-    """The rate of all slices of the many, with their commits."""
+    """The rate of all slices of the many rows, including commits."""
 
     @property
     def ratio(self) -> float:
@@ -112,8 +112,8 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.expiry", description=__doc__)
-    parser.add_argument("--due", type=int, default=200_000, help="due rows of each kind (200000)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument("--due", type=int, default=200_000, help="due rows of each kind (default: 200000)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser.parse_args()
 
 
@@ -129,11 +129,11 @@ async def _measure_sweep(sweep: Sweep[Any], few: Database, many: Database, due: 
     of_few: list[float] = []
     of_many: list[float] = []
     few_last = many_last = None
-    # Make connections and prepare statements before measuring.
+    # Open connections and prepare statements before measuring.
     for database in (few, many):
         async with UnitOfWork(database.write) as uow:
             await take_slice(uow, sweep, None, _SLICE)
-    # In turn, so that whatever else the machine does is shared.
+    # Alternately, so that other work on the machine affects both.
     for _ in range(_MEASURED):
         few_last = await _time_slice(sweep, few, few_last, of_few)
         many_last = await _time_slice(sweep, many, many_last, of_many)

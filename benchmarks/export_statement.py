@@ -1,4 +1,4 @@
-"""What a long statement costs as CSV, in time and memory: `python -m benchmarks.export_statement`."""
+"""The time and memory that exporting a long statement as CSV takes: `python -m benchmarks.export_statement`."""
 
 import argparse
 import sys
@@ -18,7 +18,7 @@ from services.local.embedded.ports import LOOPBACK
 
 _MOST_MEMORY_MIB = 16.0
 
-# Transfers of one credit to and fro, so that the books balance: every other entry gives back what the last one took.
+# Transfers of one credit back and forth, so that the books balance: every other entry reverses the previous one.
 _FILL = """
     CREATE TEMP TABLE made AS
     SELECT gen_random_uuid() AS id, n, CASE n %% 2 WHEN 0 THEN mine.id ELSE other.id END AS debit,
@@ -65,8 +65,8 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.export_statement", description=__doc__)
-    parser.add_argument("--entries", type=int, default=200_000, help="entries of the statement (200000)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument("--entries", type=int, default=200_000, help="entries in the statement (default: 200000)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser.parse_args()
 
 
@@ -90,11 +90,11 @@ def _over_http(stage: Stage, bank: Shop) -> tuple[Measured, float]:
             seen.read(meter, pid)
             return seen
 
-        # What the first request of a process loads is no part of the statement's cost.
+        # What a process loads for its first request is not part of the statement's cost.
         export("statement.csv?filter=kind:eq:top_up")
         before = peak_rss_mib(pid)
         seen = export("statement.csv")
-        # The heading is no entry.
+        # The header line is not an entry.
         seen.replies -= 1
     return _measured("Waybill over HTTP", {name: getattr(seen, name) for name in Seen.__slots__}), (
         seen.peak_rss_mib - before

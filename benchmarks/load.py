@@ -1,7 +1,7 @@
-"""The load generator, a process of its own: `python -m benchmarks.load` reads a job as JSON, and prints what it saw.
+"""The load generator, a separate process: `python -m benchmarks.load` reads a job as JSON and prints the results.
 
-As little work a request as there can be: the requests are rendered beforehand but for the key, and of a reply only the
-status and the length are read. Each client waits for its reply before it sends the next request.
+It does as little work per request as possible: requests are prepared in advance except for the key, and only status and
+length of a reply are read. Each client waits for its reply before it sends the next request.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ _KEY = b"%036d"
 
 @dataclass(slots=True)
 class Seen:
-    """What the load generator saw in the measured seconds. `cpu` and the like are seconds."""
+    """The results of the measured period. `cpu` and the like are seconds."""
 
     replies: int = 0
     seconds: float = 0.0
@@ -37,20 +37,20 @@ class Seen:
     peak_rss_mib: float = 0.0
 
     def read(self, meter: Meter, pid: int) -> None:
-        """Take over what was metered, and the most memory that the process `pid` ever held."""
+        """Store the metered values, and the peak memory of the process `pid`."""
         self.seconds, self.cpu = meter.seconds, meter.cpu
         self.postgres_cpu, self.machine_cpu = meter.postgres_cpu, meter.machine_cpu
         self.peak_rss_mib = peak_rss_mib(pid)
 
 
 class Load:
-    """Requests that the clients take in turn, and what came back."""
+    """Requests that the clients take in turn, and their results."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         self._requests: list[tuple[bytes, bytes]] = [(head.encode(), tail.encode()) for head, tail in job["requests"]]
         self._wanted_status: str = job["status"]
         self._sent = 0
-        # Fresh in every run: a key that was used before would only be answered from the store.
+        # New in every run: a key that was used before would only be answered with the stored reply.
         self._keys = uuid4().int % 10**24 * 10**9
         self.stopped = False
         self.measuring = False
@@ -81,7 +81,7 @@ class Client(asyncio.Protocol):
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are no subclasses of asyncio's.
+        # uvloop's transports are not subclasses of asyncio's.
         self._transport = cast(asyncio.Transport, transport)
         self._send()
 
@@ -138,7 +138,7 @@ def _own_cpu() -> float:
 
 
 def run_job(run: Callable[[dict[str, Any]], Coroutine[Any, Any, Seen]]) -> None:
-    """Be a process of a benchmark: the job comes in as JSON, what was seen goes out as JSON."""
+    """Run a benchmark's subprocess: reads the job as JSON, and prints the results as JSON."""
     job = json.load(sys.stdin)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         print(json.dumps(asdict(runner.run(run(job)))))

@@ -1,4 +1,4 @@
-"""How many orders one API process takes over HTTP: `python -m benchmarks.place_orders`."""
+"""How many orders one API process accepts over HTTP: `python -m benchmarks.place_orders`."""
 
 import argparse
 import json
@@ -24,7 +24,7 @@ def main() -> int:
     with open_stage() as stage:
         stage.migrate("shop")
         shop = open_shop(stage.postgres.url("shop"), options.buyers)
-        # A shop that has been open for a while: the planner has never to guess from an empty table.
+        # A shop with a history, so that the planner never has to guess from an empty table.
         place_waiting(stage.postgres.url("shop"), shop, _EARLIER_ORDERS, options.items)
         orders = _orders(shop, options.items)
         job = {
@@ -47,11 +47,11 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.place_orders", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=10.0, help="measured time of each run (10)")
-    parser.add_argument("--clients", type=int, default=16, help="requests under way at a time (16)")
-    parser.add_argument("--items", type=int, default=3, help="lines of an order (3)")
-    parser.add_argument("--buyers", type=int, default=200, help="different buyers (200)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument("--seconds", type=float, default=10.0, help="measured seconds per run (default: 10)")
+    parser.add_argument("--clients", type=int, default=16, help="concurrent requests (default: 16)")
+    parser.add_argument("--items", type=int, default=3, help="lines per order (default: 3)")
+    parser.add_argument("--buyers", type=int, default=200, help="different buyers (default: 200)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser.parse_args()
 
 
@@ -88,7 +88,7 @@ def _over_http(stage: Stage, job: dict[str, Any], orders: list[dict[str, Any]]) 
 
 
 def _requests(settings: Settings, orders: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """What stands before the key, and what after it."""
+    """The parts before and after the key."""
     tokens = Tokens.from_settings(settings)
     token_of = {buyer_id: tokens.make(buyer_id) for buyer_id in {order["buyer_id"] for order in orders}}
     head = (

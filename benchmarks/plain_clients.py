@@ -1,4 +1,4 @@
-"""Clients of a baseline: each on a connection of its own, beginning the next piece of work when the last is done."""
+"""Clients of a baseline: each has its own connection, and starts the next piece of work when the last is finished."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ WorkT = TypeVar("WorkT")
 async def run_clients(
     job: dict[str, Any], work: Sequence[WorkT], do: Callable[[asyncpg.Connection, WorkT], Awaitable[None]]
 ) -> Seen:
-    """Take the work in turn for the job's `warmup` and measured `seconds`; what was seen in the latter."""
+    """Do the work in turn for the job's `warmup` and measured `seconds`; returns the results of the latter."""
     seen = Seen()
     stopped = measuring = False
 

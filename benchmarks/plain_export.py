@@ -1,6 +1,6 @@
-"""The baseline of a statement's export, a process of its own: plain asyncpg, one transaction with a cursor.
+"""The baseline of a statement's export, in a separate process: plain asyncpg, one transaction with a cursor.
 
-A thousand rows at a time become CSV, which goes nowhere.
+A thousand rows at a time become CSV, which is discarded.
 """
 
 import csv

@@ -1,6 +1,6 @@
-"""The baseline of placing orders, a process of its own: plain asyncpg, the same rows, the fewest statements.
+"""The baseline of placing orders, in a separate process: plain asyncpg, the same rows, the fewest statements.
 
-Seven statements an order: BEGIN, the products, SAVEPOINT, the hold, RELEASE, all the other rows, COMMIT.
+Seven statements per order: BEGIN, the products, SAVEPOINT, the hold, RELEASE, all the other rows, COMMIT.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ _WRITE = """
 
 
 async def place(connection: Any, order: dict[str, Any]) -> None:
-    """One order, in one transaction."""
+    """Place one order in one transaction."""
     buyer_id, body = order["buyer_id"], order["body"].encode()
     wanted = json.loads(body)["items"]
     order_id, event_id = new_id(), new_id()

@@ -1,7 +1,7 @@
-"""The baseline of processing orders, a process of its own: plain asyncpg, the same effects, the fewest statements.
+"""The baseline of processing orders, in a separate process: plain asyncpg, the same effects, the fewest statements.
 
-Six statements a batch: BEGIN, claim and lock the orders, lock the stock and read the lines, lock the accounts and read
-the holds, write everything, COMMIT.
+Six statements per batch: BEGIN, claim and lock the orders, lock the stock and read the lines, lock the accounts and
+read the holds, write everything, COMMIT.
 """
 
 import json
@@ -91,7 +91,7 @@ _WRITE = """
 
 
 async def process_batch(connection: Any, size: int) -> int:
-    """One batch, in one transaction; the number of orders confirmed."""
+    """Process one batch in one transaction; returns the number of orders confirmed."""
     await connection.execute("BEGIN")
     claimed = await connection.fetch(_CLAIM, size)
     if not claimed:
@@ -101,7 +101,7 @@ async def process_batch(connection: Any, size: int) -> int:
     reserved: dict[int, int] = defaultdict(int)
     for line in await connection.fetch(_LINES, ids):
         reserved[line["product_id"]] += line["quantity"]
-        assert reserved[line["product_id"]] <= line["available"], "the benchmark's shop has endless stock"
+        assert reserved[line["product_id"]] <= line["available"], "the benchmark's shop has unlimited stock"
     # posted, held, version of each account.
     balances: dict[int, list[Any]] = {}
     entries: list[tuple[int, int, UUID, Decimal, Decimal]] = []

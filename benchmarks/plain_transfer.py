@@ -1,6 +1,6 @@
-"""The baseline of transfers, a process of its own: plain asyncpg, one statement a transfer.
+"""The baseline of transfers, in a separate process: plain asyncpg, one statement per transfer.
 
-It updates two accounts and inserts two entries, with the transfer's row that they refer to, and commits by itself.
+It updates two accounts, inserts the transfer and its two entries, and is committed automatically.
 """
 
 from decimal import Decimal
@@ -35,7 +35,7 @@ async def transfer(connection: asyncpg.Connection, wanted: tuple[int, int, Decim
 
 
 async def run(job: dict[str, Any]) -> Seen:
-    # Always from the lower id to the higher one: the updates lock in this order, and nobody deadlocks.
+    # Always from the lower id to the higher one: the updates lock in this order, so there are no deadlocks.
     wanted = [(min(pair), max(pair), Decimal(amount)) for *pair, amount in job["transfers"]]
     return await run_clients(job, wanted, transfer)
 

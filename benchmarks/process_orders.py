@@ -19,7 +19,7 @@ _WANTED_RATE = 2000.0
 _MOST_MEMORY_MIB = 200.0
 _LONGEST_SECONDS = 1800.0
 
-# A batch is one transaction, and what it wrote carries its number.
+# A batch is one transaction, and the rows that it wrote carry the transaction's id.
 _BATCHES = """
     SELECT extract(epoch FROM max(created_at))::float FROM order_transitions WHERE to_status = 'confirmed'
     GROUP BY xmin::text ORDER BY 1
@@ -54,11 +54,11 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.process_orders", description=__doc__)
-    parser.add_argument("--orders", type=int, default=20_000, help="orders that wait (20000)")
-    parser.add_argument("--items", type=int, default=3, help="lines of an order (3)")
-    parser.add_argument("--buyers", type=int, default=200, help="different buyers (200)")
-    parser.add_argument("--batch-size", type=int, default=200, help="events of a transaction at most (200)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument("--orders", type=int, default=20_000, help="waiting orders (default: 20000)")
+    parser.add_argument("--items", type=int, default=3, help="lines per order (default: 3)")
+    parser.add_argument("--buyers", type=int, default=200, help="different buyers (default: 200)")
+    parser.add_argument("--batch-size", type=int, default=200, help="the most events per transaction (default: 200)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser.parse_args()
 
 
@@ -83,7 +83,7 @@ def _plain(stage: Stage, options: argparse.Namespace) -> Measured:
 
 
 def run_worker(stage: Stage, database: str, name: str, orders: int, batch_size: int) -> Measured:
-    """One worker process that confirms all the orders that wait in `database`."""
+    """Have one worker process confirm all the waiting orders in `database`."""
     settings = stage.settings(database, outbox_batch_size=batch_size)
     connect = psycopg.connect(stage.postgres.url(database), autocommit=True)
     with connect as connection, running_worker(stage, settings) as pid, Redis.from_url(settings.redis_url) as redis:
@@ -114,7 +114,7 @@ def _batch_times(seconds: list[float]) -> dict[str, Any]:
 
 def _wait_until_empty(connection: psycopg.Connection[tuple[object, ...]], stage: Stage) -> None:
     deadline = time.monotonic() + _LONGEST_SECONDS
-    # The last row leaves last, and the index leads straight to it; a count would read the dead rows over and over.
+    # The last row is deleted last, and the index leads straight to it; a count would read the dead rows over and over.
     while connection.execute("SELECT max(position) FROM outbox").fetchone() != (None,):
         if time.monotonic() > deadline:
             sys.exit(f"the worker did not empty the outbox:\n{stage.log('worker')}")

@@ -1,4 +1,4 @@
-"""One row a run, a table with ratios against the first, or JSON."""
+"""One row per run: a table with ratios to the first run, or JSON."""
 
 import json
 import os
@@ -33,12 +33,12 @@ class Measured:
     cpu_ms: float
     postgres_cpu_ms: float
     others_cpu: float
-    """CPUs that everybody else on the machine kept busy meanwhile."""
+    """CPUs that other processes on the machine kept busy meanwhile."""
     p50_ms: float
     p99_ms: float
     peak_rss_mib: float
     unit: str = "orders"
-    """What was done, in the plural."""
+    """What is counted, in the plural."""
 
     @property
     def rate(self) -> float:
@@ -47,7 +47,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is to be reached, and whether it was."""
+    """A target, and whether it was reached."""
 
     text: str
     reached: bool
@@ -82,7 +82,7 @@ def report(
             f"{run.peak_rss_mib:.0f}",
             f"{run.others_cpu:.1f}",
         )
-    # As wide as it needs to be, also where the output goes to a file.
+    # As wide as necessary, even if the output goes to a file.
     console = Console(width=140, highlight=False)
     console.print(title, style="bold")
     console.print(table)
@@ -97,7 +97,7 @@ def _baseline(runs: Sequence[Measured], run: Measured) -> Measured:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The machine on which the figures were measured."""
     return {"cpus": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()}
 
 

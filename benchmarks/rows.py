@@ -12,8 +12,8 @@ _INTO_OUTBOX: LiteralString = "INSERT INTO outbox (event_id, aggregate, type)"
 def queue(
     connection: psycopg.Connection[tuple[object, ...]], events: LiteralString, parameters: Sequence[object] = ()
 ) -> None:
-    """Put an outbox row in for each event that the query yields as (event_id, aggregate, type), as one commit."""
+    """Insert an outbox row for each event that the query yields as (event_id, aggregate, type), in one commit."""
     with connection.transaction():
-        # As the engine does: the transaction has its id before it takes a position, which claims rely on.
+        # As in the engine: the transaction gets its id before it takes a position, which claims rely on.
         connection.execute("SELECT pg_current_xact_id()")
         connection.execute(f"{_INTO_OUTBOX} {events}", parameters)

@@ -1,4 +1,4 @@
-"""Rows to measure with, made by set-based SQL: a shop, and orders that wait for a worker as the API leaves them."""
+"""Test data, made by set-based SQL: a shop, and orders that wait for a worker, as the API would leave them."""
 
 from dataclasses import dataclass
 
@@ -81,14 +81,14 @@ _PLACE = f"""
 
 @dataclass(frozen=True, slots=True)
 class Shop:
-    """Who buys and what is for sale. Prices are what `products.price` says."""
+    """The buyers and the products for sale. Prices are in `products.price`."""
 
     buyer_ids: list[int]
     product_ids: list[int]
 
 
 def open_shop(url: str, buyers: int, sellers: int = SELLERS) -> Shop:
-    """Sellers with a thousand products and endless stock between them, and buyers with ten million credits each."""
+    """Sellers with a thousand products between them and unlimited stock, and buyers with ten million credits each."""
     with psycopg.connect(url) as connection:
         connection.execute(_SHOP.format(sellers=sellers, buyers=buyers, products=PRODUCTS))
         user_ids = [row[0] for row in connection.execute("SELECT id FROM users ORDER BY id")]
@@ -99,10 +99,10 @@ def open_shop(url: str, buyers: int, sellers: int = SELLERS) -> Shop:
 
 
 def place_waiting(url: str, shop: Shop, orders: int, items: int) -> None:
-    """Place orders as the API does, with the outbox rows put aside; without idempotency keys, which no worker reads."""
+    """Place orders as the API does, but set the outbox rows aside, and omit idempotency keys, which no worker reads."""
     with psycopg.connect(url) as connection:
         connection.execute("CREATE TABLE waiting (n bigint, event_id uuid, aggregate text)")
-        # The rows are sound; checking every reference would take longer than the benchmark.
+        # The rows are valid; checking every reference would take longer than the benchmark.
         connection.execute("SET session_replication_role = replica")
         for first in range(0, orders, _ORDERS_A_STEP):
             number = min(_ORDERS_A_STEP, orders - first)
@@ -124,11 +124,11 @@ def place_waiting(url: str, shop: Shop, orders: int, items: int) -> None:
 
 
 def release_waiting(connection: psycopg.Connection[tuple[object, ...]]) -> None:
-    """Put the outbox rows in, as one commit."""
+    """Insert the outbox rows in one commit."""
     queue(connection, "SELECT event_id, aggregate, 'order.placed' FROM waiting ORDER BY n")
 
 
 def _tidy(url: str, tables: str) -> None:
-    # Only tables with rows: a plan made for a table that was seen empty reads it from end to end when it has grown.
+    # Only tables with rows: a plan that was made for an empty table scans all of it once it has grown.
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f"VACUUM ANALYZE {tables}".encode())

@@ -1,4 +1,4 @@
-"""Where a benchmark runs: servers of its own in a temporary folder, migrated databases, product processes."""
+"""The environment of a benchmark: its own servers in a temporary folder, migrated databases, Waybill's processes."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ from services.unit_of_work import UnitOfWork
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 60.0
-# Durable as in production; a checkpoint in the middle of ten seconds would measure the disk and not the product.
+# Durable as in production; a checkpoint within ten measured seconds would measure the disk and not Waybill.
 _POSTGRES_SETTINGS = {"shared_buffers": "512MB", "max_wal_size": "8GB", "checkpoint_timeout": "30min"}
 
 
@@ -51,7 +51,7 @@ class Stage:
         return self.postgres.process.pid
 
     def settings(self, database: str, **more: Any) -> Settings:
-        """The settings that the product's processes run with: production's, with the benchmark's servers."""
+        """The settings of Waybill's processes: as in production, with the benchmark's servers."""
         return Settings(
             _env_file=None,
             environment=Environment.production,
@@ -68,21 +68,21 @@ class Stage:
         command.upgrade(alembic_config(self.postgres.url(database)), "head")
 
     def clone(self, source: str, database: str) -> None:
-        """A copy of a database that nobody is connected to, and a checkpoint, so that nobody pays for it later."""
+        """Copy a database without connections, and do a checkpoint, so that it does not happen later."""
         with psycopg.connect(self.postgres.url(), autocommit=True) as connection:
             statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
             connection.execute(statement.format(sql.Identifier(database), sql.Identifier(source)))
             connection.execute("CHECKPOINT")
 
     def drop(self, database: str) -> None:
-        """Remove a database, whoever is still connected."""
+        """Drop a database, even if there are connections."""
         with psycopg.connect(self.postgres.url(), autocommit=True) as connection:
             statement = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)")
             connection.execute(statement.format(sql.Identifier(database)))
 
     @contextmanager
     def process(self, name: str, arguments: list[str], settings: Settings) -> Iterator["subprocess.Popen[bytes]"]:
-        """A process with the product's settings, stopped by its id on exit; its output goes to `NAME.log`."""
+        """A process with these settings, stopped on exit; its output goes to `NAME.log`."""
         started = child.spawn(
             [sys.executable, "-P", *arguments],
             cwd=self.folder,
@@ -101,7 +101,7 @@ class Stage:
 
 @contextmanager
 def open_stage(**postgres_settings: str) -> Iterator[Stage]:
-    """Start the servers in a temporary folder; stop them and remove it on exit."""
+    """Start the servers in a temporary folder; on exit, stop them and remove the folder."""
     with tempfile.TemporaryDirectory(prefix="waybill-benchmark-") as name:
         folder = Path(name)
         postgres = EmbeddedPostgres(folder / "postgres", settings=_POSTGRES_SETTINGS | postgres_settings, durable=True)
@@ -111,7 +111,7 @@ def open_stage(**postgres_settings: str) -> Iterator[Stage]:
 
 @contextmanager
 def running_api(stage: Stage, settings: Settings) -> Iterator[tuple[int, int]]:
-    """One API process that answers; yields its process id and its port."""
+    """One API process that is ready; yields its process id and its port."""
     port = any_free_port()
     arguments = ["-m", "services.cli", "api", "--port", str(port)]
     with stage.process("api", arguments, settings) as process:
@@ -129,12 +129,12 @@ def running_worker(stage: Stage, settings: Settings) -> Iterator[int]:
     with stage.process("worker", ["-m", "worker"], settings) as process:
         deadline = time.monotonic() + START_SECONDS
         with Redis.from_url(settings.redis_url) as redis:
-            # Its listener waits on the doorbell once the first look at the outbox is over.
+            # Its listener waits for the doorbell once it has checked the outbox for the first time.
             while not any(entry["cmd"] == "blpop" for entry in redis.client_list()):
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"the worker did not start:\n{stage.log('worker')}")
                 time.sleep(0.05)
-        # The jobs that ARQ runs at start-up take a moment.
+        # The jobs that run at startup take a moment.
         time.sleep(1)
         yield process.pid
 
@@ -142,9 +142,9 @@ def running_worker(stage: Stage, settings: Settings) -> Iterator[int]:
 def run_beside(
     module: str, job: Mapping[str, Any], *, python: str | Path = sys.executable, settings: Settings | None = None
 ) -> dict[str, Any]:
-    """Run `python -m MODULE` with `job` as JSON on its standard input; what it prints is the result.
+    """Run `python -m MODULE` with `job` as JSON on its standard input; its output is the result.
 
-    With `settings`, the module finds them as the product's own processes do.
+    `settings` are passed in the environment, as to Waybill's own processes.
     """
     finished = subprocess.run(
         [python, "-m", module],
@@ -159,7 +159,7 @@ def run_beside(
 
 
 def check_books(stage: Stage, database: str) -> None:
-    """End the benchmark where the books do not balance: the figures mean nothing then."""
+    """End the benchmark if the books do not balance: the figures would be meaningless."""
 
     async def count() -> Books:
         async with open_database(stage.settings(database), "benchmark") as opened, UnitOfWork(opened.read) as uow:
@@ -174,7 +174,7 @@ def _environment(settings: Settings) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WAYBILL_")}
     values = settings.model_dump(mode="json", exclude_unset=True)
     values["secret_key"] = settings.secret_key.get_secret_value()
-    # The benchmark's own processes are found from any working folder.
+    # So that the benchmark's own modules are found from any working directory.
     return kept | {f"WAYBILL_{name.upper()}": str(value) for name, value in values.items()} | {"PYTHONPATH": str(ROOT)}
 
 

@@ -1,4 +1,4 @@
-"""Transfers over HTTP, one by one and in batches, and what a hot seller costs: `python -m benchmarks.transfers`."""
+"""Transfers over HTTP, one by one and in batches, and the cost of a hot seller: `python -m benchmarks.transfers`."""
 
 import argparse
 import json
@@ -59,11 +59,11 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.transfers", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=10.0, help="measured time of each run over HTTP (10)")
-    parser.add_argument("--clients", type=int, default=16, help="single transfers under way at a time (16)")
-    parser.add_argument("--users", type=int, default=2000, help="different senders and recipients (2000)")
-    parser.add_argument("--orders", type=int, default=20_000, help="orders that wait for the worker (20000)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument("--seconds", type=float, default=10.0, help="measured seconds per run over HTTP (default: 10)")
+    parser.add_argument("--clients", type=int, default=16, help="concurrent single transfers (default: 16)")
+    parser.add_argument("--users", type=int, default=2000, help="different senders and recipients (default: 2000)")
+    parser.add_argument("--orders", type=int, default=20_000, help="orders that wait for the worker (default: 20000)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser.parse_args()
 
 
@@ -99,7 +99,7 @@ def _over_http(stage: Stage, name: str, job: dict[str, Any], bank: Shop, size: i
 
 
 def _requests(settings: Settings, bank: Shop, size: int) -> list[tuple[str, str]]:
-    """What stands before the key, and what after it."""
+    """The parts before and after the key."""
     tokens = Tokens.from_settings(settings)
     path = "/v1/transfers" if size == 1 else "/v1/transfers/batch"
     chance = random.Random(1)
@@ -121,7 +121,7 @@ def _amount(chance: random.Random) -> str:
 
 
 def _check_all_posted(stage: Stage, database: str, at_least: int) -> None:
-    """A batch is answered with 200 whatever became of its transfers."""
+    """Check that all transfers were posted: a batch is answered with 200 even if some failed."""
     with psycopg.connect(stage.postgres.url(database)) as connection:
         row = connection.execute("SELECT count(*) FROM transfers WHERE kind = 'transfer'").fetchone()
     if row is None or row[0] < at_least:
@@ -129,12 +129,12 @@ def _check_all_posted(stage: Stage, database: str, at_least: int) -> None:
 
 
 def _orders(stage: Stage, name: str, orders: int, sellers: int) -> Measured:
-    """One line an order, so that each pays one seller whoever that is."""
+    """One line per order, so that each order pays exactly one seller."""
     database = f"orders_{sellers}"
     stage.migrate(database)
     url = stage.postgres.url(database)
     place_waiting(url, open_shop(url, 200, sellers), orders, items=1)
-    # Whatever was written lies on the disk before the worker's time runs.
+    # Everything is written to disk before the worker's time is measured.
     stage.clone(database, f"{database}_run")
     return run_worker(stage, f"{database}_run", name, orders, 200)
 

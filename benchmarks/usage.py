@@ -1,4 +1,4 @@
-"""CPU time and memory of running processes, read from /proc: the benchmarks need Linux."""
+"""CPU time and memory of running processes, read from /proc; the benchmarks need Linux."""
 
 import os
 import time
@@ -9,13 +9,13 @@ _TICK = 1 / os.sysconf("SC_CLK_TCK")
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of one process so far; in steps of 10 ms."""
+    """User and system time of one process so far, in steps of 10 ms."""
     fields = _stat(pid)
     return (int(fields[11]) + int(fields[12])) * _TICK
 
 
 def family_cpu_seconds(pid: int) -> float:
-    """User and system time of a process and its children, those that have left included."""
+    """User and system time of a process and its children, including those that have exited."""
     fields = _stat(pid)
     total = sum(int(field) for field in fields[11:15]) * _TICK
     for child in _children(pid):
@@ -27,17 +27,17 @@ def family_cpu_seconds(pid: int) -> float:
 
 
 def peak_rss_mib(pid: int) -> float:
-    """The most memory the process has held at a time so far."""
+    """The peak memory of the process so far."""
     return _status_mib(pid, "VmHWM:")
 
 
 def rss_mib(pid: int) -> float:
-    """The memory the process holds now."""
+    """The current memory of the process."""
     return _status_mib(pid, "VmRSS:")
 
 
 def machine_cpu_seconds() -> float:
-    """Time that all processors together were busy so far."""
+    """The total time that all processors have been busy so far."""
     user, nice, system, _, _, irq, softirq, *_ = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
     return sum(map(int, (user, nice, system, irq, softirq))) * _TICK
 
@@ -70,11 +70,11 @@ def _status_mib(pid: int, field: str) -> float:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) / 1024
-    raise ValueError(f"process {pid} shows no memory")
+    raise ValueError(f"process {pid} reports no memory usage")
 
 
 def _stat(pid: int) -> list[str]:
-    # The command's name stands in brackets and may hold anything, spaces and brackets too.
+    # The command's name is in parentheses and may contain anything, including spaces and parentheses.
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 

@@ -1,1 +1,1 @@
-"""What the outbox engine does and what it costs: `python -m benchmarks.outbox`."""
+"""The performance and cost of the outbox engine: `python -m benchmarks.outbox`."""

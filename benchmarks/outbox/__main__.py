@@ -1,4 +1,4 @@
-"""What the outbox engine does and what it costs: `python -m benchmarks.outbox`."""
+"""The performance and cost of the outbox engine: `python -m benchmarks.outbox`."""
 
 import argparse
 import json
@@ -31,7 +31,7 @@ _SCENARIOS: dict[str, Callable[[Bench], list[Line]]] = {
 
 def main() -> int:
     options = _options()
-    # An orderly end, so that servers, workers and gigabytes of events go with us.
+    # Exit cleanly, so that servers, workers and gigabytes of events are removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     _check_room(QUICK_GIB if options.quick else FULL_GIB)
     lines: list[Line] = []
@@ -47,7 +47,7 @@ def main() -> int:
     title = f"The outbox engine, at most {batch_size} events a transaction{', quick' if options.quick else ''}"
     reached, missed = (sum(line.verdict == verdict for line in lines) for verdict in ("reached", "MISSED"))
     notes = [
-        "CPU is for 1,000 events. Rates of workers run from the end of their first batch to the end of their last.",
+        "CPU is per 1,000 events. Rates of workers are from the end of their first batch to the end of their last.",
         f"{reached} targets reached, {missed} missed, in {(time.monotonic() - started) / 60:.1f} minutes.",
     ]
     if options.json:
@@ -63,17 +63,19 @@ def _check_room(wanted: int) -> None:
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free / 2**30
     if free < wanted:
-        sys.exit(f"{folder} has {free:.0f} GiB free, and {wanted} may be needed; set TMPDIR to a folder with more room")
+        sys.exit(
+            f"{folder} has {free:.0f} GiB free, but {wanted} may be needed; set TMPDIR to a folder with more space"
+        )
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.outbox", description=__doc__)
     parser.add_argument(
-        "--only", type=_scenarios, default=list(_SCENARIOS), help=f"some of {','.join(_SCENARIOS)} (all)"
+        "--only", type=_scenarios, default=list(_SCENARIOS), help=f"some of {','.join(_SCENARIOS)} (default: all)"
     )
-    parser.add_argument("--quick", action="store_true", help="small sizes: over in four minutes")
-    parser.add_argument("--batch-size", type=int, help="events of a transaction at most (what the settings say)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument("--quick", action="store_true", help="small sizes, which take four minutes")
+    parser.add_argument("--batch-size", type=int, help="the most events per transaction (default: from the settings)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser.parse_args()
 
 
@@ -81,7 +83,7 @@ def _scenarios(names: str) -> list[str]:
     wanted = names.split(",")
     unknown = [name for name in wanted if name not in _SCENARIOS]
     if unknown:
-        raise argparse.ArgumentTypeError(f"no scenario {', '.join(unknown)}; there are {', '.join(_SCENARIOS)}")
+        raise argparse.ArgumentTypeError(f"unknown scenario {', '.join(unknown)}; known: {', '.join(_SCENARIOS)}")
     return wanted
 
 

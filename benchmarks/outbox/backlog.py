@@ -1,4 +1,4 @@
-"""Ten million waiting events against ten thousand, in turn, and a worker's memory over all of them."""
+"""Ten million waiting events compared with ten thousand, alternately, and a worker's memory over all of them."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -63,7 +63,7 @@ def measure(bench: Bench) -> list[Line]:
 
 
 class _Memory:
-    """A worker's resident memory, every half second at most, by how much it had processed."""
+    """A worker's resident memory by number of processed events, sampled at most every half second."""
 
     def __init__(self) -> None:
         self._seen: list[tuple[int, float]] = []
@@ -75,13 +75,13 @@ class _Memory:
             self._seen.append((worker.timeline.processed, rss_mib(worker.pid)))
 
     def after(self, processed: float) -> float:
-        """MiB once so many events were processed."""
+        """MiB once this many events were processed."""
         return next(mib for number, mib in self._seen if number >= processed)
 
 
 @dataclass(frozen=True, slots=True)
 class _Small:
-    """A worker that is warm drains the small backlog again and again."""
+    """A warmed-up worker that drains the small backlog repeatedly."""
 
     bench: Bench
     worker: Worker
@@ -90,13 +90,13 @@ class _Small:
     log: Log
 
     def drain(self, n: int) -> float:
-        """The rate of the `n`-th time."""
+        """The rate of the `n`-th drain."""
         number = self.bench.sizes.small_backlog
-        # Held while the rows come in and are vacuumed, as those of the large backlog are.
+        # Held while the rows are inserted and vacuumed, as with the large backlog.
         with self.worker.held():
             self.log.release(self.connection, n * number, number)
             tidy(self.connection)
-        # One ring for each worker: the other's would not be heard here.
+        # One ring per worker, since the other worker might take it.
         self.redis.lpush(DOORBELL, b"1", b"1")
         return rate(_heart(self.bench.follow(self.worker, (n + 1) * number).batches))
 
@@ -114,7 +114,7 @@ def _small_backlog(bench: Bench) -> Iterator[_Small]:
 
 
 def _in_turn(bench: Bench, small: _Small, worker: Worker, memory: _Memory, n: int) -> tuple[float, float]:
-    """Rates of the small backlog and of the next part of the large one, whose worker is held (SIGSTOP) after it."""
+    """Rates of the small backlog and of the next part of the large one, after which the latter's worker is held."""
     first = len(worker.timeline.batches)
     with worker.awake():
         worker.wait_for((n + 1) * bench.sizes.backlog_measured // _ROUNDS, lambda: memory.look(worker))
@@ -122,6 +122,6 @@ def _in_turn(bench: Bench, small: _Small, worker: Worker, memory: _Memory, n: in
 
 
 def _heart(batches: Sequence[Batch]) -> Sequence[Batch]:
-    """All but the first and the last fifth: every loop is under way by then, and none has run dry."""
+    """All but the first and the last fifth: in between, every loop is busy."""
     edge = len(batches) // 5
     return batches[edge : len(batches) - edge]

@@ -1,4 +1,4 @@
-"""What every scenario works with: databases with waiting events, worker processes, and how far they are."""
+"""Shared by all scenarios: databases with waiting events, worker processes and their progress."""
 
 import os
 import signal
@@ -32,20 +32,20 @@ class Worker:
     log: Callable[[], str]
 
     def wait_for(self, processed: int, on_look: Callable[[], None] | None = None) -> None:
-        """Return when it has processed so many events in all; end the benchmark where it comes to a stand."""
+        """Return when it has processed this many events in total; end the benchmark if it stalls."""
         last = time.monotonic()
         while self.timeline.processed < processed:
             if self.timeline.read():
                 last = time.monotonic()
             if time.monotonic() - last > _STALLED_SECONDS:
-                sys.exit(f"a worker came to a stand at {self.timeline.processed:,} events:\n{self.log()}")
+                sys.exit(f"a worker stalled at {self.timeline.processed:,} events:\n{self.log()}")
             if on_look is not None:
                 on_look()
             time.sleep(_LOOK_SECONDS)
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep it from working in the block, wherever it is."""
+        """Suspend it during the block, whatever it is doing."""
         os.kill(self.pid, signal.SIGSTOP)
         try:
             yield
@@ -54,7 +54,7 @@ class Worker:
 
     @contextmanager
     def awake(self) -> Iterator[None]:
-        """Let it work in the block, and hold it from then on: until it is to work again, or to end."""
+        """Let it work during the block, then suspend it until it is to work again, or to end."""
         os.kill(self.pid, signal.SIGCONT)
         try:
             yield
@@ -64,7 +64,7 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """What a worker did from its first batch on."""
+    """The batches of a worker from its first one on, and their cost."""
 
     batches: Sequence[Batch]
     cost: Cost
@@ -76,7 +76,7 @@ class Drained:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """The servers, the sizes, and the batch size where the product's own is not wanted."""
+    """The servers, the sizes, and the batch size if it is not the default."""
 
     stage: Stage
     sizes: Sizes
@@ -84,14 +84,14 @@ class Bench:
     _done: dict[str, Any] = field(default_factory=dict)
 
     def once(self, name: str, measure: Callable[[], Any]) -> Any:
-        """What `measure` returned the first time: a figure of this run that several scenarios compare with."""
+        """The result of the first call of `measure`: a figure of this run that several scenarios compare with."""
         if name not in self._done:
             self._done[name] = measure()
         return self._done[name]
 
     @contextmanager
     def filled(self, events: Events) -> Iterator[str]:
-        """A database in which the events wait, to be cloned for each run."""
+        """A database with waiting events, to be cloned for each run."""
         with self.database("empty", f"filled_{events.number}_{events.watched}_{events.block_at}") as name:
             fill(self.stage.postgres.url(name), events)
             yield name
@@ -109,7 +109,7 @@ class Bench:
     def worker(
         self, database: str, *, number: int = 1, wait: float = 0.0, failing: bool = False, **settings: Any
     ) -> Iterator[Worker]:
-        """A worker process on the database; `number` tells workers of the same database apart."""
+        """A worker process on the database; `number` distinguishes workers of the same database."""
         if self.batch_size is not None:
             settings.setdefault("outbox_batch_size", self.batch_size)
         name = f"worker-{number}"
@@ -122,7 +122,7 @@ class Bench:
             try:
                 yield Worker(process.pid, Timeline(timeline), lambda: self.stage.log(name))
             finally:
-                # One that is held would not hear that it has to end.
+                # A suspended process would not receive the signal to end.
                 process.send_signal(signal.SIGCONT)
 
     @contextmanager
@@ -132,14 +132,14 @@ class Bench:
             yield [stack.enter_context(self.worker(database, number=n + 1, **more)) for n in range(number)]
 
     def drain(self, database: str, expected: int, **more: Any) -> Drained:
-        """Let one worker process process `expected` waiting events."""
+        """Have one worker process `expected` waiting events."""
         with self.worker(database, **more) as worker:
             drained = self.follow(worker, expected)
         self.check(database, [worker], expected)
         return drained
 
     def follow(self, worker: Worker, expected: int, on_look: Callable[[], None] | None = None) -> Drained:
-        """Meter a worker from its next batch to the `expected`-th event in all."""
+        """Meter a worker from its next batch to the `expected`-th event in total."""
         first, before = len(worker.timeline.batches), worker.timeline.processed
         meter = Meter(worker.pid, self.stage.postgres_pid)
         _wait_for_start(worker, before)
@@ -151,7 +151,7 @@ class Bench:
         return Drained(worker.timeline.batches[first:], cost)
 
     def check(self, database: str, workers: Sequence[Worker], expected: int, waiting: int = 0) -> None:
-        """End the benchmark where an event was lost, took effect twice, or out of order: the figures mean nothing."""
+        """End the benchmark if an event was lost, took effect twice or out of order: its figures would mean nothing."""
         for worker in workers:
             worker.timeline.read()
         processed = sum(worker.timeline.processed for worker in workers)
@@ -161,12 +161,12 @@ class Bench:
             dead = connection.execute("SELECT count(*) FROM dead_letters").fetchone()
         if (processed, disordered, left, dead) != (expected, 0, (waiting,), (0,)):
             sys.exit(
-                f"{expected:,} events were to be processed: {processed:,} were, {disordered:,} out of order; "
-                f"{left} wait, {dead} are dead letters\n{workers[0].log()}"
+                f"expected {expected:,} processed events, found {processed:,}, {disordered:,} of them out of order; "
+                f"{left} are waiting, {dead} are dead letters\n{workers[0].log()}"
             )
 
     def plain(self, database: str) -> tuple[float, Cost]:
-        """The plain asyncpg loop on the database: events a second, and what they cost."""
+        """The plain asyncpg loop on the database: events per second, and their cost."""
         job = {
             "database_url": self.stage.postgres.url(database),
             "postgres_pid": self.stage.postgres_pid,

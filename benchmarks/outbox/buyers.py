@@ -1,6 +1,6 @@
-"""Buyers, a process of its own: orders at random times, whether or not the earlier ones are done (an open loop).
+"""Buyers, in a separate process: orders at random times, whether or not earlier ones are finished (an open loop).
 
-Each is placed as the API places it: the same service in a unit of work, a commit, and the doorbell.
+Each is placed as by the API: the same service in a unit of work, a commit, and the doorbell.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ class Buyer:
 
 
 class Buyers:
-    """What the orders under way share."""
+    """State that concurrent orders share."""
 
     def __init__(self, job: dict[str, Any], open_order: OpenUnitOfWork) -> None:
         self._job = job
@@ -41,7 +41,7 @@ class Buyers:
         self.seen = Seen()
 
     async def place_all(self) -> None:
-        """`rate` orders a second for `seconds`; a latency is how much later than due an order was committed."""
+        """Place `rate` orders per second for `seconds`; a latency is from an order's due time to its commit."""
         started = time.perf_counter()
         due = self._gap()
         async with asyncio.TaskGroup() as group:
@@ -73,7 +73,7 @@ async def run(job: dict[str, Any]) -> Seen:
     redis = Redis.from_url(settings.redis_url, socket_connect_timeout=1, socket_timeout=1)
     async with open_database(settings, "buyers") as database, redis, Doorbell(redis) as doorbell:
         buyers = Buyers(job, lambda: UnitOfWork(database.write, doorbell))
-        # As the API does: a full collection would hold up the placing, and the ring after a commit, for 50 ms.
+        # As in the API: a full collection would delay orders, and the ring after a commit, by 50 ms.
         spare_what_stays()
         await buyers.place_all()
     return buyers.seen

@@ -1,4 +1,4 @@
-"""The event that the engine is measured with, and the rows of many that wait."""
+"""The event that is used to measure the engine, and the rows of many waiting ones."""
 
 import time
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from benchmarks.rows import INTO_LOG, queue
 from services.outbox.events import Event
 
 WATCHED = 0
-"""The key of the aggregate that a measure looks at apart from the others: the hot one, or the one that fails."""
+"""The key of the aggregate that is measured separately: the hot one, or the one that fails."""
 
 _ROWS_A_STEP = 500_000
 _IDS_A_MILLISECOND = 4096
@@ -46,10 +46,10 @@ class Ping(Event):
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """What waits: `number` events, spread at random over `aggregates` but for those of the watched aggregate.
+    """The waiting events: `number` of them, distributed randomly over `aggregates` except for the watched aggregate's.
 
-    The watched aggregate has `watched` events: one block that begins with the `block_at`-th event, or, where that is
-    None, the same number spread evenly over all.
+    The watched aggregate has `watched` events: one block that begins with the `block_at`-th event, or, if that is None,
+    the same number spread evenly over all.
     """
 
     number: int
@@ -58,7 +58,7 @@ class Events:
     block_at: int | None = None
 
     def key(self) -> str:
-        """SQL for the aggregate of event `n`: from 1 on, or `WATCHED`."""
+        """SQL for the aggregate of event `n`: 1 or higher, or `WATCHED`."""
         other = f"1 + abs(hashint8(n)::bigint) % {self.aggregates}"
         if not self.watched:
             return other
@@ -70,13 +70,13 @@ class Events:
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """Events that are in the log, and can be released to the workers as often as one likes."""
+    """Events in the log, which can be released to the workers any number of times."""
 
     number: int
     millisecond: int
 
     def release(self, connection: psycopg.Connection[tuple[object, ...]], first: int, number: int) -> None:
-        """Put the outbox rows of `number` events in, from the `first` on, as one commit."""
+        """Insert the outbox rows of `number` events, starting with the `first`, in one commit."""
         queue(connection, _SOME, (self._id_from(first), self._id_from(first + number)))
 
     def _id_from(self, n: int) -> UUID:
@@ -97,7 +97,7 @@ def write_log(connection: psycopg.Connection[tuple[object, ...]], events: Events
 
 
 def fill(url: str, events: Events) -> Log:
-    """Let the events wait, in the log and in the outbox, vacuumed and analysed as after a while of normal work."""
+    """Write the events to the log and the outbox, and vacuum and analyze, as after some time of normal operation."""
     with psycopg.connect(url, autocommit=True) as connection:
         log = write_log(connection, events)
         for first in range(0, events.number, _ROWS_A_STEP):
@@ -108,7 +108,7 @@ def fill(url: str, events: Events) -> Log:
 
 
 def tidy(connection: psycopg.Connection[tuple[object, ...]]) -> None:
-    """Vacuum and analyse what is not empty: a plan made for a table that was seen empty suits no other."""
+    """Vacuum and analyze tables that are not empty: a plan for an empty table does not suit a full one."""
     for table in ("events", "outbox"):
         if connection.execute(f"SELECT FROM {table} LIMIT 1".encode()).fetchone() is not None:
             connection.execute(f"VACUUM ANALYZE {table}".encode())

@@ -9,11 +9,11 @@ from benchmarks.outbox.timeline import Batch, rate
 
 _AN_HOUR = 3600.0
 _BEFORE = 2_000
-"""Events before the one that fails: a worker that has just started is over its first batches then."""
+"""Events before the one that fails, so that a worker is past its first batches by then."""
 
 
 def measure_hot(bench: Bench) -> list[Line]:
-    """The hot aggregate's events as one block in the middle of the queue, and spread evenly over all of it."""
+    """The hot aggregate's events as one block in the middle of the queue, and spread evenly over the whole queue."""
     sizes = bench.sizes
     number = sizes.others + sizes.watched
     calm: list[Drained] = []
@@ -50,7 +50,7 @@ def measure_hot(bench: Bench) -> list[Line]:
 
 
 def measure_retry(bench: Bench) -> list[Line]:
-    """An event at the head fails and waits an hour; behind it wait more of its aggregate, and then the others."""
+    """An event at the head fails and waits for an hour; behind it are more of its aggregate, and then the others."""
     sizes = bench.sizes
     stuck = sizes.watched + 1
     calm: list[Drained] = []
@@ -91,7 +91,7 @@ def _drain(bench: Bench, filled: str, number: int) -> Drained:
 
 
 def rate_of_watched(batches: Sequence[Batch]) -> tuple[float, float]:
-    """From the commit before its first event to the commit of its last: its own rate, and that of all events."""
+    """Its own rate and that of all events, from the commit before its first event to the commit of its last."""
     mine = [number for number, batch in enumerate(batches) if batch.watched]
     meanwhile = batches[max(0, mine[0] - 1) : mine[-1] + 1]
     all_together = rate(meanwhile)
@@ -100,7 +100,7 @@ def rate_of_watched(batches: Sequence[Batch]) -> tuple[float, float]:
 
 
 def rate_of_others(batches: Sequence[Batch]) -> float:
-    """Over the commits before the hot aggregate's first event and after its last."""
+    """The rate over the commits before the hot aggregate's first event and after its last."""
     mine = [number for number, batch in enumerate(batches) if batch.watched]
     parts = [batches[: mine[0]], batches[mine[-1] :]]
     seconds = sum(part[-1].at - part[0].at for part in parts)

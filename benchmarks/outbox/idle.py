@@ -1,4 +1,4 @@
-"""What a worker costs that has nothing to do."""
+"""The cost of an idle worker."""
 
 import re
 import time
@@ -33,7 +33,7 @@ def measure(bench: Bench) -> list[Line]:
     postgres = meter.postgres_cpu / meter.seconds * 100
     statements = sum(not text.startswith(_FRAMES) for text in _STATEMENT.findall(said))
     if not statements:
-        raise RuntimeError(f"the worker was not seen to ask the database anything:\n{stage.log('worker')}")
+        raise RuntimeError(f"no statements of the worker were logged:\n{stage.log('worker')}")
     return [
         Line("a worker with nothing to do", statements / meter.seconds, "statements/s", at_most(2)),
         Line(

@@ -19,8 +19,8 @@ _WARMUP_SECONDS = 1.0
 _PATIENCE_SECONDS = 30.0
 _MILLISECOND = 0.001
 
-# Both commits by PostgreSQL's own clock: the time it wrote into each commit's record (`track_commit_timestamp`). The
-# two transitions of an order are written in just these transactions and never touched again.
+# Both commits by PostgreSQL's clock: the time in each commit record (`track_commit_timestamp`). The two transitions of
+# an order are written in these two transactions and never changed.
 _LATENCIES = """
     SELECT extract(epoch FROM pg_xact_commit_timestamp(confirmed.xmin) - pg_xact_commit_timestamp(placed.xmin))::float
     FROM order_transitions AS placed JOIN order_transitions AS confirmed USING (order_id)
@@ -31,12 +31,12 @@ _LATENCIES = """
 
 
 def measure(bench: Bench) -> list[Line]:
-    """On servers of its own, since only here commits are time-stamped, and Redis is stopped."""
+    """Uses its own servers, since commits are timestamped only here, and Redis is stopped."""
     with open_stage(track_commit_timestamp="on") as stage:
         stage.migrate("shop")
         url = stage.postgres.url("shop")
         shop = open_shop(url, _BUYERS)
-        # A shop that has been open for a while: the planner has never to guess from an empty table.
+        # A shop with a history, so that the planner never has to guess from an empty table.
         place_waiting(url, shop, _EARLIER_ORDERS, _ITEMS)
         interval = stage.settings("shop").outbox_poll_interval
         woken, woken_late = _run(bench, stage, shop, redis_down=False)
@@ -62,7 +62,7 @@ def measure(bench: Bench) -> list[Line]:
 
 
 def _run(bench: Bench, stage: Stage, shop: Shop, *, redis_down: bool) -> tuple[list[float], float]:
-    """The latencies in seconds, sorted, and the milliseconds that 99 of 100 orders were placed within."""
+    """The latencies in seconds, sorted, and the milliseconds within which 99 % of the orders were placed."""
     name = "polled" if redis_down else "woken"
     stage.clone("shop", name)
     settings = stage.settings(name)

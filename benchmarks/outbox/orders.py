@@ -1,4 +1,4 @@
-"""`order.placed` for real: stock, ledger, transitions and next events, in batches and one event a transaction."""
+"""The real handler of `order.placed`: stock, ledger, transitions and new events, in batches and one by one."""
 
 from benchmarks.outbox.bench import Bench, middle
 from benchmarks.outbox.table import Cost, Line, at_least
@@ -11,7 +11,7 @@ _BUYERS = 200
 
 
 def measure(bench: Bench) -> list[Line]:
-    """A whole worker process, from the commit that lets all orders wait to the last one's."""
+    """A whole worker process, from the commit that queues all orders to the last one's confirmation."""
     sizes = bench.sizes
     batch_size = bench.batch_size or bench.stage.settings("empty").outbox_batch_size
     batches = _confirm(bench, sizes.orders, batch_size)

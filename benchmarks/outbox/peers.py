@@ -1,7 +1,6 @@
 """Other job queues for Python, each in its fastest sound configuration, on the same servers.
 
-They live in an environment of their own (`make bench-peers`) and are run from there; the product knows none of them
-but ARQ.
+They have a separate environment (`make bench-peers`) and run from there; of these, Waybill itself depends only on ARQ.
 """
 
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ _SLOWEST = "procrastinate"
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One run: jobs a second, and how it was configured. `rate` None: `reason` says why there is none."""
+    """One run: jobs per second, and the configuration. If `rate` is None, `how` says why."""
 
     name: str
     rate: float | None

@@ -1,7 +1,7 @@
-"""The baseline, a process of its own: plain asyncpg, one connection, a claim of 100 rows deleted a commit.
+"""The baseline, in a separate process: plain asyncpg, one connection, 100 rows claimed and deleted per commit.
 
-One statement a batch, the fewest there can be. No order of an aggregate is kept, nothing is read from the log, nothing
-is decoded, and no handler is called.
+One statement per batch, which is the minimum. It does not keep aggregates in order, does not read or decode events, and
+calls no handler.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""More workers, where what takes time is the network and not the CPU."""
+"""More workers, when the time is spent on the network and not on the CPU."""
 
 import time
 
@@ -11,14 +11,14 @@ from benchmarks.outbox.timeline import rate_between
 
 _WORKERS = (1, 2, 4, 8)
 _WAIT_SECONDS = 0.02
-# Few events a batch, and one batch at a time, so that the CPUs of a small machine are not the limit.
+# Few events per batch, and one batch at a time, so that the CPUs of a small machine are not the bottleneck.
 _BATCH_SIZE = 10
 _CONCURRENCY = 1
 _WARMUP_SECONDS = 1.0
 
 
 def measure(bench: Bench) -> list[Line]:
-    """Events a second of all workers together, in a time in which all of them run."""
+    """Events per second of all workers together, in a period in which all of them are running."""
     seconds = bench.sizes.scaling_seconds
     most = int(max(_WORKERS) * _BATCH_SIZE / _WAIT_SECONDS * (seconds + 2 * _WARMUP_SECONDS + 5))
     rates = {}
@@ -47,5 +47,5 @@ def _rate(bench: Bench, database: str, number: int, seconds: float) -> float:
     with psycopg.connect(bench.stage.postgres.url(database)) as connection:
         left = connection.execute("SELECT count(*) FROM outbox").fetchone()
     assert left is not None
-    assert left[0], "the queue ran dry: the rate means nothing"
+    assert left[0], "the queue ran empty, so the rate is meaningless"
     return sum(rate_between(worker.timeline.batches, start, end) for worker in workers)

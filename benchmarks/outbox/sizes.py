@@ -1,4 +1,4 @@
-"""How much of everything: the full measure, and one that is over in minutes."""
+"""Sizes of the scenarios: the full ones, and quick ones that take minutes."""
 
 from dataclasses import dataclass
 
@@ -8,24 +8,24 @@ class Sizes:
     """Durations are seconds."""
 
     rounds: int
-    """How often what is compared is measured, in turn; the median counts."""
+    """How many times the compared figures are measured, alternately; the median counts."""
     events: int
     aggregates: int
     peer_jobs: dict[str, int]
     orders: int
     single_orders: int
-    """Orders that are processed with one event a transaction."""
+    """Orders that are processed with one event per transaction."""
     latency_seconds: float
     idle_seconds: float
     backlog: int
     small_backlog: int
     backlog_measured: int
-    """Events of the large backlog that its rate is measured over."""
+    """Events of the large backlog over which its rate is measured."""
     load_seconds: float
     snapshot_seconds: float
     recovery_seconds: float
     others: int
-    """Events beside those of the watched aggregate."""
+    """Events other than those of the watched aggregate."""
     watched: int
     scaling_seconds: float
 
@@ -51,7 +51,7 @@ FULL = Sizes(
 )
 
 FULL_GIB = 40
-"""What the servers may write: ten million events, or ten minutes of dead rows, and the write-ahead log."""
+"""Disk space for the servers: ten million events, or ten minutes of dead rows, and the write-ahead log."""
 
 QUICK = Sizes(
     rounds=1,

@@ -1,4 +1,4 @@
-"""Full load while another session holds an old snapshot, in turn with the same load where none does."""
+"""Full load while another session holds an old snapshot, alternately with the same load without one."""
 
 import time
 from collections.abc import Iterator
@@ -25,16 +25,16 @@ _STEP_SECONDS = 0.25
 
 
 def measure(bench: Bench) -> list[Line]:
-    """The rates with and without the snapshot, measured in turn; then how soon the one is back at the other."""
+    """The rates with and without the snapshot, measured alternately; then how soon the former recovers."""
     sizes = bench.sizes
     with ExitStack() as stack:
-        # What a vacuum has to spare is a matter of one database: a snapshot that is held in one is none in the other.
+        # Which rows vacuum must keep is decided per database: a snapshot held in one does not affect the other.
         held, free = (stack.enter_context(_load(bench, name, n)) for n, name in enumerate(("held", "free"), start=1))
         holder = stack.enter_context(psycopg.connect(bench.stage.postgres.url("held")))
         _in_turn(held, free, sizes.load_seconds, _TURN_WITHOUT_SECONDS)
         alike = held.rate() / free.rate()
         taken = time.monotonic()
-        # With an id, as one that has written: neither its snapshot nor its being under way may cost anything.
+        # With a transaction id, like a transaction that has written: neither that nor its snapshot may cost anything.
         holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         holder.execute("SELECT pg_current_xact_id()")
         _in_turn(held, free, sizes.snapshot_seconds * 0.9, _TURN_SECONDS)
@@ -74,7 +74,7 @@ def measure(bench: Bench) -> list[Line]:
 
 @dataclass(slots=True)
 class _Load:
-    """Keeps a queue filled by small set-based commits of events that are in the log already, over and over."""
+    """Keeps a queue filled with small set-based commits of events that are already in the log, over and over."""
 
     connection: psycopg.Connection[tuple[object, ...]]
     log: Log
@@ -83,7 +83,7 @@ class _Load:
     fewest: int = _WAITING
     """The fewest events that waited at any time."""
     turns: list[tuple[float, float]] = field(default_factory=list)
-    """From when to when it was under full load (monotonic seconds)."""
+    """The periods of full load (monotonic seconds)."""
 
     def release(self, number: int) -> None:
         for _ in range(0, number, _CHUNK):
@@ -91,7 +91,7 @@ class _Load:
             self.released += _CHUNK
 
     def keep_up(self, seconds: float) -> None:
-        """Top up what waits for so many seconds."""
+        """Keep the queue filled for this many seconds."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self.worker.timeline.read()
@@ -110,7 +110,7 @@ class _Load:
             self.turns.append((start, time.monotonic()))
 
     def rate(self, after: float = 0.0) -> float:
-        """Events a second in the turns that began after that time."""
+        """Events per second in the turns that began at this time or later."""
         turns = [turn for turn in self.turns if turn[0] >= after]
         events = sum(processed_between(self.worker.timeline.batches, start, end) for start, end in turns)
         return events / sum(end - start for start, end in turns)
@@ -118,7 +118,7 @@ class _Load:
 
 @contextmanager
 def _load(bench: Bench, database: str, number: int) -> Iterator[_Load]:
-    """A database with a worker of its own, warm and held; on exit it processes what is left, and none may be lost."""
+    """A database with its own worker, warmed up and suspended; on exit it processes the rest, and none may be lost."""
     with bench.database(name=database) as name:
         with psycopg.connect(bench.stage.postgres.url(name), autocommit=True) as connection:
             log = write_log(connection, Events(_POOL, bench.sizes.aggregates))
@@ -135,9 +135,9 @@ def _load(bench: Bench, database: str, number: int) -> Iterator[_Load]:
 
 
 def _in_turn(held: _Load, free: _Load, seconds: float, turn: float) -> None:
-    """Full load of `held` for so many seconds, in turns of `turn` seconds at most, each followed by one of `free`.
+    """Full load of `held` for this many seconds, in turns of at most `turn` seconds, each followed by one of `free`.
 
-    The machine's own speed changes by a third within minutes: a rate says something beside one of the same minute.
+    The machine's own speed changes by a third within minutes: a rate can only be compared with one of the same minute.
     """
     number = max(1, round(seconds / turn))
     for _ in range(number):
@@ -146,7 +146,7 @@ def _in_turn(held: _Load, free: _Load, seconds: float, turn: float) -> None:
 
 
 def _recover(load: _Load, wanted: float, patience: float) -> float | None:
-    """Seconds until the first seconds in which the rate is back; None where it takes too long."""
+    """Seconds until the rate has recovered; None if it takes too long."""
     start = time.monotonic()
     batches = load.worker.timeline.batches
     with load.worker.awake():

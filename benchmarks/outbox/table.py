@@ -1,4 +1,4 @@
-"""One line a figure, each with what is to be reached and whether it was, as one table or as JSON."""
+"""One line per figure, each with its target and whether it was reached, as a table or as JSON."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ from benchmarks.usage import Meter
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What a figure has to reach: `limit` or more, or with `most` `limit` or less."""
+    """The target of a figure: `limit` or more, or, with `most`, `limit` or less."""
 
     limit: float
     most: bool = False
@@ -32,7 +32,7 @@ def at_most(limit: float) -> Bound:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What it cost: CPU milliseconds for 1,000 events, MiB, and CPUs that anybody else kept busy meanwhile."""
+    """The cost: CPU milliseconds per 1,000 events, MiB, and CPUs that other processes kept busy meanwhile."""
 
     worker_cpu_ms: float | None = None
     postgres_cpu_ms: float | None = None
@@ -41,7 +41,7 @@ class Cost:
 
     @classmethod
     def of(cls, meter: Meter, events: int, peak_rss_mib: float) -> "Cost":
-        """Of one process, metered over so many events."""
+        """The cost of one process, metered over this many events."""
         return cls(
             meter.cpu * 1_000_000 / events,
             meter.postgres_cpu * 1_000_000 / events,
@@ -55,7 +55,7 @@ NO_COST = Cost()
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One figure. Without a `bound` it is there to compare with; without a `value` it could not be measured."""
+    """One figure. Without a `bound` it is only for comparison; without a `value` it could not be measured."""
 
     measure: str
     value: float | None
@@ -66,7 +66,7 @@ class Line:
 
     @property
     def reached(self) -> bool:
-        """Whether nothing is missed here."""
+        """Whether no target is missed."""
         return self.bound is None or (self.value is not None and self.bound.holds(self.value))
 
     @property
@@ -83,14 +83,14 @@ class Line:
 
 
 def figure(value: float, unit: str) -> str:
-    """The number as short as it can be told apart by, with its unit."""
+    """The number, with few decimals, and its unit."""
     if unit == "x":
         return f"{value:,.2f} x" if value < 10 else f"{value:,.1f} x"
     return f"{value:,.0f} {unit}" if value >= 100 else f"{value:,.1f} {unit}"
 
 
 def show(title: str, lines: Sequence[Line], notes: Iterable[str]) -> None:
-    """Print the table and the notes below it."""
+    """Print the table, and the notes below it."""
     table = Table("measure", "measured", "to reach", "")
     for heading in ("worker\nCPU ms", "PostgreSQL\nCPU ms", "peak RSS\nMiB", "others'\nCPUs"):
         table.add_column(heading)

@@ -1,6 +1,6 @@
-"""What a worker did when: one record for each committed batch, written by the worker and read while it runs.
+"""The timeline of a worker: one record per committed batch, written by the worker and read while it runs.
 
-All processes of a machine share the monotonic clock, so records of several workers lie on one line of time.
+All processes of a machine share the monotonic clock, so the records of several workers are on the same timeline.
 """
 
 import os
@@ -19,14 +19,14 @@ class Batch(NamedTuple):
     at: float
     processed: int
     watched: int
-    """How many of them were the watched aggregate's."""
+    """How many of them belong to the watched aggregate."""
     failed: int
     disordered: int
     """Events of this batch that took effect after a later one of the same aggregate."""
 
 
 class TimelineWriter:
-    """The worker's end. A record goes out by one system call, some microseconds a batch."""
+    """The worker's end. A record is written by one system call: a few microseconds per batch."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -37,7 +37,7 @@ class TimelineWriter:
 
 @dataclass(slots=True)
 class Timeline:
-    """The reader's end: `batches` as far as they have been read."""
+    """The reader's end; `batches` are those read so far."""
 
     path: Path
     batches: list[Batch] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Timeline:
     _read: int = 0
 
     def read(self) -> list[Batch]:
-        """The batches that came since the last call."""
+        """The batches since the last call."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self._read)
@@ -66,9 +66,9 @@ class Timeline:
 
 
 def rate(batches: Sequence[Batch]) -> float:
-    """Events a second from the end of the first batch to the end of the last."""
+    """Events per second from the end of the first batch to the end of the last."""
     if len(batches) < 2:
-        raise ValueError("a rate takes two batches at least")
+        raise ValueError("a rate needs at least two batches")
     return sum(batch.processed for batch in batches[1:]) / (batches[-1].at - batches[0].at)
 
 
@@ -78,5 +78,5 @@ def processed_between(batches: Sequence[Batch], start: float, end: float) -> int
 
 
 def rate_between(batches: Sequence[Batch], start: float, end: float) -> float:
-    """Events a second of the batches that ended between two times (monotonic seconds)."""
+    """Events per second of the batches that ended between two times (monotonic seconds)."""
     return processed_between(batches, start, end) / (end - start)

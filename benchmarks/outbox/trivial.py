@@ -1,4 +1,4 @@
-"""A handler that does nothing, beside a plain loop that keeps no order and decodes nothing."""
+"""A handler that does nothing, compared with a plain loop that keeps no order and decodes nothing."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from benchmarks.outbox.table import Cost, Line, at_least
 
 @dataclass(frozen=True, slots=True)
 class Trivial:
-    """The rounds of both, in pairs that were measured one after the other."""
+    """The rounds of both, in pairs that were measured consecutively."""
 
     plain: list[tuple[float, Cost]]
     worker: list[Drained]
@@ -43,7 +43,7 @@ def measure(bench: Bench) -> list[Line]:
 
 
 def measured(bench: Bench) -> Trivial:
-    """Measured once in a run; others compare with it."""
+    """Measured once per run; other scenarios compare with it."""
     found: Trivial = bench.once("trivial", lambda: _measure(bench))
     return found
 

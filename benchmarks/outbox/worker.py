@@ -1,6 +1,6 @@
 """A worker process of the benchmark: `python -m benchmarks.outbox.worker TIMELINE`.
 
-The product's poll loop, processor, decoding and unit of work; only the event and its handler are the benchmark's.
+It uses Waybill's poll loop, processor, decoding and unit of work; only the event and its handler are the benchmark's.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from worker.poller import Poller
 
 
 class Counter:
-    """The trivial handler of one processor: it notes what it was given, and waits or fails where it is told to."""
+    """The trivial handler of one processor: it records its events, and waits or fails if told to."""
 
     def __init__(self, wait: float, *, failing: bool) -> None:
         self.noted: list[Claimed[Ping]] = []
@@ -41,16 +41,16 @@ class Counter:
 
     async def __call__(self, _: UnitOfWork, events: Sequence[Claimed[Ping]]) -> None:
         if self._failing and any(claimed.event.key == WATCHED for claimed in events):
-            raise RuntimeError("the benchmark lets this event fail")
+            raise RuntimeError("the benchmark makes this event fail")
         self.noted += events
         if self._wait:
             await asyncio.sleep(self._wait)
 
 
 class TimedProcessor(Processor[UnitOfWork]):
-    """Writes down each batch once it is committed, and sees whether aggregates kept their order.
+    """Records each batch once it is committed, and checks that aggregates keep their order.
 
-    `last` has the position of each aggregate's latest event, over all processors of the process.
+    `last` has the position of each aggregate's latest event, across all processors of the process.
     """
 
     def __init__(self, counter: Counter, timeline: TimelineWriter, last: "array[int]", **more: Any) -> None:
@@ -103,10 +103,10 @@ async def work(options: argparse.Namespace) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.outbox.worker", description=__doc__)
-    parser.add_argument("timeline", type=Path, help="file that the batches are written down in")
-    parser.add_argument("--aggregates", type=int, required=True, help="different aggregates at most")
-    parser.add_argument("--wait", type=float, default=0.0, help="seconds that the handler waits a batch (0)")
-    parser.add_argument("--failing", action="store_true", help="let the events of the watched aggregate fail")
+    parser.add_argument("timeline", type=Path, help="the file in which batches are recorded")
+    parser.add_argument("--aggregates", type=int, required=True, help="the most different aggregates")
+    parser.add_argument("--wait", type=float, default=0.0, help="seconds that the handler waits per batch (default: 0)")
+    parser.add_argument("--failing", action="store_true", help="make the events of the watched aggregate fail")
     options = parser.parse_args()
     configure_logging(get_settings(), "worker")
     spare_what_stays()

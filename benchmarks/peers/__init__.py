@@ -1,5 +1,5 @@
 """Other job queues, each run by `python -m benchmarks.peers.run_NAME` with the Python of `.venv-bench`.
 
-The job comes in as JSON, what was seen goes out as JSON. Each does the same: so many trivial async jobs wait, one
-process works them off; the time runs from the first job's start until the last one is acknowledged in the server.
+Each reads its parameters as JSON and prints its results as JSON. All do the same: one process runs a number of waiting,
+trivial async jobs; the time is measured from the start of the first job until the server has acknowledged the last.
 """

@@ -1,4 +1,4 @@
-"""What the runs of all peers share: the time and cost of a drain, and how it is told."""
+"""Shared by the runs of all peers: the time and cost of a drain, and the report."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ _LONGEST_SECONDS = 300.0
 
 @dataclass(slots=True)
 class Drain:
-    """Counts the jobs as they run: `count` is all that a job does."""
+    """Counts the jobs as they run: a job only calls `count`."""
 
     jobs: int
     meter: Meter
@@ -30,7 +30,7 @@ class Drain:
         self.counted += 1
 
     async def wait(self, acknowledged: Callable[[], Awaitable[bool]]) -> None:
-        """Return when every job has run and `acknowledged` says that the server knows it."""
+        """Return when every job has run and `acknowledged` says that the server has recorded it."""
         deadline = time.monotonic() + _LONGEST_SECONDS
         while self.counted < self.jobs or not await acknowledged():
             if time.monotonic() > deadline:
@@ -40,7 +40,7 @@ class Drain:
 
 
 def tell(package: str, how: str, run: Callable[[dict[str, Any], Drain], Coroutine[Any, Any, None]]) -> None:
-    """Run the job and print what was seen."""
+    """Run the job and print the results."""
     import uvloop
 
     job = json.load(sys.stdin)
@@ -48,7 +48,7 @@ def tell(package: str, how: str, run: Callable[[dict[str, Any], Drain], Coroutin
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run(job, drain))
     if drain.counted != drain.jobs:
-        sys.exit(f"{drain.jobs:,} jobs waited, and {drain.counted:,} ran")
+        sys.exit(f"{drain.jobs:,} jobs were waiting, but {drain.counted:,} ran")
     meter = drain.meter
     seen = {
         "version": version(package),

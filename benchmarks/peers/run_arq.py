@@ -30,7 +30,7 @@ async def run(job: dict[str, Any], drain: Drain) -> None:
     async def trivial(_: dict[Any, Any], number: int) -> None:  # noqa: ARG001
         drain.count()
 
-    # What `enqueue_job` writes, a thousand jobs a round trip.
+    # What `enqueue_job` writes, a thousand jobs per round trip.
     for first in range(0, drain.jobs, _CHUNK):
         now = int(time() * 1000)
         async with pool.pipeline(transaction=True) as pipe:

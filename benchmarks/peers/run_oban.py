@@ -1,4 +1,4 @@
-"""Oban for Python: jobs are fetched by the batch, and acknowledged by a statement each in one transaction a batch."""
+"""Oban for Python: jobs are fetched in batches, and acknowledged one by one in one transaction per batch."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""procrastinate: it fetches and finishes each job by a statement of its own; jobs run side by side on a pool."""
+"""procrastinate: it fetches and finishes each job with separate statements; jobs run concurrently on a pool."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ _CHUNK = 1_000
 
 
 async def run(job: dict[str, Any], drain: Drain) -> None:
-    # It warns of tasks in the main module, which another process would not find: there is no other.
+    # It warns about tasks in the main module, which other processes would not find: there are none.
     logging.getLogger("procrastinate").setLevel(logging.ERROR)
     app = App(connector=PsycopgConnector(conninfo=job["database_url"], min_size=_CONNECTIONS, max_size=_CONNECTIONS))
 
