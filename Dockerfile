@@ -1,6 +1,6 @@
 FROM python:3.13-slim AS dependencies
 COPY requirements.txt /build/
-# Without pip in it: the environment is all that the next stage takes.
+# The next stage copies only the environment, so it has no pip.
 RUN python -m venv --without-pip /app/.venv \
     && python -m pip --python /app/.venv/bin/python install --no-cache-dir --disable-pip-version-check \
        --require-hashes --only-binary :all: -r /build/requirements.txt

