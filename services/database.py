@@ -87,7 +87,7 @@ class Limits:
 
     @classmethod
     def of_migrations(cls) -> "Limits":
-        """For migrations: `CREATE INDEX CONCURRENTLY` waits for every older snapshot. Steps set limits of their own."""
+        """For migrations: `CREATE INDEX CONCURRENTLY` waits for every older snapshot. Steps set their own limits."""
         return cls(statement=86_400.0, lock=3600.0)
 
 

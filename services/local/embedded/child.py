@@ -324,7 +324,7 @@ def _watch_over(process: "subprocess.Popen[bytes]", death_signal: signal.Signals
 
 def _start_watchdog(pid: int, death_signal: signal.Signals) -> None:
     """If the kernel has no death signals: a process that sees our end of a pipe close, and then signals the child."""
-    # Through a shell that exits immediately, so that nobody has to wait for the watchdog.
+    # Through a shell that exits immediately, so that we need not wait for the watchdog.
     subprocess.run(
         ["/bin/sh", "-c", '"$@" <&0 &', "sh", sys.executable, "-I", "-c", _WATCHDOG, str(pid), str(int(death_signal))],
         stdin=_lifeline()[0],
