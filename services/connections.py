@@ -214,7 +214,7 @@ class PoolGuard:
     """Watches the connections that one engine's pool checks out and in.
 
     A connection that is returned with an open transaction, or with a statement that is still being cancelled, is
-    closed. One that is closed, was idle for a minute, or was opened before `distrust`, is replaced at its checkout.
+    closed. One that is closed, was idle for a minute, or was opened before `distrust`, is replaced at checkout.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:

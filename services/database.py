@@ -253,12 +253,12 @@ def _commit(session: OrmSession) -> None:
 
 
 def outcome_unknown(error: BaseException) -> bool:
-    """Whether this commit error leaves it unknown if the commit took effect."""
+    """Whether the outcome of the commit is unknown after this error."""
     return isinstance(_driver_error(error), CommitUnknown)
 
 
 def not_committed(error: BaseException) -> bool:
-    """Whether this commit error means that there was no transaction to commit."""
+    """Whether this error of a commit means that there was no transaction to commit."""
     return isinstance(_driver_error(error), NotCommitted)
 
 

@@ -188,7 +188,7 @@ SignedAmount = Annotated[
     PlainSerializer(_two_decimals),
     WithJsonSchema({"type": "string", "pattern": r"^-?(0|[1-9][0-9]{0,15})(\.[0-9]{1,2})?$"}),
 ]
-"""Credits to give, or to take if negative; anything else, including zero, is an `amount_invalid`."""
+"""Credits to give, or to take if negative; zero, like anything else, is an `amount_invalid`."""
 
 Money = Annotated[
     Decimal,
