@@ -124,7 +124,8 @@ class JobRun:
             except Exception as error:  # noqa: BLE001  (whatever it is, the next attempt may succeed)
                 if monotonic() >= self._held_until:
                     logger.warning(
-                        "cannot write the outcome of a job", extra={"function": self._scheduled.name, "error": repr(error)}
+                        "cannot write the outcome of a job",
+                        extra={"function": self._scheduled.name, "error": repr(error)},
                     )
                     return
             await asyncio.sleep(_PAUSE)

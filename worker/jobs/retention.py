@@ -110,7 +110,9 @@ async def _give_strays_a_partition(engine: AsyncEngine, before: datetime) -> lis
             async with engine.begin() as connection:
                 await add_partitions(connection, [month])
         except Exception as error:  # noqa: BLE001
-            logger.error("event partition not created", extra={"partition": partition_name(*month), "error": repr(error)})
+            logger.error(
+                "event partition not created", extra={"partition": partition_name(*month), "error": repr(error)}
+            )
             errors.append(error)
     return errors
 
