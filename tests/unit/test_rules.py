@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from services.credits.ledger.rules import PRECEDENCE, Balance, Item, joint_refusal, post, refusal
 from services.fields import MAX_CREDITS, new_id
 
-DOCS = Path(__file__).parents[2] / "docs" / "api.md"
+DOCS = Path(__file__).parents[2] / "docs" / "reference" / "http-api.md"
 ACCOUNTS = 4
 SYSTEM = 0
 
