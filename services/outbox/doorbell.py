@@ -13,21 +13,21 @@ logger = logging.getLogger(__name__)
 
 KEY = "waybill:doorbell"
 RINGS_KEPT = 4
-"""So that a burst wakes a few idle workers, and a long absence of workers leaves no pile of rings."""
+"""A burst of commits wakes a few idle workers, and rings do not pile up while no worker is running."""
 
 
 _QUIET = 0.002
-"""Seconds after a ring before the next."""
+"""The shortest time between two rings, in seconds."""
 
 _GRACE = 0.5
-"""Seconds that Redis may be late to end a wait."""
+"""How late Redis may be in ending a wait, in seconds."""
 
 _PATIENCE = 2.0
-"""Seconds that one ring may take."""
+"""The timeout for one ring, in seconds."""
 
 
 class Doorbell:
-    """Rings for the workers, off the request's path. Rings in quick succession become one."""
+    """Wakes the workers without delaying the request. Rings in quick succession are merged into one."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -42,20 +42,20 @@ class Doorbell:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        # Asked to end, not cancelled: redis-py swallows a cancellation that meets it while it connects.
+        # Asked to stop, not cancelled: redis-py swallows a cancellation that arrives while it is connecting.
         self._closing = True
         self._wanted.set()
         if self._ringer is not None:
-            # An error that has already ended it is not raised again here.
+            # If the task has already failed, its error is not raised again here.
             await asyncio.gather(self._ringer, return_exceptions=True)
 
     @property
     def tasks(self) -> list[asyncio.Task[None]]:
-        """The task that rings; it does not end before the exit."""
+        """The task that rings; it runs until the context manager exits."""
         return [self._ringer] if self._ringer is not None else []
 
     def ring(self) -> None:
-        """Ask for a ring; returns at once and never fails."""
+        """Request a ring. Returns immediately and never fails."""
         self._wanted.set()
 
     async def _ring_when_wanted(self) -> None:
@@ -65,33 +65,34 @@ class Doorbell:
                 return
             self._wanted.clear()
             try:
-                # A worker that was woken drains what is there: a ring a few milliseconds after another tells nothing.
+                # A woken worker drains the outbox, so a ring a few milliseconds after another adds nothing.
                 await asyncio.sleep(self._quiet_until - monotonic())
                 async with asyncio.timeout(_PATIENCE):
                     await self._ring_now()
                 self._quiet_until = monotonic() + _QUIET
             except (RedisError, OSError, TimeoutError) as error:
-                self._log.warning("doorbell is silent, workers fall back to polling: %s", error)
+                self._log.warning("cannot ring the doorbell, workers fall back to polling: %s", error)
 
     async def _ring_now(self) -> None:
-        # Where workers listen, the list is short: one command, and not the cost of a pipeline.
+        # While workers listen, the list stays short, and one command is cheaper than a pipeline.
         if await self._redis.lpush(KEY, b"1") > RINGS_KEPT:  # type: ignore[misc]
             await self._redis.ltrim(KEY, 0, RINGS_KEPT - 1)  # type: ignore[misc]
 
 
 class DoorbellListener:
-    """A worker's ear: waits for a ring, at most for a while."""
+    """The worker's end of the doorbell: waits for a ring, up to a timeout."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
     async def wait(self, seconds: float) -> bool:
-        """Return at a ring or after `seconds`, and whether it rang; without Redis, after `seconds`."""
+        """Wait for a ring, at most for `seconds`, and return whether it rang. Without Redis, wait for `seconds`."""
         try:
-            # Redis ends the wait; ours is for a Redis that does not answer. Cut short, it would cost the connection.
+            # Redis ends the wait; our timeout is for a Redis that does not answer. It is longer, because cutting a
+            # wait short would cost the connection.
             async with asyncio.timeout(seconds + _GRACE):
                 try:
-                    # As a raw command: the typed method promises whole seconds only. A timeout of 0 means for ever.
+                    # A raw command, because the typed method accepts whole seconds only. A timeout of 0 means forever.
                     rang = await self._redis.execute_command("BLPOP", KEY, max(seconds, 0.001))  # type: ignore[no-untyped-call]
                     return rang is not None
                 except (RedisError, OSError):

@@ -1,4 +1,4 @@
-"""What an event is: a typed fact about one aggregate."""
+"""Events: typed facts, each about one aggregate."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,17 +10,17 @@ from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 
 
 class Unprocessable(Exception):
-    """Raised for an event that no retry can save: it becomes a dead letter at once."""
+    """Raised for an event that no retry can help. It becomes a dead letter immediately."""
 
 
 class NoHandler(Exception):
-    """This worker does not know the event's type or version. Another, of a newer release, may: the event waits."""
+    """This worker does not know the event's type or version. A worker of a newer release may, so the event waits."""
 
 
 class Locked(Exception):
-    """What the event needs is locked by another transaction: it is tried again soon, and no attempt is counted.
+    """Another transaction has locked what the event needs. It is tried again soon, and no attempt is counted.
 
-    A handler may return this for single events. A lock that is not granted in time counts as this for the event, too.
+    A handler may return this for individual events. A lock timeout is treated in the same way.
     """
 
 
@@ -31,8 +31,8 @@ class _Payload(RootModel[dict[str, Any]]):
 class Event(BaseModel):
     """A fact, named in the past tense.
 
-    `queued` says whether a worker has work to do on it; an event that is not queued is only written to the log.
-    A change of the payload that old events do not fit comes with a new `version` and an `upgraded` that reads the old.
+    `queued` says whether a worker processes it; an event that is not queued is only written to the log. When you change
+    the payload in a way that old events do not fit, increase `version` and override `upgraded` to read the old payload.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,22 +44,22 @@ class Event(BaseModel):
     @property
     @abstractmethod
     def aggregate(self) -> str:
-        """What the event is about, as `kind/id`; its events are processed in the order they were written."""
+        """What the event is about, as `kind/id`. An aggregate's events are processed in the order they were written."""
 
     @classmethod
     def upgraded(cls, payload: dict[str, Any], version: int) -> dict[str, Any]:
-        """The payload of an earlier version in the shape of this one. Raises `Unprocessable` where there is no way."""
-        raise Unprocessable(f"{cls.type!r} of version {version} is not read as version {cls.version}: {payload}")
+        """Convert the payload of an earlier version to this one. Raises `Unprocessable` if that is not possible."""
+        raise Unprocessable(f"cannot upgrade {cls.type!r} from version {version} to version {cls.version}: {payload}")
 
     @classmethod
     def reader(cls) -> Callable[[str, int], Self]:
-        """What gives the event that was written as a payload (JSON) under a version.
+        """Return a function that reads a JSON payload of a given version into an event.
 
-        For many events: what it needs of the class is looked up once. It raises `NoHandler` for a version newer than
-        this class, `Unprocessable` for a payload that does not fit.
+        Meant for reading many events: what it needs from the class is looked up once. It raises `NoHandler` if the
+        version is newer than this class, and `Unprocessable` if the payload is not valid.
         """
         known = cls.version
-        # The validator itself: `model_validate_json` spends as much on looking at its options.
+        # The validator itself: `model_validate_json` spends as much time again on handling its options.
         validate = cls.__pydantic_validator__.validate_json
 
         def read(payload: str, version: int) -> Any:
@@ -70,19 +70,19 @@ class Event(BaseModel):
                     raise NoHandler(f"this worker knows version {known} of {cls.type!r}, not {version}")
                 return cls.model_validate(cls.upgraded(_Payload.model_validate_json(payload).root, version))
             except ValidationError as error:
-                raise Unprocessable(f"the payload is no {cls.type!r} of version {version}: {error}") from error
+                raise Unprocessable(f"the payload is not a valid {cls.type!r} of version {version}: {error}") from error
 
         return read
 
 
 class Registry(Mapping[str, type[Event]]):
-    """The event types that a process knows, by name. Raises `ValueError` where a name is given twice."""
+    """The event types that a process knows, by name. Raises `ValueError` if two of them have the same name."""
 
     def __init__(self, events: Sequence[type[Event]]) -> None:
         self._events = {event.type: event for event in events}
         twice = {event.type for event in events if sum(other.type == event.type for other in events) > 1}
         if twice:
-            raise ValueError(f"event types named twice: {', '.join(sorted(twice))}")
+            raise ValueError(f"duplicate event types: {', '.join(sorted(twice))}")
 
     def __getitem__(self, name: str) -> type[Event]:
         return self._events[name]
@@ -102,7 +102,7 @@ class Trace(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """An event that a unit of work is going to write. Deferred where `available_at` is given."""
+    """An event that a unit of work is going to write. It is deferred if `available_at` is set."""
 
     event_id: UUID
     event: Event
@@ -114,9 +114,9 @@ EventT = TypeVar("EventT", bound=Event)
 
 
 class Claimed(NamedTuple, Generic[EventT]):
-    """An event that this transaction is processing. `attempts` counts the failed ones before this one.
+    """An event that this transaction is processing. `attempts` is the number of attempts that failed before this one.
 
-    What a handler records because of it carries its `trace`.
+    Events that the handler records because of it carry its `trace`.
     """
 
     position: int

@@ -1,4 +1,4 @@
-"""The event log, the outbox, the dead letters, and what operators say of them."""
+"""The event log, the outbox, the dead letters, and what operators set and do."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -30,18 +30,18 @@ MAX_POSITION = 2**63 - 1
 
 
 def generation_of(position: str) -> str:
-    """SQL for the generation of a position: two million positions that were taken one after the other.
+    """SQL for the generation of a position: a run of two million consecutive positions.
 
-    The index of an aggregate's ready rows begins with it. So new rows go into a small part of the index, whatever else
-    is in it. Were it ordered by aggregate alone, each new row would go to some page of all: with ten million rows that
-    wait, or as many dead ones that a snapshot keeps, it is read from disk first, and after each checkpoint it goes to
-    the write-ahead log whole.
+    It is the first column of the index on an aggregate's ready rows, so new rows go into a small part of that index,
+    however large it is. If the index started with the aggregate, a new row could go to any of its pages. With ten
+    million waiting rows, or as many dead ones that a snapshot keeps, that page must first be read from disk, and its
+    first change after each checkpoint writes the whole page to the write-ahead log.
     """
     return f"({position} >> 21)"
 
 
 GENERATION = generation_of("position")
-"""The generation of an outbox row; the index is on just this expression."""
+"""The generation of an outbox row; the index uses exactly this expression."""
 
 
 class Xid8(UserDefinedType[int]):
@@ -69,8 +69,8 @@ EVENT_POSITIONS = Sequence("events_position_seq", metadata=metadata)
 class EventRow(DeclarativeTable):
     """A fact, written once in the transaction that caused it.
 
-    The log is partitioned by its UUIDv7 id, which is ordered by time: the id alone is the key, and old months leave by
-    dropping a partition.
+    The log is partitioned by its UUIDv7 id, which is ordered by time: the id alone is the key, and old months are
+    removed by dropping a partition.
     """
 
     __tablename__ = "events"
@@ -86,19 +86,21 @@ class EventRow(DeclarativeTable):
     aggregate: Mapped[str] = mapped_column(String(100))
     payload: Mapped[dict[str, Any]] = mapped_column(JSONB)
     occurred_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=func.now())
-    # Neither these ids nor positions are commit order: a reader of the log asks whether each transaction had ended.
+    # Neither these ids nor positions follow the commit order: a reader of the log checks whether each transaction had
+    # ended.
     transaction_id: Mapped[int] = mapped_column(Xid8, server_default=text("pg_current_xact_id()"))
     request_id: Mapped[str | None] = mapped_column(String(128))
     traceparent: Mapped[str | None] = mapped_column(String(128))
-    # Taken when the event is written, under the locks that its transaction holds: what saw an event comes after it.
+    # Taken when the event is written, under the locks that its transaction holds: an event written by a transaction
+    # that saw another event comes after that one.
     position: Mapped[int] = mapped_column(BigInteger, server_default=EVENT_POSITIONS.next_value())
 
 
 class LogConsumer(DeclarativeTable):
-    """How far a reader of the log has come: it has read what `seen` shows.
+    """How far a reader of the log has come: it has read the events that are visible in `seen`.
 
-    While it reads the events that `reading` shows and `seen` does not, those up to `position` are read too; `until` is
-    the last of them.
+    While it is reading the events that are visible in `reading` but not in `seen`, it has also read those up to
+    `position`; `until` is the position of the last one.
     """
 
     __tablename__ = "log_consumers"
@@ -113,12 +115,12 @@ class LogConsumer(DeclarativeTable):
 
 
 class Waits(StrEnum):
-    """Why an outbox row is not simply ready."""
+    """Why an outbox row waits."""
 
     asked = "asked"
     """Its writer deferred it. Later events of its aggregate do not wait for it."""
     retry = "retry"
-    """It failed, or was replayed, and is tried again."""
+    """It failed or was replayed, and will be tried again."""
     behind = "behind"
     """An earlier event of its aggregate waits or is a dead letter. Woken when that one is out of the way."""
     unknown = "unknown"
@@ -126,11 +128,11 @@ class Waits(StrEnum):
 
 
 class OutboxRow(DeclarativeTable):
-    """The note that an event has still to be processed; deleted in the transaction that processes it.
+    """An event that is still to be processed. The row is deleted in the transaction that processes the event.
 
     A row is *ready* (`available_at` null) or it *waits* (until `available_at`, for the reason in `waits`). A ready row
-    may start to wait; one that waits is never ready again, only due. So a claim may skip positions below which it has
-    seen no ready row, and whose writers have all ended.
+    may start to wait; a waiting row never becomes ready again, only due. So a claim may skip the positions below a
+    point if it has seen no ready row there and the transactions that took those positions have all ended.
     """
 
     __tablename__ = "outbox"
@@ -143,8 +145,8 @@ class OutboxRow(DeclarativeTable):
             "position",
             postgresql_where=text("available_at IS NULL"),
         ),
-        # Not of those that wait for ever: the planner would take it for a way to an aggregate's rows while the
-        # statistics know of none that wait.
+        # Without the rows that wait forever: as long as the statistics show no waiting rows, the planner would use this
+        # index to find an aggregate's rows.
         Index(
             "ix_outbox_waiting",
             "type",
@@ -164,7 +166,7 @@ class OutboxRow(DeclarativeTable):
     )
 
     position: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
-    # No foreign key: the log is partitioned, and a partition is dropped only when nothing in it waits.
+    # No foreign key: the log is partitioned, and a partition is dropped only when none of its events is waiting.
     event_id: Mapped[UUID]
     aggregate: Mapped[str] = mapped_column(String(100))
     type: Mapped[str] = mapped_column(String(100))
@@ -172,14 +174,14 @@ class OutboxRow(DeclarativeTable):
     waits: Mapped[Waits | None] = mapped_column(text_enum(Waits))
     attempts: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     last_error: Mapped[str | None] = mapped_column(Text)
-    # What failed so far, the oldest first: [{"at", "attempt", "error", "fingerprint"}, ...]
+    # The failures so far, oldest first: [{"at", "attempt", "error", "fingerprint"}, ...]
     failures: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB)
 
 
 class DeadLetter(DeclarativeTable):
-    """An event whose attempts are used up, with everything that is known of why.
+    """An event whose attempts are used up, with everything that is known about why.
 
-    Where it `blocks`, later events of its aggregate wait until it is replayed or discarded.
+    If it `blocks`, later events of its aggregate wait until it is replayed or discarded.
     """
 
     __tablename__ = "dead_letters"
@@ -189,7 +191,7 @@ class DeadLetter(DeclarativeTable):
         Index("ix_dead_letters_event_id", "event_id"),
     )
 
-    # The outbox position it had: replayed there, it keeps its place before the aggregate's later events.
+    # The outbox position it had. A replay puts it back there, before the aggregate's later events.
     position: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     event_id: Mapped[UUID]
     aggregate: Mapped[str] = mapped_column(String(100))
@@ -197,14 +199,14 @@ class DeadLetter(DeclarativeTable):
     attempts: Mapped[int] = mapped_column(SmallInteger)
     error: Mapped[str] = mapped_column(Text)
     fingerprint: Mapped[str] = mapped_column(String(16), server_default="")
-    """Equal for errors of the same kind from the same place in the code, whatever their messages say."""
+    """The same for errors of the same type from the same place in the code, whatever their messages."""
     failures: Mapped[list[dict[str, Any]]] = mapped_column(JSONB, server_default=text("'[]'"))
     blocks: Mapped[bool] = mapped_column(Boolean, server_default=text("true"))
     died_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=func.now())
 
 
 class EventTypeControl(DeclarativeTable):
-    """What operators said of one event type; every claim reads it, so it takes effect with the next batch."""
+    """The operators' settings for one event type. Every claim reads them, so they take effect with the next batch."""
 
     __tablename__ = "outbox_types"
     __table_args__ = (CheckConstraint("max_batches > 0", name="max_batches"),)
@@ -212,7 +214,7 @@ class EventTypeControl(DeclarativeTable):
     type: Mapped[str] = mapped_column(String(100), primary_key=True)
     paused: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     max_batches: Mapped[int | None] = mapped_column(Integer)
-    """Transactions at most, of all workers together, that process events of this type at the same time."""
+    """The maximum number of transactions, across all workers, that process events of this type at the same time."""
     changed_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=func.now())
     changed_by: Mapped[str] = mapped_column(String(200), server_default="")
 
@@ -235,7 +237,7 @@ class OutboxAction(DeclarativeTable):
 
 
 class WorkerRow(DeclarativeTable):
-    """One worker process, as it says of itself every few seconds; gone when it leaves in order."""
+    """One worker process, as it reports itself every few seconds. The row is deleted on an orderly shutdown."""
 
     __tablename__ = "workers"
 
@@ -245,6 +247,6 @@ class WorkerRow(DeclarativeTable):
     started_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ)
     beat_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ)
     progress_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ)
-    """When its poll loops last finished a look at the outbox, the slowest of them: it stands still when it hangs."""
+    """When the slowest of its poll loops last finished a look at the outbox. It stops advancing if one hangs."""
     report: Mapped[dict[str, Any]] = mapped_column(JSONB)
-    """What it runs: types, batches, events processed, failed and buried, rates, its last batch, its ARQ jobs."""
+    """What it does: types, batches, events processed, failed and buried, rates, its last batch, its ARQ jobs."""

@@ -1,4 +1,4 @@
-"""What becomes of an event that fails: when it is tried again, and who waits for it."""
+"""What happens to an event that fails: when it is tried again, and which events wait for it."""
 
 import hashlib
 import json
@@ -19,9 +19,9 @@ _LONGEST_SUMMARY = 500
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Exponential backoff: half to all of `base * 2**attempts` seconds, up to `cap`, for `max_attempts` attempts.
+    """Exponential backoff with jitter: 50 to 100 % of `base * 2**attempts` seconds, at most `cap`.
 
-    An error of a kind in `never` is final at the first attempt.
+    After `max_attempts` attempts the event becomes a dead letter. An error of a type in `never` is not retried.
     """
 
     max_attempts: int
@@ -30,12 +30,12 @@ class RetryPolicy:
     never: tuple[type[Exception], ...] = ()
 
     def delay(self, attempts: int) -> float:
-        """Seconds to wait after this many failed attempts."""
+        """The seconds to wait after this many failed attempts."""
         longest = min(self.cap, self.base * 2.0 ** min(attempts, 30))
         return random.uniform(0.5, 1.0) * longest  # noqa: S311
 
     def gives_up(self, error: Exception, attempts: int) -> bool:
-        """Whether an event that failed with this, for so many attempts by now, is a dead letter."""
+        """Whether an event that has failed with this error, after this many attempts, becomes a dead letter."""
         return attempts >= self.max_attempts or isinstance(error, (Unprocessable, *self.never))
 
 
@@ -45,7 +45,7 @@ class OnDeath(StrEnum):
     block = "block"
     """They wait until it is replayed or discarded."""
     park_and_continue = "park_and_continue"
-    """They go on without it; replayed, it takes effect after them."""
+    """They are processed without it; if it is replayed, it takes effect after them."""
 
 
 def is_locked(error: BaseException | None) -> bool:
@@ -54,22 +54,22 @@ def is_locked(error: BaseException | None) -> bool:
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether no event of the batch is to blame: the connection was lost, or another transaction was in the way."""
+    """Whether no event of the batch is to blame: the connection was lost, or another transaction was in conflict."""
     if not isinstance(error, DBAPIError):
         return False
     return error.connection_invalidated or sqlstate(error) in CONTENTION
 
 
 def describe(error: BaseException) -> str:
-    """The whole traceback, or the end of it, which says most."""
+    """The traceback; only the end of it, which is the most useful part, if it is too long."""
     text = "".join(traceback.format_exception(error))
     return _storable(text)[-_LONGEST_ERROR:]
 
 
 def fingerprint(error: BaseException) -> str:
-    """16 hexadecimal digits, equal for errors of one kind from the same place, whatever their messages say.
+    """16 hexadecimal digits, the same for errors of the same type from the same place, whatever their messages.
 
-    Made of the type and of the functions that the error came through, not of line numbers: those change with every
+    Made from the error's type and the functions in its traceback, but not from line numbers, which change with every
     release.
     """
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
@@ -78,12 +78,12 @@ def fingerprint(error: BaseException) -> str:
 
 
 def history_entry(error: BaseException, attempt: int, at: datetime) -> str:
-    """One line of an event's history, as JSON."""
+    """One entry of an event's history, as JSON."""
     summary = _storable(f"{type(error).__qualname__}: {error}")[:_LONGEST_SUMMARY]
     entry = {"at": at.isoformat(), "attempt": attempt, "error": summary, "fingerprint": fingerprint(error)}
     return json.dumps(entry)
 
 
 def _storable(text: str) -> str:
-    # PostgreSQL's text cannot hold U+0000 or half of a surrogate pair.
+    # PostgreSQL's text cannot hold U+0000 or a lone surrogate.
     return text.replace("\x00", "").encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""What processes the events of one type, and by which rules."""
+"""Subscriptions: which handler processes the events of a type, and by which rules."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -12,27 +12,27 @@ from services.transaction import Transaction
 TransactionT = TypeVar("TransactionT", bound=Transaction)
 
 Verdicts: TypeAlias = Sequence[Exception | None] | None
-"""What a handler may say of each event of its batch, in order: None where it is done, or why it is not."""
+"""What a handler may return: for each event of its batch, in order, None if it is done or the error if it is not."""
 
 Handler = Callable[[TransactionT, Sequence[Claimed[Any]]], Awaitable[Verdicts]]
 """Processes a batch of events of one type inside the transaction; it never commits.
 
-The batch may hold several events of one aggregate, in their order. A handler that raises has done nothing: its work is
-rolled back. One that returns has processed all events, but for those it gives an exception for, of which it must not
-have written anything.
+The batch may hold several events of one aggregate, in their order. If the handler raises, its work is rolled back. If
+it returns, it has processed all events except those it returns an exception for; it must not have written anything for
+those.
 """
 
 
 class HandlerBroken(Exception):
-    """The handler did not say what became of each event of its batch."""
+    """The handler broke the rules: it took too long, or its verdicts do not fit the events of its batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subscription(Generic[TransactionT]):
-    """An event type, what processes it, and what becomes of those that fail.
+    """An event type, the handler that processes it, and what happens to events that fail.
 
-    `retry` and `time_limit` (seconds for a whole batch; a part of it gets its part of them) are the processor's unless
-    given. `plain_sql` is for a handler that adds no ORM objects: its savepoints then cost a sixth.
+    `retry` and `time_limit` (seconds for a whole batch; a part of it gets a part of them) default to the processor's.
+    `plain_sql` is for a handler that adds no ORM objects: its savepoints then cost a sixth as much.
     """
 
     event: type[Event]
@@ -44,14 +44,14 @@ class Subscription(Generic[TransactionT]):
 
 
 def longest_limit(subscriptions: Sequence[Subscription[TransactionT]], time_limit: float) -> float:
-    """The longest time that a batch of any of them may take, in seconds; `time_limit` is for those without one."""
+    """The longest time a batch of any of them may take, in seconds. `time_limit` applies to those without their own."""
     return max((subscription.time_limit or time_limit for subscription in subscriptions), default=time_limit)
 
 
 async def handle(
     transaction: TransactionT, subscription: Subscription[TransactionT], events: Sequence[Claimed[Any]], limit: float
 ) -> Verdicts:
-    """Let the handler process the events. Raises what it raises, and `HandlerBroken` where it breaks the rules."""
+    """Run the handler on the events. Raises what it raises, and `HandlerBroken` if it breaks the rules."""
     name = subscription.event.type
     try:
         async with asyncio.timeout(limit) as timer:
@@ -60,16 +60,16 @@ async def handle(
         if not timer.expired():
             raise
         raise HandlerBroken(
-            f"the handler of {name!r} did not end within {limit:g} s for {len(events)} events"
+            f"the handler of {name!r} did not finish within {limit:g} s for {len(events)} events"
         ) from late
     if verdicts is None:
         return None
     if len(verdicts) != len(events):
-        raise HandlerBroken(f"the handler of {name!r} gave {len(verdicts)} verdicts for {len(events)} events")
+        raise HandlerBroken(f"the handler of {name!r} returned {len(verdicts)} verdicts for {len(events)} events")
     failed: set[str] = set()
     for event, error in zip(events, verdicts, strict=True):
         if error is not None:
             failed.add(event.aggregate)
         elif event.aggregate in failed:
-            raise HandlerBroken(f"the handler of {name!r} went on with {event.aggregate} after an event that failed")
+            raise HandlerBroken(f"the handler of {name!r} continued with {event.aggregate} after an event that failed")
     return verdicts

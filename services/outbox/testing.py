@@ -1,4 +1,4 @@
-"""For tests: what was recorded, and an outbox that is worked off before the test goes on."""
+"""Helpers for tests: assert which events were recorded, and process the outbox until nothing is due."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from services.transaction import Transaction
 EventT = TypeVar("EventT", bound=Event)
 
 _SHOWN = 10
-"""Events that a failing assertion tells of at most."""
+"""The most events that a failing assertion lists."""
 
 _WRITTEN = Statement("""
     SELECT type, aggregate, payload FROM events
@@ -28,16 +28,16 @@ _WRITTEN = Statement("""
 
 
 Recorded: TypeAlias = Transaction | Database | SessionFactory
-"""Where to look: in what an open unit of work has recorded, written or not, or in what was committed."""
+"""Where to look: an open unit of work (its events, written or not), or what has been committed."""
 
 
 class TooMuchWork(AssertionError):
-    """The outbox was not empty after as many transactions as a test would want."""
+    """Something in the outbox was still due after the allowed number of transactions."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """An event as it was recorded; `event` is None where it is not what was asked for, or no longer fits its model."""
+    """An event as it was recorded. `event` is None if it has another type, or no longer fits its model."""
 
     type: str
     aggregate: str
@@ -46,11 +46,12 @@ class _Found:
 
 
 async def assert_recorded(where: Recorded, event_type: type[EventT], **fields: Any) -> EventT:
-    """Assert that an event of this type and with these fields was recorded; returns the last such one.
+    """Assert that an event of this type with these fields was recorded, and return the last one that was.
 
-    `where` is an open unit of work: what its transaction has recorded, written or not; or a `Database` or a session
-    factory: what was committed. `fields` are compared with the event's own, `aggregate` included. A failing assertion
-    tells what was recorded instead, the nearest first. Raises `TypeError` for a field that the event does not have.
+    `where` is an open unit of work (what its transaction has recorded, written or not), or a `Database` or a session
+    factory (what has been committed). `fields` are compared with the event's fields and its `aggregate`. If the
+    assertion fails, the error lists what was recorded instead, closest match first. Raises `TypeError` for a field that
+    the event does not have.
     """
     if unknown := sorted(name for name in fields if name not in event_type.model_fields and name != "aggregate"):
         known = ", ".join(("aggregate", *event_type.model_fields))
@@ -63,10 +64,10 @@ async def assert_recorded(where: Recorded, event_type: type[EventT], **fields: A
 
 
 async def drain(processor: Processor[Any], transactions: int = 1000) -> list[Outcome]:
-    """Process until nothing in the outbox is due; what each transaction did.
+    """Process events until nothing in the outbox is due; return what each transaction did.
 
-    Events that wait, for their time or behind another, are left waiting. Raises `TooMuchWork` if something is still due
-    after so many transactions, as it is with a handler that fails for ever and is tried again at once.
+    Events that wait for their time or for another event are left waiting. Raises `TooMuchWork` if something is still
+    due after this many transactions, for example because a handler always fails and is retried without a delay.
     """
     outcomes: list[Outcome] = []
     idle = Outcome()
@@ -75,7 +76,7 @@ async def drain(processor: Processor[Any], transactions: int = 1000) -> list[Out
         if outcome == idle:
             return outcomes
         outcomes.append(outcome)
-    raise TooMuchWork(f"the outbox still has work after {transactions} transactions, the last of which did {outcome}")
+    raise TooMuchWork(f"the outbox still has work after {transactions} transactions; the last one did {outcome}")
 
 
 async def _recorded(where: Recorded, event_type: type[Event]) -> list[_Found]:
@@ -122,7 +123,7 @@ def _explain(event_type: type[Event], fields: dict[str, Any], found: Sequence[_F
     wanted = ", ".join(f"{name}={value!r}" for name, value in fields.items())
     asked = f"{event_type.type} was not recorded{f' with {wanted}' if wanted else ''}"
     if not found:
-        return f"{asked}; nothing was"
+        return f"{asked}; nothing was recorded"
     told: list[tuple[int, str]] = []
     for candidate in found:
         if isinstance(candidate.event, event_type):
@@ -132,9 +133,9 @@ def _explain(event_type: type[Event], fields: dict[str, Any], found: Sequence[_F
             told.append((len(fields) + 1, f"{candidate.type}, which does not fit its model: {candidate.payload}"))
         else:
             told.append((len(fields) + 2, f"{candidate.type} of {candidate.aggregate}: {candidate.payload}"))
-    # Stable: of what is equally near, the earlier comes first.
+    # The sort is stable: of equally close matches, the earlier one comes first.
     told.sort(key=lambda line: line[0])
     lines = [line for _, line in told[:_SHOWN]]
     if len(told) > _SHOWN:
         lines.append(f"and {len(told) - _SHOWN} more")
-    return "\n  ".join((f"{asked}, but, the nearest first:", *lines))
+    return "\n  ".join((f"{asked}. Recorded instead, closest match first:", *lines))

@@ -54,7 +54,7 @@ async def test_an_event_of_an_older_version_that_is_not_read_is_a_dead_letter_an
     assert await effects(ticking) == [("b", 0)]
     ((aggregate, error),) = await rows(ticking, "SELECT aggregate, error FROM dead_letters")
     assert aggregate == "tick/a"
-    assert "'test.tick' of version 1 is not read as version 2" in error
+    assert "cannot upgrade 'test.tick' from version 1 to version 2" in error
 
 
 def verdicts_of(*verdicts: Exception | None) -> Any:
@@ -89,7 +89,7 @@ async def test_no_verdict_for_a_single_event_is_a_failure_that_says_so(ticking: 
 
     assert await effects(ticking) == []
     (error,) = await rows(ticking, "SELECT last_error FROM outbox WHERE attempts = 1")
-    assert "HandlerBroken: the handler of 'test.tick' gave 0 verdicts for 1 events" in error
+    assert "HandlerBroken: the handler of 'test.tick' returned 0 verdicts for 1 events" in error
 
 
 async def test_a_verdict_that_goes_on_after_a_failed_event_of_the_aggregate_is_taken_back(ticking: Database) -> None:

@@ -64,9 +64,9 @@ MISDEEDS: dict[Misdeed, str] = {
     raises: "ValueError: no such luck",
     violates_a_constraint: "ck_outbox_types_max_batches",
     violates_a_deferred_constraint: "effects_name_number_key",
-    waits_for_ever: "the handler of 'test.tick' did not end within 0.5 s for 1 events",
+    waits_for_ever: "the handler of 'test.tick' did not finish within 0.5 s for 1 events",
     sleeps_in_sql: "",
-    sleeps_in_many_statements: "the handler of 'test.tick' did not end within 0.5 s for 1 events",
+    sleeps_in_many_statements: "the handler of 'test.tick' did not finish within 0.5 s for 1 events",
     leaks_a_savepoint: "ValueError: with a savepoint open",
     swallows_a_database_error: "current transaction is aborted",
 }

@@ -48,7 +48,7 @@ async def test_a_failing_assertion_says_what_was_recorded_instead_nearest_first(
         await assert_recorded(database, Tick, name="a", number=4)
     lines = str(failed.value).splitlines()
     assert lines[:4] == [
-        "test.tick was not recorded with name='a', number=4, but, the nearest first:",
+        "test.tick was not recorded with name='a', number=4. Recorded instead, closest match first:",
         "  test.tick: number is 3",
         "  test.tick, which does not fit its model: {'nam': 1}",
         "  test.tock of tick/a: {'name': 'a', 'number': 0}",
@@ -58,7 +58,7 @@ async def test_a_failing_assertion_says_what_was_recorded_instead_nearest_first(
 
 
 async def test_an_empty_log_is_told(database: Database) -> None:
-    with pytest.raises(AssertionError, match=r"^test\.tick was not recorded; nothing was$"):
+    with pytest.raises(AssertionError, match=r"^test\.tick was not recorded; nothing was recorded$"):
         await assert_recorded(database, Tick)
 
 

@@ -161,7 +161,7 @@ async def test_hundreds_of_poison_events_stay_within_the_savepoint_budget_of_eac
     [
         (
             """UPDATE events SET payload = '{"name": [1]}' WHERE aggregate = 'tick/b'""",
-            "the payload is no 'test.tick' of version 1",
+            "the payload is not a valid 'test.tick' of version 1",
         ),
         ("DELETE FROM events WHERE aggregate = 'tick/b'", "is not in the log"),
     ],

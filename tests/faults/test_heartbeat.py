@@ -73,7 +73,7 @@ async def test_a_worker_that_was_killed_is_missed(database: Database) -> None:
     await rows(database, "UPDATE workers SET beat_at = now() - interval '21 seconds'")
     (gone,) = await listed(database)
     assert gone.complaint is not None
-    assert "no beat" in gone.complaint
+    assert "no heartbeat" in gone.complaint
 
 
 async def test_a_loop_that_hangs_shows_as_no_progress(database: Database) -> None:

@@ -74,7 +74,10 @@ def stubborn(settings: Settings, folder: Path, manner: str) -> AbstractContextMa
 
 @pytest.mark.parametrize(
     ("manner", "complaint"),
-    [("block", r"no beat for \d+ s: it is gone, or its event loop is blocked"), ("stay", r"no progress for \d+ s")],
+    [
+        ("block", r"no heartbeat for \d+ s: it is gone, or its event loop is blocked"),
+        ("stay", r"no progress for \d+ s"),
+    ],
 )
 async def test_the_check_names_the_worker_whose_handler_does_not_end_and_why(
     ticking: Database, settings: Settings, tmp_path: Path, manner: str, complaint: str
@@ -101,6 +104,6 @@ async def test_a_worker_recovers_from_a_handler_that_hangs(
     # Once each, in the order of the aggregate; the hanging attempt is counted and left nothing.
     assert sorted(found) == [("bad", 0), ("bad", 1), ("good", 0)]
     assert [number for name, number in found if name == "bad"] == [0, 1]
-    assert "did not end within" in worker.said()
+    assert "did not finish within" in worker.said()
     assert await rows(ticking, "SELECT count(*) FROM outbox") == [0]
     assert await rows(ticking, "SELECT count(*) FROM dead_letters") == [0]

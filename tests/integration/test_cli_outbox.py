@@ -69,7 +69,7 @@ def test_why_tells_which_event_another_waits_for_and_its_error(database: psycopg
     (_, behind) = read("why", "order/2")
     assert (behind["state"], behind["blocker"]["state"]) == ("behind", "dead")
     assert read("why", str(behind["position"]))[0]["blocker"]["error"] == "ValueError: no 2"
-    assert "nothing of order/9 waits" in run("why", "order/9", code=1).output
+    assert "no event of order/9 is waiting" in run("why", "order/9", code=1).output
     assert "is not an event id" in run("why", "nonsense", code=1).output
 
 
@@ -103,7 +103,7 @@ def test_replaying_a_kind_puts_all_of_it_back(database: psycopg.Connection[Any])
     assert read("replay", "--fingerprint", "abc", "--yes") == {"done": 3}
     assert count(database, "outbox WHERE waits = 'retry'") == 3
     assert "no dead letter matches" in run("replay", "--fingerprint", "abc", "--yes", code=1).output
-    assert "say which" in run("replay", "--yes", code=1).output
+    assert "select dead letters by" in run("replay", "--yes", code=1).output
 
 
 def test_types_are_paused_limited_and_resumed(database: psycopg.Connection[Any]) -> None:

@@ -283,7 +283,7 @@ async def test_an_export_that_misses_an_event_is_written_anew(old_log: Database,
 
 async def test_a_month_that_changed_after_its_export_is_not_dropped(old_log: Database) -> None:
     async with old_log.engine.connect() as connection:
-        with pytest.raises(Changed, match="holds 3 events, and 2 were exported"):
+        with pytest.raises(Changed, match="holds 3 events, but 2 were exported"):
             await retention.drop(connection, MARCH, 2)
     assert MARCH.name in await partitions(old_log)
 

@@ -60,7 +60,7 @@ async def test_discarding_needs_a_reason_and_a_selection(database: Database) -> 
     async with UnitOfWork(database.write) as uow:
         with pytest.raises(InvalidInput, match="reason"):
             await control.discard(uow, Selection(position=1), By("ops", " "))
-        with pytest.raises(InvalidInput, match="say which"):
+        with pytest.raises(InvalidInput, match="select dead letters by"):
             await control.replay(uow, Selection(), OPS)
 
 

@@ -41,7 +41,7 @@ def test_an_earlier_version_is_upgraded() -> None:
 
 
 def test_an_earlier_version_that_nobody_upgrades_cannot_be_processed() -> None:
-    with pytest.raises(Unprocessable, match=r"'test.moved' of version 0 is not read as version 2"):
+    with pytest.raises(Unprocessable, match=r"cannot upgrade 'test.moved' from version 0 to version 2"):
         Moved.reader()('{"where": "b"}', 0)
 
 
@@ -52,7 +52,7 @@ def test_a_later_version_is_for_another_worker() -> None:
 
 @pytest.mark.parametrize("payload", ["{}", "[]", '{"start": "a", "end": "b", "more": 1}', '{"start": 1, "end": "b"}'])
 def test_a_payload_that_does_not_fit_cannot_be_processed(payload: str) -> None:
-    with pytest.raises(Unprocessable, match=r"the payload is no 'test.moved' of version 2"):
+    with pytest.raises(Unprocessable, match=r"the payload is not a valid 'test.moved' of version 2"):
         Moved.reader()(payload, 2)
 
 
@@ -64,5 +64,5 @@ def test_a_registry_knows_its_events_by_name() -> None:
 
 
 def test_two_events_of_one_name_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"named twice: test\.moved"):
+    with pytest.raises(ValueError, match=r"duplicate event types: test\.moved"):
         Registry([Moved, AlsoMoved])

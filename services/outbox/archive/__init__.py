@@ -1,1 +1,1 @@
-"""Old partitions of the event log as files."""
+"""Exports of old partitions of the event log to files."""

@@ -1,7 +1,8 @@
-"""A month of the event log as a file: one JSON object a line, compressed with gzip, a checksum beside it.
+"""A month of the event log as a file: one JSON object per line, compressed with gzip, with a checksum file beside it.
 
-The lines are PostgreSQL's own `row_to_json`, by id, so that `jsonb_populate_record(NULL::events, line)` gives the rows
-back. `sha256sum --check` verifies a file. A file has its name only once it is complete and has been read back.
+The lines are the output of PostgreSQL's `row_to_json`, ordered by id, so `jsonb_populate_record(NULL::events, line)`
+restores the rows. `sha256sum --check` verifies a file. A file gets its name only when it is complete and has been read
+back.
 """
 
 import asyncio
@@ -24,15 +25,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from services.outbox.retention.service import Partition
 
 ROWS = 2000
-"""Events in memory, and for each statement: a long one would hold a snapshot, and with it the outbox's dead rows."""
+"""Events per statement, and in memory. A long statement would hold a snapshot, which keeps dead rows in the outbox."""
 
 _CHUNK = 1 << 20
 _ABANDONED = 3600.0
-"""Seconds after which a draft that nobody writes to is what a crash left."""
+"""Seconds without a write after which a draft counts as left over from a crash."""
 
 
 class ExportFailed(Exception):
-    """What was written is not what is read back, or the folder is not usable. Nothing may be dropped."""
+    """The file could not be written, or does not read back as written. Nothing may be dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +45,9 @@ class Export:
 
 
 async def export(engine: AsyncEngine, partition: Partition, folder: Path) -> Export:
-    """Write the partition to `<schema>.<partition>.jsonl.gz`, or find it there complete.
+    """Write the partition to `<schema>.<partition>.jsonl.gz`, unless it is already there and complete.
 
-    Safe to repeat after a crash anywhere. Takes short transactions of its own, and memory for `ROWS` events. Raises
+    Safe to repeat after a crash at any point. Uses its own short transactions, and memory for `ROWS` events. Raises
     `ExportFailed`.
     """
     async with engine.connect() as connection:
@@ -67,13 +68,13 @@ async def export(engine: AsyncEngine, partition: Partition, folder: Path) -> Exp
 
 
 async def _write(engine: AsyncEngine, partition: Partition, file: BinaryIO) -> tuple[int, bytes]:
-    """Write the lines; their number and their digest."""
+    """Write the lines; return their number and digest."""
     statement = text(
         f"SELECT id, row_to_json(row)::text AS line FROM {partition.name} AS row"  # noqa: S608
         f" WHERE id > :after ORDER BY id LIMIT {ROWS}"
     )
     count, digest, last = 0, hashlib.sha256(), UUID(int=0)
-    # No name and no time of its own in the header: the same events make the same file.
+    # No file name or time in the header, so the same events always produce the same file.
     with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0, compresslevel=6) as compressed:
         while True:
             async with engine.connect() as connection:
@@ -87,7 +88,7 @@ async def _write(engine: AsyncEngine, partition: Partition, file: BinaryIO) -> t
 
 
 def _complete(file: BinaryIO, path: Path, events: int, digest: bytes) -> None:
-    """Give the file its name once it is on the disk and reads back as it was written."""
+    """Give the file its name when it is on disk and reads back as it was written."""
     file.flush()
     os.fsync(file.fileno())
     draft = Path(file.name)
@@ -107,7 +108,7 @@ def _complete(file: BinaryIO, path: Path, events: int, digest: bytes) -> None:
 
 
 def _verified(path: Path) -> int | None:
-    """The number of events in a complete file; None where there is none."""
+    """The number of events in the file; None if it is missing or incomplete."""
     try:
         if _checksum(path).read_text().split()[:1] != [_sha256(path)]:
             return None
@@ -117,9 +118,9 @@ def _verified(path: Path) -> int | None:
 
 
 def _prepare(path: Path) -> None:
-    """Make the folder, and clear away what crashes left of earlier tries."""
+    """Create the folder, and delete what crashes left behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The checksum of a file that is about to be replaced says nothing.
+    # The checksum of a file that is about to be replaced is worthless.
     _checksum(path).unlink(missing_ok=True)
     for draft in path.parent.glob(f"{path.name}*.part"):
         if draft.stat().st_mtime < time.time() - _ABANDONED:
@@ -128,7 +129,7 @@ def _prepare(path: Path) -> None:
 
 @contextmanager
 def _draft(path: Path) -> Iterator[BinaryIO]:
-    """A new file beside `path`, removed unless it was renamed. Two processes write two of them."""
+    """A new file beside `path`, deleted unless it is renamed. Each process writes its own."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}.", suffix=".part", delete=False) as file:
         try:
             yield file  # type: ignore[misc]
@@ -137,7 +138,7 @@ def _draft(path: Path) -> Iterator[BinaryIO]:
 
 
 def _read(path: Path) -> tuple[int, bytes]:
-    """The number of lines and the digest of a file's content. Raises what gzip raises where it is damaged."""
+    """The number of lines and the digest of a file's content. Raises what gzip raises if it is damaged."""
     lines, digest = 0, hashlib.sha256()
     with gzip.open(path) as file:
         while chunk := file.read(_CHUNK):

@@ -1,1 +1,1 @@
-"""What operators see and do: why an event waits, replaying, discarding, pausing."""
+"""What operators can see and do: explain why an event waits, replay, discard, pause."""

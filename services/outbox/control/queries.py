@@ -1,4 +1,4 @@
-"""The statements of an operator: dead letters, deferred events, event types, why something waits, workers."""
+"""The operators' statements: dead letters, deferred events, event types, why an event waits, workers."""
 
 from services.outbox.engine.queries import BY_POSITION, LAST_TAKEN, generations, ready_of
 from services.sql import Statement
@@ -20,8 +20,8 @@ HEADS = Statement(f"""
     WHERE {_SELECTED} AND position > :after ORDER BY position LIMIT :slice
 """)  # noqa: S608
 
-# By itself, before what is done with them: it waits for those that are about to wait behind one of them, and the next
-# statement sees what those have done.
+# A separate statement before the change: it waits for transactions that are parking events behind one of these dead
+# letters, and the next statement sees what they have done.
 LOCK = Statement(f"""
     SELECT position, event_id, aggregate, type, fingerprint, died_at FROM dead_letters
     WHERE {_SELECTED} AND position > :after ORDER BY position LIMIT :slice FOR UPDATE
@@ -58,7 +58,7 @@ GROUPS = Statement("""
     ORDER BY letters DESC, groups.fingerprint LIMIT :slice
 """)
 
-# Found by the log's key and the index of what waits by aggregate: the outbox has no index on the event.
+# Uses the log's key and the index of waiting rows by aggregate: the outbox has no index on the event's id.
 LOCK_DEFERRED = Statement("""
     SELECT position FROM outbox
     WHERE aggregate = (SELECT aggregate FROM events WHERE id = :event_id) AND event_id = :event_id
@@ -106,7 +106,7 @@ _SLOTS = """
 
 _LIVE = "beat_at > statement_timestamp() - make_interval(secs => 20)"
 
-# The types that stand in the outbox are found by leaps over its indexes, not by reading it.
+# The types in the outbox are found by a loose index scan, not by reading every row.
 TYPES = Statement(f"""
     WITH RECURSIVE ready(type) AS (
         (SELECT type FROM outbox WHERE available_at IS NULL ORDER BY type LIMIT 1)
@@ -151,7 +151,7 @@ TYPES = Statement(f"""
     WHERE known.type IS NOT NULL ORDER BY known.type
 """)  # noqa: S608
 
-# `xmax` is the transaction that has locked the row, or is about to delete it, as long as it runs.
+# While a transaction that has locked or deleted the row is running, `xmax` is its id.
 _FACTS = f"""
     SELECT outbox.position, outbox.event_id, outbox.aggregate, outbox.type, outbox.waits,
         nullif(outbox.available_at, 'infinity') AS until,

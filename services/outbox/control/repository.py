@@ -1,4 +1,4 @@
-"""What operators read and write: dead letters, deferred events, event types, why something waits, workers."""
+"""What operators read and write: dead letters, deferred events, event types, why an event waits, workers."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,14 +15,14 @@ from services.query import EXACT, ORDERED, Filterable, Listing, PageQuery, Rows,
 from services.sql import Row, SqlAccess
 
 COUNTED = 10_000
-"""Rows that a count reads at most: it says "at least so many" beyond, and costs no more with ten million."""
+"""The most rows that a count reads. Above this the count is a lower bound, so ten million rows cost no more."""
 
 
 class ControlRepository(SqlAccess):
-    """What operators read of the engine, and what they do to it, each with its entry in the audit."""
+    """What operators read from the engine and do to it. Every change gets an entry in the audit trail."""
 
     async def dead_letter(self, position: int) -> tuple[DeadLetter, EventRow | None] | None:
-        """A dead letter with its event from the log (None where the log has lost it)."""
+        """A dead letter with its event from the log (None if the log no longer has it)."""
         statement = (
             select(DeadLetter, EventRow)
             .outerjoin(EventRow, col(EventRow.id) == DeadLetter.event_id)
@@ -36,27 +36,27 @@ class ControlRepository(SqlAccess):
         return int(row["number"])
 
     async def heads(self, selection: Selection, after: int, limit: int) -> Sequence[Row]:
-        """Which dead letters these are, from the first position after `after` on."""
+        """The first `limit` selected dead letters with a position after `after`."""
         return await self.sql.fetch(queries.HEADS, **asdict(selection), after=after, slice=limit)
 
     async def lock(self, selection: Selection, after: int, limit: int) -> Sequence[Row]:
-        """As `heads`, and nobody else replays, discards or waits behind them until the transaction ends."""
+        """Like `heads`, but locks them: until the transaction ends, no one can replay, discard or park behind them."""
         return await self.sql.fetch(queries.LOCK, **asdict(selection), after=after, slice=limit)
 
     async def replay(self, positions: Sequence[int], actor: str, reason: str) -> int:
-        """Put locked dead letters back at their old places, due now, their attempts at zero; their number."""
+        """Put locked dead letters back in their old places, due now and with no attempts; return their number."""
         return await self.sql.run(queries.REPLAY, positions=list(positions), actor=actor, reason=reason)
 
     async def discard(self, positions: Sequence[int], actor: str, reason: str) -> int:
-        """Delete locked dead letters; what waited behind them is still to be woken. Their number."""
+        """Delete locked dead letters; return their number. The caller wakes the events that waited behind them."""
         return await self.sql.run(queries.DISCARD, positions=list(positions), actor=actor, reason=reason)
 
     async def groups(self, event_type: str | None, limit: int) -> Sequence[Row]:
-        """Dead letters by fingerprint, the largest group first, each with its latest error."""
+        """Dead letters grouped by fingerprint, largest group first, each with its latest error."""
         return await self.sql.fetch(queries.GROUPS, type=event_type, slice=limit)
 
     async def backlog(self) -> dict[str, Any]:
-        """What waits, what is retried, what is dead, and for how long the oldest due event has waited."""
+        """How many events wait, are retried or are dead, and how long the oldest due event has waited."""
         return dict((await self.sql.fetch(queries.BACKLOG))[0])
 
     async def dead_letters(self, wanted: PageQuery) -> Rows[DeadLetter]:
@@ -64,11 +64,11 @@ class ControlRepository(SqlAccess):
         return await DEAD_LETTERS.page(self.session, select(DeadLetter), wanted)
 
     async def deferred(self, wanted: PageQuery) -> Rows[OutboxRow]:
-        """Events whose writers deferred them, and that nobody has tried yet."""
+        """Events that were deferred by their writers and have not been tried yet."""
         return await DEFERRED.page(self.session, select(OutboxRow).where(col(OutboxRow.waits) == Waits.asked), wanted)
 
     async def cancel(self, event_id: UUID, actor: str, reason: str) -> bool:
-        """Delete a deferred event's outbox row; False where there is none, or a worker is processing it."""
+        """Delete a deferred event's outbox row. Returns False if there is none, or a worker is processing it."""
         for row in await self.sql.fetch(queries.LOCK_DEFERRED, event_id=event_id):
             return await self.sql.run(queries.CANCEL, position=row["position"], actor=actor, reason=reason) == 1
         return False
@@ -78,21 +78,21 @@ class ControlRepository(SqlAccess):
         await self.sql.run(queries.PAUSE, type=event_type, paused=paused, actor=actor, action=action, reason=reason)
 
     async def limit(self, event_type: str, max_batches: int | None, actor: str, reason: str) -> None:
-        """So many transactions at most at the same time; None: as many as there are."""
+        """Set the maximum number of simultaneous transactions for an event type; None means no limit."""
         await self.sql.run(
             queries.LIMIT, type=event_type, max_batches=max_batches, actor=actor, action="limit", reason=reason
         )
 
     async def types(self) -> Sequence[Row]:
-        """Every event type that is in the outbox, handled, controlled or dead; counts end at `COUNTED` + 1."""
+        """Every event type that is in the outbox, handled, controlled or dead; counts stop at `COUNTED` + 1."""
         return await self.sql.fetch(queries.TYPES, counted=COUNTED)
 
     async def row(self, position: int) -> Row | None:
-        """What is known of one outbox row: what it waits for, who holds it, what is before it."""
+        """What is known about an outbox row: what it waits for, which transaction has locked it, what is before it."""
         return next(iter(await self.sql.fetch(queries.ROW, position=position)), None)
 
     async def rows_of(self, aggregate: str, limit: int) -> Sequence[Row]:
-        """As `row`, the aggregate's first ones."""
+        """The same as `row`, for the aggregate's first `limit` rows."""
         return await self.sql.fetch(queries.ROWS_OF_AGGREGATE, aggregate=aggregate, slice=limit)
 
     async def dead_letters_of(self, aggregate: str, limit: int) -> list[int]:
@@ -101,13 +101,13 @@ class ControlRepository(SqlAccess):
         return [row["position"] for row in rows]
 
     async def position_of(self, event_id: UUID) -> int | None:
-        """Where an event stands in the outbox or among the dead letters."""
+        """The position of an event in the outbox or among the dead letters."""
         return next((row["position"] for row in await self.sql.fetch(queries.POSITION, event_id=event_id)), None)
 
     async def beat(self, worker_id: UUID, host: str, pid: int, age: float, stuck: float, report: str) -> None:
         """Write a worker's row.
 
-        `age` is the seconds since it started, `stuck` the seconds without progress, `report` JSON.
+        `age` is the number of seconds since it started, `stuck` the number without progress; `report` is JSON.
         """
         await self.sql.run(queries.BEAT, id=worker_id, host=host, pid=pid, age=age, stuck=stuck, report=report)
 
@@ -121,11 +121,11 @@ class ControlRepository(SqlAccess):
         return [row["id"] for row in rows]
 
     async def forget_workers(self, ids: Sequence[UUID]) -> list[UUID]:
-        """Delete the rows of those that are lost and not locked; returns the ids of the deleted ones."""
+        """Delete the rows of lost workers that are not locked; return the ids of the deleted ones."""
         return [row["id"] for row in await self.sql.fetch(queries.FORGET, ids=list(ids))]
 
     async def workers(self, host: str | None) -> Sequence[Row]:
-        """The workers of one host, or all, with the seconds since their last beat and their last progress."""
+        """The workers of one host, or all, with the seconds since their last heartbeat and their last progress."""
         return await self.sql.fetch(queries.WORKERS, host=host)
 
 

@@ -1,4 +1,4 @@
-"""What operators ask of the outbox."""
+"""What operators ask about the outbox."""
 
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -7,7 +7,7 @@ from uuid import UUID
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which dead letters: those for which everything given holds."""
+    """Selects dead letters: those that match every field that is set."""
 
     position: int | None = None
     event_id: UUID | None = None

@@ -1,4 +1,4 @@
-"""What operators do to the engine: replay, discard, cancel, pause, limit; who is alive. The edge commits."""
+"""What operators do to the engine: replay, discard, cancel, pause, limit, list live workers. The caller commits."""
 
 import json
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from services.outbox.control.schemas import Selection
 from services.transaction import Transaction
 
 SLICE = 500
-"""Dead letters in one transaction at most: it holds their locks, and wakes what waits behind each."""
+"""The most dead letters in one transaction, which holds their locks and wakes what waits behind each of them."""
 
 SILENT = 20.0
-"""Seconds without a beat after which a worker counts as gone: it beats every five."""
+"""Seconds without a heartbeat after which a worker counts as gone. It sends one every five seconds."""
 
 _PATIENCE = 30.0
 """Seconds beyond its time limit that a worker's batch may take before it counts as stuck."""
@@ -24,7 +24,7 @@ _PATIENCE = 30.0
 
 @dataclass(frozen=True, slots=True)
 class By:
-    """Who does it, and why; kept in the audit."""
+    """Who does it, and why. Both are recorded in the audit trail."""
 
     actor: str
     reason: str = ""
@@ -32,7 +32,7 @@ class By:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Which dead letter."""
+    """What identifies a dead letter."""
 
     position: int
     event_id: UUID
@@ -46,8 +46,8 @@ class Head:
 class Slice:
     """What one transaction has done, or would do.
 
-    `matching` dead letters were selected before it, `done` of them are dealt with: those in `letters`. Where there are
-    `more`, go on in the next transaction after the position `last`.
+    `matching` dead letters were selected before it, and `done` of them, those in `letters`, have been dealt with. If
+    there are `more`, continue in the next transaction after the position `last`.
     """
 
     matching: int
@@ -59,7 +59,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Dead letters of one kind: the same error from the same place. `type` and `message` are those of the latest."""
+    """Dead letters with the same error from the same place. `type` and `message` are those of the latest one."""
 
     fingerprint: str
     letters: int
@@ -72,9 +72,9 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class TypeState:
-    """One event type. Counts end at 10,000: `ready_is_more` and `waiting_is_more` say that there are more.
+    """One event type. Counts stop at 10,000; `ready_is_more` and `waiting_is_more` say that there are more.
 
-    `workers` is the number of live ones that handle it; `oldest_ready_seconds` is the age of the first ready event.
+    `workers` is the number of live workers that handle it; `oldest_ready_seconds` is the age of the first ready event.
     """
 
     type: str
@@ -93,9 +93,9 @@ class TypeState:
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """One worker process, as it last said of itself; `complaint` is what its health check says, None where it is well.
+    """One worker process, as it last reported itself. `complaint` is the result of its health check, None if healthy.
 
-    `silent_seconds` have passed since its last beat, `stuck_seconds` since its slowest busy loop gave a sign.
+    `silent_seconds` is the time since its last heartbeat, `stuck_seconds` since its slowest busy loop made progress.
     """
 
     id: UUID
@@ -113,7 +113,7 @@ class WorkerState:
 async def replay(
     work: Transaction, selection: Selection, by: By, *, after: int = 0, limit: int = SLICE, dry_run: bool = False
 ) -> Slice:
-    """Put dead letters back at their old places; a dry run writes nothing."""
+    """Put dead letters back in their old places. A dry run writes nothing."""
     _check_selection(selection)
     matching, letters = await _take(work, selection, after, limit, dry_run)
     if letters and not dry_run:
@@ -124,24 +124,24 @@ async def replay(
 async def discard(
     work: Transaction, selection: Selection, by: By, *, after: int = 0, limit: int = SLICE, dry_run: bool = False
 ) -> Slice:
-    """Give dead letters up for good, and wake what waited behind them; a dry run writes nothing.
+    """Delete dead letters and wake the events that waited behind them. A dry run writes nothing.
 
-    Raises `InvalidInput` without a reason.
+    Raises `InvalidInput` if there is no reason.
     """
     _check_selection(selection)
     if not by.reason.strip():
-        fault = Fault("a reason is required: what is discarded never takes effect", "#/reason")
+        fault = Fault("a reason is required: discarded events never take effect", "#/reason")
         raise InvalidInput(fault.detail, [fault])
     matching, letters = await _take(work, selection, after, limit, dry_run)
     if letters and not dry_run:
         await work.control.discard([letter.position for letter in letters], by.actor, by.reason)
-        # A statement of its own, after the lock: it sees those that had just been sent to wait.
+        # A separate statement after the lock, so it sees events that were parked just before.
         await work.outbox.wake(sorted({letter.aggregate for letter in letters}))
     return _slice(matching, letters, limit)
 
 
 async def groups(work: Transaction, event_type: str | None = None, limit: int = 50) -> list[Group]:
-    """Dead letters by fingerprint, the largest group first."""
+    """Dead letters grouped by fingerprint, largest group first."""
     return [
         Group(
             row["fingerprint"],
@@ -157,30 +157,32 @@ async def groups(work: Transaction, event_type: str | None = None, limit: int = 
 
 
 async def cancel(work: Transaction, event_id: UUID, by: By) -> bool:
-    """Take back a deferred event that nobody has tried yet; False where it is too late, or there is none.
+    """Cancel a deferred event that has not been tried yet. Returns False if it is too late, or there is none.
 
-    For services, too: in their own unit of work, and undone with it.
+    Services may call it, too: it is part of their unit of work, and is rolled back with it.
     """
     return await work.control.cancel(event_id, by.actor, by.reason)
 
 
 async def cancel_or_refuse(work: Transaction, event_id: UUID, by: By) -> None:
-    """Take back a deferred event. Raises `NotFound` or `Conflict`, saying why it cannot be."""
+    """Cancel a deferred event. Raises `NotFound` or `Conflict` with the reason if that is not possible."""
     if await cancel(work, event_id, by):
         return
     position = await work.control.position_of(event_id)
     if position is None:
-        raise NotFound(f"no event {event_id} waits: there is none, or it was processed, discarded or cancelled")
-    raise Conflict(f"event {event_id} is not merely deferred any more: `why` tells what it waits for")
+        raise NotFound(
+            f"event {event_id} is not waiting: it does not exist, or it was processed, discarded or cancelled"
+        )
+    raise Conflict(f"event {event_id} is no longer just deferred; use `why` to see what it waits for")
 
 
 async def pause(work: Transaction, event_type: str, by: By, *, paused: bool = True) -> None:
-    """Let no worker claim events of this type, or let them again. Batches under way end as they would."""
+    """Stop claiming events of this type, or resume. Batches that are already running finish normally."""
     await work.control.pause(event_type, paused, by.actor, by.reason)
 
 
 async def limit(work: Transaction, event_type: str, max_batches: int | None, by: By) -> None:
-    """Let at most so many transactions, of all workers together, process this type at once; None: no limit."""
+    """Limit how many transactions, across all workers, process this type at the same time; None removes the limit."""
     await work.control.limit(event_type, max_batches, by.actor, by.reason)
 
 
@@ -197,7 +199,7 @@ async def types(work: Transaction) -> list[TypeState]:
 
 
 async def workers(work: Transaction, host: str | None = None) -> list[WorkerState]:
-    """The workers of a host, or all, and whether they are well."""
+    """The workers of a host, or all, and whether they are healthy."""
     found: list[WorkerState] = []
     for row in await work.control.workers(host):
         report = json.loads(row["report"])
@@ -208,13 +210,13 @@ async def workers(work: Transaction, host: str | None = None) -> list[WorkerStat
 
 
 def last_line(error: str) -> str:
-    """What a traceback ends with: the error itself."""
+    """The last line of a traceback: the error itself."""
     return next((line for line in reversed(error.splitlines()) if line.strip()), "")
 
 
 def _complaint(silent: float, stuck: float, time_limit: float) -> str | None:
     if silent > SILENT:
-        return f"no beat for {silent:.0f} s: it is gone, or its event loop is blocked"
+        return f"no heartbeat for {silent:.0f} s: it is gone, or its event loop is blocked"
     if stuck > time_limit + _PATIENCE:
         return f"no progress for {stuck:.0f} s: a batch may take {time_limit:g} s"
     return None
@@ -222,7 +224,7 @@ def _complaint(silent: float, stuck: float, time_limit: float) -> str | None:
 
 def _check_selection(selection: Selection) -> None:
     if selection.is_everything:
-        fault = Fault("say which: a position, an event, a type, an aggregate, a fingerprint or a time", "#")
+        fault = Fault("select dead letters by position, event, type, aggregate, fingerprint or time", "#")
         raise InvalidInput(fault.detail, [fault])
 
 

@@ -1,4 +1,4 @@
-"""Why an event waits: which one it waits for, what is wrong with that one, and since when."""
+"""Why an event waits: which event it waits for, what is wrong with that one, and since when."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,16 +11,16 @@ from services.sql import Row
 from services.transaction import Transaction
 
 _FIRST = 20
-"""Rows of an aggregate that are explained."""
+"""How many rows of an aggregate are explained."""
 
 
 class State(StrEnum):
-    """Where an event stands."""
+    """The state of an event."""
 
     ready = "ready"
     """The next claim may take it."""
     locked = "locked"
-    """A running transaction holds it: a worker that processes it, as a rule."""
+    """A running transaction has locked it, usually a worker that is processing it."""
     retry = "retry"
     """It failed, and waits for its next attempt."""
     behind = "behind"
@@ -32,7 +32,7 @@ class State(StrEnum):
     paused = "paused"
     """An operator has paused its type."""
     slots_full = "slots_full"
-    """As many batches of its type are under way as an operator allows."""
+    """The maximum number of batches of its type, set by an operator, is running."""
     no_worker = "no_worker"
     """It is ready, and no live worker handles its type."""
     dead = "dead"
@@ -41,10 +41,10 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Why:
-    """Where one event stands, and `because` of what, in words.
+    """The state of one event; `because` explains it in words.
 
-    `since` is when it came into that state, as far as that is known, `until` when that ends by itself. `error` is the
-    last one it failed with. `blocker` is the event that it waits for.
+    `since` is when it entered that state, if known; `until` is when the state ends by itself. `error` is the last error
+    it failed with. `blocker` is the event that it waits for.
     """
 
     position: int
@@ -61,29 +61,33 @@ class Why:
 
 
 async def of_event(work: Transaction, event_id: UUID) -> Why:
-    """Raises `NotFound` where the event is neither in the outbox nor dead."""
+    """Explain an event. Raises `NotFound` if it is neither in the outbox nor a dead letter."""
     position = await work.control.position_of(event_id)
     if position is None:
-        raise NotFound(f"event {event_id} does not wait: there is none, or it was processed, discarded or cancelled")
+        raise NotFound(
+            f"event {event_id} is not waiting: it does not exist, or it was processed, discarded or cancelled"
+        )
     return await of_position(work, position)
 
 
 async def of_position(work: Transaction, position: int) -> Why:
-    """Raises `NotFound` where neither an outbox row nor a dead letter has this position."""
+    """Explain the event at a position. Raises `NotFound` if no outbox row or dead letter has this position."""
     row = await work.control.row(position)
     found = await _dead(work, position) if row is None else await _explain(work, row)
     if found is None:
-        raise NotFound(f"nothing waits at position {position}: it was processed, discarded or cancelled, or never was")
+        raise NotFound(
+            f"no event waits at position {position}: it was processed, discarded or cancelled, or never existed"
+        )
     return found
 
 
 async def of_aggregate(work: Transaction, aggregate: str) -> list[Why]:
-    """What waits of an aggregate, the first ones, its dead letters first. Raises `NotFound` where nothing does."""
+    """Explain the first waiting events of an aggregate, dead letters first. Raises `NotFound` if there are none."""
     letters = await work.control.dead_letters_of(aggregate, _FIRST)
     dead = [found for found in [await _dead(work, position) for position in letters] if found is not None]
     waiting = [await _explain(work, row) for row in await work.control.rows_of(aggregate, _FIRST)]
     if not dead and not waiting:
-        raise NotFound(f"nothing of {aggregate} waits")
+        raise NotFound(f"no event of {aggregate} is waiting")
     return dead + waiting
 
 
@@ -92,7 +96,7 @@ async def _dead(work: Transaction, position: int) -> Why | None:
     if found is None:
         return None
     letter, _ = found
-    later = "later events of its aggregate wait for it" if letter.blocks else "later events go on without it"
+    later = "later events of its aggregate wait for it" if letter.blocks else "later events do not wait for it"
     return Why(
         position,
         letter.event_id,
@@ -116,7 +120,7 @@ async def _explain(work: Transaction, row: Row) -> Why:
 
 
 async def _blocker(work: Transaction, row: Row) -> Why | None:
-    """The first event that it waits for and that waits itself; else the first one before it."""
+    """The first event before it that is itself waiting or dead; otherwise the first event before it."""
     waiting = [position for position in (row["dead_before"], row["waiting_before"]) if position is not None]
     for position in (*sorted(waiting), row["ready_before"]):
         if position is None:
@@ -129,9 +133,12 @@ async def _blocker(work: Transaction, row: Row) -> Why | None:
 
 
 def _alone(row: Row) -> Why:
-    """Where it stands, whatever is before it."""
+    """The state of the row, ignoring the events before it."""
     if row["pid"] is not None:
-        because = f"locked by a running transaction of {row['application'] or 'somebody'} (server process {row['pid']})"
+        because = (
+            f"locked by a running transaction of {row['application'] or 'an unnamed client'}"
+            f" (server process {row['pid']})"
+        )
         return _why(row, State.locked, because, row["locked_at"])
     if row["paused"]:
         because = f"{row['type']} is paused by {row['changed_by']}"
@@ -139,7 +146,7 @@ def _alone(row: Row) -> Why:
     if not row["due"]:
         return _later(row)
     if row["max_batches"] is not None and row["batches"] >= row["max_batches"]:
-        because = f"{row['batches']} of {row['max_batches']} batches of {row['type']} are under way"
+        because = f"{row['batches']} of at most {row['max_batches']} batches of {row['type']} are running"
         return _why(row, State.slots_full, because, None)
     if row["waits"] == "unknown":
         return _why(row, State.unknown, last_line(row["error"] or ""), row["occurred_at"])
@@ -154,11 +161,13 @@ def _later(row: Row) -> Why:
         case "asked":
             return _why(row, State.deferred, f"deferred until {until}", row["occurred_at"], until)
         case "retry":
-            return _why(row, State.retry, f"failed {_times(row['attempts'])}, next try at {until}", _failed(row), until)
+            return _why(
+                row, State.retry, f"failed {_times(row['attempts'])}, next attempt at {until}", _failed(row), until
+            )
         case "unknown":
             return _why(row, State.unknown, last_line(row["error"] or ""), _failed(row), until)
         case _:
-            return _why(row, State.behind, "waits to be woken by what was before it", None)
+            return _why(row, State.behind, "waits to be woken by the event before it", None)
 
 
 def _why(

@@ -1,24 +1,24 @@
-"""The statements of the engine: append, claim, look, complete, and what becomes of events that wait or fail."""
+"""The engine's statements: append, claim, look, complete, and the handling of events that wait or fail."""
 
 from services.outbox.models import GENERATION, MAX_POSITION, generation_of
 from services.sql import Statement, Writing
 
 LAST_TAKEN = "(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM outbox_position_seq)"
-"""The highest position that any transaction has taken; 0 where none has (the sequence's last value is 1 by then)."""
+"""The highest position that any transaction has taken; 0 if none has (the sequence's last value is 1 even then)."""
 
 BY_POSITION = f"{GENERATION}, aggregate, position"
-"""What to order an aggregate's ready rows of one generation by."""
+"""The ORDER BY for an aggregate's ready rows of one generation."""
 
 
 def generations(first: str, last: str) -> str:
-    """A FROM entry with the generations from one position to another; `generation` is its column."""
+    """A FROM item that lists the generations between two positions in its column `generation`."""
     return f"generate_series({generation_of(first)}, {generation_of(last)}) AS generation"
 
 
 def ready_of(aggregate: str) -> str:
     """A condition for the aggregate's ready rows of one of the `generations`.
 
-    Where the first of them is wanted, `BY_POSITION` keeps the planner on their index.
+    To find the first of them, order by `BY_POSITION`: it keeps the planner on the index.
     """
     return f"available_at IS NULL AND {GENERATION} = generation AND aggregate = {aggregate}"
 
@@ -28,8 +28,8 @@ SET_LOCAL = Statement("""
     FROM unnest(CAST(:names AS text[]), CAST(:values AS text[])) AS new(name, value)
 """)
 
-# One statement for all events of a unit of work, whatever their number. The transaction has its id before it takes a
-# position: claims tell by the ids of running transactions which positions may still come (`claim`).
+# One statement for all events of a unit of work, whatever their number. The transaction gets its id before it takes a
+# position: from the ids of the running transactions, claims know which positions may still appear (`Floor`).
 APPEND = Writing("""
     own AS MATERIALIZED (
         SELECT pg_current_xact_id() AS id
@@ -42,7 +42,7 @@ APPEND = Writing("""
         AS new(id, type, version, aggregate, payload, request_id, traceparent, queued, available_at, ordinal)
     ), logged AS (
         INSERT INTO events (id, type, version, aggregate, payload, request_id, traceparent)
-        -- Positions in the log, too, are taken in the order in which the events were recorded.
+        -- The positions in the log are also taken in the order in which the events were recorded.
         SELECT id, type, version, aggregate, CAST(payload AS jsonb), request_id, traceparent FROM new ORDER BY ordinal
     ), queued AS (
         INSERT INTO outbox (event_id, aggregate, type, available_at, waits)
@@ -51,15 +51,15 @@ APPEND = Writing("""
     )
 """)
 
-# It locks the first rows of each wanted type, and tells which of them may run: those with no earlier row of the same
-# aggregate outside the locked set, and no dead letter that blocks. Everything reads one snapshot, so a row that another
-# worker is about to delete still blocks here.
+# Locks the first rows of each wanted type and decides which of them may run: those whose aggregate has no earlier row
+# outside the locked set and no dead letter that blocks. Everything reads one snapshot, so a row that another worker is
+# about to delete still blocks here.
 CLAIM = Statement(f"""
     WITH head AS MATERIALIZED (
-        -- The first ready row. Dead rows between the floor and this one are passed once: everything else begins here.
+        -- The first ready row. Dead rows between the floor and this one are read only once: all other scans start here.
         SELECT position FROM outbox WHERE available_at IS NULL AND position >= :floor ORDER BY position LIMIT 1
     ), wanted AS MATERIALIZED (
-        -- The spans whose type is not paused and, where its batches are limited, for which a slot was free.
+        -- The spans whose type is not paused and, if its batches are limited, has a free slot.
         SELECT entry.* FROM unnest(
             CAST(:types AS text[]), CAST(:starts AS bigint[]), CAST(:ends AS bigint[]), CAST(:ready AS integer[]),
             CAST(:due AS integer[])
@@ -69,7 +69,7 @@ CLAIM = Statement(f"""
             WHEN control.type IS NULL THEN true
             WHEN control.paused THEN false
             WHEN control.max_batches IS NULL THEN true
-            -- A slot is taken to the end of the transaction, so not for nothing.
+            -- A slot is held until the transaction ends, so take one only if there is something to process.
             ELSE (
                 EXISTS (
                     SELECT FROM outbox
@@ -84,7 +84,7 @@ CLAIM = Statement(f"""
             )
         END
     ), locked AS MATERIALIZED (
-        -- The first ready rows and the first due ones of each span. Rows that another worker has locked are left to it.
+        -- The first ready rows and the first due rows of each span. Rows that another worker has locked are skipped.
         SELECT row.* FROM wanted CROSS JOIN LATERAL (
             SELECT position, event_id, aggregate, type, attempts, false AS waited FROM outbox
             WHERE outbox.type = wanted.type AND available_at IS NULL
@@ -98,25 +98,25 @@ CLAIM = Statement(f"""
             ORDER BY available_at, position LIMIT wanted.due FOR UPDATE SKIP LOCKED
         ) AS row
     ), near AS MATERIALIZED (
-        -- The head of the queue, read once: what comes before a locked row is mostly here.
+        -- The head of the queue, read once: the rows before a locked row are mostly here.
         SELECT position, aggregate FROM outbox
         WHERE available_at IS NULL AND position >= (SELECT position FROM head)
         AND position < (SELECT max(position) FROM locked)
         ORDER BY position LIMIT :near
     ), looked AS MATERIALIZED (
-        -- Where `near` ends. What is further on is looked up for each aggregate.
+        -- Where `near` ends. Rows beyond it are looked up for each aggregate.
         SELECT CASE WHEN count(*) < :near THEN {MAX_POSITION} ELSE max(position) + 1 END AS past FROM near
     ), here AS MATERIALIZED (
-        -- The aggregates of the locked rows: the last locked row of each, and the first in `near` that is not locked.
+        -- The aggregates of the locked rows, with the last locked row of each and its first row in `near` that is not.
         SELECT aggregate, max(mine) AS last, min(other) AS other FROM (
             SELECT aggregate, position AS mine, NULL AS other FROM locked
             UNION ALL
             SELECT aggregate, NULL, position FROM near WHERE position NOT IN (SELECT position FROM locked)
         ) AS rows GROUP BY aggregate HAVING max(mine) IS NOT NULL
     ), barrier AS MATERIALIZED (
-        -- What an aggregate's locked rows must not pass: its first other ready row, and what waits or is dead.
-        -- These are not EXISTS: an ORDER BY keeps the planner on the index, however many rows an aggregate has. Where
-        -- nothing waits and nothing is dead, that is asked once, and not for each aggregate.
+        -- What an aggregate's locked rows must not overtake: its first other ready row, its first waiting row and its
+        -- dead letters. Not EXISTS, because an ORDER BY keeps the planner on the index, however many rows an aggregate
+        -- has. Whether anything waits or is dead at all is checked once, not for each aggregate.
         SELECT aggregate, CASE WHEN other IS NOT NULL OR last <= looked.past THEN other ELSE (
             SELECT min(earlier.position) FROM {generations("looked.past", "last")} CROSS JOIN LATERAL (
                 SELECT position FROM outbox
@@ -135,7 +135,7 @@ CLAIM = Statement(f"""
         ) END) AS waiting
         FROM here CROSS JOIN looked
     )
-    -- The first row is the header: the horizon, as JSON. It also gives the planner its settings back.
+    -- The first row is the header: the horizon, as JSON. It also restores the planner's settings.
     SELECT 0 AS position, NULL AS event_id, '' AS aggregate, '' AS type, 0 AS attempts, false AS waited,
         NULL AS version, json_build_object(
             'first_ready', (SELECT position FROM head),
@@ -150,10 +150,10 @@ CLAIM = Statement(f"""
         event.version, event.payload::text, event.request_id, event.traceparent,
         coalesce(locked.position > least(barrier.ready, barrier.waiting), false),
         coalesce(locked.position > barrier.waiting, false)
-    -- Each has its other half. FULL forbids the nested loop that the planner takes where it expects few rows, as of a
-    -- short queue: it would compare each of a batch with each.
+    -- Every row has a match, so this is an inner join. FULL rules out the nested loop that the planner chooses when it
+    -- expects few rows, as in a short queue: it would compare every row of the batch with every aggregate.
     FROM locked FULL JOIN barrier USING (aggregate) LEFT JOIN LATERAL (
-        -- The limit forbids the opposite: all of a log that was small when the plan was made.
+        -- The LIMIT rules out the opposite: a scan of the whole log, if the log was small when the plan was made.
         SELECT version, payload, request_id, traceparent FROM events WHERE events.id = locked.event_id LIMIT 1
     ) AS event ON true
     ORDER BY position
@@ -171,7 +171,7 @@ LOOK = Statement("""
     WHERE NOT EXISTS (SELECT FROM outbox_types WHERE outbox_types.type = entry.type AND paused)
 """)
 
-# Who has taken a position has drawn it from a sequence, and holds a lock on that to the end of the transaction.
+# A transaction that has taken a position drew it from a sequence, and holds a lock on the sequence until it ends.
 TAKERS = Statement("""
     WITH locks AS MATERIALIZED (
         SELECT virtualtransaction, locktype, mode, database, relation, transactionid FROM pg_locks WHERE granted
@@ -190,7 +190,7 @@ TRANSACTION = Statement("SELECT CAST(CAST(pg_current_xact_id_if_assigned() AS te
 
 COMMITTED = Statement("SELECT pg_xact_status(CAST(CAST(:transaction AS text) AS xid8)) = 'committed' AS committed")
 
-# In another transaction than the one that locked the rows it deletes nothing.
+# Deletes nothing if this is not the transaction that locked the rows.
 _DELETE = """
     DELETE FROM outbox WHERE position = ANY(CAST(:positions AS bigint[])) AND (
         CAST(:transaction AS text) IS NULL OR pg_current_xact_id() = CAST(CAST(:transaction AS text) AS xid8)
@@ -199,9 +199,9 @@ _DELETE = """
 COMPLETE = Statement(_DELETE)
 COMPLETED = Writing(f"completed AS ({_DELETE} RETURNING 1)", counted="completed")
 
-# What a row waits for is the aggregate's first row that waits, or a dead letter. Its lock, shared with others that wait
-# for it, keeps it from being processed or replayed before this commit: whoever does that wakes all who wait. Where it
-# is locked, it is being processed, and nobody needs to wait for long.
+# A row waits for the aggregate's first waiting row, or for a dead letter. The lock on that one, a shared lock, keeps it
+# from being processed or replayed before this commit: both wake the rows that wait by then. If that one is already
+# locked, it is being processed, and there is no need to park this row.
 PARK = Statement("""
     UPDATE outbox SET waits = 'behind', available_at = 'infinity'
     WHERE position = ANY(CAST(:positions AS bigint[])) AND CASE WHEN EXISTS (
@@ -234,9 +234,9 @@ PUT_OFF = Statement("""
     WHERE outbox.position = failed.position
 """)
 
-# Rows that another worker holds are left to it: it finds out for itself, and nobody waits for anybody here. What is
-# beyond the limit is parked by the claims that meet it. An array, so that each row is updated by its key, however many
-# the planner takes them for.
+# Rows that another worker has locked are skipped: that worker will find out by itself, and nothing waits for a lock
+# here. Rows beyond the limit are parked by the claims that find them. ANY(ARRAY(...)) makes the planner update each row
+# by its key, however many rows it expects.
 HOLD_BACK = Statement(f"""
     UPDATE outbox SET waits = 'behind', available_at = 'infinity' WHERE position = ANY(ARRAY(
         SELECT held.position
@@ -284,7 +284,7 @@ WAKE = Statement("""
     ) AND waits = 'behind' AND available_at = 'infinity'
 """)
 
-# A slice from the first ready row on: what is at the head of the queue and nobody takes.
+# Looks at a slice that starts at the first ready row: the events at the head of the queue that no worker takes.
 PARK_UNKNOWN = Statement("""
     UPDATE outbox SET waits = 'unknown', available_at = statement_timestamp(),
         last_error = format('no worker that looked at it has a handler for events of type ''%s''', type)

@@ -11,16 +11,16 @@ from services.outbox.events import Recorded
 from services.sql import SqlAccess, Write
 
 LOCK_TIMEOUT = "1s"
-"""Ordinary locks are held until a batch commits. Events that wait longer are left out, and the rest processed."""
+"""Most locks are held until a batch commits. Events that wait longer are left out, and the rest are processed."""
 
 SHORT_LOCK_TIMEOUT = "100ms"
-"""The same once a lock was not granted: a handler that waits for it all the same waits with each part of its batch."""
+"""The timeout after a first lock timeout: a handler that still waits for locks does so in each part of its batch."""
 
 _NEAR = 4
-"""Rows of the queue that a claim looks at for each that it may take, to find what comes before those."""
+"""For each row that a claim may take, how many rows of the queue it reads to find the ones that come before."""
 
 _CROWD = 20
-"""Rows of an aggregate in one claim that tell of more behind them."""
+"""So many parked rows of an aggregate in one claim suggest that more follow."""
 
 _HORIZON = TypeAdapter(Horizon)
 
@@ -30,23 +30,23 @@ class OutboxRepository(SqlAccess):
 
     @staticmethod
     def appending(recorded: Sequence[Recorded]) -> Write:
-        """Write events to the log, each with where it came from, and an outbox row for each that is queued."""
+        """Write events to the log, each with its trace, and an outbox row for each one that is queued."""
         return Write(queries.APPEND, _columns(recorded))
 
     async def begin(self, time_limit: float) -> None:
-        """Give this transaction the `claim_settings`."""
+        """Apply the `claim_settings` to this transaction."""
         settings = claim_settings(time_limit)
         await self.sql.fetch(queries.SET_LOCAL, names=list(settings), values=list(settings.values()))
 
     async def shorten_lock_timeout(self) -> None:
-        """Let this transaction wait for a lock for `SHORT_LOCK_TIMEOUT` only."""
+        """Set this transaction's lock timeout to `SHORT_LOCK_TIMEOUT`."""
         await self.sql.fetch(queries.SET_LOCAL, names=["lock_timeout"], values=[SHORT_LOCK_TIMEOUT])
 
     async def claim(self, spans: Sequence[Span], floor: int) -> tuple[Horizon, list[ClaimedRow]]:
         """Lock ready and due rows of the spans until the transaction ends.
 
-        No ready row has a position below `floor` (see `Floor`). Types that are paused, or whose batches are all under
-        way, are left out.
+        No ready row has a position below `floor` (see `Floor`). Types that are paused, or that have no free slot for
+        another batch, are left out.
         """
         header, *rows = await self.sql.fetch(
             queries.CLAIM,
@@ -61,45 +61,48 @@ class OutboxRepository(SqlAccess):
         return _HORIZON.validate_json(header["payload"]), [ClaimedRow._make(row.values()) for row in rows]
 
     async def oldest_taker(self) -> int:
-        """An id: transactions with a lower one that have taken a position so far, rows or not, have ended.
+        """A transaction id: of the transactions that have taken a position so far, all with a lower id have ended.
 
-        It costs a look at all locks of the server.
+        This includes those that took a position without writing a row. It reads all locks of the server.
         """
         (row,) = await self.sql.fetch(queries.TAKERS)
         own: int = row["own"]
         return min([own, *(_whole_id(taker, near=own) for taker in row["takers"])])
 
     async def transaction(self) -> int | None:
-        """The id of this transaction, as its claim's horizon says it; None where it has written nothing."""
+        """The id of this transaction, in the form used in the claim's horizon; None if it has written nothing."""
         (row,) = await self.sql.fetch(queries.TRANSACTION)
         found: int | None = row["id"]
         return found
 
     async def was_committed(self, transaction: int) -> bool:
-        """Whether the transaction with this id is over and took effect."""
+        """Whether the transaction with this id has committed."""
         (row,) = await self.sql.fetch(queries.COMMITTED, transaction=str(transaction))
         return bool(row["committed"])
 
     async def look(self, spans: Sequence[Span]) -> tuple[bool, float | None]:
-        """Whether a claim may find something now, and in how many seconds something that waits is due."""
+        """Whether a claim may find something now, and in how many seconds the next waiting event is due."""
         (row,) = await self.sql.fetch(
             queries.LOOK, types=[span.type for span in spans], starts=[span.first for span in spans]
         )
         return bool(row["ready"]), row["due_in"]
 
     async def complete(self, positions: Sequence[int], transaction: int | None = None) -> int:
-        """Delete the rows of processed events; their number. With `transaction`, only if this is the one of that id."""
+        """Delete the rows of processed events; return their number.
+
+        If `transaction` is given and is not the id of this transaction, delete nothing.
+        """
         return await self.sql.run(queries.COMPLETE, **_completed(positions, transaction))
 
     @staticmethod
     def completing(positions: Sequence[int], transaction: int) -> Write:
-        """`complete`, to be sent with other writes."""
+        """The same as `complete`, as a write to be sent together with others."""
         return Write(queries.COMPLETED, _completed(positions, transaction))
 
     async def park(self, positions: Sequence[int]) -> int:
-        """Take rows out of the scan that wait behind one that waits itself, until that one wakes them; their number.
+        """Hide rows behind a waiting row or dead letter from claims until that one wakes them; return their number.
 
-        Where an aggregate has many of them, those that no claim has met yet are taken out with them.
+        If an aggregate has many of them, its rows that no claim has found yet are hidden as well.
         """
         parked = await self.sql.fetch(queries.PARK, positions=list(positions))
         first: dict[str, int] = {}
@@ -110,11 +113,11 @@ class OutboxRepository(SqlAccess):
         return len(parked)
 
     async def wake(self, aggregates: Sequence[str]) -> int:
-        """Make due what waits behind something of these aggregates that is now out of the way; the number of rows."""
+        """Make the rows of these aggregates due that wait behind an event now out of the way; return their number."""
         return await self.sql.run(queries.WAKE, aggregates=list(aggregates))
 
     async def put_off(self, failures: Sequence[Failure]) -> None:
-        """Let events wait, with an attempt counted where it `counts`; later ones of the aggregate wait behind."""
+        """Make events wait, counting an attempt if the failure `counts`; later events of the aggregate wait behind."""
         await self.sql.run(
             queries.PUT_OFF,
             positions=[failure.position for failure in failures],
@@ -127,7 +130,7 @@ class OutboxRepository(SqlAccess):
         await self._hold_back(failures)
 
     async def bury(self, failures: Sequence[Failure]) -> None:
-        """Make dead letters of events; later ones of the aggregate wait behind those that block."""
+        """Turn events into dead letters. The aggregate's later events wait behind those that block."""
         await self.sql.run(
             queries.BURY,
             positions=[failure.position for failure in failures],
@@ -142,9 +145,9 @@ class OutboxRepository(SqlAccess):
             await self.wake(passed)
 
     async def park_unknown(self, known: Sequence[str], floor: int, batch: int) -> int:
-        """Let events at the head of the queue wait whose types are not among `known`; the number of rows.
+        """Make events at the head of the queue wait if their types are not in `known`; return the number of rows.
 
-        They are due for whoever knows them.
+        They are due immediately for a worker that knows their type.
         """
         return await self.sql.run(queries.PARK_UNKNOWN, known=list(known), floor=floor, slice=batch)
 
@@ -158,10 +161,10 @@ class OutboxRepository(SqlAccess):
 
 
 def claim_settings(time_limit: float) -> dict[str, str]:
-    """PostgreSQL's settings for a transaction that claims; no statement of it may run for longer than so many seconds.
+    """PostgreSQL settings for a transaction that claims. No statement in it may take longer than `time_limit` seconds.
 
-    The statistics of a queue are of another hour: taken of an empty or a huge one, they make the planner read and sort
-    all of it. The claim is planned for the indexes that were made for it, and sets these back for the handlers.
+    The statistics of a queue are usually outdated: if they were collected when it was empty or huge, the planner reads
+    and sorts all of it. These settings keep the claim on its indexes; the claim resets them for the handlers.
     """
     return {
         "statement_timeout": str(int(time_limit * 1000)),
@@ -193,5 +196,5 @@ def _columns(recorded: Sequence[Recorded]) -> dict[str, list[Any]]:
 
 
 def _whole_id(lower: int, *, near: int) -> int:
-    """The transaction id with these 32 bits that is nearest to another one; those of running ones are near enough."""
+    """The transaction id with these lower 32 bits that is closest to `near`: running transactions are close enough."""
     return near + (lower - near + 2**31) % 2**32 - 2**31

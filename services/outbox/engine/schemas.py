@@ -1,4 +1,4 @@
-"""What goes into a claim, what it finds, and what becomes of that."""
+"""What a claim asks for, what it finds, and the outcome of processing it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,17 +11,17 @@ from services.outbox.models import Waits
 from services.outbox.policy import RetryPolicy, describe, fingerprint, history_entry, is_locked
 
 _UNKNOWN_AGAIN = 30.0
-"""Seconds after which a worker looks again at an event of a version that it does not know."""
+"""Seconds until an event of a version that the worker does not know is looked at again."""
 
 _LOCKED_AGAIN = 2.0
-"""Seconds after which an event is tried again that needs a locked row."""
+"""Seconds until an event that needs a locked row is tried again."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What one transaction did. `more` says whether the next claim may find something at once.
+    """What one transaction did. `more` says whether the next claim may find something immediately.
 
-    `blocked` counts events whose turn comes when another worker has ended its transaction.
+    `blocked` is the number of events that must wait until another worker's transaction ends.
     """
 
     processed: int = 0
@@ -33,7 +33,10 @@ class Outcome:
 
 
 class Span(NamedTuple):
-    """Where a claim looks for one type: positions from `first` to before `past`; so many ready and due rows at most."""
+    """Where a claim looks for one type: positions from `first` up to but not including `past`.
+
+    `ready` and `due` are the maximum numbers of ready and due rows.
+    """
 
     type: str
     first: int
@@ -43,10 +46,10 @@ class Span(NamedTuple):
 
 
 class ClaimedRow(NamedTuple):
-    """An outbox row locked by this transaction, with its event from the log (None where the log has lost it).
+    """An outbox row locked by this transaction, with its event from the log (None if the log no longer has it).
 
-    `waited` is whether it was not simply ready. One that is `blocked` must not run now; where it `parks`, what blocks
-    it waits itself.
+    `waited` says that it was not ready but waiting, and is now due. If it is `blocked`, it must not run now; if it
+    `parks`, what blocks it is itself waiting or dead.
     """
 
     position: int
@@ -65,10 +68,10 @@ class ClaimedRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Horizon:
-    """What a claim's snapshot says of the positions: which is the first ready one, which are still to come.
+    """What a claim's snapshot says about positions: which is the first ready one, and which may still appear.
 
-    `last_taken` is the highest position that any transaction has taken, `transaction` the claim's own id, and every
-    transaction with an id below `oldest_running` has ended.
+    `last_taken` is the highest position that any transaction has taken, `transaction` is the id of the claim's own
+    transaction, and every transaction with an id below `oldest_running` has ended.
     """
 
     first_ready: int | None
@@ -78,7 +81,7 @@ class Horizon:
 
 
 class Work(NamedTuple):
-    """A claimed row, and what the handler is given of it."""
+    """A claimed row, and the event in the form that the handler gets."""
 
     row: ClaimedRow
     claimed: Claimed[Any]
@@ -89,7 +92,7 @@ FailedRow: TypeAlias = tuple[ClaimedRow, Exception]
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The handler returned. It has processed the events in `done`, and gave an exception for each in `failed`."""
+    """The handler returned. It processed the events in `done`, and returned an exception for each one in `failed`."""
 
     done: Sequence[ClaimedRow]
     failed: Sequence[FailedRow] = ()
@@ -97,10 +100,10 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The handler committed or rolled back by itself, and may have taken effect in part: no retry is safe.
+    """The handler committed or rolled back itself. Part of its work may have taken effect, so no retry is safe.
 
-    `given` are the events it had, `done` those that were processed before them in the `transaction` that it ended.
-    `error` is what the events it had fail with.
+    `given` are the events that it got, `done` those that were processed before them in the `transaction` that it ended.
+    The events in `given` fail with `error`.
     """
 
     error: "TransactionEnded"
@@ -111,11 +114,11 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The handler raised, or the commit did, and nothing of it takes effect.
+    """The handler or the commit raised, and nothing takes effect.
 
-    In a transaction without savepoints that is not certain: after an error the server does not tell whether this is
-    still the one that claimed the events. Where that one turns out to be committed, the handler has ended it, and the
-    outcome is `if_committed`.
+    In a transaction without savepoints this is not certain: after an error, the server does not say whether this is
+    still the transaction that claimed the events. If that transaction turns out to have committed, the handler ended
+    it, and the outcome is `if_committed`.
     """
 
     error: Exception
@@ -123,7 +126,7 @@ class Failed:
 
 
 class TransactionEnded(Unprocessable):
-    """What the events fail with whose handler ended the transaction. It is kept with them, and never raised."""
+    """The error of events whose handler ended the transaction. It is stored with them, and never raised."""
 
 
 @dataclass(slots=True)
@@ -132,7 +135,7 @@ class Batch:
 
     transaction: int
     careful: bool
-    """In savepoints, so that a part that fails takes nothing else with it."""
+    """Process in savepoints, so that a part that fails does not undo the rest."""
     done: list[ClaimedRow] = field(default_factory=list)
     failed: list[FailedRow] = field(default_factory=list)
     stopped: set[str] = field(default_factory=set)
@@ -140,23 +143,23 @@ class Batch:
     savepoints: int = 0
 
     def take(self, part: Done) -> None:
-        """Take in what a handler has done."""
+        """Add the result of a handler."""
         self.done += part.done
         for row, error in part.failed:
             self.fail(row, error)
 
     def fail(self, row: ClaimedRow, error: Exception) -> None:
-        """The event fails, and its aggregate stops."""
+        """Add a failed event, and stop its aggregate."""
         self.failed.append((row, error))
         self.stopped.add(row.aggregate)
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an event could not be processed, and when to try again (`delay` in seconds).
+    """Why an event could not be processed, and when to try it again (`delay` in seconds).
 
-    `error` is the whole traceback, `entry` a JSON object for the event's history, if it is to be kept there. An attempt
-    is counted where it `counts`. As a dead letter, it `blocks` the later events of its aggregate or not.
+    `error` is the traceback. `entry` is a JSON object for the event's history, or None to leave it out. `counts` says
+    whether to count an attempt, and `blocks` whether, as a dead letter, it blocks the later events of its aggregate.
     """
 
     position: int
@@ -171,7 +174,7 @@ class Failure:
 
     @classmethod
     def of(cls, row: ClaimedRow, error: Exception, policy: RetryPolicy, *, blocks: bool) -> Self:
-        """The failure to write. `policy` is that of its subscription, `blocks` whether a dead letter would block."""
+        """Make the failure to store. `policy` is the subscription's; `blocks` is whether a dead letter would block."""
         locked, unknown = is_locked(error), isinstance(error, NoHandler)
         delay = policy.delay(row.attempts)
         if locked:

@@ -34,23 +34,24 @@ from services.transaction import SAVEPOINT_BUDGET, Transaction
 logger = logging.getLogger(__name__)
 
 _SHORTEST_LIMIT = 0.5
-"""Seconds that a part of a batch may take at least, however small a part it is: more than it may wait for a lock."""
+"""The shortest time limit for a part of a batch, in seconds. It is longer than the short lock timeout."""
 
 _ABORTED = "25P02"
-"""SQLSTATE of a statement in a transaction in which another has failed."""
+"""SQLSTATE of a statement in a transaction in which an earlier one has failed."""
 
 _CAREFUL_BATCHES = 20
-"""Batches after a failure that are processed in savepoints from the start."""
+"""After a failure, the number of batches that are processed in savepoints from the start."""
 
 _NO_TRACE = Trace()
 
 
 class Processor(Generic[TransactionT]):
-    """Processes the outbox. Effects, next events and the deletion of the outbox rows are one commit.
+    """Processes the outbox. Effects, next events and the deletion of the outbox rows are committed together.
 
-    One transaction at a time; several processors, in one process or in many, share the outbox. `prepared` says that the
-    connections have the `claim_settings` of the longest time limit: otherwise each transaction asks for them, which
-    costs a trip to the database. `siblings` is one list for all processors of a process, in which they are told apart.
+    A processor runs one transaction at a time; several processors, in one process or in many, can share the outbox.
+    `prepared` says that the connections already have the `claim_settings` for the longest time limit. Otherwise each
+    transaction sets them, which costs a round trip. `siblings` is a list that all processors of a process share, so
+    that they can keep out of each other's way.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Processor(Generic[TransactionT]):
         self._longest_limit = longest_limit(subscriptions, time_limit)
         self._batch_size = batch_size
         self._careful = 0
-        """Batches to come that are processed in savepoints whatever they hold."""
+        """How many of the next batches are processed in savepoints, whatever they hold."""
         self._locked = 0
         """How many of the next batches tell their handlers to leave out what is locked."""
         self._siblings = [] if siblings is None else siblings
@@ -84,15 +85,15 @@ class Processor(Generic[TransactionT]):
     async def run_once(self) -> Outcome:
         """Claim one batch and process it in one transaction.
 
-        Where it fails, it is rolled back and processed anew: split in halves, each in a savepoint, until the poison
-        event stands alone. That one gets its attempt counted and waits, or becomes a dead letter; its neighbours
-        commit. Raises what the database raises when it cannot be reached or chooses this transaction as a deadlock's
-        victim: everything is rolled back then.
+        If the batch fails, it is rolled back and processed again: split in halves, each in a savepoint, until the
+        poison event is isolated. That event's attempt is counted, and it waits or becomes a dead letter; its neighbours
+        commit. Raises what the database raises if it cannot be reached, or if this transaction is the victim of a
+        deadlock. Everything is then rolled back.
         """
         try:
             return await self._run()
         except DBAPIError:
-            # Perhaps it is another server now, whose positions go on from elsewhere.
+            # This may be another server now, whose positions continue from a different number.
             self._window.close()
             self._begin_anew()
             raise
@@ -100,18 +101,18 @@ class Processor(Generic[TransactionT]):
             self._window.settle()
 
     async def look(self) -> tuple[bool, float | None]:
-        """Whether a batch may be waiting, and in how many seconds the next deferred event is due. Costs one query."""
+        """Whether there may be a batch to claim, and in how many seconds the next event is due. Takes one query."""
         async with self._open() as transaction:
             return await transaction.outbox.look(self._window.whole(self._floor))
 
     async def park_unknown(self) -> int:
-        """Let events at the head of the queue wait whose type has no handler here; their number."""
+        """Make events at the head of the queue wait if their type has no handler here; return their number."""
         async with self._open() as transaction:
             await self._begin(transaction)
             parked = await transaction.outbox.park_unknown(list(self._events), self._floor.position, 2000)
             await transaction.commit()
         if parked:
-            logger.warning("%d events are of types that this worker has no handler for; they wait", parked)
+            logger.warning("this worker has no handler for the types of %d events; they wait", parked)
         return parked
 
     async def _begin(self, transaction: TransactionT) -> None:
@@ -123,7 +124,7 @@ class Processor(Generic[TransactionT]):
         self._window = Window(list(self._events), self._batch_size, self._siblings)
 
     async def _run(self, before: Failed | None = None) -> Outcome:
-        """Process a batch, and once more if it fails: `before` says how. In savepoints only parts of it can fail."""
+        """Process a batch, and once more if it fails; `before` is that failure. In savepoints only parts can fail."""
         result: Outcome | Failed | Ended
         ended = before.if_committed if before else None
         async with self._open() as transaction:
@@ -135,7 +136,7 @@ class Processor(Generic[TransactionT]):
             case Outcome():
                 return result
             case Failed(error):
-                # It is known now that a batch may fail, and it is cheaper to be ready for that.
+                # The next batches may fail, too, and it is cheaper to be prepared.
                 self._careful = _CAREFUL_BATCHES
                 if is_locked(error):
                     self._locked = _CAREFUL_BATCHES
@@ -146,7 +147,7 @@ class Processor(Generic[TransactionT]):
     async def _process_batch(self, transaction: TransactionT) -> Outcome | Failed | Ended:
         """Claim a batch, process it and commit. What is not committed is rolled back when the transaction is closed."""
         await self._begin(transaction)
-        # Before the claim: whoever has ended by now is seen by it.
+        # Before the claim, whose snapshot then shows every transaction that has ended by now.
         oldest_taker = await transaction.outbox.oldest_taker() if self._floor.held_up else 0
         horizon, rows = await transaction.outbox.claim(self._window.spans(self._floor), self._floor.position)
         self._floor.rise(horizon, oldest_taker)
@@ -173,14 +174,14 @@ class Processor(Generic[TransactionT]):
         waiting = 0
         if parked:
             waiting = await transaction.outbox.park(parked)
-        # After they were parked: those that wait for one of these are to be woken too.
+        # Only now: rows that have just been parked behind one of these must be woken, too.
         passed = {row.aggregate for row in batch.done if row.waited}
         if passed:
             await transaction.outbox.wake(sorted(passed))
         try:
             await transaction.commit()
         except Exception as error:
-            # Deferred constraints are checked by the commit here.
+            # Without savepoints, deferred constraints are checked at the commit.
             if batch.careful or is_transient(error):
                 raise
             return Failed(error)
@@ -192,18 +193,18 @@ class Processor(Generic[TransactionT]):
         return outcome
 
     async def _leave_out_locked(self, transaction: TransactionT) -> None:
-        """From here on, handlers leave out what is locked, and those that do not wait for a moment only."""
+        """From now on, handlers leave out what is locked; those that do not can wait for a lock only briefly."""
         transaction.leaves_out_locked = True
         await transaction.outbox.shorten_lock_timeout()
 
     async def _make_up(self, ended: Ended) -> Outcome:
-        """After a handler has ended the transaction: bury what it was given, complete what was committed with it."""
+        """After a handler has ended the transaction: bury its events, and complete what was committed before them."""
         async with self._open() as transaction:
             done = ended.done if await transaction.outbox.was_committed(ended.transaction) else ()
             if done:
                 await transaction.outbox.complete([row.position for row in done])
             outcome = await self._settle_failures(transaction, [(row, ended.error) for row in ended.given])
-            # Without its locks another worker may have been here meanwhile: nothing may wait for what is gone.
+            # The locks were gone, so another worker may have parked rows behind these, and no one else would wake them.
             passed = {row.aggregate for row in (*done, *ended.given)}
             await transaction.outbox.wake(sorted(passed))
             await transaction.commit()
@@ -218,7 +219,7 @@ class Processor(Generic[TransactionT]):
         rows: Sequence[ClaimedRow],
         batch: Batch,
     ) -> Failed | Ended | None:
-        """Process events of one type. What it returns is why the transaction cannot be committed."""
+        """Process events of one type. Returns the reason if the transaction cannot be committed."""
         works: list[Work] = []
         read = subscription.event.reader()
         for row in rows:
@@ -254,7 +255,7 @@ class Processor(Generic[TransactionT]):
         if not works:
             return None
         if batch.savepoints >= SAVEPOINT_BUDGET:
-            # The rest is released by the commit and claimed again, in a transaction with a fresh budget.
+            # The commit releases the rest. It is claimed again in a transaction with a fresh budget.
             batch.stopped.update(work.row.aggregate for work in works)
             return None
         batch.savepoints += 1
@@ -272,7 +273,7 @@ class Processor(Generic[TransactionT]):
                     batch.fail(works[0].row, error)
                     return None
                 middle = len(works) // 2
-                # So that a handler that hangs holds the transaction for twice its limit at most.
+                # So a handler that hangs keeps the transaction open for at most twice its limit.
                 limit = max(_SHORTEST_LIMIT, limit / 2)
                 ended = await self._process(transaction, subscription, works[:middle], limit, batch)
                 return ended or await self._process(transaction, subscription, works[middle:], limit, batch)
@@ -285,7 +286,7 @@ class Processor(Generic[TransactionT]):
         limit: float,
         batch: Batch,
     ) -> Done | Failed | Ended:
-        """Process without a savepoint, which would cost two trips to the database: most batches do not fail."""
+        """Process without a savepoint, which would cost two round trips: most batches do not fail."""
         try:
             part = _done(works, await handle(transaction, subscription, [work.claimed for work in works], limit))
             if part.done:
@@ -307,9 +308,9 @@ class Processor(Generic[TransactionT]):
         limit: float,
         batch: Batch,
     ) -> Done | Failed | Ended:
-        """Process in a savepoint, which undoes the work of a handler that raises, whatever it raises."""
+        """Process in a savepoint, which undoes the handler's work if it raises."""
         try:
-            # What would fail the commit is to fail here, where the poison event can be found.
+            # What would make the commit fail must fail here, where the poison event can be found.
             async with transaction.savepoint(plain=subscription.plain_sql, check=True):
                 verdicts = await handle(transaction, subscription, [work.claimed for work in works], limit)
         except Exception as error:
@@ -321,15 +322,13 @@ class Processor(Generic[TransactionT]):
         return _done(works, verdicts)
 
     async def _settle_failures(self, transaction: TransactionT, failed: Sequence[FailedRow]) -> Outcome:
-        """Count the attempts; bury events that have used them up. Events that need a locked row wait uncounted."""
+        """Count the attempts and bury events that have used theirs up. A lock timeout does not count as an attempt."""
         put_off: list[Failure] = []
         bury: list[Failure] = []
         locked = [row for row, error in failed if is_locked(error)]
         if locked:
             first = locked[0].event_id
-            logger.debug(
-                "%d events wait for rows that another transaction has locked, the first is %s", len(locked), first
-            )
+            logger.debug("%d events wait for rows locked by another transaction; the first is %s", len(locked), first)
         for row, error in failed:
             subscription = self._subscriptions[row.type]
             policy = subscription.retry or self._retry
@@ -351,7 +350,7 @@ class Processor(Generic[TransactionT]):
             await transaction.outbox.put_off(put_off)
         if bury:
             await transaction.outbox.bury(bury)
-        # Those that a dead letter does not block are due at once.
+        # Events behind a dead letter that does not block are due immediately.
         more = any(not failure.blocks for failure in bury)
         return Outcome(retried=len(put_off) - len(locked), buried=len(bury), postponed=len(locked), more=more)
 
@@ -376,9 +375,9 @@ def _ended(
 
 
 async def _is_open(transaction: Transaction, number: int, *, aborted: bool = False) -> bool:
-    """Whether this is still the transaction with that id. Raises `DBAPIError` where the connection is lost.
+    """Whether this is still the transaction with that id. Raises `DBAPIError` if the connection is lost.
 
-    `aborted` is the answer for a transaction in which a statement has failed: the server does not tell any more.
+    `aborted` is the answer if a statement in the transaction has failed: the server then no longer tells the id.
     """
     try:
         return await transaction.outbox.transaction() == number
@@ -389,13 +388,13 @@ async def _is_open(transaction: Transaction, number: int, *, aborted: bool = Fal
 
 
 def _may_fail(stages: Sequence[Mapping[str, Sequence[ClaimedRow]]]) -> bool:
-    """Whether to be ready for a failure: something has failed before, or not all is one handler's."""
+    """Whether to use savepoints from the start: an event has failed before, or several handlers are involved."""
     parts = [rows for stage in stages for rows in stage.values()]
     return len(parts) != 1 or any(row.attempts for row in parts[0])
 
 
 def _stages(rows: Sequence[ClaimedRow]) -> list[dict[str, list[ClaimedRow]]]:
-    """Rows by type, in stages: within an aggregate, a later stage holds what comes after an event of another type."""
+    """Rows by type, in stages: within an aggregate, a change of type starts the next stage."""
     types = {row.type for row in rows}
     if len(types) == 1:
         return [{types.pop(): list(rows)}]

@@ -1,4 +1,4 @@
-"""Where a worker looks for events: past the dead rows, and so that nobody's backlog starves the others."""
+"""Where a worker looks for events: past the dead rows, and without letting one backlog starve the others."""
 
 import random
 from collections import Counter
@@ -9,30 +9,30 @@ from services.outbox.engine.schemas import ClaimedRow, Horizon, Span
 from services.outbox.models import MAX_POSITION
 
 _HEAD_SHARE = 0.75
-"""Of a window that one aggregate fills: how much goes on looking at the head of the queue."""
+"""If one aggregate fills a window: the share of the next window that is still taken from the head of the queue."""
 
 _LEFT_FOR = 0.2
-"""Seconds that the head of the queue is left to a sibling: what lies right behind its rows need not wait for longer."""
+"""Seconds that the head of the queue is left to a sibling: the rows right behind its own must not wait longer."""
 
 _MANY = 5_000
-"""Dead rows that a claim reads over in about the time that a look at the server's locks takes."""
+"""The number of dead rows that a claim reads in about the time it takes to read the server's locks."""
 
 
 class Floor:
-    """The lowest position at which a ready row may be. Claims start there, past the rows that are dead or wait.
+    """The lowest position at which there may be a ready row. Claims start there, past the dead and waiting rows.
 
     While another session holds a snapshot, processed rows stay in the index at the head of the queue, and a scan from
-    the beginning reads them over and over. Skipping them must not skip a row that is still to come: a transaction takes
-    its position before it commits. So the floor rises only over positions whose takers have ended. Each has its
-    transaction id before it takes a position (`queries.APPEND`); hence, of a position that was taken before a
-    claim, the taker's id is lower than the claim's own, and it has ended once all ids below that one have.
+    the beginning reads them over and over. Skipping them must not skip a row that has yet to appear: a transaction
+    takes its position before it commits. So the floor rises only over positions whose takers (the transactions that
+    took them) have ended. A taker gets its transaction id before its position (`queries.APPEND`). So if a position was
+    taken before a claim, its taker's id is lower than the claim's, and it has ended once all lower ids have.
 
-    A transaction that stays open, in whichever database of the server, would hold it up though it takes no position.
-    Where many dead rows are behind it for that reason, it is `held_up`: then the takers themselves are asked for, whom
-    the server knows by a lock.
+    A transaction that stays open, in any database of the server, would hold the floor up even if it takes no position.
+    If that leaves many dead rows above the floor, it is `held_up`: the server is then asked for the takers themselves,
+    which it knows by a lock.
 
-    A row that waits is not ready again, and one that is locked by another worker is still to be seen: neither is passed
-    over. What it knows is lost with the object; the first claim of a new one reads the dead rows once.
+    No ready row is skipped: a waiting row never becomes ready again, and a row that another worker has locked is still
+    visible. The floor is lost with the object; the first claim of a new one reads the dead rows once.
     """
 
     def __init__(self) -> None:
@@ -43,11 +43,11 @@ class Floor:
 
     @property
     def held_up(self) -> bool:
-        """Whether claims pass so many dead rows that it pays to ask for the `oldest_taker` before the next one."""
+        """Whether claims read so many dead rows that it pays to ask for the `oldest_taker` before the next one."""
         return self._behind >= _MANY
 
     def rise(self, horizon: Horizon, oldest_taker: int = 0) -> None:
-        """Take in what a claim's snapshot has shown. `oldest_taker` was asked for before that snapshot was taken."""
+        """Update the floor from a claim's snapshot. `oldest_taker` was read before that snapshot was taken."""
         if self._settling is not None:
             settled, transaction = self._settling
             if max(horizon.oldest_running, oldest_taker) >= transaction:
@@ -55,7 +55,7 @@ class Floor:
                 self.position = max(self.position, min(ready, settled + 1))
                 self._settling = None
         if self._settling is None:
-            # Taken before this claim began: its own id came later.
+            # These positions were taken before this claim began: its own id came later.
             self._settling = (self.last_taken, horizon.transaction)
         self.last_taken = horizon.last_taken
         first = self.last_taken + 1 if horizon.first_ready is None else horizon.first_ready
@@ -63,14 +63,15 @@ class Floor:
 
 
 class Window:
-    """How a claim's rows are shared among the event types, and among the aggregates of one.
+    """How a claim's rows are divided among the event types, and among the aggregates of each type.
 
-    A type gets what the others leave: those with little to do keep an even share free, and those with a backlog divide
-    the rest. Where one aggregate fills a window, a part of the next one is taken from a random place further on.
+    A type gets what the others leave: an even share stays reserved for each type with little to do, and the types with
+    a backlog divide the rest. If one aggregate fills a window, part of the next window starts at a random position
+    further on.
 
-    `siblings` are the windows of all processors of a process, this one among them. While one works on an aggregate that
-    fills its window, the others could only lock what comes after in that aggregate, and let it go again: for a moment
-    they look further on, and leave it the head of the queue.
+    `siblings` are the windows of all processors of the process, including this one. While one of them works on an
+    aggregate that fills its window, the others could only lock later rows of that aggregate and release them again. So
+    for a moment they leave the head of the queue to that one, and look further on.
     """
 
     def __init__(self, types: Sequence[str], size: int, siblings: "list[Window] | None" = None) -> None:
@@ -83,24 +84,24 @@ class Window:
         self._crowded: dict[str, int] = {}
         """The last position of a window that one aggregate filled."""
         self._asked: dict[str, int] = {}
-        """Ready rows that the latest claim wanted from the head of the queue, or from where it began."""
+        """How many ready rows the latest claim asked for at the head of the queue, or where it started."""
         self._began: float | None = None
-        """When the transaction under way began, in seconds of the monotonic clock."""
+        """When the current transaction began, in seconds of the monotonic clock; None if there is none."""
         self._beside: set[str] = set()
-        """Of the transaction under way: types whose head it leaves to a sibling."""
+        """The types for which the current transaction leaves the head of the queue to a sibling."""
 
     def close(self) -> None:
-        """Be no sibling any more."""
+        """Leave the group of siblings."""
         self._siblings.remove(self)
 
     def settle(self) -> None:
-        """The transaction of the latest claim has ended."""
+        """Note that the transaction of the latest claim has ended."""
         self._began = None
         self._beside.clear()
 
     def spans(self, floor: Floor) -> list[Span]:
-        """What the next claim asks for; its transaction is under way from now on."""
-        # Also of a batch that failed and is claimed anew.
+        """The spans for the next claim, whose transaction counts as running from now on."""
+        # A batch that failed and is claimed again gets here without `settle`.
         self._beside.clear()
         self._began = now = monotonic()
         others = [
@@ -122,16 +123,16 @@ class Window:
         return spans
 
     def whole(self, floor: Floor) -> list[Span]:
-        """All that may be there, for a look that takes nothing."""
+        """Spans that cover everything, for a look that claims nothing."""
         return [Span(name, floor.position, MAX_POSITION, 1, 1) for name in self._types]
 
     def note(self, rows: Sequence[ClaimedRow]) -> bool:
-        """Take in what a claim has found; whether another may find as much at once."""
+        """Record what a claim has found; return whether another claim may find as much immediately."""
         ready = Counter([row.type for row in rows if not row.waited])
         due = Counter([row.type for row in rows if row.waited])
         full = False
         for name in self._types:
-            # What was looked at in two places, or from a random one, may have more elsewhere.
+            # A type that was scanned in two places, or from a random position, may have more rows elsewhere.
             full = full or (name in self._crowded and ready[name] > 0)
             full = full or ready[name] >= self._asked[name] or due[name] >= max(1, self._asked[name] // 2)
             self._ready[name], self._due[name] = ready[name], due[name]
@@ -149,11 +150,11 @@ class Window:
         return {name: self._ready[name] + self._due[name] for name in self._types}
 
     def _working_on(self, name: str) -> int | None:
-        """Of the transaction under way: the last position of the one aggregate that fills it, or is expected to."""
+        """The last position of the one aggregate that fills the current transaction, or is expected to; or None."""
         return None if name in self._beside else self._crowded.get(name)
 
     def _split(self, name: str, floor: Floor, ready: int, due: int, others: "Sequence[Window]") -> list[Span]:
-        """`others` are the siblings that have a transaction under way."""
+        """The spans for one type. `others` are the siblings with a running transaction."""
         crowds = [crowd for other in others if (crowd := other._working_on(name)) is not None]
         if crowds and max(crowds) + 1 < floor.last_taken:
             self._beside.add(name)
@@ -168,5 +169,5 @@ class Window:
 
 
 def _further(last: int, floor: Floor) -> int:
-    """A random position after that one."""
+    """A random position after `last`."""
     return random.randint(last + 1, floor.last_taken)  # noqa: S311

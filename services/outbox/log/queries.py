@@ -1,4 +1,4 @@
-"""The statements of the log's readers: consumers, what is new to one of them, how far behind they are."""
+"""The statements of the log's readers: consumers, what is new to a consumer, how far behind each one is."""
 
 from services.sql import Statement
 
@@ -17,8 +17,8 @@ DELETE = Statement("DELETE FROM log_consumers WHERE name = :name")
 
 EXISTS = Statement("SELECT FROM log_consumers WHERE name = :name")
 
-# A consumer for whom nothing is new is not locked: an idle look writes nothing. The ORDER BYs keep the planner on the
-# index. What is new to a snapshot are the transactions that were running then and those that began later.
+# A consumer with nothing new to read is not locked: an idle look writes nothing. The ORDER BY keeps the planner on the
+# index. New to a snapshot are the transactions that were running then and those that began later.
 LOCK = Statement("""
     SELECT CAST(seen AS text) AS seen, CAST(reading AS text) AS reading, position, until FROM log_consumers
     WHERE name = :name AND (
@@ -32,9 +32,9 @@ LOCK = Statement("""
     FOR NO KEY UPDATE SKIP LOCKED
 """)
 
-# `first` is where to begin: at the log's beginning for who has seen nothing, else at the lowest new position. A few new
-# events are found by the index whatever the planner knows of the log; for many it may choose. The sum keeps it from
-# looking for the lowest along the index of positions, past all that was seen.
+# `first` is where to start: at the beginning of the log if the consumer has seen nothing, otherwise at the lowest new
+# position. Up to 99 new events are found by the index, whatever the statistics of the log; for more, the planner may
+# choose. `position + 0` keeps it from finding the lowest one along the index of positions, past everything seen before.
 OPEN = Statement("""
     WITH place AS MATERIALIZED (
         SELECT pg_snapshot_xmax(CAST(CAST(:seen AS text) AS pg_snapshot)) AS following,

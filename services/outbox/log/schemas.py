@@ -1,4 +1,4 @@
-"""What a reader of the log is given, and how far it has come."""
+"""What a reader of the log gets, and how far it has come."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -8,7 +8,7 @@ from uuid import UUID
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """How far a consumer has come; the fields are those of the table."""
+    """How far a consumer has come. The fields are those of `LogConsumer`."""
 
     seen: str
     reading: str | None
@@ -18,7 +18,10 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What the log holds that is new: from `first` to at most `last`, as `snapshot` shows it (`own`: who looks)."""
+    """The new part of the log: positions `first` to at most `last`, as visible in `snapshot`.
+
+    `own` is the id of the transaction that took the snapshot.
+    """
 
     snapshot: str
     own: int
@@ -43,7 +46,7 @@ class LoggedEvent:
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """How far behind a consumer is: unread events, whatever their type, and the seconds since the oldest of them."""
+    """How far behind a consumer is: the number of unread events of any type, and the age in seconds of the oldest."""
 
     name: str
     updated_at: datetime

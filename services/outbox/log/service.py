@@ -1,22 +1,23 @@
-"""Readers of the event log: every event once, however late its transaction commits, and each before what came of it.
+"""Readers of the event log: each event is read once, however late its transaction commits, and causes before effects.
 
-What is promised. A consumer's place is a snapshot: which transactions had ended when it last looked. A read takes a new
-one, and gives the events of the transactions that ended in between. So
+Guarantees: a consumer's place is a snapshot, which says which transactions had ended when it last looked. A read takes
+a new snapshot and returns the events of the transactions that ended in between. This gives
 
-1. **every event once**: whether a transaction had ended is yes or no in each of the two snapshots, and its events are
-   given where the answer changes. A transaction that commits late, whatever its id and its events' positions, is in
-   the first read after its commit. Nobody waits for it: a writer that takes an hour holds up its own events only;
-2. **in the order of commits**: what was committed before a read began comes before what was committed later. Within
-   one read events come by position, which is taken from a sequence when the event is written. Two transactions of which
-   one committed before the other wrote its event are in that order; only those that overlapped may come in either, and
-   then not even the database knows which was first;
-3. **so in order for each aggregate** as long as its events are written under a lock on it, and **causes first**: who
-   could see an event when writing another took the later position.
+1. **every event once**: in each of the two snapshots a transaction either had ended or had not, and its events are
+   returned when the answer changes. A transaction that commits late, whatever its id and its events' positions, is in
+   the first read after its commit. Nothing waits for it: a writer that takes an hour delays only its own events;
+2. **commit order**: what was committed before a read began comes before what was committed later. Within one read,
+   events are ordered by position, which is taken from a sequence when the event is written. If one transaction
+   committed before another wrote its event, they are in that order. Only transactions that overlapped may come in
+   either order, and then not even the database knows which was first;
+3. **order within each aggregate**, as long as its events are written under a lock on it, and **causes first**: an event
+   whose writer could see another event has the higher position.
 
-Not promised: that two consumers see *unrelated* events in the same order.
+There is no guarantee that two consumers see *unrelated* events in the same order.
 
-Neither ids nor transaction ids would do. A transaction may get its id long before it waits for the lock under which it
-writes; ids of events are made by clocks of several machines (`docs/decisions/0010-readers-of-the-log.md`).
+Neither event ids nor transaction ids could replace the snapshots. A transaction may get its id long before it waits for
+the lock under which it writes, and event ids are made by the clocks of several machines
+(`docs/decisions/0010-readers-of-the-log.md`).
 """
 
 from collections.abc import Sequence
@@ -29,46 +30,46 @@ from services.outbox.log.schemas import Cursor, Lag, LoggedEvent
 from services.transaction import Transaction
 
 POSITIONS_PER_READ = 10_000
-"""How far one read looks, so that a type that is rare in a long log makes no long statement."""
+"""How far one read looks, so that a rare type in a long log does not make the statement slow."""
 
 MOST_COUNTED = 100_000
-"""Unread events that `lags` counts at most for a consumer: this number means "or more"."""
+"""The most unread events that `lags` counts for a consumer: this number means "or more"."""
 
 
 class Start(StrEnum):
-    """Where a consumer begins."""
+    """Where a consumer starts."""
 
     beginning = "beginning"
-    """With the oldest event that is kept."""
+    """At the oldest event that the log still holds."""
     now = "now"
-    """With what commits from now on."""
+    """At the first event that is committed from now on."""
 
 
 @dataclass(frozen=True, slots=True)
 class LogBatch:
-    """What a read gave. `more` says whether the next may find something at once; it may be true without any events."""
+    """The result of a read. `more` says that another read may find something immediately, even if this one is empty."""
 
     consumer: str
     events: Sequence[LoggedEvent]
     more: bool
     next: Cursor | None
-    """Where the consumer is once it has these; None where it stays."""
+    """Where the consumer is after these events; None if it has not moved."""
 
 
 async def create(uow: Transaction, consumer: str, start: Start = Start.beginning) -> None:
-    """Make a consumer. Raises `AlreadyExists`."""
+    """Create a consumer. Raises `AlreadyExists`."""
     if not await uow.log.create(consumer, await _start(uow, start)):
-        raise AlreadyExists(f"there is a log consumer {consumer!r} already")
+        raise AlreadyExists(f"there is already a log consumer {consumer!r}")
 
 
 async def reset(uow: Transaction, consumer: str, start: Start) -> None:
-    """Let a consumer begin again. Waits until nobody is reading for it. Raises `NotFound`."""
+    """Move a consumer to the beginning of the log or to now, after any running read. Raises `NotFound`."""
     if not await uow.log.reset(consumer, await _start(uow, start)):
         raise _unknown(consumer)
 
 
 async def delete(uow: Transaction, consumer: str) -> None:
-    """Forget a consumer: retention no longer waits for it. Raises `NotFound`."""
+    """Delete a consumer, after any running read: retention no longer waits for it. Raises `NotFound`."""
     if not await uow.log.delete(consumer):
         raise _unknown(consumer)
 
@@ -79,13 +80,13 @@ async def lags(uow: Transaction) -> list[Lag]:
 
 
 async def read(uow: Transaction, consumer: str, limit: int, types: Sequence[str] | None = None) -> LogBatch:
-    """The next events for a consumer, `limit` at most, of the given types if any are given.
+    """Return up to `limit` of the consumer's next events, only of the given `types` if any are given.
 
-    Do what they ask for and call `advance` in the same transaction: then each takes effect once. The consumer is this
-    transaction's until it ends; for everybody else there is nothing to read meanwhile. A consumer always asks for the
-    same types: what it passed over does not come again. Raises `NotFound`.
+    Act on them and call `advance` in the same transaction: then each takes effect once. The consumer is locked until
+    the transaction ends; other readers find nothing meanwhile. A consumer must always ask for the same types: events
+    that it skipped are not returned again. Raises `NotFound`.
 
-    In a transaction that is REPEATABLE READ the new snapshot is the transaction's.
+    In a REPEATABLE READ transaction, the new snapshot is the transaction's.
     """
     cursor = await uow.log.lock(consumer)
     if cursor is None:
@@ -96,7 +97,7 @@ async def read(uow: Transaction, consumer: str, limit: int, types: Sequence[str]
     if not resumed:
         opened = await uow.log.open(cursor.seen)
         if opened.first is None:
-            # It was new when we asked for the lock, and retention has dropped it since.
+            # There was something new when the consumer was locked, but retention has dropped it since.
             return LogBatch(consumer, (), more=False, next=None)
         reading = _without(opened.snapshot, opened.own)
         cursor = replace(cursor, reading=reading, position=opened.first - 1, until=opened.last)
@@ -107,12 +108,12 @@ async def read(uow: Transaction, consumer: str, limit: int, types: Sequence[str]
     position = events[-1].position if len(events) == limit else until
     if position < cursor.until:
         return LogBatch(consumer, events, more=True, next=replace(cursor, position=position))
-    # All that an earlier read had found is read: more may have been committed since.
+    # If an earlier read took the snapshot, more may have been committed since.
     return LogBatch(consumer, events, more=resumed, next=Cursor(cursor.reading, None, position, None))
 
 
 async def advance(uow: Transaction, batch: LogBatch) -> None:
-    """Store that the consumer has these events; part of the transaction that read them."""
+    """Record that the consumer has read these events. Call it in the transaction that read them."""
     if batch.next is not None:
         await uow.log.advance(batch.consumer, batch.next)
 
@@ -125,10 +126,10 @@ async def _start(uow: Transaction, start: Start) -> str:
 
 
 def _without(snapshot: str, own: int) -> str:
-    """The snapshot, with the transaction that took it among those that have not ended.
+    """The snapshot, with the transaction that took it among the running ones.
 
-    PostgreSQL leaves it out of its own list of running ones. As it stands, the snapshot would say that this transaction
-    had ended, and the events that it is about to record would be taken for read.
+    PostgreSQL does not list it there. Unchanged, the snapshot would say that this transaction had ended, and the events
+    that it is about to record would count as read.
     """
     oldest, following, running = snapshot.split(":")
     if own >= int(following):
@@ -138,4 +139,4 @@ def _without(snapshot: str, own: int) -> str:
 
 
 def _unknown(consumer: str) -> NotFound:
-    return NotFound(f"there is no log consumer {consumer!r}")
+    return NotFound(f"log consumer {consumer!r} does not exist")

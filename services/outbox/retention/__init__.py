@@ -1,1 +1,1 @@
-"""Monthly partitions of the event log: added ahead, exported and dropped when they are old."""
+"""Monthly partitions of the event log: created ahead of time, exported and dropped when they are old."""

@@ -1,8 +1,8 @@
-"""What the event log forgets: which partitions are old enough, what still needs them, and their drop.
+"""Retention of the event log: find partitions that are old enough, check what still needs them, and drop them.
 
-Each function is one step in the caller's transaction; `worker/jobs/retention.py` takes the steps, and may be stopped
-between any two. Nothing that is not yet processed is dropped: the check and the drop are one transaction, in which no
-event can be written to the partition any more.
+Each function is one step in the caller's transaction. `worker/jobs/retention.py` runs the steps, and may be stopped
+between any two. Events that have not been processed are never dropped: the check and the drop are one transaction,
+during which no event can be written to the partition.
 """
 
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ from services.outbox.retention.repository import (
 )
 
 LOCK_TIMEOUT = "200ms"
-"""For the drop's lock on the log: while it waits, the log's writers wait behind it."""
+"""The timeout for the drop's lock on the log: while it waits, the log's writers wait behind it."""
 
-# A dead letter that is replayed is in one of the two tables at any moment: one statement sees it in one of them.
+# A dead letter that is being replayed is always in one of the two tables, so a single statement finds it.
 _NEEDED = """
     SELECT
         (SELECT count(*) FROM outbox WHERE event_id >= :start AND event_id < :end) AS waiting,
@@ -57,7 +57,7 @@ class Partition:
 
 @dataclass(frozen=True, slots=True)
 class Needed:
-    """What still needs a partition: how many outbox rows and dead letters, and which consumers have not read it."""
+    """What still needs a partition: the number of outbox rows and dead letters, and the consumers yet to read it."""
 
     waiting: int
     dead: int
@@ -76,11 +76,11 @@ class Needed:
 
 
 class Changed(Exception):
-    """The partition does not hold what was exported."""
+    """The number of events in the partition is not the number that was exported."""
 
 
 async def expired(connection: AsyncConnection, before: datetime) -> list[Partition]:
-    """The months that ended before that moment and still have a partition, the oldest first."""
+    """The months that ended before that moment and still have a partition, oldest first."""
     names = await existing_partitions(connection)
     months = [(int(name[7:11]), int(name[12:14])) for name in names if name != DEFAULT_PARTITION]
     return [Partition(*month) for month in sorted(months) if month_bounds(*month)[1] <= id_at(before)]
@@ -114,14 +114,14 @@ async def needed(connection: AsyncConnection, partition: Partition) -> Needed:
 
 
 async def drop(connection: AsyncConnection, partition: Partition, exported: int | None) -> Needed:
-    """Drop the partition unless something needs it, which is returned; the caller commits at once.
+    """Drop the partition unless something still needs it; return what does. The caller must commit immediately.
 
-    `exported` is the number of events in its export: raises `Changed` where the partition holds another number.
-    Raises `DBAPIError` with SQLSTATE 55P03 where a lock is not to be had in time, and with 42P01 where the partition is
-    gone: to be tried again, or not at all.
+    `exported` is the number of events in its export; raises `Changed` if the partition holds a different number. Raises
+    `DBAPIError` with SQLSTATE 55P03 if a lock is not granted in time (try again), and with 42P01 if the partition is
+    already gone.
     """
     await connection.execute(text("SET LOCAL lock_timeout = '5s'"))
-    # From here on no event can come to this month, and none is on its way: the next statement sees all there are.
+    # From here on, no event can be written to this month, and no writer is running: the next statement sees all events.
     await connection.execute(text(f"LOCK TABLE ONLY {partition.name} IN SHARE MODE"))
     reasons = await needed(connection, partition)
     if reasons:
@@ -129,8 +129,8 @@ async def drop(connection: AsyncConnection, partition: Partition, exported: int 
     if exported is not None:
         held = await connection.scalar(text(f"SELECT count(*) FROM {partition.name}"))  # noqa: S608
         if held != exported:
-            raise Changed(f"{partition.name} holds {held} events, and {exported} were exported")
+            raise Changed(f"{partition.name} holds {held} events, but {exported} were exported")
     await connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
-    # Not DETACH ... CONCURRENTLY: PostgreSQL refuses it beside a default partition.
+    # Not DETACH ... CONCURRENTLY: PostgreSQL does not allow it if there is a default partition.
     await connection.execute(text(f"DROP TABLE {partition.name}"))
     return reasons
