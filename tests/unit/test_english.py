@@ -20,7 +20,6 @@ NOT_YET = {
     "services/jobs",
     "services/operations",
     "services/orders",
-    "services/outbox",
     "services/sweeps",
     "services/users",
 }
