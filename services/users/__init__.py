@@ -1,1 +1,1 @@
-"""Users: who may sign in, and as what."""
+"""Users: registration, sign-in and roles."""

@@ -1,4 +1,4 @@
-"""What happens to users."""
+"""Events about users."""
 
 from typing import ClassVar
 
@@ -8,7 +8,7 @@ from services.outbox.events import Event
 
 
 class UserRegistered(Event):
-    """Somebody can sign in now, and has an account."""
+    """A user registered, and an account was opened for them."""
 
     type: ClassVar[str] = "user.registered"
 

@@ -11,14 +11,14 @@ from services.fields import TIMESTAMPTZ, allowed, now, text_enum
 
 
 class Role(StrEnum):
-    """What a user may do beyond buying and selling."""
+    """A user's role. Every user may buy and sell; operators may do more."""
 
     customer = "customer"
     operator = "operator"
 
 
 class Caller(Protocol):
-    """Who asks for something: what the domains need to know of a user who has signed in."""
+    """The signed-in user who makes a request, with the attributes that the domains need."""
 
     @property
     def id(self) -> int: ...
@@ -31,14 +31,14 @@ class Caller(Protocol):
 
 
 class UserBase(SQLModel):
-    """What a user says of themselves."""
+    """The fields that users set themselves."""
 
     email: str = Field(max_length=254)
     full_name: str = Field(max_length=200)
 
 
 class User(UserBase, table=True):
-    """Somebody who can sign in. A deleted user's row stays, and its address stays taken, so that it can be restored."""
+    """A user. The row of a deleted user stays and keeps its address taken, so that the user can be restored."""
 
     __tablename__ = "users"
     __table_args__ = (

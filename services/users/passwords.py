@@ -8,9 +8,9 @@ from services.settings import Settings
 
 
 class Passwords:
-    """Hashes and checks passwords in threads; argon2 releases the GIL, so the event loop goes on.
+    """Hashes and checks passwords in threads; argon2 releases the GIL, so the event loop is not blocked.
 
-    At most `concurrent` at once, so that a burst of sign-ins cannot take all memory (`argon2_memory_kib` each).
+    At most `concurrent` run at a time, so that a burst of sign-ins cannot exhaust memory (`argon2_memory_kib` each).
     """
 
     def __init__(self, settings: Settings, concurrent: int = 2) -> None:
@@ -20,19 +20,19 @@ class Passwords:
             parallelism=settings.argon2_parallelism,
         )
         self._limiter = CapacityLimiter(concurrent)
-        # Checked for an unknown address, so that the time of the answer does not tell which addresses exist.
+        # Checked for an unknown address, so that response times do not reveal which addresses exist.
         self._nobody = self._hasher.hash("nobody's password")
 
     async def hash(self, password: str) -> str:
         return await to_thread.run_sync(self._hasher.hash, password, limiter=self._limiter)
 
     async def matches(self, hashed: str | None, password: str) -> bool:
-        """Whether the password is the one; takes as long where there is no hash to compare with."""
+        """Whether the password is correct. Takes equally long if there is no hash to compare with."""
         right = await to_thread.run_sync(self._verify, hashed or self._nobody, password, limiter=self._limiter)
         return right and hashed is not None
 
     def outdated(self, hashed: str) -> bool:
-        """Whether the hash was made with other parameters than today's."""
+        """Whether the hash was made with parameters other than the current ones."""
         return self._hasher.check_needs_rehash(hashed)
 
     def _verify(self, hashed: str, password: str) -> bool:

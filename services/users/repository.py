@@ -14,7 +14,7 @@ from services.users.models import Role, User
 
 @dataclass(frozen=True, slots=True)
 class SignedIn:
-    """An active user, as every request reads them: one light statement, no mapped object."""
+    """An active user, as every request reads it: one light statement, no mapped object."""
 
     id: int
     full_name: str
@@ -38,12 +38,12 @@ class UserRepository(SoftDeleteRepository[User]):
         return (await self.session.exec(statement)).one_or_none()
 
     async def email_taken(self, email: str) -> bool:
-        """Whether any user has the address, a deleted one included."""
+        """Whether any user, even a deleted one, has the address."""
         statement = select(col(User.id)).where(func.lower(User.email) == email.lower())
         return (await self.session.exec(statement)).first() is not None
 
     async def page(self, wanted: PageQuery) -> Rows[User]:
-        """Users that are not deleted."""
+        """Users who are not deleted."""
         return await USERS.page(self.session, select(User).where(*self._visible()), wanted)
 
 

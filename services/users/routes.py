@@ -1,4 +1,4 @@
-"""HTTP for users and access tokens."""
+"""HTTP routes for users and access tokens."""
 
 from typing import Annotated
 
@@ -34,7 +34,7 @@ async def create_token(form: Annotated[OAuth2PasswordRequestForm, Depends()], uo
 
 @router.post("/users", status_code=201, response_model=UserPublic, responses=responses(400, 409, 413, 422))
 async def register(wanted: UserCreate, response: Response, uow: Work, state: State) -> User:
-    """Register. The new user has an account with no credits yet."""
+    """Register. The new user gets an account without credits."""
     user = await service.register(uow, state.passwords, wanted)
     response.headers["Location"] = "/v1/users/me"
     response.headers["ETag"] = etag(user.version)
@@ -43,7 +43,7 @@ async def register(wanted: UserCreate, response: Response, uow: Work, state: Sta
 
 @router.get("/users/me", response_model=UserPublic, responses=responses(401))
 async def read_self(caller: CurrentUser, response: Response, uow: Work) -> User:
-    """The caller."""
+    """Get the signed-in user."""
     user = await service.get(uow, caller.id)
     response.headers["ETag"] = etag(user.version)
     return user
@@ -53,7 +53,7 @@ async def read_self(caller: CurrentUser, response: Response, uow: Work) -> User:
 async def update_self(
     changes: UserUpdate, user: CurrentUser, version: IfMatch, response: Response, uow: Work, state: State
 ) -> User:
-    """Change one's own name or password."""
+    """Change the signed-in user's name or password."""
     updated = await service.update_self(uow, state.passwords, user.id, changes, version)
     response.headers["ETag"] = etag(updated.version)
     return updated
@@ -61,19 +61,19 @@ async def update_self(
 
 @router.delete("/users/me", status_code=204, responses=responses(401, 409))
 async def delete_self(user: CurrentUser, uow: Work) -> None:
-    """Close one's own access. Orders and credits stay on the books."""
+    """Delete the signed-in user. Their orders and credits stay on the books."""
     await service.delete(uow, user.id)
 
 
 @router.get("/users", response_model=Page[UserPublic], responses=responses(400, 401, 403, 422))
 async def list_users(_: Operator, page: Annotated[PageQuery, page_of(USERS)], uow: Work) -> Rows[User]:
-    """Users, for operators."""
+    """List users. Operators only."""
     return await uow.users.page(page)
 
 
 @router.get("/users/{user_id}", response_model=UserPublic, responses=responses(401, 403, 404, 422))
 async def read_user(user_id: Id, _: Operator, response: Response, uow: Work) -> User:
-    """One user, for operators."""
+    """Get a user. Operators only."""
     user = await service.get(uow, user_id)
     response.headers["ETag"] = etag(user.version)
     return user
@@ -85,7 +85,7 @@ async def read_user(user_id: Id, _: Operator, response: Response, uow: Work) -> 
 async def update_user(
     user_id: Id, changes: UserAdminUpdate, operator: Operator, version: IfMatch, response: Response, uow: Work
 ) -> User:
-    """Change a user's name, role or whether they may sign in, for operators."""
+    """Change a user's name or role, or whether they may sign in. Operators only."""
     user = await service.update_as_operator(uow, operator, user_id, changes, version)
     response.headers["ETag"] = etag(user.version)
     return user
@@ -93,7 +93,7 @@ async def update_user(
 
 @router.delete("/users/{user_id}", status_code=204, responses=responses(401, 403, 404, 409, 422))
 async def delete_user(user_id: Id, operator: Operator, uow: Work) -> None:
-    """Delete a user softly, for operators; `restore` brings them back."""
+    """Delete a user, so that `restore` can bring them back. Operators only."""
     await service.delete_as_operator(uow, operator, user_id)
 
 
@@ -104,5 +104,5 @@ async def delete_user(user_id: Id, operator: Operator, uow: Work) -> None:
     responses=responses(400, 401, 403, 404, 409, 422),
 )
 async def restore_user(user_id: Id, _: Operator, uow: Work) -> User:
-    """Bring a deleted user back, for operators."""
+    """Restore a deleted user. Operators only."""
     return await service.restore(uow, user_id)

@@ -1,4 +1,4 @@
-"""What comes in and goes out about users."""
+"""Request and response schemas for users."""
 
 from datetime import datetime
 from typing import Annotated
@@ -21,7 +21,7 @@ Password = Annotated[SecretStr, Field(min_length=10, max_length=200), AfterValid
 
 
 class UserCreate(UserBase, RequestBody):  # type: ignore[misc]  # SQLModel has a wider type for model_config
-    """Registration. The password is at least 10 characters."""
+    """A registration. The password must have at least 10 characters."""
 
     email: Email
     full_name: Name
@@ -29,14 +29,14 @@ class UserCreate(UserBase, RequestBody):  # type: ignore[misc]  # SQLModel has a
 
 
 class UserUpdate(Changes):
-    """What users may change of themselves; what is left out stays."""
+    """Changes to the signed-in user; omitted fields keep their values."""
 
     full_name: Name | None = None
     password: Password | None = None
 
 
 class UserAdminUpdate(Changes):
-    """What operators may change of a user; what is left out stays."""
+    """Changes that an operator makes to a user; omitted fields keep their values."""
 
     full_name: Name | None = None
     is_active: bool | None = None
@@ -44,7 +44,7 @@ class UserAdminUpdate(Changes):
 
 
 class UserPublic(UserBase):
-    """A user, as that user and operators see them."""
+    """A user, as seen by themselves and by operators."""
 
     id: int
     role: Role
@@ -54,7 +54,7 @@ class UserPublic(UserBase):
 
 
 class UserSummary(SQLModel):
-    """A user, as others see them."""
+    """A user, as seen by others."""
 
     id: int
     full_name: str

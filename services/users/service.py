@@ -1,4 +1,4 @@
-"""What can be done with users."""
+"""Operations on users."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,10 +15,10 @@ from services.users.schemas import UserAdminUpdate, UserCreate, UserUpdate
 
 
 async def register(uow: UnitOfWork, passwords: Passwords, wanted: UserCreate, role: Role = Role.customer) -> User:
-    """Write the user and an empty account. Raises `AlreadyExists` where the address is taken."""
+    """Create the user and an empty account. Raises `AlreadyExists` if the address is taken."""
     # Before the first statement: no transaction is open while the hash is computed.
     hashed = await passwords.hash(wanted.password.get_secret_value())
-    taken = AlreadyExists("a user with this e-mail address exists already", [Fault("is taken", "#/email")])
+    taken = AlreadyExists("a user with this e-mail address already exists", [Fault("is taken", "#/email")])
     if await uow.users.email_taken(wanted.email):
         raise taken
     user = User(**wanted.model_dump(exclude={"password"}), hashed_password=hashed, role=role)
@@ -26,7 +26,7 @@ async def register(uow: UnitOfWork, passwords: Passwords, wanted: UserCreate, ro
     try:
         await uow.session.flush()
     except IntegrityError as error:
-        # Two registrations at once: both saw the address free, the unique index lets one through.
+        # Two concurrent registrations both found the address free; the unique index lets only one through.
         raise taken if violates(error, "uq_users_email_lower") else error from error
     await uow.ledger.open_account(user.id)
     uow.record(UserRegistered(user_id=user.id))
@@ -34,7 +34,7 @@ async def register(uow: UnitOfWork, passwords: Passwords, wanted: UserCreate, ro
 
 
 async def sign_in(uow: UnitOfWork, passwords: Passwords, email: str, password: str) -> User:
-    """The active user with this address and password. Raises `Unauthenticated` without telling which was wrong."""
+    """The active user with this address and password. Raises `Unauthenticated` without saying which was wrong."""
     user = await uow.users.by_email(email)
     # The connection goes back to the pool while the hash is computed.
     await uow.rollback()
@@ -47,7 +47,7 @@ async def sign_in(uow: UnitOfWork, passwords: Passwords, email: str, password: s
 
 
 async def update_self(uow: UnitOfWork, passwords: Passwords, user_id: int, changes: UserUpdate, version: int) -> User:
-    """Change one's own name or password. Raises `StaleVersion` where `version` is not the current one."""
+    """Change the user's own name or password. Raises `StaleVersion` if `version` is not the current one."""
     # The connection goes back to the pool while the hash is computed.
     await uow.rollback()
     hashed = await passwords.hash(changes.password.get_secret_value()) if changes.password else None
@@ -63,7 +63,7 @@ async def update_self(uow: UnitOfWork, passwords: Passwords, user_id: int, chang
 async def update_as_operator(
     uow: UnitOfWork, operator: Caller, user_id: int, changes: UserAdminUpdate, version: int
 ) -> User:
-    """Change a user's name, role or whether they may sign in. Operators cannot lock themselves out."""
+    """Change a user's name or role, or whether they may sign in. Operators cannot lock themselves out."""
     if operator.id == user_id and (changes.is_active is False or changes.role is Role.customer):
         raise InvalidInput("operators cannot deactivate or demote themselves; ask another operator")
     if changes.is_active is False or changes.role is Role.customer:
@@ -76,7 +76,7 @@ async def update_as_operator(
 
 
 async def delete(uow: UnitOfWork, user_id: int) -> None:
-    """Hide the user: they can no longer sign in, and what they offer goes off sale. Orders and credits stay."""
+    """Soft-delete the user: they can no longer sign in, and their products go off sale. Orders and credits stay."""
     await _keep_an_operator(uow, user_id)
     user = await get(uow, user_id, lock=True)
     user.version += 1
@@ -92,7 +92,7 @@ async def delete_as_operator(uow: UnitOfWork, operator: Caller, user_id: int) ->
 
 
 async def restore(uow: UnitOfWork, user_id: int) -> User:
-    """Bring a deleted user back. Their products stay off sale until they say otherwise."""
+    """Restore a deleted user. Their products stay off sale until they activate them again."""
     user = await uow.users.get_deleted(user_id)
     if user is None:
         raise NotFound(f"there is no deleted user {user_id}")
@@ -102,7 +102,7 @@ async def restore(uow: UnitOfWork, user_id: int) -> User:
 
 
 async def get(uow: UnitOfWork, user_id: int, *, lock: bool = False) -> User:
-    """The user; `lock` takes the row until the transaction ends. Raises `NotFound` where there is none."""
+    """The user; `lock` locks the row until the transaction ends. Raises `NotFound` if there is none."""
     user = await uow.users.get(user_id, lock=lock)
     if user is None:
         raise NotFound(f"there is no user {user_id}")
@@ -110,15 +110,15 @@ async def get(uow: UnitOfWork, user_id: int, *, lock: bool = False) -> User:
 
 
 async def _keep_an_operator(uow: UnitOfWork, leaving: int) -> None:
-    """Raises `Conflict` where this user is the last operator. Locks all of them, so that two cannot leave at once."""
+    """Raise `Conflict` if this user is the last operator. Locks all operators, so that two cannot leave together."""
     if await uow.users.lock_operators() == [leaving]:
-        raise Conflict("this is the last operator; make somebody else one first")
+        raise Conflict("this is the last operator; make another user an operator first")
 
 
 async def _locked(uow: UnitOfWork, user_id: int, version: int) -> User:
     user = await get(uow, user_id, lock=True)
     if user.version != version:
-        raise StaleVersion(f"user {user_id} has version {user.version} now, not {version}; read it again")
+        raise StaleVersion(f"user {user_id} is now at version {user.version}, not {version}; fetch it and try again")
     return user
 
 

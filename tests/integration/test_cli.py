@@ -95,7 +95,7 @@ def test_an_address_that_is_taken_is_refused() -> None:
     assert CliRunner().invoke(app, arguments).exit_code == 0
     refused = CliRunner().invoke(app, [arguments[0], "BOSS@waybill.example", "--generate"])
     assert refused.exit_code == 1
-    assert "exists already" in refused.output
+    assert "already exists" in refused.output
 
 
 @pytest.mark.usefixtures("_settings_of_commands")
