@@ -1,4 +1,4 @@
-"""What happens in the catalogue."""
+"""Events about products."""
 
 from decimal import Decimal
 from typing import ClassVar
@@ -19,7 +19,7 @@ class ProductEvent(Event):
 
 
 class ProductCreated(ProductEvent):
-    """A seller offers something new."""
+    """A seller created a product."""
 
     type: ClassVar[str] = "product.created"
 

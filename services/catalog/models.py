@@ -1,4 +1,4 @@
-"""Categories and what is in stock (SQLModel); products (plain SQLAlchemy on the shared registry)."""
+"""Categories and stock (SQLModel); products (plain SQLAlchemy on the shared registry)."""
 
 from datetime import datetime
 from decimal import Decimal
@@ -27,13 +27,13 @@ from services.users.models import User
 
 
 class CategoryBase(SQLModel):
-    """What an operator says of a category."""
+    """The fields of a category that operators set."""
 
     name: str = Field(max_length=200)
 
 
 class Category(CategoryBase, table=True):
-    """A shelf of the catalogue."""
+    """A category of the catalogue."""
 
     __tablename__ = "categories"
     __table_args__ = (
@@ -48,7 +48,7 @@ class Category(CategoryBase, table=True):
 
 
 class Inventory(SQLModel, table=True):
-    """Stock of one product, apart from its catalogue row, so that a sale does not bump the version an editor holds."""
+    """The stock of one product, in its own table so that a sale does not change the version of the product."""
 
     __tablename__ = "inventory"
     __table_args__ = (
@@ -62,9 +62,9 @@ class Inventory(SQLModel, table=True):
 
 
 class Product(DeclarativeTable):
-    """Something a seller offers.
+    """A product that a seller offers.
 
-    A plain SQLAlchemy model: `version_id_col`, operator-class indexes and server defaults say themselves plainly here.
+    A plain SQLAlchemy model: `version_id_col`, operator-class indexes and server defaults are simpler to write here.
     An update through a stale copy raises `sqlalchemy.orm.exc.StaleDataError`.
     """
 
@@ -94,5 +94,5 @@ class Product(DeclarativeTable):
         Index("ix_products_name_trgm", "name", postgresql_using="gin", postgresql_ops={"name": "gin_trgm_ops"}),
         Index("ix_products_active", "id", postgresql_where=text("is_active")),
     )
-    # eager_defaults: the new version and times come back with RETURNING; an expired attribute cannot be awaited.
+    # eager_defaults: RETURNING fetches the new version and times; async code cannot load an expired attribute later.
     __mapper_args__ = {"version_id_col": version, "eager_defaults": True}

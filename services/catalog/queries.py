@@ -1,4 +1,4 @@
-"""The SQL of products for sale and their stock."""
+"""SQL statements about products and stock."""
 
 from services.sql import Statement
 

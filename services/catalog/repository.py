@@ -20,7 +20,7 @@ from services.sql import SqlAccess
 
 @dataclass(frozen=True, slots=True)
 class ProductForSale:
-    """What placing an order needs of a product. It is active where its seller is, and the seller's account open."""
+    """A product, as needed to place an order. To be active, its seller must be active too, with an open account."""
 
     id: int
     seller_id: int
@@ -41,7 +41,7 @@ class CategoryRepository(Repository[Category]):
         return await CATEGORIES.page(self.session, select(Category), wanted)
 
     async def by_name(self, name: str) -> Category | None:
-        """The category of this name, in whatever case."""
+        """The category with this name, ignoring case."""
         statement = select(Category).where(func.lower(Category.name) == name.lower())
         return (await self.session.exec(statement)).one_or_none()
 
@@ -53,60 +53,60 @@ class ProductRepository(Repository[Product]):
         return await self.exists(Product.seller_id == seller_id, Product.sku == sku)
 
     async def page(self, wanted: PageQuery, search: str | None = None) -> Rows[Product]:
-        """Active products. `search` keeps those whose name is similar by trigrams (`pg_trgm`'s word similarity)."""
+        """Active products; with `search`, those with a similar name (by `pg_trgm`'s word similarity)."""
         statement = select(Product).where(Product.is_active).options(*PRODUCT_WITH_DETAILS)
         if search is not None:
-            # `<%` is the operator that the trigram index answers.
+            # `<%` is the operator that the trigram index supports.
             statement = statement.where(literal(search).op("<%", is_comparison=True)(Product.name))
         return await PRODUCTS.page(self.session, statement, wanted)
 
     async def refreshed(self, product: Product) -> Product:
-        """The product read anew with everything `ProductPublic` shows."""
+        """The product, reloaded with everything that `ProductPublic` shows."""
         statement = select(Product).where(Product.id == product.id).options(*PRODUCT_WITH_DETAILS)
         return (await self.session.exec(statement, execution_options={"populate_existing": True})).one()
 
     async def take_off_sale(self, seller_id: int) -> int:
-        """Deactivate everything the seller offers; the number of products."""
+        """Deactivate all of the seller's products; returns their number."""
         offered = select(Product.id).where(Product.seller_id == seller_id, Product.is_active)
         return await self.bulk_update((await self.session.exec(offered)).all(), is_active=False)
 
     async def for_sale(self, ids: Sequence[int]) -> dict[int, ProductForSale]:
-        """The products with these ids, inactive ones included, with one statement."""
+        """The products with these ids, including inactive ones, in one statement."""
         rows = await self.sql.fetch(queries.FOR_SALE, ids=list(ids))
         return {row["id"]: ProductForSale(**row) for row in rows}
 
     async def ids_by_sku(self, seller_id: int) -> dict[str, int]:
-        """Everything the seller has ever offered, inactive products included."""
+        """The ids of all the seller's products, including inactive ones, by SKU."""
         statement = select(Product.sku, Product.id).where(Product.seller_id == seller_id)
         return dict((await self.session.exec(statement)).all())
 
 
 class InventoryRepository(SqlAccess):
-    """Stock. Rows are locked in the order of their product ids, everywhere."""
+    """Stock. Rows are always locked in the order of their product ids."""
 
     async def open(self, product_id: int, on_hand: int) -> None:
         self.session.add(Inventory(product_id=product_id, on_hand=on_hand))
         await self.session.flush()
 
     async def lock(self, product_ids: Sequence[int]) -> dict[int, int]:
-        """Lock the rows until the transaction ends; pieces available of each product."""
+        """Lock the rows until the transaction ends; returns the available pieces of each product."""
         rows = await self.sql.fetch(queries.LOCK_STOCK, ids=list(product_ids))
         return {row["product_id"]: row["available"] for row in rows}
 
     async def release(self, pieces: Mapping[int, int]) -> None:
-        """Give reserved pieces back. The rows are locked by the caller."""
+        """Release reserved pieces. The caller has locked the rows."""
         await self._change(pieces, on_hand=0, reserved=-1)
 
     async def ship(self, pieces: Mapping[int, int]) -> None:
-        """Reserved pieces leave the house. The rows are locked by the caller."""
+        """Ship reserved pieces. The caller has locked the rows."""
         await self._change(pieces, on_hand=-1, reserved=-1)
 
     async def take_back(self, pieces: Mapping[int, int]) -> None:
-        """Pieces that had left the house are on hand again. The rows are locked by the caller."""
+        """Return shipped pieces to stock. The caller has locked the rows."""
         await self._change(pieces, on_hand=1, reserved=0)
 
     async def receive(self, product_id: int, pieces: int) -> None:
-        """Add pieces (negative: take them away). The row is locked by the caller."""
+        """Add pieces, or remove them if negative. The caller has locked the row."""
         await self._change({product_id: pieces}, on_hand=1, reserved=0)
 
     async def _change(self, pieces: Mapping[int, int], *, on_hand: int, reserved: int) -> None:

@@ -1,4 +1,4 @@
-"""HTTP for categories and products."""
+"""HTTP routes for categories and products."""
 
 from typing import Annotated
 
@@ -26,7 +26,7 @@ router = APIRouter(route_class=TransactionRoute, tags=["catalogue"])
 
 Search = Annotated[
     Text | None,
-    Query(alias="q", min_length=2, max_length=100, description="Words similar to ones in the name, misspelt or not."),
+    Query(alias="q", min_length=2, max_length=100, description="Search product names; misspelt words match too."),
 ]
 
 
@@ -38,7 +38,7 @@ Search = Annotated[
     responses=responses(400, 401, 403, 409, 413, 422),
 )
 async def create_category(wanted: CategoryCreate, _: Operator, response: Response, uow: Work) -> Category:
-    """A new category, for operators."""
+    """Create a category. Operators only."""
     category = await service.create_category(uow, wanted)
     response.headers["Location"] = f"/v1/categories/{category.id}"
     return category
@@ -46,13 +46,13 @@ async def create_category(wanted: CategoryCreate, _: Operator, response: Respons
 
 @router.get("/categories", response_model=Page[CategoryPublic], responses=responses(400, 422))
 async def list_categories(page: Annotated[PageQuery, page_of(CATEGORIES)], uow: ReplicaWork) -> Rows[Category]:
-    """Categories."""
+    """List categories."""
     return await uow.categories.page(page)
 
 
 @router.get("/categories/{category_id}", response_model=CategoryPublic, responses=responses(404, 422))
 async def read_category(category_id: Id, uow: Work) -> Category:
-    """One category."""
+    """Get a category."""
     return await service.get_category(uow, category_id)
 
 
@@ -64,7 +64,7 @@ async def read_category(category_id: Id, uow: Work) -> Category:
     responses=responses(400, 401, 409, 413, 422),
 )
 async def create_product(wanted: ProductCreate, seller: CurrentUser, response: Response, uow: Work) -> Product:
-    """A new product, sold by the caller."""
+    """Create a product that the caller sells."""
     product = await service.create_product(uow, seller, wanted)
     response.headers["Location"] = f"/v1/products/{product.id}"
     response.headers["ETag"] = etag(product.version)
@@ -75,13 +75,13 @@ async def create_product(wanted: ProductCreate, seller: CurrentUser, response: R
 async def list_products(
     page: Annotated[PageQuery, page_of(PRODUCTS)], uow: ReplicaWork, search: Search = None
 ) -> Rows[Product]:
-    """Active products."""
+    """List active products."""
     return await uow.products.page(page, search)
 
 
 @router.get("/products/{product_id}", response_model=ProductPublic, responses=responses(404, 422))
 async def read_product(product_id: Id, response: Response, uow: Work) -> Product:
-    """One product, active or not."""
+    """Get a product, active or not."""
     product = await service.get_product(uow, product_id)
     response.headers["ETag"] = etag(product.version)
     return product
@@ -95,7 +95,7 @@ async def read_product(product_id: Id, response: Response, uow: Work) -> Product
 async def update_product(
     product_id: Id, changes: ProductUpdate, caller: CurrentUser, version: IfMatch, response: Response, uow: Work
 ) -> Product:
-    """Change a product the caller sells. Orders keep the price they were placed at."""
+    """Change a product, for its seller and operators. Orders keep the price at which they were placed."""
     product = await service.update_product(uow, caller, product_id, changes, version)
     response.headers["ETag"] = etag(product.version)
     return product
@@ -108,5 +108,5 @@ async def update_product(
     responses=responses(400, 401, 403, 404, 409, 413, 422),
 )
 async def change_stock(product_id: Id, change: StockUpdate, caller: CurrentUser, uow: Work) -> Product:
-    """Add pieces to the stock of a product the caller sells, or take them away."""
+    """Add pieces to the stock of a product or remove them, for its seller and operators."""
     return await service.change_stock(uow, caller, product_id, change.change)

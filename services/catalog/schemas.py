@@ -1,4 +1,4 @@
-"""What comes in and goes out about categories and products."""
+"""Request and response schemas for categories and products."""
 
 from datetime import datetime
 from typing import Annotated
@@ -30,7 +30,7 @@ class CategoryPublic(CategoryBase):
 
 
 class ProductBase(BaseModel):
-    """What a seller says of a product, and everybody sees."""
+    """The fields of a product that its seller sets."""
 
     sku: str
     name: str
@@ -39,7 +39,7 @@ class ProductBase(BaseModel):
 
 
 class ProductCreate(ProductBase, RequestBody):
-    """A new product, offered by the caller, with its first stock in pieces."""
+    """A new product that the caller sells; `stock` is its initial stock in pieces."""
 
     sku: Sku
     name: Name
@@ -50,7 +50,7 @@ class ProductCreate(ProductBase, RequestBody):
 
 
 class ProductUpdate(Changes):
-    """What may change of a product; what is left out stays."""
+    """Changes to a product; omitted fields keep their values."""
 
     name: Name | None = None
     description: Description | None = None
@@ -60,13 +60,13 @@ class ProductUpdate(Changes):
 
 
 class StockUpdate(RequestBody):
-    """Pieces that came in (positive) or left otherwise than by an order (negative)."""
+    """Pieces that were received (positive) or removed other than by an order (negative)."""
 
     change: StockChange
 
 
 class InventoryPublic(SQLModel):
-    """Stock in pieces: what lies there, and how much of that confirmed orders have reserved."""
+    """Stock in pieces: how many are on hand, and how many of those are reserved by confirmed orders."""
 
     product_id: int
     on_hand: int
@@ -74,7 +74,7 @@ class InventoryPublic(SQLModel):
 
 
 class ProductSummary(BaseModel):
-    """A product, as an order shows it."""
+    """A product, as shown in an order."""
 
     id: int
     sku: str
@@ -82,7 +82,7 @@ class ProductSummary(BaseModel):
 
 
 class ProductPublic(ProductBase):
-    """A product on offer."""
+    """A product with its seller, category and stock."""
 
     id: int
     is_active: bool

@@ -1,4 +1,4 @@
-"""What can be done with the catalogue."""
+"""Operations on the catalogue."""
 
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col
@@ -14,8 +14,8 @@ from services.users.models import Caller, Role
 
 
 async def create_category(uow: UnitOfWork, wanted: CategoryCreate) -> Category:
-    """Write a category. Raises `AlreadyExists` where the name is taken, in whatever case."""
-    taken = AlreadyExists("a category with this name exists already", [Fault("is taken", "#/name")])
+    """Create a category. Raises `AlreadyExists` if the name is taken, ignoring case."""
+    taken = AlreadyExists("a category with this name already exists", [Fault("is taken", "#/name")])
     if await uow.categories.name_taken(wanted.name):
         raise taken
     try:
@@ -25,7 +25,7 @@ async def create_category(uow: UnitOfWork, wanted: CategoryCreate) -> Category:
 
 
 async def get_category(uow: UnitOfWork, category_id: int) -> Category:
-    """Raises `NotFound` where there is no such category."""
+    """The category. Raises `NotFound` if there is none."""
     category = await uow.categories.get(category_id)
     if category is None:
         raise NotFound(f"there is no category {category_id}")
@@ -33,8 +33,8 @@ async def get_category(uow: UnitOfWork, category_id: int) -> Category:
 
 
 async def create_product(uow: UnitOfWork, seller: Caller, wanted: ProductCreate) -> Product:
-    """Write a product of this seller with its first stock. Raises `InvalidInput` for an unknown category."""
-    taken = AlreadyExists(f"you offer a product with the sku {wanted.sku!r} already", [Fault("is taken", "#/sku")])
+    """Create a product of this seller with its initial stock. Raises `InvalidInput` for an unknown category."""
+    taken = AlreadyExists(f"you already have a product with the sku {wanted.sku!r}", [Fault("is taken", "#/sku")])
     await _category_exists(uow, wanted.category_id)
     if await uow.products.sku_taken(seller.id, wanted.sku):
         raise taken
@@ -60,15 +60,17 @@ async def get_product(uow: UnitOfWork, product_id: int) -> Product:
 async def update_product(
     uow: UnitOfWork, caller: Caller, product_id: int, changes: ProductUpdate, version: int
 ) -> Product:
-    """Change a product the caller sells. Raises `StaleVersion` where `version` is not the current one.
+    """Change a product, for its seller or an operator. Raises `StaleVersion` if `version` is not the current one.
 
-    The row is not locked: of two edits of one version, the second to write finds the version gone
+    The row is not locked: if two edits start from the same version, the second write fails
     (`sqlalchemy.orm.exc.StaleDataError`), so no edit is ever lost.
     """
     product = await get_product(uow, product_id)
     _may_manage(caller, product)
     if product.version != version:
-        raise StaleVersion(f"product {product_id} has version {product.version} now, not {version}; read it again")
+        raise StaleVersion(
+            f"product {product_id} is now at version {product.version}, not {version}; fetch it and try again"
+        )
     if not changes.model_fields_set:
         return product
     if changes.category_id is not None:
@@ -86,13 +88,13 @@ async def update_product(
 
 
 async def change_stock(uow: UnitOfWork, caller: Caller, product_id: int, pieces: int) -> Product:
-    """Add pieces to a product the caller sells, or take them away; never below what orders have reserved."""
+    """Add pieces or remove them, for the seller or an operator; never below the number that orders have reserved."""
     product = await get_product(uow, product_id)
     _may_manage(caller, product)
     available = (await uow.inventory.lock([product_id]))[product_id]
     if available + pieces < 0:
         raise Conflict(
-            f"only {available} pieces of product {product_id} are free; cannot take away {-pieces}",
+            f"only {available} pieces of product {product_id} are available; cannot remove {-pieces}",
             [Fault(f"must be at least {-available}", "#/change")],
         )
     await uow.inventory.receive(product_id, pieces)
