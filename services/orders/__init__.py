@@ -1,1 +1,1 @@
-"""Orders: from placed to their end."""
+"""Orders: placing, processing, refunds and expiry."""

@@ -1,4 +1,4 @@
-"""What happens to orders."""
+"""Events about orders."""
 
 from decimal import Decimal
 from typing import ClassVar
@@ -20,22 +20,22 @@ class OrderEvent(Event):
 
 
 class OrderPlaced(OrderEvent):
-    """The buyer's credits are held; a worker reserves the stock and confirms the order, or rejects it."""
+    """The buyer's credits are held; a worker will reserve the stock and confirm the order, or reject it."""
 
     type: ClassVar[str] = "order.placed"
     queued: ClassVar[bool] = True
 
-    buyer_id: int = Field(description="The user who buys.")
-    total: Decimal = Field(description="What the order costs, in credits.")
+    buyer_id: int = Field(description="The buyer.")
+    total: Decimal = Field(description="The order's total, in credits.")
 
 
 class OrderAwaitingPayment(OrderEvent):
-    """The buyer's credits did not cover the order; it waits to be paid."""
+    """The buyer's credits did not cover the order; it awaits payment."""
 
     type: ClassVar[str] = "order.awaiting_payment"
 
-    buyer_id: int = Field(description="The user who buys.")
-    total: Decimal = Field(description="What the order costs, in credits.")
+    buyer_id: int = Field(description="The buyer.")
+    total: Decimal = Field(description="The order's total, in credits.")
 
 
 class OrderConfirmed(OrderEvent):
@@ -43,37 +43,37 @@ class OrderConfirmed(OrderEvent):
 
     type: ClassVar[str] = "order.confirmed"
 
-    total: Decimal = Field(description="What the order costs, in credits.")
+    total: Decimal = Field(description="The order's total, in credits.")
 
 
 class OrderRejected(OrderEvent):
-    """There was not enough stock, or a seller's account is closed; the held credits are free again."""
+    """There was not enough stock, or a seller's account is closed; the held credits are released."""
 
     type: ClassVar[str] = "order.rejected"
 
-    reason: str = Field(description="The reason, in words.")
+    reason: str = Field(description="The reason, as text.")
 
 
 class OrderCancelled(OrderEvent):
-    """The order will not be carried out; held credits are free again, paid ones refunded."""
+    """The order was cancelled; held credits are released, payments refunded."""
 
     type: ClassVar[str] = "order.cancelled"
 
-    from_status: str = Field(description="The order's status before: awaiting_payment, pending or confirmed.")
-    reason: str = Field(description="The reason, in words.")
+    from_status: str = Field(description="The order's previous status: awaiting_payment, pending or confirmed.")
+    reason: str = Field(description="The reason, as text.")
 
 
 class OrderRefunded(OrderEvent):
-    """What was paid for some pieces went back to the buyer."""
+    """The payment for some pieces went back to the buyer."""
 
     type: ClassVar[str] = "order.refunded"
 
     refund_id: UUID = Field(description="The refund.")
-    amount: Decimal = Field(description="What the buyer got back, in credits.")
+    amount: Decimal = Field(description="The refunded amount, in credits.")
     pieces: dict[int, int] = Field(description="The number of refunded pieces, by line number.")
 
 
 class OrderFulfilled(OrderEvent):
-    """The goods have left the house."""
+    """The goods were shipped."""
 
     type: ClassVar[str] = "order.fulfilled"

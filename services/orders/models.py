@@ -14,7 +14,7 @@ from services.users.models import User
 
 
 class OrderStatus(StrEnum):
-    """Where an order stands."""
+    """The status of an order."""
 
     awaiting_payment = "awaiting_payment"
     pending = "pending"
@@ -32,14 +32,14 @@ ALLOWED_MOVES: dict[OrderStatus, frozenset[OrderStatus]] = {
     OrderStatus.rejected: frozenset(),
     OrderStatus.cancelled: frozenset(),
 }
-"""Every move an order may make; a CHECK on `order_transitions` says the same."""
+"""Every move an order may make; a CHECK on `order_transitions` enforces the same."""
 
 FIRST_STATUSES = frozenset({OrderStatus.awaiting_payment, OrderStatus.pending})
-"""What a new order may be."""
+"""The statuses that a new order may have."""
 
 
 def allowed_moves() -> str:
-    """The CHECK expression for `order_transitions`, written from `ALLOWED_MOVES`."""
+    """The CHECK expression for `order_transitions`, built from `ALLOWED_MOVES`."""
     first = [f">{status.value}" for status in sorted(FIRST_STATUSES)]
     moves = [
         f"{before.value}>{after.value}" for before, after_all in ALLOWED_MOVES.items() for after in sorted(after_all)
@@ -48,7 +48,7 @@ def allowed_moves() -> str:
 
 
 class OrderBase(SQLModel):
-    """What a buyer says of an order."""
+    """The fields of an order that its buyer sets."""
 
     reference: str | None = Field(default=None, max_length=64)
 
@@ -58,7 +58,7 @@ ORDER_FIELDS = tuple(OrderBase.model_fields)
 
 
 class Order(OrderBase, table=True):
-    """What a buyer asked for, at the prices of that moment."""
+    """An order, at the prices at the time it was placed."""
 
     __tablename__ = "orders"
     __table_args__ = (
@@ -68,7 +68,7 @@ class Order(OrderBase, table=True):
         CheckConstraint("refunded >= 0 AND refunded <= total", name="refunded"),
         CheckConstraint("(status = 'awaiting_payment') = (expires_at IS NOT NULL)", name="expires"),
         Index("ix_orders_buyer_id_id", "buyer_id", "id"),
-        # No word of the status: a move of an order that does not await payment changes no indexed column.
+        # The status is left out, so that a move of an order that does not await payment changes no indexed column.
         Index("ix_orders_expires_at_id", "expires_at", "id", postgresql_where=text("expires_at IS NOT NULL")),
         Index(
             "uq_orders_buyer_id_reference",
@@ -87,9 +87,9 @@ class Order(OrderBase, table=True):
     refunded: Decimal = Field(
         default=Decimal(0), max_digits=18, decimal_places=2, sa_column_kwargs={"server_default": text("0")}
     )
-    """What of the total went back to the buyer: that of the returned pieces."""
+    """The part of the total that went back to the buyer, for the returned pieces."""
     expires_at: datetime | None = Field(default=None, sa_type=TIMESTAMPTZ)
-    """Until when the order awaits payment. One that is pending expires with its holds."""
+    """When an order that awaits payment expires. A pending order expires with its holds."""
     version: int = Field(default=1, sa_column_kwargs={"server_default": text("1")})
     created_at: datetime = Field(
         default_factory=now, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": text("now()")}
@@ -119,7 +119,7 @@ ITEM_FIELDS = tuple(OrderItemBase.model_fields)
 
 
 class OrderItem(OrderItemBase, table=True):
-    """One line of an order, at the unit price *as sold*."""
+    """One line of an order, at the unit price *of the sale*."""
 
     __tablename__ = "order_items"
     __table_args__ = (
@@ -142,7 +142,7 @@ class OrderItem(OrderItemBase, table=True):
 
 
 class OrderTransition(SQLModel, table=True):
-    """One move of an order; append-only, by a trigger."""
+    """One move of an order. A trigger makes the table append-only."""
 
     __tablename__ = "order_transitions"
     __table_args__ = (
@@ -169,7 +169,7 @@ class RefundBase(SQLModel):
 
 
 class Refund(RefundBase, table=True):
-    """Pieces of an order that were given back, for what was paid for them; append-only, by a trigger."""
+    """A refund of pieces of an order, for what was paid for them. A trigger makes the table append-only."""
 
     __tablename__ = "refunds"
     __table_args__ = (
@@ -191,7 +191,7 @@ class Refund(RefundBase, table=True):
 
 
 class RefundLine(SQLModel, table=True):
-    """Pieces of one line of the order; append-only, by a trigger."""
+    """Refunded pieces of one line of the order. A trigger makes the table append-only."""
 
     __tablename__ = "refund_lines"
     __table_args__ = (

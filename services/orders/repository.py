@@ -30,7 +30,7 @@ from services.sql import Write
 
 @dataclass(frozen=True, slots=True)
 class NewItem:
-    """One line to be written: what the buyer said of it, and the price as sold."""
+    """An order line to write: what the buyer sent for it, and the price of the sale."""
 
     wanted: OrderItemBase
     unit_price: Decimal
@@ -42,7 +42,7 @@ class NewItem:
 
 @dataclass(frozen=True, slots=True)
 class LockedOrder:
-    """What moving an order needs of it; its row is locked until the transaction ends."""
+    """The data needed to move an order. Its row is locked until the transaction ends."""
 
     id: UUID
     buyer_id: int
@@ -61,7 +61,7 @@ class SellerShare:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One step of an order from a status to another."""
+    """A move of an order from one status to another."""
 
     order_id: UUID
     before: OrderStatus
@@ -84,9 +84,9 @@ class OrderRepository(Repository[Order]):
         at: datetime,
         expires_in: timedelta | None,
     ) -> Write:
-        """Write an order, its lines and its first transition; nothing if the buyer has used the reference before.
+        """Write an order, its lines and its first transition, or nothing if the buyer has used the reference before.
 
-        An order that awaits payment expires `expires_in` later, by the database's clock, with which this is compared.
+        An order that awaits payment expires after `expires_in`, by the database's clock, as expiry is checked by it.
         """
         parameters = {
             "id": order_id,
@@ -110,7 +110,7 @@ class OrderRepository(Repository[Order]):
     async def page(
         self, wanted: PageQuery, *, buyer_id: int | None = None, seller_id: int | None = None
     ) -> Rows[Order]:
-        """Orders of one buyer, orders that hold a product of one seller, or all of them; the newest first."""
+        """Orders of one buyer, orders with a product of one seller, or all orders; newest first."""
         statement = select(Order).options(*ORDER_WITH_ITEMS)
         if buyer_id is not None:
             statement = statement.where(col(Order.buyer_id) == buyer_id)
@@ -125,7 +125,7 @@ class OrderRepository(Repository[Order]):
         return {row["id"]: LockedOrder(**{**row, "status": OrderStatus(row["status"])}) for row in rows}
 
     async def pieces(self, order_ids: Sequence[UUID]) -> dict[UUID, dict[int, int]]:
-        """Pieces of each product in each order, without those given back; two lines of one product count together."""
+        """Pieces of each product in each order, without returned ones; lines of the same product are added up."""
         pieces: dict[UUID, dict[int, int]] = {}
         for row in await self.sql.fetch(queries.PIECES, ids=list(order_ids)):
             pieces.setdefault(row["order_id"], {})[row["product_id"]] = row["pieces"]
@@ -136,7 +136,7 @@ class OrderRepository(Repository[Order]):
         return [SellerShare(**row) for row in await self.sql.fetch(queries.SHARES, id=order_id)]
 
     async def move(self, moves: Sequence[Move]) -> None:
-        """Set the statuses and write the transitions. The orders are locked by the caller."""
+        """Set the statuses and write the transitions. The caller has locked the orders."""
         moved = await self.sql.run(
             queries.MOVE,
             ids=[move.order_id for move in moves],
@@ -144,7 +144,7 @@ class OrderRepository(Repository[Order]):
             to_statuses=[move.after.value for move in moves],
             reasons=[move.reason for move in moves],
         )
-        assert moved == len(moves), "an order moved under its lock"
+        assert moved == len(moves), "an order changed although it was locked"
 
 
 ORDER_WITH_ITEMS = (

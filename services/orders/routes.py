@@ -1,4 +1,4 @@
-"""HTTP for orders."""
+"""HTTP routes for orders."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -23,7 +23,7 @@ router = APIRouter(route_class=TransactionRoute, tags=["orders"])
 
 
 class Side(StrEnum):
-    """Whose orders a list shows."""
+    """Which orders to list."""
 
     buyer = "buyer"
     seller = "seller"
@@ -39,7 +39,7 @@ class Side(StrEnum):
 async def place_order(
     wanted: OrderCreate, buyer: CurrentUser, response: Response, uow: Work, state: State
 ) -> OrderPublic:
-    """Place an order: `pending` when the caller's credits cover it, else `awaiting_payment`, or 402 if so asked."""
+    """Place an order: `pending` if the caller's credits cover it, otherwise `awaiting_payment`, or 402 if requested."""
     order = await service.place(uow, buyer, wanted, service.Patience.from_settings(state.settings))
     response.headers["Location"] = f"/v1/orders/{order.id}"
     response.headers["ETag"] = etag(order.version)
@@ -51,11 +51,11 @@ async def list_orders(
     caller: CurrentUser,
     page: Annotated[PageQuery, page_of(ORDERS)],
     uow: Work,
-    side: Annotated[Side, Query(alias="as", description="`everybody` is for operators.")] = Side.buyer,
+    side: Annotated[Side, Query(alias="as", description="`everybody` is for operators only.")] = Side.buyer,
 ) -> Rows[Order]:
-    """The caller's orders, the newest first."""
+    """List the caller's orders, newest first."""
     if side is Side.everybody and caller.role is not Role.operator:
-        raise Forbidden("only operators see everybody's orders")
+        raise Forbidden("only operators may list everybody's orders")
     return await uow.orders.page(
         page,
         buyer_id=caller.id if side is Side.buyer else None,
@@ -65,7 +65,7 @@ async def list_orders(
 
 @router.get("/orders/{order_id}", response_model=OrderDetail, responses=responses(401, 404, 422))
 async def read_order(order_id: UUID, caller: CurrentUser, response: Response, uow: Work) -> Order:
-    """One order with its history, for its buyer, its sellers and operators."""
+    """Get an order with its history, for its buyer, its sellers and operators."""
     order = await service.get(uow, caller, order_id)
     response.headers["ETag"] = etag(order.version)
     return order
@@ -78,7 +78,7 @@ async def read_order(order_id: UUID, caller: CurrentUser, response: Response, uo
     responses=responses(400, 401, 402, 403, 404, 409, 422),
 )
 async def pay_order(order_id: UUID, buyer: CurrentUser, response: Response, uow: Work, state: State) -> Order:
-    """Pay an order that awaits payment."""
+    """Pay for an order that awaits payment."""
     order = await service.pay(uow, buyer, order_id, service.Patience.from_settings(state.settings))
     response.headers["ETag"] = etag(order.version)
     return order
@@ -93,7 +93,7 @@ async def pay_order(order_id: UUID, buyer: CurrentUser, response: Response, uow:
 async def cancel_order(
     order_id: UUID, caller: CurrentUser, response: Response, uow: Work, wanted: OrderCancel | None = None
 ) -> Order:
-    """Cancel an order that is not fulfilled. Held credits are freed, paid ones refunded."""
+    """Cancel an order that is not fulfilled. Held credits are released, payments refunded."""
     order = await service.cancel(uow, caller, order_id, wanted.reason if wanted else "")
     response.headers["ETag"] = etag(order.version)
     return order
@@ -107,7 +107,7 @@ async def cancel_order(
     responses=responses(400, 401, 402, 403, 404, 409, 413, 422),
 )
 async def refund_order(order_id: UUID, wanted: RefundCreate, caller: CurrentUser, uow: Work) -> Refund:
-    """Give back pieces of a paid order, for the sellers of the lines and operators. Without lines: all that is left."""
+    """Refund pieces of a paid order, for their sellers and operators. Without `lines`, refund all that is left."""
     return await service.refund(uow, caller, order_id, wanted)
 
 
@@ -115,7 +115,7 @@ async def refund_order(order_id: UUID, wanted: RefundCreate, caller: CurrentUser
 async def list_refunds(
     order_id: UUID, caller: CurrentUser, page: Annotated[PageQuery, page_of(REFUNDS)], uow: Work
 ) -> Rows[Refund]:
-    """What was given back of an order, the oldest first, for its buyer, its sellers and operators."""
+    """List the refunds of an order, oldest first, for its buyer, its sellers and operators."""
     await service.get(uow, caller, order_id)
     return await uow.refunds.page(order_id, page)
 
@@ -127,7 +127,7 @@ async def list_refunds(
     responses=responses(400, 401, 403, 404, 409, 422),
 )
 async def fulfil_order(order_id: UUID, caller: CurrentUser, response: Response, uow: Work) -> Order:
-    """Say that the goods of a confirmed order have left, for the seller of all its lines."""
+    """Mark a confirmed order as shipped, for the seller of all its lines and operators."""
     order = await service.fulfil(uow, caller, order_id)
     response.headers["ETag"] = etag(order.version)
     return order

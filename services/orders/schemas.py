@@ -1,4 +1,4 @@
-"""What comes in and goes out about orders."""
+"""Request and response schemas for orders."""
 
 from datetime import datetime
 from decimal import Decimal
@@ -14,21 +14,21 @@ from services.orders.models import OrderBase, OrderItemBase, OrderStatus, Refund
 from services.users.schemas import UserSummary
 
 MAX_ITEMS = 750
-"""Lines of one order at most."""
+"""The maximum number of lines in an order."""
 
 Reference = Annotated[str, Field(min_length=1, max_length=64, pattern=r"\S"), AfterValidator(storable)]
 Reason = Annotated[Text, Field(max_length=200)]
 
 
 class OrderItemCreate(OrderItemBase, RequestBody):  # type: ignore[misc]  # see UserCreate
-    """One line. The price is the product's at the moment of placing; the client does not set it."""
+    """An order line. Its price is the product's current price; the client does not set it."""
 
     product_id: StrictId
     quantity: Quantity
 
 
 class OnInsufficientCredits(StrEnum):
-    """What becomes of an order that the buyer's credits do not cover."""
+    """What to do with an order that the buyer's credits do not cover."""
 
     await_payment = "await_payment"
     refuse = "refuse"
@@ -49,28 +49,28 @@ class OrderCancel(RequestBody):
 
 
 class RefundLineCreate(RequestBody):
-    """Pieces of one line that are given back."""
+    """Pieces of one line to refund."""
 
     line: Annotated[int, Field(strict=True, ge=1, le=MAX_ITEMS)]
     quantity: Quantity
 
 
 class RefundCreate(RefundBase, RequestBody):  # type: ignore[misc]  # see UserCreate
-    """What is given back of an order: everything that is left of it, or some lines."""
+    """What to refund of an order: some lines, or everything that is left if `lines` is omitted."""
 
     lines: Annotated[list[RefundLineCreate], Field(min_length=1, max_length=MAX_ITEMS)] | None = None
     reason: Reason = ""
 
 
 class RefundLinePublic(BaseModel):
-    """Pieces of one line that were given back."""
+    """Refunded pieces of one line."""
 
     line: int
     quantity: int
 
 
 class RefundPublic(RefundBase):
-    """Pieces of an order that were given back, and what was paid for them."""
+    """A refund of pieces of an order; `amount` is what was paid for them."""
 
     id: UUID
     order_id: UUID
@@ -81,7 +81,7 @@ class RefundPublic(RefundBase):
 
 
 class OrderItemPublic(OrderItemBase):
-    """One line of an order, at the price as sold. `returned` pieces of it were refunded."""
+    """One line of an order, at the price of the sale. `returned` is the number of refunded pieces."""
 
     line: int
     returned: int
@@ -95,7 +95,7 @@ class OrderItemPublic(OrderItemBase):
 
 
 class OrderPublic(OrderBase):
-    """An order with its lines and its buyer. `refunded` of the total went back to the buyer."""
+    """An order with its lines and its buyer. `refunded` is the part of the total that went back to the buyer."""
 
     id: UUID
     status: OrderStatus
@@ -110,7 +110,7 @@ class OrderPublic(OrderBase):
 
 
 class OrderTransitionPublic(BaseModel):
-    """One move of an order."""
+    """One change of an order's status."""
 
     from_status: OrderStatus | None
     to_status: OrderStatus

@@ -1,4 +1,4 @@
-"""What can be done with orders."""
+"""Operations on orders."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ _ALL_REFUNDED = "everything was refunded"
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long credits are held for an order that is pending, and how long an order may await its payment."""
+    """How long credits are held for a pending order, and how long an order may await payment."""
 
     hold: timedelta
     payment: timedelta
@@ -49,11 +49,11 @@ class Patience:
 
 
 async def place(uow: UnitOfWork, buyer: Caller, wanted: OrderCreate, patience: Patience) -> OrderPublic:
-    """Write an order at today's prices and hold the buyer's credits in a savepoint.
+    """Create an order at the current prices and hold the buyer's credits in a savepoint.
 
-    Too few credits leave the order `awaiting_payment`, or raise `InsufficientCredits` where the client asked for that.
-    Raises `InvalidInput` for products that are unknown, not for sale or the buyer's own, `AccountClosed` where the
-    buyer's account is, `AlreadyExists` for a reference used before.
+    If the buyer has too few credits, the order becomes `awaiting_payment`, or `InsufficientCredits` is raised if the
+    client asked for that. Raises `InvalidInput` for products that are unknown, not for sale or the buyer's own,
+    `AccountClosed` if the buyer's account is closed, and `AlreadyExists` for a reference that was used before.
     """
     products = await uow.products.for_sale(sorted({item.product_id for item in wanted.items}))
     _check_products(buyer, wanted, products)
@@ -82,11 +82,11 @@ async def place(uow: UnitOfWork, buyer: Caller, wanted: OrderCreate, patience: P
         expires_in=patience.payment if status is OrderStatus.awaiting_payment else None,
     )
     if wanted.reference is None:
-        # Nothing can be in its way: it is written with its event.
+        # Nothing can conflict with it, so it is written together with its event.
         uow.write_with_events(placing)
     elif not await uow.orders.place(placing):
         raise AlreadyExists(
-            f"you placed an order with the reference {wanted.reference!r} before", [Fault("is taken", "#/reference")]
+            f"you already placed an order with the reference {wanted.reference!r}", [Fault("is taken", "#/reference")]
         )
     event = OrderPlaced if status is OrderStatus.pending else OrderAwaitingPayment
     uow.record(event(order_id=order_id, buyer_id=buyer.id, total=total))
@@ -117,7 +117,7 @@ async def place(uow: UnitOfWork, buyer: Caller, wanted: OrderCreate, patience: P
 async def get(uow: UnitOfWork, caller: Caller, order_id: UUID) -> Order:
     """The order with its lines and history, for its buyer, its sellers and operators.
 
-    Raises `NotFound` for everybody else too: whether a foreign order exists is nobody's business.
+    Raises `NotFound` for anyone else, so as not to reveal whether the order exists.
     """
     order = await uow.orders.get(order_id, options=ORDER_WITH_DETAILS)
     if order is None or not await _may_see(uow, caller, order.id, order.buyer_id):
@@ -126,10 +126,10 @@ async def get(uow: UnitOfWork, caller: Caller, order_id: UUID) -> Order:
 
 
 async def pay(uow: UnitOfWork, buyer: Caller, order_id: UUID, patience: Patience) -> Order:
-    """Hold the buyer's credits for an order that awaits payment; `InsufficientCredits` where they are too few."""
+    """Hold the buyer's credits for an order that awaits payment. Raises `InsufficientCredits` if there are too few."""
     order = await _locked(uow, buyer, order_id)
     if buyer.id != order.buyer_id:
-        raise Forbidden("only the buyer pays an order")
+        raise Forbidden("only the buyer can pay for an order")
     _check_move(order, OrderStatus.pending)
     shares = [Share(share.account_id, share.amount) for share in await uow.orders.shares(order_id)]
     async with uow.savepoint(plain=True):
@@ -139,10 +139,10 @@ async def pay(uow: UnitOfWork, buyer: Caller, order_id: UUID, patience: Patience
 
 
 async def cancel(uow: UnitOfWork, caller: Caller, order_id: UUID, reason: str) -> Order:
-    """Cancel an order that is not fulfilled: its buyer, its only seller or an operator may.
+    """Cancel an order that is not fulfilled, for its buyer, its only seller or an operator.
 
-    Held credits are free again; paid ones come back from the sellers (`InsufficientCredits` where one has too few), and
-    reserved stock is released.
+    Held credits and reserved stock are released, and payments are refunded. Raises `InsufficientCredits` if a seller
+    has too few credits for that.
     """
     order = await _locked(uow, caller, order_id)
     if caller.id != order.buyer_id:
@@ -153,7 +153,7 @@ async def cancel(uow: UnitOfWork, caller: Caller, order_id: UUID, reason: str) -
         await uow.ledger.resolve_holds(void=[hold.id for hold in found.holds])
     if order.status is OrderStatus.confirmed:
         sold = {line.line: line for line in await uow.refunds.sold(order_id)}
-        # What was refunded before is not paid back twice.
+        # Pieces that were refunded before are not refunded again.
         left = {line.line: line.left for line in sold.values() if line.left > 0}
         if left:
             await give_back(uow, caller, order, sold, left, RefundBase(reason=reason))
@@ -162,11 +162,11 @@ async def cancel(uow: UnitOfWork, caller: Caller, order_id: UUID, reason: str) -
 
 
 async def refund(uow: UnitOfWork, caller: Caller, order_id: UUID, wanted: RefundCreate) -> Refund:
-    """Give back pieces of a paid order: a seller those of its own lines, an operator any.
+    """Refund pieces of a paid order. A seller may refund their own lines, an operator any.
 
-    Without lines, everything that is left and that the caller may give back. A confirmed order of which nothing is left
-    is cancelled. Raises `InvalidInput` for lines the order has not or pieces it has no more, `Conflict` where nothing
-    was paid or nothing is left, `InsufficientCredits` where a seller has too few.
+    Without lines, everything left that the caller may refund is refunded. A confirmed order with nothing left is
+    cancelled. Raises `InvalidInput` for unknown lines or more pieces than are left, `Conflict` if nothing was paid or
+    nothing is left, and `InsufficientCredits` if a seller has too few credits.
     """
     order = await _locked(uow, caller, order_id)
     sold = {line.line: line for line in await uow.refunds.sold(order_id)}
@@ -177,11 +177,11 @@ async def refund(uow: UnitOfWork, caller: Caller, order_id: UUID, wanted: Refund
     if not mine or asked & (sold.keys() - mine.keys()):
         raise Forbidden("only the seller of these lines or an operator may refund them")
     if order.status not in REFUNDABLE:
-        raise Conflict(f"the order is {order.status.value}; nothing was paid that could be refunded")
+        raise Conflict(f"the order is {order.status.value}; there is no payment to refund")
     if wanted.lines is None:
         pieces = {number: line.left for number, line in mine.items() if line.left > 0}
         if not pieces:
-            raise Conflict("everything was refunded before")
+            raise Conflict("everything has already been refunded")
     else:
         pieces = wanted_pieces(mine, wanted.lines)
     refund_id = await give_back(uow, caller, order, sold, pieces, wanted)
@@ -193,7 +193,7 @@ async def refund(uow: UnitOfWork, caller: Caller, order_id: UUID, wanted: Refund
 
 
 async def fulfil(uow: UnitOfWork, caller: Caller, order_id: UUID) -> Order:
-    """The reserved goods of a confirmed order leave the house: its only seller or an operator says so."""
+    """Ship the reserved goods of a confirmed order, for its only seller or an operator."""
     order = await _locked(uow, caller, order_id)
     await _must_sell_all(uow, caller, order_id, "fulfil")
     _check_move(order, OrderStatus.fulfilled)
@@ -230,7 +230,7 @@ def _summary(product: ProductForSale) -> ProductSummary:
 
 
 def _unknown(order_id: UUID) -> NotFound:
-    return NotFound(f"there is no order {order_id} that you may see")
+    return NotFound(f"order {order_id} does not exist, or you may not see it")
 
 
 async def _may_see(uow: UnitOfWork, caller: Caller, order_id: UUID, buyer_id: int) -> bool:

@@ -16,7 +16,7 @@ HELD = Statement("""
     ORDER BY expires_at, id LIMIT :limit
 """)
 
-# The conditions hold for the row as it is when locked: the order may have been paid since it was found.
+# The conditions are checked on the locked row: the order may have been paid since it was found.
 LOCK = Statement("""
     SELECT id, buyer_id, status, total, coalesce(expires_at <= now(), false) AS is_due FROM orders
     WHERE id = ANY(CAST(:ids AS uuid[])) AND status IN ('awaiting_payment', 'pending')

@@ -1,4 +1,4 @@
-"""All SQL that finds orders whose time is over."""
+"""All SQL that finds overdue orders."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class UnpaidOrder(NamedTuple):
 
 
 class HeldOrder(NamedTuple):
-    """An order with a hold that ended at `expires_at`."""
+    """An order with a pending hold that could be posted until `expires_at`."""
 
     expires_at: datetime
     transfer_id: UUID
@@ -42,11 +42,11 @@ class DueOrder:
 
     order: LockedOrder
     is_due: bool
-    """It awaits its payment, and the time for that is over."""
+    """Whether it awaits payment and the time for that has passed."""
 
 
 class OrderExpiryRepository(SqlAccess):
-    """Orders that are to be cancelled because nothing came of them in time."""
+    """Orders to cancel because they were not paid or confirmed in time."""
 
     async def unpaid(self, after: UnpaidOrder | None, limit: int) -> list[UnpaidOrder]:
         """Up to `limit` orders that were not paid in time and come after `after`."""
@@ -55,13 +55,13 @@ class OrderExpiryRepository(SqlAccess):
         return [UnpaidOrder(row["expires_at"], row["id"]) for row in rows]
 
     async def held(self, after: HeldOrder | None, limit: int) -> list[HeldOrder]:
-        """The orders of up to `limit` holds that have ended and come after `after`; an order once for each hold."""
+        """The orders of up to `limit` overdue holds that come after `after`; an order appears once for each hold."""
         expires_at, transfer_id = BEFORE_ALL if after is None else after[:2]
         rows = await self.sql.fetch(queries.HELD, expires_at=expires_at, id=transfer_id, limit=limit)
         return [HeldOrder(row["expires_at"], row["id"], row["order_id"]) for row in rows]
 
     async def lock(self, order_ids: Sequence[UUID]) -> list[DueOrder]:
-        """Those that are not locked yet and can still expire, locked until the transaction ends."""
+        """Lock the orders that can still expire until the transaction ends; already locked ones are skipped."""
         return [
             DueOrder(LockedOrder(row["id"], row["buyer_id"], OrderStatus(row["status"]), row["total"]), row["is_due"])
             for row in await self.sql.fetch(queries.LOCK, ids=list(order_ids))

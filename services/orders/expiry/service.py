@@ -1,4 +1,4 @@
-"""Orders that nothing came of in time are cancelled: unpaid ones, and those whose holds no worker posted."""
+"""Cancels overdue orders: those that were not paid in time, and those whose holds were not posted in time."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,10 @@ from services.unit_of_work import UnitOfWork
 
 
 async def expire(uow: UnitOfWork, due: Sequence[UnpaidOrder | HeldOrder]) -> list[str]:
-    """Cancel those of the orders whose time is over, and free their credits; returns the ids of the cancelled orders.
+    """Cancel those of the orders that are overdue, and release their credits; returns the ids of the cancelled orders.
 
-    Orders that are locked, or whose buyer's account is locked, are left out: the transaction that holds the lock
-    resolves them, or the next sweep finds them. A pending order has no stock reserved, so none is given back.
+    Orders that are locked, or whose buyer's account is locked, are skipped: the transaction that holds the lock
+    resolves them, or the next sweep finds them. A pending order has no reserved stock that would have to be released.
     """
     found = await uow.order_expiry.lock([one.order_id for one in due])
     pending = [one.order.id for one in found if one.order.status is OrderStatus.pending]
@@ -36,4 +36,4 @@ UNPAID: Sweep[UnpaidOrder] = Sweep(
 """Orders that were not paid in time."""
 
 HELD: Sweep[HeldOrder] = Sweep("held_orders", lambda uow, after, limit: uow.order_expiry.held(after, limit), expire)
-"""Pending orders with a hold whose time is over."""
+"""Pending orders with an overdue hold."""

@@ -1,1 +1,1 @@
-"""Placed orders confirmed or rejected, in batches."""
+"""Confirms or rejects placed orders, in batches."""

@@ -2,8 +2,8 @@
 
 from services.sql import Reading, Writing, without_waiting
 
-# Orders, then the stock, as everywhere. The lines are those from before a lock was waited for; for a pending order that
-# is the same: nothing changes them.
+# Orders are locked before the stock, as everywhere. The lines are read as of before any wait for a lock, which makes no
+# difference: nothing changes the lines of a pending order.
 LOCKING = """
     locked_orders AS MATERIALIZED (
         SELECT id, buyer_id, status, total FROM orders

@@ -1,4 +1,4 @@
-"""All SQL of a batch of placed orders but for that of the ledger: few trips to the database, whatever their number."""
+"""All SQL for a batch of placed orders, except the ledger's: a few round trips, whatever the size of the batch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from services.sql import Read, Results, SqlAccess, Write
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """Orders and the stock of what is in them, locked until the transaction ends.
+    """Orders and the stock of their products, locked until the transaction ends.
 
-    `pieces` of each product are in each order that is pending, `available` of each of those products in stock.
+    `pieces` has the pieces of each product in each pending order, `available` the available stock of those products.
     """
 
     orders: dict[UUID, LockedOrder]
@@ -23,19 +23,19 @@ class Placed:
 
 
 class ProcessingRepository(SqlAccess):
-    """What a worker reads and writes of placed orders."""
+    """Reads and writes placed orders in batches."""
 
     @staticmethod
     def locking(order_ids: Sequence[UUID], *, wait: bool = True) -> Read[Placed]:
-        """Lock the orders in the order of their ids, then the stock of those that are pending by product.
+        """Lock the orders in the order of their ids, then the stock of the pending ones in the order of products.
 
-        Without `wait`, rows that another transaction has locked are left out.
+        Without `wait`, rows that another transaction has locked are skipped.
         """
         return Read(queries.LOCK if wait else queries.LOCK_FREE, {"ids": list(order_ids)}, _placed)
 
     @staticmethod
     def settling(moves: Sequence[Move], reserved: Mapping[int, int]) -> Write:
-        """Move pending orders on, with their transitions, and set pieces aside. The caller has locked everything."""
+        """Move pending orders, write their transitions, and reserve pieces. The caller has locked everything."""
         parameters = {
             "ids": [move.order_id for move in moves],
             "to_statuses": [move.after.value for move in moves],

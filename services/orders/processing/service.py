@@ -1,4 +1,4 @@
-"""What a worker does with orders that were placed: reserve stock, resolve the holds, confirm, reject or cancel."""
+"""How workers process placed orders: reserve stock, resolve the holds, and confirm, reject or cancel."""
 
 from collections.abc import Collection, Mapping, Sequence
 from uuid import UUID
@@ -12,7 +12,7 @@ from services.outbox.events import Claimed, Locked, Trace
 from services.outbox.subscription import Verdicts
 from services.unit_of_work import UnitOfWork
 
-_LOCKED = Locked("someone else has locked the order, the stock of a product or an account")
+_LOCKED = Locked("another transaction has locked the order, the stock of a product or an account")
 
 OUT_OF_STOCK = "out of stock"
 SELLER_CLOSED = "a seller's account is closed"
@@ -20,16 +20,16 @@ EXPIRED = "expired"
 
 
 async def process_placed(uow: UnitOfWork, events: Sequence[Claimed[OrderPlaced]]) -> Verdicts:
-    """Confirm the batch's orders in the order they were placed, as far as the stock goes; reject the others.
+    """Confirm the batch's orders in the order they were placed, as far as the stock suffices; reject the others.
 
-    Holds are never posted after their time, however late the sweep that lets them expire: such an order is cancelled
-    here. One that pays a closed account is rejected. Set-based: the number of statements does not grow with the batch.
-    An order that is no longer pending (cancelled meanwhile) is left as it is: a late event never moves an order back.
-    If the engine says not to wait, orders that need something which is locked are left for later.
+    Holds are never posted after they are due to expire, even if no sweep has run: such an order is cancelled here. An
+    order that pays a closed account is rejected. An order that is no longer pending (cancelled meanwhile) is left as
+    it is: a late event never moves an order back. If the engine asks not to wait, orders that need a locked row are
+    left for later. Set-based: the number of statements does not grow with the batch.
     """
     placed = list(dict.fromkeys(claimed.event.order_id for claimed in events))
-    # The accounts last: nothing is waited for between the look at the clock and the posting. What is held for an order
-    # that is pending once it is locked was held from when the statement began: nothing else changes that.
+    # The accounts are locked last, so that nothing waits between reading the clock and posting. If an order is still
+    # pending once it is locked, its holds are as they were when the statement began: nothing else changes them.
     wait = not uow.leaves_out_locked
     found, locked = await uow.read(
         uow.order_processing.locking(placed, wait=wait), uow.ledger.locking_holds(placed, wait=wait)
@@ -96,7 +96,7 @@ def _event(order: LockedOrder, move: Move) -> OrderConfirmed | OrderCancelled | 
 def _allocate(
     orders: Sequence[LockedOrder], pieces: Mapping[UUID, Mapping[int, int]], available: dict[int, int]
 ) -> tuple[set[UUID], dict[int, int]]:
-    """First come, first served: the orders that the stock covers whole, and the pieces they take of each product."""
+    """First come, first served: the orders that the stock covers in full, and the pieces of each product they take."""
     confirmed: set[UUID] = set()
     reserved: dict[int, int] = {}
     for order in orders:

@@ -1,4 +1,4 @@
-"""All SQL about what is given back of an order."""
+"""All SQL about refunds of orders."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from services.sql import SqlAccess
 
 @dataclass(frozen=True, slots=True)
 class SoldLine:
-    """One line of an order: what was sold, what came back, and who was paid for it."""
+    """One line of an order: what was sold, what was returned, and who was paid for it."""
 
     line: int
     product_id: int
@@ -29,15 +29,15 @@ class SoldLine:
 
     @property
     def left(self) -> int:
-        """Pieces that were not given back."""
+        """The number of pieces that were not refunded."""
         return self.quantity - self.returned
 
 
 class RefundRepository(SqlAccess):
-    """Refunds. The order is locked by the caller."""
+    """Refunds. The caller has locked the order."""
 
     async def sold(self, order_id: UUID) -> list[SoldLine]:
-        """The order's lines, in their order."""
+        """The order's lines, by number."""
         return [SoldLine(**row) for row in await self.sql.fetch(queries.SOLD, order_id=order_id)]
 
     async def write(
@@ -50,7 +50,7 @@ class RefundRepository(SqlAccess):
         said: RefundBase,
         requested_by: int,
     ) -> None:
-        """Write a refund of so many `pieces` of each line."""
+        """Write a refund of `pieces` of each line."""
         await self.sql.run(
             queries.WRITE,
             id=refund_id,
@@ -66,7 +66,7 @@ class RefundRepository(SqlAccess):
         return (await self.session.exec(select(Refund).where(col(Refund.id) == refund_id).options(_WITH_LINES))).one()
 
     async def page(self, order_id: UUID, wanted: PageQuery) -> Rows[Refund]:
-        """What was given back of an order, the oldest first."""
+        """Refunds of an order, oldest first."""
         statement = select(Refund).where(col(Refund.order_id) == order_id).options(_WITH_LINES)
         return await REFUNDS.page(self.session, statement, wanted)
 

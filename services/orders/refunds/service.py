@@ -1,4 +1,4 @@
-"""Giving back what was paid for pieces of an order, and the pieces."""
+"""Refunds what was paid for pieces of an order, and returns the pieces to stock."""
 
 from collections.abc import Mapping
 from decimal import Decimal
@@ -21,9 +21,9 @@ REFUNDABLE = frozenset({OrderStatus.confirmed, OrderStatus.fulfilled})
 
 
 def wanted_pieces(sold: Mapping[int, SoldLine], wanted: list[RefundLineCreate]) -> dict[int, int]:
-    """Pieces of each line that are asked back. Raises `InvalidInput` for a line that the order has not or has twice.
+    """The pieces to refund of each line. Raises `InvalidInput` for lines that are unknown or listed twice.
 
-    Asking for more than is left of a line is refused too: never more than was paid, and never twice.
+    It also refuses to refund more pieces than are left of a line, so nothing is refunded twice.
     """
     pieces: dict[int, int] = {}
     faults: list[Fault] = []
@@ -32,14 +32,14 @@ def wanted_pieces(sold: Mapping[int, SoldLine], wanted: list[RefundLineCreate]) 
         if line is None:
             faults.append(Fault(f"the order has no line {one.line}", f"#/lines/{index}/line"))
         elif one.line in pieces:
-            faults.append(Fault(f"line {one.line} is named twice", f"#/lines/{index}/line"))
+            faults.append(Fault(f"line {one.line} is listed twice", f"#/lines/{index}/line"))
         elif one.quantity > line.left:
-            left = f"{line.left} of {line.quantity} pieces of line {one.line} are left to refund"
+            left = f"only {line.left} of {line.quantity} pieces of line {one.line} are left to refund"
             faults.append(Fault(left, f"#/lines/{index}/quantity"))
         else:
             pieces[one.line] = one.quantity
     if faults:
-        raise InvalidInput("some lines cannot be refunded as asked", faults)
+        raise InvalidInput("some lines cannot be refunded as requested", faults)
     return pieces
 
 
@@ -51,10 +51,10 @@ async def give_back(
     pieces: Mapping[int, int],
     said: RefundBase,
 ) -> UUID:
-    """Refund so many pieces of each line of a paid order; the refund's id. The order is locked by the caller.
+    """Refund `pieces` of each line of a paid order; returns the refund's id. The caller has locked the order.
 
-    Each seller pays for its own lines, at the prices as sold. What was reserved is free again; what had left the house
-    is on hand again. Raises `InsufficientCredits`, with no credits moved, where a seller has too few.
+    Each seller pays for their own lines, at the prices of the sale. Reserved pieces are released; shipped ones are on
+    hand again. Raises `InsufficientCredits`, without moving any credits, if a seller has too few.
     """
     assert order.status in REFUNDABLE, "nothing was paid"
     goods: dict[int, int] = {}
