@@ -1,4 +1,4 @@
-"""What happens to credits."""
+"""Events about credits."""
 
 from datetime import datetime
 from decimal import Decimal
@@ -21,11 +21,11 @@ class TransferEvent(Event):
 
 
 class CreditsMoved(TransferEvent):
-    """A transfer was posted, at once or after it was held; of a hold, what is not posted is free again.
+    """A transfer was posted, immediately or after a hold. The part of a hold that was not posted is released.
 
-    Not recorded for what an order pays its sellers and what they refund (kinds `order` and `refund`): that would cost
-    the worker one event for each seller. `order.confirmed` and `order.refunded` tell the sum; the transfers, which name
-    their order, tell who paid whom.
+    Not recorded for payments and refunds of orders (kinds `order` and `refund`): that would cost the worker one event
+    for each seller. `order.confirmed` and `order.refunded` have the sum; the transfers, which name their order, show
+    who paid whom.
     """
 
     type: ClassVar[str] = "credits.moved"
@@ -33,22 +33,22 @@ class CreditsMoved(TransferEvent):
     kind: str = Field(description="Why the credits moved: top_up, transfer, reversal or adjustment.")
     from_account_id: int = Field(description="The account that pays.")
     to_account_id: int = Field(description="The account that is paid.")
-    amount: Decimal = Field(description="What was posted, in credits; for a hold, possibly only part of it.")
+    amount: Decimal = Field(description="The posted amount, in credits; possibly only part of a hold.")
 
 
 class CreditsHeld(TransferEvent):
-    """A user has set credits aside for another."""
+    """A user's credits are held for another user."""
 
     type: ClassVar[str] = "credits.held"
 
     from_account_id: int = Field(description="The account that pays.")
     to_account_id: int = Field(description="The account that is paid.")
     amount: Decimal = Field(description="The amount, in credits.")
-    expires_at: datetime = Field(description="When the hold expires unless it is posted or voided before.")
+    expires_at: datetime = Field(description="When the hold expires unless it is posted or voided first.")
 
 
 class CreditsReleased(TransferEvent):
-    """A hold between users was voided, or expired. The credits are free again."""
+    """A hold between users was voided or expired. Its credits are released."""
 
     type: ClassVar[str] = "credits.released"
 
@@ -59,11 +59,11 @@ class CreditsReleased(TransferEvent):
 
 
 class TransferReversed(TransferEvent):
-    """An operator has undone a transfer by another one."""
+    """An operator reversed a transfer with another transfer."""
 
     type: ClassVar[str] = "transfer.reversed"
 
-    reversal_id: UUID = Field(description="The transfer that undoes it.")
+    reversal_id: UUID = Field(description="The transfer that reverses it.")
     reason: str = Field(description="The reason, in words.")
 
 
@@ -72,7 +72,7 @@ class AdjustmentEvent(Event):
 
     adjustment_id: UUID = Field(description="The adjustment.")
     account_id: int = Field(description="The account.")
-    amount: Decimal = Field(description="The change of the balance: signed, in credits.")
+    amount: Decimal = Field(description="The signed change of the balance, in credits.")
 
     @property
     def aggregate(self) -> str:
@@ -80,7 +80,7 @@ class AdjustmentEvent(Event):
 
 
 class AdjustmentRequested(AdjustmentEvent):
-    """An operator has asked for an adjustment that a second one must approve."""
+    """An operator requested an adjustment that a second operator must approve."""
 
     type: ClassVar[str] = "adjustment.requested"
 
@@ -88,7 +88,7 @@ class AdjustmentRequested(AdjustmentEvent):
 
 
 class AdjustmentApplied(AdjustmentEvent):
-    """The adjustment has taken effect, by a transfer."""
+    """The adjustment took effect through a transfer."""
 
     type: ClassVar[str] = "adjustment.applied"
 
@@ -97,7 +97,7 @@ class AdjustmentApplied(AdjustmentEvent):
 
 
 class AdjustmentRejected(AdjustmentEvent):
-    """A second operator has refused the adjustment."""
+    """A second operator rejected the adjustment."""
 
     type: ClassVar[str] = "adjustment.rejected"
 
@@ -113,12 +113,12 @@ class AccountEvent(Event):
 
 
 class AccountClosed(AccountEvent):
-    """The account neither sends nor receives; its balance stays."""
+    """The account was closed: it can neither send nor receive. Its balance stays."""
 
     type: ClassVar[str] = "account.closed"
 
 
 class AccountReopened(AccountEvent):
-    """The account sends and receives again."""
+    """The account was reopened: it can send and receive again."""
 
     type: ClassVar[str] = "account.reopened"

@@ -13,7 +13,7 @@ from services.fields import TIMESTAMPTZ, allowed, new_id, now, text_enum
 from services.users.models import User
 
 ISSUANCE = "issuance"
-"""Name of the system account that top-ups come from; its balance is minus all credits ever issued."""
+"""The name of the system account that issues credits; its balance is minus the credits of all users together."""
 
 
 class TransferKind(StrEnum):
@@ -28,7 +28,7 @@ class TransferKind(StrEnum):
 
 
 class TransferState(StrEnum):
-    """A pending transfer holds credits; it is posted, voided or expired, once."""
+    """A pending transfer holds credits until it is posted or voided, or expires."""
 
     pending = "pending"
     posted = "posted"
@@ -56,7 +56,7 @@ class AccountBase(SQLModel):
 
 
 class Account(AccountBase, table=True):
-    """One per user, and system accounts with a name instead of a user."""
+    """An account: one per user, and system accounts, which have a name instead of a user."""
 
     __tablename__ = "accounts"
     __table_args__ = (
@@ -72,19 +72,19 @@ class Account(AccountBase, table=True):
     version: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": text("0")})
     """Number of entries so far; the version of the newest one."""
     closed_at: datetime | None = Field(default=None, sa_type=TIMESTAMPTZ)
-    """A closed account neither sends nor receives; a trigger keeps its balance as it is."""
+    """A closed account can neither send nor receive; a trigger prevents changes to its balance."""
 
     user: Optional["User"] = Relationship(sa_relationship_kwargs={"lazy": "raise"})
 
 
 class TransferBase(SQLModel):
-    """An amount of credits on its way from one account to another."""
+    """An amount of credits to move from one account to another."""
 
     amount: Decimal = Field(max_digits=18, decimal_places=2)
 
 
 class Transfer(TransferBase, table=True):
-    """One movement of credits, undone only by another transfer. Triggers allow a row one change: its resolution."""
+    """A movement of credits; only another transfer can undo it. Triggers allow one change of a row: its resolution."""
 
     __tablename__ = "transfers"
     __table_args__ = (
@@ -121,10 +121,10 @@ class Transfer(TransferBase, table=True):
     kind: TransferKind = Field(sa_type=text_enum(TransferKind))
     state: TransferState = Field(sa_type=text_enum(TransferState))
     posted_amount: Decimal | None = Field(default=None, max_digits=18, decimal_places=2)
-    """What of the amount was posted; the remainder was released."""
+    """The part of the amount that was posted; the remainder was released."""
     order_id: UUID | None = Field(
         default=None,
-        # Deferred: the credits are held before the order row is written, when its status is known.
+        # Deferred: the credits are held before the order row is written, because that decides its status.
         sa_column=Column(ForeignKey("orders.id", deferrable=True, initially="DEFERRED")),
     )
     reverses: UUID | None = Field(default=None, foreign_key="transfers.id")
@@ -133,14 +133,14 @@ class Transfer(TransferBase, table=True):
         default_factory=now, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": text("now()")}
     )
     expires_at: datetime | None = Field(default=None, sa_type=TIMESTAMPTZ)
-    """When a pending transfer can no longer be posted."""
+    """From this time, a pending transfer can no longer be posted."""
     resolved_at: datetime | None = Field(default=None, sa_type=TIMESTAMPTZ)
 
 
 class Entry(SQLModel, table=True):
     """One side of a posted transfer: a signed amount and the account's balance after it, numbered without gaps.
 
-    Append-only, by a trigger. `created_at` is the clock under the account's lock, so that it grows with the version.
+    A trigger makes the table append-only. `created_at` is read under the account's lock, so it grows with the version.
     """
 
     __tablename__ = "entries"
@@ -163,14 +163,14 @@ class Entry(SQLModel, table=True):
 
 
 class AdjustmentBase(SQLModel):
-    """A correction of a balance: credits given (more than zero) or taken (less)."""
+    """A correction of a balance: credits given (positive) or taken (negative)."""
 
     amount: Decimal = Field(max_digits=18, decimal_places=2)
     reason: str = Field(max_length=200)
 
 
 class Adjustment(AdjustmentBase, table=True):
-    """What an operator asks for; above a set amount another one approves it. Applied, it names its transfer."""
+    """An adjustment requested by an operator; above a set amount, a second operator must approve it."""
 
     __tablename__ = "adjustments"
     __table_args__ = (
@@ -194,7 +194,7 @@ class Adjustment(AdjustmentBase, table=True):
     needs_approval: bool
     requested_by: int = Field(foreign_key="users.id", sa_type=BigInteger)
     decided_by: int | None = Field(default=None, foreign_key="users.id", sa_type=BigInteger)
-    """The second operator; nobody where none was needed."""
+    """The second operator; None while pending or if none was needed."""
     transfer_id: UUID | None = Field(default=None, foreign_key="transfers.id", unique=True)
     created_at: datetime = Field(
         default_factory=now, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": text("now()")}

@@ -1,4 +1,4 @@
-"""What comes in and goes out about credits."""
+"""Request and response schemas for credits."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -13,7 +13,7 @@ from services.users.schemas import UserSummary
 
 Note = Annotated[Text, Field(max_length=200)]
 Reason = Annotated[Text, Field(min_length=1, max_length=200, pattern=r"\S")]
-"""Why an operator does something; not blank."""
+"""Why an operator does something; must not be blank."""
 
 
 class TopUpCreate(RequestBody):
@@ -31,31 +31,31 @@ class _Transfer(RequestBody):
 
 
 class TransferCreate(_Transfer):
-    """Credits from the caller to another user. A dry run tells what would happen, and writes nothing."""
+    """A transfer from the caller to another user. A dry run reports what would happen and writes nothing."""
 
     dry_run: StrictBool = False
 
 
 class HoldCreate(_Transfer):
-    """Credits of the caller, set aside for another user until then."""
+    """A hold of the caller's credits for another user, until `expires_at`."""
 
     expires_at: Instant
 
 
 class HoldPost(RequestBody):
-    """How much of a hold is posted; all of it unless said. The remainder is released."""
+    """How much of a hold to post; all of it if omitted. The remainder is released."""
 
     amount: Amount | None = None
 
 
 class ReversalCreate(RequestBody):
-    """Why a transfer is undone."""
+    """Why a transfer is reversed."""
 
     reason: Reason
 
 
 class AdjustmentCreate(AdjustmentBase, RequestBody):  # type: ignore[misc]  # see UserCreate
-    """Credits that an operator gives to a user, or with a minus in front takes."""
+    """Credits that an operator gives to a user or, if negative, takes from them."""
 
     user_id: StrictId
     amount: SignedAmount
@@ -69,7 +69,7 @@ class TransferItem(_Transfer):
 
 
 class BatchMode(StrEnum):
-    """Whether the transfers of a batch stand for themselves or for each other."""
+    """Whether the transfers of a batch succeed or fail independently or all together."""
 
     independent = "independent"
     atomic = "atomic"
@@ -95,10 +95,10 @@ class TransferPublic(BaseModel):
 
 
 class TransferDetail(TransferPublic):
-    """A transfer in full. `from_user_id` or `to_user_id` is null where credits were issued or taken back.
+    """A transfer with all its details. `from_user_id` or `to_user_id` is null if credits were issued or taken back.
 
-    Of a posted one, `posted_amount` was moved and the rest of `amount` released. `reverses` is the transfer that this
-    one undoes, `reversed_by` the one that undoes this.
+    Once it is posted, `posted_amount` is what was moved; the rest of `amount` was released. `reverses` is the transfer
+    that this one reverses, `reversed_by` the one that reverses this one.
     """
 
     from_user_id: int | None
@@ -112,7 +112,7 @@ class TransferDetail(TransferPublic):
 
 
 class TransferMade(BaseModel):
-    """A transfer that took effect, or in a dry run would; it has no id then."""
+    """A transfer that took effect or, in a dry run, would take effect; `id` is null in a dry run."""
 
     id: UUID | None
     kind: TransferKind
@@ -123,13 +123,13 @@ class TransferMade(BaseModel):
 
 
 class TransferReply(TransferMade):
-    """What became of a transfer."""
+    """The result of a transfer."""
 
     dry_run: bool
 
 
 class ItemError(BaseModel):
-    """Why a transfer of a batch failed: what the same transfer alone would have been refused with."""
+    """Why a transfer of a batch failed: the error that the same transfer would have had on its own."""
 
     code: str
     detail: str
@@ -142,7 +142,7 @@ class ItemStatus(StrEnum):
 
 
 class ItemResult(BaseModel):
-    """What became of one transfer of a batch: `transfer` where it is posted, `error` where it failed."""
+    """The result of one transfer of a batch: `transfer` if it was posted, `error` if it failed."""
 
     status: ItemStatus
     transfer: TransferMade | None = None
@@ -150,7 +150,7 @@ class ItemResult(BaseModel):
 
 
 class TransferBatchReply(BaseModel):
-    """What became of each transfer, in the order they were sent."""
+    """The results of the transfers, in the order of the request."""
 
     mode: BatchMode
     dry_run: bool
@@ -160,9 +160,9 @@ class TransferBatchReply(BaseModel):
 
 
 class AccountPublic(BaseModel):
-    """A user's credits: all of them, those held for orders and others, and what is free to spend.
+    """A user's credits: all of them, those held for orders and other users, and those available to spend.
 
-    A closed account neither sends nor receives.
+    A closed account can neither send nor receive.
     """
 
     posted: Money
@@ -173,13 +173,13 @@ class AccountPublic(BaseModel):
 
 
 class AccountStatus(AccountPublic):
-    """A user's credits as an operator sees them."""
+    """A user's account, as seen by operators."""
 
     user: UserSummary
 
 
 class AdjustmentPublic(AdjustmentBase):
-    """An adjustment of a user's balance. Applied, it names its transfer; `decided_by` is the second operator."""
+    """An adjustment of a user's balance. `transfer_id` is set once applied; `decided_by` is the second operator."""
 
     id: UUID
     user: UserSummary
@@ -194,7 +194,7 @@ class AdjustmentPublic(AdjustmentBase):
 
 
 class TransferSummary(BaseModel):
-    """Why an entry was made."""
+    """The transfer that an entry belongs to."""
 
     id: UUID
     kind: TransferKind
@@ -203,7 +203,7 @@ class TransferSummary(BaseModel):
 
 
 class EntryPublic(BaseModel):
-    """One line of a statement: a signed amount and the balance after it. Versions count up without a gap."""
+    """One line of a statement: a signed amount and the balance after it. Versions have no gaps."""
 
     version: int
     amount: Money

@@ -1,1 +1,1 @@
-"""What operators put right: reversals and adjustments."""
+"""Corrections by operators: reversals and adjustments."""

@@ -1,4 +1,4 @@
-"""All SQL of adjustments."""
+"""All SQL about adjustments."""
 
 from uuid import UUID
 
@@ -14,22 +14,22 @@ from services.users.models import User
 
 
 class AdjustmentRepository(SqlAccess):
-    """What operators ask for, with the account and its user."""
+    """Adjustments, with their accounts and users."""
 
     async def add(self, adjustment: Adjustment) -> None:
         self.session.add(adjustment)
         await self.session.flush()
 
     async def get(self, adjustment_id: UUID, *, lock: bool = False) -> Adjustment | None:
-        """The adjustment, if there is one; `lock` takes the row until the transaction ends."""
+        """The adjustment, if there is one; `lock` locks the row until the transaction ends."""
         statement = _with_user().where(col(Adjustment.id) == adjustment_id)
         if lock:
             statement = statement.with_for_update(of=Adjustment, key_share=True)
-        # What another transaction decided while this one waited for the lock is read, not what was known before.
+        # Replace what the session has loaded: another transaction may have decided while this one waited for the lock.
         return (await self.session.exec(statement.execution_options(populate_existing=True))).one_or_none()
 
     async def page(self, wanted: PageQuery) -> Rows[Adjustment]:
-        """The newest first unless sorted otherwise."""
+        """Adjustments, newest first unless sorted otherwise."""
         return await ADJUSTMENTS.page(self.session, _with_user(), wanted)
 
 

@@ -1,4 +1,4 @@
-"""HTTP for operators who correct what credits did: reversals and adjustments."""
+"""HTTP routes for corrections by operators: reversals and adjustments."""
 
 from typing import Annotated
 from uuid import UUID
@@ -35,7 +35,7 @@ router = APIRouter(route_class=TransactionRoute, tags=["credits"])
 async def reverse_transfer(
     transfer_id: UUID, wanted: ReversalCreate, operator: Operator, response: Response, uow: Work
 ) -> TransferRow:
-    """Undo a posted transfer by another one, which names it."""
+    """Reverse a posted transfer with another transfer. Operators only."""
     reversal = await corrections.reverse(uow, operator, transfer_id, wanted.reason)
     response.headers["Location"] = f"/v1/transfers/{reversal.id}"
     return reversal
@@ -50,7 +50,7 @@ async def reverse_transfer(
 async def create_adjustment(
     wanted: AdjustmentCreate, operator: Operator, response: Response, uow: Work, state: State
 ) -> AdjustmentPublic:
-    """Give credits to a user or take them: at once, or above a set amount when a second operator approves."""
+    """Adjust a user's balance: immediately or, above a set amount, once a second operator approves. Operators only."""
     adjustment = await corrections.request(uow, operator, wanted, state.settings.adjustment_approval_above)
     response.headers["Location"] = f"/v1/adjustments/{adjustment.id}"
     return _public(adjustment)
@@ -60,14 +60,14 @@ async def create_adjustment(
 async def list_adjustments(
     _: Operator, page: Annotated[PageQuery, page_of(ADJUSTMENTS)], uow: Work
 ) -> Page[AdjustmentPublic]:
-    """All adjustments, the newest first."""
+    """List all adjustments, newest first. Operators only."""
     found = await uow.adjustments.page(page)
     return Page(data=[_public(one) for one in found.data], has_more=found.has_more, next_cursor=found.next_cursor)
 
 
 @router.get("/adjustments/{adjustment_id}", responses=responses(401, 403, 404, 422))
 async def read_adjustment(adjustment_id: UUID, _: Operator, uow: Work) -> AdjustmentPublic:
-    """One adjustment."""
+    """Get an adjustment. Operators only."""
     return _public(await corrections.get(uow, adjustment_id))
 
 
@@ -77,7 +77,7 @@ async def read_adjustment(adjustment_id: UUID, _: Operator, uow: Work) -> Adjust
     responses=responses(400, 401, 402, 403, 404, 409, 422),
 )
 async def approve_adjustment(adjustment_id: UUID, operator: Operator, uow: Work) -> AdjustmentPublic:
-    """Let a pending adjustment take effect, for another operator than the one who asked for it."""
+    """Approve a pending adjustment, for an operator other than the one who requested it."""
     return _public(await corrections.approve(uow, operator, adjustment_id))
 
 
@@ -87,7 +87,7 @@ async def approve_adjustment(adjustment_id: UUID, operator: Operator, uow: Work)
     responses=responses(400, 401, 403, 404, 409, 422),
 )
 async def reject_adjustment(adjustment_id: UUID, operator: Operator, uow: Work) -> AdjustmentPublic:
-    """Refuse a pending adjustment, for another operator than the one who asked for it."""
+    """Reject a pending adjustment, for an operator other than the one who requested it."""
     return _public(await corrections.reject(uow, operator, adjustment_id))
 
 
@@ -96,5 +96,5 @@ def _public(adjustment: Adjustment) -> AdjustmentPublic:
 
 
 def _owner(account: Account) -> UserSummary:
-    assert account.user is not None, "system accounts are not for operators"
+    assert account.user is not None, "a system account has no user"
     return UserSummary(id=account.user.id, full_name=account.user.full_name)

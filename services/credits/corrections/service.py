@@ -1,7 +1,7 @@
-"""What operators put right.
+"""Corrections by operators.
 
-An adjustment gives credits to an account or takes them; above a set amount a second operator approves it. A reversal
-undoes a posted transfer: another one, of the same amount, back the way it came.
+An adjustment gives credits to an account or takes them; above a set amount, a second operator must approve it. A
+reversal undoes a posted transfer with another one of the same amount, in the opposite direction.
 """
 
 from decimal import Decimal
@@ -36,15 +36,15 @@ from services.unit_of_work import UnitOfWork
 from services.users.models import Caller
 
 _OTHERWISE = {
-    TransferKind.reversal: "a reversal is not reversed; make the transfer anew",
-    TransferKind.adjustment: "an adjustment is corrected by another adjustment, with the approval that it needs",
+    TransferKind.reversal: "a reversal cannot be reversed; make a new transfer instead",
+    TransferKind.adjustment: "an adjustment cannot be reversed; make an opposite adjustment, which may need approval",
 }
 
 
 async def request(uow: UnitOfWork, operator: Caller, wanted: AdjustmentCreate, approval_above: Decimal) -> Adjustment:
-    """Adjust a user's balance at once, or leave it pending where the amount, either way, is above `approval_above`.
+    """Adjust a user's balance immediately, or leave it pending if the absolute amount is above `approval_above`.
 
-    Raises `UnknownRecipient`, `AccountClosed`, and where it takes effect at once `InsufficientCredits` or
+    Raises `UnknownRecipient`, `AccountClosed`, and if it takes effect immediately, `InsufficientCredits` or
     `AmountInvalid`.
     """
     account = await uow.ledger.account_of(wanted.user_id)
@@ -81,10 +81,10 @@ async def get(uow: UnitOfWork, adjustment_id: UUID) -> Adjustment:
 
 
 async def approve(uow: UnitOfWork, operator: Caller, adjustment_id: UUID) -> Adjustment:
-    """Let a pending adjustment take effect. Of several decisions at once the first one counts.
+    """Apply a pending adjustment. Of several concurrent decisions, the first one counts.
 
-    Raises `Forbidden` for the operator who asked for it, `Conflict` where it was decided before, and what `request`
-    raises of the account.
+    Raises `Forbidden` for the operator who requested it, `Conflict` if it has already been decided, and the errors of
+    `request` about the account.
     """
     adjustment = await _undecided(uow, operator, adjustment_id)
     await _apply(uow, adjustment)
@@ -94,7 +94,7 @@ async def approve(uow: UnitOfWork, operator: Caller, adjustment_id: UUID) -> Adj
 
 
 async def reject(uow: UnitOfWork, operator: Caller, adjustment_id: UUID) -> Adjustment:
-    """Refuse a pending adjustment. Raises `Forbidden` and `Conflict` as `approve` does."""
+    """Reject a pending adjustment. Raises `Forbidden` and `Conflict` as `approve` does."""
     adjustment = await _undecided(uow, operator, adjustment_id)
     adjustment.state = AdjustmentState.rejected
     adjustment.decided_by = operator.id
@@ -107,12 +107,12 @@ async def reject(uow: UnitOfWork, operator: Caller, adjustment_id: UUID) -> Adju
 
 
 async def reverse(uow: UnitOfWork, operator: Caller, transfer_id: UUID, reason: str) -> TransferRow:
-    """Move what was posted back to where it came from; the reversal. A transfer is reversed once.
+    """Move the posted amount back to where it came from; returns the reversal. A transfer can be reversed only once.
 
-    What users and top-ups moved can be reversed. Raises `TransferOfOrder` for an order's payment, which is refunded,
-    `TransferNotReversible` for other kinds and what is still pending, `TransferAlreadyVoided` or `TransferExpired`
-    where nothing was posted, `TransferAlreadyReversed`, `AccountClosed`, and `InsufficientCredits` where whoever got
-    the credits no longer has them.
+    Transfers between users and top-ups can be reversed. Raises `TransferOfOrder` for transfers of orders, which are
+    refunded instead, `TransferNotReversible` for other kinds and for pending transfers, `TransferAlreadyVoided` or
+    `TransferExpired` if nothing was posted, `TransferAlreadyReversed`, `AccountClosed`, and `InsufficientCredits` if
+    the recipient no longer has the credits.
     """
     found = await transfers.get(uow, operator, transfer_id, lock=True)
     _check_reversible(found)
@@ -131,14 +131,14 @@ async def _undecided(uow: UnitOfWork, operator: Caller, adjustment_id: UUID) -> 
     if adjustment is None:
         raise NotFound(f"there is no adjustment {adjustment_id}")
     if adjustment.requested_by == operator.id:
-        raise Forbidden("whoever asks for an adjustment does not decide on it; another operator does")
+        raise Forbidden("you requested this adjustment; another operator must decide on it")
     if adjustment.state is not AdjustmentState.pending:
-        raise Conflict(f"the adjustment is {adjustment.state.value} already")
+        raise Conflict(f"the adjustment is already {adjustment.state.value}")
     return adjustment
 
 
 async def _apply(uow: UnitOfWork, adjustment: Adjustment) -> None:
-    """Move the credits, and write down that they were. The adjustment is new, or locked by the caller."""
+    """Move the credits and mark the adjustment as applied. It is new, or the caller has locked it."""
     issuance, amount = await uow.ledger.issuance_account_id(), adjustment.amount
     debit, credit = (issuance, adjustment.account_id) if amount > 0 else (adjustment.account_id, issuance)
     movement = Movement(new_id(), debit, credit, abs(amount))
@@ -159,12 +159,12 @@ async def _apply(uow: UnitOfWork, adjustment: Adjustment) -> None:
 
 def _check_reversible(found: TransferRow) -> None:
     if found.kind in (TransferKind.order, TransferKind.refund):
-        raise TransferOfOrder("this transfer belongs to an order, which is refunded, not reversed")
+        raise TransferOfOrder("this transfer belongs to an order; refund the order instead")
     if found.kind in _OTHERWISE:
         raise TransferNotReversible(_OTHERWISE[found.kind])
     if found.state is TransferState.pending:
-        raise TransferNotReversible("the transfer is pending; it can be voided")
+        raise TransferNotReversible("the transfer is pending; void it instead")
     if found.state is not TransferState.posted:
         holds.check_unresolved(found)
     if found.reversed_by is not None:
-        raise TransferAlreadyReversed(f"transfer {found.reversed_by} has reversed it")
+        raise TransferAlreadyReversed(f"the transfer was already reversed by transfer {found.reversed_by}")

@@ -1,1 +1,1 @@
-"""Credits held for somebody: pending transfers, posted or voided later."""
+"""Holds: pending transfers between users, posted or voided later."""

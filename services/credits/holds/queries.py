@@ -1,8 +1,8 @@
-"""The statements about holds between users, and how a sweep finds the holds of orders."""
+"""SQL statements about holds between users, and the one by which a sweep locks the holds of orders."""
 
 from services.sql import Statement
 
-# The accounts are locked, so what is written is what was computed from them.
+# The caller has locked the accounts, so its checks of the balances still hold.
 WRITE = Statement("""
     WITH written AS (
         INSERT INTO transfers
@@ -21,7 +21,7 @@ DUE = Statement("""
 """)
 
 # Only the payer's account changes when credits are released. If it is locked, this does not wait. Rows are found by
-# their ids, and only then checked for being due: with one condition, the planner might read the index of all due rows.
+# their ids, and only then checked: with one condition, the planner might read the index of all due rows.
 LOCK_DUE = Statement("""
     WITH found AS MATERIALIZED (
         SELECT id, debit_account_id, credit_account_id, amount, state, order_id, expires_at FROM transfers

@@ -1,4 +1,4 @@
-"""All SQL of holds between users."""
+"""All SQL about holds between users."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -15,8 +15,8 @@ class HoldRepository(SqlAccess):
     """Pending transfers between users. A transfer is locked before the accounts, as an order is."""
 
     async def write(self, transfer_id: UUID, item: Item, expires_at: datetime) -> None:
-        """Set the payer's credits aside until then. Both accounts are locked by the caller."""
-        assert item.credit is not None, "holds are for somebody"
+        """Hold the payer's credits until `expires_at`. The caller has locked both accounts."""
+        assert item.credit is not None, "a hold needs a recipient"
         await self.sql.run(
             queries.WRITE,
             id=transfer_id,
@@ -28,18 +28,18 @@ class HoldRepository(SqlAccess):
         )
 
     async def due(self, after: "DueHold | None", limit: int) -> "list[DueHold]":
-        """Up to `limit` holds whose time is over, and which come after `after`.
+        """Up to `limit` overdue holds that come after `after`.
 
-        Holds for orders are not among them: they expire with their order, which is locked first.
+        Holds for orders are excluded: they expire with their order, which is locked first.
         """
         expires_at, transfer_id = BEFORE_ALL if after is None else after
         rows = await self.sql.fetch(queries.DUE, expires_at=expires_at, id=transfer_id, limit=limit)
         return [DueHold(row["expires_at"], row["id"]) for row in rows]
 
     async def lock_due(self, transfer_ids: Sequence[UUID]) -> list[Movement]:
-        """Those of the holds that are still due, locked with their payers' accounts until the transaction ends.
+        """Lock those of the holds that are still due, and their payers' accounts, until the transaction ends.
 
-        Holds are left out if they or their payers' accounts are locked by another transaction.
+        Holds are skipped if they or their payers' accounts are locked by another transaction.
         """
         return [
             Movement(row["id"], row["debit_account_id"], row["credit_account_id"], row["amount"])
@@ -49,7 +49,7 @@ class HoldRepository(SqlAccess):
     async def lock_of_orders(self, order_ids: Sequence[UUID]) -> "list[HoldOfOrder]":
         """The pending transfers for these orders, with their buyers' accounts locked until the transaction ends.
 
-        Holds are left out if their buyer's account is locked by another transaction. The caller has locked the orders,
+        Holds are skipped if their buyer's account is locked by another transaction. The caller has locked the orders,
         so their holds do not change.
         """
         rows = await self.sql.fetch(queries.LOCK_OF_ORDERS, order_ids=list(order_ids))
@@ -57,7 +57,7 @@ class HoldRepository(SqlAccess):
 
 
 class DueHold(NamedTuple):
-    """A hold between users that ended at `expires_at`."""
+    """A pending hold between users that could be posted until `expires_at`."""
 
     expires_at: datetime
     transfer_id: UUID

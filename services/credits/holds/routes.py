@@ -1,4 +1,4 @@
-"""HTTP for transfers in two phases, and for a single transfer."""
+"""HTTP routes for two-phase transfers."""
 
 from datetime import timedelta
 from uuid import UUID
@@ -26,7 +26,7 @@ router = APIRouter(route_class=TransactionRoute, tags=["credits"])
 async def create_hold(
     wanted: HoldCreate, payer: CurrentUser, response: Response, uow: Work, state: State
 ) -> TransferRow:
-    """Hold the caller's credits for another user until `expires_at`: a pending transfer."""
+    """Hold the caller's credits for another user until `expires_at`, as a pending transfer."""
     longest = timedelta(seconds=state.settings.transfer_hold_max)
     held = await holds.hold(uow, payer, wanted, longest)
     response.headers["Location"] = f"/v1/transfers/{held.id}"
@@ -42,7 +42,7 @@ async def create_hold(
 async def post_transfer(
     transfer_id: UUID, caller: CurrentUser, uow: Work, wanted: HoldPost | None = None
 ) -> TransferRow:
-    """Post a pending transfer, or a part of it and release the remainder, for its recipient and operators."""
+    """Post a pending transfer, or part of it and release the remainder, for its recipient and operators."""
     return await holds.post(uow, caller, transfer_id, wanted.amount if wanted else None)
 
 
@@ -53,5 +53,5 @@ async def post_transfer(
     responses=responses(400, 401, 403, 404, 409, 422),
 )
 async def void_transfer(transfer_id: UUID, caller: CurrentUser, uow: Work) -> TransferRow:
-    """Release what a pending transfer holds, for its recipient and operators."""
+    """Void a pending transfer and release its credits, for its recipient and operators."""
     return await holds.void(uow, caller, transfer_id)

@@ -1,4 +1,4 @@
-"""Transfers in two phases: credits are held, then posted (all of them or a part), voided, or expired; once.
+"""Two-phase transfers: credits are held, then posted (in full or in part), voided or expired, once.
 
 Holds for orders are resolved with their order: `services/orders/processing/` and `services/orders/expiry/`.
 """
@@ -34,10 +34,10 @@ from services.users.models import Caller, Role
 
 
 async def hold(uow: UnitOfWork, payer: Caller, wanted: HoldCreate, longest: timedelta) -> TransferRow:
-    """Hold the payer's credits for another user until `expires_at`, which lies at most `longest` from now.
+    """Hold the payer's credits for another user until `expires_at`, which is at most `longest` from now.
 
     Raises `InsufficientCredits`, `AccountClosed`, `SameAccount`, `UnknownRecipient`, `AmountInvalid`, or `InvalidInput`
-    for a time that has come or lies too far away.
+    for a time that has passed or is too far in the future.
     """
     parties = await uow.transfers.parties(payer.id, [wanted.to_user_id], lock=True)
     _check_time(wanted.expires_at, parties.at, longest)
@@ -61,15 +61,15 @@ async def hold(uow: UnitOfWork, payer: Caller, wanted: HoldCreate, longest: time
 
 
 async def post(uow: UnitOfWork, caller: Caller, transfer_id: UUID, amount: Decimal | None) -> TransferRow:
-    """Post a pending transfer, or only `amount` of it: the remainder is released. The payee or an operator may.
+    """Post a pending transfer, or only `amount` of it and release the remainder, for the payee or an operator.
 
-    Raises `TransferAlreadyPosted`, `TransferAlreadyVoided` or `TransferExpired` where it was resolved before or its
-    time is over, `TransferOfOrder`, `AmountInvalid` for more than is held, and `AccountClosed`.
+    Raises `TransferAlreadyPosted`, `TransferAlreadyVoided` or `TransferExpired` if it is already resolved or its time
+    has passed, `TransferOfOrder`, `AmountInvalid` for more than is held, and `AccountClosed`.
     """
     found = await _pending(uow, caller, transfer_id)
     posted = found.amount if amount is None else amount
     if posted > found.amount:
-        raise AmountInvalid(f"only {found.amount} are held", [Fault("is more than is held", "#/amount")])
+        raise AmountInvalid(f"the transfer holds only {found.amount}", [Fault("is more than is held", "#/amount")])
     movement = found.movement()
     await uow.ledger.post_part(movement, posted)
     record_moved(uow, replace(movement, amount=posted), TransferKind.transfer)
@@ -77,9 +77,9 @@ async def post(uow: UnitOfWork, caller: Caller, transfer_id: UUID, amount: Decim
 
 
 async def void(uow: UnitOfWork, caller: Caller, transfer_id: UUID) -> TransferRow:
-    """Release what a pending transfer holds. The payee or an operator may; the payer has promised it until its time.
+    """Void a pending transfer and release its credits, for the payee or an operator; the payer may not.
 
-    Raises what `post` raises, but for amounts and accounts.
+    Raises what `post` raises, except for amounts and accounts.
     """
     found = await _pending(uow, caller, transfer_id)
     await uow.ledger.resolve_holds(void=[transfer_id])
@@ -88,9 +88,9 @@ async def void(uow: UnitOfWork, caller: Caller, transfer_id: UUID) -> TransferRo
 
 
 async def expire(uow: UnitOfWork, due: Sequence[DueHold]) -> list[str]:
-    """Expire those of the holds whose time is over; returns their ids.
+    """Expire those of the holds that are overdue; returns their ids.
 
-    Holds that another transaction has locked are left out: they are resolved there, or found the next time.
+    Holds that another transaction has locked are skipped: that transaction resolves them, or the next sweep finds them.
     """
     locked = await uow.holds.lock_due([one.transfer_id for one in due])
     await uow.ledger.resolve_holds(expire=[movement.transfer_id for movement in locked])
@@ -104,24 +104,24 @@ HOLDS: Sweep[DueHold] = Sweep("holds", lambda uow, after, limit: uow.holds.due(a
 
 
 def check_unresolved(found: TransferRow) -> None:
-    """Raises what says which way a transfer was resolved, where it was."""
+    """Raise the error that says how a transfer was resolved, if it was."""
     match found.state:
         case TransferState.posted:
-            raise TransferAlreadyPosted("the transfer was posted before")
+            raise TransferAlreadyPosted("the transfer has already been posted")
         case TransferState.voided:
-            raise TransferAlreadyVoided("the transfer was voided before")
+            raise TransferAlreadyVoided("the transfer has already been voided")
         case TransferState.expired:
             raise TransferExpired(f"the transfer expired at {found.expires_at}")
 
 
 async def _pending(uow: UnitOfWork, caller: Caller, transfer_id: UUID) -> TransferRow:
-    """The transfer, locked, where the caller may resolve it now."""
-    # Read first: who may not see it does not wait for its lock, or make others wait.
+    """The transfer, locked, if the caller may resolve it now."""
+    # Read without a lock first: callers who may not see it neither wait for its lock nor make others wait.
     found = await transfers.get(uow, caller, transfer_id)
     if caller.role is not Role.operator and caller.id != found.to_user_id:
         raise Forbidden("only the recipient or an operator may post or void this transfer")
     if found.order_id is not None:
-        raise TransferOfOrder("this transfer pays an order and is resolved with it")
+        raise TransferOfOrder("this transfer pays for an order and is resolved with it")
     found = await transfers.get(uow, caller, transfer_id, lock=True)
     check_unresolved(found)
     if found.is_due:
@@ -134,7 +134,7 @@ def _check_time(expires_at: datetime, at: datetime, longest: timedelta) -> None:
     if not at < expires_at <= at + longest:
         raise InvalidInput(
             f"expires_at must be in the future, at most {str(longest).removesuffix(', 0:00:00')} from now",
-            [Fault("must be in the future" if expires_at <= at else "is too far away", "#/expires_at")],
+            [Fault("must be in the future" if expires_at <= at else "is too far in the future", "#/expires_at")],
         )
 
 

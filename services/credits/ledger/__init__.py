@@ -1,1 +1,1 @@
-"""Accounts and their entries: what every movement of credits is written to."""
+"""The ledger: accounts and their entries, to which every movement of credits is written."""

@@ -1,4 +1,4 @@
-"""The long statements about accounts, transfers and entries, and those of how holds are resolved."""
+"""SQL statements about accounts, transfers and entries, and those that resolve holds."""
 
 from services.sql import Reading, Statement, Writing, without_waiting
 
@@ -7,7 +7,7 @@ LOCK_BALANCES = Statement("""
     FROM accounts WHERE id = ANY(CAST(:ids AS bigint[])) ORDER BY id FOR NO KEY UPDATE
 """)
 
-# One conditional UPDATE checks and takes; where it finds too little, the INSERT has no row to join and writes nothing.
+# One conditional UPDATE checks and holds; if there are too few credits, the INSERT joins no row and writes nothing.
 # Its conditions are those of `refusal` in rules.py, without the last one, which cannot occur between users.
 HOLD = Statement("""
     WITH buyer AS (
@@ -26,13 +26,13 @@ HOLD = Statement("""
         AS share(id, account_id, amount)
 """)
 
-# Without locks: it only says why the statement above has found nothing.
+# Without locks: it only explains why the statement above has written nothing.
 BALANCES_OF_HOLD = Statement("""
     SELECT id AS account_id, user_id, posted, held, version, closed_at IS NOT NULL AS is_closed
     FROM accounts WHERE user_id = :buyer_id OR id = ANY(CAST(:account_ids AS bigint[]))
 """)
 
-# The accounts are locked, so what is written is what was computed from them.
+# The caller has locked the accounts, so the values that it has computed from them are current.
 POST = Writing(
     """
     posted AS (
@@ -65,8 +65,8 @@ POST = Writing(
     counted="balanced",
 )
 
-# An array, not a join: each account is looked up by its id, however few the orders are held to be. The clock, not the
-# transaction's time, and after all accounts are locked: a lock that was waited for does not make a hold last longer.
+# An array, not a join: each account is looked up by its id, whatever number of orders the planner expects. The clock,
+# not the transaction's time, and after all accounts are locked: waiting for a lock does not make a hold last longer.
 _LOCKING = """
     pending AS MATERIALIZED (
         SELECT id, order_id, debit_account_id, credit_account_id, expires_at FROM transfers
@@ -85,8 +85,8 @@ _IS_MISSING = """
 """
 LOCK_FREE_HOLDS = Reading(without_waiting(_LOCKING), results={**_LOCKED, "pending": (*_PENDING, _IS_MISSING)})
 
-# All is computed where the rows are, which are locked: sending what the entries are to hold costs the driver
-# more than this does. An account's entries are numbered in the order of the transfers that were named.
+# Everything is computed in the database, from locked rows: that costs less than sending the values of the entries
+# through the driver. An account's entries are numbered in the order of the given transfers.
 RESOLVE = Writing(
     """
     resolving AS MATERIALIZED (

@@ -1,4 +1,4 @@
-"""All SQL about accounts, transfers and entries. Accounts are locked in the order of their ids, everywhere."""
+"""All SQL about accounts, transfers and entries. Accounts are always locked in the order of their ids."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from services.sql import Read, Results, SqlAccess, Write
 
 
 class LedgerRepository(SqlAccess):
-    """Accounts, transfers and entries; pending transfers, and what becomes of them."""
+    """Accounts, entries and transfers, including pending ones and their resolution."""
 
     async def open_account(self, user_id: int) -> Account:
         account = Account(user_id=user_id)
@@ -47,8 +47,8 @@ class LedgerRepository(SqlAccess):
     async def hold(self, order_id: UUID, buyer_id: int, shares: Sequence["Share"], lasting: timedelta) -> None:
         """Hold the buyer's credits for `lasting`, by the database's clock: one pending transfer for each seller.
 
-        Raises `AccountClosed` where the buyer's or a seller's is, `InsufficientCredits` where the available credits do
-        not cover the sum, both with nothing written.
+        Raises `AccountClosed` if the buyer's or a seller's account is closed, or `InsufficientCredits` if the available
+        credits do not cover the total. Nothing is written then.
         """
         total = sum((share.amount for share in shares), Decimal(0))
         account_ids = [share.account_id for share in shares]
@@ -69,19 +69,19 @@ class LedgerRepository(SqlAccess):
         return (await self.session.exec(select(Transfer).where(col(Transfer.id) == transfer_id))).one()
 
     async def post_part(self, hold: Movement, amount: Decimal) -> None:
-        """Post so much of a pending transfer and release the remainder. The transfer is locked by the caller.
+        """Post `amount` of a pending transfer and release the remainder. The caller has locked the transfer.
 
-        Raises `AccountClosed` or `AmountInvalid`, with nothing written, where the payee's account does not take it.
+        Raises `AccountClosed` or `AmountInvalid` if the payee's account cannot receive it. Nothing is written then.
         """
         balances = await self._lock_balances([hold])
         payer = balances[hold.debit_account_id]
-        # What is held for it is what it moves.
+        # The transfer moves the credits that it holds.
         payer.held -= hold.amount
         _check([Item("", payer, balances[hold.credit_account_id], amount, "")])
         await self.sql.write(self.resolving(post=[hold.transfer_id], part=amount))
 
     async def transfer(self, movements: Sequence[Movement], kind: TransferKind, note: str) -> None:
-        """Write transfers that take effect at once, all of them. Raises a `joint_refusal`, with nothing written."""
+        """Write transfers that take effect immediately, all or none. Raises their `joint_refusal`, if there is one."""
         balances = await self._lock_balances(movements)
         items = [
             Item(
@@ -100,9 +100,9 @@ class LedgerRepository(SqlAccess):
         await self.write(postings, kind)
 
     async def write(self, postings: Sequence[Posting], kind: TransferKind) -> None:
-        """Write transfers that take effect at once, their entries, and the balances they lead to.
+        """Write transfers that take effect immediately, their entries and the resulting balances.
 
-        The balances are locked by the caller.
+        The caller has locked the accounts.
         """
         touched = {balance.account_id: balance for p in postings for balance in (p.debit, p.credit)}
         parameters = {
@@ -125,21 +125,21 @@ class LedgerRepository(SqlAccess):
         await self.sql.write(Write(queries.POST, parameters, wanted=len(touched)))
 
     async def lock_holds(self, order_ids: Sequence[UUID]) -> "LockedHolds":
-        """The holds of these orders that are not resolved, and their accounts, locked until the transaction ends.
+        """The unresolved holds of these orders, with their accounts locked until the transaction ends.
 
-        The orders are locked by the caller, so that their holds stay as they are.
+        The caller has locked the orders, so their holds do not change.
         """
         (found,) = await self.sql.read(self.locking_holds(order_ids))
         return found
 
     @staticmethod
     def locking_holds(order_ids: Sequence[UUID], *, wait: bool = True) -> "Read[LockedHolds]":
-        """`lock_holds`, to be read after something else. Without `wait`, locked accounts are skipped."""
+        """`lock_holds`, as a part of a longer read. Without `wait`, locked accounts are skipped."""
         reading = queries.LOCK_HOLDS if wait else queries.LOCK_FREE_HOLDS
         return Read(reading, {"order_ids": list(order_ids)}, _locked_holds)
 
     async def resolve_holds(self, *, void: Sequence[UUID] = (), expire: Sequence[UUID] = ()) -> None:
-        """Void some pending transfers and let others expire, as `resolving` does."""
+        """Void some pending transfers and expire others, as `resolving` does."""
         if void or expire:
             await self.sql.write(self.resolving(void=void, expire=expire))
 
@@ -151,12 +151,12 @@ class LedgerRepository(SqlAccess):
         expire: Sequence[UUID] = (),
         part: Decimal | None = None,
     ) -> Write:
-        """Post some pending transfers, void others and let others expire, with one update for each account.
+        """Post some pending transfers, void others and expire others, with one update for each account.
 
         `part` is how much to post of each, instead of all; the remainder is released.
 
-        The caller has locked their accounts, and nobody resolves a transfer twice: the caller has locked its order, or
-        itself where it has none.
+        The caller has locked their accounts and, so that no transfer is resolved twice, its order, or the transfer
+        itself if it has none.
         """
         states = {TransferState.posted: post, TransferState.voided: void, TransferState.expired: expire}
         ids = [transfer_id for named in states.values() for transfer_id in named]
@@ -168,7 +168,7 @@ class LedgerRepository(SqlAccess):
         return Write(queries.RESOLVE, parameters, wanted=len(ids))
 
     async def _lock_balances(self, movements: Iterable[Movement]) -> dict[int, Balance]:
-        """The accounts on both sides by their ids, locked in the order of these until the transaction ends."""
+        """The accounts on both sides by id, locked in the order of their ids until the transaction ends."""
         ids = {account for m in movements for account in (m.debit_account_id, m.credit_account_id)}
         rows = await self.sql.fetch(queries.LOCK_BALANCES, ids=sorted(ids))
         return {row["account_id"]: Balance.from_row(row) for row in rows}
@@ -179,7 +179,7 @@ class LedgerRepository(SqlAccess):
         balances = {row["account_id"]: Balance.from_row(row) for row in rows}
         (buyer,) = (balance for balance in balances.values() if balance.user_id == buyer_id)
         items = [Item("", buyer, balances[share.account_id], share.amount, "") for share in shares]
-        # What stood in the way may be gone by now.
+        # The obstacle may be gone by now.
         return joint_refusal(items) or not_covered(sum((share.amount for share in shares), Decimal(0)))
 
 
@@ -192,9 +192,9 @@ class Share:
 
 
 class OrderHold(NamedTuple):
-    """A pending transfer for an order. One that `is_due` can no longer be posted: its time is over.
+    """A pending transfer for an order. If it `is_due`, its time has passed and it can no longer be posted.
 
-    `is_busy` is whether another transaction has locked one of its accounts.
+    If it `is_busy`, another transaction has locked one of its accounts.
     """
 
     id: UUID
@@ -206,7 +206,7 @@ class OrderHold(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LockedHolds:
-    """Pending transfers for orders, and which of the accounts on both sides, which are locked, are closed."""
+    """Pending transfers for orders, with the accounts on both sides locked; `closed` has the ids of closed ones."""
 
     holds: Sequence[OrderHold]
     closed: Collection[int]

@@ -1,4 +1,4 @@
-"""HTTP for accounts and top-ups."""
+"""HTTP routes for accounts and top-ups."""
 
 from fastapi import APIRouter
 
@@ -17,7 +17,7 @@ router = APIRouter(route_class=TransactionRoute, tags=["credits"])
 
 @router.get("/accounts/me", responses=responses(401))
 async def read_account(user: CurrentUser, uow: Work) -> AccountPublic:
-    """The caller's credits."""
+    """Get the caller's account."""
     account = await service.account_of(uow, user.id)
     return AccountPublic(
         posted=account.posted,
@@ -36,7 +36,7 @@ async def read_account(user: CurrentUser, uow: Work) -> AccountPublic:
     responses=responses(400, 401, 403, 409, 413, 422),
 )
 async def create_top_up(wanted: TopUpCreate, _: Operator, uow: Work) -> Transfer:
-    """Issue credits to a user, for operators."""
+    """Issue credits to a user. Operators only."""
     return await service.top_up(uow, wanted)
 
 
@@ -46,7 +46,7 @@ async def create_top_up(wanted: TopUpCreate, _: Operator, uow: Work) -> Transfer
     responses=responses(400, 401, 403, 404, 409, 422),
 )
 async def close_account(user_id: Id, _: Operator, uow: Work) -> AccountStatus:
-    """Let a user's account, of which nothing is held, neither send nor receive. Its balance stays."""
+    """Close a user's account that holds no credits: it can neither send nor receive. Operators only."""
     return _status(await service.close_account(uow, user_id))
 
 
@@ -56,7 +56,7 @@ async def close_account(user_id: Id, _: Operator, uow: Work) -> AccountStatus:
     responses=responses(400, 401, 403, 404, 409, 422),
 )
 async def reopen_account(user_id: Id, _: Operator, uow: Work) -> AccountStatus:
-    """Let a closed account send and receive again."""
+    """Reopen a closed account: it can send and receive again. Operators only."""
     return _status(await service.reopen_account(uow, user_id))
 
 
@@ -72,5 +72,5 @@ def _status(account: Account) -> AccountStatus:
 
 
 def _owner(account: Account) -> UserSummary:
-    assert account.user is not None, "system accounts are not for operators"
+    assert account.user is not None, "a system account has no user"
     return UserSummary(id=account.user.id, full_name=account.user.full_name)

@@ -1,7 +1,7 @@
-"""The central rule of credits: whether they may move. Pure: it works on balances that were read before.
+"""The central rule of credits: whether they may move. Pure functions on balances that were read before.
 
-A refusal is the first of `PRECEDENCE` that applies. The hold of an order states the same in SQL, in the statement that
-takes the credits (`HOLD` in queries.py); a test compares the two.
+A refusal is the first of `PRECEDENCE` that applies. The hold of an order has the same rule in SQL, in its statement
+(`HOLD` in queries.py); a test compares the two.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,14 +30,14 @@ PRECEDENCE: tuple[type[DomainError], ...] = (
 )
 """Why credits may not move, the most important reason first. A closed payer comes before a closed payee.
 
-Between users, the last one cannot occur in books that balance: all users together have what was issued, and the
+Between users, the last one cannot occur if the books balance: all users together have what was issued, and the
 issuance account cannot issue more than `MAX_CREDITS`.
 """
 
 
 @dataclass(slots=True)
 class Balance:
-    """An account as it was read, moved on by what is posted in memory. Available credits are `posted - held`."""
+    """An account as it was read, updated by postings in memory. Available credits are `posted - held`."""
 
     account_id: int
     user_id: int | None
@@ -49,7 +49,7 @@ class Balance:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Balance":
-        """The balance in a row that has columns of these names, and perhaps others."""
+        """The balance in a row with columns of these names; others are ignored."""
         return cls(row["account_id"], row["user_id"], row["posted"], row["held"], row["version"], row["is_closed"])
 
 
@@ -67,13 +67,13 @@ class Movement:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A transfer that is wanted, with the balances on both sides."""
+    """A requested transfer, with the balances on both sides."""
 
     pointer: str
-    """Where the request asks for it; empty where it does not."""
+    """Where it is in the request; empty if it is not part of one."""
     debit: Balance
     credit: Balance | None
-    """None where there is no such recipient."""
+    """None if there is no such recipient."""
     amount: Decimal
     note: str
     order_id: UUID | None = None
@@ -82,7 +82,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Posting:
-    """A transfer that the balances allow, with what both of its entries say."""
+    """A transfer that the balances allow, with the contents of its two entries."""
 
     transfer_id: UUID
     item: Item
@@ -98,16 +98,16 @@ class Posting:
 
 
 def refusal(item: Item, paid: Decimal | None = None, received: Decimal | None = None) -> DomainError | None:
-    """Why the balances do not allow this transfer now, the first of `PRECEDENCE`; None where they do.
+    """Why the balances do not allow this transfer now, the first of `PRECEDENCE`; None if they do.
 
-    `paid` is what its payer pays in all, `received` what its payee receives in all: the item's amount unless given.
+    `paid` is the total that its payer pays, `received` the total that its payee receives. Both default to its amount.
     """
     debit, credit = item.debit, item.credit
     if credit is None:
         return UnknownRecipient("there is no such recipient", _faults(item, "is unknown", "/to_user_id"))
     if credit is debit:
         return SameAccount(
-            "credits cannot be moved to the account they come from", _faults(item, "is you", "/to_user_id")
+            "credits cannot be moved to the account they come from", _faults(item, "is the sender", "/to_user_id")
         )
     if debit.is_closed:
         return closed(debit.user_id, _faults(item, "comes from a closed account"))
@@ -125,10 +125,10 @@ def refusal(item: Item, paid: Decimal | None = None, received: Decimal | None = 
 
 
 def joint_refusal(items: Sequence[Item]) -> DomainError | None:
-    """Why the balances do not allow these transfers together; None where they do.
+    """Why the balances do not allow these transfers together; None if they do.
 
     The first of `PRECEDENCE` that applies to any of them: a closed account of the last comes before too few credits for
-    the first. What one of them brings in does not pay for another.
+    the first. Credits that one of them brings in do not pay for another.
     """
     paid: dict[int, Decimal] = {}
     received: dict[int, Decimal] = {}
@@ -144,25 +144,25 @@ def joint_refusal(items: Sequence[Item]) -> DomainError | None:
 
 
 def closed(user_id: int | None, faults: Sequence[Fault] = ()) -> AccountClosed:
-    """The refusal of a movement from or to a closed account of this user."""
+    """The error for a movement from or to a closed account of this user."""
     return AccountClosed(f"the account of user {user_id} is closed", faults)
 
 
 def not_covered(amount: Decimal, faults: Sequence[Fault] = ()) -> InsufficientCredits:
-    """The refusal of an amount that the payer does not have."""
+    """The error for an amount that the payer does not have."""
     return InsufficientCredits(f"the available credits do not cover {amount}", faults)
 
 
 def post(item: Item, transfer_id: UUID) -> Posting:
-    """Move the balances on by a transfer that is not refused."""
+    """Apply a transfer that is not refused to the balances."""
     debit, credit = item.debit, item.credit
-    assert credit is not None, "it is refused"
+    assert credit is not None, "a transfer without a recipient is refused"
     _move(debit, credit, item.amount, 1)
     return Posting(transfer_id, item, debit, debit.version, debit.posted, credit, credit.version, credit.posted)
 
 
 def undo(posting: Posting) -> None:
-    """Put the balances back to where they were before this posting, which must be the last one."""
+    """Restore the balances from before this posting, which must be the last one."""
     _move(posting.debit, posting.credit, -posting.item.amount, -1)
 
 

@@ -1,4 +1,4 @@
-"""What can be done with credits."""
+"""Operations on accounts, and movements of credits."""
 
 from services.credits import events
 from services.credits.events import CreditsMoved
@@ -12,7 +12,7 @@ from services.unit_of_work import UnitOfWork
 
 
 async def account_of(uow: UnitOfWork, user_id: int) -> Account:
-    """The user's account. Raises `NotFound` where there is no such user."""
+    """The user's account. Raises `NotFound` if there is no such user."""
     account = await uow.ledger.account_of(user_id)
     if account is None:
         raise NotFound(f"there is no user {user_id}")
@@ -30,14 +30,14 @@ async def top_up(uow: UnitOfWork, wanted: TopUpCreate) -> Transfer:
 
 
 async def transfer(uow: UnitOfWork, movement: Movement, kind: TransferKind, note: str) -> None:
-    """Move credits at once. Raises a refusal (`services/credits/ledger/rules.py`), with nothing written."""
+    """Move credits immediately, or raise a refusal (`services/credits/ledger/rules.py`) and write nothing."""
     await uow.ledger.transfer([movement], kind, note)
     record_moved(uow, movement, kind)
 
 
 def record_moved(uow: UnitOfWork, movement: Movement, kind: TransferKind) -> None:
     """Record that a transfer was posted. Not for transfers of orders: `CreditsMoved` says why."""
-    assert kind not in (TransferKind.order, TransferKind.refund), "an event of the order tells of it"
+    assert kind not in (TransferKind.order, TransferKind.refund), "it is covered by an event of the order"
     uow.record(
         CreditsMoved(
             transfer_id=movement.transfer_id,
@@ -50,15 +50,15 @@ def record_moved(uow: UnitOfWork, movement: Movement, kind: TransferKind) -> Non
 
 
 async def close_account(uow: UnitOfWork, user_id: int) -> Account:
-    """Let a user's account neither send nor receive. Its balance stays as it is until it is reopened.
+    """Close a user's account: it can neither send nor receive, and its balance stays as it is, until it is reopened.
 
-    Raises `NotFound`, and `Conflict` where it is closed already or credits are held: those are promised to somebody.
+    Raises `NotFound`, and `Conflict` if it is already closed or holds credits, which are promised to someone.
     """
     account = await _locked_account(uow, user_id)
     if account.closed_at is not None:
-        raise Conflict("the account is closed already")
+        raise Conflict("the account is already closed")
     if account.held:
-        raise Conflict(f"{account.held} of the account's credits are held; let that be posted, voided or expire first")
+        raise Conflict(f"{account.held} of the account's credits are held; post or void the holds, or let them expire")
     account.closed_at = now()
     await uow.session.flush()
     uow.record(events.AccountClosed(account_id=account.id))
@@ -66,10 +66,10 @@ async def close_account(uow: UnitOfWork, user_id: int) -> Account:
 
 
 async def reopen_account(uow: UnitOfWork, user_id: int) -> Account:
-    """Let a closed account send and receive again. Raises `NotFound`, and `Conflict` where it is open."""
+    """Reopen an account: it can send and receive again. Raises `NotFound`, and `Conflict` if it is not closed."""
     account = await _locked_account(uow, user_id)
     if account.closed_at is None:
-        raise Conflict("the account is open")
+        raise Conflict("the account is not closed")
     account.closed_at = None
     await uow.session.flush()
     uow.record(events.AccountReopened(account_id=account.id))
@@ -87,5 +87,5 @@ async def _recipient(uow: UnitOfWork, user_id: int, pointer: str) -> Account:
     user = await uow.users.get(user_id)
     account = await uow.ledger.account_of(user_id) if user is not None and user.is_active else None
     if account is None:
-        raise InvalidInput(f"user {user_id} is unknown or closed", [Fault("is unknown or closed", pointer)])
+        raise InvalidInput(f"user {user_id} is unknown or inactive", [Fault("is unknown or inactive", pointer)])
     return account

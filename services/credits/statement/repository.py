@@ -1,4 +1,4 @@
-"""All SQL of an account's statement."""
+"""All SQL about an account's statement."""
 
 from datetime import datetime
 from decimal import Decimal
@@ -30,10 +30,10 @@ class Line(Protocol):
 
 
 class StatementRepository(SqlAccess):
-    """What came in and went out. Entries are never changed and their versions have no gap."""
+    """The entries of an account. They are never changed, and their versions have no gaps."""
 
     async def page(self, account_id: int, wanted: PageQuery) -> Rows[Entry]:
-        """Entries with their transfers, the newest first unless sorted otherwise."""
+        """Entries with their transfers, newest first unless sorted otherwise."""
         statement = (
             select(Entry)
             .join(Transfer, col(Transfer.id) == col(Entry.transfer_id))
@@ -43,19 +43,19 @@ class StatementRepository(SqlAccess):
         return await ENTRIES.page(self.session, statement, wanted)
 
     async def bounds(self, user_id: int) -> tuple[int, int] | None:
-        """The user's account and the version of its newest entry; None where there is no such account."""
+        """The user's account and the version of its newest entry; None if there is no such account."""
         statement = select(col(Account.id), col(Account.version)).where(col(Account.user_id) == user_id)
         row = (await self.session.exec(statement)).one_or_none()
         return None if row is None else (row[0], row[1])
 
     async def lines(self, account_id: int, last_version: int, wanted: PageQuery) -> Rows[Line]:
-        """Entries up to `last_version`, the oldest first."""
+        """Entries up to `last_version`, oldest first."""
         statement = (
             sqlalchemy.select(*_LINE)
             .join(Transfer, col(Transfer.id) == col(Entry.transfer_id))
             .where(col(Entry.account_id) == account_id, col(Entry.version) <= last_version)
         )
-        # Its rows have a line's attributes.
+        # Its rows have the attributes of a `Line`.
         lines = cast("SelectOfScalar[Line]", statement)
         return await _LINES.page(self.session, lines, wanted)
 

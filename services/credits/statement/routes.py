@@ -1,4 +1,4 @@
-"""HTTP for the statement."""
+"""HTTP routes for the statement of an account."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -22,7 +22,7 @@ router = APIRouter(route_class=TransactionRoute, tags=["credits"])
 
 @router.get("/accounts/me/statement", response_model=Page[EntryPublic], responses=responses(400, 401, 422))
 async def read_statement(user: CurrentUser, page: Annotated[PageQuery, page_of(ENTRIES)], uow: Work) -> Rows[Entry]:
-    """What came in and went out, the newest first, with the balance after each."""
+    """List the entries of the caller's account, newest first, each with the balance after it."""
     account = await service.account_of(uow, user.id)
     return await uow.statements.page(account.id, page)
 
@@ -38,11 +38,11 @@ async def export_statement(
     state: State,
     filters: Annotated[list[str], filters_of(ENTRIES)] = [],  # noqa: B006  (FastAPI copies it)
 ) -> StreamingResponse:
-    """The whole statement as CSV (RFC 4180), the oldest entry first."""
-    # The connection goes back to the pool: the export takes one for a moment at a time.
+    """Export the caller's whole statement as CSV (RFC 4180), oldest entry first."""
+    # The connection goes back to the pool: the export takes one only briefly for each piece.
     await uow.rollback()
     pieces = statement_csv(lambda: UnitOfWork(state.database.read), user.id, filters)
-    # What is wrong with the request shows here, while there can be another answer.
+    # Errors in the request are raised here, while the response can still be an error.
     first = await anext(pieces)
     return StreamingResponse(
         _joined(first, pieces),

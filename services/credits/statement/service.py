@@ -11,18 +11,18 @@ from services.unit_of_work import UnitOfWork
 
 HEADINGS = ("version", "created_at", "kind", "amount", "balance", "transfer_id", "order_id", "note")
 _LINES_A_PIECE = 1000
-# What a spreadsheet takes for the beginning of a formula (OWASP, "CSV Injection").
+# What spreadsheets treat as the beginning of a formula (OWASP, "CSV Injection").
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 async def statement_csv(
     open_work: Callable[[], UnitOfWork], user_id: int, filters: Sequence[str]
 ) -> AsyncIterator[bytes]:
-    """The heading and every entry that matches, the oldest first.
+    """The header and every matching entry, oldest first.
 
-    Each piece is read in a transaction of its own, which is over before the piece is given out: a slow reader keeps
-    none open. Together they are one moment's statement all the same, for entries never change and are numbered: it
-    ends with the newest one of the beginning. Raises `BadQuery` and `NotFound` before the first piece.
+    Each piece is read in a separate transaction, which ends before the piece is yielded, so a slow reader keeps none
+    open. The result is nevertheless a consistent snapshot: entries are numbered and never change, and it ends with the
+    entry that was the newest at the start. Raises `BadQuery` and `NotFound` before the first piece.
     """
     async with open_work() as uow:
         bounds = await uow.statements.bounds(user_id)
@@ -44,7 +44,7 @@ async def statement_csv(
 
 
 class _Piece:
-    """Collects rows as text: lines end with CRLF, and what holds a comma, a quote or a line break is quoted."""
+    """Collects rows as text: lines end with CRLF, and values with a comma, a quote or a line break are quoted."""
 
     def __init__(self) -> None:
         self._text = io.StringIO(newline="")
@@ -71,5 +71,5 @@ def _row(line: Line) -> tuple[object, ...]:
 
 
 def _harmless(note: str) -> str:
-    """A note that a spreadsheet would calculate begins with an apostrophe, and is shown instead."""
+    """Prefix a note that a spreadsheet would take for a formula with an apostrophe, so that it is shown as text."""
     return f"'{note}" if note.lstrip(" ").startswith(_FORMULA) else note

@@ -1,1 +1,1 @@
-"""Transfers that take effect at once, one or up to 500 in a request."""
+"""Transfers that take effect immediately, up to 500 in a request."""

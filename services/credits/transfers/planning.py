@@ -1,7 +1,7 @@
-"""What transfers come to when they are carried out one after another, computed in memory on locked balances.
+"""Computes the outcomes of transfers that are carried out one after another, in memory, on locked balances.
 
-Chains are TigerBeetle's linked events (https://docs.tigerbeetle.com, "Linked Events"): an item that is `linked` stands
-or falls with the next one. An atomic batch is one chain.
+Chains are TigerBeetle's linked events (https://docs.tigerbeetle.com, "Linked Events"): a `linked` item succeeds or
+fails together with the next one. An atomic batch is one chain.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ from services.fields import new_id
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Items that succeed or fail together. An open one ends with an item that is linked to nothing: it fails."""
+    """Items that succeed or fail together. An open chain fails: its last item is linked, but there is no next one."""
 
     items: Sequence[Item]
     is_open: bool = False
@@ -25,7 +25,7 @@ Outcome: TypeAlias = Posting | DomainError
 
 
 def chains(items: Sequence[Item], linked: Sequence[bool]) -> list[Chain]:
-    """Group items, each of which says whether it is linked to the next one."""
+    """Group items into chains; `linked` has for each whether it is linked to the next one."""
     found: list[Chain] = []
     chain: list[Item] = []
     for item, goes_on in zip(items, linked, strict=True):
@@ -39,21 +39,21 @@ def chains(items: Sequence[Item], linked: Sequence[bool]) -> list[Chain]:
 
 
 def carry_out(wanted: Iterable[Chain]) -> list[Outcome]:
-    """The outcome of each item, in order, as if one chain after the other was carried out; moves the balances on."""
+    """The outcome of each item, with the chains carried out in order; updates the balances."""
     return [outcome for chain in wanted for outcome in _carry_out(chain)]
 
 
 def take_back(outcomes: Iterable[Outcome]) -> None:
-    """Put the balances back to where they were before these outcomes, which must be the last ones."""
+    """Restore the balances from before these outcomes, which must be the last ones."""
     for outcome in outcomes:
         if isinstance(outcome, Posting):
             undo(outcome)
 
 
 def broken(chain: Chain, failed: int, error: DomainError) -> list[Outcome]:
-    """The outcomes of a chain whose item number `failed` has failed: it keeps its error, the others get theirs."""
+    """The outcomes of a chain whose item number `failed` has failed with `error`: the others fail because of it."""
     outcomes: list[Outcome] = [
-        LinkedFailed(f"{chain.items[failed].pointer}, which it is linked with, failed", [Fault("failed", item.pointer)])
+        LinkedFailed(f"the linked transfer {chain.items[failed].pointer} failed", [Fault("failed", item.pointer)])
         for item in chain.items
     ]
     if chain.is_open:
@@ -63,7 +63,7 @@ def broken(chain: Chain, failed: int, error: DomainError) -> list[Outcome]:
 
 
 def cause(outcomes: Iterable[Outcome]) -> DomainError | None:
-    """What a chain failed with: the error of the item that none of the others is to blame for."""
+    """The error that made a chain fail: the one that was not caused by another item."""
     errors = (outcome for outcome in outcomes if isinstance(outcome, DomainError))
     return next((error for error in errors if not isinstance(error, LinkedFailed)), None)
 
@@ -83,5 +83,5 @@ def _carry_out(chain: Chain) -> list[Outcome]:
 def _chain_open(chain: Chain) -> LinkedChainOpen:
     pointer = chain.items[-1].pointer
     return LinkedChainOpen(
-        "the last item is linked to one that does not come", [Fault("ends open", f"{pointer}/linked")]
+        "the last transfer is linked, but there is no next one", [Fault("must be false", f"{pointer}/linked")]
     )

@@ -1,8 +1,8 @@
-"""The statements about transfers between users."""
+"""SQL statements about transfers between users."""
 
 from services.sql import Statement
 
-# Not a join: for that, a plan made for any number of users would read the whole table while it is small.
+# Not a join: its generic plan would read the whole table while that is small.
 _PARTIES = """
     SELECT id AS account_id, user_id, posted, held, version, closed_at IS NOT NULL AS is_closed,
         now() AS at,
@@ -23,8 +23,8 @@ GET = Statement("""
     WHERE transfers.id = :id
 """)
 
-# The transfer, then the accounts: nothing is waited for between the look at the clock and the posting. The accounts of
-# an order's payment are left alone: it is resolved with its order, which is locked first.
+# The transfer, then the accounts, so that nothing waits between reading the clock and posting. The accounts of an
+# order's payment are not locked: it is resolved with its order, which is locked first.
 LOCK = Statement("""
     WITH locked AS (
         SELECT debit_account_id, credit_account_id, order_id FROM transfers WHERE id = :id FOR NO KEY UPDATE

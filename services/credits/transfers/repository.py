@@ -1,4 +1,4 @@
-"""All SQL of transfers between users. The ledger writes them."""
+"""All SQL that reads transfers between users. The ledger writes them."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,21 +17,21 @@ class TransferRepository(SqlAccess):
     """Transfers between users."""
 
     async def parties(self, sender_id: int, recipient_ids: Iterable[int], *, lock: bool) -> "Parties":
-        """The users' accounts; locked, in the order of their ids, until the transaction ends, or only read."""
+        """The users' accounts; `lock` locks them in the order of their ids until the transaction ends."""
         statement = queries.LOCK_PARTIES if lock else queries.READ_PARTIES
         rows = await self.sql.fetch(statement, user_ids=list({sender_id, *recipient_ids}))
         balances = {
             row["user_id"]: Balance.from_row(row)
             for row in rows
-            # Who was deleted or deactivated is as unknown as who never was; the sender has signed in a moment ago.
+            # Deleted and inactive recipients count as unknown; the sender has just been authenticated.
             if row["is_known"] or row["user_id"] == sender_id
         }
         return Parties(balances[sender_id], balances, rows[0]["at"])
 
     async def find(self, transfer_id: UUID, *, lock: bool = False) -> "TransferRow | None":
-        """The transfer, if there is one; `lock` takes the row and its accounts until the transaction ends."""
+        """The transfer, if there is one; `lock` locks the row and its accounts until the transaction ends."""
         if lock:
-            # A statement of its own: the one after it sees what whoever held the lock has committed.
+            # A separate statement: the next one sees what the previous holder of the lock has committed.
             await self.sql.fetch(queries.LOCK, id=transfer_id)
         rows = await self.sql.fetch(queries.GET, id=transfer_id)
         return TransferRow.from_row(rows[0]) if rows else None
@@ -39,7 +39,7 @@ class TransferRepository(SqlAccess):
 
 @dataclass(frozen=True, slots=True)
 class TransferRow:
-    """A transfer with the users on both sides of it; None where a system account is."""
+    """A transfer with the users on both sides; None for a system account."""
 
     id: UUID
     kind: TransferKind
@@ -57,7 +57,7 @@ class TransferRow:
     from_user_id: int | None
     to_user_id: int | None
     is_due: bool
-    """Its time to be posted is over, swept or not."""
+    """Whether its time to be posted has passed, even if no sweep has expired it yet."""
     reversed_by: UUID | None
 
     @classmethod
@@ -70,9 +70,9 @@ class TransferRow:
 
 @dataclass(frozen=True, slots=True)
 class Parties:
-    """The accounts that transfers are about, by user. Of the recipients, unknown ones are missing."""
+    """The accounts of transfers. `recipients` is by user id, without unknown ones."""
 
     sender: Balance
     recipients: Mapping[int, Balance]
     at: datetime
-    """The transaction's time, which the transfers get."""
+    """The transaction's time, at which the transfers are created."""

@@ -1,4 +1,4 @@
-"""HTTP for transfers that take effect at once."""
+"""HTTP routes for transfers that take effect immediately."""
 
 from datetime import datetime
 from typing import Any
@@ -41,7 +41,7 @@ router = APIRouter(route_class=TransactionRoute, tags=["credits"])
 async def create_transfer(
     wanted: TransferCreate, sender: CurrentUser, request: Request, response: Response, uow: Work
 ) -> TransferReply:
-    """Move the caller's credits to another user. A dry run answers 200."""
+    """Move the caller's credits to another user. A dry run returns 200."""
     if wanted.dry_run:
         forget_key(request)
         response.status_code = 200
@@ -62,8 +62,8 @@ async def create_transfers(
 ) -> TransferBatchReply | Response:
     """Carry out up to 500 transfers one after another.
 
-    `independent`: each succeeds or fails for itself, linked ones together; the answer is 200 with one result for each.
-    `atomic`: all or none; where one fails, the answer is that one's problem, with the results beside it.
+    `independent`: each succeeds or fails on its own, linked ones together; the response is 200 with a result for each.
+    `atomic`: all or none; if one fails, the response is the problem of that one, with the results added.
     """
     if wanted.dry_run:
         forget_key(request)
@@ -79,7 +79,7 @@ async def create_transfers(
 
 @router.get("/transfers/{transfer_id}", response_model=TransferDetail, responses=responses(401, 404, 422))
 async def read_transfer(transfer_id: UUID, caller: CurrentUser, uow: Work) -> TransferRow:
-    """One transfer, for the two users it is about and operators."""
+    """Get a transfer, for its payer, its recipient and operators."""
     return await transfers.get(uow, caller, transfer_id)
 
 

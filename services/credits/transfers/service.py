@@ -1,7 +1,7 @@
 """Transfers between users, one or many in a request.
 
-Many are carried out in memory first, on locked balances, and written together: `docs/decisions/` says why that is the
-same as a savepoint for each, and where savepoints remain.
+Many are first carried out in memory, on locked balances, and then written together: `docs/decisions/` explains why that
+is the same as a savepoint for each, and where savepoints remain.
 """
 
 import logging
@@ -30,14 +30,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Transferred:
-    """What became of each transfer, in the order they were asked for, and when."""
+    """The outcome of each transfer, in the order of the request, and the time of all."""
 
     outcomes: Sequence[Outcome]
     at: datetime
 
 
 async def transfer(uow: UnitOfWork, sender: Caller, wanted: TransferCreate) -> Transferred:
-    """Move the sender's credits to another user; a dry run only tells what would happen.
+    """Move the sender's credits to another user; a dry run only reports what would happen.
 
     Raises `InsufficientCredits`, `AccountClosed`, `SameAccount`, `UnknownRecipient` or `AmountInvalid`.
     """
@@ -47,7 +47,7 @@ async def transfer(uow: UnitOfWork, sender: Caller, wanted: TransferCreate) -> T
     if isinstance(outcome, DomainError):
         raise outcome
     if not wanted.dry_run:
-        # No savepoint: the transaction holds nothing else that could be saved.
+        # No savepoint: the transaction has nothing else to keep.
         try:
             await uow.ledger.write([outcome], TransferKind.transfer)
         except DBAPIError as error:
@@ -57,9 +57,9 @@ async def transfer(uow: UnitOfWork, sender: Caller, wanted: TransferCreate) -> T
 
 
 async def transfer_batch(uow: UnitOfWork, sender: Caller, wanted: TransferBatchCreate) -> Transferred:
-    """Carry out transfers one after another; each chain of linked ones, or an atomic batch, whole or not at all.
+    """Carry out transfers one after another; a chain of linked ones, or an atomic batch, is all or nothing.
 
-    Raises `BatchRefused`, with nothing written, where the database refuses more of them than can be set apart.
+    Raises `BatchRefused`, and writes nothing, if the database refuses too many of them to find out which.
     """
     parties = await uow.transfers.parties(
         sender.id, (one.to_user_id for one in wanted.transfers), lock=not wanted.dry_run
@@ -79,21 +79,21 @@ async def transfer_batch(uow: UnitOfWork, sender: Caller, wanted: TransferBatchC
 
 
 async def get(uow: UnitOfWork, caller: Caller, transfer_id: UUID, *, lock: bool = False) -> TransferRow:
-    """The transfer, for the two users it is about and operators.
+    """The transfer, for its payer, its recipient and operators.
 
-    Raises `NotFound` for everybody else too: whether a foreign transfer exists is nobody's business.
+    Raises `NotFound` for anyone else, so as not to reveal whether the transfer exists.
     """
     found = await uow.transfers.find(transfer_id, lock=lock)
     if found is None or not _may_see(caller, found):
-        raise NotFound(f"there is no transfer {transfer_id} that you may see")
+        raise NotFound(f"transfer {transfer_id} does not exist, or you may not see it")
     return found
 
 
 class _Writer:
-    """Writes chains in savepoints: one for all of them where the database takes them, smaller ones where it does not.
+    """Writes chains in savepoints: one for all of them if the database accepts them, smaller ones if it does not.
 
-    What the balances do not allow never gets there; what is refused here is refused by a constraint or a trigger that
-    the plan does not know of.
+    Transfers that the balances do not allow are not written at all. What the database refuses violates a constraint or
+    a trigger that the plan does not know about.
     """
 
     def __init__(self, uow: UnitOfWork) -> None:
@@ -108,12 +108,12 @@ class _Writer:
         planning.take_back(outcomes)
         if len(chains) == 1:
             return await self._blame(chains[0], error)
-        # Later chains are planned anew: what was refused no longer pays for them.
+        # Each half is planned again: what is refused no longer counts in the balances.
         middle = len(chains) // 2
         return [*await self.carry_out(chains[:middle]), *await self.carry_out(chains[middle:])]
 
     async def _blame(self, chain: Chain, error: DBAPIError) -> list[Outcome]:
-        """Find the item that a refused chain fails with: the last one of the shortest beginning that is refused."""
+        """Find the item that makes the database refuse a chain: the last one of the shortest prefix that it refuses."""
         taken, refused = 0, len(chain.items)
         while refused - taken > 1:
             middle = (taken + refused) // 2
@@ -128,7 +128,7 @@ class _Writer:
         return planning.broken(chain, failed, _refused(error, chain.items[failed]))
 
     async def _write(self, outcomes: Sequence[Outcome], *, keep: bool = True) -> DBAPIError | None:
-        """Write in a savepoint; the database's refusal, with nothing written, is returned."""
+        """Write in a savepoint. If the database refuses, nothing is written and its error is returned."""
         postings = [outcome for outcome in outcomes if isinstance(outcome, Posting)]
         if not postings:
             return None
@@ -150,7 +150,7 @@ class _Writer:
 
 
 class _TakenBack(Exception):
-    """The database would take it: roll back to the savepoint."""
+    """The database accepts the rows: roll back to the savepoint."""
 
 
 def _item(parties: Parties, wanted: TransferCreate | TransferItem, pointer: str) -> Item:
@@ -165,7 +165,7 @@ def _is_refusal(error: DBAPIError) -> bool:
 
 def _refused(error: DBAPIError, item: Item) -> DomainError:
     logger.warning("PostgreSQL refused a transfer that the balances allow: %s", error.orig)
-    return InvalidInput("this transfer is not allowed here", [Fault("is not allowed", item.pointer)])
+    return InvalidInput("this transfer is not allowed", [Fault("is not allowed", item.pointer)])
 
 
 def _may_see(caller: Caller, found: TransferRow) -> bool:
