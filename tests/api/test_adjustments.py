@@ -27,7 +27,7 @@ async def events(api: Api) -> Any:
 
 
 @pytest.mark.parametrize(("amount", "after"), [("12.50", "32.50"), ("-12.50", "7.50"), ("-20.00", "0.00")])
-async def test_a_small_one_takes_effect_at_once(api: Api, amount: str, after: str) -> None:
+async def test_a_small_adjustment_takes_effect_immediately(api: Api, amount: str, after: str) -> None:
     operator, user = await make_operator(api.database), await make_user(api.database, credits="20", full_name="Ada")
 
     reply = await adjust(api, operator, user, amount)
@@ -48,7 +48,7 @@ async def test_a_small_one_takes_effect_at_once(api: Api, amount: str, after: st
 
 
 @pytest.mark.parametrize(("amount", "after"), [(ABOVE, "6000.01"), (f"-{ABOVE}", "3999.99")])
-async def test_a_large_one_waits_for_a_second_operator(api: Api, amount: str, after: str) -> None:
+async def test_a_large_adjustment_waits_for_a_second_operator(api: Api, amount: str, after: str) -> None:
     first, second = await make_operator(api.database), await make_operator(api.database)
     user = await make_user(api.database, credits="5000")
 
@@ -68,12 +68,12 @@ async def test_a_large_one_waits_for_a_second_operator(api: Api, amount: str, af
     await assert_nothing_differs(api.database)
 
 
-async def test_the_set_amount_itself_needs_no_approval(api: Api) -> None:
+async def test_an_adjustment_of_exactly_the_set_amount_needs_no_approval(api: Api) -> None:
     operator, user = await make_operator(api.database), await make_user(api.database)
     assert (await adjust(api, operator, user, "1000.00")).json()["state"] == "applied"
 
 
-async def test_a_rejected_one_has_no_effect(api: Api) -> None:
+async def test_a_rejected_adjustment_has_no_effect(api: Api) -> None:
     first, second = await make_operator(api.database), await make_operator(api.database)
     user = await make_user(api.database)
     adjustment = (await adjust(api, first, user, ABOVE)).json()
@@ -85,7 +85,7 @@ async def test_a_rejected_one_has_no_effect(api: Api) -> None:
 
 
 @pytest.mark.parametrize("decision", ["approve", "reject"])
-async def test_what_is_decided_is_not_decided_again(api: Api, decision: str) -> None:
+async def test_an_adjustment_cannot_be_decided_twice(api: Api, decision: str) -> None:
     first, second = await make_operator(api.database), await make_operator(api.database)
     adjustment = (await adjust(api, first, await make_user(api.database), ABOVE)).json()
     assert (await decide(api, second, adjustment, decision)).status_code == 200
@@ -96,7 +96,7 @@ async def test_what_is_decided_is_not_decided_again(api: Api, decision: str) -> 
     assert await api.everything() == before
 
 
-async def test_no_adjustment_takes_credits_that_are_not_there(api: Api) -> None:
+async def test_an_adjustment_cannot_take_credits_that_are_not_there(api: Api) -> None:
     first, second = await make_operator(api.database), await make_operator(api.database)
     user = await make_user(api.database, credits="20")
     assert_problem(await adjust(api, first, user, "-20.01"), 402, "insufficient_credits")
@@ -127,7 +127,7 @@ async def test_adjustments_are_listed_by_state_and_user_page_by_page(api: Api) -
     assert await listed(f"filter=user_id:eq:{users[0].id}", "filter=state:eq:applied") == "42"
 
 
-async def test_an_adjustment_that_makes_no_sense_is_refused(api: Api) -> None:
+async def test_an_invalid_adjustment_is_refused(api: Api) -> None:
     operator, user = await make_operator(api.database), await make_user(api.database)
     before = await api.everything()
     for amount in ("0", "-0", "-0.00", "+1", "--1", "- 1", "1.001", "1e2", "NaN", "-Infinity", "9" * 17, 1, -1.5, None):

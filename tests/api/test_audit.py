@@ -195,7 +195,7 @@ async def busy(api: Api) -> Busy:
     return await trade(api)
 
 
-async def test_an_untouched_ledger_has_no_difference_and_every_row_is_looked_at(api: Api, busy: Busy) -> None:
+async def test_an_untouched_ledger_has_no_differences_and_every_row_is_checked(api: Api, busy: Busy) -> None:
     result, found = await run_audit(api.database)
     assert [difference.message for difference in found] == []
     for table in ("entries", "transfers", "adjustments", "orders", "order_items", "order_transitions", "outbox"):
@@ -205,7 +205,7 @@ async def test_an_untouched_ledger_has_no_difference_and_every_row_is_looked_at(
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-async def test_what_was_changed_is_found_and_named_and_nothing_else(api: Api, busy: Busy, name: str) -> None:
+async def test_each_change_is_found_and_named_and_nothing_else_is(api: Api, busy: Busy, name: str) -> None:
     statements, expected = CORRUPTIONS[name]
     ids = busy.ids()
     await corrupt(api.database, *statements, **ids)

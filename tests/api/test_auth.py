@@ -21,7 +21,7 @@ async def sign_in(api: Api, email: str, password: str) -> Any:
     return await api.client.post("/v1/token", data={"username": email, "password": password})
 
 
-async def test_a_registered_user_signs_in_and_is_who_they_say(api: Api) -> None:
+async def test_a_registered_user_can_sign_in_and_is_identified(api: Api) -> None:
     wanted = {"email": "Ada@Example.com", "full_name": "Ada", "password": PASSWORD}
     registered = await api.post("/v1/users", key=None, json=wanted)
     assert registered.status_code == 201
@@ -37,7 +37,7 @@ async def test_a_registered_user_signs_in_and_is_who_they_say(api: Api) -> None:
     assert (me.json()["email"], me.json()["role"]) == ("ada@example.com", "customer")
 
 
-async def test_a_wrong_password_and_an_unknown_address_are_told_alike(api: Api) -> None:
+async def test_a_wrong_password_and_an_unknown_address_get_the_same_answer(api: Api) -> None:
     hashed = await Passwords(api.settings).hash(PASSWORD)
     user = await make_user(api.database, hashed_password=hashed)
     wrong = await sign_in(api, user.email, "wrong horse battery")
@@ -47,7 +47,7 @@ async def test_a_wrong_password_and_an_unknown_address_are_told_alike(api: Api) 
     assert wrong.headers["www-authenticate"] == "Bearer"
 
 
-async def test_a_deactivated_user_can_neither_sign_in_nor_go_on(api: Api) -> None:
+async def test_a_deactivated_user_can_neither_sign_in_nor_use_a_token(api: Api) -> None:
     hashed = await Passwords(api.settings).hash(PASSWORD)
     user = await make_user(api.database, hashed_password=hashed)
     operator = await make_operator(api.database)
@@ -58,7 +58,7 @@ async def test_a_deactivated_user_can_neither_sign_in_nor_go_on(api: Api) -> Non
     assert_problem(await sign_in(api, user.email, PASSWORD), 401, "unauthenticated")
 
 
-async def test_a_deleted_user_can_neither_sign_in_nor_go_on_until_restored(api: Api) -> None:
+async def test_a_deleted_user_can_neither_sign_in_nor_use_a_token_until_restored(api: Api) -> None:
     hashed = await Passwords(api.settings).hash(PASSWORD)
     user = await make_user(api.database, hashed_password=hashed)
     operator = await make_operator(api.database)
@@ -136,7 +136,7 @@ async def test_tokens_that_are_not_ours_are_refused(api: Api) -> None:
         ("POST", "/v1/operations/replay", {"position": 1}),
     ],
 )
-async def test_what_is_for_operators_is_forbidden_to_customers(api: Api, method: str, path: str, body: Any) -> None:
+async def test_operator_routes_are_forbidden_to_customers(api: Api, method: str, path: str, body: Any) -> None:
     customer = await make_user(api.database)
     before = await api.everything()
     reply = await api.request(method, path, by=customer, key="k", version=1, json=body)

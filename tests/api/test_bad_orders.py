@@ -16,7 +16,7 @@ BAD_IDS = [0, -1, 2**63, 2**64, 1.0, "1", True, None, [], {}]
 
 
 @pytest.mark.parametrize("quantity", BAD_QUANTITIES, ids=repr)
-async def test_a_quantity_that_is_no_sensible_number_of_pieces_is_refused(api: Api, quantity: Any) -> None:
+async def test_an_invalid_quantity_is_refused(api: Api, quantity: Any) -> None:
     buyer, _, product = await api.shop()
     before = await api.everything()
 
@@ -27,7 +27,7 @@ async def test_a_quantity_that_is_no_sensible_number_of_pieces_is_refused(api: A
 
 
 @pytest.mark.parametrize("product_id", BAD_IDS, ids=repr)
-async def test_a_product_id_that_is_no_id_is_refused(api: Api, product_id: Any) -> None:
+async def test_an_invalid_product_id_is_refused(api: Api, product_id: Any) -> None:
     buyer, _, _ = await api.shop()
     before = await api.everything()
 
@@ -74,7 +74,7 @@ async def test_products_that_cannot_be_ordered_are_all_named_at_once(api: Api) -
     ],
     ids=repr,
 )
-async def test_an_order_without_proper_lines_is_refused(api: Api, body: Any, pointer: str) -> None:
+async def test_an_order_without_valid_lines_is_refused(api: Api, body: Any, pointer: str) -> None:
     buyer, _, _ = await api.shop()
     before = await api.everything()
 
@@ -134,7 +134,7 @@ async def test_what_the_service_decides_cannot_be_sent_with_a_line(api: Api, fie
 @pytest.mark.parametrize(
     "reference", ["", "   ", "x" * 65, "a\x00b", 7, True, [], {}, "\ud800"], ids=lambda value: repr(value)[:12]
 )
-async def test_a_reference_that_is_no_name_is_refused(api: Api, reference: Any) -> None:
+async def test_an_invalid_reference_is_refused(api: Api, reference: Any) -> None:
     buyer, _, product = await api.shop()
     before = await api.everything()
 
@@ -168,7 +168,7 @@ async def test_a_total_that_no_account_can_hold_is_refused(api: Api) -> None:
     assert await api.everything() == before
 
 
-async def test_an_unknown_choice_for_too_few_credits_is_refused(api: Api) -> None:
+async def test_an_unknown_choice_for_insufficient_credits_is_refused(api: Api) -> None:
     buyer, _, product = await api.shop()
 
     reply = await api.post("/v1/orders", by=buyer, json=order_of((product, 1), on_insufficient_credits="lend"))
@@ -176,7 +176,7 @@ async def test_an_unknown_choice_for_too_few_credits_is_refused(api: Api) -> Non
     assert_problem(reply, 422, "invalid_input", pointers=["#/on_insufficient_credits"])
 
 
-async def test_orders_without_credits_are_refused_whole_where_the_client_asks_for_that(api: Api) -> None:
+async def test_orders_without_enough_credits_are_refused_if_the_client_asks_for_that(api: Api) -> None:
     buyer, _, product = await api.shop(credits="9.99")
     before = await api.everything()
 
@@ -186,7 +186,7 @@ async def test_orders_without_credits_are_refused_whole_where_the_client_asks_fo
     assert await api.everything() == before
 
 
-async def test_nobody_places_an_order_without_a_token(api: Api) -> None:
+async def test_placing_an_order_requires_a_token(api: Api) -> None:
     _, _, product = await api.shop()
     before = await api.everything()
 

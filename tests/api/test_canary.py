@@ -199,7 +199,7 @@ async def test_connections_that_the_server_ended_are_not_a_failure(
     assert state.canary.failures == 0
 
 
-async def test_a_canary_whose_task_ends_unasked_says_so_and_the_process_is_unready(
+async def test_a_canary_whose_task_ends_unexpectedly_says_so_and_the_process_is_unready(
     often: tuple[httpx2.AsyncClient, ApiState], caplog: pytest.LogCaptureFixture
 ) -> None:
     client, state = often

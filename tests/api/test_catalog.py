@@ -13,7 +13,7 @@ def lamp(category_id: int, **more: Any) -> dict[str, Any]:
     return {"sku": "LAMP-1", "name": "Brass lantern", "price": "12.50", "category_id": category_id, **more}
 
 
-async def test_operators_open_categories_that_everybody_sees(api: Api) -> None:
+async def test_operators_create_categories_that_everyone_sees(api: Api) -> None:
     operator = await make_operator(api.database)
     made = await api.post("/v1/categories", by=operator, json={"name": "Lamps"})
     assert made.status_code == 201
@@ -24,7 +24,7 @@ async def test_operators_open_categories_that_everybody_sees(api: Api) -> None:
     assert_problem(await api.get(f"/v1/categories/{2**62}"), 404, "not_found")
 
 
-async def test_a_category_name_is_taken_once_in_whatever_case(api: Api) -> None:
+async def test_category_names_are_unique_regardless_of_case(api: Api) -> None:
     operator = await make_operator(api.database)
     names = ["Lamps", "LAMPS", "lamps"] * 3
     replies = await asyncio.gather(*[api.post("/v1/categories", by=operator, json={"name": name}) for name in names])
@@ -84,7 +84,7 @@ async def test_a_product_is_offered_by_its_caller(api: Api) -> None:
         ("version", 1),
     ],
 )
-async def test_a_product_that_makes_no_sense_is_refused(api: Api, field: str, value: Any) -> None:
+async def test_an_invalid_product_is_refused(api: Api, field: str, value: Any) -> None:
     seller = await make_user(api.database)
     category = await make_category(api.database)
     before = await api.everything()
@@ -93,7 +93,7 @@ async def test_a_product_that_makes_no_sense_is_refused(api: Api, field: str, va
     assert await api.everything() == before
 
 
-async def test_a_seller_uses_a_sku_once_and_another_seller_may_too(api: Api) -> None:
+async def test_a_sku_is_unique_for_each_seller(api: Api) -> None:
     one, other = await make_user(api.database), await make_user(api.database)
     category = await make_category(api.database)
     posts = [api.post("/v1/products", by=one, json=lamp(category.id)) for _ in range(5)]
@@ -104,7 +104,7 @@ async def test_a_seller_uses_a_sku_once_and_another_seller_may_too(api: Api) -> 
     assert (await api.post("/v1/products", by=other, json=lamp(category.id))).status_code == 201
 
 
-async def test_an_edit_changes_what_was_given_and_moves_the_version_on(api: Api) -> None:
+async def test_an_edit_changes_the_given_fields_and_increments_the_version(api: Api) -> None:
     seller = await make_user(api.database)
     product = await make_product(api.database, seller=seller, name="Lantern")
     path = f"/v1/products/{product.id}"
@@ -168,7 +168,7 @@ async def test_only_the_seller_and_operators_manage_a_product(api: Api) -> None:
 
 
 @pytest.mark.parametrize("field", ["name", "description", "price", "category_id", "is_active"])
-async def test_null_is_no_value_of_a_product(api: Api, field: str) -> None:
+async def test_a_products_fields_cannot_be_null(api: Api, field: str) -> None:
     seller = await make_user(api.database)
     product = await make_product(api.database, seller=seller)
     reply = await api.patch(f"/v1/products/{product.id}", by=seller, version=1, json={field: None})
@@ -176,7 +176,7 @@ async def test_null_is_no_value_of_a_product(api: Api, field: str) -> None:
     assert field in problem["errors"][0]["detail"]
 
 
-async def test_stock_comes_and_goes_but_never_below_what_is_reserved(api: Api) -> None:
+async def test_stock_never_falls_below_what_is_reserved(api: Api) -> None:
     buyer, seller, product = await api.shop(stock=5)
     await api.place(buyer, (product, 3))
     await api.process()

@@ -47,7 +47,7 @@ async def test_an_account_is_closed_with_its_balance_and_opened_again(api: Api) 
     await assert_nothing_differs(api.database)
 
 
-async def test_an_account_with_held_credits_is_not_closed_before_they_are_free(api: Api) -> None:
+async def test_an_account_with_held_credits_cannot_be_closed_until_they_are_free(api: Api) -> None:
     payer, payee = await make_user(api.database, credits="20"), await make_user(api.database)
     await held(api, payer, payee)
     assert_problem(await close(api, payer), 409, "conflict")
@@ -57,7 +57,7 @@ async def test_an_account_with_held_credits_is_not_closed_before_they_are_free(a
 
 
 @pytest.mark.parametrize("verb", ["close", "reopen"])
-async def test_only_operators_close_and_only_accounts_of_users(api: Api, verb: str) -> None:
+async def test_only_operators_can_close_accounts_and_only_those_of_users(api: Api, verb: str) -> None:
     operator, user = await make_operator(api.database), await make_user(api.database)
     assert_problem(await api.post(f"/v1/accounts/{user.id}/{verb}", by=user), 403, "forbidden")
     assert_problem(await api.post(f"/v1/accounts/{10**9}/{verb}", by=operator), 404, "not_found")
@@ -88,7 +88,7 @@ async def test_no_transfer_top_up_hold_or_adjustment_moves_credits_of_a_closed_a
     assert await api.everything() == before
 
 
-async def test_a_closed_account_is_named_before_credits_that_are_missing(api: Api) -> None:
+async def test_a_closed_account_is_reported_before_insufficient_credits(api: Api) -> None:
     """The same order for a transfer, a reversal and an order's refund."""
     operator, third = await make_operator(api.database), await make_user(api.database)
     buyer, seller, product = await api.shop(credits="50")
@@ -146,7 +146,7 @@ async def test_no_order_is_placed_by_a_closed_account(api: Api, credits: str) ->
 
 
 @pytest.mark.parametrize("credits", ["0", "50"])
-async def test_what_a_closed_account_sells_is_not_for_sale(api: Api, credits: str) -> None:  # noqa: A002
+async def test_products_of_a_closed_account_are_not_for_sale(api: Api, credits: str) -> None:  # noqa: A002
     buyer, seller, product = await api.shop(credits=credits)
     other = await make_product(api.database)
     await closed(api, seller)

@@ -121,7 +121,7 @@ async def test_no_route_answers_before_its_commit(
     assert await api.everything() == before
 
 
-async def test_a_connection_cut_during_the_work_is_made_up_for_and_the_order_placed_once(
+async def test_after_a_connection_is_cut_during_the_work_the_order_is_placed_once(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     buyer, _, product = await api.shop()
@@ -145,7 +145,7 @@ async def test_a_connection_cut_during_the_work_is_made_up_for_and_the_order_pla
     assert await api.scalar("SELECT count(*) FROM outbox") == 1
 
 
-async def test_a_connection_cut_inside_a_savepoint_is_made_up_for_and_the_order_placed_once(
+async def test_after_a_connection_is_cut_inside_a_savepoint_the_order_is_placed_once(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     buyer, _, product = await api.shop()
@@ -168,7 +168,7 @@ async def test_a_connection_cut_inside_a_savepoint_is_made_up_for_and_the_order_
     assert await api.scalar("SELECT count(*) FROM orders") == 1
 
 
-async def test_connections_that_died_in_the_pool_cost_no_request(api: Api) -> None:
+async def test_connections_that_died_in_the_pool_fail_no_request(api: Api) -> None:
     buyer, _, product = await api.shop()
     await api.place(buyer, (product, 1))
     others = "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE application_name = :name"
@@ -178,7 +178,7 @@ async def test_connections_that_died_in_the_pool_cost_no_request(api: Api) -> No
     await api.place(buyer, (product, 1))
 
 
-async def test_what_was_done_is_committed_when_the_reply_begins(api: Api) -> None:
+async def test_the_work_is_committed_before_the_reply_begins(api: Api) -> None:
     buyer, _, product = await api.shop()
     seen: list[int] = []
 
@@ -198,7 +198,7 @@ async def test_what_was_done_is_committed_when_the_reply_begins(api: Api) -> Non
     assert seen == [1, 1]
 
 
-async def test_an_error_nobody_thought_of_answers_500_and_leaves_nothing(
+async def test_an_unexpected_error_answers_500_and_leaves_nothing(
     api: Api, before_commit: Callable[[Hook], None]
 ) -> None:
     buyer, _, product = await api.shop()
@@ -216,9 +216,7 @@ async def test_an_error_nobody_thought_of_answers_500_and_leaves_nothing(
     assert await api.scalar("SELECT count(*) FROM idempotency_keys") == 0
 
 
-async def test_a_deadlocks_victim_is_tried_again_and_takes_effect_once(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_deadlock_victim_is_retried_and_takes_effect_once(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     buyer, _, product = await api.shop()
     place = service.place
     tries = []

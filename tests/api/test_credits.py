@@ -28,7 +28,7 @@ async def test_a_top_up_issues_credits_and_shows_on_the_statement(api: Api) -> N
     await api.assert_books_balance()
 
 
-async def test_credits_that_are_not_there_or_held_cannot_be_sent(api: Api) -> None:
+async def test_missing_or_held_credits_cannot_be_sent(api: Api) -> None:
     buyer, seller, product = await api.shop(credits="15")
     await api.place(buyer, (product, 1))
     before = await api.everything()
@@ -39,7 +39,7 @@ async def test_credits_that_are_not_there_or_held_cannot_be_sent(api: Api) -> No
     assert (account["posted"], account["held"], account["available"]) == ("15.00", "10.00", "5.00")
 
 
-async def test_nobody_is_topped_up_who_is_unknown_or_has_left(api: Api) -> None:
+async def test_unknown_or_deleted_users_cannot_be_topped_up(api: Api) -> None:
     closed = await make_user(api.database)
     inactive = await make_user(api.database, is_active=False)
     operator = await make_operator(api.database)
@@ -52,7 +52,7 @@ async def test_nobody_is_topped_up_who_is_unknown_or_has_left(api: Api) -> None:
 
 
 @pytest.mark.parametrize("note", ["x" * 201, "a\x00b", 1, None])
-async def test_a_note_that_cannot_be_kept_is_refused(api: Api, note: Any) -> None:
+async def test_a_note_that_cannot_be_stored_is_refused(api: Api, note: Any) -> None:
     operator, user = await make_operator(api.database), await make_user(api.database)
     wanted = {"user_id": user.id, "amount": "1", "note": note}
     reply = await api.post("/v1/top-ups", by=operator, json=wanted)

@@ -42,7 +42,7 @@ async def test_an_order_that_is_not_paid_in_time_is_cancelled_and_cannot_be_paid
     await assert_nothing_differs(api.database)
 
 
-async def test_a_worker_that_comes_after_the_time_cancels_instead_of_posting(api: Api) -> None:
+async def test_a_worker_that_comes_too_late_cancels_instead_of_posting(api: Api) -> None:
     buyer, seller, product = await api.shop(credits="50", stock=3)
     late = await api.place(buyer, (product, 2))
     await let_the_time_run_out(api.database)
@@ -62,7 +62,7 @@ async def test_a_worker_that_comes_after_the_time_cancels_instead_of_posting(api
     await assert_nothing_differs(api.database)
 
 
-async def test_what_has_time_left_and_what_is_done_is_not_touched(api: Api) -> None:
+async def test_orders_with_time_left_and_confirmed_orders_are_not_touched(api: Api) -> None:
     buyer, _, product = await api.shop(credits="30")
     confirmed = await api.place(buyer, (product, 1))
     await api.process()
@@ -89,7 +89,7 @@ async def test_an_order_paid_in_time_lives_as_long_as_its_hold(api: Api) -> None
     assert await api.credits_of(buyer) == amounts("10")
 
 
-async def test_a_slice_is_as_large_as_asked_and_the_next_goes_on(api: Api) -> None:
+async def test_a_slice_has_the_requested_size_and_the_next_one_continues(api: Api) -> None:
     buyer, _, product = await api.shop(credits="50")
     orders = [await api.place(buyer, (product, 1)) for _ in range(5)]
     await let_the_time_run_out(api.database)

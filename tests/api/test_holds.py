@@ -61,7 +61,7 @@ async def test_held_credits_cannot_be_spent_or_held_again(api: Api) -> None:
     assert (await hold(api, payer, payee, "5.00")).status_code == 201
 
 
-async def test_a_hold_is_posted_whole(api: Api) -> None:
+async def test_a_hold_is_posted_in_full(api: Api) -> None:
     payer, payee = await parties(api)
     transfer_id = await held(api, payer, payee)
 
@@ -100,7 +100,7 @@ async def test_a_part_is_posted_and_the_remainder_released(api: Api) -> None:
     await assert_nothing_differs(api.database)
 
 
-async def test_no_more_than_is_held_is_posted(api: Api) -> None:
+async def test_no_more_than_is_held_can_be_posted(api: Api) -> None:
     payer, payee = await parties(api)
     transfer_id = await held(api, payer, payee)
     before = await api.everything()
@@ -130,7 +130,7 @@ async def test_a_voided_hold_frees_the_credits(api: Api) -> None:
     ("first", "code"),
     [("post", "transfer_already_posted"), ("void", "transfer_already_voided"), ("expire", "transfer_expired")],
 )
-async def test_a_second_try_says_which_way_it_went(api: Api, first: str, code: str, again: str) -> None:
+async def test_resolving_a_hold_again_says_how_it_was_resolved(api: Api, first: str, code: str, again: str) -> None:
     payer, payee = await parties(api)
     transfer_id = await held(api, payer, payee)
     if first == "expire":
@@ -146,7 +146,7 @@ async def test_a_second_try_says_which_way_it_went(api: Api, first: str, code: s
 
 
 @pytest.mark.parametrize("verb", ["post", "void"])
-async def test_after_its_time_a_hold_is_over_even_before_it_is_swept(api: Api, verb: str) -> None:
+async def test_after_its_time_a_hold_has_expired_even_before_it_is_swept(api: Api, verb: str) -> None:
     payer, payee = await parties(api)
     transfer_id = await held(api, payer, payee)
     await let_the_time_run_out(api.database)
@@ -161,7 +161,7 @@ async def test_after_its_time_a_hold_is_over_even_before_it_is_swept(api: Api, v
     await assert_nothing_differs(api.database)
 
 
-async def test_the_payer_sees_a_hold_and_cannot_take_it_back(api: Api) -> None:
+async def test_the_payer_sees_a_hold_but_cannot_take_it_back(api: Api) -> None:
     payer, payee = await parties(api)
     transfer_id = await held(api, payer, payee)
     assert (await api.get(f"/v1/transfers/{transfer_id}", by=payer)).status_code == 200
@@ -178,7 +178,7 @@ async def test_an_operator_resolves_holds_of_others(api: Api) -> None:
     assert await api.credits_of(payer) == amounts("20")
 
 
-async def test_a_stranger_cannot_tell_a_foreign_transfer_from_none(api: Api) -> None:
+async def test_other_users_cannot_tell_whether_a_transfer_exists(api: Api) -> None:
     payer, payee = await parties(api)
     stranger = await make_user(api.database)
     transfer_id = await held(api, payer, payee)
@@ -191,7 +191,7 @@ async def test_a_stranger_cannot_tell_a_foreign_transfer_from_none(api: Api) -> 
     assert await told(transfer_id) == await told(uuid4())
 
 
-async def test_a_hold_for_an_order_is_left_to_the_order(api: Api) -> None:
+async def test_a_hold_for_an_order_can_only_be_resolved_by_the_order(api: Api) -> None:
     buyer, seller, product = await api.shop()
     order = await api.place(buyer, (product, 1))
     transfer_id = await api.scalar("SELECT id FROM transfers WHERE state = 'pending'")
@@ -203,7 +203,7 @@ async def test_a_hold_for_an_order_is_left_to_the_order(api: Api) -> None:
     assert await api.status_of(order["id"]) == "confirmed"
 
 
-async def test_a_hold_that_makes_no_sense_is_refused(api: Api) -> None:
+async def test_an_invalid_hold_is_refused(api: Api) -> None:
     payer, payee = await parties(api)
     before = await api.everything()
     longest = timedelta(seconds=api.settings.transfer_hold_max)
@@ -219,7 +219,7 @@ async def test_a_hold_that_makes_no_sense_is_refused(api: Api) -> None:
     assert await api.everything() == before
 
 
-async def test_what_moves_credits_needs_a_key_and_takes_effect_once_with_it(api: Api) -> None:
+async def test_requests_that_move_credits_need_a_key_and_take_effect_once_with_it(api: Api) -> None:
     payer, payee = await parties(api)
     wanted = {"to_user_id": payee.id, "amount": "4.00", "expires_at": (now() + timedelta(hours=1)).isoformat()}
     assert_problem(await api.post("/v1/holds", by=payer, key=None, json=wanted), 400, "idempotency_key_invalid")

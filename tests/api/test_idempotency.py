@@ -15,7 +15,7 @@ from tests.factories import make_operator, make_user
 KEPT = ("content-type", "location", "etag")
 
 
-async def test_the_same_request_is_answered_as_the_first_time(api: Api) -> None:
+async def test_a_repeated_request_gets_the_first_answer(api: Api) -> None:
     buyer, _, product = await api.shop()
     body = order_of((product, 2))
     first = await api.post("/v1/orders", by=buyer, key="k-1", json=body)
@@ -64,7 +64,7 @@ async def test_a_key_belongs_to_one_caller_one_method_and_one_path(api: Api) -> 
 
 
 @pytest.mark.parametrize("path", ["/v1/orders", "/v1/top-ups", "/v1/transfers", "/v1/transfers/batch"])
-async def test_what_moves_credits_needs_a_key(api: Api, path: str) -> None:
+async def test_requests_that_move_credits_need_a_key(api: Api, path: str) -> None:
     operator = await make_operator(api.database)
     reply = await api.post(path, by=operator, key=None, json={})
     # The body is wrong too: the key comes first.
@@ -72,7 +72,7 @@ async def test_what_moves_credits_needs_a_key(api: Api, path: str) -> None:
 
 
 @pytest.mark.parametrize("move", ["pay", "cancel"])
-async def test_moves_of_an_order_that_move_credits_need_a_key(api: Api, move: str) -> None:
+async def test_order_actions_that_move_credits_need_a_key(api: Api, move: str) -> None:
     buyer, _, product = await api.shop()
     placed = await api.place(buyer, (product, 1))
     reply = await api.post(f"/v1/orders/{placed['id']}/{move}", by=buyer, key=None)
@@ -152,7 +152,7 @@ async def test_a_refusal_is_replayed_even_when_it_would_succeed_now(api: Api) ->
     assert fresh.status_code == 201
 
 
-async def test_a_refusal_for_want_of_rights_is_not_kept(api: Api) -> None:
+async def test_a_refusal_for_lack_of_permission_is_not_stored(api: Api) -> None:
     buyer, seller, product = await api.shop()
     await api.place(buyer, (product, 1))
     wanted = {"user_id": buyer.id, "amount": "5.00"}
@@ -219,7 +219,7 @@ async def test_a_hundred_simultaneous_refusals_with_one_key_are_one_refusal(api:
     assert await api.scalar("SELECT count(*) FROM idempotency_keys") == 1
 
 
-async def test_a_request_whose_twin_is_in_flight_is_told_to_come_back(api: Api) -> None:
+async def test_a_request_whose_duplicate_is_in_flight_is_told_to_retry(api: Api) -> None:
     buyer, _, product = await api.shop()
     twin = RequestKey(caller_id=buyer.id, method="POST", path="/v1/orders", key="k-1", fingerprint=b"")
     before = await api.everything()
@@ -235,7 +235,7 @@ async def test_a_request_whose_twin_is_in_flight_is_told_to_come_back(api: Api) 
     assert reply.status_code == 201, "'in flight' is no outcome, so it is not stored"
 
 
-async def test_where_a_key_is_optional_it_works_the_same(api: Api) -> None:
+async def test_an_optional_key_works_the_same(api: Api) -> None:
     operator = await make_operator(api.database)
 
     first = await api.post("/v1/categories", by=operator, key="k-1", json={"name": "Lamps"})

@@ -15,7 +15,7 @@ def assert_refused(reply: Any) -> None:
     assert_problem(reply, reply.status_code, {409: "conflict", 422: "invalid_input"}[reply.status_code])
 
 
-async def test_the_only_operator_cannot_delete_themselves_and_with_a_second_one_can(api: Api) -> None:
+async def test_the_only_operator_cannot_delete_themselves_unless_there_is_a_second_one(api: Api) -> None:
     operator = await make_operator(api.database)
     await make_user(api.database)
     before = await api.everything()
@@ -39,7 +39,7 @@ async def test_operators_who_cannot_sign_in_do_not_count(api: Api) -> None:
     assert await api.scalar(LEFT) == 1
 
 
-async def test_of_all_operators_who_delete_themselves_at_once_one_stays(api: Api) -> None:
+async def test_if_all_operators_delete_themselves_at_once_one_remains(api: Api) -> None:
     operators = [await make_operator(api.database) for _ in range(4)]
     replies = await asyncio.gather(*[api.delete("/v1/users/me", by=operator) for operator in operators])
     refused = [reply for reply in replies if reply.status_code != 204]
@@ -48,6 +48,6 @@ async def test_of_all_operators_who_delete_themselves_at_once_one_stays(api: Api
     assert await api.scalar(LEFT) == 1
 
 
-async def test_customers_delete_themselves_whoever_else_there_is(api: Api) -> None:
+async def test_customers_can_delete_themselves_whoever_else_exists(api: Api) -> None:
     customer = await make_user(api.database)
     assert (await api.delete("/v1/users/me", by=customer)).status_code == 204

@@ -87,7 +87,7 @@ async def test_an_unknown_operator_is_refused_with_the_names_of_the_known_ones(a
     ],
     ids=lambda filter_: filter_[:30],
 )
-async def test_a_value_that_is_none_of_its_field_is_refused(api: Api, filter_: str) -> None:
+async def test_a_value_that_does_not_fit_its_field_is_refused(api: Api, filter_: str) -> None:
     reply = await api.get(f"/v1/products?filter={filter_}")
     assert_problem(reply, 400, "bad_query")
     assert filter_.split(":")[0] in reply.json()["detail"]
@@ -158,7 +158,7 @@ async def test_a_misspelt_word_finds_the_product(api: Api) -> None:
     assert await products(api, "q=%25%25") == []
 
 
-async def test_wildcards_in_a_filter_mean_themselves(api: Api) -> None:
+async def test_wildcards_in_a_filter_match_literally(api: Api) -> None:
     for name in ("100% wool", "100x wool", "a_b", "axb", "back\\slash"):
         await make_product(api.database, name=name)
     assert await products(api, "filter=name:like:0%25 W") == ["100% wool"]
@@ -179,7 +179,7 @@ def documented(api: Api) -> dict[str, dict[str, str]]:
     return found
 
 
-async def test_each_list_takes_just_the_filters_and_sorts_that_its_documentation_names(api: Api) -> None:
+async def test_each_list_takes_exactly_the_filters_and_sorts_that_its_documentation_names(api: Api) -> None:
     operator = await make_operator(api.database)
     pages = documented(api)
     refunds = pages.pop("/v1/orders/{order_id}/refunds")

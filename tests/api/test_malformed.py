@@ -90,7 +90,7 @@ async def test_every_route_that_takes_a_body_is_tried_here(api: Api) -> None:
 
 
 @pytest.mark.parametrize("name", BODIES)
-async def test_a_body_that_makes_no_sense_is_refused_by_every_route(api: Api, name: str) -> None:
+async def test_a_malformed_body_is_refused_by_every_route(api: Api, name: str) -> None:
     operator = await make_operator(api.database)
     await make_product(api.database, seller=operator)
     before = await api.everything()
@@ -155,7 +155,7 @@ async def test_a_body_beyond_the_limit_is_refused_by_every_route(api: Api, annou
     ],
     ids=lambda form: form[:40].decode("latin-1").replace("\x00", "0") or "nothing",
 )
-async def test_a_sign_in_form_that_makes_no_sense_is_refused(api: Api, form: bytes) -> None:
+async def test_a_malformed_sign_in_form_is_refused(api: Api, form: bytes) -> None:
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
     reply = await api.client.post("/v1/token", content=form, headers=headers)
     assert reply.status_code in (400, 401, 422), reply.text
@@ -180,7 +180,7 @@ ODD_VALUES = ["0", "-1", "1.5", "x", "%00", "1%00", "%ff", "%ed%a0%80", str(2**6
 
 
 @pytest.mark.parametrize("value", ODD_VALUES, ids=lambda value: value[:20])
-async def test_an_id_in_the_path_that_is_no_id_is_refused(api: Api, value: str) -> None:
+async def test_an_invalid_id_in_the_path_is_refused(api: Api, value: str) -> None:
     operator = await make_operator(api.database)
     for path, pointer in IDS.items():
         reply = await api.get(path.format(value), by=operator)
@@ -200,7 +200,7 @@ async def test_an_id_in_the_path_that_is_no_id_is_refused(api: Api, value: str) 
         "/v1/users/{}/restore",
     ],
 )
-async def test_an_id_that_is_no_id_is_refused_with_an_idempotency_key_too(api: Api, path: str, value: str) -> None:
+async def test_an_invalid_id_is_refused_even_with_an_idempotency_key(api: Api, path: str, value: str) -> None:
     operator = await make_operator(api.database)
     reply = await api.post(path.format(value), by=operator)
     assert reply.status_code in (404, 422), f"{reply.status_code} {reply.text}"
@@ -226,24 +226,24 @@ async def test_an_id_that_is_no_id_is_refused_with_an_idempotency_key_too(api: A
     ids=lambda query: query[:20],
 )
 @pytest.mark.parametrize("path", ["/v1/products", "/v1/orders", "/v1/users", "/v1/accounts/me/statement"])
-async def test_a_page_that_cannot_be_is_refused(api: Api, path: str, query: str) -> None:
+async def test_an_invalid_page_is_refused(api: Api, path: str, query: str) -> None:
     operator = await make_operator(api.database)
     reply = await api.get(f"{path}?{query}", by=operator)
     assert_problem(reply, 422, "invalid_input", pointers=[f"query/{query.partition('=')[0]}"])
 
 
 @pytest.mark.parametrize("word", ["x", "y" * 101, "%00%00", "a%00b", ""], ids=lambda word: word[:10])
-async def test_a_search_that_cannot_be_is_refused(api: Api, word: str) -> None:
+async def test_an_invalid_search_is_refused(api: Api, word: str) -> None:
     reply = await api.get(f"/v1/products?q={word}")
     assert_problem(reply, 422, "invalid_input", pointers=["query/q"])
 
 
 @pytest.mark.parametrize("path", ["/v1/nothing", "/", "/v1", "/v1/orders/", "/v1/orders/%00/x", "//", "/v1/../etc"])
-async def test_a_path_that_leads_nowhere_is_a_problem_too(api: Api, path: str) -> None:
+async def test_an_unknown_path_is_answered_with_a_problem(api: Api, path: str) -> None:
     assert_problem(await api.client.request("GET", f"http://api.test{path}"), 404, "not_found")
 
 
-async def test_a_method_that_a_path_does_not_take_is_named_with_those_it_does(api: Api) -> None:
+async def test_an_unsupported_method_is_refused_with_the_supported_ones(api: Api) -> None:
     reply = await api.request("PUT", "/v1/orders")
     assert_problem(reply, 405, "method_not_allowed")
     assert reply.headers["allow"]

@@ -41,7 +41,7 @@ async def both(api: Api, path: str, *, by: User | None = None, seen: str | None 
     return head
 
 
-async def test_every_path_with_get_takes_head(api: Api) -> None:
+async def test_every_path_with_get_accepts_head(api: Api) -> None:
     operator = await make_operator(api.database)
     paths = {
         str(route.path_format) for route in iter_route_contexts(api.app.routes) if "GET" in (route.methods or set())
@@ -69,7 +69,7 @@ async def test_head_says_what_get_would(api: Api) -> None:
     await both(api, f"/v1/orders/{placed['id']}", by=buyer, seen='"1"')
 
 
-async def test_head_of_what_the_caller_has_already_is_304(api: Api) -> None:
+async def test_head_of_what_the_caller_already_has_is_304(api: Api) -> None:
     def read_thing() -> Response:
         return Response(status_code=304, headers={"ETag": '"7"'})
 
@@ -78,7 +78,7 @@ async def test_head_of_what_the_caller_has_already_is_304(api: Api) -> None:
     assert (head.status_code, head.headers["etag"]) == (304, '"7"')
 
 
-async def test_head_where_there_is_no_get_is_405(api: Api) -> None:
+async def test_head_without_a_get_is_405(api: Api) -> None:
     head = await both(api, "/v1/top-ups")
     assert (head.status_code, head.headers["allow"]) == (405, "POST")
 
@@ -125,7 +125,7 @@ async def test_head_does_not_wait_for_a_stream_that_has_nothing_to_say(api: Api)
     assert (head.status_code, head.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
 
 
-async def test_a_connection_goes_on_after_head(api: Api) -> None:
+async def test_a_connection_can_be_used_again_after_head(api: Api) -> None:
     user = await with_notes(api, "x")
     authorization = f"Authorization: Bearer {api.tokens.make(user.id)}\r\n"
     asked = [("HEAD", CSV), ("HEAD", PATH), ("HEAD", "/nowhere"), ("GET", "/healthz")]

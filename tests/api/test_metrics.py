@@ -38,7 +38,7 @@ def samples_of(scraped: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], fl
     }
 
 
-async def test_the_database_gauges_tell_what_waits_and_what_the_last_audit_found(api: Api) -> None:
+async def test_the_database_gauges_show_what_waits_and_what_the_last_audit_found(api: Api) -> None:
     buyer, _, product = await api.shop()
     await api.place(buyer, (product, 1))
     before = await scrape(api)
@@ -109,7 +109,9 @@ async def test_a_request_that_fails_counts_as_a_5xx(api: Api, monkeypatch: pytes
     assert samples["waybill_http_request_seconds_count", labels] == 1
 
 
-async def test_without_the_database_the_process_still_tells_its_own(api: Api, administrator: Administrator) -> None:
+async def test_without_the_database_the_process_still_serves_its_own_metrics(
+    api: Api, administrator: Administrator
+) -> None:
     with refusing_connections(administrator, api.settings):
         samples = await scrape(api)
     assert samples["waybill_database_up", ()] == 0
@@ -132,7 +134,7 @@ async def read(settings: Settings, authorization: str | None) -> httpx2.Response
 
 @pytest.mark.parametrize("environment", list(Environment))
 @pytest.mark.parametrize("given", [None, "Bearer", "Bearer ", f"Bearer {TOKEN}x", f"Basic {TOKEN}", "Bearer é"])
-async def test_with_a_token_set_only_who_has_it_reads(
+async def test_if_a_token_is_set_only_its_holder_can_read_the_metrics(
     settings: Settings, environment: Environment, given: str | None
 ) -> None:
     guarded = settings.model_copy(update={"environment": environment, "metrics_token": SecretStr(TOKEN)})
@@ -144,6 +146,8 @@ async def test_with_a_token_set_only_who_has_it_reads(
 
 
 @pytest.mark.parametrize("given", [None, "Bearer x"])
-async def test_outside_development_there_is_no_such_path_without_a_token(settings: Settings, given: str | None) -> None:
+async def test_outside_development_the_path_does_not_exist_without_a_token(
+    settings: Settings, given: str | None
+) -> None:
     closed = settings.model_copy(update={"environment": Environment.production})
     assert_problem(await read(closed, given), 404, "not_found")

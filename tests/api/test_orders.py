@@ -198,7 +198,7 @@ async def test_moves_that_a_status_does_not_allow_are_conflicts(api: Api, status
     assert await api.everything() == before
 
 
-async def test_a_strangers_order_is_not_there(api: Api) -> None:
+async def test_another_users_order_is_not_found(api: Api) -> None:
     buyer, _, product = await api.shop()
     stranger = await make_user(api.database, credits="100")
     placed = await api.place(buyer, (product, 1))
@@ -231,7 +231,7 @@ async def test_each_party_moves_an_order_only_as_it_may(api: Api) -> None:
     assert (await api.post(f"{path}/fulfil", by=operator)).status_code == 200
 
 
-async def test_lists_show_each_side_its_own_orders_the_newest_first(api: Api) -> None:
+async def test_lists_show_each_side_its_own_orders_newest_first(api: Api) -> None:
     buyer, seller, product = await api.shop()
     other = await make_user(api.database, credits="100")
     operator = await make_operator(api.database)

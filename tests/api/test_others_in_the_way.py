@@ -122,7 +122,7 @@ async def test_a_primary_that_became_read_only_is_answered_503_and_left_for_the_
 
 
 @pytest.mark.parametrize("what", ["account of the buyer", "account of the seller", "stock", "order"])
-async def test_a_worker_leaves_out_what_is_locked_and_processes_the_rest_at_once(
+async def test_a_worker_leaves_out_what_is_locked_and_processes_the_rest_immediately(
     api: Api, database: Database, what: str
 ) -> None:
     buyer, _, product = await api.shop()

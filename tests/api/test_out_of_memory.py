@@ -20,7 +20,7 @@ async def counted(api: Api) -> float:
     )
 
 
-async def test_a_request_without_memory_leaves_nothing_and_can_be_sent_again(
+async def test_a_request_that_runs_out_of_memory_leaves_nothing_and_can_be_sent_again(
     api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     payer, payee = await make_user(api.database, credits="10"), await make_user(api.database)
@@ -45,7 +45,7 @@ async def test_a_request_without_memory_leaves_nothing_and_can_be_sent_again(
     assert (await api.post("/v1/transfers", by=payer, key="k", json=body)).status_code == 201
 
 
-async def test_running_out_of_memory_outside_a_route_is_answered_alike(
+async def test_running_out_of_memory_outside_a_route_is_answered_the_same_way(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def without_memory(*_: Any, **__: Any) -> None:

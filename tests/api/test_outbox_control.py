@@ -23,7 +23,7 @@ async def letters(api: Api) -> None:
 
 
 @pytest.mark.usefixtures("letters")
-async def test_a_kind_of_dead_letters_is_looked_at_tried_dry_and_discarded_once(api: Api) -> None:
+async def test_dead_letters_of_one_kind_are_shown_dry_run_and_discarded_once(api: Api) -> None:
     operator = await make_operator(api.database)
     (group,) = (await api.get(f"{BASE}/dead-letter-groups", by=operator)).json()
     assert (group["letters"], group["message"]) == (3, "ValueError: no")
@@ -65,7 +65,7 @@ async def test_replaying_one_is_kept_in_the_audit_with_the_operator_who_did_it(a
 
 
 @pytest.mark.usefixtures("letters")
-async def test_why_types_and_workers_are_told(api: Api) -> None:
+async def test_why_types_and_workers_are_shown(api: Api) -> None:
     operator = await make_operator(api.database)
     (found,) = (await api.get(f"{BASE}/why", by=operator, params={"aggregate": "order/1"})).json()
     assert (found["state"], found["error"]) == ("dead", "ValueError: no")
@@ -79,7 +79,7 @@ async def test_why_types_and_workers_are_told(api: Api) -> None:
     assert (await api.get(f"{BASE}/workers", by=operator)).json() == []
 
 
-async def test_what_cannot_be_is_refused_and_nobody_else_may(api: Api) -> None:
+async def test_invalid_requests_and_other_users_are_refused(api: Api) -> None:
     operator, user = await make_operator(api.database), await make_user(api.database)
     assert_problem(await api.post(f"{BASE}/discard", by=operator, json={"type": "x"}), 422, "invalid_input")
     assert_problem(await api.post(f"{BASE}/replay", by=operator, json={}), 422, "invalid_input")

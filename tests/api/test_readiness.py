@@ -204,7 +204,7 @@ async def test_a_silent_redis_is_reported_while_its_answer_is_still_awaited(sett
     assert said == (200, {**WELL, "redis": "unreachable"}, None)
 
 
-async def test_an_exhausted_pool_and_locked_tables_leave_readiness_and_metrics_as_they_are(
+async def test_an_exhausted_pool_and_locked_tables_do_not_affect_readiness_and_metrics(
     settings: Settings, database_url: str
 ) -> None:
     small = settings.model_copy(update={"database_pool_size": 2, "database_max_overflow": 0})

@@ -23,7 +23,7 @@ async def refund(api: Api, order_id: str, by: User, *lines: tuple[int, int], **m
     return await api.post(f"/v1/orders/{order_id}/refunds", by=by, json={**body, **more})
 
 
-async def test_some_pieces_of_a_confirmed_order_go_back_with_what_was_paid_for_them(api: Api) -> None:
+async def test_part_of_a_confirmed_order_is_refunded_with_what_was_paid_for_it(api: Api) -> None:
     buyer, seller, product = await api.shop(price="2.50", stock=10)
     order_id = await confirmed(api, buyer, (product, 4), (product, 2))
 
@@ -43,7 +43,7 @@ async def test_some_pieces_of_a_confirmed_order_go_back_with_what_was_paid_for_t
     await api.assert_books_balance()
 
 
-async def test_pieces_that_had_left_the_house_are_on_hand_again(api: Api) -> None:
+async def test_refunded_pieces_of_a_fulfilled_order_are_on_hand_again(api: Api) -> None:
     buyer, seller, product = await api.shop(price="2.00", stock=10)
     order_id = await confirmed(api, buyer, (product, 4))
     assert (await api.post(f"/v1/orders/{order_id}/fulfil", by=seller)).status_code == 200
@@ -57,7 +57,7 @@ async def test_pieces_that_had_left_the_house_are_on_hand_again(api: Api) -> Non
     await api.assert_books_balance()
 
 
-async def test_more_than_is_left_is_refused_with_the_line(api: Api) -> None:
+async def test_refunding_more_than_is_left_is_refused_and_names_the_line(api: Api) -> None:
     buyer, seller, product = await api.shop(price="2.00")
     order_id = await confirmed(api, buyer, (product, 4), (product, 1))
     assert (await refund(api, order_id, seller, (1, 3))).status_code == 201
@@ -88,7 +88,7 @@ async def test_a_cancellation_after_a_refund_pays_back_only_the_rest(api: Api) -
     await api.assert_books_balance()
 
 
-async def test_a_confirmed_order_of_which_nothing_is_left_is_cancelled(api: Api) -> None:
+async def test_a_fully_refunded_confirmed_order_is_cancelled(api: Api) -> None:
     buyer, seller, product = await api.shop(price="2.00", stock=10)
     order_id = await confirmed(api, buyer, (product, 4))
     assert (await refund(api, order_id, seller, (1, 1))).status_code == 201
@@ -104,7 +104,7 @@ async def test_a_confirmed_order_of_which_nothing_is_left_is_cancelled(api: Api)
     await api.assert_books_balance()
 
 
-async def test_what_is_fulfilled_after_a_refund_is_what_is_left(api: Api) -> None:
+async def test_only_what_is_left_after_a_refund_is_fulfilled(api: Api) -> None:
     buyer, seller, product = await api.shop(price="2.00", stock=10)
     order_id = await confirmed(api, buyer, (product, 4))
     assert (await refund(api, order_id, seller, (1, 1))).status_code == 201
@@ -113,7 +113,7 @@ async def test_what_is_fulfilled_after_a_refund_is_what_is_left(api: Api) -> Non
     await api.assert_books_balance()
 
 
-async def test_each_seller_gives_back_its_own_lines_and_an_operator_any(api: Api) -> None:
+async def test_sellers_refund_their_own_lines_and_operators_any(api: Api) -> None:
     buyer, seller, product = await api.shop(price="2.00")
     other_seller = await make_user(api.database)
     other = await make_product(api.database, seller=other_seller, price="3.00")
@@ -160,14 +160,14 @@ async def test_an_order_that_is_not_paid_cannot_be_refunded(api: Api, status: st
         ({"amount": "1.00"}, "#/amount"),
     ],
 )
-async def test_a_malformed_refund_is_refused_with_its_field(api: Api, body: dict[str, Any], pointer: str) -> None:
+async def test_a_malformed_refund_is_refused_and_names_the_field(api: Api, body: dict[str, Any], pointer: str) -> None:
     buyer, seller, product = await api.shop(price="2.00")
     order_id = await confirmed(api, buyer, (product, 2))
     reply = await api.post(f"/v1/orders/{order_id}/refunds", by=seller, json=body)
     assert_problem(reply, 422, "invalid_input", pointers=[pointer])
 
 
-async def test_refunds_at_once_give_back_no_piece_twice(api: Api) -> None:
+async def test_simultaneous_refunds_refund_no_piece_twice(api: Api) -> None:
     buyer, seller, product = await api.shop(price="2.00", stock=10)
     order_id = await confirmed(api, buyer, (product, 5))
 

@@ -47,7 +47,7 @@ async def test_a_transfer_is_undone_by_another_that_names_it(api: Api) -> None:
     await assert_nothing_differs(api.database)
 
 
-async def test_of_a_partly_posted_hold_the_posted_part_is_reversed(api: Api) -> None:
+async def test_the_posted_part_of_a_partly_posted_hold_is_reversed(api: Api) -> None:
     operator, sender, recipient = await people(api)
     transfer_id = await held(api, sender, recipient, "10.00")
     assert (await resolve(api, transfer_id, "post", recipient, amount="4.00")).status_code == 200
@@ -56,7 +56,7 @@ async def test_of_a_partly_posted_hold_the_posted_part_is_reversed(api: Api) -> 
     await assert_nothing_differs(api.database)
 
 
-async def test_a_top_up_is_reversed_to_where_credits_are_issued(api: Api) -> None:
+async def test_a_reversed_top_up_returns_the_credits_to_their_issuer(api: Api) -> None:
     operator, _, user = await people(api)
     topped = await api.post("/v1/top-ups", by=operator, json={"user_id": user.id, "amount": "7.00"})
     reversal = (await reverse(api, operator, topped.json()["id"])).json()
@@ -65,7 +65,7 @@ async def test_a_top_up_is_reversed_to_where_credits_are_issued(api: Api) -> Non
     await assert_nothing_differs(api.database)
 
 
-async def test_nothing_is_reversed_twice(api: Api) -> None:
+async def test_a_transfer_cannot_be_reversed_twice(api: Api) -> None:
     operator, sender, recipient = await people(api)
     transfer_id = await sent(api, sender, recipient, "10.00")
     reversal_id = (await reverse(api, operator, transfer_id)).json()["id"]
@@ -75,7 +75,7 @@ async def test_nothing_is_reversed_twice(api: Api) -> None:
     assert await api.everything() == before
 
 
-async def test_credits_that_were_spent_meanwhile_are_not_taken_below_zero(api: Api) -> None:
+async def test_a_reversal_of_credits_that_have_been_spent_is_refused(api: Api) -> None:
     operator, sender, recipient = await people(api)
     transfer_id = await sent(api, sender, recipient, "10.00")
     await sent(api, recipient, operator, "0.01")
@@ -84,7 +84,7 @@ async def test_credits_that_were_spent_meanwhile_are_not_taken_below_zero(api: A
     assert await api.everything() == before
 
 
-async def test_an_orders_payment_and_its_refund_are_not_reversed(api: Api) -> None:
+async def test_an_orders_payment_and_its_refund_cannot_be_reversed(api: Api) -> None:
     operator = await make_operator(api.database)
     buyer, _, product = await api.shop()
     order = await api.place(buyer, (product, 1))
@@ -97,7 +97,7 @@ async def test_an_orders_payment_and_its_refund_are_not_reversed(api: Api) -> No
 
 
 @pytest.mark.parametrize(("verb", "code"), [("void", "transfer_already_voided"), (None, "transfer_not_reversible")])
-async def test_what_was_not_posted_is_not_reversed(api: Api, verb: str | None, code: str) -> None:
+async def test_a_transfer_that_was_not_posted_cannot_be_reversed(api: Api, verb: str | None, code: str) -> None:
     operator, sender, recipient = await people(api)
     transfer_id = await held(api, sender, recipient)
     if verb is not None:

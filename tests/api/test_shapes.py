@@ -72,7 +72,7 @@ def replies_of(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]
                     yield f"{method} {path} {status}", content["schema"]
 
 
-async def test_no_reply_has_an_internal_field_but_what_operators_decide_by(api: Api) -> None:
+async def test_no_reply_has_an_internal_field_except_those_that_operators_need(api: Api) -> None:
     document = api.app.openapi()
     walked, shown = set(), dict[str, set[str]]()
     for where, schema in replies_of(document):
@@ -85,7 +85,7 @@ async def test_no_reply_has_an_internal_field_but_what_operators_decide_by(api: 
     assert len(walked) > 20
 
 
-async def test_every_reply_of_success_has_a_schema_that_is_no_table(api: Api) -> None:
+async def test_every_successful_reply_has_a_schema_that_is_not_a_table(api: Api) -> None:
     tables = {mapped.name for mapped in metadata.tables.values()}
     for route in api.app.routes:
         if isinstance(route, APIRoute) and route.status_code != 204:
@@ -93,7 +93,7 @@ async def test_every_reply_of_success_has_a_schema_that_is_no_table(api: Api) ->
             assert getattr(route.response_model, "__tablename__", None) not in tables, route.path
 
 
-async def test_every_problem_of_the_document_is_the_one_schema(api: Api) -> None:
+async def test_every_problem_in_the_document_has_the_same_schema(api: Api) -> None:
     document = api.app.openapi()
     reference = {"schema": {"$ref": "#/components/schemas/Problem"}}
     for path, operations in document["paths"].items():

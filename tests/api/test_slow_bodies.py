@@ -106,7 +106,7 @@ async def user_to_restore(api: Api) -> tuple[str, User]:
 
 
 @pytest.mark.parametrize("prepare", [order_to_pay, order_to_cancel, order_to_fulfil, user_to_restore])
-async def test_a_body_that_does_not_come_holds_no_connection_and_is_served_when_it_comes(
+async def test_a_late_body_holds_no_connection_and_is_served_when_it_arrives(
     api: Api, prepare: Callable[[Api], Awaitable[tuple[str, User]]]
 ) -> None:
     path, by = await prepare(api)
@@ -115,7 +115,7 @@ async def test_a_body_that_does_not_come_holds_no_connection_and_is_served_when_
     assert client.status == 200, client.said
 
 
-async def test_many_bodies_that_do_not_come_stop_nobody(api: Api) -> None:
+async def test_many_late_bodies_do_not_hold_up_other_requests(api: Api) -> None:
     path, seller = await order_to_fulfil(api)
     async with slowly(api, path, seller), slowly(api, path, seller), slowly(api, path, seller):
         await assert_connection_is_free(api, seller)

@@ -80,7 +80,7 @@ async def test_a_filter_that_is_not_known_is_refused_by_pages_and_csv_alike(api:
     assert_problem(await api.get(path), 401, "unauthenticated")
 
 
-async def test_csv_says_what_the_pages_say_the_oldest_first(api: Api) -> None:
+async def test_csv_has_the_rows_of_the_pages_oldest_first(api: Api) -> None:
     user = await with_notes(api, *NOTES)
     pages = (await api.get(f"{PATH}?sort=version", by=user)).json()["data"]
 
@@ -102,7 +102,7 @@ async def test_csv_says_what_the_pages_say_the_oldest_first(api: Api) -> None:
         assert line["order_id"] == (entry["transfer"]["order_id"] or "")
 
 
-async def test_csv_keeps_to_rfc_4180_and_nothing_in_it_is_calculated(api: Api) -> None:
+async def test_csv_follows_rfc_4180_and_contains_no_formulas(api: Api) -> None:
     user = await with_notes(api, *NOTES)
     content = (await api.get(f"{PATH}.csv", by=user)).content
     assert content.endswith(b"\r\n")
@@ -114,12 +114,12 @@ async def test_csv_keeps_to_rfc_4180_and_nothing_in_it_is_calculated(api: Api) -
     assert notes == [f"'{note}" if note in SHOWN else note for note in NOTES]
 
 
-async def test_an_empty_statement_is_its_heading(api: Api) -> None:
+async def test_an_empty_statement_has_only_a_heading(api: Api) -> None:
     user = await make_user(api.database)
     assert (await api.get(f"{PATH}.csv", by=user)).content == ",".join(HEADINGS).encode() + b"\r\n"
 
 
-async def test_a_slow_reader_keeps_no_connection_and_gets_the_statement_of_when_it_asked(
+async def test_a_slow_reader_holds_no_connection_and_gets_the_statement_as_of_its_request(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "_LINES_A_PIECE", 3)

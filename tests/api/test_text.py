@@ -44,7 +44,7 @@ FIELDS = [
     FIELDS,
     ids=[f"{method} {path} {field}".replace("/v1/", "") for method, path, _, field in FIELDS],
 )
-async def test_half_a_surrogate_pair_is_refused_with_the_name_of_its_field(
+async def test_a_lone_surrogate_is_refused_with_the_name_of_its_field(
     api: Api, method: str, path: str, body: str, field: str
 ) -> None:
     operator = await make_operator(api.database)
@@ -74,7 +74,7 @@ async def sign_in(api: Api, charset: str, username: bytes, password: bytes) -> A
 @pytest.mark.parametrize(
     ("charset", "half_pair"), [("unicode_escape", rb"\ud800"), ("raw_unicode_escape", rb"\ud800"), ("utf-7", b"+2AA-")]
 )
-async def test_nobody_signs_in_with_half_a_surrogate_pair(api: Api, charset: str, half_pair: bytes) -> None:
+async def test_a_lone_surrogate_cannot_be_used_to_sign_in(api: Api, charset: str, half_pair: bytes) -> None:
     user = await make_user(api.database, hashed_password=await Passwords(api.settings).hash(PASSWORD))
     username, password = user.email.encode(), PASSWORD.encode()
     right = await sign_in(api, "utf-8", username, password)
@@ -87,7 +87,7 @@ async def test_nobody_signs_in_with_half_a_surrogate_pair(api: Api, charset: str
 
 
 @pytest.mark.parametrize("charset", ["undefined", "idna", "punycode", "base64", "no-such-charset", '"a b"'])
-async def test_a_charset_that_reads_nothing_is_the_clients_mistake(api: Api, charset: str) -> None:
+async def test_an_unusable_charset_is_a_client_error(api: Api, charset: str) -> None:
     reply = await sign_in(api, charset, b"a@b.example-\xff\xfe..", b"x" * 70)
     assert reply.status_code in (400, 401, 422), f"{reply.status_code} {reply.text}"
     assert_problem(reply, reply.status_code, reply.json()["code"])

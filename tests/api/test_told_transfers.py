@@ -109,7 +109,7 @@ async def payloads(api: Api, event: type[Event]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", TransferKind)
-async def test_every_posted_transfer_is_told_by_the_event_of_its_kind(api: Api, kind: TransferKind) -> None:
+async def test_every_posted_transfer_is_recorded_by_the_event_of_its_kind(api: Api, kind: TransferKind) -> None:
     await SCENARIOS[kind](api)
 
     async with api.database.engine.connect() as connection:

@@ -41,7 +41,7 @@ def savepoints(ran: Sequence[str]) -> int:
     return sum(bool(re.search("(^|; )SAVEPOINT ", sql)) for sql in ran)
 
 
-async def test_each_transfer_of_an_independent_batch_stands_for_itself(api: Api) -> None:
+async def test_each_transfer_of_an_independent_batch_succeeds_or_fails_alone(api: Api) -> None:
     sender, receiver, other = [await make_user(api.database, credits=amount) for amount in ("10", "0", "0")]
     closed = await make_user(api.database)
     await close_account(api, closed)
@@ -86,7 +86,7 @@ async def test_each_transfer_of_an_independent_batch_stands_for_itself(api: Api)
     await api.assert_books_balance()
 
 
-async def test_an_atomic_batch_takes_effect_whole(api: Api) -> None:
+async def test_an_atomic_batch_takes_effect_as_a_whole(api: Api) -> None:
     sender, receiver = await make_user(api.database, credits="10"), await make_user(api.database)
     reply = await send(api, sender, *[item(receiver, "2.50")] * 4, mode="atomic")
     assert (reply.status_code, codes(reply)) == (200, ["posted"] * 4)
@@ -149,7 +149,7 @@ async def test_a_chain_that_the_end_of_the_batch_cuts_off_fails(api: Api, mode: 
 
 
 @pytest.mark.parametrize("mode", ["independent", "atomic"])
-async def test_a_dry_run_of_a_batch_tells_the_same_and_writes_nothing(api: Api, mode: str) -> None:
+async def test_a_dry_run_of_a_batch_reports_the_same_and_writes_nothing(api: Api, mode: str) -> None:
     sender, receiver = await make_user(api.database, credits="10"), await make_user(api.database)
     items = [item(receiver, "6"), item(receiver, "5"), item(receiver, "4")]
     before = await api.everything()
@@ -206,7 +206,7 @@ async def test_five_hundred_transfers_take_as_many_statements_as_one(api: Api, m
 
 
 @pytest.mark.parametrize("poisoned", [[0], [499], [137, 138], [3, 480]], ids=str)
-async def test_what_the_database_refuses_fails_alone_within_the_budget_of_savepoints(
+async def test_a_transfer_that_the_database_refuses_fails_alone_within_the_savepoint_budget(
     api: Api, monkeypatch: pytest.MonkeyPatch, poisoned: list[int]
 ) -> None:
     sender = await make_user(api.database, credits="500")

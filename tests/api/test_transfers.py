@@ -81,7 +81,7 @@ async def test_each_refusal_has_its_own_code_and_names_the_field(api: Api) -> No
     assert await api.everything() == before
 
 
-async def test_who_has_left_is_as_unknown_as_who_never_came(api: Api) -> None:
+async def test_a_deleted_user_is_as_unknown_as_one_who_never_existed(api: Api) -> None:
     sender = await make_user(api.database, credits="10")
     deleted, inactive = await make_user(api.database), await make_user(api.database, is_active=False)
     await api.delete("/v1/users/me", by=deleted)
@@ -93,7 +93,7 @@ async def test_who_has_left_is_as_unknown_as_who_never_came(api: Api) -> None:
     assert len(told) == 1, "the answers differ"
 
 
-async def test_somebody_elses_account_cannot_be_named_whether_it_exists_or_not(api: Api) -> None:
+async def test_another_users_account_is_refused_whether_it_exists_or_not(api: Api) -> None:
     thief, victim = await make_user(api.database), await make_user(api.database, credits="10")
     told = set()
     for user_id in (victim.id, 2**62):
@@ -114,7 +114,7 @@ async def test_a_closed_account_sends_nothing(api: Api) -> None:
 
 
 @pytest.mark.parametrize("amount", BAD_AMOUNTS, ids=lambda amount: repr(amount)[:20])
-async def test_what_is_no_amount_is_refused_wherever_credits_move(api: Api, amount: Any) -> None:
+async def test_an_invalid_amount_is_refused_wherever_credits_move(api: Api, amount: Any) -> None:
     operator, user = await make_operator(api.database), await make_user(api.database, credits="10")
     before = await api.everything()
     one = {"to_user_id": operator.id, "amount": amount}
@@ -131,7 +131,7 @@ async def test_what_is_no_amount_is_refused_wherever_credits_move(api: Api, amou
 
 
 @pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e400", "9" * 5000])
-async def test_numbers_that_json_does_not_have_are_no_amounts(api: Api, literal: str) -> None:
+async def test_numbers_that_json_does_not_have_are_not_amounts(api: Api, literal: str) -> None:
     sender, receiver = await make_user(api.database, credits="10"), await make_user(api.database)
     before = await api.everything()
     body = f'{{"to_user_id": {receiver.id}, "amount": {literal}}}'
@@ -143,13 +143,13 @@ async def test_numbers_that_json_does_not_have_are_no_amounts(api: Api, literal:
     assert await api.everything() == before
 
 
-async def test_a_wrong_amount_beside_another_fault_is_invalid_input(api: Api) -> None:
+async def test_a_wrong_amount_together_with_another_fault_is_invalid_input(api: Api) -> None:
     sender = await make_user(api.database)
     reply = await api.post("/v1/transfers", by=sender, json={"to_user_id": "7", "amount": "0"})
     assert_problem(reply, 422, "invalid_input", pointers=["#/to_user_id", "#/amount"])
 
 
-async def test_a_dry_run_tells_what_would_happen_and_writes_nothing(api: Api) -> None:
+async def test_a_dry_run_reports_what_would_happen_and_writes_nothing(api: Api) -> None:
     sender, receiver = await make_user(api.database, credits="10"), await make_user(api.database)
     before = await api.everything()
     wanted = {"to_user_id": receiver.id, "amount": "7", "note": "rent"}
@@ -172,7 +172,7 @@ async def test_a_dry_run_tells_what_would_happen_and_writes_nothing(api: Api) ->
     assert {**made.json(), "id": None, "dry_run": True, "created_at": ""} == {**would.json(), "created_at": ""}
 
 
-async def test_a_dry_run_waits_for_nobody(api: Api) -> None:
+async def test_a_dry_run_does_not_wait_for_locks(api: Api) -> None:
     sender, receiver = await make_user(api.database, credits="10"), await make_user(api.database)
     wanted = {"to_user_id": receiver.id, "amount": "7", "dry_run": True}
     async with api.database.engine.begin() as elsewhere:

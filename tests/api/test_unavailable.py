@@ -45,7 +45,7 @@ def refusing_connections(administrator: Administrator, settings: Settings) -> It
         ("POST", "/v1/users", {"email": "new@example.com", "full_name": "New", "password": "long enough"}),
     ],
 )
-async def test_a_database_that_refuses_connections_is_told_as_unavailable(
+async def test_a_database_that_refuses_connections_is_reported_as_unavailable(
     api: Api, administrator: Administrator, method: str, path: str, body: Any
 ) -> None:
     caller: User = await make_user(api.database)
@@ -60,9 +60,7 @@ async def test_a_database_that_refuses_connections_is_told_as_unavailable(
     assert await api.everything() == before
 
 
-async def test_an_order_that_met_such_a_database_is_placed_once_when_it_is_sent_again(
-    api: Api, administrator: Administrator
-) -> None:
+async def test_an_order_sent_again_after_such_an_outage_is_placed_once(api: Api, administrator: Administrator) -> None:
     buyer, _, product = await api.shop()
     with refusing_connections(administrator, api.settings):
         refused = await api.post("/v1/orders", by=buyer, key="k", json=order_of((product, 1)))

@@ -11,7 +11,7 @@ from tests.factories import make_operator, make_product, make_user
 ADA: dict[str, Any] = {"email": "ada@example.com", "full_name": "Ada", "password": "long enough"}
 
 
-async def test_registration_opens_an_empty_account_and_tells_it(api: Api) -> None:
+async def test_registration_opens_an_empty_account_and_records_an_event(api: Api) -> None:
     reply = await api.post("/v1/users", key=None, json=ADA)
     assert reply.status_code == 201
     assert reply.json().keys() == {"id", "email", "full_name", "role", "is_active", "version", "created_at"}
@@ -21,7 +21,7 @@ async def test_registration_opens_an_empty_account_and_tells_it(api: Api) -> Non
 
 
 @pytest.mark.parametrize("email", ["ada@example.com", "ADA@Example.Com"])
-async def test_an_address_is_taken_once_in_whatever_case(api: Api, email: str) -> None:
+async def test_addresses_are_unique_regardless_of_case(api: Api, email: str) -> None:
     await api.post("/v1/users", key=None, json=ADA)
     before = await api.everything()
     reply = await api.post("/v1/users", key=None, json={**ADA, "email": email})
@@ -60,7 +60,7 @@ async def test_of_simultaneous_registrations_with_one_address_one_succeeds(api: 
         ("id", 1),
     ],
 )
-async def test_a_registration_that_makes_no_sense_is_refused(api: Api, field: str, value: Any) -> None:
+async def test_an_invalid_registration_is_refused(api: Api, field: str, value: Any) -> None:
     before = await api.everything()
     reply = await api.post("/v1/users", key=None, json={**ADA, field: value})
     assert_problem(reply, 422, "invalid_input", pointers=[f"#/{field}"])
@@ -132,7 +132,7 @@ async def test_operators_find_change_delete_and_restore_users(api: Api) -> None:
     assert_problem(await api.post(f"{path}/restore", by=operator), 404, "not_found")
 
 
-async def test_what_a_deleted_user_offered_is_off_sale(api: Api) -> None:
+async def test_products_of_a_deleted_user_are_off_sale(api: Api) -> None:
     buyer, seller, product = await api.shop()
     await api.delete("/v1/users/me", by=seller)
     items = {"items": [{"product_id": product.id, "quantity": 1}]}

@@ -125,7 +125,7 @@ async def test_the_transaction_of_an_audit_writes_nothing(database: Database) ->
             await (await uow.session.connection()).execute(text("UPDATE accounts SET posted = posted"))
 
 
-async def test_an_audit_that_takes_too_long_is_given_up_and_lets_its_snapshot_go(
+async def test_an_audit_that_takes_too_long_is_cancelled_and_releases_its_snapshot(
     database: Database, database_url: str
 ) -> None:
     snapshots = "SELECT count(*) FROM pg_stat_activity WHERE backend_xmin IS NOT NULL AND datname = current_database()"

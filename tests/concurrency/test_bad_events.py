@@ -70,7 +70,7 @@ def verdicts_of(*verdicts: Exception | None) -> Any:
 
 
 @pytest.mark.parametrize("verdicts", [(), (None,), (None,) * 5])
-async def test_a_wrong_number_of_verdicts_is_taken_back_and_the_parts_are_tried(
+async def test_a_wrong_number_of_verdicts_is_rolled_back_and_the_parts_are_tried(
     ticking: Database, verdicts: tuple[Exception | None, ...]
 ) -> None:
     await append(ticking, *(Tick(name=name) for name in "abc"))
@@ -92,7 +92,7 @@ async def test_no_verdict_for_a_single_event_is_a_failure_that_says_so(ticking: 
     assert "HandlerBroken: the handler of 'test.tick' returned 0 verdicts for 1 events" in error
 
 
-async def test_a_verdict_that_goes_on_after_a_failed_event_of_the_aggregate_is_taken_back(ticking: Database) -> None:
+async def test_verdicts_that_continue_after_a_failed_event_of_the_aggregate_are_rolled_back(ticking: Database) -> None:
     async def skipping(uow: UnitOfWork, events: Sequence[Claimed[Tick]]) -> Verdicts:
         done = [claimed for claimed in events if claimed.event.number != 0]
         if done:
@@ -106,7 +106,7 @@ async def test_a_verdict_that_goes_on_after_a_failed_event_of_the_aggregate_is_t
     assert await rows(ticking, "SELECT waits, attempts FROM outbox ORDER BY position") == [("retry", 1), ("behind", 0)]
 
 
-async def test_an_error_of_a_kind_that_is_never_retried_is_a_dead_letter_at_once(ticking: Database) -> None:
+async def test_an_error_of_a_kind_that_is_never_retried_makes_a_dead_letter_immediately(ticking: Database) -> None:
     await append(ticking, Tick(name="a"), Tick(name="b"))
     policy = RetryPolicy(8, 1, 1, never=(ValueError,))
 
@@ -137,7 +137,7 @@ async def test_a_dead_letter_keeps_every_failure_and_keeps_them_when_it_is_repla
     assert await rows(ticking, "SELECT attempts, jsonb_array_length(failures) FROM outbox") == [(0, 3)]
 
 
-async def test_the_later_events_of_one_that_died_go_on_where_its_type_says_so(ticking: Database) -> None:
+async def test_events_after_a_dead_letter_are_processed_if_its_type_says_so(ticking: Database) -> None:
     await append(ticking, *(Tick(name="a", number=number) for number in range(3)))
     fails = TickHandler(lambda claimed: claimed.event.number == 0)
     going_on = engine(ticking, fails, retry=RetryPolicy(2, 0.001, 0.001), on_death=OnDeath.park_and_continue)
@@ -151,7 +151,7 @@ async def test_the_later_events_of_one_that_died_go_on_where_its_type_says_so(ti
     assert await rows(ticking, "SELECT blocks FROM dead_letters") == [False]
 
 
-async def test_an_unprocessable_event_is_told_by_the_handler(ticking: Database) -> None:
+async def test_a_handler_can_declare_an_event_unprocessable(ticking: Database) -> None:
     async def refuse(uow: UnitOfWork, events: Sequence[Claimed[Tick]]) -> Verdicts:
         return [Unprocessable("no one can") for _ in events]
 

@@ -106,7 +106,7 @@ def engine(database: Database, handler: Any, *, plain: bool = False) -> Processo
 
 @pytest.mark.parametrize("plain", [False, True], ids=["orm", "plain"])
 @pytest.mark.parametrize("misdeed", MISDEEDS)
-async def test_a_misdeed_is_found_put_off_and_said_and_its_neighbours_take_effect(
+async def test_a_broken_handler_is_found_put_off_and_reported_and_its_neighbours_take_effect(
     ticking: Database, misdeed: Misdeed, plain: bool
 ) -> None:
     await append(ticking, *(Tick(name=name) for name in ("a", "b", "bad", "c")))
@@ -196,7 +196,7 @@ async def test_an_event_whose_handler_ends_the_transaction_is_buried_and_nothing
     assert sum(outcome.processed for outcome in await drain(broken)) == 1
 
 
-async def test_one_that_commits_and_then_fails_in_a_transaction_of_its_own_has_ended_the_first_one(
+async def test_a_handler_that_commits_and_then_fails_in_its_own_transaction_has_ended_the_first_one(
     ticking: Database,
 ) -> None:
     async def commits_and_fails(uow: UnitOfWork) -> None:
@@ -216,7 +216,7 @@ async def test_one_that_commits_and_then_fails_in_a_transaction_of_its_own_has_e
     assert sorted(await effects(ticking)) == [("b", 0), ("bad", 0)]
 
 
-async def test_one_that_ends_the_transaction_in_a_part_of_a_batch_costs_only_that_part(ticking: Database) -> None:
+async def test_a_handler_that_ends_the_transaction_in_a_part_of_a_batch_costs_only_that_part(ticking: Database) -> None:
     ticks = TickHandler()
 
     async def commits_alone(uow: UnitOfWork, events: Sequence[Claimed[Tick]]) -> None:
@@ -235,7 +235,7 @@ async def test_one_that_ends_the_transaction_in_a_part_of_a_batch_costs_only_tha
     assert sorted(await effects(ticking)) == [("a", 0), ("b", 0), ("bad", 0)]
 
 
-async def test_one_that_swallows_a_database_error_and_says_that_all_failed_has_not_ended_the_transaction(
+async def test_a_handler_that_swallows_a_database_error_and_reports_that_all_failed_has_not_ended_the_transaction(
     ticking: Database,
 ) -> None:
     async def refuses_all(uow: UnitOfWork, events: Sequence[Claimed[Tick]]) -> list[Exception | None]:

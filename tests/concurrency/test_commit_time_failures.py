@@ -84,7 +84,9 @@ async def shop(ticking: Database) -> Database:
 
 
 @pytest.mark.parametrize("spoil", SPOILS)
-async def test_what_fails_at_the_commit_is_put_off_alone_and_the_queue_goes_on(shop: Database, spoil: Spoil) -> None:
+async def test_an_event_that_fails_at_the_commit_is_put_off_alone_and_the_queue_continues(
+    shop: Database, spoil: Spoil
+) -> None:
     await append(shop, *named("abcdefgh"))
     engine = processor(shop, SpoilingHandler(spoil, "d"), retry=LATER)
 
@@ -112,7 +114,7 @@ async def test_what_fails_at_the_commit_is_put_off_alone_and_the_queue_goes_on(s
 
 
 @pytest.mark.parametrize("spoil", SPOILS)
-async def test_its_attempts_used_up_it_is_a_dead_letter(shop: Database, spoil: Spoil) -> None:
+async def test_an_event_that_keeps_failing_at_the_commit_becomes_a_dead_letter(shop: Database, spoil: Spoil) -> None:
     await append(shop, *named("abc"))
 
     await drain(processor(shop, SpoilingHandler(spoil, "b"), retry=RetryPolicy(1, 0.001, 0.001)))
@@ -123,7 +125,9 @@ async def test_its_attempts_used_up_it_is_a_dead_letter(shop: Database, spoil: S
 
 
 @pytest.mark.parametrize("spoil", SPOILS)
-async def test_several_of_them_and_poison_of_other_kinds_in_one_batch(shop: Database, spoil: Spoil) -> None:
+async def test_several_commit_failures_and_poison_of_other_kinds_in_one_batch_are_put_off(
+    shop: Database, spoil: Spoil
+) -> None:
     await append(shop, *named("abcdefghij"))
     handler = SpoilingHandler(spoil, "bgh")
     handler.poison = lambda claimed: claimed.event.name in "ch"
@@ -135,7 +139,7 @@ async def test_several_of_them_and_poison_of_other_kinds_in_one_batch(shop: Data
     assert await rows(shop, WAITING) == [(f"tick/{name}", 1) for name in "bcgh"]
 
 
-async def test_one_alone_in_its_batch_is_put_off(shop: Database) -> None:
+async def test_an_event_that_fails_at_the_commit_alone_in_its_batch_is_put_off(shop: Database) -> None:
     await append(shop, *named("a"))
     (outcome,) = await drain(processor(shop, SpoilingHandler(hold_for_nothing, "a"), retry=LATER))
     assert (outcome.processed, outcome.retried) == (0, 1)
@@ -143,7 +147,7 @@ async def test_one_alone_in_its_batch_is_put_off(shop: Database) -> None:
     assert await effects(shop) == []
 
 
-async def test_hundreds_of_events_with_many_that_fail_at_the_commit_all_find_their_end(shop: Database) -> None:
+async def test_hundreds_of_events_with_many_that_fail_at_the_commit_are_all_settled(shop: Database) -> None:
     await append(shop, *(Tick(name=f"{number:03d}") for number in range(200)))
 
     class EveryTenth(SpoilingHandler):

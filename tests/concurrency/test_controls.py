@@ -20,7 +20,7 @@ class Spark(Tick):
     type: ClassVar[str] = "test.spark"
 
 
-async def test_a_paused_type_waits_and_others_do_not_and_it_goes_on_when_resumed(ticking: Database) -> None:
+async def test_a_paused_type_waits_while_others_do_not_and_continues_when_resumed(ticking: Database) -> None:
     both = Processor(
         lambda: UnitOfWork(ticking.write),
         [Subscription(Tick, TickHandler()), Subscription(Spark, TickHandler())],
@@ -40,7 +40,7 @@ async def test_a_paused_type_waits_and_others_do_not_and_it_goes_on_when_resumed
 
 
 @pytest.mark.parametrize(("limit", "at_once"), [(1, 1), (2, 2), (None, 3)])
-async def test_no_more_batches_of_a_type_are_under_way_than_its_limit(
+async def test_no_more_batches_of_a_type_run_at_once_than_its_limit(
     ticking: Database, limit: int | None, at_once: int
 ) -> None:
     await append(ticking, *(Tick(name=f"{number:02d}") for number in range(30)))
@@ -67,7 +67,7 @@ async def test_no_more_batches_of_a_type_are_under_way_than_its_limit(
     assert len(await effects(ticking)) == 30
 
 
-async def test_a_deferred_event_is_taken_when_its_time_has_come_and_nobody_waits_for_it(ticking: Database) -> None:
+async def test_a_deferred_event_is_processed_when_it_is_due_and_no_event_waits_for_it(ticking: Database) -> None:
     async with UnitOfWork(ticking.write) as uow:
         uow.record(Tick(name="a"), available_at=now() + timedelta(hours=1))
         uow.record(Tick(name="a", number=1))
@@ -84,7 +84,7 @@ async def test_a_deferred_event_is_taken_when_its_time_has_come_and_nobody_waits
     assert await effects(ticking) == [("a", 1), ("a", 0)]
 
 
-async def test_behind_twenty_thousand_rows_of_one_aggregate_others_of_its_type_and_of_another_go_on(
+async def test_twenty_thousand_rows_of_one_aggregate_hold_up_no_others_of_its_type_or_another(
     ticking: Database,
 ) -> None:
     ticks = []

@@ -64,7 +64,7 @@ async def assert_nothing_is_left(database: Database, *expected: tuple[str, int])
 
 
 @pytest.mark.parametrize("later", [1, 3])
-async def test_an_event_that_a_worker_looks_at_while_the_dead_letter_rises_is_not_stranded(
+async def test_an_event_that_a_worker_looks_at_while_the_dead_letter_is_replayed_is_not_stranded(
     ticking: Database, later: int
 ) -> None:
     position = await bury(ticking)
@@ -97,7 +97,7 @@ async def test_a_replay_that_is_rolled_back_leaves_the_later_event_behind_the_de
 
 
 @pytest.mark.parametrize("committed_first", [True, False], ids=["replay first", "worker first"])
-async def test_a_dead_letter_that_rises_between_a_workers_claim_and_its_commit_strands_nothing(
+async def test_a_dead_letter_replayed_between_a_workers_claim_and_its_commit_strands_nothing(
     ticking: Database, committed_first: bool
 ) -> None:
     """The worker has claimed the later event as blocked; what it does about that comes after the replay has begun."""

@@ -67,7 +67,7 @@ async def test_the_floor_rises_past_what_is_done_and_stays_below_what_is_to_come
         assert engine._floor.position <= last
 
 
-async def test_a_transaction_that_stays_open_and_writes_no_event_holds_the_floor_up_only_for_few(
+async def test_a_transaction_that_stays_open_and_writes_no_event_holds_the_floor_up_only_over_few_rows(
     ticking: Database, many: bool
 ) -> None:
     engine = processor(ticking)
@@ -118,7 +118,7 @@ async def test_a_taker_that_ends_right_after_the_snapshot_of_a_claim_is_not_pass
     assert ("late", 0) in await effects(ticking)
 
 
-async def test_a_taker_is_told_from_others_until_it_ends(ticking: Database) -> None:
+async def test_a_taker_is_recognized_until_it_ends(ticking: Database) -> None:
     async def ended_below() -> int:
         async with UnitOfWork(ticking.write) as asking:
             return await asking.outbox.oldest_taker()
@@ -151,7 +151,7 @@ async def test_a_taker_that_has_undone_its_event_counts_to_the_end_of_its_transa
         (5 * 2**32 + 2**31, 2**31 - 1, 5 * 2**32 + 2**31 - 1),
     ],
 )
-def test_the_lower_half_of_a_running_transactions_id_tells_the_whole(own: int, taker: int, whole: int) -> None:
+def test_the_lower_half_of_a_running_transactions_id_determines_the_whole(own: int, taker: int, whole: int) -> None:
     assert repository._whole_id(taker % 2**32, near=own) == whole
 
 

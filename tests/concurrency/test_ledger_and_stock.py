@@ -74,7 +74,7 @@ async def test_random_transfers_of_sixteen_at_once_keep_the_sum_and_never_overdr
 
 
 @pytest.mark.parametrize("confirmed", [False, True], ids=["pending", "confirmed"])
-async def test_of_two_cancels_at_once_one_wins(database: Database, confirmed: bool) -> None:
+async def test_of_two_simultaneous_cancels_one_wins(database: Database, confirmed: bool) -> None:
     buyer = await make_user(database, credits="1000.00")
     product = await make_product(database, price="10.00", stock=100)
     for _ in range(10):

@@ -73,7 +73,7 @@ async def test_an_older_transaction_that_had_to_wait_for_the_lock_comes_after_th
     assert found == ["a 1", "a 2"]
 
 
-async def test_a_writer_that_does_not_end_holds_up_nobody_elses_events(read_log: Database) -> None:
+async def test_a_writer_that_does_not_end_does_not_hold_up_the_events_of_others(read_log: Database) -> None:
     async with UnitOfWork(read_log.write) as endless:
         endless.record(Noted(name="endless"))
         await endless.check()
@@ -84,7 +84,7 @@ async def test_a_writer_that_does_not_end_holds_up_nobody_elses_events(read_log:
     assert await read_all(read_log) == []
 
 
-async def test_what_a_consumer_records_while_it_reads_comes_to_it_as_well(read_log: Database) -> None:
+async def test_a_consumer_also_reads_what_it_records_while_reading(read_log: Database) -> None:
     await note(read_log, Noted(name="a", number=1))
     async with UnitOfWork(read_log.write) as uow:
         own = await take_transaction_id(uow)
@@ -101,7 +101,7 @@ async def test_what_a_consumer_records_while_it_reads_comes_to_it_as_well(read_l
     assert await read_all(read_log) == ["a 3"]
 
 
-async def test_a_consumer_that_begins_now_reads_what_its_maker_records(database: Database) -> None:
+async def test_a_consumer_that_starts_now_reads_what_its_creator_records(database: Database) -> None:
     await note(database, Noted(name="before"))
     async with UnitOfWork(database.write) as uow:
         await take_transaction_id(uow)
@@ -132,9 +132,7 @@ async def test_pages_of_one_look_are_not_mixed_with_what_commits_meanwhile(read_
     assert await read_all(read_log, 1) == ["late 0", "b 0"]
 
 
-async def test_types_that_are_not_asked_for_are_passed_over(
-    read_log: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_types_that_are_not_asked_for_are_skipped(read_log: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "POSITIONS_PER_READ", 10)
     await note(read_log, *(Noted(name="a", number=number) for number in range(45)), Remarked(name="b"))
     reads = []
@@ -148,7 +146,7 @@ async def test_types_that_are_not_asked_for_are_passed_over(
     assert reads == [(0, True)] * 4 + [(1, True), (0, False)]
 
 
-async def test_a_read_without_its_commit_is_no_read(read_log: Database) -> None:
+async def test_a_read_without_a_commit_does_not_count(read_log: Database) -> None:
     await note(read_log, Noted(name="a"))
     async with UnitOfWork(read_log.write) as uow:
         batch = await log.read(uow, FEED, 10)
@@ -229,7 +227,7 @@ async def test_a_look_that_finds_nothing_writes_nothing(read_log: Database) -> N
         assert await connection.scalar(text("SELECT pg_current_xact_id_if_assigned()::text")) is None
 
 
-async def test_consumers_are_independent_and_can_begin_again(read_log: Database) -> None:
+async def test_consumers_are_independent_and_can_start_again(read_log: Database) -> None:
     await note(read_log, Noted(name="a"), Noted(name="b"))
     await make_consumer(read_log, "other")
     assert await read_all(read_log) == ["a 0", "b 0"]

@@ -31,7 +31,7 @@ async def test_what_a_unit_of_work_recorded_is_found_before_and_after_it_is_writ
     assert await assert_recorded(database.write, Tick, name="committed") == Tick(name="committed")
 
 
-async def test_types_are_told_apart_though_one_is_made_of_the_other(database: Database) -> None:
+async def test_types_are_told_apart_even_if_one_is_a_subclass_of_the_other(database: Database) -> None:
     await append(database, Tock(name="a"))
     async with UnitOfWork(database.write) as uow:
         uow.record(Tock(name="a"))
@@ -57,7 +57,7 @@ async def test_a_failing_assertion_says_what_was_recorded_instead_nearest_first(
     assert len(lines) == 12
 
 
-async def test_an_empty_log_is_told(database: Database) -> None:
+async def test_an_empty_log_is_reported(database: Database) -> None:
     with pytest.raises(AssertionError, match=r"^test\.tick was not recorded; nothing was recorded$"):
         await assert_recorded(database, Tick)
 
@@ -78,7 +78,7 @@ async def test_draining_processes_all_that_is_due_and_leaves_what_waits(ticking:
     assert await drain(processor(ticking)) == []
 
 
-async def test_draining_goes_on_with_what_is_due_again(ticking: Database) -> None:
+async def test_draining_continues_with_what_is_due_again(ticking: Database) -> None:
     await append(ticking, Tick(name="a"))
     failures = iter([True, True, False])
     await drain(processor(ticking, TickHandler(lambda _: next(failures)), retry=AT_ONCE))

@@ -167,7 +167,7 @@ async def test_hundreds_of_poison_events_stay_within_the_savepoint_budget_of_eac
     ],
     ids=["payload", "log"],
 )
-async def test_an_event_that_nobody_can_read_is_a_dead_letter_at_once(
+async def test_an_event_that_cannot_be_read_becomes_a_dead_letter_immediately(
     ticking: Database, spoil: str, error: str
 ) -> None:
     await append(ticking, *named("abc"))
@@ -230,7 +230,7 @@ async def test_an_event_of_an_unknown_type_or_version_waits_for_a_worker_that_kn
     assert await rows(ticking, WAITING) == []
 
 
-async def test_a_handler_may_not_leave_half_of_a_failed_half(ticking: Database) -> None:
+async def test_a_failed_half_leaves_nothing_of_its_handlers_work(ticking: Database) -> None:
     """A failing half's effects and next events go with its savepoint, also those written before the error."""
     await append(ticking, *named("ab"))
     seen: list[Any] = []

@@ -36,7 +36,7 @@ def numbered(name: str, start: int, stop: int) -> list[Tick]:
     return [Tick(name=name, number=number) for number in range(start, stop)]
 
 
-async def test_later_events_of_a_deferred_one_wait_behind_it_and_others_do_not(ticking: Database) -> None:
+async def test_events_after_one_that_was_put_off_wait_behind_it_and_others_do_not(ticking: Database) -> None:
     await append(ticking, *numbered("a", 0, 3), *numbered("b", 0, 3))
     poisoned = TickHandler(lambda claimed: claimed.event == Tick(name="a", number=1))
 
@@ -51,7 +51,9 @@ async def test_later_events_of_a_deferred_one_wait_behind_it_and_others_do_not(t
     assert [number for name, number in await effects(ticking) if name == "a"] == [0, 1, 2]
 
 
-async def test_attempts_used_up_make_a_dead_letter_that_only_its_aggregate_waits_for(ticking: Database) -> None:
+async def test_an_event_out_of_attempts_becomes_a_dead_letter_that_only_its_aggregate_waits_for(
+    ticking: Database,
+) -> None:
     await append(ticking, *numbered("a", 0, 3), *numbered("b", 0, 2))
     poisoned = TickHandler(lambda claimed: claimed.event == Tick(name="a", number=0))
     engine = processor(ticking, poisoned, retry=RetryPolicy(max_attempts=3, base=0.001, cap=0.001))
@@ -71,7 +73,7 @@ async def test_attempts_used_up_make_a_dead_letter_that_only_its_aggregate_waits
     assert await rows(ticking, "SELECT count(*) FROM outbox WHERE available_at = 'infinity'") == [3]
 
 
-async def test_an_event_that_comes_after_a_dead_letter_waits_though_nothing_else_does(ticking: Database) -> None:
+async def test_an_event_that_comes_after_a_dead_letter_waits_even_if_nothing_else_does(ticking: Database) -> None:
     await append(ticking, Tick(name="a"))
     await drain(processor(ticking, TickHandler(lambda _: True), retry=AT_ONCE_DEAD))
 
@@ -99,7 +101,7 @@ async def test_a_replayed_dead_letter_takes_effect_before_those_that_waited_for_
     assert await rows(ticking, "SELECT count(*) FROM dead_letters") == [0]
 
 
-async def test_ten_thousand_rows_behind_a_deferred_one_starve_nobody(ticking: Database) -> None:
+async def test_ten_thousand_rows_behind_one_that_was_put_off_do_not_starve_others(ticking: Database) -> None:
     await append(ticking, Tick(name="hot"))
     poisoned = TickHandler(lambda claimed: claimed.event.name == "hot")
     engine = processor(ticking, poisoned, batch_size=200)
@@ -122,7 +124,7 @@ async def test_ten_thousand_rows_behind_a_deferred_one_starve_nobody(ticking: Da
     assert took_effect == [("hot", number) for number in range(len(took_effect))]
 
 
-async def test_what_one_processor_holds_another_neither_takes_nor_waits_for(ticking: Database) -> None:
+async def test_a_processor_neither_takes_nor_waits_for_what_another_has_locked(ticking: Database) -> None:
     await append(ticking, *(Tick(name=name) for name in "abcdef"), Tick(name="a", number=1))
     holding, go_on = asyncio.Event(), asyncio.Event()
 
@@ -179,7 +181,7 @@ class Unwanted(Tick):
     type: ClassVar[str] = "test.unwanted"
 
 
-async def test_what_is_before_an_event_far_from_the_head_of_the_queue_is_found_too(ticking: Database) -> None:
+async def test_earlier_events_of_an_aggregate_are_found_even_far_from_the_head_of_the_queue(ticking: Database) -> None:
     """Beyond the rows that a claim reads at the head, aggregates are looked up."""
     await append(ticking, *[Unwanted(name=f"other {number}", number=0) for number in range(40)])
     await append(ticking, Unwanted(name="a", number=0), *numbered("a", 1, 2), *numbered("b", 0, 1))

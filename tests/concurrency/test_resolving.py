@@ -59,7 +59,7 @@ async def balances(database: Database, *users: User) -> list[Any]:
     return [found[user.id] for user in users]
 
 
-async def test_of_many_who_resolve_a_hold_one_does_and_the_others_hear_which_way_it_went(database: Database) -> None:
+async def test_of_many_who_resolve_a_hold_one_succeeds_and_the_others_learn_the_outcome(database: Database) -> None:
     payer, payee = await make_user(database, credits="100"), await make_user(database)
     firsts: Counter[str] = Counter()
     for round_ in range(6):
@@ -82,7 +82,7 @@ async def test_of_many_who_resolve_a_hold_one_does_and_the_others_hear_which_way
     await assert_nothing_differs(database)
 
 
-async def test_a_sweep_and_those_who_come_too_late_let_each_hold_expire_once(database: Database) -> None:
+async def test_a_sweep_and_late_requests_expire_each_hold_once(database: Database) -> None:
     payer, payee = await make_user(database, credits="100"), await make_user(database)
     due = [await held(database, payer, payee, "10.00") for _ in range(10)]
     await let_the_time_run_out(database)
@@ -158,7 +158,7 @@ async def test_an_order_is_paid_or_expires_when_both_happen_at_once(database: Da
     await assert_nothing_differs(database)
 
 
-async def test_a_sweep_passes_over_an_order_that_somebody_works_on_and_over_its_holds(database: Database) -> None:
+async def test_a_sweep_skips_a_locked_order_and_its_holds(database: Database) -> None:
     buyer = await make_user(database, credits="100")
     product = await make_product(database, price="10.00")
     await place(database, buyer, (product.id, 1))
@@ -187,7 +187,7 @@ async def test_an_order_that_was_paid_between_being_found_and_being_locked_is_le
     assert await balances(database, buyer) == ["(100.00,10.00)"]
 
 
-async def test_of_two_approvals_at_once_one_takes_effect(database: Database) -> None:
+async def test_of_two_simultaneous_approvals_one_takes_effect(database: Database) -> None:
     first, second, third = [await make_operator(database) for _ in range(3)]
     user = await make_user(database)
     for _ in range(5):
@@ -206,7 +206,7 @@ async def test_of_two_approvals_at_once_one_takes_effect(database: Database) -> 
     await assert_nothing_differs(database)
 
 
-async def test_of_two_reversals_at_once_one_takes_effect(database: Database) -> None:
+async def test_of_two_simultaneous_reversals_one_takes_effect(database: Database) -> None:
     operator = await make_operator(database)
     sender, recipient = await make_user(database, credits="50"), await make_user(database, credits="50")
     async with UnitOfWork(database.write) as uow:

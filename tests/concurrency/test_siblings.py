@@ -52,7 +52,9 @@ async def hot(ticking: Database) -> Database:
     return ticking
 
 
-async def test_what_would_wait_for_a_sibling_is_left_to_it(hot: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_events_that_would_wait_for_a_sibling_are_left_to_it(
+    hot: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Where the random place further on is: not in the middle of the same aggregate.
     monkeypatch.setattr(window, "_further", lambda _, floor: floor.last_taken - OTHERS + 1)
     # However slow the machine, the sibling has not taken long.
@@ -79,7 +81,7 @@ async def test_what_would_wait_for_a_sibling_is_left_to_it(hot: Database, monkey
     assert len(done) == HOT + OTHERS
 
 
-async def test_all_is_processed_in_order_by_several_that_drain_at_once(hot: Database) -> None:
+async def test_several_processors_that_drain_at_once_process_everything_in_order(hot: Database) -> None:
     siblings: list[Window] = []
     engines = [processor(hot, TickHandler(), siblings) for _ in range(3)]
     while len(await effects(hot)) < HOT + OTHERS:

@@ -105,7 +105,7 @@ def _check_that_it_blew(chaos: Chaos, findings: Findings) -> None:
 
 
 @pytest.mark.parametrize("number", range(3 if _IS_LONG and not _GIVEN else 1))
-def test_what_was_acknowledged_is_there_once_after_a_storm(tmp_path: Path, number: int) -> None:
+def test_acknowledged_writes_exist_exactly_once_after_a_storm(tmp_path: Path, number: int) -> None:
     seed = int(_GIVEN or secrets.randbelow(10**9))
     findings = Findings()
     try:

@@ -136,7 +136,7 @@ async def kill(bank: Bank, workers: list[Running]) -> None:
         worker.start_again()
 
 
-async def test_the_sum_is_exact_and_nobody_overdraws_at_any_moment_while_workers_are_killed(
+async def test_the_sum_is_exact_and_no_account_is_overdrawn_at_any_moment_while_workers_are_killed(
     database: Database, database_url: str, settings: Settings, tmp_path: Path
 ) -> None:
     users = [await make_user(database, credits=str(EACH)) for _ in range(ACCOUNTS)]

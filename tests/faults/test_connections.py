@@ -288,7 +288,7 @@ def test_bodies_that_do_not_arrive_do_not_keep_new_clients_out(settings: Setting
         read(slow[0]).assert_problem(503, "overloaded")
 
 
-def test_unfinished_requests_have_half_of_the_places(settings: Settings, tmp_path: Path) -> None:
+def test_unfinished_requests_can_take_only_half_of_the_places(settings: Settings, tmp_path: Path) -> None:
     few = changed(settings, http_head_timeout=600, http_max_connections=40)
     with running_edge(few, tmp_path / "api.log") as edge, ExitStack() as stack:
         slow = [stack.enter_context(edge.connect(HALF_A_HEAD)) for _ in range(23)]

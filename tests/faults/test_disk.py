@@ -95,7 +95,7 @@ def test_facts_that_cannot_be_written_are_written_later(tmp_path: Path) -> None:
         assert running.said().count(NO_ROOM) == 1
 
 
-def test_what_a_power_cut_left_empty_or_garbled_is_made_again(tmp_path: Path) -> None:
+def test_files_that_a_power_cut_left_empty_or_garbled_are_recreated(tmp_path: Path) -> None:
     with up(tmp_path) as first:
         before = first.facts()
         assert order_is_confirmed(before)

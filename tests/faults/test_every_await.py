@@ -118,7 +118,7 @@ async def test_a_worker_that_loses_its_connection_at_any_await_loses_nothing_and
     assert_all_was_met(step, set(names))
 
 
-async def test_a_worker_that_is_stopped_for_longer_than_its_transaction_may_idle_does_no_harm_when_it_goes_on(
+async def test_a_worker_that_is_stopped_for_longer_than_its_transaction_may_idle_does_no_harm_when_it_resumes(
     ticking: Database, settings: Settings, tmp_path: Path
 ) -> None:
     log, step, stopped = tmp_path / "steps", 1, True

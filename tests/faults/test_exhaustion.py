@@ -79,7 +79,7 @@ async def test_a_client_that_does_not_read_is_dropped_and_its_request_ends(
         assert "Traceback" not in edge.process.said()
 
 
-async def test_what_a_finished_request_left_unread_does_not_hold_the_connection(settings: Settings) -> None:
+async def test_a_reply_left_unread_after_its_request_finished_does_not_hold_the_connection(settings: Settings) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         headers = [(b"content-length", b"50000"), (b"connection", b"close")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -134,7 +134,7 @@ def leave_no_file(edge: Edge, stack: ExitStack) -> tuple[int, int]:
     return before
 
 
-def test_connections_without_a_file_are_refused_until_there_are_files_again(edge: Edge) -> None:
+def test_connections_are_refused_until_file_descriptors_are_free_again(edge: Edge) -> None:
     with ExitStack() as stack:
         before = leave_no_file(edge, stack)
         refused = 0
@@ -160,7 +160,7 @@ def test_without_even_a_spare_file_waiting_clients_are_served_later(edge: Edge) 
     assert before[0] > 3
 
 
-async def test_a_request_that_gets_no_file_for_its_database_connection_is_told_to_retry(
+async def test_a_request_without_a_descriptor_for_its_database_connection_is_told_to_retry(
     edge: Edge, settings: Settings, database: Database, database_url: str
 ) -> None:
     user = await make_user(database)

@@ -66,7 +66,7 @@ async def test_a_real_worker_is_listed_as_well_and_leaves_with_sigterm(
     assert await listed(database) == []
 
 
-async def test_a_worker_that_was_killed_is_missed(database: Database) -> None:
+async def test_a_killed_worker_is_reported_missing(database: Database) -> None:
     progress = Progress()
     await heart(database, progress).beat()
     assert [one.complaint for one in await listed(database)] == [None]

@@ -268,7 +268,7 @@ def test_a_second_run_places_issues_and_stocks_nothing(house: House, messy: Path
     assert house.count("SELECT sum(on_hand) FROM inventory") == MESSY_PIECES
 
 
-def test_after_the_keys_are_forgotten_nothing_happens_twice_either(house: House, messy: Path) -> None:
+def test_nothing_happens_twice_even_after_the_keys_are_forgotten(house: House, messy: Path) -> None:
     house.start_worker()
     first = house.replay(messy)
     house.execute("DELETE FROM idempotency_keys")
@@ -279,7 +279,7 @@ def test_after_the_keys_are_forgotten_nothing_happens_twice_either(house: House,
     assert house.count("SELECT sum(on_hand) FROM inventory") == MESSY_PIECES
 
 
-def test_a_limited_run_and_then_a_whole_one_come_to_the_same(house: House, messy: Path) -> None:
+def test_a_limited_run_followed_by_a_full_one_gives_the_same_result(house: House, messy: Path) -> None:
     house.start_worker()
     limited = house.replay(messy, "--limit", "2")
     assert (limited["orders_placed_now"], limited["invoices_skipped"]["beyond_limit"]) == (2, 2)
@@ -291,7 +291,7 @@ def test_a_limited_run_and_then_a_whole_one_come_to_the_same(house: House, messy
     assert house.count("SELECT sum(on_hand) FROM inventory") == MESSY_PIECES
 
 
-def test_the_same_invoice_numbers_in_another_file_are_other_orders(house: House, messy: Path) -> None:
+def test_the_same_invoice_numbers_in_another_file_are_different_orders(house: House, messy: Path) -> None:
     house.start_worker()
     house.replay(messy)
     other = write(messy.with_name("other.csv"), MESSY[:1])
@@ -362,7 +362,7 @@ def test_a_rejected_order_turns_a_check_false_and_the_exit_code_to_1(house: Hous
     assert summary["orders_by_status"]["rejected"] >= 1
 
 
-def test_a_customer_is_no_operator(house: House, messy: Path) -> None:
+def test_a_customer_is_not_an_operator(house: House, messy: Path) -> None:
     customer = {"email": "customer@waybill.example", "password": "customer-password"}
     httpx2.post(f"{house.url}/v1/users", json={**customer, "full_name": "C"}, trust_env=False).raise_for_status()
     options = ("--operator-email", customer["email"], "--operator-password", customer["password"])
@@ -372,7 +372,7 @@ def test_a_customer_is_no_operator(house: House, messy: Path) -> None:
     assert "is not an operator" in err
 
 
-def test_where_nothing_answers_it_says_so_soon(house: House, messy: Path) -> None:
+def test_if_no_service_answers_it_says_so_quickly(house: House, messy: Path) -> None:
     house.kill(house.processes[0])
     begun = time.monotonic()
     process = house.begin_replay(messy)

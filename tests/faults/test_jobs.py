@@ -111,7 +111,7 @@ async def test_the_job_of_a_killed_worker_is_taken_over(database: Database, sett
             await until(database, "SELECT (runs, failures, ok)::text FROM jobs", "(2,1,t)", second)
 
 
-async def test_a_worker_that_is_told_to_stop_gives_its_job_to_another_at_once(
+async def test_a_worker_that_is_told_to_stop_hands_its_job_to_another_immediately(
     database: Database, settings: Settings, tmp_path: Path
 ) -> None:
     await make_notebooks(database)

@@ -51,7 +51,7 @@ def wanted_of(name: str, recipient: User, product_id: int) -> tuple[str, dict[st
 
 
 @pytest.mark.parametrize("name", ["transfer", "refused transfer", "batch", "atomic batch", "refused batch", "order"])
-async def test_a_reply_that_is_lost_with_the_api_is_given_to_whoever_asks_again(
+async def test_a_reply_that_is_lost_with_the_api_is_returned_to_a_retry(
     database: Database, settings: Settings, tmp_path: Path, name: str
 ) -> None:
     sender, recipient = await make_user(database, credits="100"), await make_user(database)

@@ -24,7 +24,7 @@ def postgres(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
         yield server
 
 
-def test_requests_without_a_database_are_one_line_in_the_log(
+def test_requests_during_a_database_outage_log_one_line(
     settings: Settings, postgres: EmbeddedPostgres, tmp_path: Path
 ) -> None:
     settings = settings.model_copy(update={"database_url": postgres.url()})

@@ -144,7 +144,7 @@ def running(folder: Path) -> Iterator[Up]:
             yield started
 
 
-def test_taken_ports_give_way_to_the_next_free_ones(running: Up) -> None:
+def test_if_ports_are_taken_the_next_free_ones_are_used(running: Up) -> None:
     facts = running.facts()
     for port, what in PORTS.items():
         assert f"Port {port} is taken: {what} listens on" in running.said()
@@ -166,7 +166,7 @@ def test_the_printed_commands_work_as_they_are(running: Up) -> None:
     assert json.loads(listed)["data"][0]["id"] == json.loads(placed.strip().splitlines()[-1])["id"]
 
 
-def test_the_facts_are_for_the_owner_alone(running: Up) -> None:
+def test_only_the_owner_can_read_the_facts(running: Up) -> None:
     facts = running.facts()
     assert (running.data / "waybill.json").stat().st_mode & 0o777 == 0o600
     assert facts.operator is not None
@@ -175,7 +175,7 @@ def test_the_facts_are_for_the_owner_alone(running: Up) -> None:
     assert facts.pids.supervisor == running.process.pid
 
 
-def test_a_second_one_on_the_same_data_is_refused(running: Up) -> None:
+def test_a_second_instance_on_the_same_data_is_refused(running: Up) -> None:
     second = Up(running.folder)
     assert second.process.wait(30) == 1
     assert f"in use by another `waybill up` (process {running.process.pid})" in second.said()
@@ -183,7 +183,7 @@ def test_a_second_one_on_the_same_data_is_refused(running: Up) -> None:
 
 
 @pytest.mark.parametrize("victim", ["api", "workers", "redis", "postgres"])
-def test_what_is_killed_comes_back_where_it_was(running: Up, victim: str) -> None:
+def test_killed_processes_come_back_at_the_same_address(running: Up, victim: str) -> None:
     before = running.facts()
     old = before.pids.workers if victim == "workers" else [getattr(before.pids, victim)]
     for pid in old:
@@ -260,7 +260,7 @@ def test_a_setting_that_is_not_valid_is_named(tmp_path: Path) -> None:
     assert "Traceback" not in failed.said()
 
 
-def test_a_folder_that_holds_other_files_stays_as_it_was(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_left_unchanged(tmp_path: Path) -> None:
     (tmp_path / "data" / "logs").mkdir(parents=True)
     (tmp_path / "data" / "thesis.tex").touch()
     failed = Up(tmp_path)
@@ -269,7 +269,7 @@ def test_a_folder_that_holds_other_files_stays_as_it_was(tmp_path: Path) -> None
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["logs", "thesis.tex"]
 
 
-def test_clean_data_knows_everything_that_a_run_leaves(tmp_path: Path) -> None:
+def test_clean_data_removes_everything_that_a_run_leaves(tmp_path: Path) -> None:
     with up(tmp_path) as first:
         assert first.interrupt() == 0
     command = [sys.executable, "-P", "-m", "services.cli", "clean-data", "--data-dir", "data"]

@@ -76,7 +76,7 @@ async def test_orders_are_confirmed_once_by_several_workers_one_of_which_is_kill
     assert await balanced(database)
 
 
-async def test_sigterm_in_the_middle_of_the_work_leaves_whole_batches_only(
+async def test_sigterm_in_the_middle_of_the_work_leaves_only_complete_batches(
     database: Database, database_url: str, settings: Settings, tmp_path: Path
 ) -> None:
     place_waiting(database_url, open_shop(database_url, buyers=20), ORDERS, items=3)

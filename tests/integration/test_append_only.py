@@ -31,7 +31,7 @@ def test_append_only_tables_refuse_every_change(owner: Connection, table: str) -
             owner.execute(statement.encode())
 
 
-def test_transfers_are_not_removed(owner: Connection) -> None:
+def test_transfers_cannot_be_deleted(owner: Connection) -> None:
     for statement in ("DELETE FROM transfers", "TRUNCATE transfers CASCADE"):
         with pytest.raises(errors.RestrictViolation, match="is refused: what is written stays"):
             owner.execute(statement.encode())
@@ -91,12 +91,12 @@ def test_resolving_a_pending_transfer_changes_nothing_else(owner: Connection, ch
 @pytest.mark.parametrize(
     "change", [POSTED, "state = 'voided', posted_amount = NULL", "note = 'x'", "resolved_at = now()"]
 )
-def test_a_resolved_transfer_is_not_resolved_again(owner: Connection, state: str, change: str) -> None:
+def test_a_resolved_transfer_cannot_be_resolved_again(owner: Connection, state: str, change: str) -> None:
     with pytest.raises(errors.RestrictViolation, match="UPDATE on transfers is refused"):
         owner.execute(f"UPDATE transfers SET {change} WHERE id = %s".encode(), (transfer(owner, state),))
 
 
-def test_the_balance_of_a_closed_account_stays(owner: Connection) -> None:
+def test_the_balance_of_a_closed_account_cannot_change(owner: Connection) -> None:
     user = owner.execute(
         "INSERT INTO users (email, full_name, hashed_password) VALUES ('a@b.example', 'A', '!') RETURNING id"
     ).fetchone()

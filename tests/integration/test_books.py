@@ -34,7 +34,7 @@ async def write_order(database: Database, status: OrderStatus) -> None:
 
 
 @pytest.mark.parametrize("status", [OrderStatus.pending, OrderStatus.confirmed, OrderStatus.fulfilled])
-async def test_an_order_that_nobody_paid_or_holds_credits_for_is_found(
+async def test_an_order_without_a_payment_or_held_credits_is_found(
     client: AsyncClient, settings: Settings, database: Database, status: OrderStatus
 ) -> None:
     await write_order(database, status)
@@ -52,7 +52,7 @@ async def test_every_such_order_counts(client: AsyncClient, settings: Settings, 
 
 
 @pytest.mark.parametrize("status", [OrderStatus.awaiting_payment, OrderStatus.rejected, OrderStatus.cancelled])
-async def test_an_order_that_needs_no_credits_is_no_mistake(
+async def test_an_order_that_needs_no_credits_is_not_reported(
     client: AsyncClient, settings: Settings, database: Database, status: OrderStatus
 ) -> None:
     await write_order(database, status)

@@ -119,7 +119,7 @@ def test_migrate_needs_no_secret(settings: Settings, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.usefixtures("_settings_of_commands")
-def test_migrate_gives_way_to_whoever_holds_a_table_and_says_so(settings: Settings) -> None:
+def test_migrate_gives_up_if_a_table_is_locked_and_says_so(settings: Settings) -> None:
     command.downgrade(alembic_config(settings.database_url), "0002")
     with psycopg.connect(settings.database_url) as holder:
         holder.execute("LOCK TABLE order_items, orders IN ACCESS EXCLUSIVE MODE")

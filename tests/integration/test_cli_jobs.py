@@ -62,7 +62,7 @@ def test_the_list_shows_when_each_is_due_its_state_and_its_last_run(database: ps
     assert (listed("audit")["state"], listed("audit")["late_seconds"], listed("audit")["pid"]) == ("running", 0.0, 1)
 
 
-def test_a_run_is_requested_once_and_a_job_that_is_not_there_is_refused(database: psycopg.Connection[Any]) -> None:
+def test_a_run_is_requested_once_and_an_unknown_job_is_refused(database: psycopg.Connection[Any]) -> None:
     assert run("jobs", "run", "expire", "--actor", "ann").output == "expire will run as soon as a worker is free.\n"
     assert listed("expire")["requested_by"] == "ann"
     assert json.loads(run("jobs", "run", "expire", "--json").stdout)["requested_at"] is not None

@@ -61,7 +61,7 @@ def count(database: psycopg.Connection[Any], table: str) -> int:
     return int(found[0])
 
 
-def test_why_tells_which_event_another_waits_for_and_its_error(database: psycopg.Connection[Any]) -> None:
+def test_why_shows_which_event_another_waits_for_and_its_error(database: psycopg.Connection[Any]) -> None:
     said = run("why", "order/2").output
     assert "dead letter after 5 attempts" in said
     assert "behind position" in said
@@ -99,7 +99,7 @@ def test_a_dry_run_changes_nothing_and_discarding_asks_and_needs_a_reason(databa
     assert count(database, "outbox WHERE available_at <= now()") == 1
 
 
-def test_replaying_a_kind_puts_all_of_it_back(database: psycopg.Connection[Any]) -> None:
+def test_replaying_a_fingerprint_puts_back_all_its_dead_letters(database: psycopg.Connection[Any]) -> None:
     assert read("replay", "--fingerprint", "abc", "--yes") == {"done": 3}
     assert count(database, "outbox WHERE waits = 'retry'") == 3
     assert "no dead letter matches" in run("replay", "--fingerprint", "abc", "--yes", code=1).output
@@ -156,7 +156,7 @@ def test_the_check_fails_without_workers_or_with_a_silent_one(database: psycopg.
         pytest.param("PERFORM pg_terminate_backend(pg_backend_pid())", id="unanswered"),
     ],
 )
-def test_a_commit_whose_outcome_is_unknown_tells_the_operator_to_look(
+def test_a_commit_whose_outcome_is_unknown_tells_the_operator_to_check(
     database: psycopg.Connection[Any], settings: Settings, commit: str
 ) -> None:
     database.execute(

@@ -50,7 +50,7 @@ async def test_the_workers_connections_are_gone_when_it_ends(settings: Settings,
     assert await connections(database, "waybill-worker%") == 0
 
 
-async def test_sessions_are_utc_and_bound_in_idle_time(settings: Settings, database: Database) -> None:
+async def test_sessions_use_utc_and_limit_idle_time_in_a_transaction(settings: Settings, database: Database) -> None:
     async with database.engine.connect() as connection:
         assert (await connection.execute(text("SHOW timezone"))).scalar_one() == "UTC"
         shown = (await connection.execute(text("SHOW idle_in_transaction_session_timeout"))).scalar_one()
@@ -111,7 +111,7 @@ async def test_a_pool_budget_that_fits_is_silent(settings: Settings, caplog: pyt
     assert caplog.records == []
 
 
-async def test_a_pool_budget_that_does_not_fit_is_warned_of_with_the_numbers(
+async def test_a_pool_budget_that_does_not_fit_logs_a_warning_with_the_numbers(
     settings: Settings, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     wide = settings.model_copy(

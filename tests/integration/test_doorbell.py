@@ -46,7 +46,7 @@ async def test_an_idle_worker_keeps_its_connection_over_many_waits(redis: Redis,
 
 
 @pytest.mark.parametrize("seconds", [0.05, 0.3, 1.2])
-async def test_a_wait_that_nobody_ends_lasts_as_long_as_it_was_told(redis: Redis, seconds: float) -> None:
+async def test_a_wait_without_a_ring_lasts_until_its_timeout(redis: Redis, seconds: float) -> None:
     listener = DoorbellListener(redis)
     for _ in range(2):
         started = monotonic()
@@ -54,7 +54,7 @@ async def test_a_wait_that_nobody_ends_lasts_as_long_as_it_was_told(redis: Redis
         assert seconds * 0.9 <= monotonic() - started < seconds + 5
 
 
-async def test_a_ring_ends_a_wait_also_after_many_silent_ones(redis: Redis, redis_url: str) -> None:
+async def test_a_ring_ends_a_wait_even_after_many_silent_ones(redis: Redis, redis_url: str) -> None:
     listener = DoorbellListener(redis)
     for _ in range(3):
         await listener.wait(0.05)
@@ -80,7 +80,7 @@ async def test_a_wait_can_be_cancelled_and_the_next_one_hears_the_ring(redis: Re
             await waiting
 
 
-async def test_a_redis_that_accepts_and_never_answers_makes_no_wait_longer() -> None:
+async def test_a_redis_that_accepts_and_never_answers_does_not_prolong_a_wait() -> None:
     gone = asyncio.Event()
 
     async def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

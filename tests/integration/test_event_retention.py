@@ -95,7 +95,7 @@ async def test_months_that_ended_before_the_time_are_dropped_and_others_kept(old
     assert len(await rows(old_log, "SELECT id FROM events")) == 1
 
 
-async def test_what_waits_in_the_outbox_keeps_its_month(old_log: Database) -> None:
+async def test_a_waiting_event_keeps_its_month(old_log: Database) -> None:
     await rows(old_log, "INSERT INTO outbox (event_id, aggregate, type) VALUES (:id, 'a', 'b')", id=old_id(MARCH, 31))
     assert await forget_events(old_log.engine, LATER, None) == [APRIL.name]
     assert await needed(old_log, MARCH) == "1 events wait in the outbox"
@@ -103,7 +103,7 @@ async def test_what_waits_in_the_outbox_keeps_its_month(old_log: Database) -> No
     assert await forget_events(old_log.engine, LATER, None) == [MARCH.name]
 
 
-async def test_a_dead_letter_keeps_its_month_and_its_replay_too(old_log: Database) -> None:
+async def test_a_dead_letter_and_its_replay_keep_their_month(old_log: Database) -> None:
     await rows(
         old_log,
         "INSERT INTO dead_letters (position, event_id, aggregate, type, attempts, error)"
@@ -162,7 +162,7 @@ async def test_an_event_that_is_being_written_to_an_old_month_is_not_dropped(
     assert MARCH.name in await partitions(old_log)
 
 
-async def test_events_without_a_partition_of_their_own_leave_too(old_log: Database) -> None:
+async def test_old_events_without_their_own_partition_are_dropped_too(old_log: Database) -> None:
     strays = (datetime(2020, 12, 31, tzinfo=UTC), datetime(2021, 2, 3, tzinfo=UTC), datetime(2099, 1, 1, tzinfo=UTC))
     await write(old_log, *(uuid7(nanoseconds=int(moment.timestamp()) * 1_000_000_000) for moment in strays))
     dropped = await forget_events(old_log.engine, datetime(2021, 3, 15, tzinfo=UTC), None)
@@ -171,7 +171,7 @@ async def test_events_without_a_partition_of_their_own_leave_too(old_log: Databa
     assert await partitions(old_log) == {MARCH.name, APRIL.name}
 
 
-async def test_who_reads_the_log_while_strays_move_sees_each_of_them(old_log: Database) -> None:
+async def test_a_reader_sees_every_stray_event_while_strays_are_moved(old_log: Database) -> None:
     await write(old_log, old_id(Partition(2021, 1), 5))
     async with old_log.engine.connect() as mover, old_log.engine.connect() as reader:
         months = await retention.stray_months(mover, datetime(2021, 2, 1, tzinfo=UTC))
@@ -184,12 +184,12 @@ async def test_who_reads_the_log_while_strays_move_sees_each_of_them(old_log: Da
         assert await asyncio.wait_for(reading, 5) == 8
 
 
-def test_ids_tell_their_month() -> None:
+def test_an_id_gives_its_month() -> None:
     assert month_of(old_id(MARCH, 31)) == (2021, 3)
     assert id_at(datetime(2021, 4, 1, tzinfo=UTC)) == month_bounds(2021, 4)[0]
 
 
-async def test_writers_and_readers_go_on_while_a_month_is_exported_and_dropped(
+async def test_writers_and_readers_continue_while_a_month_is_exported_and_dropped(
     old_log: Database, tmp_path: Path
 ) -> None:
     stop = asyncio.Event()
@@ -267,14 +267,14 @@ async def test_an_export_that_is_complete_is_not_written_again(old_log: Database
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x1f\x8b", b"no gzip at all"])
-async def test_a_damaged_export_is_written_anew(old_log: Database, tmp_path: Path, damage: bytes) -> None:
+async def test_a_damaged_export_is_written_again(old_log: Database, tmp_path: Path, damage: bytes) -> None:
     path = (await export(old_log.engine, MARCH, tmp_path)).path
     path.write_bytes(damage)
     await export(old_log.engine, MARCH, tmp_path)
     assert len(read_export(path)) == 3
 
 
-async def test_an_export_that_misses_an_event_is_written_anew(old_log: Database, tmp_path: Path) -> None:
+async def test_an_export_that_lacks_an_event_is_written_again(old_log: Database, tmp_path: Path) -> None:
     path = (await export(old_log.engine, MARCH, tmp_path)).path
     await write(old_log, old_id(MARCH, 30))
     assert (await export(old_log.engine, MARCH, tmp_path)).events == 4
@@ -305,7 +305,7 @@ async def test_a_crash_during_the_export_leaves_the_month_and_no_file(
     assert await forget_events(old_log.engine, LATER, tmp_path) == [MARCH.name, APRIL.name]
 
 
-async def test_a_month_that_cannot_be_exported_does_not_keep_the_next_one(old_log: Database, tmp_path: Path) -> None:
+async def test_a_month_that_cannot_be_exported_does_not_block_the_next_one(old_log: Database, tmp_path: Path) -> None:
     # A folder of that name is in the way: no file can replace it.
     (tmp_path / f"public.{MARCH.name}.jsonl.gz").mkdir()
     with pytest.raises(ExportFailed):
@@ -314,14 +314,14 @@ async def test_a_month_that_cannot_be_exported_does_not_keep_the_next_one(old_lo
     assert len(read_export(tmp_path / f"public.{APRIL.name}.jsonl.gz")) == 3
 
 
-async def test_a_month_that_cannot_be_dropped_does_not_keep_the_next_one(old_log: Database) -> None:
+async def test_a_month_that_cannot_be_dropped_does_not_block_the_next_one(old_log: Database) -> None:
     await rows(old_log, f"CREATE VIEW of_march AS SELECT id FROM {MARCH.name}")
     with pytest.raises(DBAPIError, match="other objects depend on it"):
         await forget_events(old_log.engine, LATER, None)
     assert await partitions(old_log) == {MARCH.name}
 
 
-async def test_strays_that_cannot_be_moved_keep_no_other_month(old_log: Database) -> None:
+async def test_strays_that_cannot_be_moved_do_not_block_other_months(old_log: Database) -> None:
     await write(old_log, old_id(Partition(2021, 1), 5), old_id(Partition(2021, 2), 5))
     await rows(old_log, "CREATE TABLE events_2021_01 (somebody text)")
     with pytest.raises(DBAPIError, match="events_2021_01"):
@@ -330,7 +330,7 @@ async def test_strays_that_cannot_be_moved_keep_no_other_month(old_log: Database
     assert await rows(old_log, f"SELECT count(*) FROM {DEFAULT_PARTITION}") == [(1,)]
 
 
-async def test_what_does_not_read_back_is_not_kept(
+async def test_an_export_that_does_not_read_back_is_not_kept(
     old_log: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(services.outbox.archive.service, "_read", lambda _: (2, b""))
@@ -340,9 +340,7 @@ async def test_what_does_not_read_back_is_not_kept(
     assert files_in(tmp_path) == []
 
 
-async def test_a_draft_that_a_crash_left_is_cleared_away_and_a_live_one_is_not(
-    old_log: Database, tmp_path: Path
-) -> None:
+async def test_a_draft_left_by_a_crash_is_deleted_and_a_live_one_is_not(old_log: Database, tmp_path: Path) -> None:
     left, live = (tmp_path / f"public.events_2021_03.jsonl.gz.{name}.part" for name in ("left", "live"))
     for draft in (left, live):
         draft.write_bytes(b"half")
@@ -351,7 +349,7 @@ async def test_a_draft_that_a_crash_left_is_cleared_away_and_a_live_one_is_not(
     assert (left.exists(), live.exists()) == (False, True)
 
 
-async def test_a_crash_between_export_and_drop_is_made_up_for(
+async def test_the_next_run_recovers_from_a_crash_between_export_and_drop(
     old_log: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def crash(*_: object) -> None:
@@ -367,7 +365,7 @@ async def test_a_crash_between_export_and_drop_is_made_up_for(
         assert len(read_export(tmp_path / f"public.{month.name}.jsonl.gz")) == 3
 
 
-async def test_the_job_goes_by_the_settings_and_zero_days_keep_everything(
+async def test_the_job_follows_the_settings_and_zero_days_keep_everything(
     old_log: Database, settings: Settings, tmp_path: Path
 ) -> None:
     async def run(**changes: object) -> None:

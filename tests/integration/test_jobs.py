@@ -119,7 +119,7 @@ async def test_a_new_job_waits_for_its_time_unless_it_is_due_at_the_start(databa
     assert waits.schedule == "each day, at 00:10 UTC"
 
 
-async def test_two_workers_never_run_a_job_twice_at_a_time(database: Database) -> None:
+async def test_two_workers_never_run_a_job_at_the_same_time(database: Database) -> None:
     said: list[str] = []
     scheduled = ScheduledJob(noted(said, "job", seconds=0.03), DAILY)
     await announce(database, scheduled)
@@ -152,7 +152,7 @@ async def test_a_run_that_is_longer_than_its_lease_keeps_it(database: Database) 
     assert found.seconds > 2 * LEASE
 
 
-async def test_the_job_of_a_lost_worker_is_taken_over_when_its_lease_is_over(database: Database) -> None:
+async def test_the_job_of_a_lost_worker_is_taken_over_when_its_lease_expires(database: Database) -> None:
     said: list[str] = []
     scheduled = ScheduledJob(noted(said, "job"), DAILY)
     await announce(database, scheduled)
@@ -164,7 +164,9 @@ async def test_the_job_of_a_lost_worker_is_taken_over_when_its_lease_is_over(dat
     assert (found.failures, found.failed_in_a_row, found.ok) == (1, 0, True)
 
 
-async def test_a_job_whose_lease_another_has_is_cancelled_and_the_row_is_left_to_the_other(database: Database) -> None:
+async def test_a_job_whose_lease_was_taken_over_is_cancelled_and_its_row_is_left_to_the_new_owner(
+    database: Database,
+) -> None:
     scheduled, other = ScheduledJob(hang, DAILY), new_id()
     await announce(database, scheduled)
     # Paused, so that it is not taken over again while the test looks.

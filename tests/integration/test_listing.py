@@ -112,7 +112,7 @@ async def fill(database: Database, prices: Sequence[str]) -> list[int]:
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 11, 50])
 @pytest.mark.parametrize("sort", ["id", "-id", "price", "-price", "name", "-name", "created_at", "-created_at"])
-async def test_pages_visit_every_row_once_in_order_also_where_values_are_equal(
+async def test_pages_visit_every_row_once_in_order_even_if_values_are_equal(
     database: Database, uow: UnitOfWork, sort: str, limit: int
 ) -> None:
     ids = await fill(database, ["2.00", "1.00", "2.00", "2.00", "1.00", "3.00", "2.00"])
@@ -128,7 +128,7 @@ async def test_pages_visit_every_row_once_in_order_also_where_values_are_equal(
 
 
 @pytest.mark.parametrize("sort", ["price", "-price"])
-async def test_rows_that_come_meanwhile_neither_repeat_nor_hide_others(
+async def test_rows_added_meanwhile_neither_repeat_nor_hide_others(
     database: Database, uow: UnitOfWork, sort: str
 ) -> None:
     ids = await fill(database, ["2.00"] * 4 + ["3.00"] * 2)
@@ -152,7 +152,7 @@ async def test_an_empty_list_is_one_empty_page(uow: UnitOfWork) -> None:
     assert (page.data, page.has_more, page.next_cursor) == ([], False, None)
 
 
-async def test_pages_of_uuid_keys_go_on_where_they_stopped(database: Database, uow: UnitOfWork) -> None:
+async def test_pages_of_uuid_keys_continue_where_they_stopped(database: Database, uow: UnitOfWork) -> None:
     buyer, product = await make_user(database), await make_product(database)
     made = [(await make_order(database, buyer=buyer, lines=[(product, 1)])).id for _ in range(5)]
     seen: list[Any] = []
@@ -168,7 +168,7 @@ async def test_pages_of_uuid_keys_go_on_where_they_stopped(database: Database, u
     assert seen == sorted(made)
 
 
-def test_only_listed_operators_are_on_offer() -> None:
+def test_only_listed_operators_are_supported() -> None:
     number = Filterable(col(Category.id), Annotated[int, Field(ge=1)], ORDERED)
     assert Operator.like not in number.operators
     assert Operator.gt not in TEXT

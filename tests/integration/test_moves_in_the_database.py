@@ -42,7 +42,7 @@ def test_every_move_is_allowed_or_refused_as_the_model_says(connection: Connecti
 
 
 @pytest.mark.parametrize("status", [*OrderStatus, "paid", ""])
-def test_an_order_has_a_status_that_there_is(connection: Connection, status: str) -> None:
+def test_an_order_must_have_a_known_status(connection: Connection, status: str) -> None:
     def place() -> None:
         connection.execute(
             "INSERT INTO orders (id, buyer_id, status, total, item_count, expires_at)"

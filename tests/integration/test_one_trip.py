@@ -41,7 +41,7 @@ def named(*wanted: str, rows: int | None = None) -> Write:
     return Write(_NAME, {"names": list(wanted)}, wanted=rows)
 
 
-async def test_reads_of_two_repositories_are_one_statement_and_each_is_made_of_its_own_rows(database: Database) -> None:
+async def test_reads_of_two_repositories_are_one_statement_and_each_gets_its_own_rows(database: Database) -> None:
     def sum_of(results: Results) -> int:
         ((found,),) = results[0]
         return int(found)
@@ -75,7 +75,7 @@ async def test_writes_go_with_the_events_in_one_statement_and_say_how_much_they_
     assert len(ran) == 1
 
 
-async def test_the_same_is_written_twice_one_after_the_other(database: Database) -> None:
+async def test_a_writing_that_is_given_twice_is_run_twice(database: Database) -> None:
     async with UnitOfWork(database.write) as uow:
         written = await Sql.of(uow.session).write(
             named("a"), Write(_RENAME, {"name": "a", "suffix": "!"}), named("b", "c"), named("d")
@@ -85,7 +85,7 @@ async def test_the_same_is_written_twice_one_after_the_other(database: Database)
     assert await names(database) == ["a", "b", "c", "d"]
 
 
-async def test_less_written_than_wanted_fails_and_nothing_is_committed(database: Database) -> None:
+async def test_writing_less_than_expected_fails_and_commits_nothing(database: Database) -> None:
     async with UnitOfWork(database.write) as uow:
         uow.write_with_events(named("a"), Write(_RENAME, {"name": "nobody", "suffix": "!"}, wanted=1))
         with pytest.raises(RuntimeError, match="0 rows were written instead of 1"):

@@ -64,7 +64,7 @@ async def test_discarding_needs_a_reason_and_a_selection(database: Database) -> 
             await control.replay(uow, Selection(), OPS)
 
 
-async def test_a_dry_run_tells_which_and_writes_nothing(database: Database) -> None:
+async def test_a_dry_run_lists_the_dead_letters_and_writes_nothing(database: Database) -> None:
     positions = await bury(database, "a", "b", "c")
     async with UnitOfWork(database.write) as uow:
         done = await control.discard(uow, Selection(type="test.tick"), OPS, limit=2, dry_run=True)
@@ -118,7 +118,7 @@ async def test_a_discard_waits_for_a_worker_that_parks_behind_the_dead_letter_an
     assert await effects(database) == [("a", 1)]
 
 
-async def test_nobody_parks_behind_a_dead_letter_that_is_being_discarded(database: Database) -> None:
+async def test_no_event_is_parked_behind_a_dead_letter_that_is_being_discarded(database: Database) -> None:
     (position,) = await bury(database, "a")
     await append(database, Tick(name="a", number=1))
     async with asyncio.timeout(30), UnitOfWork(database.write) as uow:
@@ -240,7 +240,7 @@ async def test_why_names_the_dead_letter_and_the_transaction_that_holds_a_row(da
     assert "waybill-test" in locked.because
 
 
-async def test_why_tells_that_all_slots_are_taken(database: Database) -> None:
+async def test_why_shows_that_all_slots_are_taken(database: Database) -> None:
     await append(database, Tick(name="a"), Tick(name="b"))
     async with UnitOfWork(database.write) as uow:
         await control.limit(uow, "test.tick", 1, OPS)
@@ -255,7 +255,9 @@ async def test_why_tells_that_all_slots_are_taken(database: Database) -> None:
     assert [one.state for one in seen] == [State.slots_full]
 
 
-async def test_types_are_listed_with_what_waits_who_handles_them_and_how_old_the_oldest_is(database: Database) -> None:
+async def test_types_are_listed_with_their_backlog_their_workers_and_the_age_of_the_oldest_event(
+    database: Database,
+) -> None:
     await bury(database, "a")
     await append(database, Tick(name="a", number=1), Tick(name="b"), Tick(name="c"))
     await drain(processor(database, TickHandler(lambda one: one.event.name == "b"), retry=LATER, batch_size=1))

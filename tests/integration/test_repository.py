@@ -28,7 +28,7 @@ async def uow(database: Database) -> AsyncIterator[UnitOfWork]:
         yield opened
 
 
-async def test_get_finds_by_key_or_says_none(database: Database, uow: UnitOfWork) -> None:
+async def test_get_finds_by_key_or_returns_none(database: Database, uow: UnitOfWork) -> None:
     category = await make_category(database, "Lamps")
     found = await uow.categories.get(category.id)
     assert found is not None
@@ -43,7 +43,7 @@ async def test_get_loads_what_its_options_say(database: Database, uow: UnitOfWor
     assert found.category.id == product.category_id
 
 
-async def test_get_many_leaves_out_what_is_not_there(database: Database, uow: UnitOfWork) -> None:
+async def test_get_many_leaves_out_missing_rows(database: Database, uow: UnitOfWork) -> None:
     ids = [(await make_category(database)).id for _ in range(3)]
     assert {found.id for found in await uow.categories.get_many([*ids[:2], 2**62])} == set(ids[:2])
     assert await uow.categories.get_many([]) == []
@@ -85,7 +85,7 @@ async def test_update_sets_only_what_was_given(database: Database, uow: UnitOfWo
     assert (found.name, found.price, found.version) == ("Lamp", Decimal("4.50"), 2)
 
 
-async def test_a_bulk_update_moves_versions_on_so_that_a_stale_edit_fails(database: Database) -> None:
+async def test_a_bulk_update_increments_versions_so_that_a_stale_edit_fails(database: Database) -> None:
     products = [await make_product(database) for _ in range(3)]
     async with UnitOfWork(database.write) as editor, UnitOfWork(database.write) as bulk:
         held = await editor.products.get(products[0].id)
@@ -113,7 +113,7 @@ async def test_a_bulk_update_shows_on_objects_that_were_read(database: Database,
     await uow.commit()
 
 
-async def test_delete_removes_for_good(database: Database, uow: UnitOfWork) -> None:
+async def test_delete_removes_the_row(database: Database, uow: UnitOfWork) -> None:
     category = await uow.categories.get((await make_category(database)).id)
     assert category is not None
     await uow.categories.delete(category)

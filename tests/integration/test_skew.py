@@ -143,7 +143,7 @@ async def test_events_of_a_host_whose_clock_is_wrong_are_where_retention_finds_t
 
 
 @pytest.mark.parametrize("seconds", [-TWO_YEARS, TWO_YEARS])
-async def test_the_log_s_months_are_made_and_dropped_by_the_clock_of_the_database(
+async def test_months_of_the_log_are_created_and_dropped_by_the_clock_of_the_database(
     database: Database, settings: Settings, seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with database.engine.begin() as connection:
@@ -169,7 +169,7 @@ async def test_the_log_s_months_are_made_and_dropped_by_the_clock_of_the_databas
 
 
 @pytest.mark.parametrize("seconds", [-TWO_YEARS, TWO_YEARS])
-async def test_a_worker_s_row_is_dated_by_the_database_and_its_loops_by_the_monotonic_clock(
+async def test_a_workers_row_is_dated_by_the_database_and_its_loops_by_the_monotonic_clock(
     database: Database, uow: OpenUnitOfWork, seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     progress = Progress()
@@ -184,7 +184,7 @@ async def test_a_worker_s_row_is_dated_by_the_database_and_its_loops_by_the_mono
     assert worker.stuck_seconds < 60
 
 
-async def test_a_worker_s_row_shows_its_clock_s_skew(
+async def test_a_workers_row_shows_the_skew_of_its_clock(
     database: Database, uow: OpenUnitOfWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heartbeat = heart(database, Progress())

@@ -66,7 +66,7 @@ async def refill(database: Database, fixed: Fixed) -> None:
                 await uow.commit()
 
 
-async def test_a_batch_comes_to_what_its_transfers_come_to_one_after_another(database: Database) -> None:
+async def test_a_batch_gives_the_same_result_as_its_transfers_one_after_another(database: Database) -> None:
     fixed = await prepare(database)
     before = await rows(database, "SELECT count(*) FROM transfers")
 

@@ -337,7 +337,7 @@ async def test_repositories_are_made_once_and_share_the_session(database: Databa
         assert uow.orders.session is uow.users.session is uow.outbox.session is uow.session
 
 
-async def test_a_rollback_gives_up_rows_and_events_and_keeps_what_was_read_readable(database: Database) -> None:
+async def test_a_rollback_discards_rows_and_events_but_what_was_read_stays_readable(database: Database) -> None:
     async with UnitOfWork(database.write) as uow:
         category = await uow.categories.create(CategoryCreate(name="Lamps"))
         uow.record(Queued())

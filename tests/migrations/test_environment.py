@@ -144,7 +144,7 @@ def test_two_upgrades_at_once_run_one_after_the_other(empty_database_url: str) -
         assert advisory_locks(connection) == 0
 
 
-def test_an_upgrade_waits_for_another_run_and_is_in_nobodys_way(empty_database_url: str) -> None:
+def test_an_upgrade_waits_for_another_run_without_blocking_anyone(empty_database_url: str) -> None:
     with psycopg.connect(empty_database_url, autocommit=True) as other_run:
         other_run.execute("CREATE TABLE busy (id int)")
         other_run.execute("SELECT pg_advisory_lock(%s)", [LOCK])
@@ -184,7 +184,7 @@ def test_an_index_waits_for_an_old_snapshot_for_longer_than_requests_and_jobs_wa
     assert all(valid for *_, valid in read_schema(empty_database_url).indexes)
 
 
-def test_looking_around_does_not_wait_for_a_run(database_url: str) -> None:
+def test_read_only_commands_do_not_wait_for_a_run(database_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as other_run:
         other_run.execute("SELECT pg_advisory_lock(%s)", [LOCK])
         started = time.monotonic()
@@ -209,7 +209,7 @@ def test_a_step_that_fails_leaves_nothing_behind_and_frees_the_lock(empty_databa
     engine.dispose()
 
 
-def test_tenants_live_beside_each_other_in_one_database(empty_database_url: str) -> None:
+def test_tenants_can_share_one_database(empty_database_url: str) -> None:
     url = empty_database_url
     upgrade(url)
     upgrade(url, schema="tenant_a")

@@ -78,7 +78,7 @@ def assert_whole(url: str) -> None:
     command.check(alembic_config(url))
 
 
-def test_old_events_get_positions_by_id_in_batches_and_new_ones_go_on_after_them(url: str) -> None:
+def test_old_events_get_positions_by_id_in_batches_and_new_ones_continue_after_them(url: str) -> None:
     batches: list[str] = []
     upgrade_watched(url, lambda statement: batches.append(statement) if "nextval" in statement else None)
     assert positions(url) == list(range(1, EVENTS + 1))
@@ -121,7 +121,7 @@ def test_an_interrupted_run_is_resumed(url: str, at: tuple[str, int]) -> None:
 
 
 @pytest.mark.parametrize("moment", ["UPDATE events", "CREATE INDEX CONCURRENTLY", "VALIDATE"])
-def test_writers_go_on_meanwhile(url: str, moment: str) -> None:
+def test_writers_continue_meanwhile(url: str, moment: str) -> None:
     written: list[UUID] = []
 
     def write_one(statement: str) -> None:
@@ -149,7 +149,7 @@ def holds_lock(url: str) -> bool:
     return bool(row[0])
 
 
-def test_a_broken_index_of_an_interrupted_run_is_built_anew(url: str) -> None:
+def test_a_broken_index_of_an_interrupted_run_is_rebuilt(url: str) -> None:
     with pytest.raises(Interrupted):
         upgrade_watched(url, interrupt_at("CREATE INDEX IF NOT EXISTS ix_events_position"))
     with psycopg.connect(url) as connection:
@@ -169,7 +169,7 @@ def interrupt_at(words: str) -> Callable[[str], None]:
     return kill
 
 
-def test_the_way_back_keeps_the_events(url: str) -> None:
+def test_the_downgrade_keeps_the_events(url: str) -> None:
     upgrade(url, AFTER)
     downgrade(url, BEFORE)
     with psycopg.connect(url) as connection:

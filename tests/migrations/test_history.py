@@ -90,7 +90,7 @@ def test_drift_is_found(database_url: str, change: str) -> None:
         command.check(alembic_config(database_url))
 
 
-def test_partitions_that_come_and_go_are_no_drift(database_url: str) -> None:
+def test_partitions_that_come_and_go_are_not_drift(database_url: str) -> None:
     with psycopg.connect(database_url) as connection:
         names = [name for (name,) in connection.execute("SELECT relname FROM pg_class WHERE relispartition").fetchall()]
         assert any(is_partition(name) for name in names)

@@ -109,7 +109,7 @@ async def test_migration_and_cron_job_agree_on_the_bounds_of_a_month(database: D
     assert made == expected
 
 
-async def test_an_event_beyond_all_months_is_written_all_the_same(database: Database) -> None:
+async def test_an_event_outside_all_months_is_still_written(database: Database) -> None:
     event_id = id_at(datetime(2099, 5, 1, tzinfo=UTC))
     async with database.engine.begin() as connection:
         await write_event(connection, event_id)
@@ -178,7 +178,7 @@ async def test_two_runs_at_once_make_each_month_once(database: Database) -> None
         await second.commit()
 
 
-async def test_writers_and_readers_go_on_while_a_partition_is_made(database: Database) -> None:
+async def test_writers_and_readers_continue_while_a_partition_is_created(database: Database) -> None:
     now_id = new_id()
     async with database.engine.connect() as job, database.engine.connect() as writer:
         await ensure_partitions(job, 0, date(2050, 11, 1))
@@ -189,7 +189,7 @@ async def test_writers_and_readers_go_on_while_a_partition_is_made(database: Dat
         await job.commit()
 
 
-async def test_a_tenants_log_gets_partitions_of_its_own(database: Database, settings: Settings) -> None:
+async def test_a_tenants_log_gets_its_own_partitions(database: Database, settings: Settings) -> None:
     await asyncio.to_thread(upgrade, settings.database_url, schema="tenant_a")
     tenant = settings.model_copy(update={"database_schema": "tenant_a"})
     async with open_database(tenant, "test") as opened:

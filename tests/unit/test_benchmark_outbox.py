@@ -37,7 +37,7 @@ def test_a_ratio_just_below_its_bound_is_missed_though_it_rounds_to_it() -> None
     assert Line("", 0.897, "x", at_least(0.9)).verdict == "MISSED"
 
 
-def test_the_document_tells_every_line_and_its_verdict() -> None:
+def test_the_document_lists_every_line_and_its_verdict() -> None:
     lines = document("engine", [Line("rate", 3.0, "x", at_least(2)), Line("beside", 1.0, "x")], [])["lines"]
     assert [(line["measure"], line["value"], line["verdict"]) for line in lines] == [
         ("rate", 3.0, "reached"),

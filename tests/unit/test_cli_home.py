@@ -31,7 +31,7 @@ def facts(tmp_path: Path) -> Facts:
     )
 
 
-def test_facts_are_read_as_they_were_written_and_are_nobody_elses_to_read(facts: Facts, tmp_path: Path) -> None:
+def test_facts_are_read_as_they_were_written_and_only_by_their_owner(facts: Facts, tmp_path: Path) -> None:
     facts.write()
     assert read_facts(tmp_path) == facts
     assert (tmp_path / "waybill.json").stat().st_mode & 0o777 == 0o600
@@ -46,11 +46,11 @@ def test_a_reader_never_sees_half_of_the_facts(facts: Facts, tmp_path: Path) -> 
         assert Facts.model_validate_json(before.read()).api_url == "http://127.0.0.1:8000"
 
 
-def test_no_facts_where_nothing_ran(tmp_path: Path) -> None:
+def test_there_are_no_facts_if_nothing_has_run(tmp_path: Path) -> None:
     assert read_facts(tmp_path / "nowhere") is None
 
 
-def test_facts_of_another_make_are_refused(tmp_path: Path) -> None:
+def test_facts_from_another_program_are_refused(tmp_path: Path) -> None:
     (tmp_path / "waybill.json").write_text('{"api_url": 3}')
     with pytest.raises(CommandError, match="was not written by `waybill up`"):
         read_facts(tmp_path)
@@ -94,7 +94,7 @@ def test_facts_are_on_the_disk_before_they_take_the_place_of_the_old_ones(
     assert calls == ["sync waybill.json.new", "rename to waybill.json", f"sync {tmp_path.name}"]
 
 
-def test_facts_that_find_no_room_leave_the_old_ones_and_no_draft(facts: Facts, tmp_path: Path) -> None:
+def test_facts_that_do_not_fit_on_the_disk_leave_the_old_ones_and_no_draft(facts: Facts, tmp_path: Path) -> None:
     facts.write()
     script = (
         "import resource, sys\n"
@@ -133,7 +133,7 @@ def test_a_writer_that_is_killed_never_leaves_half_of_the_facts(facts: Facts, tm
         assert read_facts(tmp_path) == facts
 
 
-def test_the_secret_key_stays(tmp_path: Path) -> None:
+def test_the_secret_key_is_kept(tmp_path: Path) -> None:
     with hold(tmp_path / "data") as home:
         key = home.secret_key()
     with hold(tmp_path / "data") as home:
@@ -142,7 +142,7 @@ def test_the_secret_key_stays(tmp_path: Path) -> None:
     assert (tmp_path / "data" / "secret_key").stat().st_mode & 0o777 == 0o600
 
 
-def test_one_at_a_time_holds_the_folder(tmp_path: Path) -> None:
+def test_only_one_process_at_a_time_holds_the_folder(tmp_path: Path) -> None:
     refused = pytest.raises(CommandError, match=r"in use by another `waybill up` \(process [0-9]+\)")
     with hold(tmp_path), refused, hold(tmp_path):
         pass
@@ -170,7 +170,7 @@ def test_a_folder_with_other_files_is_left_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("files", [(), ("thesis.tex",)])
-def test_the_folder_one_works_in_is_refused_with_a_better_one(
+def test_the_working_folder_is_refused_and_a_better_one_suggested(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: tuple[str, ...]
 ) -> None:
     folder = tmp_path / "my project"
@@ -185,7 +185,7 @@ def test_the_folder_one_works_in_is_refused_with_a_better_one(
     assert sorted(path.name for path in folder.iterdir()) == sorted(files)
 
 
-def test_a_folder_that_everybody_shares_is_refused_even_when_it_is_empty(tmp_path: Path) -> None:
+def test_a_shared_folder_is_refused_even_when_it_is_empty(tmp_path: Path) -> None:
     shared = tmp_path / "tmp"
     shared.mkdir()
     shared.chmod(0o1777)
@@ -204,7 +204,7 @@ def test_an_empty_folder_is_taken_and_keeps_its_mode(tmp_path: Path) -> None:
     assert (tmp_path / "data").stat().st_mode & 0o777 == 0o755
 
 
-def test_a_folder_we_make_is_for_its_owner_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_created_is_accessible_only_to_its_owner(tmp_path: Path) -> None:
     with hold(tmp_path / "new" / "data") as home:
         assert home.path.stat().st_mode & 0o777 == 0o700
         assert "waybill up" in (home.path / "waybill.marker").read_text()
@@ -224,7 +224,7 @@ def test_a_folder_from_before_the_marker_is_known_by_its_facts_unless_it_holds_m
         assert (home.path / "waybill.marker").is_file()
 
 
-def test_a_file_is_no_data_folder(tmp_path: Path) -> None:
+def test_a_file_is_not_a_data_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CommandError, match=r"cannot use .* as the data folder"), hold(tmp_path / "file"):
         pass

@@ -49,7 +49,7 @@ def pid(program: Program) -> int:
     return program.process.pid
 
 
-def test_a_killed_program_is_started_again_and_the_facts_are_told(
+def test_a_killed_program_is_started_again_and_the_facts_are_updated(
     program: Callable[[str], Program], capsys: pytest.CaptureFixture[str]
 ) -> None:
     stop = Stop()
@@ -79,7 +79,7 @@ def test_a_program_that_keeps_dying_is_started_with_growing_pauses(program: Call
     assert 0.5 <= second - first < third - second
 
 
-def test_pauses_grow_up_to_a_limit_however_long_it_takes() -> None:
+def test_restart_pauses_grow_up_to_a_limit_however_long_it_takes() -> None:
     assert [backoff(failures) for failures in (0, 1, 2)] == [0.5, 1.0, 2.0]
     assert backoff(100_000) == 15.0
 
@@ -98,7 +98,7 @@ class Refusal:
         self.changes()
 
 
-def test_what_cannot_be_told_for_lack_of_disk_is_told_later(
+def test_facts_that_a_full_disk_keeps_from_being_written_are_written_later(
     program: Callable[[str], Program], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("services.local.supervisor._TELL_AGAIN_SECONDS", 0.1)
@@ -240,7 +240,7 @@ def test_stopping_ends_all_programs(program: Callable[[str], Program]) -> None:
 
 
 @pytest.mark.parametrize("hurry", [True, False])
-def test_a_program_that_does_not_leave_is_killed(
+def test_a_program_that_does_not_exit_is_killed(
     program: Callable[[str], Program], monkeypatch: pytest.MonkeyPatch, hurry: bool
 ) -> None:
     monkeypatch.setattr("services.local.supervisor.STOP_SECONDS", 60.0 if hurry else 0.3)

@@ -23,7 +23,7 @@ def made_at(moment: datetime) -> bool:
     return id_at(moment - timedelta(seconds=30)) < new_id() < id_at(moment + timedelta(seconds=30))
 
 
-def test_before_it_is_compared_the_clock_is_the_host_s(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_before_the_first_comparison_the_clock_is_that_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     shift_the_host(monkeypatch, TWO_YEARS)
     assert is_now(now() - timedelta(seconds=TWO_YEARS))
     assert made_at(datetime.now(UTC) + timedelta(seconds=TWO_YEARS))
@@ -38,7 +38,7 @@ def test_times_and_ids_follow_the_database(seconds: float, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("seconds", [-HOUR, HOUR])
-def test_a_step_of_the_host_s_clock_reaches_neither_times_nor_ids(
+def test_a_step_of_the_hosts_clock_affects_neither_times_nor_ids(
     seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shift_the_host(monkeypatch, 0)

@@ -62,7 +62,7 @@ def lives(pid: int) -> bool:
         return False
 
 
-def test_postgres_keeps_its_data_over_a_stop(postgres: EmbeddedPostgres) -> None:
+def test_postgres_keeps_its_data_across_a_stop(postgres: EmbeddedPostgres) -> None:
     write_a_row(postgres)
     postgres.stop()
     assert not postgres.running
@@ -112,7 +112,7 @@ def test_a_second_server_on_the_same_data_is_refused(
     assert postgres.running
 
 
-def test_data_of_another_major_version_are_refused(postgres: EmbeddedPostgres) -> None:
+def test_data_of_another_major_version_is_refused(postgres: EmbeddedPostgres) -> None:
     postgres.stop()
     (postgres.cluster / "PG_VERSION").write_text("12\n")
     with pytest.raises(EmbeddedServerError, match=r"was written by PostgreSQL 12: no PostgreSQL 12 found"):
@@ -122,7 +122,7 @@ def test_data_of_another_major_version_are_refused(postgres: EmbeddedPostgres) -
         EmbeddedPostgres(postgres.data, binaries=postgres.binaries).start()
 
 
-def test_an_interrupted_first_start_is_made_good(folder: Path) -> None:
+def test_an_interrupted_first_start_is_repaired(folder: Path) -> None:
     half = folder / "postgres" / "cluster.new"
     half.mkdir(parents=True)
     (half / "PG_VERSION").write_text("18\n")
@@ -145,7 +145,7 @@ def test_a_taken_port_is_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [EmbeddedPostgres, EmbeddedRedis])
-def test_a_port_taken_after_the_look_is_known_from_the_server(
+def test_a_port_taken_after_the_check_is_reported_by_the_server(
     folder: Path, kind: type[EmbeddedPostgres | EmbeddedRedis], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.local.embedded.server.is_free", lambda _: True)
@@ -155,7 +155,7 @@ def test_a_port_taken_after_the_look_is_known_from_the_server(
             kind(folder, port).start()
 
 
-def test_a_server_that_may_listen_anywhere_takes_another_port_where_somebody_was_faster(
+def test_a_server_that_may_listen_anywhere_takes_another_port_if_another_process_was_faster(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.local.embedded.server.is_free", lambda _: True)
@@ -223,7 +223,7 @@ def test_a_folder_that_cannot_be_written_is_named(folder: Path) -> None:
         EmbeddedRedis(folder).start()
 
 
-def test_postgres_takes_the_password_alone_and_listens_on_tcp_alone(postgres: EmbeddedPostgres) -> None:
+def test_postgres_accepts_only_the_password_and_listens_only_on_tcp(postgres: EmbeddedPostgres) -> None:
     wrong = postgres.url().replace(postgres.password, "wrong")
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
         psycopg.connect(wrong)
@@ -245,7 +245,7 @@ def test_create_database_says_whether_it_did(postgres: EmbeddedPostgres) -> None
     assert not postgres.create_database('odd "name"')
 
 
-def test_redis_keeps_its_data_over_a_kill_and_a_stop(redis: EmbeddedRedis) -> None:
+def test_redis_keeps_its_data_across_a_kill_and_a_stop(redis: EmbeddedRedis) -> None:
     with Redis.from_url(redis.url()) as client:
         client.set("word", "kept")
         client.execute_command("WAITAOF", 1, 0, 2000)
@@ -282,7 +282,7 @@ def half(content: bytes) -> bytes:
         ("appendonly.aof.manifest", zeros),
     ],
 )
-def test_redis_data_that_cannot_be_read_are_moved_aside(
+def test_redis_data_that_cannot_be_read_is_moved_aside(
     folder: Path, name: str, damage: Callable[[bytes], bytes]
 ) -> None:
     with EmbeddedRedis(folder) as server, Redis.from_url(server.url()) as client:
@@ -307,7 +307,7 @@ def test_redis_data_that_cannot_be_read_are_moved_aside(
     assert len(said) == 1
 
 
-def test_redis_data_stay_where_they_are_when_something_else_keeps_it_from_starting(folder: Path) -> None:
+def test_redis_data_stays_in_place_if_something_else_prevents_the_start(folder: Path) -> None:
     with EmbeddedRedis(folder) as server, Redis.from_url(server.url()) as client:
         client.set("word", "kept")
         client.execute_command("WAITAOF", 1, 0, 2000)
@@ -321,14 +321,14 @@ def test_redis_data_stay_where_they_are_when_something_else_keeps_it_from_starti
         assert client.get("word") == b"kept"
 
 
-def test_redis_takes_the_password_alone(redis: EmbeddedRedis) -> None:
+def test_redis_accepts_only_the_password(redis: EmbeddedRedis) -> None:
     with Redis(port=redis.port) as client, pytest.raises(Exception, match="Authentication required"):
         client.ping()
     assert (redis.data / "server.conf").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no death signal")
-def test_the_servers_do_not_outlive_whoever_started_them(folder: Path) -> None:
+def test_the_servers_do_not_outlive_the_process_that_started_them(folder: Path) -> None:
     script = (
         "import sys, time\n"
         "from pathlib import Path\n"
@@ -373,7 +373,7 @@ def test_the_watchdog_stands_in_for_the_death_signal(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root needs a disguise")
 @pytest.mark.parametrize("kind", ["namespace", "setuid"])
-def test_as_root_postgres_runs_as_somebody_else(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_root_postgres_runs_as_another_user(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child, "_works", lambda _: kind == "namespace")
     child.disguise_for_server.cache_clear()
     try:
@@ -405,7 +405,7 @@ def test_the_search_for_binaries_says_what_it_found(monkeypatch: pytest.MonkeyPa
     assert find_postgres(14) == PostgresBinaries(tmp_path / "b", 14)
 
 
-def test_stop_goes_on_to_force() -> None:
+def test_stop_escalates_to_force() -> None:
     stubborn = subprocess.Popen(
         [
             sys.executable,

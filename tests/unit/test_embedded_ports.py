@@ -9,7 +9,7 @@ from services.local.embedded.ports import any_free_port, is_free, next_free_port
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])
-def test_a_port_somebody_listens_on_is_not_free(address: str) -> None:
+def test_a_port_with_a_listener_is_not_free(address: str) -> None:
     with socket.create_server((address, 0)) as other:
         port = other.getsockname()[1]
         assert not is_free(port)

@@ -40,7 +40,7 @@ def test_an_earlier_version_is_upgraded() -> None:
     assert Moved.reader()('{"place": "b"}', 1) == Moved(start="", end="b")
 
 
-def test_an_earlier_version_that_nobody_upgrades_cannot_be_processed() -> None:
+def test_an_earlier_version_without_an_upgrade_cannot_be_processed() -> None:
     with pytest.raises(Unprocessable, match=r"cannot upgrade 'test.moved' from version 0 to version 2"):
         Moved.reader()('{"where": "b"}', 0)
 

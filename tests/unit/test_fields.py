@@ -36,7 +36,7 @@ amounts = st.decimals(min_value=Decimal("0.01"), max_value=MAX_CREDITS, places=2
 
 
 @given(amount=amounts)
-def test_an_amount_survives_the_way_to_json_and_back(amount: Decimal) -> None:
+def test_an_amount_survives_a_round_trip_through_json(amount: Decimal) -> None:
     written = price.dump_json(amount)
     assert price.validate_json(written) == amount
     assert written == f'"{amount:.2f}"'.encode()
@@ -70,13 +70,13 @@ def test_an_amount_has_two_decimals(text: str, value: str) -> None:
     ],
     ids=repr,
 )
-def test_text_that_is_no_amount_is_refused(value: str) -> None:
+def test_text_that_is_not_an_amount_is_refused(value: str) -> None:
     with pytest.raises(ValidationError):
         price.validate_python(value)
 
 
 @pytest.mark.parametrize("value", ["9" * 17, 1, 1.5, True, None, [], b"1"], ids=repr)
-def test_what_is_no_amount_is_refused(value: Any) -> None:
+def test_values_that_are_not_amounts_are_refused(value: Any) -> None:
     with pytest.raises(ValidationError):
         price.validate_python(value)
 
@@ -115,7 +115,7 @@ def test_a_name_is_not_blank_and_can_be_stored(value: str) -> None:
         TypeAdapter(Name).validate_python(value)
 
 
-def test_text_may_be_empty_but_holds_storable() -> None:
+def test_text_may_be_empty_but_must_be_storable() -> None:
     assert TypeAdapter(Text).validate_python("") == ""
     with pytest.raises(ValidationError, match=r"U\+0000"):
         TypeAdapter(Text).validate_python("\x00")

@@ -42,7 +42,7 @@ def test_the_first_is_logged_and_the_next_only_after_a_minute_with_their_number(
     assert repeats.left_out("a") == 1
 
 
-def test_messages_of_another_kind_are_logged_at_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_messages_of_another_kind_are_logged_immediately(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     log = RateLimitedLogger(logging.getLogger("services.test"), Repeats(60.0, clock))
     with caplog.at_level(logging.WARNING, "services.test"):
@@ -151,7 +151,7 @@ async def test_what_a_request_logs_has_its_id(configured: Configured) -> None:
     assert [line.get("request_id") for line in lines if line["logger"] == "services"] == ["r1", None]
 
 
-def test_lines_for_people_have_their_fields_behind_and_a_traceback_below(configured: Configured) -> None:
+def test_lines_for_people_end_with_their_fields_and_have_a_traceback_below(configured: Configured) -> None:
     written = configured(LogFormat.console)
     logging.getLogger("worker.jobs").info("expired", extra={"holds": 3, "error": "two words", "by": "me"})
     logging.getLogger("services").error("it broke", exc_info=ValueError("why"))

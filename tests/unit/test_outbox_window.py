@@ -34,11 +34,11 @@ def test_the_floor_rises_to_the_first_ready_row() -> None:
     assert risen(*(horizon(70, 100, transaction) for transaction in (10, 11, 12))) == 70
 
 
-def test_with_no_ready_row_it_rises_over_what_was_taken_before_the_claim_that_settled_it() -> None:
+def test_without_a_ready_row_the_floor_rises_over_what_was_taken_before_the_claim_that_settled_it() -> None:
     assert risen(horizon(None, 100, 10), horizon(None, 100, 11), horizon(None, 150, 12)) == 101
 
 
-def test_it_waits_for_every_transaction_that_may_have_taken_a_lower_position() -> None:
+def test_the_floor_waits_for_every_transaction_that_may_have_taken_a_lower_position() -> None:
     """Transaction 9 took position 50, and runs."""
     waiting = [horizon(None, 100, 10, 9), horizon(None, 100, 11, 9), *(horizon(60, 100, n, 9) for n in range(12, 40))]
     assert risen(*waiting) == 0
@@ -46,7 +46,7 @@ def test_it_waits_for_every_transaction_that_may_have_taken_a_lower_position() -
     assert risen(*waiting, *(horizon(50, 100, number) for number in (41, 42, 43))) == 50
 
 
-def test_one_that_runs_and_takes_no_position_holds_it_up_until_the_takers_are_asked_for(
+def test_a_transaction_that_takes_no_position_holds_the_floor_up_until_the_takers_are_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Transaction 9 runs all the while."""
@@ -66,7 +66,7 @@ def test_one_that_runs_and_takes_no_position_holds_it_up_until_the_takers_are_as
     assert (floor.position, floor.held_up) == (60, False)
 
 
-def test_it_never_falls() -> None:
+def test_the_floor_never_falls() -> None:
     floor = Floor()
     positions = []
     for number in range(10, 60):
@@ -83,7 +83,7 @@ def spans(window: Window, floor: Floor | None = None) -> dict[str, list[Span]]:
     return found
 
 
-def test_a_type_that_is_alone_busy_gets_what_the_others_leave_and_they_keep_their_even_share() -> None:
+def test_the_only_busy_type_gets_what_the_others_leave_and_they_keep_their_even_share() -> None:
     window = Window(["a", "b", "c", "d"], 400)
     for _ in range(3):
         ((span,),) = [spans(window)["a"]]
@@ -104,7 +104,7 @@ def test_busy_types_divide_the_window() -> None:
     assert [spans(window)[name][0].ready for name in ("a", "b")] == [200, 200]
 
 
-def test_every_type_is_asked_for_something_however_many_there_are() -> None:
+def test_every_type_gets_a_part_of_the_window_however_many_there_are() -> None:
     window = Window([f"t{number}" for number in range(50)], 10)
     assert all(span.ready >= 1 and span.due >= 1 for span in window.spans(Floor()))
 
@@ -113,7 +113,7 @@ def crowd(rows: int, aggregate: str = "hot") -> Sequence[ClaimedRow]:
     return [claimed("a", number, aggregate) for number in range(1, rows + 1)]
 
 
-def test_where_one_aggregate_fills_the_window_a_part_of_the_next_looks_further_on() -> None:
+def test_if_one_aggregate_fills_the_window_part_of_the_next_one_looks_further_on() -> None:
     window, floor = Window(["a"], 100), Floor()
     floor.last_taken = 100_000
     window.spans(floor)
@@ -137,7 +137,7 @@ def test_a_window_of_many_aggregates_is_taken_from_the_head() -> None:
     assert len(window.spans(floor)) == 1
 
 
-def test_it_says_that_there_may_be_more_where_a_part_was_filled() -> None:
+def test_a_window_says_that_there_may_be_more_if_a_part_was_filled() -> None:
     window = Window(["a", "b"], 100)
     window.spans(Floor())
     assert not window.note([])
@@ -166,7 +166,7 @@ def siblings() -> tuple[Window, Window, Floor]:
     return one, other, floor
 
 
-def test_while_one_works_on_an_aggregate_that_fills_it_its_sibling_looks_only_further_on() -> None:
+def test_while_one_window_works_on_an_aggregate_that_fills_it_its_sibling_only_looks_further_on() -> None:
     one, other, floor = siblings()
     (further,) = other.spans(floor)
     assert 100 < further.first <= 100_000
@@ -209,7 +209,7 @@ def test_the_head_is_not_left_to_a_sibling_that_takes_long(monkeypatch: pytest.M
     assert next(span.first for span in other.spans(floor)) == 0
 
 
-def test_a_batch_that_is_claimed_anew_knows_nothing_of_its_first_claim() -> None:
+def test_a_batch_that_is_claimed_again_knows_nothing_of_its_first_claim() -> None:
     """Beside a sibling at first; that one's transaction has ended since, and its own failed."""
     one, other, floor = siblings()
     other.spans(floor)
@@ -219,7 +219,7 @@ def test_a_batch_that_is_claimed_anew_knows_nothing_of_its_first_claim() -> None
     assert next(span.first for span in one.spans(floor)) == 0
 
 
-def test_one_that_is_closed_is_no_sibling() -> None:
+def test_a_closed_window_is_not_a_sibling() -> None:
     one, other, floor = siblings()
     one.close()
     assert [span.first for span in other.spans(floor)] == [0]

@@ -57,7 +57,7 @@ def test_every_command_explains_itself(command: str) -> None:
     assert "Usage:" in shown.output
 
 
-def test_compose_starts_things_in_order(compose: dict[str, Any]) -> None:
+def test_compose_starts_services_in_order(compose: dict[str, Any]) -> None:
     services = compose["services"]
     assert set(services) == {"postgres", "redis", "migrate", "api", "worker"}
     for server in ("postgres", "redis"):
@@ -80,7 +80,7 @@ def test_compose_can_scale_workers(compose: dict[str, Any]) -> None:
     assert check == 'python -m services.cli outbox workers --check --host "$$HOSTNAME"'
 
 
-def test_compose_publishes_the_api_alone_and_on_the_loopback_address(compose: dict[str, Any]) -> None:
+def test_compose_publishes_only_the_api_and_only_on_the_loopback_address(compose: dict[str, Any]) -> None:
     published = {name: service["ports"] for name, service in compose["services"].items() if "ports" in service}
     assert published == {"api": ["127.0.0.1:${WAYBILL_PORT:-8000}:8000"]}
 

@@ -33,11 +33,11 @@ async def test_a_hash_is_argon2id_salted_and_does_not_hold_the_password() -> Non
 
 
 @pytest.mark.parametrize("hashed", ["", "!", "plain text", "$argon2id$broken", "$2b$12$abcdefghijklmnopqrstuv"])
-async def test_what_is_no_hash_matches_nothing(hashed: str) -> None:
+async def test_an_invalid_hash_matches_nothing(hashed: str) -> None:
     assert not await Passwords(cheap()).matches(hashed, "anything")
 
 
-async def test_nobody_has_no_password_not_even_the_one_compared_with() -> None:
+async def test_an_unknown_user_matches_no_password_not_even_the_one_compared_with() -> None:
     passwords = Passwords(cheap())
     assert not await passwords.matches(None, "anything")
     assert not await passwords.matches(None, "nobody's password")

@@ -70,11 +70,11 @@ FOUND: Look = (True, None)
 NOTHING: Look = (False, None)
 
 
-async def test_without_events_it_looks_once_an_interval() -> None:
+async def test_without_events_it_looks_once_per_interval() -> None:
     assert await waits([NOTHING] * 4) == [1.0] * 5
 
 
-async def test_where_events_come_without_a_ring_it_looks_sooner_each_time_and_then_as_before() -> None:
+async def test_if_events_come_without_a_ring_it_looks_sooner_each_time_and_then_as_before() -> None:
     assert await waits([FOUND] * 6 + [NOTHING]) == [1.0, 0.5, 0.25, 0.125, 0.1, 0.1, 0.1, 1.0]
 
 

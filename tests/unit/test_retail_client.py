@@ -66,7 +66,7 @@ async def place(service: Service, who: Login | None = None) -> Reply:
     ],
     ids=lambda trouble: str(getattr(trouble, "status_code", type(trouble).__name__)),
 )
-async def test_what_may_pass_is_sent_again_with_the_same_key_and_body(trouble: Answer) -> None:
+async def test_transient_failures_are_retried_with_the_same_key_and_body(trouble: Answer) -> None:
     api = FakeApi(trouble, trouble, httpx2.Response(201, json={"id": 7}))
     async with service_of(api) as service:
         reply = await place(service)
@@ -106,7 +106,7 @@ async def test_many_requests_of_one_user_sign_in_once() -> None:
     assert api.sign_ins == 1
 
 
-async def test_a_token_that_is_never_taken_is_an_error_and_no_endless_loop() -> None:
+async def test_a_token_that_is_never_accepted_is_an_error_and_not_an_endless_loop() -> None:
     api = FakeApi(problem(401, "unauthenticated"))
     async with service_of(api) as service:
         with pytest.raises(ServiceError, match="401 unauthenticated"):
@@ -114,7 +114,7 @@ async def test_a_token_that_is_never_taken_is_an_error_and_no_endless_loop() -> 
     assert len(api.requests) == 2
 
 
-async def test_a_wrong_password_is_said_clearly() -> None:
+async def test_a_wrong_password_is_reported_clearly() -> None:
     async with service_of(lambda _: problem(401, "unauthenticated")) as service:
         with pytest.raises(ServiceError, match=r"a@b\.example cannot sign in: 401 unauthenticated because"):
             await place(service)
@@ -154,7 +154,7 @@ async def test_a_list_is_read_to_its_last_page() -> None:
     assert rows == [1, 2]
 
 
-async def test_work_begins_in_order_and_so_many_at_a_time() -> None:
+async def test_work_begins_in_order_with_a_limit_on_how_much_runs_at_once() -> None:
     begun: list[int] = []
     running = most = 0
 

@@ -40,20 +40,20 @@ def retail(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_missing_file_is_said(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     result = run(tmp_path / "nowhere.csv")
     assert result.exit_code == NOT_DONE
     assert "nowhere.csv cannot be read: No such file" in result.stderr
 
 
-def test_a_file_of_another_format_is_said(retail: Path) -> None:
+def test_a_file_of_another_format_is_reported(retail: Path) -> None:
     retail.write_text(GOOD.replace("Quantity", "Number"))
     result = run(retail)
     assert result.exit_code == NOT_DONE
     assert "lacks the column Quantity" in result.stderr
 
 
-def test_where_no_service_is_known_it_says_how_to_start_one(retail: Path, tmp_path: Path) -> None:
+def test_if_no_service_is_known_it_says_how_to_start_one(retail: Path, tmp_path: Path) -> None:
     result = run(retail, "--data-dir", tmp_path)
     assert result.exit_code == NOT_DONE
     assert "waybill up" in result.stderr
@@ -61,12 +61,12 @@ def test_where_no_service_is_known_it_says_how_to_start_one(retail: Path, tmp_pa
 
 
 @pytest.mark.parametrize("options", [["--limit", "0"], ["--concurrency", "0"], ["--limit", "many"]])
-def test_an_option_that_makes_no_sense_is_refused(retail: Path, options: list[str]) -> None:
+def test_an_invalid_option_is_refused(retail: Path, options: list[str]) -> None:
     assert run(retail, *options).exit_code == NOT_DONE
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://there", "http://", "http://there:port"])
-def test_a_url_that_is_none_is_refused(retail: Path, url: str) -> None:
+def test_an_invalid_url_is_refused(retail: Path, url: str) -> None:
     result = run(retail, "--url", url, "--operator-email", "a@b.example", "--operator-password", "secret")
     assert result.exit_code == NOT_DONE
     assert repr(url) in result.stderr

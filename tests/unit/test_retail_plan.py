@@ -134,12 +134,12 @@ def test_a_product_without_a_description_is_named_after_its_code(description: st
 
 
 @pytest.mark.parametrize("code", ["POST", "M", "D", "DOT", "C2", "BANK CHARGES", "AMAZONFEE", "CRUK"])
-def test_service_codes_are_told_from_goods(code: str) -> None:
+def test_service_codes_are_distinguished_from_goods(code: str) -> None:
     assert Product(code, 100).is_service
 
 
 @pytest.mark.parametrize("code", ["85123A", "22423", "DCGS0076", "gift_0001_40"])
-def test_goods_are_told_from_service_codes(code: str) -> None:
+def test_goods_are_distinguished_from_service_codes(code: str) -> None:
     assert not Product(code, 100).is_service
 
 

@@ -64,7 +64,7 @@ def test_orders_as_old_as_the_newest_before_the_run_count_as_placed_before() -> 
     assert summary.all_true
 
 
-def test_where_no_order_was_before_all_are_new() -> None:
+def test_if_there_were_no_orders_before_all_are_new() -> None:
     assert summarize(outcome_of(newest_before=None)).orders_placed_now == 3
 
 

@@ -55,7 +55,7 @@ def reasons(items: list[Item]) -> set[str]:
 
 @given(accounts(), st.lists(wishes, min_size=1, max_size=4))
 @settings(max_examples=500, deadline=None)
-def test_a_refusal_is_the_first_reason_of_the_order(
+def test_a_refusal_gives_the_first_reason_in_the_documented_order(
     balances: list[Balance], wanted: list[tuple[int, int | None, Decimal]]
 ) -> None:
     items = [Item("#", balances[d], None if c is None else balances[c], amount, "") for d, c, amount in wanted]
@@ -77,7 +77,7 @@ def test_a_closed_payee_of_the_last_comes_before_too_few_credits_for_the_first()
     assert str(joint_refusal(items[:1])) == "the available credits do not cover 9"
 
 
-def test_what_is_refused_together_covers_the_sum_and_not_each_alone() -> None:
+def test_transfers_are_refused_together_by_their_sum_and_not_each_alone() -> None:
     payer, payee, other = (Balance(n, n, Decimal(5 * (n == 1)), Decimal(0), 0, False) for n in (1, 2, 3))
     items = [Item("", payer, payee, Decimal(3), ""), Item("", payer, other, Decimal(3), "")]
     assert [refusal(item) for item in items] == [None, None]

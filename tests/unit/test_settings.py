@@ -14,7 +14,7 @@ def production(**given: Any) -> Settings:
     return Settings(_env_file=None, **{"environment": "production", "secret_key": SECRET, **given})
 
 
-def test_production_is_what_runs_unless_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_is_production_unless_set_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAYBILL_SECRET_KEY", SECRET)
     assert Settings(_env_file=None).environment is Environment.production
 
@@ -37,7 +37,7 @@ def test_unsafe_values_are_refused_outside_development_only(unsafe: dict[str, An
     Settings(_env_file=None, environment="development", **unsafe)
 
 
-def test_safe_values_are_taken() -> None:
+def test_safe_values_are_accepted() -> None:
     assert not production(metrics_token="a" * 16).is_development
 
 

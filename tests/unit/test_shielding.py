@@ -8,7 +8,7 @@ from services import shielding
 from services.shielding import end, settled, shielded
 
 
-async def test_work_goes_on_after_its_caller_was_cancelled_and_is_awaited_at_the_end() -> None:
+async def test_work_continues_after_its_caller_was_cancelled_and_is_awaited_at_the_end() -> None:
     go_on, done = asyncio.Event(), asyncio.Event()
 
     async def work() -> None:

@@ -22,7 +22,7 @@ def claims(**more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("user_id", [1, 7, 2**63 - 1])
-def test_a_token_gives_back_whom_it_was_made_for(user_id: int) -> None:
+def test_a_token_identifies_the_user_it_was_made_for(user_id: int) -> None:
     tokens = Tokens(SECRET, ttl=60)
     assert tokens.user_id(tokens.make(user_id)) == user_id
 
@@ -48,7 +48,7 @@ def test_a_token_that_was_read_before_still_expires(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("claim", ["iat", "nbf"])
 @pytest.mark.parametrize("seconds", [1, 29])
-def test_a_fresh_token_is_good_on_a_host_that_is_some_seconds_behind(claim: str, seconds: int) -> None:
+def test_a_fresh_token_is_valid_on_a_host_that_is_a_few_seconds_behind(claim: str, seconds: int) -> None:
     made = jwt.encode(claims(**{claim: now() + timedelta(seconds=seconds)}), SECRET, "HS256")
     assert Tokens(SECRET, ttl=60).user_id(made) == 7
 
@@ -65,12 +65,12 @@ def test_a_token_from_further_in_the_future_is_refused_until_then(claim: str, mo
 
 @pytest.mark.parametrize("claim", ["iat", "nbf", "exp"])
 @pytest.mark.parametrize("value", [None, [], {}, "soon", float("nan"), 10**400], ids=repr)
-def test_a_time_that_is_no_number_is_refused(claim: str, value: Any) -> None:
+def test_a_time_that_is_not_a_number_is_refused(claim: str, value: Any) -> None:
     with pytest.raises(Unauthenticated):
         Tokens(SECRET, ttl=60).user_id(jwt.encode(claims(**{claim: value}), SECRET, "HS256"))
 
 
-def test_a_token_of_another_key_is_forged() -> None:
+def test_a_token_signed_with_another_key_is_forged() -> None:
     with pytest.raises(Unauthenticated):
         Tokens(SECRET, ttl=60).user_id(Tokens("t" * 48, ttl=60).make(7))
 
@@ -85,7 +85,7 @@ def test_a_changed_token_is_forged(position: int) -> None:
 
 
 @pytest.mark.parametrize("sub", ["0", "-1", "", "x", "1.5", str(2**63), "9" * 5000])
-def test_a_subject_that_is_no_user_is_refused(sub: str) -> None:
+def test_a_subject_that_is_not_a_user_is_refused(sub: str) -> None:
     with pytest.raises(Unauthenticated):
         Tokens(SECRET, ttl=60).user_id(jwt.encode(claims(sub=sub), SECRET, "HS256"))
 
@@ -98,7 +98,7 @@ def test_a_token_without_a_claim_is_refused(missing: str) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["none", "HS384", "HS512"])
-def test_only_the_one_algorithm_counts(algorithm: str) -> None:
+def test_only_one_algorithm_is_accepted(algorithm: str) -> None:
     secret = SECRET * 2
     token = jwt.encode(claims(), None if algorithm == "none" else secret, algorithm)
     with pytest.raises(Unauthenticated):
@@ -106,6 +106,6 @@ def test_only_the_one_algorithm_counts(algorithm: str) -> None:
 
 
 @given(text=st.text())
-def test_any_text_is_no_token(text: str) -> None:
+def test_arbitrary_text_is_not_a_token(text: str) -> None:
     with pytest.raises(Unauthenticated):
         Tokens(SECRET, ttl=60).user_id(text)

@@ -93,7 +93,7 @@ def test_settings_that_are_not_valid_are_named(
     assert "Traceback" not in worker.said()
 
 
-def test_a_database_that_is_not_there_ends_the_start_with_one_line(development: Settings, tmp_path: Path) -> None:
+def test_without_a_database_the_start_fails_with_one_line(development: Settings, tmp_path: Path) -> None:
     away = development.model_copy(update={"database_url": "postgresql://somebody:hidden@127.0.0.1:1/nowhere"})
     exit_code, worker = ended(away, tmp_path / "log", "-m", "worker")
     assert exit_code == 1
