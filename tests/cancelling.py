@@ -1,4 +1,4 @@
-"""Cancels a coroutine at one of its awaits, chosen by number, as asyncio or an anyio scope does."""
+"""Cancels a coroutine at one of its awaits, chosen by number, as asyncio or an anyio scope would."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator

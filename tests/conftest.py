@@ -29,7 +29,7 @@ from tests.servers import TestServers, test_servers
 Administrator: TypeAlias = psycopg.Connection[tuple[object, ...]]
 
 REDIS_DATABASES = 16
-"""What a Redis server has unless configured otherwise."""
+"""The number of databases that a Redis server has by default."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,7 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_settings_of_the_developer() -> Iterator[None]:
-    """Tests say what they need; what is exported in the shell must not change their outcome."""
+    """Tests set what they need; variables exported in the shell must not affect them."""
     with pytest.MonkeyPatch.context() as patch:
         for name in os.environ:
             if name.startswith("WAYBILL_") and not name.startswith("WAYBILL_TEST_"):
@@ -67,7 +67,7 @@ def administrator(servers: TestServers) -> Iterator[Administrator]:
 
 @contextmanager
 def temporary_database(administrator: Administrator, servers: TestServers, template: str) -> Iterator[str]:
-    """A copy of the database `template`, dropped afterwards with whoever is still connected; yields its address."""
+    """A copy of the database `template`; yields its address. Dropped afterwards, together with open connections."""
     name = f"waybill_test_{uuid4().hex}"
     administrator.execute(
         sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
@@ -80,7 +80,7 @@ def temporary_database(administrator: Administrator, servers: TestServers, templ
 
 @pytest.fixture(scope="session")
 def template_database(administrator: Administrator, servers: TestServers) -> Iterator[str]:
-    """The name of a database that was migrated to the newest revision and holds nothing else. Do not connect to it."""
+    """The name of an otherwise empty database that was migrated to the newest revision. Do not connect to it."""
     with temporary_database(administrator, servers, "template0") as url:
         command.upgrade(alembic_config(url), "head")
         name = make_url(url).database
@@ -97,7 +97,7 @@ def database_url(administrator: Administrator, servers: TestServers, template_da
 
 @pytest.fixture
 def empty_database_url(administrator: Administrator, servers: TestServers) -> Iterator[str]:
-    """The address of a database without any table that belongs to this test."""
+    """The address of a database without tables that belongs to this test."""
     with temporary_database(administrator, servers, "template0") as url:
         yield url
 
@@ -119,14 +119,14 @@ def settings(database_url: str, redis_url: str) -> Settings:
 
 
 def settings_for(database_url: str, redis_url: str) -> Settings:
-    """Settings of a test, whatever the developer has set."""
+    """Settings for a test, independent of what the developer has set."""
     return Settings(
         _env_file=None,
         environment=Environment.development,
         log_format=LogFormat.console,
         database_url=database_url,
         redis_url=redis_url,
-        # The cheapest hash there is: passwords are no secret here.
+        # The cheapest possible hash: the passwords are not secret here.
         argon2_memory_kib=8,
         argon2_time_cost=1,
         argon2_parallelism=1,

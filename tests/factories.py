@@ -1,7 +1,7 @@
-"""Committed rows to begin a test with, and a count of the SQL statements that were sent.
+"""Committed rows to start a test with, and a counter for the SQL statements that are sent.
 
 The functions write models directly, past services and events, and return them detached: read their columns, not their
-relationships. Where a value does not matter to the test, leave it out; unique ones are counted up.
+relationships. Leave out values that do not matter to the test; unique ones are numbered.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,7 +41,7 @@ async def make_user(
 ) -> User:
     """A user with an account that holds `credits`, issued in a top-up, so that the books balance.
 
-    Nobody can sign in with the default password: to test that, give a hash from `Passwords.hash`.
+    It is not possible to sign in with the default password; to test that, pass a hash from `Passwords.hash`.
     """
     async with database.write() as session:
         user = User(
@@ -86,7 +86,7 @@ async def make_product(
     name: str | None = None,
     is_active: bool = True,
 ) -> Product:
-    """A product with `stock` pieces on hand, none reserved; seller and category are made where none is given."""
+    """A product with `stock` pieces on hand, none reserved; seller and category are created if not given."""
     seller = seller or await make_user(database)
     category = category or await make_category(database)
     number = next(_numbers)
@@ -204,7 +204,7 @@ def count_statements(engine: AsyncEngine) -> Iterator[Recorder]:
 
 @contextmanager
 def plain_sql(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The plain SQL that is run inside the block, of whatever unit of work: one text for each trip."""
+    """The plain SQL that is run inside the block by any unit of work: one text for each round trip."""
     ran: list[str] = []
     run, fetch = Sql.run, Sql._fetch
 

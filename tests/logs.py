@@ -21,7 +21,7 @@ class _Kept(logging.Handler):
 
 @contextmanager
 def capture_logs() -> Iterator[list[dict[str, Any]]]:
-    """The lines that the worker logs meanwhile, whatever their level."""
+    """The lines that the worker logs inside the block, at any level."""
     logger, kept = logging.getLogger("worker"), _Kept()
     level_before = logger.level
     logger.setLevel(logging.DEBUG)

@@ -8,10 +8,10 @@ from decimal import Decimal
 from services.fields import MAX_CREDITS
 
 UNKNOWN = -1
-"""The number of an account that is none."""
+"""The number of an account that does not exist."""
 
 POISON = "poison"
-"""A note that a rule of the database refuses."""
+"""A note that a constraint of the database refuses."""
 
 
 @dataclass(frozen=True)

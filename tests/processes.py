@@ -1,4 +1,4 @@
-"""The product's own processes, as an operator starts them, on a test's servers."""
+"""Waybill's own processes, started as an operator would, on a test's servers."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class Running:
-    """One process; it can be killed and started again. Its output, all starts', is in `log`."""
+    """A process that can be killed and started again. The output of all its runs is in `log`."""
 
     def __init__(self, arguments: Sequence[str], settings: Settings, log: Path) -> None:
         self._command = [sys.executable, *arguments]
@@ -38,7 +38,7 @@ class Running:
         self.process.wait()
 
     def terminate(self, seconds: float) -> int:
-        """SIGTERM; the exit code. Raises `subprocess.TimeoutExpired` where the process has not left in time."""
+        """Send SIGTERM; return the exit code. Raises `subprocess.TimeoutExpired` if it does not exit in time."""
         self.process.terminate()
         return self.process.wait(seconds)
 
@@ -54,7 +54,7 @@ class Running:
 
 @contextmanager
 def running(arguments: Sequence[str], settings: Settings, log: Path) -> Iterator[Running]:
-    """A process of `python ARGUMENTS` with these settings, ended by its id on exit."""
+    """A process of `python ARGUMENTS` with these settings, killed by its id on exit."""
     started = Running(arguments, settings, log)
     try:
         yield started
@@ -70,14 +70,14 @@ def running_worker(settings: Settings, log: Path) -> Iterator[Running]:
 
 @contextmanager
 def running_api(settings: Settings, log: Path) -> Iterator[tuple[Running, str]]:
-    """The API and its address; it may not answer yet."""
+    """The API and its address. It may not be ready yet."""
     port = any_free_port()
     with running(["-m", "services.cli", "api", "--port", str(port)], settings, log) as api:
         yield api, f"http://127.0.0.1:{port}"
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
-    """The environment that makes a process run with these settings, and with nothing of the developer's."""
+    """The environment that makes a process run with these settings, and with none of the developer's."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WAYBILL_")}
     values = settings.model_dump(mode="json") | {"secret_key": settings.secret_key.get_secret_value()}
     return kept | {f"WAYBILL_{name.upper()}": str(value) for name, value in values.items() if value is not None}

@@ -9,10 +9,10 @@ from sqlalchemy import make_url
 
 
 class Proxy:
-    """Listens on a free port of the loopback and passes on what it is sent to the server at `url`.
+    """Listens on a free loopback port and forwards what it receives to the server at `url`.
 
-    It cuts a connection, in the middle, when `cut` says so of what the client sends. While it is `silent`, it accepts
-    connections and reads from them, and nothing is ever answered.
+    It cuts a connection when `cut` returns true for what the client sends. While it is `silent`, it accepts connections
+    and reads from them, but never answers.
     """
 
     def __init__(self, url: str, cut: Callable[[bytes], bool] = lambda _: False) -> None:
@@ -23,7 +23,7 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """The server's address by way of this proxy."""
+        """The server's address through this proxy."""
         port = self._server.sockets[0].getsockname()[1]
         return self._target.set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
 

@@ -1,7 +1,7 @@
 """The PostgreSQL and Redis that a test session runs against.
 
-Given ones where `WAYBILL_TEST_DATABASE_URL` and `WAYBILL_TEST_REDIS_URL` are set; else containers where a Docker engine
-answers; else the embedded servers in a temporary folder.
+The given ones if `WAYBILL_TEST_DATABASE_URL` and `WAYBILL_TEST_REDIS_URL` are set; otherwise containers if a Docker
+engine answers; otherwise the embedded servers in a temporary folder.
 """
 
 import gc
@@ -22,7 +22,7 @@ from services.local.embedded import EmbeddedPostgres, EmbeddedRedis
 
 POSTGRES_IMAGE = "postgres:18-alpine"
 REDIS_IMAGE = "redis:8-alpine"
-# Many databases are cloned from the template, each with connections of its own.
+# Many databases are cloned from the template, each with its own connections.
 _POSTGRES_SETTINGS = {"max_connections": "300", "fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 
@@ -43,7 +43,7 @@ class ServerKind(StrEnum):
 
 
 def choose_servers(environment: Mapping[str, str], connect: Callable[[], Any] = docker.from_env) -> ServerKind:
-    """What to run against. `connect` makes a Docker client; it fails, or its ping does, where no engine answers."""
+    """What to run against. `connect` makes a Docker client; if no engine answers, it or its ping fails."""
     given = [name for name in ("WAYBILL_TEST_DATABASE_URL", "WAYBILL_TEST_REDIS_URL") if environment.get(name)]
     if len(given) == 2:
         return ServerKind.given
@@ -53,7 +53,7 @@ def choose_servers(environment: Mapping[str, str], connect: Callable[[], Any] = 
 
 
 def _engine_answers(connect: Callable[[], Any]) -> bool:
-    # The Docker client drops the socket it could not connect; collected here, its warning reaches nobody's test.
+    # The Docker client leaks the socket it could not connect. Collected here, its warning does not reach a test.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         try:
@@ -93,7 +93,7 @@ def _embedded() -> Iterator[TestServers]:
 
 @contextmanager
 def _containers() -> Iterator[TestServers]:
-    # Imported here: it reads the Docker configuration when imported, and is of no use without an engine.
+    # Imported here: it reads the Docker configuration on import, and is useless without an engine.
     from testcontainers.community.postgres import PostgresContainer
     from testcontainers.core.container import DockerContainer
     from testcontainers.core.wait_strategies import LogMessageWaitStrategy

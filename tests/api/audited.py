@@ -43,7 +43,7 @@ _ADJUST = """
 
 @dataclass
 class Busy:
-    """Who and what there is after a day of trading; orders and transfers by what became of them."""
+    """The users, products and more after a day of trading; orders and transfers by their outcome."""
 
     api: Api
     buyer: User
@@ -119,7 +119,7 @@ async def trade(api: Api) -> Busy:
 
 
 async def note_refund(connection: AsyncConnection, order_id: UUID) -> None:
-    """Write on a cancelled order what was refunded."""
+    """Note a refund on a cancelled order."""
     refunded = "SELECT coalesce(sum(posted_amount), 0) FROM transfers WHERE kind = 'refund' AND order_id = :id"
     await connection.execute(text(f"UPDATE orders SET refunded = ({refunded}) WHERE id = :id"), {"id": order_id})
     returned = "UPDATE order_items SET returned = quantity FROM orders WHERE orders.id = order_id AND refunded > 0"
@@ -132,7 +132,7 @@ async def execute(database: Database, statement: str, **parameters: Any) -> None
 
 
 async def corrupt(database: Database, *statements: str, **ids: Any) -> None:
-    """Change rows behind the ledger's back: no trigger and no foreign key looks at it."""
+    """Change rows behind the ledger's back, without triggers and foreign keys."""
     async with database.engine.begin() as connection:
         await connection.execute(text("SET LOCAL session_replication_role = replica"))
         for statement in statements:

@@ -1,4 +1,4 @@
-"""Speaks to the application as one user or another, and looks at what it left in the database."""
+"""Sends requests to the application as different users, and reads what it left in the database."""
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -23,11 +23,11 @@ from tests.factories import make_product, make_user
 from worker.handlers import SUBSCRIPTIONS
 
 FRESH = "fresh"
-"""Asks for an Idempotency-Key that nobody has used."""
+"""Asks for an Idempotency-Key that has not been used."""
 
 
 class Api:
-    """The application in this process, its lifespan running, and a client of it."""
+    """The application in this process with its lifespan running, and a client for it."""
 
     def __init__(self, app: FastAPI, client: httpx2.AsyncClient, settings: Settings, database: Database) -> None:
         self.app = app
@@ -47,7 +47,7 @@ class Api:
         headers: Mapping[str, str] | None = None,
         **body: Any,
     ) -> httpx2.Response:
-        """Send a request as the user `by`, with an Idempotency-Key and the version it read where they are given."""
+        """Send a request as the user `by`, with an Idempotency-Key and the version it read if given."""
         sent = dict(headers or {})
         if by is not None:
             sent["Authorization"] = f"Bearer {self.tokens.make(by.id)}"
@@ -61,7 +61,7 @@ class Api:
         return await self.request("GET", path, by=by, **more)
 
     async def post(self, path: str, *, by: User | None = None, key: str | None = FRESH, **more: Any) -> httpx2.Response:
-        """POST with a fresh Idempotency-Key unless another or none (`None`) is given."""
+        """POST with a fresh Idempotency-Key, unless another one or None is given."""
         return await self.request("POST", path, by=by, key=key, **more)
 
     async def patch(self, path: str, *, by: User | None = None, version: int | None, **more: Any) -> httpx2.Response:
@@ -71,7 +71,7 @@ class Api:
         return await self.request("DELETE", path, by=by, **more)
 
     async def place(self, buyer: User, *lines: tuple[Product, int], **more: Any) -> dict[str, Any]:
-        """Place an order of (product, quantity); its reply."""
+        """Place an order of (product, quantity); return the reply."""
         reply = await self.post("/v1/orders", by=buyer, json=order_of(*lines, **more))
         assert reply.status_code == 201, reply.text
         placed: dict[str, Any] = reply.json()
@@ -111,7 +111,7 @@ class Api:
             return (await connection.execute(text(statement), parameters)).scalar_one()
 
     async def everything(self) -> dict[str, tuple[int, Decimal]]:
-        """Number and fingerprint of the rows of each table, without the stored replies and the canary's row."""
+        """The number and a fingerprint of each table's rows, without the stored replies and the canary's row."""
         left_out = {"idempotency_keys", "canaries"}
         tables = sorted(table.name for table in metadata.tables.values() if table.name not in left_out)
         union = " UNION ALL ".join(

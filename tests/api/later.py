@@ -1,4 +1,4 @@
-"""Lets time pass for what ends by itself, and does what the scheduled job does then."""
+"""Lets time pass for holds and orders, and then runs what the scheduled job runs."""
 
 from sqlalchemy import text
 
@@ -11,9 +11,9 @@ from tests.api.audited import run_audit
 
 
 async def let_the_time_run_out(database: Database) -> None:
-    """Every hold, and every order that awaits payment, ended a second ago."""
+    """Make every hold, and every order that awaits payment, expire a second ago."""
     async with database.engine.begin() as connection:
-        # The end of a transfer is not changed once it is written: a trigger sees to that.
+        # A trigger keeps a transfer's end from being changed once it is written.
         await connection.execute(text("SET LOCAL session_replication_role = replica"))
         ended = "expires_at = now() - interval '1 second'"
         await connection.execute(text(f"UPDATE transfers SET {ended} WHERE state = 'pending'"))

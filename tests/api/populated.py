@@ -1,4 +1,4 @@
-"""A database with some of everything that operations are about, for requests that name it."""
+"""A database with some of everything that operations work on, for requests that refer to it."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -41,7 +41,7 @@ async def populate(database: Database, customer: User, other: User) -> dict[str,
     product = await make_product(database, seller=other, stock=1000)
     confirmed = await _place(database, customer, product.id)
     await drain(Processor(lambda: UnitOfWork(database.write), SUBSCRIPTIONS, retry=RetryPolicy(1, 1, 1), batch_size=50))
-    # What was placed last is dead, and stays pending.
+    # The order placed last has a dead letter, and stays pending.
     placed = await _place(database, customer, product.id)
     async with database.engine.begin() as connection:
         positions = list((await connection.execute(text(_BURY))).scalars())

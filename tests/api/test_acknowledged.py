@@ -183,7 +183,7 @@ async def test_an_unreadable_stored_reply_is_reported_and_does_not_end_the_audit
     async with told.api.database.engine.begin() as connection:
         broken = "UPDATE idempotency_keys SET body = $1 WHERE key = ANY($2)"
         assert (await connection.exec_driver_sql(broken, (body, keys))).rowcount == len(keys)
-    # An object that names no transfer is what a batch answers of which none was posted.
+    # A batch of which nothing was posted answers with an object that names no transfer.
     silent = {told.writes["a transfer of a batch"][2]} if body == b'{"id": 7}' else set()
 
     _, found = await run_audit(told.api.database)

@@ -30,7 +30,7 @@ ALLOWED = "DROP FUNCTION forbid CASCADE"
 
 @pytest.fixture
 async def often(settings: Settings) -> AsyncIterator[tuple[httpx2.AsyncClient, ApiState]]:
-    """The application, with a canary that tries all the time."""
+    """The application, with a canary that writes continuously."""
     async with running(settings.model_copy(update={"canary_interval": OFTEN})) as started:
         yield started
 
@@ -39,7 +39,7 @@ async def failed_for(client: httpx2.AsyncClient, caplog: pytest.LogCaptureFixtur
     assert await until_it_says(client, canary="failed") == 503
     status, said, retry_after = await readiness(client)
     assert (status, said["ready"], said["database"], retry_after) == (503, False, "ok", "1")
-    # The tries after one that hangs may fail at another step, as long as what hangs holds the row.
+    # The attempts after one that hangs may fail at another step, as long as the one that hangs has locked the row.
     line = next(record for record in caplog.records if record.name == module.__name__)
     assert line.levelno == logging.ERROR
     assert f"could not {why}" in line.getMessage()

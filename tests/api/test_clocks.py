@@ -71,7 +71,7 @@ async def test_an_api_on_a_host_whose_clock_is_far_off_is_not_ready_until_it_is_
 
     step_the_host(monkeypatch, seconds)
     assert await status() == 503
-    # Nothing that it does is wrong.
+    # Everything it does is correct.
     buyer, _, product = await api.shop(credits="50")
     await api.place(buyer, (product, 1))
     step_the_host(monkeypatch, 0)

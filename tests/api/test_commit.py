@@ -26,7 +26,7 @@ DANGLING = text("""
 
 @pytest.fixture
 def before_commit(monkeypatch: pytest.MonkeyPatch) -> Callable[[Hook], None]:
-    """Do something of the test's between the work and the commit of every unit of work."""
+    """Run the test's action between the work and the commit of every unit of work."""
 
     def install(hook: Hook) -> None:
         commit = UnitOfWork.commit

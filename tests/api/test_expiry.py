@@ -1,4 +1,4 @@
-"""Orders that nothing came of in time are cancelled, by the scheduled job or by the worker that comes too late."""
+"""Orders that are not completed in time are cancelled, by the scheduled job or by the worker that comes too late."""
 
 from tests.api.client import Api, amounts, assert_problem
 from tests.api.later import assert_nothing_differs, let_the_time_run_out, sweep
@@ -51,7 +51,7 @@ async def test_a_worker_that_comes_too_late_cancels_instead_of_posting(api: Api)
 
     assert (await api.process()).processed == 2
 
-    # The stock of the one that came too late is there for the other.
+    # The stock of the late order is available to the other.
     assert [await api.status_of(order["id"]) for order in (late, in_time)] == ["cancelled", "confirmed"]
     assert await api.credits_of(buyer) == amounts("50")
     assert await api.credits_of(seller) == amounts("20")

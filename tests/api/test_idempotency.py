@@ -80,7 +80,7 @@ async def test_order_actions_that_move_credits_need_a_key(api: Api, move: str) -
 
 
 ANONYMOUS = {"/v1/token", "/v1/users"}
-"""Nobody is signed in here: docs/decisions/ says why these take no key."""
+"""No user is signed in here; docs/decisions/ says why these take no key."""
 
 
 async def test_every_post_takes_a_key_and_those_that_move_credits_require_it(api: Api) -> None:
@@ -90,7 +90,7 @@ async def test_every_post_takes_a_key_and_those_that_move_credits_require_it(api
     takes: set[str] = set()
     requires: set[str] = set()
     for path in paths:
-        # An id that nothing has: whatever else is wrong, the key comes first.
+        # An id that does not exist: whatever else is wrong, the key is checked first.
         target = path
         for parameter in document["paths"][path]["post"].get("parameters", []):
             if parameter["in"] == "path":

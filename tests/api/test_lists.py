@@ -1,4 +1,4 @@
-"""Filters, sorts, searches and cursors of every list: what is not on offer is refused with what is."""
+"""Filters, sorts, searches and cursors of every list: what is not supported is refused with what is."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""Requests that are no proper requests: whatever is sent, to whichever route, the answer is a 4xx problem."""
+"""Malformed requests: whatever is sent, to whichever route, the answer is a 4xx problem."""
 
 import asyncio
 import re
@@ -307,7 +307,7 @@ async def test_every_route_asks_for_a_token_unless_it_is_open_to_all(api: Api) -
         ("GET", "/v1/products/{product_id}"),
         ("GET", "/healthz"),
         ("GET", "/readyz"),
-        # Outside development it asks for a token of its own (test_metrics.py).
+        # Outside development it requires its own token (test_metrics.py).
         ("GET", "/metrics"),
     }
     asked = set()

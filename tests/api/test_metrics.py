@@ -1,4 +1,4 @@
-"""What Prometheus reads, and who may."""
+"""What Prometheus reads, and who may read it."""
 
 import logging
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""An order from its placing to its end, over HTTP and through the worker's processing."""
+"""An order from start to end, over HTTP and through the worker."""
 
 from decimal import Decimal
 from typing import Any

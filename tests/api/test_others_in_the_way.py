@@ -31,7 +31,7 @@ def settings(settings: Settings) -> Settings:
 
 @asynccontextmanager
 async def locked(database: Database, statement: str, **parameters: object) -> AsyncIterator[None]:
-    """Another session holds these rows."""
+    """Lock these rows in another session."""
     async with database.engine.connect() as connection:
         await connection.execute(text(statement), parameters)
         yield

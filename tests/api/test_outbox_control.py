@@ -1,4 +1,4 @@
-"""Operators take the outbox in hand over HTTP."""
+"""Operators inspect and control the outbox over HTTP."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Giving back pieces of an order: never more than was paid, never twice, and the stock with it."""
+"""Refunds of pieces of an order: never more than was paid, never twice, and the stock is returned."""
 
 import asyncio
 from decimal import Decimal

@@ -1,6 +1,6 @@
 """Generated requests, good and bad, to every operation of the OpenAPI document.
 
-None may end in a 5xx, and each reply must be one that the document announces, in status, type and shape. The
+None may end in a 5xx, and each reply must be documented, with its status, type and shape. The
 application runs in this process, with its lifespan, on Schemathesis' own event loop.
 """
 
@@ -47,7 +47,7 @@ ON_WHAT_THERE_IS = {
     "GET /v1/operations/why",
     "GET /v1/operations/audit",
 }
-"""Operations that must have succeeded on something: else hardly anything of them was tried."""
+"""Operations that must have succeeded at least once; otherwise they were hardly tested."""
 
 CHECKS = [
     not_a_server_error,
@@ -60,7 +60,7 @@ CHECKS = [
 
 @dataclass(frozen=True)
 class World:
-    """The document of a running application, who calls it, and what there is, by the names of parameters."""
+    """The document of a running application, its callers, and existing values by the names of parameters."""
 
     schema: BaseSchema
     tokens: dict[str, str]
@@ -90,7 +90,7 @@ def world(settings: Settings) -> Iterator[World]:
 def try_out(
     operation: APIOperation[Any, Any, Any, Any], headers: dict[str, str], known: dict[str, Sequence[Any]]
 ) -> set[int]:
-    """Send generated requests, half of them good and half of them bad; the statuses of the replies."""
+    """Send generated requests, half of them valid and half of them not; return the statuses of the replies."""
     statuses = set()
     strategies = [operation.as_strategy(generation_mode=mode) for mode in GenerationMode]
 
@@ -106,7 +106,7 @@ def try_out(
     def check(case: Case[Any], prepared: int | None) -> None:
         more: dict[str, str] = {}
         if prepared is not None:
-            # Half of them with what is hardly ever generated, so that more of them get as far as the work.
+            # Half of them with values that are hardly ever generated, so that more of them reach the service.
             more = {"Idempotency-Key": str(uuid4()), "If-Match": '"1"'}
             for given_ones in (case.path_parameters, case.query):
                 for name in given_ones.keys() & known.keys():
@@ -121,7 +121,7 @@ def try_out(
 def test_no_generated_request_ends_in_a_5xx_or_in_an_undocumented_reply(world: World, caller: str) -> None:
     headers = {"Authorization": f"Bearer {world.tokens[caller]}"}
     operations = [result.ok() for result in world.schema.get_all_operations() if isinstance(result, Ok)]
-    # A caller who closes their own access would make every later reply a 401.
+    # A caller who locks themselves out would make every later reply a 401.
     statuses = {
         operation.label: try_out(operation, headers, world.known)
         for operation in operations

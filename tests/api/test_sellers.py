@@ -1,4 +1,4 @@
-"""Sellers who leave: whatever they offered cannot be ordered any more, however much it was."""
+"""Sellers who leave: their products can no longer be ordered, however many there are."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -16,11 +16,11 @@ SHOWN_TO_OPERATORS = {
     "get /v1/operations/dead-letter-groups": {"fingerprint"},
     "post /v1/operations/replay": {"fingerprint"},
     "post /v1/operations/discard": {"fingerprint"},
-    # What an operator decides by: whether this event can ever take effect.
+    # An operator needs it to decide whether this event can ever take effect.
     "get /v1/operations/dead-letters/{position}": {"fingerprint", "payload"},
     "get /v1/operations/deferred": {"available_at"},
 }
-"""What is internal elsewhere, by the routes that are there to show it."""
+"""Fields that are internal elsewhere, by the routes whose purpose is to show them."""
 
 INTERNAL = {
     "hashed_password",

@@ -1,4 +1,4 @@
-"""Who keeps a request waiting holds no connection to the database: a client that is slow, a hash that takes long."""
+"""Requests that wait for a slow client or a slow hash hold no connection to the database."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,7 +19,7 @@ PASSWORD = "correct horse battery"
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """One connection: a request that holds it while it waits is a request that stops all others."""
+    """One connection: a request that holds it while it waits stops all others."""
     update = {"database_pool_size": 1, "database_max_overflow": 0, "database_pool_timeout": 2.0}
     return settings.model_copy(update=update)
 
@@ -69,7 +69,7 @@ async def slowly(api: Api, path: str, by: User, body: bytes = b'{"reason": "slow
 
 
 async def assert_connection_is_free(api: Api, by: User) -> None:
-    """No transaction is open, and others are served though there is only one connection."""
+    """No transaction is open, and other requests are served with the only connection."""
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE application_name = :name AND state LIKE 'idle in transact%'"
     assert await api.scalar(f"{waiting} AND datname = current_database()", name="waybill-api") == 0
     async with asyncio.timeout(10):

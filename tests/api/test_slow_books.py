@@ -1,4 +1,4 @@
-"""A recount of the books may take longer than other requests, and has limits of its own."""
+"""A recount of the books may take longer than other requests, and has its own limits."""
 
 from time import monotonic
 
@@ -31,7 +31,7 @@ def settings(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 async def slow_down(api: Api, table: str, seconds: float) -> None:
-    """From now on it takes this long to read the table."""
+    """Make it take this long to read the table."""
     await rows(api.database, f"ALTER TABLE {table} RENAME TO slow_{table}")
     slow = f"SELECT slow_{table}.* FROM (SELECT pg_sleep({seconds})) AS _ LEFT JOIN slow_{table} ON true"
     await rows(api.database, f"CREATE VIEW {table} AS {slow}")

@@ -1,4 +1,4 @@
-"""The statement: pages, filters, and CSV that no slow reader makes expensive."""
+"""The statement: pages, filters, and CSV that stays cheap with a slow reader."""
 
 import asyncio
 import csv
@@ -35,7 +35,7 @@ NOTES = [
     "'quoted",
 ]
 SHOWN = {"=1+1", "+1", "-1", "@SUM(A1)", "\t=1", " =1", "\r\nx"}
-"""Notes that a spreadsheet would calculate, or take apart."""
+"""Notes that a spreadsheet would run as a formula, or split."""
 
 
 async def with_notes(api: Api, *notes: str) -> User:
@@ -106,7 +106,7 @@ async def test_csv_follows_rfc_4180_and_contains_no_formulas(api: Api) -> None:
     user = await with_notes(api, *NOTES)
     content = (await api.get(f"{PATH}.csv", by=user)).content
     assert content.endswith(b"\r\n")
-    # A line break inside of quotes is the note's own; every other is CRLF.
+    # A line break inside quotes belongs to the note; every other one is CRLF.
     outside = "".join(content.decode().split('"')[::2])
     assert outside.count("\n") == outside.count("\r\n") == len(NOTES) + 2
     assert b'"say ""hi"""' in content
@@ -179,7 +179,7 @@ async def test_an_export_that_fails_in_the_middle_does_not_look_complete(
     server = uvicorn.Server(uvicorn.Config(api.app, host=LOOPBACK, port=port, log_config=None, lifespan="off"))
     serving = asyncio.create_task(server.serve())
     try:
-        # Retried while it does not listen yet.
+        # Retried until it listens.
         transport = httpx2.AsyncHTTPTransport(retries=8)
         headers = {"Authorization": f"Bearer {api.tokens.make(user.id)}"}
         async with httpx2.AsyncClient(base_url=f"http://{LOOPBACK}:{port}", transport=transport) as client:

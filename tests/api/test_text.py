@@ -1,4 +1,4 @@
-"""Text that has no UTF-8: half a surrogate pair. JSON and a form's charset can spell it, PostgreSQL cannot store it."""
+"""Lone surrogates: JSON and a form's charset can express them, but UTF-8 and PostgreSQL cannot hold them."""
 
 from typing import Any
 from uuid import uuid4

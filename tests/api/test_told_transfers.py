@@ -1,4 +1,4 @@
-"""Every posted transfer is told by one event: `credits.moved`, or that of the order that it belongs to."""
+"""Every posted transfer is recorded by one event: `credits.moved`, or that of the order that it belongs to."""
 
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
@@ -48,7 +48,7 @@ async def top_up(api: Api) -> None:
 
 
 async def transfer(api: Api) -> None:
-    """One, two of a batch, and a part of what was held."""
+    """A transfer, two of a batch, and a partly posted hold."""
     payer, payee = await funded(api), await make_user(api.database)
     wanted = {"to_user_id": payee.id, "amount": "2.50"}
     await done(api.post("/v1/transfers", by=payer, json=wanted))

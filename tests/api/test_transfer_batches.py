@@ -1,4 +1,4 @@
-"""Batches of transfers over HTTP: independent, linked, atomic; savepoints where the database objects."""
+"""Batches of transfers over HTTP: independent, linked, atomic; savepoints if the database refuses one."""
 
 import asyncio
 import re

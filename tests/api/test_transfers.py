@@ -1,4 +1,4 @@
-"""Single transfers over HTTP: what each refusal is called, and what a dry run tells."""
+"""Single transfers over HTTP: the code of each refusal, and what a dry run reports."""
 
 import asyncio
 from typing import Any
@@ -36,7 +36,7 @@ BAD_AMOUNTS = [
     [],
     {},
 ]
-"""What is no amount, as the request's JSON would hold it."""
+"""Invalid amounts, as they would be in the request's JSON."""
 
 
 async def close_account(api: Api, user: User) -> None:
@@ -163,7 +163,7 @@ async def test_a_dry_run_reports_what_would_happen_and_writes_nothing(api: Api) 
     assert_problem(refused, 402, "insufficient_credits", pointers=["#/amount"])
     assert await api.everything() == before
     assert await api.scalar("SELECT count(*) FROM idempotency_keys") == 0
-    # The keys are still free, for the same body too.
+    # The keys are still free, even for the same body.
     for key in ("k-1", "k-2"):
         again = await api.post("/v1/transfers", by=sender, key=key, json={**wanted, "amount": "1", "dry_run": True})
         assert (again.status_code, again.headers.get("idempotency-replayed")) == (200, None)

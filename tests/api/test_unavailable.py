@@ -1,4 +1,4 @@
-"""A database that is up and refuses connections: 503 and a hint to come back, not a 500."""
+"""A database that is up but refuses connections: 503 and Retry-After, not a 500."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ NAMES = "waybill-api%"
 
 @contextmanager
 def refusing_connections(administrator: Administrator, settings: Settings) -> Iterator[None]:
-    """The database takes no new connection, and the API has lost those it had."""
+    """The database accepts no new connections, and the API has lost those it had."""
     name = make_url(settings.database_url).database
     assert name is not None
     alter = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")

@@ -57,7 +57,7 @@ async def read_once(database: Database, limit: int = 100, consumer: str = FEED) 
 
 
 async def read_all(database: Database, limit: int = 100, consumer: str = FEED) -> list[str]:
-    """What is there to read, as `name number`, in the order it comes."""
+    """What there is to read, as `name number`, in order."""
     found: list[str] = []
     more = True
     while more:
@@ -72,12 +72,12 @@ def told(event: LoggedEvent) -> str:
 
 
 async def take_transaction_id(uow: UnitOfWork) -> int:
-    """Let the transaction have its id now, as its first write would; and return it."""
+    """Assign the transaction its id now, as its first write would; return it."""
     connection = await uow.session.connection()
     return int(await connection.scalar(text("SELECT pg_current_xact_id()::text")))
 
 
 async def lock(uow: UnitOfWork, name: str) -> None:
-    """The lock under which events about `name` are written."""
+    """Take the lock under which events about `name` are written."""
     connection = await uow.session.connection()
     await connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": name})

@@ -1,7 +1,6 @@
-"""A storm: events of many kinds of a few aggregates, and a handler that fails as a seed decides.
+"""A storm: events of many kinds about a few aggregates, and a handler that fails as a seed decides.
 
-Decisions are made from the seed and what they are about, not from a sequence: the same ones are made again whatever
-the order in which things happen.
+A decision depends on the seed and its subject, not on a sequence, so it is the same in whatever order things happen.
 """
 
 import asyncio
@@ -56,19 +55,19 @@ class Rain(Drop):
 
 
 class Sleet(Drop):
-    """Its handler gives verdicts."""
+    """Its handler returns verdicts."""
 
     type: ClassVar[str] = "storm.sleet"
 
 
 class Snow(Drop):
-    """Dies of its second failure; what comes later waits."""
+    """Becomes a dead letter at its second failure; later events wait."""
 
     type: ClassVar[str] = "storm.snow"
 
 
 class Hail(Drop):
-    """Dies of its second failure; what comes later goes on without it."""
+    """Becomes a dead letter at its second failure; later events do not wait."""
 
     type: ClassVar[str] = "storm.hail"
 
@@ -87,14 +86,14 @@ _TWICE = RetryPolicy(max_attempts=2, base=0.002, cap=0.05)
 
 
 def chance(seed: int, *about: object) -> float:
-    """From 0 to below 1, always the same for the same seed and subject."""
+    """A number from 0 to below 1, always the same for the same seed and subject."""
     digest = hashlib.sha256(repr((seed, *about)).encode()).digest()
     return int.from_bytes(digest[:8]) / 2**64
 
 
 @dataclass(frozen=True, slots=True)
 class DropHandler:
-    """Writes an effect for each event, and fails of some in one of several ways."""
+    """Writes an effect for each event, and fails for some in one of several ways."""
 
     seed: int
     verdicts: bool = False
@@ -118,7 +117,7 @@ class DropHandler:
             if how < 0.3:
                 await connection.execute(text("SELECT 1 / 0"))
             if how < 0.5:
-                # Fails at the commit only.
+                # Fails only at the commit.
                 await self._write(connection, [claimed])
             else:
                 raise ValueError(f"{claimed.event!r} fails")
@@ -160,7 +159,7 @@ def subscriptions(seed: int) -> list[Subscription[UnitOfWork]]:
 
 
 async def work(settings: Settings, seed: int) -> None:
-    """Work the outbox off until killed, as a poll loop does."""
+    """Process the outbox until killed, as a poll loop does."""
     async with open_database(settings, "storm") as database:
         engine = Processor[UnitOfWork](
             lambda: UnitOfWork(database.write), subscriptions(seed), retry=_FOR_EVER, batch_size=30, time_limit=10
@@ -169,7 +168,7 @@ async def work(settings: Settings, seed: int) -> None:
             try:
                 await drain(engine)
             except DBAPIError as error:
-                # A deadlock's victim comes again; nothing else may come here.
+                # A deadlock victim is retried; nothing else may get here.
                 assert getattr(error.orig, "sqlstate", None) == "40P01", error  # noqa: PT017
             await asyncio.sleep(0.005)
 

@@ -1,4 +1,4 @@
-"""An audit beside writers: it reads one state of the database, and what is written meanwhile is no difference."""
+"""An audit beside writers: it reads one state of the database, and concurrent writes are not differences."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""What the engine is given and cannot use: events of other versions, verdicts that say too little or too much."""
+"""What the engine cannot use: events of other versions, and too few or too many verdicts."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -59,7 +59,7 @@ async def test_an_event_of_an_older_version_that_is_not_read_is_a_dead_letter_an
 
 def verdicts_of(*verdicts: Exception | None) -> Any:
     async def judge(uow: UnitOfWork, events: Sequence[Claimed[Tick]]) -> Verdicts:
-        # Alone, each is done.
+        # Alone, each one is processed.
         if len(events) == 1:
             await TickHandler()(uow, events)
             return [None]

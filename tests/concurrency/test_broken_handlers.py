@@ -82,7 +82,7 @@ async def ticking(ticking: Database, settings: Settings) -> AsyncIterator[Databa
 
 
 class Misbehaving(TickHandler):
-    """Works as it should, then does what it should not where `bad` is in the batch."""
+    """Works as it should, then misbehaves if `bad` is in the batch."""
 
     def __init__(self, misdeed: Misdeed) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ async def rolls_back_the_unit_of_work(uow: UnitOfWork) -> None:
 
 
 class Spark(Tick):
-    """An event of another type, before that of the broken handler in the same transaction."""
+    """An event of another type, processed before that of the broken handler in the same transaction."""
 
     type: ClassVar[str] = "test.spark"
 
@@ -161,7 +161,7 @@ ENDS_THE_TRANSACTION: dict[Misdeed, int] = {
     rolls_back: 0,
     rolls_back_the_unit_of_work: 0,
 }
-"""And how many effects of the broken handler remain."""
+"""Each broken handler, and how many of its effects remain."""
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["orm", "plain"])
@@ -191,7 +191,7 @@ async def test_an_event_whose_handler_ends_the_transaction_is_buried_and_nothing
     assert sorted(await effects(ticking)) == sorted([("a", 0), *remaining])
     assert await rows(ticking, "SELECT aggregate, waits FROM outbox") == [("tick/bad", "behind")]
 
-    # The next of its transactions is sound.
+    # Its next transaction is sound.
     await append(ticking, Spark(name="z"))
     assert sum(outcome.processed for outcome in await drain(broken)) == 1
 

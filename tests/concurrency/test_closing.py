@@ -1,4 +1,4 @@
-"""Accounts that are closed, and holds whose time runs out, while somebody else's transaction is at work on them."""
+"""Accounts that are closed, and holds that expire, while another transaction is working on them."""
 
 import asyncio
 from datetime import timedelta
@@ -31,7 +31,7 @@ WAITING = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() A
 
 
 async def somebody_waits(database: Database) -> None:
-    """Until a session waits for another's lock."""
+    """Wait until a session waits for another session's lock."""
     async with asyncio.timeout(10):
         while not await rows(database, WAITING):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -60,7 +60,7 @@ async def test_an_order_placed_while_its_seller_is_closed_is_rejected_and_its_cr
     buyer, seller = await make_user(database, credits="50"), await make_user(database)
     product = await make_product(database, seller=seller, price="10.00", stock=3)
 
-    # Neither waits for the other: an order does not lock the accounts it is to pay.
+    # Neither waits for the other: an order does not lock the accounts that it will pay.
     async with UnitOfWork(database.write) as closing, UnitOfWork(database.write) as buying, asyncio.timeout(10):
         if first == "close":
             await service.close_account(closing, seller.id)
@@ -131,7 +131,7 @@ async def test_a_payee_is_closed_after_a_hold_for_it_which_is_then_only_voided(d
 async def test_a_worker_that_waited_for_an_account_past_a_holds_time_does_not_post_it(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # It would leave the order for later instead.
+    # Otherwise it would leave the order for later.
     monkeypatch.setattr(repository, "LOCK_TIMEOUT", "30s")
     buyer, seller = await make_user(database, credits="50"), await make_user(database)
     product = await make_product(database, seller=seller, price="10.00", stock=3)

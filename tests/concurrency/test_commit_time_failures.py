@@ -1,4 +1,4 @@
-"""What fails at the commit only is found like any poison: it is put off alone, and the queue goes on."""
+"""An event that fails only at the commit is isolated like any poison: it alone is put off, and the queue continues."""
 
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -27,7 +27,7 @@ async def hold_for_nothing(uow: UnitOfWork) -> None:
 
 
 async def take_effect_twice(uow: UnitOfWork) -> None:
-    """So is the effects' key."""
+    """The key of the effects is also checked at the commit."""
     await (await uow.session.connection()).execute(
         text("INSERT INTO effects (name, number) VALUES ('twice', 0), ('twice', 0)")
     )
@@ -44,7 +44,7 @@ async def record_half_a_surrogate_pair(uow: UnitOfWork) -> None:
 
 
 async def record_a_name_that_is_too_long(uow: UnitOfWork) -> None:
-    """The log takes an aggregate of 100 characters."""
+    """The log accepts an aggregate of at most 100 characters."""
     uow.record(Tock(name="x" * 200))
 
 
@@ -100,13 +100,13 @@ async def test_an_event_that_fails_at_the_commit_is_put_off_alone_and_the_queue_
     assert await rows(shop, "SELECT count(*) FROM outbox WHERE available_at > now() AND last_error <> ''") == [1]
     assert await rows(shop, "SELECT count(*) FROM transfers") == [0]
 
-    # What comes later of the same aggregate waits for it, the others do not.
+    # Later events of the same aggregate wait for it, others do not.
     await append(shop, Tick(name="d", number=1), Tick(name="z"))
     await drain(engine)
     assert ("z", 0) in await effects(shop)
     assert await rows(shop, WAITING) == [("tick/d", 1), ("tick/d", 0)]
 
-    # Without the fault it is made up for, in its order.
+    # Without the fault, it is processed in its order.
     await rows(shop, DUE_NOW)
     await drain(processor(shop))
     assert [number for name, number in await effects(shop) if name == "d"] == [0, 1]

@@ -1,4 +1,4 @@
-"""What operators say of a type, and what waits for its time."""
+"""Operators' settings for a type, and deferred events."""
 
 import asyncio
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ async def test_no_more_batches_of_a_type_run_at_once_than_its_limit(
         if most == at_once:
             held.set()
         await held.wait()
-        # Time for one too many.
+        # Time enough for one batch too many.
         await asyncio.sleep(0.1)
         running -= 1
 
@@ -105,5 +105,5 @@ async def test_twenty_thousand_rows_of_one_aggregate_hold_up_no_others_of_its_ty
     assert took.index(("other", 0)) < 200
     hot = [number for name, number in took if name == "hot"]
     assert hot == list(range(len(hot)))
-    # From further on than the head of the queue has come.
+    # From further on than the head of the queue has reached.
     assert max(number for name, number in took if name.startswith("cold")) > len(hot) + 1000

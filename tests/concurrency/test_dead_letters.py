@@ -1,4 +1,4 @@
-"""A replayed dead letter frees what waits behind it, also what arrives while it is being replayed."""
+"""A replayed dead letter releases the events behind it, including those that arrive while it is being replayed."""
 
 import asyncio
 from collections.abc import Coroutine, Sequence
@@ -17,11 +17,11 @@ AT_ONCE_DEAD = RetryPolicy(max_attempts=1, base=0.001, cap=0.001)
 DEAD = "SELECT position FROM dead_letters"
 STRANDED = "SELECT position FROM outbox WHERE available_at = 'infinity'"
 WHILE_IT_MAY_WAIT = 0.5
-"""Seconds for what may have to wait for the replay's commit, and may not."""
+"""Seconds to allow for something that may, but need not, wait for the replay's commit."""
 
 
 async def bury(database: Database, name: str = "a") -> int:
-    """A dead letter, the aggregate's only event; its position."""
+    """Make a dead letter, the aggregate's only event; return its position."""
     await append(database, Tick(name=name))
     await drain(processor(database, TickHandler(lambda _: True), retry=AT_ONCE_DEAD))
     (position,) = await rows(database, DEAD)
@@ -35,7 +35,7 @@ async def arrive_and_be_looked_at(database: Database, *ticks: Tick) -> None:
 
 
 async def tolerant(work: Coroutine[Any, Any, object]) -> None:
-    """A deadlock's victim has done nothing and comes again: the poller and the API's edge see to that."""
+    """A deadlock victim has done nothing and is retried, as the poller and the API do."""
     try:
         await work
     except DBAPIError as error:
@@ -115,7 +115,7 @@ async def test_a_dead_letter_replayed_between_a_workers_claim_and_its_commit_str
         await claimed.wait()
         replaying = group.create_task(replay(ticking, position))
         if committed_first:
-            # It cannot where the worker's locks are in its way.
+            # It cannot if the worker's locks are in the way.
             await asyncio.wait([replaying], timeout=WHILE_IT_MAY_WAIT)
         else:
             await asyncio.sleep(0)

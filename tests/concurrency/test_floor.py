@@ -1,4 +1,4 @@
-"""What claims pass over: dead rows, whoever keeps them, and never one that is still to come."""
+"""Claims skip dead rows, whatever keeps them, but never a row that may still appear."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ from tests.concurrency.ticks import Tick, append, drain, effects, processor, row
 
 @pytest.fixture(params=["few dead rows", "many"])
 def many(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether any number of dead rows behind the floor is many."""
+    """Whether any number of dead rows above the floor counts as many."""
     many = bool(request.param == "many")
     if many:
         monkeypatch.setattr(window, "_MANY", 0)
@@ -30,7 +30,7 @@ async def test_an_event_whose_writer_took_its_position_early_and_committed_late_
     async with UnitOfWork(ticking.write) as late, UnitOfWork(ticking.read) as reader:
         late.record(Tick(name="late"))
         await late.check()
-        # Somebody holds a snapshot as well.
+        # Another session also holds a snapshot.
         connection = await reader.session.connection()
         await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
         await connection.execute(text("SELECT count(*) FROM outbox"))
@@ -101,7 +101,7 @@ async def test_a_taker_that_ends_right_after_the_snapshot_of_a_claim_is_not_pass
         await late.flush()
         await go_on(3)
         await first.commit()
-        # Now the floor waits for all that was taken so far, the late one's position too.
+        # Now the floor waits for every position taken so far, including that of the late one.
         await go_on(4)
 
         async def claim_and_commit(

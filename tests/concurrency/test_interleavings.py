@@ -1,7 +1,7 @@
-"""An event that arrives while what it waits for is processed, put off, buried or replayed is never stranded.
+"""An event that arrives while the one it waits for is processed, put off, buried or replayed is never stranded.
 
-Two workers take turns at each await: one settles the first event of an aggregate, the other meets the second. All
-schedules are gone through in which they interrupt each other twice.
+Two workers take turns at each await: one settles the first event of an aggregate, the other finds the second. The test
+runs all schedules in which they interrupt each other twice.
 """
 
 import asyncio
@@ -21,9 +21,9 @@ from tests.concurrency.ticks import LATER, Tick, TickHandler, append, drain, eff
 from tests.faults.stepping_worker import Deed, SteppingUnitOfWork, Steps
 
 AWAITS = 9
-"""Of one worker that processes one event, at most."""
+"""The most awaits of a worker that processes one event."""
 BLOCKED = 0.05
-"""Seconds after which a worker that does not come to its next await waits for the other's lock."""
+"""Seconds after which a worker that has not reached its next await is taken to wait for the other's lock."""
 
 DEAD = RetryPolicy(max_attempts=1, base=1, cap=1)
 
@@ -65,7 +65,7 @@ async def work(database: Database, turns: Turns, retry: RetryPolicy, fails: bool
     try:
         await engine.run_once()
     except DBAPIError as error:
-        # A deadlock's victim has done nothing and comes again.
+        # A deadlock victim has done nothing and is retried.
         assert sqlstate(error) == "40P01", error  # noqa: PT017
 
 
@@ -82,7 +82,7 @@ async def bury(database: Database, turns: Turns) -> None:
 
 
 async def replay(database: Database, turns: Turns) -> None:
-    """As an operator does; the first event is dead."""
+    """Replay, as an operator does; the first event is dead."""
     async with SteppingUnitOfWork(database.write, turns) as uow:
         await turns.step("before replay")
         await replay_letter(uow, await first(database))
@@ -114,7 +114,7 @@ async def take_turns(database: Database, sides: tuple[Side, Side], turns: tuple[
     gates = (Turns(), Turns())
     tasks = [asyncio.create_task(_run(side, database, gate)) for side, gate in zip(sides, gates, strict=True)]
     for which, some in ((0, turns[0]), (1, turns[1]), (0, 1000), (1, 1000)):
-        # What is blocked by the other's lock comes again when the other is through.
+        # An event that is blocked by the other's lock is retried when the other has finished.
         await gates[which].give(min(some, 40), tasks[which])
     for gate, task in zip(gates, tasks, strict=True):
         await gate.give(40, task)
@@ -127,7 +127,7 @@ async def _run(side: Side, database: Database, gate: Turns) -> None:
 
 
 async def assert_nothing_is_stranded(database: Database, schedule: str) -> None:
-    """What was put off becomes due, what is dead is replayed; nobody touches what waits behind."""
+    """Make events that were put off due, and replay dead ones, but do not touch the events behind them."""
     await drain(processor(database))
     if position := await first(database):
         async with UnitOfWork(database.write) as uow:

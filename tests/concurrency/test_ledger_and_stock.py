@@ -1,4 +1,4 @@
-"""Many at once on few rows: credits and stock stay right, and of two who want the same one wins."""
+"""Many requests at once on few rows: credits and stock stay correct, and of two conflicting requests one wins."""
 
 import asyncio
 import random
@@ -62,7 +62,7 @@ async def test_random_transfers_of_sixteen_at_once_keep_the_sum_and_never_overdr
                 refused += 1
         return refused
 
-    # A deadlock or any other error of the database would come out of here.
+    # A deadlock or any other database error would be raised here.
     refused = await asyncio.gather(*(move(seed) for seed in range(16)))
 
     balances = await rows(database, BALANCES)
@@ -125,7 +125,7 @@ async def test_a_cancel_and_the_workers_confirmation_at_the_same_moment_leave_on
     assert len(ends) == 100
     late, early = ends.count(["pending", "confirmed", "cancelled"]), ends.count(["pending", "cancelled"])
     assert late + early == 100
-    # The moment was the same often enough for either to come first.
+    # They met often enough for each of them to come first sometimes.
     assert late > 0
     assert early > 0
     assert await rows(database, "SELECT count(*) FROM outbox") == [0]

@@ -32,7 +32,7 @@ class Written:
 
 @dataclass
 class World:
-    """What the writers did, and what the readers got."""
+    """What the writers did, and what the readers received."""
 
     step: int = 0
     holders: dict[str, "Writer"] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Writer:
         await stack.enter_async_context(self._uow)
 
     async def step(self) -> None:
-        """Do one of the things that need not wait for another writer."""
+        """Take one of the steps that need not wait for another writer."""
         free = [name for name in AGGREGATES if name not in self._world.holders]
         steps: list[tuple[Callable[[], Awaitable[None]], int]] = [(self._take_id, 1)]
         if free and len(self._mine) < 2:
@@ -99,7 +99,7 @@ class Writer:
 
 
 async def read(database: Database, world: World, consumer: str, limit: int, *, dies: bool) -> int:
-    """One read; one that dies had its events, and did not commit. Returns the number of events that took effect."""
+    """One read; a reader that dies has its events but does not commit. Returns how many events took effect."""
     async with UnitOfWork(database.write) as uow:
         batch = await log.read(uow, consumer, limit)
         await log.advance(uow, batch)
@@ -140,7 +140,7 @@ async def test_every_committed_event_comes_once_in_the_order_of_commits(database
         events = [world.written[key] for key in got]
         latest_start = -1
         for event in events:
-            # Nothing that came before was written after this one had been committed.
+            # No earlier event was written after this one had been committed.
             assert event.committed is not None
             assert latest_start <= event.committed, f"{event} came after what followed it"
             latest_start = max(latest_start, event.at)

@@ -38,7 +38,7 @@ async def test_writers_that_commit_out_of_the_order_of_their_positions_are_read_
     async with UnitOfWork(read_log.write) as slow, UnitOfWork(read_log.write) as slower:
         for uow, name in ((slower, "slower"), (slow, "slow")):
             uow.record(Noted(name=name))
-            # Written, position and all, and not committed.
+            # Written with its position, but not committed.
             await uow.check()
         await note(read_log, Noted(name="quick"))
         assert await read_all(read_log) == ["quick 0"]
@@ -88,7 +88,7 @@ async def test_a_consumer_also_reads_what_it_records_while_reading(read_log: Dat
     await note(read_log, Noted(name="a", number=1))
     async with UnitOfWork(read_log.write) as uow:
         own = await take_transaction_id(uow)
-        # Younger and ended: for PostgreSQL's snapshot the reader is neither running nor still to come.
+        # A younger transaction that has ended: in PostgreSQL's snapshot, the reader counts as ended.
         await note(read_log, Noted(name="a", number=2))
         batch = await log.read(uow, FEED, 10)
         assert [told(event) for event in batch.events] == ["a 1", "a 2"]
@@ -142,7 +142,7 @@ async def test_types_that_are_not_asked_for_are_skipped(read_log: Database, monk
             await log.advance(uow, batch)
             await uow.commit()
         reads.append((len(batch.events), batch.more))
-    # A read looks at ten positions; who stops where nothing was found would never come to the one it wants.
+    # A read looks at ten positions. A reader that stopped at an empty read would never reach the one it wants.
     assert reads == [(0, True)] * 4 + [(1, True), (0, False)]
 
 

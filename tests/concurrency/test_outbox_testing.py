@@ -1,4 +1,4 @@
-"""The helpers for tests: what was recorded is found or explained, and an outbox is worked off."""
+"""The helpers for tests: recorded events are found or the failure explained, and an outbox is drained."""
 
 import pytest
 from sqlalchemy import text
@@ -21,7 +21,7 @@ async def test_what_a_unit_of_work_recorded_is_found_before_and_after_it_is_writ
         await uow.check()
         assert uow.recorded == ()
         assert await assert_recorded(uow, Tick, number=1, aggregate="tick/a") == Tick(name="a", number=1)
-        # Of another transaction, or of none: not this one's.
+        # From another transaction, or from none, but not from this one.
         with pytest.raises(AssertionError, match=r"test\.tick was not recorded with name='committed'"):
             await assert_recorded(uow, Tick, name="committed")
         with pytest.raises(AssertionError, match="name is 'committed', number is 0"):

@@ -51,7 +51,7 @@ async def test_effects_next_events_and_the_deletion_are_one_commit(ticking: Data
 
 
 class FailingCommit(UnitOfWork):
-    """Its commit fails whatever the handlers did: an effect's key is checked then, and taken twice."""
+    """Its commit always fails: the key of the effects is checked then, and is used twice."""
 
     async def commit(self) -> None:
         connection = await self.session.connection()
@@ -200,7 +200,7 @@ OF_A_NEWER_RELEASE = pytest.mark.parametrize(
     ],
     ids=["type", "version"],
 )
-"""Events that this worker cannot process and another, of a newer release, may; mended, this one is the newer."""
+"""Events that only a worker of a newer release can process; `mend` makes this worker the newer one."""
 
 
 @OF_A_NEWER_RELEASE
@@ -209,7 +209,7 @@ async def test_an_event_of_an_unknown_type_or_version_waits_for_a_worker_that_kn
 ) -> None:
     await append(ticking, *named("abc"), Tick(name="b", number=1))
     await rows(ticking, spoil)
-    # It is no failure of the event's: not even the last attempt is lost over it.
+    # It is not the event's failure: not even the last attempt is lost.
     engine = processor(ticking, retry=RetryPolicy(max_attempts=1, base=0.001, cap=0.001))
 
     outcomes = await drain(engine)
@@ -231,7 +231,7 @@ async def test_an_event_of_an_unknown_type_or_version_waits_for_a_worker_that_kn
 
 
 async def test_a_failed_half_leaves_nothing_of_its_handlers_work(ticking: Database) -> None:
-    """A failing half's effects and next events go with its savepoint, also those written before the error."""
+    """A failing half's effects and next events are undone by its savepoint, even those written before the error."""
     await append(ticking, *named("ab"))
     seen: list[Any] = []
 

@@ -42,7 +42,7 @@ async def test_events_after_one_that_was_put_off_wait_behind_it_and_others_do_no
 
     await drain(processor(ticking, poisoned, retry=LATER))
     assert await effects(ticking) == [("a", 0), ("b", 0), ("b", 1), ("b", 2)]
-    # They are out of the scan with it.
+    # They are hidden from claims with it.
     assert await rows(ticking, "SELECT count(*) FROM outbox WHERE available_at > now()") == [2]
     assert await rows(ticking, "SELECT count(*) FROM outbox WHERE available_at IS NULL") == [0]
 
@@ -62,7 +62,7 @@ async def test_an_event_out_of_attempts_becomes_a_dead_letter_that_only_its_aggr
     for _ in range(3):
         await rows(ticking, DUE_NOW)
         outcomes += await drain(engine)
-    # What comes after the death waits as well.
+    # Events that come after the dead letter wait as well.
     await append(ticking, *numbered("a", 3, 4), *numbered("b", 2, 3))
     outcomes += await drain(engine)
 
@@ -106,7 +106,7 @@ async def test_ten_thousand_rows_behind_one_that_was_put_off_do_not_starve_other
     poisoned = TickHandler(lambda claimed: claimed.event.name == "hot")
     engine = processor(ticking, poisoned, batch_size=200)
     await drain(engine)
-    # They arrive after the head was put off: nothing but a look at them tells that they have to wait.
+    # They arrive after the head was put off: only a claim finds out that they have to wait.
     await append(ticking, *numbered("hot", 1, 10_001))
     await append(ticking, *numbered("cold", 0, 500))
 
@@ -137,7 +137,7 @@ async def test_a_processor_neither_takes_nor_waits_for_what_another_has_locked(t
     try:
         await asyncio.wait_for(holding.wait(), 30)
         outcome = await processor(ticking, batch_size=100).run_once()
-        # The second event of `a` is free, and yet not its turn.
+        # The second event of `a` is not locked, but it is not its turn.
         assert outcome.processed == 3
         assert await effects(ticking) == [("d", 0), ("e", 0), ("f", 0)]
     finally:
@@ -161,7 +161,7 @@ async def test_order_is_kept_by_several_processors_under_random_failures(ticking
             try:
                 await drain(engine)
             except DBAPIError as error:
-                # Two that put off each other's aggregates: one is the victim, and comes again as the poller does.
+                # Two that put off each other's aggregates: one is the deadlock victim and is retried, as in the poller.
                 assert getattr(error.orig, "sqlstate", None) == "40P01", error  # noqa: PT017
             await asyncio.sleep(0.002)
 
@@ -176,7 +176,7 @@ async def test_order_is_kept_by_several_processors_under_random_failures(ticking
 
 
 class Unwanted(Tick):
-    """What no worker here takes."""
+    """An event that no worker here takes."""
 
     type: ClassVar[str] = "test.unwanted"
 
@@ -186,7 +186,7 @@ async def test_earlier_events_of_an_aggregate_are_found_even_far_from_the_head_o
     await append(ticking, *[Unwanted(name=f"other {number}", number=0) for number in range(40)])
     await append(ticking, Unwanted(name="a", number=0), *numbered("a", 1, 2), *numbered("b", 0, 1))
 
-    # Nobody takes the forty-one before.
+    # No worker takes the forty-one before.
     await drain(processor(ticking, batch_size=2))
 
     assert await effects(ticking) == [("b", 0)]

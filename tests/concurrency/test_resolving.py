@@ -1,4 +1,4 @@
-"""Several who want to settle the same thing at the same moment: one does, the others are told what became of it."""
+"""Several requests that resolve the same thing at the same moment: one succeeds, the others learn the outcome."""
 
 import asyncio
 from collections import Counter
@@ -250,6 +250,6 @@ async def test_an_account_is_closed_or_its_credits_are_held_when_both_happen_at_
         await asyncio.gather(close(), *others) if close_first else reversed(await asyncio.gather(*others, close()))
     )
 
-    # Whoever came before the account was closed has held credits, which then keep it open.
+    # A request that came before the account was closed has held credits, which keep the account open.
     assert set(heard) == ({"account_closed"} if closed == "done" else {"done"})
     await assert_nothing_differs(database)

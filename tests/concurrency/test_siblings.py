@@ -55,9 +55,9 @@ async def hot(ticking: Database) -> Database:
 async def test_events_that_would_wait_for_a_sibling_are_left_to_it(
     hot: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Where the random place further on is: not in the middle of the same aggregate.
+    # The random position further on: not in the middle of the same aggregate.
     monkeypatch.setattr(window, "_further", lambda _, floor: floor.last_taken - OTHERS + 1)
-    # However slow the machine, the sibling has not taken long.
+    # However slow the machine, the sibling does not count as slow.
     monkeypatch.setattr(window, "_LEFT_FOR", 60.0)
     siblings: list[Window] = []
     handler = GatedHandler()

@@ -1,6 +1,6 @@
 """Many writers, workers that die, handlers that fail: every committed event takes effect exactly once and in order.
 
-`WAYBILL_TEST_SEED` repeats a run's decisions; without it each run has a seed of its own, named when the test fails.
+`WAYBILL_TEST_SEED` repeats a run's decisions. Without it each run has a new seed, which is shown if the test fails.
 `WAYBILL_TEST_LONG=1` makes the storm twenty times as long.
 """
 
@@ -42,7 +42,7 @@ def seed() -> int:
 
 
 class Storm:
-    """One run of the storm: writers, workers and an operator at once, until nothing waits."""
+    """One run of the storm: writers, workers and an operator at once, until no event waits."""
 
     def __init__(self, database: Database, settings: Settings, seed: int) -> None:
         self._database = database
@@ -52,7 +52,7 @@ class Storm:
         self._written = asyncio.Event()
         self._calm = asyncio.Event()
         self.asked: dict[tuple[str, int], datetime] = {}
-        """When the deferred events may take effect at the earliest."""
+        """The earliest time at which the deferred events may take effect."""
         self.kills = 0
         self.rolled_back = 0
         self.replayed = 0
@@ -77,7 +77,7 @@ class Storm:
     async def _write(self, number: int) -> None:
         dice = random.Random(f"{self._seed} writer {number}")
         for _ in range(TRANSACTIONS * LENGTH):
-            # In the order of the names: writers wait for each other, and not in a circle.
+            # In the order of the names, so that writers that wait for each other do not deadlock.
             names = sorted(dice.sample(NAMES, dice.choice((1, 1, 2, 3))))
             async with UnitOfWork(self._database.write) as uow:
                 connection = await uow.session.connection()
@@ -121,7 +121,7 @@ class Storm:
             self.kills += 1
 
     async def _operate(self) -> None:
-        """Replay dead letters, pause and limit types, and let them go on."""
+        """Replay dead letters; pause, limit and resume types."""
         dice = random.Random(f"{self._seed} operator")
         while not self._calm.is_set():
             await asyncio.sleep(0.05)
@@ -156,7 +156,7 @@ class Storm:
                         await uow.commit()
 
     async def _settle(self) -> None:
-        """Until nothing waits and nothing is dead."""
+        """Wait until no event waits and none is dead."""
         await rows(self._database, "DELETE FROM outbox_types")
         left = "SELECT 1 FROM outbox UNION ALL SELECT 1 FROM dead_letters LIMIT 1"
         while True:
@@ -202,7 +202,7 @@ def assert_in_order(free: set[int], numbers: Sequence[int], said: str) -> None:
 
 
 async def free_to_overtake(database: Database, name: str) -> set[int]:
-    """Numbers of events that are deferred, or that died and let others go on."""
+    """The numbers of events that are deferred, or that died without blocking later ones."""
     found = await rows(
         database,
         "SELECT CAST(payload ->> 'number' AS integer) FROM events WHERE aggregate = :aggregate AND"

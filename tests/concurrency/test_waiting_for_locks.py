@@ -1,4 +1,4 @@
-"""What a worker finds after it has waited for somebody's lock, though its statement began before."""
+"""What a worker finds after it has waited for a lock, even though its statement began earlier."""
 
 import asyncio
 from datetime import timedelta
@@ -30,7 +30,7 @@ BALANCES = """
 
 
 async def place(database: Database, buyer: User, product_id: int, hold: timedelta = DAY) -> Claimed[OrderPlaced]:
-    """Place an order; what a worker is given of it."""
+    """Place an order; return its event as a worker gets it."""
     wanted = OrderCreate(items=[OrderItemCreate(product_id=product_id, quantity=1)])
     async with UnitOfWork(database.write) as uow:
         placed = await orders.place(uow, buyer, wanted, orders.Patience(hold, DAY))
@@ -46,7 +46,7 @@ async def process(database: Database, *placed: Claimed[OrderPlaced]) -> None:
 
 
 async def begun(database: Database, work: "asyncio.Task[None]") -> None:
-    """Return when somebody waits for a lock."""
+    """Return when a session waits for a lock."""
     async with asyncio.timeout(20):
         while await rows(database, BLOCKED) == [0]:
             assert not work.done(), "nothing was waited for"

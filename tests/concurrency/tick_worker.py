@@ -1,4 +1,4 @@
-"""`python -m tests.concurrency.tick_worker SEED`: works off ticks, failing now and then, until killed."""
+"""`python -m tests.concurrency.tick_worker SEED`: processes ticks, failing now and then, until killed."""
 
 import asyncio
 import random
@@ -19,7 +19,7 @@ async def work(seed: int) -> None:
             try:
                 await drain(engine)
             except DBAPIError as error:
-                # As the poller does; nothing but a deadlock's victim may come here.
+                # As the poller does. Only a deadlock victim may get here.
                 print(f"rolled back: {getattr(error.orig, 'sqlstate', error)}", flush=True)  # noqa: T201
             await asyncio.sleep(0.005)
 

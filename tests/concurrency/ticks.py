@@ -1,4 +1,4 @@
-"""A minimal event, its effect in a table of its own, and a handler that fails where a test wants it to."""
+"""A minimal event, its effect in its own table, and a handler that fails when a test wants it to."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,13 +18,13 @@ from services.outbox.subscription import Subscription
 from services.unit_of_work import UnitOfWork
 
 SOON = RetryPolicy(max_attempts=100, base=0.001, cap=0.002)
-"""Tries again at once, for ever."""
+"""Tries again immediately, forever."""
 
 LATER = RetryPolicy(max_attempts=100, base=3600.0, cap=3600.0)
 """Tries again long after the test is over."""
 
 DUE_NOW = "UPDATE outbox SET available_at = now() WHERE available_at IS NOT NULL"
-"""Whatever waits for its time need not wait any longer."""
+"""Makes every event that waits due now."""
 
 _EFFECTS = """
     CREATE TABLE effects (
@@ -49,7 +49,7 @@ class Tick(Event):
 
 
 class Tock(Tick):
-    """What follows a tick; no worker has anything to do on it."""
+    """Follows a tick; it is not queued."""
 
     type: ClassVar[str] = "test.tock"
     queued: ClassVar[bool] = False
@@ -64,7 +64,7 @@ def nothing(_: Claimed[Tick]) -> bool:
 
 @dataclass
 class TickHandler:
-    """Writes one effect and one next event for each tick; raises, after it has written, where one is poison."""
+    """Writes one effect and one next event for each tick; raises after writing if one of them is poison."""
 
     poison: Poison = nothing
     batches: list[list[Tick]] = field(default_factory=list)
@@ -84,7 +84,7 @@ class TickHandler:
 def processor(
     database: Database, handler: Any = None, *, retry: RetryPolicy = LATER, batch_size: int = 100
 ) -> Processor[UnitOfWork]:
-    """A processor of ticks on connections of its own."""
+    """A processor of ticks with its own connections."""
     return Processor(
         lambda: UnitOfWork(database.write),
         [Subscription(Tick, handler or TickHandler())],
@@ -107,7 +107,7 @@ async def append(database: Database, *ticks: Tick) -> None:
 
 
 async def drain(engine: Processor[UnitOfWork]) -> list[Outcome]:
-    """What a worker does at one look at the outbox: batch after batch for as long as there is more."""
+    """What a worker does in one look at the outbox: batch after batch while there are more."""
     outcomes = [await engine.run_once()]
     while outcomes[-1].more:
         outcomes.append(await engine.run_once())
@@ -115,12 +115,12 @@ async def drain(engine: Processor[UnitOfWork]) -> list[Outcome]:
 
 
 async def replay_letter(uow: UnitOfWork, position: int) -> bool:
-    """Put a dead letter back, as an operator does; False where there is none."""
+    """Replay a dead letter, as an operator does; returns False if there is none."""
     return (await control.replay(uow, Selection(position=position), By("an operator"))).done == 1
 
 
 async def rows(database: Database, statement: str, **parameters: Any) -> list[Any]:
-    """The rows of a query, in a transaction of its own; single columns as plain values."""
+    """The rows of a query, in its own transaction; single columns as plain values."""
     async with database.engine.begin() as connection:
         result = await connection.execute(text(statement), parameters)
         found = list(result) if result.returns_rows else []

@@ -37,7 +37,7 @@ class Reply:
     body: bytes
 
     def assert_problem(self, status: int, code: str) -> None:
-        """It is a complete problem+json, after which the connection is closed."""
+        """Assert that it is a complete problem+json, after which the connection is closed."""
         assert self.status == status, self
         assert self.headers["content-type"] == "application/problem+json"
         assert self.headers["connection"] == "close"
@@ -75,18 +75,18 @@ class Edge:
             client.close()
             raise
         if sent:
-            # It may have been refused already; what it was told can still be read.
+            # It may have been refused already; the reply can still be read.
             with suppress(ConnectionError):
                 client.sendall(sent)
         return client
 
     def ask(self, sent: bytes = HEALTH) -> Reply:
-        """The reply to what is sent on a connection of its own."""
+        """The reply to what is sent on a new connection."""
         with self.connect(sent) as client:
             return read(client)
 
     def metrics(self) -> dict[str, float]:
-        """Samples by name and labels as they are printed."""
+        """The samples of /metrics by name and labels, as printed."""
         text = httpx2.get(f"{self.url}/metrics", trust_env=False, timeout=30).text
         return {name: float(value) for name, value in re.findall(r"^([a-z_]+(?:\{.*\})?) (\S+)$", text, re.MULTILINE)}
 
@@ -107,7 +107,7 @@ def read(client: socket.socket) -> Reply:
 
 
 def rest(client: socket.socket) -> bytes:
-    """Everything until the connection is closed, in whatever way."""
+    """Read everything until the connection is closed in any way."""
     said = b""
     with suppress(ConnectionError):
         while piece := client.recv(65_536):

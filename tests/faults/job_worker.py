@@ -33,7 +33,7 @@ def main(seconds: float) -> None:
     jobs = (ScheduledJob(slow, Schedule(hour=0, minute=10), at_start=True),)
     vars(worker.schedules)["scheduled_jobs"] = lambda _: jobs
     vars(worker.context)["JobLoop"] = partial(JobLoop, lease=LEASE)
-    # Imported here: it takes the jobs as they are by then.
+    # Imported here, because it takes the jobs as they are at that time.
     from worker.__main__ import main as work
 
     work()

@@ -1,6 +1,6 @@
 """A process of the product on a host whose clock is wrong: `python -m tests.faults.shifted FILE MODULE ARGUMENTS...`.
 
-The file says by how many seconds the clock is ahead. It may change while the process runs.
+The file holds the number of seconds by which the clock is ahead. It may change while the process runs.
 """
 
 import runpy

@@ -1,4 +1,4 @@
-"""A worker of ticks that harms itself at the n-th await of its processor, in a process of its own.
+"""A worker of ticks that harms itself at the n-th await of its processor, in its own process.
 
 Awaits are the statements of the repository and the steps of the unit of work, before and after each, and the handler.
 """
@@ -41,12 +41,12 @@ class Deed(StrEnum):
     terminate = "terminate"
     """The server ends its connection."""
     stop = "stop"
-    """SIGSTOP, until somebody sends SIGCONT."""
+    """SIGSTOP, until the test sends SIGCONT."""
 
 
 @dataclass
 class Steps:
-    """Counts the awaits, with their names in a file, and does the deed at the fatal one."""
+    """Counts the awaits, writes their names to a file, and harms the worker at the chosen one."""
 
     deed: Deed
     fatal: int
@@ -94,7 +94,7 @@ class SteppingRepository(OutboxRepository):
 
 
 class SteppingUnitOfWork(UnitOfWork):
-    """Steps before and after each await of its own."""
+    """Steps before and after each of its own awaits."""
 
     def __init__(self, factory: SessionFactory, steps: Steps) -> None:
         super().__init__(factory)
@@ -137,7 +137,7 @@ def _is_poison(claimed: Claimed[Tick]) -> bool:
 
 
 async def work(settings: Settings, steps: Steps) -> None:
-    """Work off what there is, and what becomes due while it lasts."""
+    """Process what there is, and what becomes due meanwhile."""
     ticks = TickHandler(_is_poison)
 
     async def handle(uow: UnitOfWork, events: Sequence[Claimed[Tick]]) -> None:

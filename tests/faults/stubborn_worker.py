@@ -1,7 +1,7 @@
 """`python -m tests.faults.stubborn_worker MANNER`: the product's worker with a harmful handler of ticks.
 
-Each manner is a way of not ending that shows at a tick about "bad", at its first attempt; other ticks take effect. With
-any other word the handler cancels the worker's task of that name.
+Each manner is a way of not ending, which the handler shows at the first attempt of a tick about "bad"; other ticks take
+effect. With any other word, the handler cancels the worker's task of that name.
 """
 
 import asyncio
@@ -24,17 +24,17 @@ BEAT = 0.2
 
 
 async def block() -> None:
-    """Keep the event loop, as a call that is not async does."""
+    """Block the event loop, as a call that is not async does."""
     time.sleep(FOR_EVER)  # noqa: ASYNC251
 
 
 async def hang() -> None:
-    """Wait for what does not come."""
+    """Wait for something that does not come."""
     await asyncio.Event().wait()
 
 
 async def stay() -> None:
-    """Wait, and do not let it be cancelled."""
+    """Wait, and swallow cancellations."""
     while True:
         try:
             await asyncio.sleep(FOR_EVER)
@@ -51,7 +51,7 @@ MANNERS: dict[str, Callable[[], Awaitable[None]]] = {"block": block, "hang": han
 
 
 async def cancel(name: str) -> None:
-    """End a task of the worker."""
+    """Cancel a task of the worker."""
     for task in asyncio.all_tasks():
         if task.get_name() == name:
             task.cancel()
@@ -68,7 +68,7 @@ def main(manner: str) -> None:
 
     worker.handlers.SUBSCRIPTIONS = (Subscription(Tick, handle),)
     worker.heartbeat.INTERVAL = BEAT
-    # Imported here: it takes the handlers as they are by then.
+    # Imported here, because it takes the handlers as they are at that time.
     from worker.__main__ import main as work
 
     work()

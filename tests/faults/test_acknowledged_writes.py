@@ -1,7 +1,7 @@
 """Acknowledged writes exist exactly once, whatever is killed, cut, locked or silenced, and whichever clients leave.
 
-Real processes over servers of this test's own. `WAYBILL_TEST_SEED` repeats a run's decisions; without it each run has a
-seed of its own, named when the test fails. `WAYBILL_TEST_LONG=1` makes the storm three minutes long, with three seeds.
+Real processes on this test's own servers. `WAYBILL_TEST_SEED` repeats a run's decisions. Without it each run has a new
+seed, which is shown if the test fails. `WAYBILL_TEST_LONG=1` makes the storm three minutes long, with three seeds.
 """
 
 import os
@@ -26,7 +26,7 @@ from tests.faults.storm.writes import Shop
 _IS_LONG = bool(os.environ.get("WAYBILL_TEST_LONG"))
 _GIVEN = os.environ.get("WAYBILL_TEST_SEED")
 _ENTRIES = 3000
-"""Entries of the account whose statement clients break off: downloads are read in pieces of 1,000."""
+"""Entries of the account whose statement clients stop reading halfway: downloads are read in pieces of 1,000."""
 _LONG_STATEMENT = """
     WITH made AS (
         INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, posted_amount, resolved_at)

@@ -1,4 +1,4 @@
-"""The bank test: credits move between few accounts by many hands while workers are killed, and every look is right."""
+"""The bank test: many clients move credits between few accounts while workers are killed; every read is consistent."""
 
 import asyncio
 import random
@@ -56,7 +56,7 @@ class Bank:
         return time.monotonic() < self.ends
 
     async def post(self, by: User, path: str, body: dict[str, Any]) -> httpx2.Response:
-        """Sent again with the same key for as long as the twin is in flight."""
+        """Sent again with the same key while the first request is in flight."""
         headers = {"Authorization": f"Bearer {self._tokens.make(by.id)}", "Idempotency-Key": str(uuid4())}
         while True:
             reply = await self._client.post(path, json=body, headers=headers)
@@ -110,7 +110,7 @@ class Bank:
 
 
 async def look(bank: Bank, url: str) -> None:
-    """One reader: each statement sees one moment."""
+    """One reader: each SQL statement sees one moment."""
     connection = await asyncpg.connect(url)
     try:
         while bank.is_open:
@@ -162,7 +162,7 @@ async def test_the_sum_is_exact_and_no_account_is_overdrawn_at_any_moment_while_
             await asyncio.sleep(0.1)
 
     seen = bank.seen
-    # Enough of everything to have met everything else, also on a machine that does other things.
+    # Enough of everything to have met everything else, even on a busy machine.
     happened = ("transfer 201", "transfer 402", "independent batch 200", "atomic batch 200", "order pending")
     assert min(seen[name] for name in (*happened, "look", "kill")) >= 3, seen
     assert await rows(database, "SELECT sum(posted) FROM accounts WHERE user_id IS NOT NULL") == [EACH * ACCOUNTS]

@@ -208,7 +208,7 @@ def test_requests_of_one_connection_are_answered_in_turn(patient: Edge) -> None:
             for _ in range(min(size, 60)):
                 assert read_one(client) == 200
             if size == 100:
-                # Too many ahead: those before are answered, and the connection ends.
+                # Too many requests sent ahead: those before are answered, and the connection ends.
                 assert rest(client).count(b"200 OK") == 100 - 60 - 35
     assert patient.refused("pipeline") == 1
 
@@ -273,7 +273,7 @@ def test_half_sent_heads_do_not_keep_new_clients_out(settings: Settings, tmp_pat
         wait_until(lambda: edge.ask().status == 200 and not is_open(slow[0]), "the place of the oldest")
         for _ in range(20):
             assert edge.ask().status == 200
-        # No more of them were closed than was needed.
+        # No more of them were closed than necessary.
         read(slow[0]).assert_problem(503, "overloaded")
         assert sum(is_open(client) for client in slow) > 10
         assert edge.refused("crowded_out") > 0

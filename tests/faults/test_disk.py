@@ -33,7 +33,7 @@ def fill(folder: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own."""
+    """A separate file system."""
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", tmp_path], capture_output=True, text=True, check=False
     )
@@ -50,7 +50,7 @@ def test_a_full_disk_ends_nothing_and_everything_recovers_when_there_is_space(sm
         before = running.facts()
         fill(small_disk)
         os.kill(before.pids.workers[0], signal.SIGKILL)
-        # Its messages have no space, either: a new child process shows that it goes on.
+        # There is no space for its messages, either: a new child process shows that it keeps running.
         wait_for(lambda: bool(set(children(running.process.pid)) - set(all_of(before.pids))), "a new process")
         time.sleep(ROUNDS)
         assert running.facts() == before
@@ -83,7 +83,7 @@ def children(pid: int) -> list[int]:
 def test_facts_that_cannot_be_written_are_written_later(tmp_path: Path) -> None:
     with up(tmp_path) as running:
         before = running.facts()
-        # Everywhere, and for root too: nothing can be written where a folder stands in the way.
+        # Works everywhere, even for root: a file cannot be written if a folder is in the way.
         obstacle = running.data / "waybill.json.new"
         obstacle.mkdir()
         os.kill(before.pids.workers[0], signal.SIGKILL)

@@ -1,8 +1,8 @@
-"""Whatever befalls a worker at whichever await of the processor: nothing is lost, nothing happens twice, in order.
+"""Whatever happens to a worker at any await of the processor, nothing is lost, doubled or out of order.
 
-Awaits are counted until a run ends without harm. At each of them a worker is killed, loses its connection, or is
-stopped for longer than its transaction may idle, while another does the work. It is killed at each await; the other
-two befall it at some of them, and at each with `WAYBILL_TEST_LONG=1`.
+Awaits are counted until a run ends without harm. At an await, a worker is killed, loses its connection, or is stopped
+for longer than its transaction may idle, while another does the work. It is killed at each await; the other two happen
+at some of them, and at each with `WAYBILL_TEST_LONG=1`.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ IDLE = 0.25
 
 LONG = bool(os.environ.get("WAYBILL_TEST_LONG"))
 FEWEST_AWAITS = 60
-"""That the scenario goes through, with all that it touches: fewer would prove less than they seem to."""
+"""The least number of awaits in the scenario: fewer would prove less than they seem to."""
 
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["tests.faults.stepping_worker"])
@@ -37,7 +37,7 @@ def settings(settings: Settings) -> Settings:
 
 
 async def write_events(database: Database) -> None:
-    """What goes well, what fails once, what dies, and what arrives behind a dead letter; two events of each."""
+    """Events that succeed, fail once, die, and arrive behind a dead letter; two of each."""
     await rows(database, "TRUNCATE outbox, events, dead_letters, effects")
     await append(database, Tick(name="dead"))
     await rows(
@@ -97,7 +97,7 @@ async def test_a_worker_that_is_killed_at_any_await_loses_nothing_and_does_nothi
         killed = len(names) == step and code == -signal.SIGKILL
         assert killed or code == 0, f"await {step}: ended with {code}"
         seen.update(names)
-        # What the worker has left is another's.
+        # Another worker takes over what this one has left.
         await work(settings, Steps(Deed.nothing, 0, settings.database_url, tmp_path / "others"))
         await assert_once_and_in_order(ticking, f"killed at await {step}, {names[-1]}")
     assert_all_was_met(step, seen)

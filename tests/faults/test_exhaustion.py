@@ -1,4 +1,4 @@
-"""Out of files, told to stop, or writing to a client that does not read: reported, counted, and over with its cause."""
+"""Out of files, told to stop, or writing to a client that does not read: reported, counted, and over when it ends."""
 
 import asyncio
 import resource
@@ -85,7 +85,7 @@ async def test_a_reply_left_unread_after_its_request_finished_does_not_hold_the_
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b"x" * 50_000})
 
-    # The kernel takes little, and the rest is too little to make the handler wait: nothing but the connection is left.
+    # The kernel accepts little, and the rest is too little to make the handler wait: only the connection remains.
     listener = socket.create_server((LOOPBACK, 0))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     config = uvicorn.Config(app, http=LimitedProtocol, lifespan="off", log_config=None)
@@ -185,7 +185,7 @@ async def test_a_request_without_a_descriptor_for_its_database_connection_is_tol
     assert "out of file descriptors" in edge.process.said()
 
 
-# Told to leave
+# Told to stop
 
 
 async def transfer_that_waits(edge: Edge, settings: Settings, payer: User, payee: User) -> httpx2.Response:

@@ -1,4 +1,4 @@
-"""Workers report themselves; one that hangs, or is blocked, or has gone, is told by the check."""
+"""Workers report themselves; the check names one that hangs, is blocked or has gone."""
 
 import asyncio
 from pathlib import Path
@@ -30,7 +30,7 @@ async def listed(database: Database) -> list[WorkerState]:
 
 
 async def some(database: Database, number: int) -> list[WorkerState]:
-    """The workers, as soon as so many are listed."""
+    """The workers, as soon as this many are listed."""
     for _ in range(300):
         found = await listed(database)
         if len(found) >= number:
@@ -82,7 +82,7 @@ async def test_a_loop_that_hangs_shows_as_no_progress(database: Database) -> Non
     heartbeat = heart(database, progress)
     await heartbeat.beat()
     assert [one.complaint for one in await listed(database)] == [None]
-    # What a loop leaves behind that came round 61 s ago, with 30 s for a batch and 30 s of patience.
+    # As of a loop that last made progress 61 s ago, with 30 s for a batch and 30 s of patience.
     progress.alive_at["outbox-1"] -= 61
     await heartbeat.beat()
     (stuck,) = await listed(database)
@@ -121,7 +121,7 @@ async def test_pausing_reaches_two_real_workers_within_two_seconds(
             await control.pause(uow, "order.placed", By("ops"), paused=False)
             await uow.commit()
         for _ in range(40):
-            # Not in the log, so each becomes a dead letter: taken is what counts here.
+            # Not in the log, so each becomes a dead letter: only whether it is taken matters here.
             if not await rows(database, "SELECT 1 FROM outbox LIMIT 1"):
                 break
             await asyncio.sleep(0.05)

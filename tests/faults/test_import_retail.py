@@ -192,7 +192,7 @@ def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def final_figures(summary: dict[str, Any]) -> dict[str, Any]:
-    """What must be the same however often and with whatever interruptions a file is replayed."""
+    """What must be the same, however often and with whatever interruptions a file is replayed."""
     changing = {"orders_placed_now", "orders_placed_before", "orders_per_second"}
     return {name: value for name, value in summary.items() if name not in changing and "seconds" not in name}
 

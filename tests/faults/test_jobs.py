@@ -103,7 +103,7 @@ async def test_the_job_of_a_killed_worker_is_taken_over(database: Database, sett
         await until(database, "SELECT pid FROM beginnings", first.process.pid, first)
         with running(["-m", "tests.faults.job_worker", "0"], settings, tmp_path / "two.log") as second:
             await until(database, "SELECT count(*) FROM workers", 2, second)
-            # As long as the first worker lives, the other one leaves the job to it.
+            # As long as the first worker is alive, the other one leaves the job to it.
             await asyncio.sleep(5)
             assert await rows(database, "SELECT count(*) FROM beginnings") == [1]
             first.kill()

@@ -30,7 +30,7 @@ def post(url: str, body: dict[str, Any], headers: dict[str, str]) -> httpx2.Resp
 
 
 async def effects(database: Database) -> dict[str, Any]:
-    """What each kind of request leaves, but for the stored replies."""
+    """What each kind of request leaves, apart from the stored replies."""
     tables = ("transfers", "entries", "orders", "events", "outbox")
     return {table: (await rows(database, f"SELECT count(*) FROM {table}"))[0] for table in tables}
 

@@ -48,7 +48,7 @@ def settings(settings: Settings, redis: EmbeddedRedis) -> Settings:
 
 
 class Shop:
-    """A buyer who places orders over HTTP, and what becomes of them."""
+    """A buyer who places orders over HTTP, and the state of those orders."""
 
     def __init__(self, url: str, settings: Settings, buyer: User, product: Product) -> None:
         self._url = url
@@ -145,7 +145,7 @@ async def test_the_doorbell_wakes_the_worker_again_when_redis_is_back(
         redis.stop()
         redis.start()
 
-        # At the beginning of an interval, or its end might be what wakes the worker.
+        # At the beginning of an interval; otherwise its end might wake the worker.
         wait_until(lambda: listening_since(operator) in (0, 1), "the worker to listen anew", SECONDS)
         shop.place()
         shop.wait_until_confirmed(1, seconds=interval * 2 / 3)

@@ -40,7 +40,7 @@ def redis(tmp_path: Path) -> Iterator[EmbeddedRedis]:
 
 
 def crash(postgres: EmbeddedPostgres) -> None:
-    """An immediate shutdown: every backend leaves at once, the next start recovers."""
+    """An immediate shutdown: every backend ends immediately, and the next start recovers."""
     assert postgres.process is not None
     stop(postgres.process, (signal.SIGQUIT, 10.0))
     assert not postgres.running
@@ -66,7 +66,7 @@ async def test_postgres_restarted_at_once_and_redis_flushed_stopped_and_restarte
 
     with ExitStack() as stack:
         workers = [stack.enter_context(running_worker(settings, tmp_path / f"worker-{n}.log")) for n in range(2)]
-        # One that finds no database when it starts leaves, for its supervisor to start it again.
+        # A worker that finds no database when it starts exits, so that its supervisor restarts it.
         wait_until(lambda: count("SELECT count(*) FROM workers") == 2, "both workers")
         with psycopg.connect(url, autocommit=True) as watch:
             release_waiting(watch)

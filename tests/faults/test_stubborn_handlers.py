@@ -1,4 +1,4 @@
-"""What becomes of a worker whose handler does not end, and what its health check says of it."""
+"""What happens to a worker whose handler does not end, and what its health check says."""
 
 import asyncio
 import re
@@ -19,7 +19,7 @@ from tests.processes import Running, running
 
 TIME_LIMIT = 1.0
 PATIENCE = 2.0
-"""Seconds that the check allows here, of silence and beyond the time limit; it allows 20 and 30 in earnest."""
+"""Seconds of silence, and beyond the time limit, that the check allows here; in production it allows 20 and 30."""
 
 pytestmark = pytest.mark.usefixtures("_check_on_this_database")
 
@@ -44,13 +44,13 @@ def _check_on_this_database(settings: Settings, monkeypatch: pytest.MonkeyPatch,
 
 
 async def check() -> tuple[int, str]:
-    """The exit code of `waybill outbox workers --check`, and what it says."""
+    """The exit code of `waybill outbox workers --check`, and its output."""
     result = await asyncio.to_thread(CliRunner().invoke, app, ["outbox", "workers", "--check"])
     return result.exit_code, result.output
 
 
 async def checked(code: int, worker: Running) -> str:
-    """What the check says, as soon as it ends with this exit code."""
+    """The output of the check, as soon as it ends with this exit code."""
     said = ""
     for _ in range(60):
         ended, said = await check()

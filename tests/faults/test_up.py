@@ -1,4 +1,4 @@
-"""`waybill up` for real: in a folder with a space in its name, on ports that are taken, killed and started again."""
+"""The real `waybill up`: in a folder with a space in its name, with ports taken, killed and started again."""
 
 import json
 import os
@@ -46,7 +46,7 @@ class Up:
         self.folder = folder
         self.data = folder / "data"
         self.output = folder / f"output-{uuid4().hex}.txt"
-        # As in a shell where nothing of Waybill's is set.
+        # As in a shell without any of Waybill's settings.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("WAYBILL_")}
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
@@ -135,7 +135,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def running(folder: Path) -> Iterator[Up]:
     with ExitStack() as taken:
         for port in PORTS:
-            # Where the port is taken already, so much the better.
+            # If the port is already taken, so much the better.
             try:
                 taken.enter_context(socket.create_server(("127.0.0.1", port)))
             except OSError:

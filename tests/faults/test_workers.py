@@ -1,4 +1,4 @@
-"""Real worker processes, several at once, killed and told to leave: every order once."""
+"""Several real worker processes, killed and told to stop: every order is processed once."""
 
 import subprocess
 from contextlib import ExitStack

@@ -1,4 +1,4 @@
-"""What is written stays: the database refuses to change it, for the owner of the tables too."""
+"""What is written cannot be changed: the database refuses it, even for the owner of the tables."""
 
 from collections.abc import Iterator
 from uuid import uuid4
@@ -19,7 +19,7 @@ TABLES = {
 
 @pytest.fixture
 def owner(database_url: str) -> Iterator[Connection]:
-    """The owner of the tables, a superuser even."""
+    """The owner of the tables, even a superuser."""
     with psycopg.connect(database_url, autocommit=True) as connection:
         yield connection
 
@@ -41,7 +41,7 @@ POSTED = "state = 'posted', posted_amount = amount, resolved_at = now()"
 
 
 def transfer(owner: Connection, state: str) -> object:
-    """A transfer in a state, of two accounts there are."""
+    """A transfer in the given state between two existing accounts."""
     transfer_id = uuid4()
     owner.execute("INSERT INTO accounts (system_name) VALUES ('other') ON CONFLICT DO NOTHING")
     owner.execute(

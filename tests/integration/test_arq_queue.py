@@ -37,7 +37,7 @@ class Ran(list[str]):
 
 @asynccontextmanager
 async def working(redis_url: str, ran: Ran) -> AsyncIterator[ReconnectingWorker]:
-    """A worker for ARQ's queue only, with a few places, that polls often."""
+    """A worker for ARQ's queue only, with few places, that polls often."""
 
     async def startup(ctx: dict[str, Any]) -> None:
         # No guard over this process: only what waits for one.

@@ -1,4 +1,4 @@
-"""What becomes of an audit: the command prints it and exits by it, the scheduled job logs and keeps it."""
+"""The outcome of an audit: the command prints it and sets the exit code, the scheduled job logs and stores it."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ POSTED = "UPDATE accounts SET posted = posted + 1 WHERE user_id = :id"
 
 @pytest.fixture
 def _settings_of_commands(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """What a command run in this process reads."""
+    """The environment that a command run in this process reads."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WAYBILL_ENVIRONMENT", settings.environment.value)
     monkeypatch.setenv("WAYBILL_DATABASE_URL", settings.database_url)
@@ -37,12 +37,12 @@ def _settings_of_commands(settings: Settings, monkeypatch: pytest.MonkeyPatch, t
 
 
 async def run(*arguments: str) -> Result:
-    """`waybill ledger audit ARGUMENTS`, which runs an event loop of its own."""
+    """Run `waybill ledger audit ARGUMENTS`, which uses its own event loop."""
     return await asyncio.to_thread(CliRunner().invoke, app, ["ledger", "audit", *arguments])
 
 
 async def run_job(settings: Settings) -> list[Any]:
-    """Run the scheduled job in a worker; what it logged."""
+    """Run the scheduled job in a worker; return what it logged."""
     async with open_worker(settings) as worker:
         with capture_logs() as logged:
             await audit_ledger({"worker": worker})

@@ -1,4 +1,4 @@
-"""The rows that benchmarks fill in by set-based SQL are those that the product writes."""
+"""The rows that benchmarks insert with set-based SQL are the same as those that Waybill writes."""
 
 from collections import Counter
 from typing import Any
@@ -16,7 +16,7 @@ _OWN = {"id", "event_id", "position", "aggregate", "occurred_at", "transaction_i
 
 
 def columns(url: str, event_type: str) -> list[dict[str, Any]]:
-    """The log's and the outbox's columns of each event of a type, but for those that are its own, by id."""
+    """The log and outbox columns of each event of a type, by id, without those that are unique to it."""
     queries = (
         "SELECT to_jsonb(events) FROM events WHERE type = %s ORDER BY id",
         "SELECT to_jsonb(outbox) - 'available_at' || jsonb_build_object("

@@ -1,4 +1,4 @@
-"""The operators' recount finds orders that no credits stand for."""
+"""The operators' recount finds orders that are not backed by credits."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ async def recount(client: AsyncClient, settings: Settings, database: Database) -
 
 
 async def write_order(database: Database, status: OrderStatus) -> None:
-    """An order without any transfer; its stock is reserved as its status says."""
+    """An order without a transfer; its stock is reserved according to its status."""
     buyer = await make_user(database, credits="100")
     product = await make_product(database)
     await make_order(database, buyer=buyer, lines=[(product, 2)], status=status)

@@ -27,7 +27,7 @@ from services.users.passwords import Passwords
 
 @pytest.fixture
 def _settings_of_commands(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """What a command run in this process reads."""
+    """The environment that a command run in this process reads."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WAYBILL_ENVIRONMENT", settings.environment.value)
     monkeypatch.setenv("WAYBILL_DATABASE_URL", settings.database_url)
@@ -49,7 +49,7 @@ def facts(settings: Settings, tmp_path: Path) -> Facts:
 
 
 async def can_sign_in(database: Database, settings: Settings, facts: Facts) -> list[Role]:
-    """Sign in as everybody in the facts; the roles they have."""
+    """Sign in as every user in the facts; return their roles."""
     assert facts.operator is not None
     async with UnitOfWork(database.write) as uow:
         passwords = Passwords(settings)

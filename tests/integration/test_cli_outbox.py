@@ -30,7 +30,7 @@ def _settings_of_commands(settings: Settings, monkeypatch: pytest.MonkeyPatch, t
 
 @pytest.fixture
 def database(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
-    """Three dead letters of one kind, the second of which an event waits behind."""
+    """Three dead letters of one kind; an event waits behind the second one."""
     with psycopg.connect(settings.database_url, autocommit=True) as connection:
         connection.execute(
             "INSERT INTO dead_letters (position, event_id, aggregate, type, attempts, error, fingerprint, failures)"
@@ -90,7 +90,7 @@ def test_dead_letters_are_listed_grouped_and_shown(database: psycopg.Connection[
 def test_a_dry_run_changes_nothing_and_discarding_asks_and_needs_a_reason(database: psycopg.Connection[Any]) -> None:
     arguments = ("discard", "--fingerprint", "abc", "--reason", "known bug")
     assert "Would discard 3 dead letters" in run(*arguments, "--dry-run").output
-    run(*arguments, code=1)  # nobody answers the question
+    run(*arguments, code=1)  # no answer to the prompt
     assert "a reason is required" in run("discard", "--fingerprint", "abc", "--yes", code=1).output
     assert count(database, "dead_letters") == 3
     assert run(*arguments, "--yes", "--actor", "olga").output == "discard: 3 dead letters.\n"

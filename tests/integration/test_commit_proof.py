@@ -47,7 +47,7 @@ async def driver_of(uow: UnitOfWork) -> Connection:
 
 
 async def at_each_commit(looking: Database, statement: str) -> None:
-    """Have the server do this in the commit of each transaction that writes a category."""
+    """Make the server do this in the commit of each transaction that writes a category."""
     body = f"$$ BEGIN {statement}; RETURN NULL; END $$"
     await rows(looking, f"CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS {body}")
     await rows(
@@ -237,7 +237,7 @@ def unattended(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
 
 @pytest.fixture
 async def alone(settings: Settings, unattended: EmbeddedPostgres) -> AsyncIterator[tuple[Database, Database]]:
-    """Its database, with connections for work and others for looking, which do not wait for a standby."""
+    """Its database, with connections for work, and others for inspection that do not wait for a standby."""
     url = settings.model_copy(update={"database_url": unattended.url()})
     async with open_database(url, "alone") as one, open_database(url, "looking") as other:
         await wait_for_standby(other, "nobody")
@@ -245,7 +245,7 @@ async def alone(settings: Settings, unattended: EmbeddedPostgres) -> AsyncIterat
 
 
 async def wait_for_standby(looking: Database, name: str) -> None:
-    """Have every commit wait for this standby, or for none if the name is empty."""
+    """Make every commit wait for this standby, or for none if the name is empty."""
     async with looking.engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
         await connection.execute(text(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'"))
@@ -256,7 +256,7 @@ async def wait_for_standby(looking: Database, name: str) -> None:
 
 
 async def cancel_wait(looking: Database) -> None:
-    """Cancel the wait of a commit for its standby, as an impatient operator does."""
+    """Cancel a commit's wait for its standby, as an impatient operator would."""
     await until(looking, "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
 
 
@@ -314,7 +314,7 @@ async def test_a_stored_reply_is_replayed_only_after_a_commit_that_waited_for_th
         await cancel_wait(looking)
         assert_problem(await replaying, 503, "outcome_unknown")
 
-        # Nor is it said that nothing took effect where the commit cannot even be tried.
+        # It is not claimed that nothing took effect if the commit cannot even be tried.
         with monkeypatch.context() as patch:
             patch.setattr(IdempotencyRepository, "write_marker", no_connection)
             assert_problem(await api.post("/v1/transfers", by=payer, key="k", json=body), 503, "outcome_unknown")
@@ -336,5 +336,5 @@ async def test_a_commit_that_is_given_up_leaves_no_backend_waiting_for_the_stand
         assert outcome_unknown(unknown.value)
     stuck = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
     await until(looking, f"SELECT CASE WHEN ({stuck}) = 0 THEN 1 ELSE 0 END")
-    # The server had the request to stop waiting: both are committed, and their locks are free.
+    # The server got the request to stop waiting: both are committed, and their locks are released.
     assert await rows(looking, CATEGORIES) == [2]

@@ -1,4 +1,4 @@
-"""The worker's ear at the doorbell: it waits as long as it is told, on one connection."""
+"""The worker's listener at the doorbell: it waits as long as it should, on one connection."""
 
 import asyncio
 from collections.abc import AsyncIterator

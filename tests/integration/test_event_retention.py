@@ -1,4 +1,4 @@
-"""The event log forgets what is old, exported and needed by nobody, and nothing else; writers go on meanwhile."""
+"""Retention drops old months that are exported and no longer needed, and nothing else, without blocking writers."""
 
 import asyncio
 import gzip
@@ -43,7 +43,7 @@ LATER = datetime(2021, 6, 1, tzinfo=UTC)
 
 @pytest.fixture
 async def old_log(database: Database) -> Database:
-    """A log with two old months of three events each, which nobody needs, and one event of today."""
+    """A log with two old months of three events each that nothing needs, and one event of today."""
     async with database.engine.begin() as connection:
         await add_partitions(connection, [(month.year, month.month) for month in (MARCH, APRIL)])
     for month in (MARCH, APRIL):
@@ -114,7 +114,7 @@ async def test_a_dead_letter_and_its_replay_keep_their_month(old_log: Database) 
     assert await needed(old_log, APRIL) == "1 dead letters"
     async with UnitOfWork(old_log.write) as uow:
         assert await replay_letter(uow, 1)
-        # It has risen for its own transaction only.
+        # It has been replayed, but only in its own transaction.
         assert await forget_events(old_log.engine, LATER, None) == []
         await uow.commit()
     assert await needed(old_log, APRIL) == "1 events wait in the outbox"
@@ -131,7 +131,7 @@ async def test_a_month_stays_until_every_consumer_has_read_it(old_log: Database)
     async with UnitOfWork(old_log.write) as uow:
         await log.advance(uow, await log.read(uow, "feed", 4))
         await uow.commit()
-    # All of March, one of April: a consumer's place counts before it has come to the end.
+    # All of March, and one event of April: a consumer's place counts even before it has reached the end.
     assert await forget_events(old_log.engine, LATER, None) == [MARCH.name]
     async with UnitOfWork(old_log.write) as uow:
         batch = await log.read(uow, "feed", 10)
@@ -206,7 +206,7 @@ async def test_writers_and_readers_continue_while_a_month_is_exported_and_droppe
         return written
 
     writing = [asyncio.create_task(writer()) for _ in range(3)]
-    # One who reads the log and takes its time: the drop has to try again, and the writers must not wait as long.
+    # A slow reader of the log: the drop has to try again, and the writers must not wait that long.
     async with old_log.engine.connect() as reader:
         await reader.execute(text("SELECT count(*) FROM events"))
         forgetting = asyncio.create_task(forget_events(old_log.engine, LATER, tmp_path))

@@ -1,4 +1,4 @@
-"""The scheduled job ends whatever is over, slice after slice."""
+"""The scheduled job expires everything that is due, slice by slice."""
 
 import pytest
 

@@ -1,7 +1,6 @@
 """What a slice of a sweep costs: it reads its own rows from an index, and none of earlier slices.
 
-Whatever the number of rows that are due, whatever the statistics say of it, and whether the statement is planned for
-its arguments or for any.
+This holds for any number of due rows, whatever the statistics, and for custom and generic plans.
 """
 
 import json

@@ -35,7 +35,7 @@ mostly_open = st.integers(0, 5).map(lambda number: number == 0)
 
 @dataclass(frozen=True)
 class State:
-    """An account, and what an order is to pay to it; nothing to the buyer's."""
+    """An account, and what an order pays to it: nothing if it is the buyer's."""
 
     posted: Decimal
     held: Decimal
@@ -55,7 +55,7 @@ def orders(draw: st.DrawFn) -> list[State]:
 
 def _account(draw: st.DrawFn, available: Decimal, share: Decimal) -> State:
     closed = draw(mostly_open)
-    # Of a closed account nothing is held.
+    # A closed account has no held credits.
     held = Decimal(0) if closed else draw(cents)
     return State(available + held, held, closed, share)
 
@@ -75,7 +75,7 @@ async def test_an_order_is_held_or_refused_as_the_rules_say(database: Database) 
 
 
 async def check(database: Database, users: list[User], order: list[State]) -> type[DomainError] | None:
-    """What the order was refused with. Nothing of the example is committed."""
+    """The error that the order was refused with. Nothing of the example is committed."""
     order_id = new_id()
     async with UnitOfWork(database.write) as uow:
         sql = Sql.of(uow.session)

@@ -1,4 +1,4 @@
-"""Jobs are rows: missed runs are made up for once, no job runs twice at a time, and a lost worker's is taken over."""
+"""Jobs are rows: missed runs are caught up once, no job runs twice at a time, a lost worker's job is taken over."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -226,7 +226,7 @@ async def test_a_paused_job_runs_only_on_request_until_it_is_resumed(database: D
     scheduled = ScheduledJob(noted(said, "job"), DAILY)
     await announce(database, scheduled)
     await act(database, lambda uow: jobs.pause(uow, "job", By("ops", "the disk is full")))
-    # Also a worker whose look came before the pause.
+    # This includes a worker that looked before the pause.
     assert await act(database, lambda uow: uow.jobs.claim("job", new_id(), LEASE)) is None
     async with looping(database, scheduled) as loop:
         await asyncio.sleep(0.3)

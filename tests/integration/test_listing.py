@@ -141,7 +141,7 @@ async def test_rows_added_meanwhile_neither_repeat_nor_hide_others(
         if cursor is None:
             break
         if turn < 3:
-            # One before, one among and one after the place where the reader stands.
+            # One before, one at and one after the reader's place.
             await fill(database, ["1.00", "2.00", "4.00"])
     assert len(seen) == len(set(seen))
     assert set(ids) <= set(seen)

@@ -1,4 +1,4 @@
-"""A reader of the log looks at what is new, whatever the log's size and the planner's knowledge of it."""
+"""A reader of the log reads only what is new, whatever the log's size and statistics."""
 
 import re
 from collections.abc import AsyncIterator
@@ -38,7 +38,7 @@ async def connection(database: Database) -> AsyncIterator[asyncpg.Connection]:
 
 
 async def touches(enough: int, connection: asyncpg.Connection, statement: Statement, **parameters: object) -> None:
-    """Running the statement takes this many rows out of the log's tables and indexes at most, discarded ones too."""
+    """The statement reads at most this many rows from the log's tables and indexes, including discarded ones."""
     rows = await connection.fetch(
         f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) {statement.sql}", *statement.arguments(parameters)
     )

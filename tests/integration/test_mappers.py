@@ -42,7 +42,7 @@ async def test_a_relationship_that_was_not_asked_for_raises(database: Database) 
 
 
 async def _orders(database: Database, number: int) -> int:
-    """Statements to list this many orders with lines, buyers and products, each of which is read."""
+    """The number of statements to list and read this many orders with lines, buyers and products."""
     async with UnitOfWork(database.write) as uow:
         with count_statements(database.engine) as statements:
             page = await uow.orders.page(PageQuery(limit=number))

@@ -21,7 +21,7 @@ def is_allowed(before: OrderStatus | None, after: OrderStatus) -> bool:
 @pytest.fixture
 def connection(database_url: str) -> Iterator[Connection]:
     with psycopg.connect(database_url) as connection:
-        # The keys of users are not what is looked at here.
+        # Foreign keys to users do not matter here.
         connection.execute("SET session_replication_role = 'replica'")
         yield connection
         connection.rollback()

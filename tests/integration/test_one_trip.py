@@ -1,4 +1,4 @@
-"""What repositories read or write together: one statement, and each gets its own."""
+"""Repositories that read or write together use one statement, and each gets its own rows."""
 
 from contextlib import suppress
 

@@ -1,4 +1,4 @@
-"""What operators do to dead letters, deferred events and event types, and what they are told."""
+"""What operators do to dead letters, deferred events and event types, and what they see."""
 
 import asyncio
 from datetime import timedelta
@@ -30,7 +30,7 @@ async def database(database: Database) -> Database:
 
 
 async def bury(database: Database, *names: str) -> list[int]:
-    """Dead letters, one an aggregate; their positions."""
+    """Make dead letters, one for each aggregate; return their positions."""
     await append(database, *(Tick(name=name) for name in names))
     await drain(processor(database, TickHandler(lambda _: True), retry=AT_ONCE_DEAD))
     return await rows(database, "SELECT position FROM dead_letters ORDER BY position")

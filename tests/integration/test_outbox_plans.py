@@ -1,7 +1,7 @@
-"""The plans of what a worker runs over and over: no scan of the whole outbox, no sort of the backlog.
+"""The plans of the statements that a worker runs repeatedly: no scan of the whole outbox, no sort of the backlog.
 
-Whatever the size of the outbox, whatever the statistics say of it (a queue is empty when they are taken, or huge), and
-whether the statement is planned for its arguments or for any.
+This holds for any size of the outbox, whatever the statistics (they may be from an empty or a huge queue), and for
+custom and generic plans.
 """
 
 import json
@@ -32,7 +32,7 @@ SIZES = {"empty": (0, 0), "small": (SMALL, 30), "large": (LARGE, 0), "large, man
 
 
 def statements(first: int, positions: Sequence[int]) -> dict[str, tuple[Statement, dict[str, Any]]]:
-    """What a worker runs, with arguments as it gives them."""
+    """The statements that a worker runs, with realistic arguments."""
     each: list[Any] = list(positions)
     aggregates = [f"thing/{number}" for number in each]
     span = {"types": TYPES, "starts": [first] * 5}
@@ -77,7 +77,7 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def faults(plan: dict[str, Any]) -> list[str]:
-    """What in the plan reads or sorts more than it should."""
+    """The parts of the plan that read or sort more than they should."""
     found = []
     for node in nodes(plan):
         kind, table = node["Node Type"], node.get("Relation Name")
@@ -110,7 +110,7 @@ async def begin(connection: Any) -> None:
 
 
 async def explain(connection: Any, statement: Statement, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The plan with what it really read; rolled back."""
+    """The plan with actual numbers; rolled back."""
     transaction = connection.transaction()
     await transaction.start()
     try:

@@ -157,7 +157,7 @@ async def test_a_lock_makes_a_second_session_wait_and_then_see_the_new_values(da
     async with UnitOfWork(database.write) as first, UnitOfWork(database.write) as second:
         held = await first.categories.get(category.id, lock=True)
         assert held is not None
-        # The second has read the row before: the lock reads it anew.
+        # The second session has read the row before: the lock reads it again.
         assert await second.categories.get(category.id) is not None
         waiting = asyncio.create_task(second.categories.get(category.id, lock=True))
         await asyncio.sleep(0.2)

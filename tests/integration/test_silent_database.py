@@ -35,7 +35,7 @@ async def proxy(settings: Settings) -> AsyncIterator[Proxy]:
 
 @pytest.fixture
 async def distant(settings: Settings, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Database]:
-    """The test's database, through the proxy; five connections, and patience of half a second."""
+    """The test's database, through the proxy, with five connections and timeouts of half a second."""
     monkeypatch.setattr(services.connections, "PROMPT", 0.5)
     async with open_database(through(settings, proxy), "distant") as opened:
         yield opened
@@ -55,7 +55,7 @@ async def ask(database: Database) -> int:
 
 
 async def fill(database: Database) -> int:
-    """Open all the connections that the pool keeps; their number."""
+    """Open all the connections that the pool keeps; return their number."""
     barrier = asyncio.Barrier(5)
 
     async def hold() -> None:
@@ -117,7 +117,7 @@ async def committing(
     task = asyncio.create_task(write(distant, "Lamps"))
     await until(looking, f"SELECT count(*) {COMMITTING}")
     yield task
-    # Whatever is still waiting for an answer ends here, so that a test fails and does not hang.
+    # Anything that still waits for an answer ends here, so that a test fails instead of hanging.
     await proxy.cut()
     await asyncio.wait([task])
 

@@ -1,4 +1,4 @@
-"""The plain SQL of the repositories fits the tables, and the indexes answer what they were made for."""
+"""The plain SQL of the repositories fits the tables, and the indexes serve the queries they were made for."""
 
 import importlib
 import pkgutil
@@ -15,7 +15,7 @@ from tests.factories import count_statements, make_category, make_product, make_
 
 
 def statements() -> dict[str, Statement]:
-    """Every statement of every module, by its name; one that other modules import is there once."""
+    """Every statement of every module, by name; statements that other modules import are listed once."""
     found: dict[int, tuple[str, Statement]] = {}
     # A `__main__` is a program: it would run.
     modules = [name for _, name, _ in pkgutil.walk_packages(services.__path__, "services.") if "__main__" not in name]
@@ -52,7 +52,7 @@ async def test_every_statement_names_tables_columns_and_types_that_exist(databas
 
 
 async def plan(database: Database, sent: str, parameters: tuple[object, ...], *dear: str) -> str:
-    """How PostgreSQL would run a statement that SQLAlchemy sent, where some ways of it are dear."""
+    """How PostgreSQL would run a statement that SQLAlchemy sent, with some kinds of plans made expensive."""
     async with database.engine.connect() as connection:
         for way in ("enable_seqscan", *dear):
             await connection.execute(text(f"SET LOCAL {way} = off"))
@@ -61,7 +61,7 @@ async def plan(database: Database, sent: str, parameters: tuple[object, ...], *d
 
 
 async def _fill(database: Database, number: int) -> int:
-    """Products in ten categories; the id of one of them."""
+    """Make products in ten categories; return the id of one category."""
     seller = await make_user(database)
     categories = [(await make_category(database)).id for _ in range(10)]
     async with database.engine.begin() as connection:

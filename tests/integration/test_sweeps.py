@@ -164,7 +164,7 @@ async def test_rows_that_only_the_commit_refuses_are_found_too(database: Databas
 async def test_locked_rows_are_skipped_at_once_and_have_not_failed(
     database: Database, uow: OpenUnitOfWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Nothing is waited for, and the next slice begins after it.
+    # The sweep does not wait, and the next slice begins after these rows.
     monkeypatch.setattr(service, "LOCK_TIMEOUT", 300.0)
     busy, payee = await make_user(database, credits="100"), await make_user(database)
     product = await make_product(database, price="10.00")

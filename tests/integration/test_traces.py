@@ -1,4 +1,4 @@
-"""What an event causes can be traced to the request that the event came from."""
+"""The effects of an event can be traced to the request that the event came from."""
 
 from collections.abc import Sequence
 from datetime import timedelta

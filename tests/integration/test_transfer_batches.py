@@ -1,4 +1,4 @@
-"""Batches on real PostgreSQL come to what carrying them out naively comes to, whatever the database refuses."""
+"""Batches on real PostgreSQL give the same result as naive execution, whatever the database refuses."""
 
 from dataclasses import dataclass
 from decimal import Decimal
@@ -55,7 +55,7 @@ async def prepare(database: Database) -> Fixed:
 
 
 async def refill(database: Database, fixed: Fixed) -> None:
-    """Send everything back, so that each example has something to move."""
+    """Send all credits back, so that each example has something to move."""
     bank = await fixed.bank(database)
     for number in (FIRST, SECOND):
         if bank.posted[number]:

@@ -47,7 +47,7 @@ class Undo(Exception):
 
 
 class Bell:
-    """Counts its rings, and what was committed when it rang."""
+    """Counts its rings, and records what was committed when it rang."""
 
     def __init__(self) -> None:
         self.rings = 0
@@ -234,7 +234,7 @@ async def test_a_statement_that_fails_in_a_savepoint_leaves_the_transaction_usab
 
 
 async def note(uow: UnitOfWork, number: int) -> None:
-    """Write an event with plain SQL at once."""
+    """Write an event with plain SQL immediately."""
     await uow.outbox.sql.write(uow.outbox.appending([Recorded(new_id(), Noted(number=number), Trace())]))
 
 

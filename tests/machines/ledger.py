@@ -47,14 +47,14 @@ USERS, PRODUCTS = 4, 3
 PATIENT = orders.Patience(timedelta(hours=1), timedelta(hours=1))
 BRIEFLY, APPROVAL_ABOVE = timedelta(milliseconds=60), Decimal(100)
 TOO_LATE = orders.Patience(timedelta(0), timedelta(hours=1))
-"""Holds that are over as soon as they are made."""
+"""Holds that have expired as soon as they are made."""
 
 users = st.integers(0, USERS - 1)
 cents = st.one_of(st.integers(1, 300), st.integers(2000, 30_000)).map(lambda number: Decimal(number) / 100)
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """Users, products and operators of its own in a database that all examples share."""
+    """The example's own users, products and operators, in a database that all examples share."""
 
     runner: ClassVar[asyncio.Runner]
     database: ClassVar[Database]
@@ -91,7 +91,7 @@ class LedgerMachine(RuleBasedStateMachine):
         )
 
     def do(self, work: Callable[[UnitOfWork], Awaitable[Any]]) -> tuple[str, Any]:
-        """Do it in a unit of work: `done` and its result, or the code of the refusal."""
+        """Do it in a unit of work; return `done` and the result, or the code of the refusal."""
 
         async def one() -> tuple[str, Any]:
             async with UnitOfWork(self.database.write) as uow:

@@ -1,4 +1,4 @@
-"""What the ledger must come to, in a few lines of memory: credits, stock and orders, one thing after another."""
+"""What the ledger must amount to: a small model in memory of credits, stock and orders, one step after another."""
 
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -43,7 +43,7 @@ class Line:
 
 @dataclass
 class Sale:
-    """An order: its buyer, its lines and where it stands. `late` is one whose holds are over."""
+    """An order: its buyer, its lines and its status. It is `late` if its holds have expired."""
 
     id: UUID
     buyer: int
@@ -54,7 +54,7 @@ class Sale:
 
 @dataclass
 class Promise:
-    """A hold between two users. `late` is one whose time is over."""
+    """A hold between two users. It is `late` if it has expired."""
 
     id: UUID
     payer: int
@@ -68,7 +68,7 @@ class Promise:
 
 @dataclass
 class Gift:
-    """Credits that moved at once. From nobody: they were issued."""
+    """Credits that moved immediately. Without a sender, they were issued."""
 
     id: UUID
     sender: int | None
@@ -89,7 +89,7 @@ class Wish:
 
 @dataclass
 class Model:
-    """All of it. Each method is one thing that happens, and says how it must end."""
+    """The whole model. Each method is one step, and returns how it must end."""
 
     purses: dict[int, Purse]
     goods: dict[int, Goods]
@@ -141,7 +141,7 @@ class Model:
         return "done"
 
     def resolve(self, promise: Promise, state: str, posted: Cents = Decimal(0)) -> str:
-        """Post so much of it, or nothing."""
+        """Post this amount of it, or nothing."""
         told = {
             "posted": "transfer_already_posted",
             "voided": "transfer_already_voided",
@@ -171,7 +171,7 @@ class Model:
                 self.free(sale, "cancelled")
 
     def take_back(self, sender: int | None, recipient: int, amount: Cents) -> str:
-        """A reversal, to nobody where the credits were issued."""
+        """A reversal; without a recipient if the credits had been issued."""
         if self.purses[recipient].closed or (sender is not None and self.purses[sender].closed):
             return "account_closed"
         if self.purses[recipient].available < amount:
@@ -200,12 +200,12 @@ class Model:
         return "done"
 
     def free(self, sale: Sale, status: str) -> None:
-        """The hold is over, and nothing was paid."""
+        """The hold ends, and nothing is paid."""
         self.purses[sale.buyer].held -= self.cost(sale)
         sale.status = status
 
     def process(self) -> None:
-        """What a worker does with the pending orders, the earliest first."""
+        """What a worker does with the pending orders, oldest first."""
         for sale in self.sales:
             if sale.status != "pending":
                 continue
@@ -229,7 +229,7 @@ class Model:
                 self.purses[goods.seller].posted += goods.price * line.quantity
 
     def give_back(self, sale: Sale, pieces: dict[int, int]) -> str:
-        """So many pieces of each line, by its place in the order."""
+        """The number of pieces of each line, by its place in the order."""
         due: dict[int, Cents] = {}
         for place, quantity in pieces.items():
             goods = self.goods[sale.lines[place].product]

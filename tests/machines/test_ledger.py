@@ -1,4 +1,4 @@
-"""Whatever is done to credits, orders and stock, in whatever order: the tables say what the model says."""
+"""Whatever is done to credits, orders and stock, in whatever order, the tables agree with the model."""
 
 import asyncio
 import itertools
@@ -20,7 +20,7 @@ def test_the_ledger_agrees_with_its_model_after_every_step(settings: Settings, p
         LedgerMachine.runner, LedgerMachine.database = runner, runner.run(context.__aenter__())
         LedgerMachine.steps = 0
         try:
-            # Examples end early now and then. By their seeds the steps are the same in each run of the CI.
+            # Examples end early now and then. The seeds make the steps the same in each CI run.
             for number in itertools.count():
                 if LedgerMachine.steps >= wanted:
                     break
@@ -31,7 +31,7 @@ def test_the_ledger_agrees_with_its_model_after_every_step(settings: Settings, p
                         database=None,
                         deadline=None,
                         suppress_health_check=list(HealthCheck),
-                        # A failure is shown by its shortest steps.
+                        # A failure is shown with its shortest sequence of steps.
                         phases=[Phase.explicit, Phase.generate, Phase.shrink],
                     ),
                 )

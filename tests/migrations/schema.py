@@ -1,4 +1,4 @@
-"""What a database's schema is, read from PostgreSQL's own catalogue, for comparing one database with another."""
+"""A database's schema, read from PostgreSQL's catalogue, for comparing one database with another."""
 
 from dataclasses import dataclass
 
@@ -58,7 +58,7 @@ class Schema:
 def read_schema(url: str, schema: str = "public") -> Schema:
     """The schema of a database as it is now."""
     with psycopg.connect(url) as connection:
-        # Names are printed without their schema where it comes first in the path.
+        # Names are printed without their schema if it comes first in the search path.
         connection.execute("SELECT set_config('search_path', %s, false)", [f"{schema}, public"])
 
         def rows(query: str) -> frozenset[TupleRow]:
@@ -80,7 +80,7 @@ def downgrade(url: str, revision: str, schema: str = "public") -> None:
 
 
 def revision_of(url: str, schema: str = "public") -> list[str]:
-    """What the schema's version table holds."""
+    """The content of the schema's version table."""
     with psycopg.connect(url) as connection:
         rows = connection.execute(f"SELECT version_num FROM {schema}.alembic_version".encode()).fetchall()
     return [row[0] for row in rows]

@@ -48,7 +48,7 @@ def orders(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> dict[UUI
 
 
 def insert_order(connection: "psycopg.Connection[tuple[object, ...]]", order_id: UUID, lines: int) -> None:
-    """An order as the version of the services before this migration writes it."""
+    """An order as the services wrote it before this migration."""
     connection.execute(
         "INSERT INTO orders (id, buyer_id, status, total) SELECT %s, id, 'pending', 1 FROM users", [order_id]
     )
@@ -60,7 +60,7 @@ def insert_order(connection: "psycopg.Connection[tuple[object, ...]]", order_id:
 
 
 def counts(url: str) -> dict[UUID, int | None]:
-    """Each order's item_count, as another session sees it. Fails where a migration keeps everybody out."""
+    """Each order's item_count, as another session sees it. Fails if a migration blocks other sessions."""
     with psycopg.connect(url, options="-c lock_timeout=2s") as connection:
         return dict(connection.execute("SELECT id, item_count FROM orders").fetchall())
 

@@ -1,4 +1,4 @@
-"""How migrations run: offline, alone, in tenants' schemas, over what the caller gives, and what they refuse."""
+"""How migrations run: offline, one at a time, in tenants' schemas, on given connections; and what they refuse."""
 
 import asyncio
 import io
@@ -44,14 +44,14 @@ def sql_of(revisions: str, *, down: bool = False, schema: str = "public") -> str
 
 
 def run_script(connection: "psycopg.Connection[tuple[object, ...]]", script: str) -> None:
-    """Send the statements one by one, as `psql` does: sent together they would be one transaction."""
+    """Send the statements one by one, as `psql` does; sent together, they would be one transaction."""
     for statement in script.split(";\n\n"):
         connection.execute(statement.encode())
 
 
 @contextmanager
 def alembic_process(url: str, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
-    """The `alembic` command line in a process of its own, as a release step starts it."""
+    """Run the `alembic` command line in its own process, as a release step does."""
     process = subprocess.Popen(
         [sys.executable, "-m", "alembic", *arguments],
         cwd=PROJECT,

@@ -1,4 +1,4 @@
-"""The log's positions come to a log in use: in order, in batches, interrupted and resumed, writers beside it."""
+"""Positions are added to a log in use: in order, in batches, interrupted and resumed, beside running writers."""
 
 from collections.abc import Callable
 from itertools import count
@@ -36,7 +36,7 @@ def url(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def write(connection: "psycopg.Connection[tuple[object, ...]]", event_id: UUID) -> None:
-    """An event as the version of the services before this migration writes it."""
+    """An event as the services wrote it before this migration."""
     connection.execute(
         "INSERT INTO events (id, type, version, aggregate, payload) VALUES (%s, 'a', 1, 'a/1', '{}')", [event_id]
     )
@@ -59,7 +59,7 @@ def upgrade_watched(url: str, before_statement: Callable[[str], None]) -> None:
 
 
 def positions(url: str) -> list[int]:
-    """The events' positions by id, as another session sees them; fails where it is kept out."""
+    """The events' positions by id, as another session sees them; fails if it is blocked."""
     with psycopg.connect(url, options="-c lock_timeout=2s") as connection:
         return [row[0] for row in connection.execute("SELECT position FROM events ORDER BY id").fetchall()]
 

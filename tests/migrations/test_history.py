@@ -1,4 +1,4 @@
-"""The history as a whole: one line of numbered steps, each undone and redone, ending where the models are."""
+"""The whole history: one line of numbered steps, each of which can be undone and redone, that ends at the models."""
 
 from pathlib import Path
 
@@ -99,7 +99,7 @@ def test_partitions_that_come_and_go_are_not_drift(database_url: str) -> None:
 
 
 def test_constraints_indexes_and_defaults_are_those_of_the_models(database_url: str, empty_database_url: str) -> None:
-    """`alembic check` compares no CHECK constraints and no expressions of indexes: PostgreSQL itself prints them."""
+    """`alembic check` compares neither CHECK constraints nor index expressions, so compare what PostgreSQL prints."""
     engine = create_engine(make_url(empty_database_url).set(drivername="postgresql+psycopg"))
     with engine.begin() as connection:
         connection.execute(text("CREATE EXTENSION pg_trgm"))

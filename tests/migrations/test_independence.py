@@ -1,4 +1,4 @@
-"""A migration says what was true when it was written: it imports nothing from the services, which change after it."""
+"""A migration states what was true when it was written: it imports nothing from the services, which change later."""
 
 import ast
 import subprocess
@@ -48,7 +48,7 @@ def test_every_step_loads_without_the_services() -> None:
 
 @pytest.mark.parametrize("path", [*VERSIONS, *BESIDE_THEM], ids=lambda path: path.stem)
 def test_no_step_imports_the_services_while_it_runs(path: Path) -> None:
-    """An import inside of a function is not carried out on loading."""
+    """An import inside a function does not run when the module is loaded."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""The event log's months: bounds that fit UUIDv7, and partitions that are there in time."""
+"""The event log's months: bounds that fit UUIDv7, and partitions that are created in time."""
 
 import asyncio
 from datetime import UTC, date, datetime

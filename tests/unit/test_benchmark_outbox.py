@@ -1,4 +1,4 @@
-"""What the benchmark of the engine makes of its figures."""
+"""How the engine's benchmark evaluates its figures."""
 
 from pathlib import Path
 

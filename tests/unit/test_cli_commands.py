@@ -1,4 +1,4 @@
-"""The list of commands, and that it answers without loading them."""
+"""The list of commands, which is shown without loading them."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What dies is started again, with pauses that grow; what is to stop stops in order, by force if need be."""
+"""Programs that die are restarted with growing pauses; stopping ends all of them in order, by force if need be."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ from services.local.supervisor import Program, Stop, Supervisor, backoff, how_it
 
 
 class Changes:
-    """Counts the calls, and says when it is enough."""
+    """Counts the calls, and stops the supervisor after `enough` of them."""
 
     def __init__(self, stop: Stop, enough: int) -> None:
         self.stop = stop

@@ -19,7 +19,7 @@ def is_now(moment: datetime) -> bool:
 
 
 def made_at(moment: datetime) -> bool:
-    """Whether an id that is made now is from around that moment."""
+    """Whether an id that is made now has a time near that moment."""
     return id_at(moment - timedelta(seconds=30)) < new_id() < id_at(moment + timedelta(seconds=30))
 
 

@@ -1,4 +1,4 @@
-"""Every decision record says what its status is and since when, and stands in the index."""
+"""Every decision record has a status and a date, and is listed in the index."""
 
 import re
 from datetime import date

@@ -1,4 +1,4 @@
-"""The embedded servers, for real: any start after any end, on the same data, and clear words where it cannot be."""
+"""The real embedded servers: they start after any kind of end, on the same data, or say clearly why they cannot."""
 
 import os
 import signal
@@ -377,7 +377,7 @@ def test_as_root_postgres_runs_as_another_user(kind: str, folder: Path, monkeypa
     monkeypatch.setattr(child, "_works", lambda _: kind == "namespace")
     child.disguise_for_server.cache_clear()
     try:
-        # In a folder that is closed to everybody else.
+        # In a folder that no other user can read.
         (folder / "closed").mkdir(parents=True, mode=0o700)
         with EmbeddedPostgres(folder / "closed" / "postgres", durable=False) as server:
             assert server.process is not None

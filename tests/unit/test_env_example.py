@@ -1,4 +1,4 @@
-"""`.env.example` knows every setting, and its defaults are the real ones."""
+"""`.env.example` lists every setting with its real default."""
 
 import re
 from pathlib import Path

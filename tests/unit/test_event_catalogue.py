@@ -21,7 +21,7 @@ def test_the_page_is_what_the_command_prints() -> None:
 
 
 def test_no_event_is_left_out() -> None:
-    """Each stands in a module called `events`, where the catalogue looks."""
+    """Each is in a module called `events`, where the catalogue looks."""
     found = event_types()
     for module in pkgutil.walk_packages(services.__path__, "services."):
         if not module.name.endswith("__main__"):

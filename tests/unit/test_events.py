@@ -1,4 +1,4 @@
-"""Reading what was written as an event: of this version, of an earlier one, of a later one, and of none."""
+"""Reading stored events: of the current version, an earlier one, a later one, and with an invalid payload."""
 
 from typing import Any, ClassVar
 

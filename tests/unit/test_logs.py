@@ -1,4 +1,4 @@
-"""What a line of the log looks like; and what may fail many times a second is logged once, and then once a minute."""
+"""The format of log lines; a failure that may occur many times a second is logged once, and then once a minute."""
 
 import asyncio
 import io
@@ -62,7 +62,7 @@ def test_messages_of_another_kind_are_logged_immediately(caplog: pytest.LogCaptu
 
 @pytest.fixture
 def configured() -> Iterator[Configured]:
-    """Configures logging as a worker does and returns what it writes; everything is as before afterwards."""
+    """Configures logging as a worker does and returns what it writes; restores everything afterwards."""
     root, arq = logging.getLogger(), logging.getLogger("arq")
     handlers, levels = root.handlers[:], (root.level, arq.level)
 

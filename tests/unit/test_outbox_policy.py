@@ -1,4 +1,4 @@
-"""Fingerprints tell errors apart by what they are and where they come from; a history line is storable JSON."""
+"""Fingerprints distinguish errors by their type and origin; an entry of the history is storable JSON."""
 
 import json
 from datetime import UTC, datetime

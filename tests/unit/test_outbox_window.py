@@ -1,4 +1,4 @@
-"""Where a claim looks: the floor rises over nothing that is still to come, the window is shared among types."""
+"""Where a claim looks: the floor never rises past a row that may still appear, and types share the window."""
 
 from collections.abc import Sequence
 from uuid import UUID
@@ -39,7 +39,7 @@ def test_without_a_ready_row_the_floor_rises_over_what_was_taken_before_the_clai
 
 
 def test_the_floor_waits_for_every_transaction_that_may_have_taken_a_lower_position() -> None:
-    """Transaction 9 took position 50, and runs."""
+    """Transaction 9 has taken position 50, and is still running."""
     waiting = [horizon(None, 100, 10, 9), horizon(None, 100, 11, 9), *(horizon(60, 100, n, 9) for n in range(12, 40))]
     assert risen(*waiting) == 0
     # It commits: position 50 is seen.
@@ -49,7 +49,7 @@ def test_the_floor_waits_for_every_transaction_that_may_have_taken_a_lower_posit
 def test_a_transaction_that_takes_no_position_holds_the_floor_up_until_the_takers_are_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Transaction 9 runs all the while."""
+    """Transaction 9 keeps running."""
     monkeypatch.setattr(window_module, "_MANY", 50)
     floor = Floor()
     for transaction in (10, 11, 12):
@@ -57,7 +57,7 @@ def test_a_transaction_that_takes_no_position_holds_the_floor_up_until_the_taker
         assert not floor.held_up
     floor.rise(horizon(50, 100, 13, 9))
     assert (floor.position, floor.held_up) == (0, True)
-    # A taker of the same time still runs.
+    # A taker from that time is still running.
     floor.rise(horizon(60, 100, 14, 9), oldest_taker=9)
     assert floor.position == 0
     # The position that was taken last before the claim that settles it; then the first ready row.
@@ -90,7 +90,7 @@ def test_the_only_busy_type_gets_what_the_others_leave_and_they_keep_their_even_
         window.note([claimed("a", number) for number in range(span.ready)])
     shares = {name: of_type[0] for name, of_type in spans(window).items()}
     assert shares["a"].ready == 400
-    # One that was idle gets its share at once, in the very next claim.
+    # A type that was idle gets its share in the very next claim.
     assert [shares[name].ready for name in "bcd"] == [100, 100, 100]
 
 
@@ -152,12 +152,12 @@ LEFT_FOR = 60.0
 
 @pytest.fixture(autouse=True)
 def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However slow the machine, a sibling is still at it."""
+    """However slow the machine, a sibling still counts as working."""
     monkeypatch.setattr(window_module, "_LEFT_FOR", LEFT_FOR)
 
 
 def siblings() -> tuple[Window, Window, Floor]:
-    """Two windows of one process, the first with an aggregate that fills it, its transaction under way."""
+    """Two windows of one process. The first has an aggregate that fills it, and its transaction is running."""
     both: list[Window] = []
     one, other, floor = Window(["a"], 100, both), Window(["a"], 100, both), Floor()
     floor.last_taken = 100_000

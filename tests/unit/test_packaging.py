@@ -1,4 +1,4 @@
-"""What runs Waybill elsewhere: Procfile, compose file, image, locks. Parsed and compared with the product."""
+"""The files that deploy Waybill (Procfile, compose file, image, locks), parsed and compared with the code."""
 
 import os
 import re
@@ -91,7 +91,7 @@ def test_compose_runs_commands_and_sets_settings_that_exist(compose: dict[str, A
         assert service["command"][0] == name
         assert name in commands()
         assert set(service["environment"]) <= {f"WAYBILL_{field.upper()}" for field in Settings.model_fields}
-        # Both secrets are asked for, not defaulted.
+        # Both secrets are required and have no default.
         assert ":?" in service["environment"]["WAYBILL_SECRET_KEY"]
         assert ":?" in service["environment"]["WAYBILL_DATABASE_URL"]
 

@@ -60,7 +60,7 @@ async def test_an_unknown_user_takes_as_long_as_a_wrong_password() -> None:
 
 
 class SlowHasher:
-    """Stands in for argon2, and tells how many hash at once."""
+    """Stands in for argon2, and records how many hashes run at once."""
 
     def __init__(self) -> None:
         self.threads: set[int] = set()

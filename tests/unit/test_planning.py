@@ -1,4 +1,4 @@
-"""What a batch comes to in memory is what carrying it out naively comes to, one transfer after another."""
+"""Planning a batch in memory gives the same result as carrying it out naively, one transfer after another."""
 
 import copy
 from decimal import Decimal

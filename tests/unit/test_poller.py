@@ -1,4 +1,4 @@
-"""How long the ear of the poll loops waits between its looks at the outbox."""
+"""How long the poll loops' listener waits between two looks at the outbox."""
 
 import asyncio
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ Look = tuple[bool, float | None]
 
 
 class Outbox:
-    """Stands for the processor: what its looks find is said beforehand; each claim processes one event, or none."""
+    """Stands in for the processor: what its looks find is given; each claim processes one event, or none."""
 
     def __init__(self, looks: Sequence[Look | Exception], processed: int) -> None:
         self._looks = list(looks)
@@ -37,7 +37,7 @@ class Outbox:
 
 
 class Ear:
-    """Stands for the doorbell: it rings at the times it is told, and notes how long it is listened to."""
+    """Stands in for the doorbell: it rings at given times, and records how long it is listened to."""
 
     def __init__(self, rings: Sequence[bool]) -> None:
         self._rings = list(rings)
@@ -79,7 +79,7 @@ async def test_if_events_come_without_a_ring_it_looks_sooner_each_time_and_then_
 
 
 async def test_events_that_are_not_processed_do_not_hurry_it() -> None:
-    """Another worker's, or of a type whose batches are all under way."""
+    """They are another worker's, or of a type without a free slot."""
     assert await waits([FOUND] * 4, processed=0) == [1.0] * 5
 
 
@@ -97,7 +97,7 @@ async def test_what_is_due_sooner_is_looked_for_when_it_is_due(due_in: float) ->
 
 
 class Away(Outbox):
-    """A processor whose database is away."""
+    """A processor whose database is unavailable."""
 
     def __init__(self, failures: int) -> None:
         super().__init__([NOTHING], processed=0)

@@ -1,4 +1,4 @@
-"""Every domain error has a status over HTTP, chosen for it or for the root that it descends from."""
+"""Every domain error has an HTTP status, its own or that of its root class."""
 
 import importlib
 import pkgutil
@@ -38,7 +38,7 @@ STATUSES = {
     "unknown_recipient": 422,
     "version_required": 428,
 }
-"""What clients rely on: the status of each code."""
+"""The status of each code, which clients rely on."""
 
 ROOTS = DomainError.__subclasses__()
 

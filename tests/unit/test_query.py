@@ -1,4 +1,4 @@
-"""What a client may ask of a list, without a database."""
+"""Filters, sorts and cursors that a client may send to a list, without a database."""
 
 import base64
 from decimal import Decimal

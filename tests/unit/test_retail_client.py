@@ -24,7 +24,7 @@ def problem(status: int, code: str) -> httpx2.Response:
 
 
 class FakeApi:
-    """Gives the answers in turn, the last one for ever; sign-ins always work."""
+    """Gives the answers in turn and then repeats the last one; sign-ins always work."""
 
     def __init__(self, *answers: Answer) -> None:
         self.requests: list[httpx2.Request] = []

@@ -1,4 +1,4 @@
-"""What `waybill import-retail` says before it has talked to any service, and how it shows its progress."""
+"""What `waybill import-retail` prints before it contacts a service, and how it shows its progress."""
 
 import json
 from pathlib import Path

@@ -24,7 +24,7 @@ wishes = st.tuples(
 
 @st.composite
 def accounts(draw: st.DrawFn) -> list[Balance]:
-    """A system account and some users; of a closed account nothing is held."""
+    """A system account and some users; a closed account has no held credits."""
     found = [Balance(SYSTEM, None, -draw(cents), Decimal(0), 0, False)]
     for number in range(1, ACCOUNTS):
         closed = draw(st.integers(0, 4)) == 0
@@ -35,7 +35,7 @@ def accounts(draw: st.DrawFn) -> list[Balance]:
 
 
 def reasons(items: list[Item]) -> set[str]:
-    """Everything that stands against these transfers together, in no order."""
+    """All reasons against these transfers together, in no particular order."""
     found: set[str] = set()
     for item in items:
         debit, credit = item.debit, item.credit

@@ -6,7 +6,7 @@ from services.api.probe import Shared
 
 
 class Looks:
-    """Counts looks, and lets each end when it is told to."""
+    """Counts looks, each of which ends when the test says so."""
 
     def __init__(self) -> None:
         self.number = 0

@@ -1,4 +1,4 @@
-"""The structure that CONTRIBUTING.md describes: standard file names, layers that hold, no circles."""
+"""The structure that CONTRIBUTING.md describes: standard file names, layers, no import cycles."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ EXTRA = {
     "outbox/engine": {"window"},
     "users": {"passwords"},
 }
-"""The file with a name of its own that a folder may have."""
+"""The one file with a non-standard name that each of these folders may have."""
 
 NOT_DOMAINS = {"api", "cli", "local", "outbox"}
 
@@ -78,7 +78,7 @@ def test_no_file_imports_itself_by_way_of_others() -> None:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The code in another place, where imports can be planted."""
+    """A copy of the code in which imports can be planted."""
     place = tmp_path_factory.mktemp("house")
     for folder in ("services", "worker", "migrations"):
         shutil.copytree(ROOT / folder, place / folder, ignore=shutil.ignore_patterns("__pycache__"))

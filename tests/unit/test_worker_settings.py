@@ -1,4 +1,4 @@
-"""ARQ's client and our own read one Redis URL alike; a worker that cannot start says why in plain words."""
+"""ARQ's client and ours read a Redis URL in the same way; a worker that cannot start says why in plain words."""
 
 import subprocess
 import sys
@@ -67,7 +67,7 @@ def development() -> Settings:
 
 
 def test_the_worker_takes_the_password_as_it_is_meant(development: Settings) -> None:
-    # In a process of its own: importing the worker's settings reads the environment.
+    # In its own process: importing the worker's settings reads the environment.
     script = "from worker.settings import WorkerSettings; print(WorkerSettings.redis_settings.password)"
     quoted = development.model_copy(update={"redis_url": "redis://:p%40ss@localhost:6379/"})
     ran = subprocess.run(

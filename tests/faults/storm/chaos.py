@@ -50,7 +50,7 @@ class Weather:
     lasting: float
     """The share of silences that the storm does not end: the product has to help itself."""
     silent_end: float
-    """How long clients go on at the end, when every connection has gone silent and nothing else is wrong."""
+    """How long clients continue at the end, when every connection has gone silent and nothing else is wrong."""
 
 
 SHORT = Weather(length=20.0, gap=1.2, lock=3.0, silence=(2.0, 5.0), lasting=0.0, silent_end=0.0)
@@ -106,7 +106,7 @@ class Chaos:
             self._later(at, self._named(deck.pop()))
         while self._due or time.monotonic() < self._calm_at:
             self._site.tend()
-            # When the time is over, what is still to come of the faults comes at once.
+            # When the time is over, the remaining steps of the faults are taken immediately.
             if self._due and time.monotonic() >= min(self._due[0].at, self._calm_at):
                 heappop(self._due).act()
             time.sleep(0.02)
@@ -114,7 +114,7 @@ class Chaos:
             self._silence_everything()
 
     def _silence_everything(self) -> None:
-        """Silence every open connection for good; later connections work."""
+        """Silence every open connection permanently; later connections work."""
         for proxy in self._site.proxies:
             self._site.findings.seen["connections silenced"] += self._site.call(proxy.freeze, False)
         self._site.findings.note("silenced everything")
@@ -228,7 +228,7 @@ class Chaos:
             self._site.findings.note("(new connections are silent, too)")
         self._site.database_away = time.monotonic()
         shortest, longest = self._weather.silence
-        # What hangs for new connections, too, is a fault that only its end can end.
+        # If new connections hang, too, nothing but the end of the fault can help.
         if hangs or self._dice.random() >= self._weather.lasting:
             seconds = self._dice.uniform(shortest, longest)
             self._after(seconds, lambda: self._hear_again(proxy))

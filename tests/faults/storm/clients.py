@@ -34,7 +34,7 @@ _AGAIN = frozenset({408, 425, 429, 503})
 
 @dataclass
 class Load:
-    """Clients over the APIs at `ports`. What they were told is in `writes`."""
+    """Clients of the APIs at `ports`. The answers they got are in `writes`."""
 
     ports: list[int]
     shop: Shop

@@ -1,4 +1,4 @@
-"""The servers and processes that the storm hits, each behind a proxy of its own."""
+"""The servers and processes that the storm hits, each behind its own proxy."""
 
 import os
 import time
@@ -170,7 +170,7 @@ def _settings(database_url: str, redis_url: str) -> Settings:
             "worker_processes": WORKERS,
             "outbox_poll_interval": 0.2,
             "outbox_batch_size": 50,
-            # Faults of the storm end; what failed in one is not to wait minutes for its next try.
+            # The storm's faults end; events that failed in one must not wait minutes for their next attempt.
             "outbox_retry_cap": 2.0,
         }
     )

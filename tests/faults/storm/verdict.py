@@ -21,7 +21,7 @@ from tests.faults.storm.writes import Kind, Write
 from tests.processes import ROOT
 
 RECOVERY = 60.0
-"""Seconds within which the product is back at work by itself when the storm is over."""
+"""Seconds within which the product must recover by itself when the storm is over."""
 _AT_REST = 5.0
 """No transaction lasts this many seconds when there is nothing to do."""
 _REPEATERS = 8
@@ -57,11 +57,11 @@ _TRANSACTIONS = """
 _STATES = {Kind.cancel: "cancelled", Kind.post: "posted", Kind.void: "voided"}
 """The final state of an order or a transfer after such a write was acknowledged."""
 _LEAKS = ("non-checked-in connection", "was never awaited")
-"""What a log says where a connection, or a coroutine, was left to the garbage collector."""
+"""What a log says if a connection, or a coroutine, was left to the garbage collector."""
 
 
 def wait_for(condition: Callable[[], bool], site: Site, seconds: float) -> bool:
-    """Whether it came true in time; ended processes are started again meanwhile."""
+    """Whether the condition was met in time; ended processes are restarted meanwhile."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -151,7 +151,7 @@ def _find_missing(site: Site, writes: Sequence[Write]) -> set[str]:
 
 
 def _lost(write: Write, ids: dict[Kind, dict[str, Any]], noted: set[str]) -> list[str]:
-    """What is missing of this acknowledged write."""
+    """What is missing from this acknowledged write."""
     match write.kind:
         case Kind.cancel | Kind.post | Kind.void:
             table = ids[Kind.order if write.kind is Kind.cancel else Kind.transfer]
@@ -162,7 +162,7 @@ def _lost(write: Write, ids: dict[Kind, dict[str, Any]], noted: set[str]) -> lis
         case _:
             there = ids[Kind.transfer]
     lost = [told for told in write.effects().values() if told not in there]
-    # A reply that broke off after its status line has told no id; the key tells.
+    # A reply that broke off after its status line has no id; the key identifies it.
     if write.first is None and not _traces(write, noted):
         lost.append(write.key)
     if write.kind is Kind.registration and write.key not in noted:
@@ -297,7 +297,7 @@ async def _transfer_to(load: Load, api: Member, sink: int, key: str) -> None:
 
 
 def _compare_capacity(site: Site, load: Load, before: dict[str, int]) -> None:
-    """A connection that was lost to the pool for good takes one of its places."""
+    """A connection that the pool has lost permanently takes one of its places."""
     for api in site.apis:
         after = measure_capacity(site, load, api, f"after-{api.name}")
         site.findings.seen[f"capacity of {api.name}"] = after

@@ -32,7 +32,7 @@ class Way(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Leaving:
-    """When a client leaves: after a share of its request, or after so many bytes of the reply or so many seconds."""
+    """When a client leaves: after a share of its request, or after a number of bytes of the reply or of seconds."""
 
     way: Way
     sent: float = 1.0
@@ -79,8 +79,8 @@ def render(
 async def exchange(port: int, request: bytes, *, leaving: Leaving | None = None, seconds: float = 10.0) -> Reply:
     """Send the request and read its reply; `seconds` is the client's patience.
 
-    The reply is not whole where the client left, or where the connection broke after the reply had begun. Raises one of
-    `Broken` where it broke before.
+    The reply is not whole if the client left, or if the connection broke after the reply had begun. Raises one of
+    `Broken` if it broke before.
     """
     reply = Reply()
     async with asyncio.timeout(seconds):

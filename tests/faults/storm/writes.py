@@ -1,4 +1,4 @@
-"""What a client requests, how it recognizes the effect, and what it was told."""
+"""What a client requests, how it recognizes the effect, and the answer it got."""
 
 import json
 import random
@@ -148,7 +148,7 @@ class Writer:
         return self._write(Kind.registration, "/v1/users", body)
 
     def follow_up(self, done: Write) -> Write | None:
-        """What may come after a write that was acknowledged."""
+        """The writes that may follow an acknowledged one."""
         if done.first is None or done.first.status >= 300:
             return None
         if done.kind is Kind.hold and self.dice.random() < 0.7:
