@@ -55,7 +55,7 @@ async def list_orders(
 ) -> Rows[Order]:
     """List the caller's orders, newest first."""
     if side is Side.everybody and caller.role is not Role.operator:
-        raise Forbidden("only operators may list everybody's orders")
+        raise Forbidden("only operators may list all orders")
     return await uow.orders.page(
         page,
         buyer_id=caller.id if side is Side.buyer else None,

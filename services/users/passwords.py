@@ -21,7 +21,7 @@ class Passwords:
         )
         self._limiter = CapacityLimiter(concurrent)
         # Checked for an unknown address, so that response times do not reveal which addresses exist.
-        self._nobody = self._hasher.hash("nobody's password")
+        self._nobody = self._hasher.hash("the password of no account")
 
     async def hash(self, password: str) -> str:
         return await to_thread.run_sync(self._hasher.hash, password, limiter=self._limiter)
