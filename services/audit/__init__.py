@@ -1,1 +1,1 @@
-"""Reconciliation: everything recomputed from the tables, and each difference named."""
+"""Reconciliation: recomputes everything from the tables and reports each difference."""

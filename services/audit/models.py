@@ -1,4 +1,4 @@
-"""What finished audits found."""
+"""The results of finished audits."""
 
 from datetime import datetime
 from typing import Any
@@ -12,7 +12,7 @@ from services.fields import TIMESTAMPTZ
 
 
 class LedgerAudit(DeclarativeTable):
-    """One finished audit, for every process to show. `seconds` is how long it took, and held its snapshot."""
+    """A finished audit, stored so that every process can show it. `seconds` is how long it took."""
 
     __tablename__ = "ledger_audits"
     __table_args__ = (

@@ -1,15 +1,15 @@
-"""The checks of the audit, each a statement that returns the rows that do not agree.
+"""The checks of the audit, each a statement that returns the differences it finds.
 
-Each row is a difference: its `kind`, the ids of its subject, and as text what was `expected` and what was `found`.
-Every statement reads each table once, by sorts and hashes that spill to disk beyond the memory of `SETTINGS`.
+Each row is a difference: its `kind`, the ids of its subject, and the `expected` and `found` values as text. Every
+statement reads each table once, with sorts and hashes that spill to disk if they exceed the memory of `SETTINGS`.
 """
 
 from services.sql import Statement
 
 SNAPSHOT = Statement("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
 
-# The sorts and hashes of one statement together stay below some 100 MiB. The time limit is the server's, too: a process
-# that was killed leaves its statement running.
+# The sorts and hashes of one statement together stay below about 100 MiB. The server enforces the time limit, too: a
+# killed process leaves its statement running.
 SETTINGS = Statement("""
     SELECT set_config('work_mem', '32MB', true), set_config('hash_mem_multiplier', '1', true),
         set_config('statement_timeout', CAST(:milliseconds AS text), true)
@@ -27,7 +27,7 @@ _LEDGER_SUM = Statement("""
     SELECT 'ledger_sum' AS kind, '0.00' AS expected, sum(amount)::text AS found FROM entries HAVING sum(amount) <> 0
 """)
 
-# Each entry against the one before it: where all agree, every balance is the running sum, and no later entry is blamed.
+# Compares each entry with the one before it. If all agree, every balance is the running sum; no later entry is blamed.
 _ENTRIES = Statement("""
     SELECT kind, account_id, version, after, expected, found FROM (
         SELECT account_id, version, amount, balance, coalesce(lag(version) OVER earlier, 0) AS after,
@@ -59,7 +59,7 @@ OVERDRAWN = Statement("""
     FROM accounts WHERE system_name IS NULL AND posted - held < 0
 """)
 
-# One pass over both tables: an entry is right where it is on the side, and has the amount, that its transfer says.
+# One pass over both tables: an entry is correct if it has the account and the amount of one side of its transfer.
 _TRANSFERS = Statement("""
     SELECT CASE WHEN sum <> 0 THEN 'transfer_unbalanced' ELSE 'transfer_entries' END AS kind, id AS transfer_id,
         CASE WHEN state = 'posted'
@@ -122,7 +122,7 @@ _ADJUSTMENTS = Statement("""
     WHERE kind = 'adjustment' AND NOT EXISTS (SELECT FROM adjustments WHERE transfer_id = transfers.id)
 """)
 
-# What was refunded of a cancelled order is what was paid for it.
+# For a cancelled order, the refunds equal the payments.
 PAYMENTS = Statement("""
     SELECT compared.kind, orders.id AS order_id, orders.status, compared.expected, compared.found::text
     FROM orders
@@ -181,7 +181,7 @@ _LINES = Statement("""
     WHERE expected <> found
 """)
 
-# Orders that were cancelled before there were refunds have returned pieces and no refund.
+# Orders that were cancelled before refunds existed have returned pieces but no refund.
 _REFUNDS = Statement("""
     SELECT 'refund_amount' AS kind, refunds.id AS refund_id, refunds.order_id, NULL::integer AS line,
         coalesce(cost, 0.00)::text AS expected, refunds.amount::text AS found
@@ -239,15 +239,15 @@ _OUTBOX = Statement("""
     WHERE (events.type, events.aggregate) IS DISTINCT FROM (queued.type, queued.aggregate)
 """)
 
-# What a reply named must exist and match the reply. Statuses move on later: for an order the transition must exist, and
-# the state of a transfer or an adjustment is compared only if it is final. A transaction that was lost as a whole
-# took its stored reply with it; finding that is the canary's task.
+# What a reply acknowledged must exist and match it. Statuses change later: for an order the transition must exist, and
+# the state of a transfer or an adjustment is compared only if it is final. A transaction that was lost as a whole took
+# its stored reply with it; detecting that is the canary's task.
 _UUID = "'^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'"
 _KEPT = "caller_id, method, path, key"
 
 
 def _replies(paths: str) -> str:
-    """The stored 2xx replies of these paths, whatever the prefix under which the API is served.
+    """The stored 2xx replies for these paths, whatever the prefix under which the API is served.
 
     OFFSET 0 keeps the planner from parsing a body once for each use of `reply`.
     """
@@ -350,7 +350,7 @@ CHECKS = (
     PAYMENTS, _REFUNDED, _STRAY_PAYMENTS, _LINES, _REFUNDS, _STATUSES, _HISTORIES, RESERVED_STOCK, IMPOSSIBLE_STOCK,
     _OUTBOX, _ACKNOWLEDGED_ORDERS, _ACKNOWLEDGED_REFUNDS, _ACKNOWLEDGED_TRANSFERS, _ACKNOWLEDGED_ADJUSTMENTS,
 )  # fmt: skip
-"""Everything that must agree."""
+"""All checks."""
 
 KEEP = Statement("""
     INSERT INTO ledger_audits (started_at, seconds, rows_checked, differences, sample)

@@ -1,4 +1,4 @@
-"""Runs the audit's checks and keeps what they found."""
+"""Runs the audit's checks and stores what they found."""
 
 import json
 from collections.abc import AsyncIterator
@@ -12,19 +12,19 @@ from services.sql import SqlAccess
 
 
 class AuditRepository(SqlAccess):
-    """What does not agree, and what audits have found so far."""
+    """The differences that an audit finds, and the results of finished audits."""
 
     async def begin(self, time_limit: float) -> None:
-        """Make the transaction, which must not have begun, read one snapshot, and each statement end in time."""
+        """Begin the transaction, which must be fresh, with a single snapshot and a limit on each statement."""
         await self.sql.run(queries.SNAPSHOT)
         await self.sql.fetch(queries.SETTINGS, milliseconds=str(int(time_limit * 1000)))
 
     async def count_rows(self) -> int:
-        """Rows that the statements look at."""
+        """The number of rows that the checks read."""
         return int((await self.sql.fetch(queries.ROWS))[0]["rows"])
 
     async def differences(self) -> AsyncIterator[Difference]:
-        """Everything that does not agree, a few hundred rows in memory at a time."""
+        """All differences, with a few hundred rows in memory at a time."""
         for statement in queries.CHECKS:
             async for row in self.sql.stream(statement):
                 yield Difference.from_row(row)
@@ -40,6 +40,6 @@ class AuditRepository(SqlAccess):
         )
 
     async def latest(self) -> LedgerAudit | None:
-        """The audit that began last."""
+        """The audit that started last, of the finished ones."""
         newest = select(LedgerAudit).order_by(col(LedgerAudit.started_at).desc()).limit(1)
         return (await self.session.exec(newest)).one_or_none()

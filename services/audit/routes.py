@@ -1,4 +1,4 @@
-"""HTTP for audits."""
+"""HTTP routes for audits."""
 
 from fastapi import APIRouter
 
@@ -14,7 +14,7 @@ router = APIRouter(route_class=TransactionRoute, tags=["operations"], prefix="/o
 
 @router.get("/audit", response_model=LedgerAuditPublic, responses=responses(401, 403, 404))
 async def read_audit(_: Operator, uow: Work) -> LedgerAudit:
-    """What the last finished audit found. One runs every hour, and none because of this."""
+    """Get the result of the last finished audit. Audits run hourly; this does not start one."""
     latest = await uow.audits.latest()
     if latest is None:
         raise NotFound("no audit has finished yet")

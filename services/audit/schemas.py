@@ -1,4 +1,4 @@
-"""What an audit says."""
+"""The results of an audit."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 
 class DifferenceKind(StrEnum):
-    """What does not agree with what."""
+    """The kinds of differences."""
 
     ledger_sum = "ledger_sum"
     entry_version = "entry_version"
@@ -50,39 +50,39 @@ class DifferenceKind(StrEnum):
     acknowledged_unreadable = "acknowledged_unreadable"
 
 
-_TOLD = "user {caller_id} was told of it by {method} {path} with the key {key}"
+_TOLD = "it was acknowledged to user {caller_id} by {method} {path} with the key {key}"
 
 _MESSAGES: Mapping[DifferenceKind, str] = {
-    DifferenceKind.ledger_sum: "all entries together sum to {found}",
+    DifferenceKind.ledger_sum: "all entries sum to {found}",
     DifferenceKind.entry_version: "the entry of account {account_id} after version {after} has version {found}",
     DifferenceKind.entry_balance: "entry {version} of account {account_id} has a balance of {found}, not {expected}",
-    DifferenceKind.entry_orphan: "entry {version} of account {account_id} is of transfer {transfer_id}, which is gone",
-    DifferenceKind.account_posted: "account {account_id} says {found} posted, its entries sum to {expected}",
-    DifferenceKind.account_held: "account {account_id} says {found} held, its pending transfers sum to {expected}",
-    DifferenceKind.account_version: "account {account_id} is at version {found}, and has {expected} entries",
-    DifferenceKind.account_overdrawn: "account {account_id} has {found} available",
+    DifferenceKind.entry_orphan: "entry {version} of account {account_id} has no transfer: {transfer_id} is missing",
+    DifferenceKind.account_posted: "account {account_id} has {found} posted, but its entries sum to {expected}",
+    DifferenceKind.account_held: "account {account_id} has {found} held, but its pending transfers sum to {expected}",
+    DifferenceKind.account_version: "account {account_id} is at version {found}, but has {expected} entries",
+    DifferenceKind.account_overdrawn: "account {account_id} is overdrawn: {found} available",
     DifferenceKind.transfer_unbalanced: "the entries of transfer {transfer_id} do not sum to zero: {found}",
-    DifferenceKind.transfer_entries: "transfer {transfer_id} has other entries than its state calls for: {found}",
+    DifferenceKind.transfer_entries: "the entries of transfer {transfer_id} do not match its state: {found}",
     DifferenceKind.transfer_posting: "transfer {transfer_id} has posted {found}",
     DifferenceKind.transfer_order: "transfer {transfer_id} belongs to an order that does not exist: {found}",
     DifferenceKind.reversal: "reversal {transfer_id} is not the opposite of transfer {reversed_id}",
-    DifferenceKind.adjustment: "adjustment {adjustment_id} is not what transfer {transfer_id} did",
-    DifferenceKind.adjustment_orphan: "transfer {transfer_id} adjusts an account, and nobody asked for it",
+    DifferenceKind.adjustment: "adjustment {adjustment_id} does not match transfer {transfer_id}",
+    DifferenceKind.adjustment_orphan: "transfer {transfer_id} is an adjustment that nobody requested",
     DifferenceKind.order_held: "order {order_id} ({status}) has {found} held instead of {expected}",
     DifferenceKind.order_paid: "order {order_id} ({status}) was paid {found} instead of {expected}",
-    DifferenceKind.order_refunded: "order {order_id} says {found} refunded, its refunds sum to {expected}",
+    DifferenceKind.order_refunded: "order {order_id} has {found} refunded, but its refunds sum to {expected}",
     DifferenceKind.order_refunded_above_paid: "order {order_id} was refunded {found}, more than was paid",
-    DifferenceKind.order_total: "order {order_id} has a total of {found}, its lines sum to {expected}",
-    DifferenceKind.order_item_count: "order {order_id} says {found} lines, and has {expected}",
-    DifferenceKind.order_returned: "order {order_id} says {found} refunded, its returned pieces cost {expected}",
-    DifferenceKind.order_status: "order {order_id} is {found}, its last transition made it {expected}",
+    DifferenceKind.order_total: "order {order_id} has a total of {found}, but its lines sum to {expected}",
+    DifferenceKind.order_item_count: "order {order_id} has an item count of {found}, but {expected} lines",
+    DifferenceKind.order_returned: "order {order_id} has {found} refunded, but its returned pieces cost {expected}",
+    DifferenceKind.order_status: "order {order_id} is {found}, but its last transition made it {expected}",
     DifferenceKind.order_history: "transition {transition_id} of order {order_id} starts from {found}, not {expected}",
-    DifferenceKind.refund_amount: "refund {refund_id} of order {order_id} gives {found}, its pieces cost {expected}",
-    DifferenceKind.refund_returned: "line {line} of order {order_id} says {found} returned, its refunds {expected}",
-    DifferenceKind.stock_reserved: "product {product_id} has {found} pieces reserved, orders reserve {expected}",
-    DifferenceKind.stock_impossible: "product {product_id} has an impossible stock: {found}",
-    DifferenceKind.outbox_event: "outbox row {position} has not the event it names: {found}",
-    DifferenceKind.dead_letter_event: "dead letter {position} has not the event it names: {found}",
+    DifferenceKind.refund_amount: "refund {refund_id} of order {order_id} is {found}, but its pieces cost {expected}",
+    DifferenceKind.refund_returned: "line {line} of order {order_id} has {found} returned, but its refunds {expected}",
+    DifferenceKind.stock_reserved: "product {product_id} has {found} pieces reserved, but orders reserve {expected}",
+    DifferenceKind.stock_impossible: "product {product_id} has impossible stock: {found}",
+    DifferenceKind.outbox_event: "outbox row {position} does not match the event that it names: {found}",
+    DifferenceKind.dead_letter_event: "dead letter {position} does not match the event that it names: {found}",
     DifferenceKind.acknowledged_order: "order {order_id}: the database has {found}; " + _TOLD,
     DifferenceKind.acknowledged_refund: "refund {refund_id}: the database has {found}; " + _TOLD,
     DifferenceKind.acknowledged_transfer: "transfer {transfer_id}: the database has {found}; " + _TOLD,
@@ -94,7 +94,7 @@ _MESSAGES: Mapping[DifferenceKind, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Two things that do not agree. `subject` has the ids of what is concerned, by their names."""
+    """Two values that do not agree. `subject` has the ids of what they belong to, by name."""
 
     kind: DifferenceKind
     subject: Mapping[str, int | str]
@@ -108,7 +108,7 @@ class Difference:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Difference":
-        """From a row of one of the audit's statements: the other columns are the subject."""
+        """Read a row of one of the audit's statements; its remaining columns are the subject."""
         subject = {
             name: str(value) if isinstance(value, UUID) else value
             for name, value in row.items()
@@ -128,7 +128,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class AuditResult:
-    """A finished audit. `seconds` is how long it took, and held its snapshot."""
+    """A finished audit. `seconds` is how long it took and held its snapshot."""
 
     started_at: datetime
     seconds: float
@@ -137,7 +137,7 @@ class AuditResult:
 
 
 class DifferencePublic(BaseModel):
-    """Two things that do not agree. `subject` has the ids of what is concerned, by their names."""
+    """Two values that do not agree. `subject` has the ids of what they belong to, by name."""
 
     kind: DifferenceKind
     subject: dict[str, int | str]

@@ -1,4 +1,4 @@
-"""Audits: recompute everything, and say what differs."""
+"""Audits: recompute everything, and report what differs."""
 
 import asyncio
 import time
@@ -15,15 +15,15 @@ _QUERY_CANCELED = "57014"
 
 
 class AuditNotFinished(Exception):
-    """Nobody knows whether everything agrees: the audit was given up. The message says why and what to do."""
+    """The audit was stopped before it had checked everything. The message says why and what to do."""
 
 
 async def audit(uow: UnitOfWork, time_limit: float, tell: Callable[[Difference], None]) -> AuditResult:
-    """Recompute balances, transfers, orders, stock and outbox in one snapshot, and tell each difference as it is found.
+    """Recompute balances, transfers, orders, stock and outbox in one snapshot, and `tell` each difference found.
 
-    `uow` must be fresh. It may read a replica: what is replayed there is a state that the primary was in. `time_limit`
-    (seconds) bounds how long the snapshot is held. Raises `AuditNotFinished` where it does not suffice, or the database
-    does not let the audit come to its end.
+    `uow` must be fresh. It may read a replica: every state there is one that the primary was in. `time_limit` (seconds)
+    bounds how long the snapshot is held. Raises `AuditNotFinished` if that is too short, or if the database ends the
+    audit.
     """
     started_at, started = now(), time.monotonic()
     differences = 0
@@ -41,19 +41,17 @@ async def audit(uow: UnitOfWork, time_limit: float, tell: Callable[[Difference],
             raise _too_long(time_limit) from error
         if sqlstate(error) in CONTENTION:
             raise AuditNotFinished(
-                "the replica ended the audit to go on replaying; set max_standby_streaming_delay there to more than "
-                "an audit takes"
+                "the replica cancelled the audit to continue replaying; set max_standby_streaming_delay there to more "
+                "than an audit takes"
             ) from error
         if error.connection_invalidated:
-            raise AuditNotFinished(
-                f"the database ended the session in the middle of the audit: {error.orig}"
-            ) from error
+            raise AuditNotFinished(f"the database ended the session during the audit: {error.orig}") from error
         raise
     return AuditResult(started_at, time.monotonic() - started, rows, differences)
 
 
 def _too_long(time_limit: float) -> AuditNotFinished:
     return AuditNotFinished(
-        f"the audit was given up after {time_limit:g} s; give it more time with WAYBILL_AUDIT_TIME_LIMIT, "
+        f"the audit was stopped after {time_limit:g} s; raise WAYBILL_AUDIT_TIME_LIMIT, "
         "or let it read a replica (WAYBILL_DATABASE_REPLICA_URL)"
     )

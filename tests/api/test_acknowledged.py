@@ -150,7 +150,7 @@ async def test_a_lost_acknowledged_write_is_named_with_caller_path_and_key(told:
 
     of_key = [difference for difference in found if difference.subject.get("key") == key]
     assert [difference.kind for difference in of_key] == [kind], found
-    expected = f"user {caller.id} was told of it by POST {path} with the key {key}"
+    expected = f"it was acknowledged to user {caller.id} by POST {path} with the key {key}"
     assert str(lost) in of_key[0].message
     assert of_key[0].message.endswith(expected)
     told_of_it = {difference.subject["key"] for difference in found if difference.kind.value.startswith("acknowledged")}

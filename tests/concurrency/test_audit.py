@@ -131,7 +131,7 @@ async def test_an_audit_that_takes_too_long_is_cancelled_and_releases_its_snapsh
     snapshots = "SELECT count(*) FROM pg_stat_activity WHERE backend_xmin IS NOT NULL AND datname = current_database()"
     with psycopg.connect(database_url) as holder:
         holder.execute("LOCK TABLE outbox IN ACCESS EXCLUSIVE MODE")
-        with pytest.raises(AuditNotFinished, match=r"given up after 0\.5 s"):
+        with pytest.raises(AuditNotFinished, match=r"stopped after 0\.5 s"):
             async with UnitOfWork(database.read) as uow:
                 await audit(uow, 0.5, lambda _: None)
     assert await rows(database, snapshots) == [1], "the one that asks"

@@ -72,7 +72,7 @@ async def test_the_command_prints_each_difference_and_exits_1(database: Database
             account = await uow.ledger.account_of(user.id)
         assert account is not None
         assert line == (
-            f"account_posted: account {account.id} says 13.50 posted, its entries sum to 12.50 (expected 12.50)"
+            f"account_posted: account {account.id} has 13.50 posted, but its entries sum to 12.50 (expected 12.50)"
         )
     assert summary.endswith(": 2 differences.")
 
@@ -111,7 +111,7 @@ async def test_an_audit_that_cannot_be_done_exits_2_and_says_why(
     away = await run()
 
     assert [ran.exit_code for ran in (slow, invalid, away)] == [2, 2, 2]
-    assert "given up after 0.5 s; give it more time with WAYBILL_AUDIT_TIME_LIMIT" in slow.output
+    assert "stopped after 0.5 s; raise WAYBILL_AUDIT_TIME_LIMIT" in slow.output
     assert "the settings are not valid:\n  audit_time_limit: " in invalid.output
     assert "cannot connect to the database at postgresql" in away.output
     assert "127.0.0.1:1/nowhere: " in away.output
@@ -144,7 +144,7 @@ async def test_the_job_logs_and_keeps_what_it_found(settings: Settings, database
 
     assert (line["level"], line["differences"], line["kinds"]) == ("error", 7, {"account_posted": 7})
     assert len(line["sample"]) == 5
-    assert all("says 2.00 posted" in message for message in line["sample"])
+    assert all("has 2.00 posted" in message for message in line["sample"])
     async with UnitOfWork(database.read) as uow:
         kept = await uow.audits.latest()
     assert kept is not None
