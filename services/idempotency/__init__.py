@@ -1,1 +1,1 @@
-"""Requests that take effect once."""
+"""Idempotency keys: requests that take effect only once."""

@@ -11,7 +11,7 @@ from services.fields import TIMESTAMPTZ
 
 
 class IdempotencyKey(DeclarativeTable):
-    """The definite outcome of one request, kept in the transaction of its effect.
+    """The final outcome of a request, stored in the same transaction as its effect.
 
     The scope is the caller, the method, the path and the key. `fingerprint` is the SHA-256 of the body.
     """

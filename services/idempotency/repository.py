@@ -12,7 +12,7 @@ from services.sql import SqlAccess, Statement, Write, Writing
 
 @dataclass(frozen=True, slots=True)
 class RequestKey:
-    """What makes two requests the same one: caller, method, path and key. `fingerprint` is the body's SHA-256."""
+    """What identifies a request: caller, method, path and key. `fingerprint` is the body's SHA-256."""
 
     caller_id: int
     method: str
@@ -21,13 +21,13 @@ class RequestKey:
     fingerprint: bytes
 
     def lock(self) -> int:
-        """A 64-bit number for an advisory lock; two different requests share one with a chance of 2**-64."""
+        """A 64-bit number for an advisory lock; two different requests share one with a probability of 2**-64."""
         scope = f"{self.caller_id} {self.method} {self.path} {self.key}".encode()
         return int.from_bytes(blake2b(scope, digest_size=8).digest(), "big", signed=True)
 
 
 class OldKey(NamedTuple):
-    """A stored key that is to be deleted. `place` is its page and its number there, valid only for a moment."""
+    """A stored key to delete. `place` is its `ctid` (page and item), valid only for a moment."""
 
     place: tuple[int, int]
     caller_id: int
@@ -42,7 +42,7 @@ class OldKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StoredReply:
-    """The definite outcome of a request. `awaits_standby` is whether commits wait for a synchronous standby."""
+    """The final outcome of a request. `awaits_standby` is whether commits wait for a synchronous standby."""
 
     fingerprint: bytes
     status: int
@@ -58,14 +58,14 @@ class InFlight:
 
 @dataclass(frozen=True, slots=True)
 class Free:
-    """Nobody has used the key; it is this transaction's now."""
+    """The key was unused; this transaction now owns it."""
 
 
 class IdempotencyRepository(SqlAccess):
     """Keys and the replies stored under them."""
 
     async def take(self, request: RequestKey) -> StoredReply | InFlight | Free:
-        """Take the key for this transaction, or tell what became of it."""
+        """Take the key for this transaction, unless it has a stored reply or is in flight."""
         (row,) = await self.sql.fetch(
             _TAKE,
             lock=request.lock(),
@@ -80,10 +80,10 @@ class IdempotencyRepository(SqlAccess):
 
     @staticmethod
     def storing(request: RequestKey, status: int, headers: Mapping[str, str], body: bytes) -> Write:
-        """Keep the reply under the key.
+        """Store the reply under the key.
 
-        Raises `IntegrityError` on `PRIMARY_KEY` where another transaction stored one after this one looked; the whole
-        transaction is then to be tried again, and finds it.
+        Raises `IntegrityError` on `PRIMARY_KEY` if another transaction has stored one after this one looked. Then the
+        whole transaction must be retried, and finds that reply.
         """
         parameters = {
             "caller_id": request.caller_id,
@@ -114,7 +114,7 @@ class IdempotencyRepository(SqlAccess):
         return [OldKey(*row.values()) for row in rows]
 
 
-# The lock is held to the end of the transaction: whoever cannot get it knows that the same request is being processed.
+# The lock is held until the transaction ends. A transaction that cannot get it knows that the request is in flight.
 _TAKE = Statement("""
     SELECT pg_try_advisory_xact_lock(:lock) AS taken, stored.fingerprint, stored.status, stored.headers, stored.body,
         current_setting('synchronous_standby_names') <> '' AS awaits_standby
@@ -147,4 +147,4 @@ _DELETE_OLD = Statement("""
 """)
 
 PRIMARY_KEY = "pk_idempotency_keys"
-"""The constraint that a second effect under one key runs into."""
+"""The constraint that a second effect under the same key violates."""
