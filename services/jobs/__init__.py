@@ -1,1 +1,1 @@
-"""Scheduled jobs: a row for each, claimed like an event, so that every schedule runs, but never twice at a time."""
+"""Scheduled jobs: one row for each, claimed like an event, so that each job runs, but never twice at the same time."""

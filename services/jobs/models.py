@@ -14,8 +14,8 @@ class JobRow(DeclarativeTable):
     """One schedule. All times are by the database's clock.
 
     It is due when `due_at` has passed, or when an operator has requested a run. The worker that runs it holds a lease,
-    renews it during the run, and moves `due_at` on only when the run has ended: what a lost worker was running is still
-    due when its lease has expired.
+    renews it during the run, and advances `due_at` only when the run has ended: the job of a lost worker is still due
+    when the lease has expired.
     """
 
     __tablename__ = "jobs"
@@ -28,11 +28,11 @@ class JobRow(DeclarativeTable):
 
     name: Mapped[str] = mapped_column(String(100), primary_key=True)
     schedule: Mapped[str] = mapped_column(Text)
-    """In words, for people; what counts is the schedule in the workers' code."""
+    """A description for people; the workers follow the schedule in their code."""
     due_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ)
 
     started_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
-    """When the latest run began, which may be under way; the next four are about the latest run that has ended."""
+    """When the latest run began; it may still be running. The next four columns are about the latest run that ended."""
     finished_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
     ok: Mapped[bool | None]
     seconds: Mapped[float | None]
@@ -49,5 +49,5 @@ class JobRow(DeclarativeTable):
     paused_by: Mapped[str | None] = mapped_column(String(200))
     paused_reason: Mapped[str | None] = mapped_column(String(500))
     requested_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
-    """Set while a requested run has not begun. It takes place even if the job is paused."""
+    """Set while a requested run has not begun. The run takes place even if the job is paused."""
     requested_by: Mapped[str | None] = mapped_column(String(200))

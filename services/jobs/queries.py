@@ -4,7 +4,7 @@ from services.sql import Statement
 
 NOW = Statement("SELECT statement_timestamp() AS now")
 
-# When the clock has been set back, times that were written before are too far ahead.
+# If the clock has been set back, times that were written before are too far in the future.
 ANNOUNCE = Statement("""
     INSERT INTO jobs AS job (name, schedule, due_at) VALUES (:name, :schedule, :due_at)
     ON CONFLICT (name) DO UPDATE SET

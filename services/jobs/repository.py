@@ -1,4 +1,4 @@
-"""All SQL of the scheduled jobs. All times in it are the database's."""
+"""All SQL about scheduled jobs. All times are by the database's clock."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -42,11 +42,11 @@ class JobRepository(SqlAccess):
         return await self.sql.run(queries.RENEW, name=name, owner=owner, lease=lease) == 1
 
     async def release(self, name: str, owner: UUID) -> None:
-        """Give the job back as it was; it is still due."""
+        """Give up the lease; the job is still due."""
         await self.sql.run(queries.RELEASE, name=name, owner=owner)
 
     async def finish(self, name: str, owner: UUID, ended: Ended, due_at: datetime) -> bool:
-        """Write how the run ended and when the next one is due; False if another worker has the job."""
+        """Record how the run ended and when the next one is due; False if another worker has the job."""
         return (
             await self.sql.run(
                 queries.FINISH, name=name, owner=owner, due_at=due_at, seconds=ended.seconds, error=ended.error
@@ -55,7 +55,7 @@ class JobRepository(SqlAccess):
         )
 
     async def request(self, name: str, actor: str) -> bool:
-        """Have it run as soon as a worker is free; False if there is no such job."""
+        """Request a run as soon as a worker is free; False if there is no such job."""
         return await self.sql.run(queries.REQUEST, name=name, actor=actor) == 1
 
     async def pause(self, name: str, actor: str, reason: str) -> bool:

@@ -19,7 +19,7 @@ class Seen:
 
     @property
     def wanted_at(self) -> datetime | None:
-        """When a worker may take it; None if that depends on a resumption or a request."""
+        """When a worker may claim it; None if it must first be resumed or requested."""
         if self.requested:
             due_at = self.now
         elif self.paused:
@@ -39,7 +39,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """A job as operators see it; `complaint` is what the health check says about it, None if it is healthy.
+    """A job as operators see it; `complaint` is what the health check reports about it, None if it is healthy.
 
     `state` is `running`, `paused`, `waiting`, or `unknown` if workers are alive but none of them knows the job.
     `late_seconds` is how long the job has been waiting to run: 0 while it runs, is paused or is not due.

@@ -1,4 +1,4 @@
-"""Scheduled jobs: what operators see and do, and what their health check says."""
+"""Scheduled jobs: what operators see and do, and the complaints of the health check."""
 
 from dataclasses import fields
 from typing import Any
@@ -9,10 +9,10 @@ from services.outbox.control.service import By
 from services.unit_of_work import UnitOfWork
 
 LATE = 60.0
-"""Seconds that a job may be overdue. Workers take it within seconds, or after the lease of a lost worker."""
+"""Seconds that a job may be overdue. Workers claim it within seconds, or when a lost worker's lease has expired."""
 
 FAILING = 2
-"""Failed runs in a row from which the health check names the job."""
+"""The number of consecutive failed runs from which the health check reports the job."""
 
 _TOLD = {field.name for field in fields(JobState)}
 
@@ -31,7 +31,7 @@ async def job(work: UnitOfWork, name: str) -> JobState:
 
 
 async def run_now(work: UnitOfWork, name: str, by: By) -> None:
-    """Have a worker run the job now, paused or not; once more if it is running. Raises `NotFound`."""
+    """Have a worker run the job now, even if it is paused; once more if it is running. Raises `NotFound`."""
     if not await work.jobs.request(name, by.actor):
         raise _unknown(name)
 
@@ -43,7 +43,7 @@ async def pause(work: UnitOfWork, name: str, by: By) -> None:
 
 
 async def resume(work: UnitOfWork, name: str) -> None:
-    """Run the job on its schedule again; immediately, once, if it became due. Raises `NotFound`."""
+    """Run the job on its schedule again; once immediately if it is due. Raises `NotFound`."""
     if not await work.jobs.resume(name):
         raise _unknown(name)
 
