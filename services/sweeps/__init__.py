@@ -1,1 +1,1 @@
-"""Sweeps: end rows whose time is over, even if the database refuses some of them."""
+"""Sweeps: end rows that are due, even if the database refuses some of them."""

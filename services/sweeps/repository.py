@@ -29,10 +29,10 @@ class Failed:
 
 
 class SweepRepository(SqlAccess):
-    """What sweeps remember between their runs."""
+    """The failures that sweeps remember between runs."""
 
     async def begin(self, seconds: float) -> None:
-        """Until the transaction ends, wait for locks no longer than `seconds`, and read tables by their indexes."""
+        """Until the transaction ends, wait for locks no longer than `seconds`, and read tables by index."""
         await self.sql.fetch(_BEGIN, milliseconds=str(int(seconds * 1000)))
 
     async def known(self, sweep: str, subjects: Sequence[str]) -> Mapping[str, Known]:
@@ -41,7 +41,7 @@ class SweepRepository(SqlAccess):
         return {row["subject"]: Known(row["attempts"], row["rests"]) for row in rows}
 
     async def keep(self, sweep: str, failed: Sequence[Failed]) -> None:
-        """Count an attempt of each, and leave it out until its delay is over."""
+        """Count an attempt for each, and leave it out until its delay has passed."""
         await self.sql.run(
             _KEEP,
             sweep=sweep,
@@ -55,7 +55,7 @@ class SweepRepository(SqlAccess):
         await self.sql.run(_REMOVE, sweep=sweep, subjects=list(subjects))
 
     async def forget(self, sweep: str) -> int:
-        """Remove those that no run has found again by their next attempt: something else has ended them."""
+        """Remove rows that no run has found again at their next attempt: something else has ended them."""
         return await self.sql.run(_FORGET, sweep=sweep)
 
     async def count(self) -> int:
@@ -82,7 +82,7 @@ _KNOWN = Statement("""
     WHERE sweep = :sweep AND subject = ANY(CAST(:subjects AS text[]))
 """)
 
-# In the order of the subjects: if two sweeps fail on the same rows at once, one waits, and there is no deadlock.
+# In the order of the subjects: if two sweeps fail on the same rows at the same time, one waits instead of a deadlock.
 _KEEP = Statement("""
     INSERT INTO sweep_failures AS failure (sweep, subject, attempts, error, first_at, last_at, next_at)
     SELECT :sweep, subject, 1, error, clock_timestamp(), clock_timestamp(),

@@ -17,5 +17,5 @@ _SHOWN = 200
 
 @router.get("/sweep-failures", response_model=list[SweepFailurePublic], responses=responses(401, 403))
 async def list_sweep_failures(_: Operator, uow: Work) -> Sequence[SweepFailure]:
-    """Orders, holds and other rows whose time is over but which the database refuses to end: the 200 newest."""
+    """List the latest 200 rows, such as orders and holds, that are due but that the database refuses to end."""
     return await uow.sweeps.newest(_SHOWN)

@@ -1,4 +1,4 @@
-"""What operators see of sweeps."""
+"""Response schemas for sweeps."""
 
 from datetime import datetime
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 
 class SweepFailurePublic(BaseModel):
-    """A row that a sweep could not end. It is tried again at `next_at`, and leaves the list once it has ended."""
+    """A row that a sweep could not end. It is retried at `next_at`, and leaves the list once it has ended."""
 
     sweep: str
     subject: str

@@ -13,16 +13,16 @@ from services.transaction import SAVEPOINT_BUDGET
 from services.unit_of_work import UnitOfWork
 
 AGAIN = RetryPolicy(max_attempts=2**31, base=60.0, cap=3600.0)
-"""When a failed row is tried again: after at most a minute, then after up to twice as long each time, up to an hour."""
+"""The backoff of failed rows: at most a minute, then up to twice as long each time, up to an hour."""
 
 LOCK_TIMEOUT = 1.0
 """Seconds to wait for a lock. Rows are locked with SKIP LOCKED; this is for other locks that a statement needs."""
 
 _SHORT_LOCK_TIMEOUT = 0.1
-"""The same, after this transaction has waited for a lock in vain."""
+"""The same, once this transaction has waited for a lock in vain."""
 
 _PASSED = CONTENTION | {LOCK_NOT_AVAILABLE}
-"""SQLSTATEs of contention: the rows have not failed, and are looked at again in the next run."""
+"""SQLSTATEs of contention: the rows have not failed, and the next run tries them again."""
 
 _NOT_OF_A_ROW = ("08", "25006", "53", "57P", "58")
 """Beginnings of SQLSTATEs which mean that the server cannot work now; no row is to blame."""
@@ -44,7 +44,7 @@ DueT = TypeVar("DueT", bound=Due)
 
 @dataclass(frozen=True, slots=True)
 class Sweep(Generic[DueT]):
-    """One kind of rows that end when their time is over.
+    """One kind of row that ends when it is due.
 
     `find` reads, without locking, up to a number of due rows that come after a given one, in the order of an index. Its
     cost must depend only on that number.
@@ -89,8 +89,8 @@ class _Slice(Generic[DueT]):
 async def take_slice(uow: UnitOfWork, sweep: Sweep[DueT], after: DueT | None, limit: int) -> Taken[DueT]:
     """End up to `limit` rows that come after `after`; the caller commits.
 
-    A slice that fails is split in halves, each in a savepoint, until the row that is to blame stands alone. That row is
-    kept in `sweep_failures` and left out until its next attempt. Locked rows are skipped, and have not failed. Raises
+    A slice that fails is split in halves, each in a savepoint, until the row at fault is isolated. That row is recorded
+    in `sweep_failures` and left out until its next attempt. Locked rows are skipped, and have not failed. Raises
     `DBAPIError` if the server cannot work.
     """
     failures = uow.sweeps
@@ -159,7 +159,7 @@ async def _end(uow: UnitOfWork, sweep: Sweep[DueT], rows: Sequence[DueT], done: 
 
 
 def is_contention(error: Exception) -> bool:
-    """Whether another transaction holds the rows or the table; they are looked at again in the next run."""
+    """Whether another transaction has locked the rows or the table; the next run tries them again."""
     return isinstance(error, DBAPIError) and sqlstate(error) in _PASSED
 
 
