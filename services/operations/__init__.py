@@ -1,1 +1,1 @@
-"""What operators see: what waits, what failed, whether the books balance."""
+"""What operators see: the backlog, dead letters, and whether the books balance."""

@@ -18,7 +18,7 @@ class OperationsRepository(SqlAccess):
         return {row["status"]: row["number"] for row in await self.sql.fetch(_ORDERS)}
 
 
-# The audit says what is wrong; this counts whose. Its statements that compare entry by entry are left out.
+# The audit reports what is wrong; this counts the rows concerned. Checks that compare entry by entry are left out.
 _BOOKS = Statement(
     f"""
     SELECT
@@ -35,8 +35,8 @@ _BOOKS = Statement(
 
 _ORDERS = Statement("SELECT status, count(*) AS number FROM orders GROUP BY status")
 
-# Requests are limited to less. PostgreSQL 17 and newer also limit the transaction: a new value does not move a timer
-# that is running, only 0 stops it. A statement's limit that is not shorter than the transaction's is ignored.
+# The limit for requests is shorter. PostgreSQL 17 and newer also limit the transaction: a new value does not change a
+# running timer; only 0 stops it. A limit for statements that is not shorter than the transaction's is ignored.
 _TAKE_TIME = Statement("""
     SELECT set_config(name, '0', true),
         set_config(name, CASE name WHEN 'statement_timeout' THEN '60s' ELSE '62s' END, true)

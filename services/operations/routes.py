@@ -1,4 +1,4 @@
-"""HTTP for operators."""
+"""HTTP routes for operators."""
 
 from fastapi import APIRouter
 
@@ -13,11 +13,11 @@ router = APIRouter(route_class=TransactionRoute, tags=["operations"], prefix="/o
 
 @router.get("/books", responses=responses(401, 403))
 async def read_books(_: Operator, uow: Work) -> Books:
-    """Whether credits and stock are counted right. Recounts everything: not for a tight loop."""
+    """Check whether the books and the stock balance. Recounts everything; do not call it often."""
     return await service.books(uow)
 
 
 @router.get("/backlog", responses=responses(401, 403))
 async def read_backlog(_: Operator, uow: Work) -> Backlog:
-    """What waits in the outbox and what failed for good."""
+    """Get the number of waiting events and dead letters, and of orders by status."""
     return await service.backlog(uow)

@@ -1,4 +1,4 @@
-"""What operators see."""
+"""Response schemas for operators."""
 
 from pydantic import BaseModel
 
@@ -7,10 +7,10 @@ from services.orders.models import OrderStatus
 
 
 class Books(BaseModel):
-    """Whether credits and stock are counted right.
+    """Whether the books and the stock balance.
 
-    `balanced` is true when both sums are zero and every count below is zero. Each count is a number of rows that
-    contradict what the entries, transfers and orders say.
+    `balanced` is true if both sums and all counts are zero. Each count is the number of rows that contradict the
+    entries, transfers and orders.
     """
 
     balanced: bool
@@ -24,7 +24,10 @@ class Books(BaseModel):
 
 
 class Backlog(BaseModel):
-    """What waits in the outbox, and what failed for good. `oldest_due_seconds` is the longest overdue event's wait."""
+    """Waiting events, dead letters, and orders by status.
+
+    `oldest_due_seconds` is how long the most overdue event has been due.
+    """
 
     waiting: int
     retrying: int

@@ -1,4 +1,4 @@
-"""What operators can look at and do."""
+"""What operators can look at."""
 
 from services.operations.schemas import Backlog, Books
 from services.orders.models import OrderStatus
@@ -12,7 +12,7 @@ async def books(uow: UnitOfWork) -> Books:
 
 
 async def backlog(uow: UnitOfWork) -> Backlog:
-    """What waits and what failed, and how many orders there are in each status."""
+    """The number of waiting events and dead letters, and of orders in each status."""
     by_status = await uow.operations.orders_by_status()
     counts = {status: by_status.get(status.value, 0) for status in OrderStatus}
     return Backlog(orders_by_status=counts, **await uow.control.backlog())

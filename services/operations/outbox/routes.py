@@ -1,4 +1,4 @@
-"""HTTP for operators who take the outbox in hand."""
+"""HTTP routes to inspect and control the outbox."""
 
 from typing import Annotated
 from uuid import UUID
@@ -37,36 +37,36 @@ _ACT = responses(400, 401, 403, 409, 422)
 _ACT_ON_ONE = responses(400, 401, 403, 404, 409, 422)
 _ONCE = [IDEMPOTENCY_KEY_ACCEPTED]
 
-EventType = Annotated[Short, Path(description="Such as `order.placed`.")]
+EventType = Annotated[Short, Path(description="An event type, such as `order.placed`.")]
 
 
 @router.get("/types", responses=responses(401, 403))
 async def list_types(_: Operator, uow: Work) -> list[TypeState]:
-    """Event types: what is ready and waits, paused or limited, dead letters, live workers. Counts end at 10,000."""
+    """List event types with their backlog, pauses, limits, dead letters and live workers. Counts stop at 10,000."""
     return await control.types(uow)
 
 
 @router.post("/types/{event_type}/pause", status_code=204, dependencies=_ONCE, responses=_ACT)
 async def pause_type(event_type: EventType, wanted: Because, user: Operator, uow: Work) -> None:
-    """Let no worker claim events of this type, from its next claim on."""
+    """Stop claiming events of this type. Batches that are already claimed are finished."""
     await control.pause(uow, event_type, _by(user, wanted))
 
 
 @router.post("/types/{event_type}/resume", status_code=204, dependencies=_ONCE, responses=_ACT)
 async def resume_type(event_type: EventType, wanted: Because, user: Operator, uow: Work) -> None:
-    """Let workers claim events of this type again."""
+    """Claim events of this type again."""
     await control.pause(uow, event_type, _by(user, wanted), paused=False)
 
 
 @router.post("/types/{event_type}/limit", status_code=204, dependencies=_ONCE, responses=_ACT)
 async def limit_type(event_type: EventType, wanted: LimitChange, user: Operator, uow: Work) -> None:
-    """Let at most so many transactions, of all workers together, process this type at the same time."""
+    """Limit how many transactions of all workers process this type at the same time."""
     await control.limit(uow, event_type, wanted.max_batches, _by(user, wanted))
 
 
 @router.get("/workers", responses=responses(401, 403))
 async def list_workers(_: Operator, uow: Work) -> list[WorkerState]:
-    """Worker processes, as each last said of itself; `complaint` is null where one is well."""
+    """List worker processes, as each last reported; `complaint` is null if a worker is healthy."""
     return await control.workers(uow)
 
 
@@ -78,9 +78,9 @@ async def explain_wait(
     position: Annotated[Id | None, Query()] = None,
     aggregate: Annotated[Short | None, Query(examples=["order/0193f0e4-0000-7000-8000-000000000000"])] = None,
 ) -> list[Why]:
-    """Why an event, or what there is of an aggregate, waits: for which one, its error, since when."""
+    """Explain why an event or an aggregate is waiting: for which event, with which error, and since when."""
     if sum(given is not None for given in (event_id, position, aggregate)) != 1:
-        raise InvalidInput("give one of event_id, position and aggregate")
+        raise InvalidInput("give exactly one of event_id, position and aggregate")
     if event_id is not None:
         return [await why.of_event(uow, event_id)]
     if position is not None:
@@ -96,7 +96,7 @@ async def list_groups(
     type: Annotated[Short | None, Query()] = None,  # noqa: A002  (the name of the parameter)
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> list[Group]:
-    """Dead letters by kind of error, the largest group first."""
+    """List dead letters grouped by kind of error, largest group first."""
     return await control.groups(uow, type, limit)
 
 
@@ -104,13 +104,13 @@ async def list_groups(
 async def list_dead_letters(
     _: Operator, page: Annotated[PageQuery, page_of(DEAD_LETTERS)], uow: Work
 ) -> Rows[DeadLetter]:
-    """Events whose attempts are used up, the oldest first."""
+    """List dead letters, oldest first."""
     return await uow.control.dead_letters(page)
 
 
 @router.get("/dead-letters/{position}", responses=_READ_ONE)
 async def read_dead_letter(position: Id, _: Operator, uow: Work) -> DeadLetterDetail:
-    """One dead letter with its full error, its history and its payload."""
+    """Get a dead letter with its full error, its history and its payload."""
     found = await uow.control.dead_letter(position)
     if found is None:
         raise NotFound(f"there is no dead letter {position}")
@@ -119,7 +119,7 @@ async def read_dead_letter(position: Id, _: Operator, uow: Work) -> DeadLetterDe
 
 @router.post("/replay", dependencies=_ONCE, responses=_ACT)
 async def replay_dead_letters(wanted: LettersWanted, user: Operator, uow: Work) -> Slice:
-    """Put dead letters back into the outbox, at most `limit`; where there are `more`, ask again with `after: last`."""
+    """Put up to `limit` dead letters back into the outbox. If `more` is true, repeat with `after` set to `last`."""
     return await control.replay(
         uow, wanted.selection(), _by(user, wanted), after=wanted.after, limit=wanted.limit, dry_run=wanted.dry_run
     )
@@ -127,7 +127,7 @@ async def replay_dead_letters(wanted: LettersWanted, user: Operator, uow: Work) 
 
 @router.post("/discard", dependencies=_ONCE, responses=_ACT)
 async def discard_dead_letters(wanted: LettersWanted, user: Operator, uow: Work) -> Slice:
-    """Give dead letters up for good, at most `limit`; what waited behind them goes on. Needs a reason."""
+    """Discard up to `limit` dead letters permanently; events blocked behind them continue. A reason is required."""
     return await control.discard(
         uow, wanted.selection(), _by(user, wanted), after=wanted.after, limit=wanted.limit, dry_run=wanted.dry_run
     )
@@ -135,13 +135,13 @@ async def discard_dead_letters(wanted: LettersWanted, user: Operator, uow: Work)
 
 @router.get("/deferred", response_model=Page[DeferredPublic], responses=_READ)
 async def list_deferred(_: Operator, page: Annotated[PageQuery, page_of(DEFERRED)], uow: Work) -> Rows[OutboxRow]:
-    """Events whose writers deferred them."""
+    """List deferred events."""
     return await uow.control.deferred(page)
 
 
 @router.post("/deferred/{event_id}/cancel", status_code=204, dependencies=_ONCE, responses=_ACT_ON_ONE)
 async def cancel_deferred(event_id: UUID, wanted: Because, user: Operator, uow: Work) -> None:
-    """Take back a deferred event that nobody has tried yet."""
+    """Cancel a deferred event that has not been attempted yet."""
     await control.cancel_or_refuse(uow, event_id, _by(user, wanted))
 
 

@@ -1,4 +1,4 @@
-"""What operators send and see of the outbox."""
+"""Request and response schemas for the outbox."""
 
 from datetime import datetime
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ Reason = Annotated[str, Field(max_length=500), AfterValidator(storable)]
 
 
 class DeferredPublic(BaseModel):
-    """An event whose writer deferred it."""
+    """A deferred event; it becomes available at `available_at`."""
 
     position: int
     event_id: UUID
@@ -25,7 +25,7 @@ class DeferredPublic(BaseModel):
 
 
 class DeadLetterPublic(BaseModel):
-    """An event whose attempts are used up."""
+    """A dead letter: an event that is no longer attempted."""
 
     position: int
     event_id: UUID
@@ -37,7 +37,7 @@ class DeadLetterPublic(BaseModel):
 
 
 class DeadLetterDetail(BaseModel):
-    """A dead letter with its history and its event; `version` to `payload` are null where the log has lost that."""
+    """A dead letter with its history and its event; `version` to `payload` are null if the log no longer has it."""
 
     position: int
     event_id: UUID
@@ -65,19 +65,19 @@ class DeadLetterDetail(BaseModel):
 
 
 class Because(RequestBody):
-    """Why, for the audit."""
+    """The reason for an action, which is recorded with it."""
 
     reason: Reason = ""
 
 
 class LimitChange(Because):
-    """Transactions at most that process the type at the same time; null: any number."""
+    """The maximum number of transactions that process the type at the same time; null means no limit."""
 
     max_batches: Annotated[int, Field(strict=True, ge=1, le=1000)] | None
 
 
 class LettersWanted(Because):
-    """Which dead letters: those for which everything given holds. `after` goes on after a position."""
+    """Which dead letters: those that match all given fields. `after` continues after a position."""
 
     position: StrictId | None = None
     event_id: UUID | None = None
