@@ -129,7 +129,7 @@ async def test_a_worker_that_is_stopped_for_longer_than_its_transaction_may_idle
         await asyncio.to_thread(wait_until, lambda: state_of(process) in "TZX", "the worker to stop", 30)  # noqa: B023
         stopped = state_of(process) == "T"
         if stopped:
-            # Its transaction is rolled back by the server, and another worker goes on.
+            # Its transaction is rolled back by the server, and another worker continues.
             await asyncio.sleep(IDLE * 1.2)
             await work(settings, Steps(Deed.nothing, 0, settings.database_url, tmp_path / "others"))
             os.kill(process.pid, signal.SIGCONT)

@@ -80,7 +80,7 @@ class Processor(Generic[TransactionT]):
         self._locked = 0
         """How many of the next batches tell their handlers to leave out what is locked."""
         self._siblings = [] if siblings is None else siblings
-        self._begin_anew()
+        self._start_over()
 
     async def run_once(self) -> Outcome:
         """Claim one batch and process it in one transaction.
@@ -95,7 +95,7 @@ class Processor(Generic[TransactionT]):
         except DBAPIError:
             # This may be another server now, whose positions continue from a different number.
             self._window.close()
-            self._begin_anew()
+            self._start_over()
             raise
         finally:
             self._window.settle()
@@ -119,7 +119,7 @@ class Processor(Generic[TransactionT]):
         if not self._prepared:
             await transaction.outbox.begin(self._longest_limit)
 
-    def _begin_anew(self) -> None:
+    def _start_over(self) -> None:
         self._floor = Floor()
         self._window = Window(list(self._events), self._batch_size, self._siblings)
 
@@ -377,7 +377,7 @@ def _ended(
 async def _is_open(transaction: Transaction, number: int, *, aborted: bool = False) -> bool:
     """Whether this is still the transaction with that id. Raises `DBAPIError` if the connection is lost.
 
-    `aborted` is the answer if a statement in the transaction has failed: the server then no longer tells the id.
+    `aborted` is the answer if a statement in the transaction has failed: the server then no longer returns the id.
     """
     try:
         return await transaction.outbox.transaction() == number

@@ -1,1 +1,1 @@
-"""Readers of the event log, each with a position of its own."""
+"""Readers of the event log, each with its own position."""
