@@ -67,7 +67,7 @@ _MESSAGES: Mapping[DifferenceKind, str] = {
     DifferenceKind.transfer_order: "transfer {transfer_id} belongs to an order that does not exist: {found}",
     DifferenceKind.reversal: "reversal {transfer_id} is not the opposite of transfer {reversed_id}",
     DifferenceKind.adjustment: "adjustment {adjustment_id} does not match transfer {transfer_id}",
-    DifferenceKind.adjustment_orphan: "transfer {transfer_id} is an adjustment that nobody requested",
+    DifferenceKind.adjustment_orphan: "transfer {transfer_id} is an adjustment that no one requested",
     DifferenceKind.order_held: "order {order_id} ({status}) has {found} held instead of {expected}",
     DifferenceKind.order_paid: "order {order_id} ({status}) was paid {found} instead of {expected}",
     DifferenceKind.order_refunded: "order {order_id} has {found} refunded, but its refunds sum to {expected}",
