@@ -13,7 +13,6 @@ from services.credits.statement.repository import StatementRepository
 from services.credits.transfers.repository import TransferRepository
 from services.idempotency.repository import IdempotencyRepository
 from services.jobs.repository import JobRepository
-from services.operations.repository import OperationsRepository
 from services.orders.expiry.repository import OrderExpiryRepository
 from services.orders.processing.repository import ProcessingRepository
 from services.orders.refunds.repository import RefundRepository
@@ -47,7 +46,6 @@ class UnitOfWork(Transaction):
     adjustments = RepositoryOf(AdjustmentRepository)
     statements = RepositoryOf(StatementRepository)
     idempotency = RepositoryOf(IdempotencyRepository)
-    operations = RepositoryOf(OperationsRepository)
     audits = RepositoryOf(AuditRepository)
     jobs = RepositoryOf(JobRepository)
     sweeps = RepositoryOf(SweepRepository)

@@ -356,3 +356,26 @@ KEEP = Statement("""
     INSERT INTO ledger_audits (started_at, seconds, rows_checked, differences, sample)
     VALUES (:started_at, :seconds, :rows_checked, :differences, CAST(:sample AS jsonb))
 """)
+
+# The audit reports what is wrong; this counts the rows concerned. Checks that compare entry by entry are left out.
+BOOKS = Statement(
+    f"""
+    SELECT
+        (SELECT coalesce(sum(amount), 0) FROM entries) AS entries_sum,
+        (SELECT coalesce(sum(posted), 0) FROM accounts) AS posted_sum,
+        (SELECT count(*) FROM ({OVERDRAWN.text}) AS wrong) AS overdrawn_accounts,
+        (SELECT count(DISTINCT account_id) FROM ({ACCOUNTS.text}) AS wrong) AS miscounted_accounts,
+        (SELECT count(*) FROM ({IMPOSSIBLE_STOCK.text}) AS wrong) AS negative_stock,
+        (SELECT count(*) FROM ({RESERVED_STOCK.text}) AS wrong) AS miscounted_stock,
+        (SELECT count(DISTINCT order_id) FROM ({PAYMENTS.text}) AS wrong) AS mispaid_orders
+""",  # noqa: S608
+    limit=65.0,
+)
+
+# The limit for requests is shorter. PostgreSQL 17 and newer also limit the transaction: a new value does not change a
+# running timer; only 0 stops it. A limit for statements that is not shorter than the transaction's is ignored.
+TAKE_TIME = Statement("""
+    SELECT set_config(name, '0', true),
+        set_config(name, CASE name WHEN 'statement_timeout' THEN '60s' ELSE '62s' END, true)
+    FROM pg_settings WHERE name IN ('statement_timeout', 'transaction_timeout')
+""")

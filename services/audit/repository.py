@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 from sqlmodel import col, select
 
@@ -43,3 +44,8 @@ class AuditRepository(SqlAccess):
         """The audit that started last, of the finished ones."""
         newest = select(LedgerAudit).order_by(col(LedgerAudit.started_at).desc()).limit(1)
         return (await self.session.exec(newest)).one_or_none()
+
+    async def books(self) -> dict[str, Any]:
+        """Sums and counts over the whole ledger and stock, in one snapshot; a full scan, which may take a minute."""
+        await self.sql.fetch(queries.TAKE_TIME)
+        return dict((await self.sql.fetch(queries.BOOKS))[0])

@@ -7,12 +7,12 @@ from services.unit_of_work import UnitOfWork
 
 async def books(uow: UnitOfWork) -> Books:
     """Recount the ledger and the stock from their tables."""
-    counted = await uow.operations.books()
+    counted = await uow.audits.books()
     return Books(balanced=all(value == 0 for value in counted.values()), **counted)
 
 
 async def backlog(uow: UnitOfWork) -> Backlog:
     """The number of waiting events and dead letters, and of orders in each status."""
-    by_status = await uow.operations.orders_by_status()
-    counts = {status: by_status.get(status.value, 0) for status in OrderStatus}
+    by_status = await uow.orders.number_by_status()
+    counts = {status: by_status.get(status, 0) for status in OrderStatus}
     return Backlog(orders_by_status=counts, **await uow.control.backlog())

@@ -79,3 +79,5 @@ MOVE = Statement("""
     INSERT INTO order_transitions (order_id, from_status, to_status, reason, created_at)
     SELECT id, from_status, to_status, reason, clock_timestamp() FROM moved
 """)
+
+BY_STATUS = Statement("SELECT status, count(*) AS number FROM orders GROUP BY status")

@@ -119,6 +119,10 @@ class OrderRepository(Repository[Order]):
             statement = statement.where(col(Order.id).in_(sold.where(Product.seller_id == seller_id)))
         return await ORDERS.page(self.session, statement, wanted)
 
+    async def number_by_status(self) -> dict[OrderStatus, int]:
+        """How many orders there are in each status that any order has."""
+        return {OrderStatus(row["status"]): row["number"] for row in await self.sql.fetch(queries.BY_STATUS)}
+
     async def lock(self, order_ids: Sequence[UUID]) -> dict[UUID, LockedOrder]:
         """Lock the orders until the transaction ends, in the order of their ids."""
         rows = await self.sql.fetch(queries.LOCK, ids=list(order_ids))

@@ -124,7 +124,7 @@ class Api:
     async def books(self) -> dict[str, Any]:
         """The operators' recount of the ledger and the stock."""
         async with UnitOfWork(self.database.write) as uow:
-            return await uow.operations.books()
+            return await uow.audits.books()
 
     async def assert_books_balance(self) -> None:
         counted = await self.books()

@@ -5,7 +5,7 @@ from time import monotonic
 import pytest
 
 import services.database
-from services.operations import repository
+from services.audit import queries
 from services.settings import Settings
 from services.sql import Statement
 from tests.api.client import Api, assert_problem
@@ -59,8 +59,8 @@ async def test_a_recount_may_take_longer_than_what_comes_next_on_its_connection(
 async def test_a_recount_that_takes_too_long_is_answered_503_and_costs_no_connection(
     slow: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shorter = Statement(repository._TAKE_TIME.text.replace("60s", "1500ms"))
-    monkeypatch.setattr(repository, "_TAKE_TIME", shorter)
+    shorter = Statement(queries.TAKE_TIME.text.replace("60s", "1500ms"))
+    monkeypatch.setattr(queries, "TAKE_TIME", shorter)
     operator = await make_operator(slow.database)
     assert (await slow.get("/v1/categories", by=operator)).status_code == 200
     before = await rows(slow.database, SESSIONS)
@@ -74,7 +74,7 @@ async def test_a_recount_that_takes_too_long_is_answered_503_and_costs_no_connec
 async def test_a_recount_that_is_not_answered_in_time_is_answered_503(
     slow: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(repository._BOOKS, "limit", 0.3)
+    monkeypatch.setattr(queries.BOOKS, "limit", 0.3)
     reply = await slow.get(BOOKS, by=await make_operator(slow.database))
     assert_problem(reply, 503, "unavailable")
     assert reply.headers["retry-after"] == "1"

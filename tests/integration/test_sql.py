@@ -32,7 +32,7 @@ STATEMENTS = statements()
 
 def test_the_statements_are_found() -> None:
     modules = {name.split(".")[1] for name in STATEMENTS}
-    assert modules >= {"catalog", "orders", "credits", "outbox", "idempotency", "operations", "transaction"}
+    assert modules >= {"catalog", "orders", "credits", "outbox", "idempotency", "audit", "transaction"}
     assert len(STATEMENTS) >= 100
 
 
