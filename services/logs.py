@@ -12,7 +12,7 @@ from contextvars import ContextVar, Token
 from datetime import UTC, datetime
 from time import monotonic
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from services.settings import LogFormat, Settings
 
@@ -42,6 +42,27 @@ class Repeats:
         return count
 
 
+class Shown:
+    """A value for a message: its text and its `repr` never raise and can be encoded, whatever the value's own do."""
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def __str__(self) -> str:
+        return self._text(str)
+
+    def __repr__(self) -> str:
+        return self._text(repr)
+
+    def _text(self, show: Callable[[object], str]) -> str:
+        try:
+            # Not the method of what it returned: that may be a subclass of `str`.
+            return str.encode(show(self._value), "utf-8", "replace").decode()
+        except BaseException as error:  # noqa: BLE001  (its code may raise anything)
+            kind, raised = (type(one).__name__.encode("utf-8", "replace").decode() for one in (self._value, error))
+            return f"<{kind}, whose text cannot be shown: {raised}>"
+
+
 class RateLimitedLogger:
     """Warnings about what may fail many times a second: logs the first, then one a minute with the number left out.
 
@@ -55,6 +76,7 @@ class RateLimitedLogger:
     def warning(self, message: str, *args: object) -> None:
         errors = tuple(type(argument) for argument in args if isinstance(argument, BaseException))
         left_out = self._repeats.left_out((message, errors))
+        args = tuple(Shown(argument) if isinstance(argument, BaseException) else argument for argument in args)
         if left_out:
             self._logger.warning(message + " (and %d more since this was last logged)", *args, left_out)
         elif left_out == 0:
@@ -78,13 +100,13 @@ class JsonLines(logging.Formatter):
         self._process = process
 
     def format(self, record: logging.LogRecord) -> str:
-        return json.dumps(self.fields(record), default=repr)
+        return json.dumps(self.fields(record), default=lambda value: repr(Shown(value)))
 
     def fields(self, record: logging.LogRecord) -> dict[str, object]:
         """What a line says: its message as `event`, when, where and how bad, what was bound, and what is in `extra`."""
         timestamp = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds")
         fields: dict[str, object] = {
-            "event": record.getMessage(),
+            "event": _message(record),
             **_bound.get(),
             "process": self._process,
             "level": record.levelname.lower(),
@@ -93,10 +115,16 @@ class JsonLines(logging.Formatter):
             **{name: value for name, value in record.__dict__.items() if name not in _OF_LOGGING},
         }
         if record.exc_info:
-            fields["exception"] = self.formatException(record.exc_info)
+            fields["exception"] = self._traceback(record.exc_info)
         if record.stack_info:
             fields["stack_info"] = record.stack_info
         return fields
+
+    def _traceback(self, raised: Any) -> str:
+        try:
+            return self.formatException(raised)
+        except BaseException:  # noqa: BLE001  (it runs the error's own code, which may raise anything)
+            return repr(Shown(raised[1]))
 
 
 class ConsoleLines(JsonLines):
@@ -117,9 +145,16 @@ class ConsoleLines(JsonLines):
         return "\n".join([" ".join([timestamp, f"[{padded}]", f"{event:<30}", f"[{logger}]", *pairs]), *below])
 
 
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except BaseException as error:  # noqa: BLE001  (an argument's code may raise anything)
+        return f"{record.msg} (its arguments cannot be shown: {Shown(error)!r})"
+
+
 def _readable(value: object) -> str:
     """A string as it is, in quotes where one could not see its end."""
-    return value if isinstance(value, str) and not set(value) & set(" \t=\r\n\"'") else repr(value)
+    return value if isinstance(value, str) and not set(value) & set(" \t=\r\n\"'") else repr(Shown(value))
 
 
 def configure_logging(settings: Settings, process: str) -> None:

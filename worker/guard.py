@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from time import monotonic, sleep
 from typing import Any, NoReturn
 
+from services.logs import Shown
+
 logger = logging.getLogger(__name__)
 
 BROKEN = 70
@@ -84,15 +86,17 @@ class Guard:
         if self._leaving:
             return
         error = None if task.cancelled() else task.exception()
-        reason = "was cancelled" if task.cancelled() else "returned" if error is None else f"failed: {error!r}"
-        logger.critical(
-            "the task %r %s; this worker stops with exit code %d", task.get_name(), reason, BROKEN, exc_info=error
-        )
+        reason = "was cancelled" if task.cancelled() else "returned" if error is None else f"failed: {Shown(error)!r}"
         assert self._broken is not None
-        if not self._broken.done():
-            self._broken.set_exception(WorkerBroken(task.get_name()))
-            # Retrieved here, in case nothing awaits it, as under plain ARQ. It is in the log.
-            self._broken.exception()
+        try:
+            logger.critical(
+                "the task %r %s; this worker stops with exit code %d", task.get_name(), reason, BROKEN, exc_info=error
+            )
+        finally:
+            if not self._broken.done():
+                self._broken.set_exception(WorkerBroken(task.get_name()))
+                # Retrieved here, in case nothing awaits it, as under plain ARQ. It is in the log.
+                self._broken.exception()
 
     async def _watch_parts(self) -> None:
         still: dict[str, tuple[object, float]] = {}

@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from services.jobs import service as jobs
 from services.jobs.schemas import Seen
+from services.logs import Shown
 from services.outbox.control.service import By
 from services.unit_of_work import OpenUnitOfWork
 from worker.job_run import PATIENCE, JobRun, Lease
@@ -181,6 +182,6 @@ class JobLoop:
     def _ended(self, task: asyncio.Task[None]) -> None:
         del self._runs[task.get_name()]
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("a job's run was lost", extra={"function": task.get_name(), "error": repr(error)})
+            logger.error("a job's run was lost", extra={"function": task.get_name(), "error": repr(Shown(error))})
         # There is capacity for another job, and this one has a new due time.
         self.wake()

@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from services.jobs.schemas import Ended
+from services.logs import Shown
 from services.unit_of_work import OpenUnitOfWork
 from worker.jobs.metrics import JobRuns
 from worker.jobs.schedule import ScheduledJob
@@ -160,4 +161,4 @@ def _error_of(work: asyncio.Task[None]) -> str | None:
     error = work.exception()
     if error is None:
         return None
-    return repr(error).replace("\x00", "").encode("utf-8", "replace").decode()[:_LONGEST_ERROR]
+    return repr(Shown(error)).replace("\x00", "")[:_LONGEST_ERROR]

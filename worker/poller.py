@@ -158,7 +158,9 @@ class Poller:
                     continue
                 if outcome.retried or outcome.postponed:
                     await self._call_when_due(processor)
-            except Exception as error:  # noqa: BLE001  (whatever it is, the loop must continue)
+            except (Exception, asyncio.CancelledError) as error:
+                if _is_cancelled(error):
+                    raise
                 # The batch was rolled back; its events are still there.
                 failures += 1
                 self.progress.rolled_back += 1
@@ -212,3 +214,9 @@ class Poller:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """Whether the error is the cancellation of this task, and not one that came out of something it awaited."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0

@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from sqlalchemy.exc import DBAPIError
 
+from services.logs import Shown
 from services.outbox.events import Locked, Unprocessable
 from services.sql import CONTENTION, LOCK_NOT_AVAILABLE, sqlstate
 
@@ -62,7 +63,10 @@ def is_transient(error: Exception) -> bool:
 
 def describe(error: BaseException) -> str:
     """The traceback; only the end of it, which is the most useful part, if it is too long."""
-    text = "".join(traceback.format_exception(error))
+    try:
+        text = "".join(traceback.format_exception(error))
+    except BaseException:  # noqa: BLE001  (it runs the error's own code, which may raise anything)
+        text = f"{_kind(error)}: {Shown(error)}\n"
     return _storable(text)[-_LONGEST_ERROR:]
 
 
@@ -73,15 +77,19 @@ def fingerprint(error: BaseException) -> str:
     release.
     """
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
-    places = [f"{frame.f_globals.get('__name__')}.{frame.f_code.co_qualname}" for frame in frames]
-    return hashlib.sha256("\n".join([type(error).__qualname__, *places]).encode()).hexdigest()[:16]
+    places = [f"{Shown(frame.f_globals.get('__name__'))}.{frame.f_code.co_qualname}" for frame in frames]
+    return hashlib.sha256("\n".join([_kind(error), *places]).encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def history_entry(error: BaseException, attempt: int, at: datetime) -> str:
     """One entry of an event's history, as JSON."""
-    summary = _storable(f"{type(error).__qualname__}: {error}")[:_LONGEST_SUMMARY]
+    summary = _storable(f"{_kind(error)}: {Shown(error)}")[:_LONGEST_SUMMARY]
     entry = {"at": at.isoformat(), "attempt": attempt, "error": summary, "fingerprint": fingerprint(error)}
     return json.dumps(entry)
+
+
+def _kind(error: BaseException) -> str:
+    return type(error).__qualname__
 
 
 def _storable(text: str) -> str:

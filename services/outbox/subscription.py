@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
+from services.logs import Shown
 from services.outbox.events import Claimed, Event
 from services.outbox.policy import OnDeath, RetryPolicy
 from services.transaction import Transaction
@@ -51,8 +52,14 @@ def longest_limit(subscriptions: Sequence[Subscription[TransactionT]], time_limi
 async def handle(
     transaction: TransactionT, subscription: Subscription[TransactionT], events: Sequence[Claimed[Any]], limit: float
 ) -> Verdicts:
-    """Run the handler on the events. Raises what it raises, and `HandlerBroken` if it breaks the rules."""
+    """Run the handler on the events. Raises what it raises, and `HandlerBroken` if it breaks the rules.
+
+    An error that is not an `Exception` would end the poll loop, and not only fail the events. So it is raised as a
+    `HandlerBroken`, with two exceptions: the end of the process, and a `CancelledError` after this task was cancelled.
+    """
     name = subscription.event.type
+    task = asyncio.current_task()
+    cancelled_before = task.cancelling() if task else 0
     try:
         async with asyncio.timeout(limit) as timer:
             verdicts = await subscription.handler(transaction, events)
@@ -62,12 +69,23 @@ async def handle(
         raise HandlerBroken(
             f"the handler of {name!r} did not finish within {limit:g} s for {len(events)} events"
         ) from late
-    if verdicts is None:
-        return None
+    except (Exception, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        if isinstance(error, asyncio.CancelledError) and task and task.cancelling() > cancelled_before:
+            raise
+        raise HandlerBroken(f"the handler of {name!r} raised {Shown(error)!r}, which is not an Exception") from error
+    return None if verdicts is None else _checked(name, events, verdicts)
+
+
+def _checked(name: str, events: Sequence[Claimed[Any]], returned: Sequence[Exception | None]) -> Verdicts:
+    verdicts = tuple(returned)
     if len(verdicts) != len(events):
         raise HandlerBroken(f"the handler of {name!r} returned {len(verdicts)} verdicts for {len(events)} events")
     failed: set[str] = set()
     for event, error in zip(events, verdicts, strict=True):
+        if not isinstance(error, Exception | None):
+            raise HandlerBroken(f"the handler of {name!r} returned a {type(error).__qualname__} as a verdict")
         if error is not None:
             failed.add(event.aggregate)
         elif event.aggregate in failed:

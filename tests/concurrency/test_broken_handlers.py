@@ -10,6 +10,7 @@ from sqlalchemy import text
 from services.database import Database, close, make_engine, make_session_factory
 from services.outbox.engine.service import Processor
 from services.outbox.events import Claimed
+from services.outbox.policy import RetryPolicy
 from services.outbox.subscription import Subscription
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork
@@ -33,6 +34,37 @@ async def violates_a_constraint(uow: UnitOfWork) -> None:
 
 async def violates_a_deferred_constraint(uow: UnitOfWork) -> None:
     await execute(uow, "INSERT INTO effects (name, number) VALUES ('twice', 0), ('twice', 0)")
+
+
+async def lets_out_a_cancellation(uow: UnitOfWork) -> None:
+    task = asyncio.create_task(asyncio.Event().wait())
+    task.cancel()
+    await task
+
+
+class NoException(BaseException):
+    """What `except Exception` does not catch."""
+
+
+async def raises_no_exception(uow: UnitOfWork) -> None:
+    raise NoException("for no one to catch")
+
+
+class Unreadable(Exception):
+    """An error that cannot be shown."""
+
+    def __str__(self) -> str:
+        raise NoException
+
+    __repr__ = __str__
+
+
+async def raises_what_cannot_be_shown(uow: UnitOfWork) -> None:
+    raise Unreadable
+
+
+async def raises_what_cannot_be_encoded(uow: UnitOfWork) -> None:
+    raise ValueError("half a pair \ud800 and nul \x00")
 
 
 async def waits_for_ever(uow: UnitOfWork) -> None:
@@ -64,6 +96,10 @@ MISDEEDS: dict[Misdeed, str] = {
     raises: "ValueError: no such luck",
     violates_a_constraint: "ck_outbox_types_max_batches",
     violates_a_deferred_constraint: "effects_name_number_key",
+    lets_out_a_cancellation: "HandlerBroken: the handler of 'test.tick' raised CancelledError()",
+    raises_no_exception: "HandlerBroken: the handler of 'test.tick' raised NoException('for no one to catch')",
+    raises_what_cannot_be_shown: "Unreadable: <exception str() failed>",
+    raises_what_cannot_be_encoded: "ValueError: half a pair ? and nul ",
     waits_for_ever: "the handler of 'test.tick' did not finish within 0.5 s for 1 events",
     sleeps_in_sql: "",
     sleeps_in_many_statements: "the handler of 'test.tick' did not finish within 0.5 s for 1 events",
@@ -120,6 +156,74 @@ async def test_a_broken_handler_is_found_put_off_and_reported_and_its_neighbours
     assert await rows(ticking, WAITING) == [("tick/bad", 1)]
     (error,) = await rows(ticking, "SELECT last_error FROM outbox")
     assert MISDEEDS[misdeed] in error
+
+
+async def test_one_that_only_lets_cancellations_out_is_a_dead_letter_after_its_last_attempt(ticking: Database) -> None:
+    await append(ticking, Tick(name="bad"), Tick(name="a"))
+    handler = Misbehaving(lets_out_a_cancellation)
+    last = Processor(
+        lambda: UnitOfWork(ticking.write),
+        [Subscription(Tick, handler, retry=RetryPolicy(1, 1, 1))],
+        retry=LATER,
+        batch_size=100,
+    )
+    await drain(last)
+    assert await rows(ticking, "SELECT aggregate, attempts FROM dead_letters") == [("tick/bad", 1)]
+    assert await effects(ticking) == [("a", 0)]
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["orm", "plain"])
+async def test_a_task_that_is_cancelled_while_its_handler_works_ends_and_no_attempt_is_counted(
+    ticking: Database, plain: bool
+) -> None:
+    await append(ticking, Tick(name="bad"))
+    begun = asyncio.Event()
+
+    async def waits(uow: UnitOfWork, events: Sequence[Claimed[Tick]]) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(engine(ticking, waits, plain=plain).run_once())
+    async with asyncio.timeout(10):
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert await rows(ticking, WAITING) == [("tick/bad", 0)]
+
+
+async def test_a_verdict_that_is_no_exception_is_a_failure_that_says_so(ticking: Database) -> None:
+    async def refuses(uow: UnitOfWork, events: Sequence[Claimed[Tick]]) -> Any:
+        return ["no"]
+
+    await append(ticking, Tick(name="bad"))
+    await drain(engine(ticking, refuses))
+    assert await rows(ticking, WAITING) == [("tick/bad", 1)]
+    (error,) = await rows(ticking, "SELECT last_error FROM outbox")
+    assert "HandlerBroken: the handler of 'test.tick' returned a str as a verdict" in error
+
+
+class Upgraded(Tick):
+    """Its old payloads cannot be read, which its author did not expect."""
+
+    type: ClassVar[str] = Tick.type
+    version: ClassVar[int] = 2
+
+    @classmethod
+    def upgraded(cls, payload: dict[str, Any], version: int) -> dict[str, Any]:
+        assert version == 1
+        return {"name": payload["called"]}
+
+
+async def test_an_upgrade_that_raises_costs_its_event_an_attempt_and_no_other_event(ticking: Database) -> None:
+    await append(ticking, Tick(name="bad"), Tick(name="a"))
+    await rows(ticking, "UPDATE events SET version = 2 WHERE aggregate = 'tick/a'")
+    upgrading = Processor(
+        lambda: UnitOfWork(ticking.write), [Subscription(Upgraded, TickHandler())], retry=LATER, batch_size=100
+    )
+    await drain(upgrading)
+    assert await effects(ticking) == [("a", 0)]
+    assert await rows(ticking, WAITING) == [("tick/bad", 1)]
 
 
 async def commits(uow: UnitOfWork) -> None:

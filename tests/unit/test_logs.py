@@ -113,6 +113,26 @@ def test_a_traceback_is_a_field_of_its_line_without_local_variables(configured: 
     assert password not in line["exception"]
 
 
+class EndsAll(BaseException):
+    """No `Exception`."""
+
+
+class Unreadable(Exception):
+    def __str__(self) -> str:
+        raise EndsAll
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize("as_what", [LogFormat.json, LogFormat.console])
+def test_a_line_about_what_cannot_be_shown_is_written(configured: Configured, as_what: LogFormat) -> None:
+    said = configured(as_what)
+    logging.getLogger("test").error("failed: %r", Unreadable(), extra={"cause": Unreadable()}, exc_info=Unreadable())
+    RateLimitedLogger(logging.getLogger("test")).warning("limited: %s", Unreadable())
+    assert "failed: %r (its arguments cannot be shown" in said.getvalue()
+    assert "limited: <Unreadable, whose text cannot be shown: EndsAll>" in said.getvalue()
+
+
 async def test_bound_fields_are_in_the_lines_of_the_task_and_of_those_it_starts(configured: Configured) -> None:
     written = configured(LogFormat.json)
     log = logging.getLogger("services")

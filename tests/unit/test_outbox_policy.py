@@ -59,6 +59,48 @@ def test_a_history_line_says_when_which_attempt_and_what_without_what_a_database
     assert len(entry["error"]) == 500
 
 
+class EndsAll(BaseException):
+    """No `Exception`."""
+
+
+class Unreadable(Exception):
+    """Its own code fails whenever it is shown."""
+
+    def __str__(self) -> str:
+        raise EndsAll
+
+    __repr__ = __str__
+
+
+class OtherText(str):
+    """What it returns for its text is a string, and does not behave like one."""
+
+    def replace(self, *_: object) -> str:
+        raise ValueError("replace")
+
+    encode = replace  # type: ignore[assignment]
+
+
+class Odd(Exception):
+    def __str__(self) -> str:
+        return OtherText("odd")
+
+
+class Misplaced(SyntaxError):
+    """A traceback shows where a syntax error is, and this one has no such place."""
+
+    text = 5  # type: ignore[assignment]
+    filename = lineno = offset = Unreadable()  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("error", [Unreadable(), Odd(), Misplaced("x"), EndsAll("x"), ExceptionGroup("x", [Odd()])])
+def test_any_error_can_be_described_whatever_its_own_code_does(error: BaseException) -> None:
+    name = type(error).__qualname__
+    assert name in describe(error)
+    assert len(fingerprint(error)) == 16
+    assert json.loads(history_entry(error, 1, datetime(2026, 5, 4, tzinfo=UTC)))["error"].startswith(name)
+
+
 def test_a_description_that_is_too_long_keeps_its_end() -> None:
     text = describe(caught(here, "x" * 9000 + " the end"))
     assert len(text) == 8000

@@ -124,3 +124,30 @@ async def test_a_database_that_is_away_is_logged_once(
     assert poller.progress.rolled_back >= 19
     (line,) = [message for message in caplog.messages if "rolled back" in message]
     assert "ConnectionRefusedError" in line
+
+
+class Stray(Outbox):
+    """Its first claim lets a cancellation out that is not the loop's."""
+
+    def __init__(self) -> None:
+        super().__init__([NOTHING] * 3, 1)
+        self.failed = False
+        self.again = asyncio.Event()
+
+    async def run_once(self) -> Outcome:
+        if not self.failed:
+            self.failed = True
+            raise asyncio.CancelledError
+        self.again.set()
+        return await super().run_once()
+
+
+async def test_a_cancellation_of_something_else_does_not_end_a_loop() -> None:
+    outbox = Stray()
+    poller = Poller([cast("Processor[UnitOfWork]", outbox)], cast("DoorbellListener", Ear([True] * 3)), INTERVAL)
+    poller.start()
+    async with asyncio.timeout(10):
+        await outbox.again.wait()
+    assert not any(task.done() for task in poller.tasks)
+    assert poller.progress.rolled_back == 1
+    await poller.stop(1.0)

@@ -6,6 +6,7 @@ from typing import Any, Generic
 
 from sqlalchemy.exc import DBAPIError
 
+from services.logs import Shown
 from services.outbox.engine.schemas import (
     Batch,
     ClaimedRow,
@@ -19,7 +20,7 @@ from services.outbox.engine.schemas import (
     Work,
 )
 from services.outbox.engine.window import Floor, Window
-from services.outbox.events import Claimed, Event, NoHandler, Registry, Trace, Unprocessable
+from services.outbox.events import Claimed, Event, Registry, Trace, Unprocessable
 from services.outbox.policy import OnDeath, RetryPolicy, is_locked, is_transient
 from services.outbox.subscription import (
     Subscription,
@@ -227,7 +228,7 @@ class Processor(Generic[TransactionT]):
                 continue
             try:
                 works.append(Work(row, _decode(read, row)))
-            except (NoHandler, Unprocessable) as error:
+            except Exception as error:  # noqa: BLE001  (`upgraded` and validators are the event's own code)
                 batch.fail(row, error)
         limit = subscription.time_limit or self._time_limit
         if batch.careful:
@@ -344,7 +345,7 @@ class Processor(Generic[TransactionT]):
                     row.aggregate,
                     row.attempts + 1,
                     ", now a dead letter" if dead else "",
-                    error,
+                    Shown(error),
                 )
         if put_off:
             await transaction.outbox.put_off(put_off)
