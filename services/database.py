@@ -48,6 +48,9 @@ SQLModel.metadata.naming_convention = {
 }
 metadata = SQLModel.metadata
 
+_ISOLATION = "read committed"
+"""The isolation level of every transaction that does not ask for another one."""
+
 SessionFactory: TypeAlias = async_sessionmaker[AsyncSession]
 
 
@@ -141,6 +144,9 @@ def _server_settings(settings: Settings, process: str, limits: Limits) -> dict[s
         "application_name": f"waybill-{process}",
         "search_path": _search_path(settings),
         "timezone": "UTC",
+        # Stated, whatever the defaults of the server, the database and the role. In a stricter level, a claim would not
+        # see what was committed after its transaction's first statement, and would not wake or park the rows it must.
+        "default_transaction_isolation": _ISOLATION,
         "idle_in_transaction_session_timeout": _milliseconds(settings.database_idle_in_transaction_timeout),
         "statement_timeout": _milliseconds(limits.statement),
         # The server detects a vanished peer as soon as we do (`services.connections`), and releases its locks.
@@ -307,7 +313,8 @@ async def close(engine: AsyncEngine) -> None:
 
 def make_sync_engine(settings: Settings, process: str) -> Engine:
     """A psycopg engine with one connection, for scripts and the command line. The caller disposes of it."""
-    options = f"-c search_path={_search_path(settings)} -c timezone=UTC"
+    isolation = _ISOLATION.replace(" ", "\\ ")
+    options = f"-c search_path={_search_path(settings)} -c timezone=UTC -c default_transaction_isolation={isolation}"
     return create_engine(
         settings.sync_url(),
         pool_size=1,

@@ -18,7 +18,7 @@ from services.database import Database, check_pool_budget, make_engine, open_dat
 from services.outbox.events import Event
 from services.settings import Settings
 from tests.factories import make_category
-from worker.context import open_worker
+from worker.context import open_polling, open_worker
 from worker.handlers import SUBSCRIPTIONS
 
 OF_PROCESS = text(
@@ -56,6 +56,28 @@ async def test_sessions_use_utc_and_limit_idle_time_in_a_transaction(settings: S
         shown = (await connection.execute(text("SHOW idle_in_transaction_session_timeout"))).scalar_one()
     assert shown == "40s"
     assert settings.database_idle_in_transaction_timeout == 40
+
+
+@pytest.fixture
+async def strict(settings: Settings) -> Settings:
+    """A database in which transactions are stricter than ours unless they say otherwise."""
+    with sync_session(settings) as session:
+        (name,) = session.connection().execute(text("SELECT current_database()")).one()
+        session.connection().execute(
+            text(f"ALTER DATABASE \"{name}\" SET default_transaction_isolation = 'repeatable read'")
+        )
+        session.commit()
+    return settings
+
+
+async def test_every_engine_asks_for_read_committed_whatever_the_default_of_the_database(strict: Settings) -> None:
+    level = text("SHOW transaction_isolation")
+    async with open_database(strict, "own") as own, own.write() as session:
+        assert (await (await session.connection()).execute(level)).scalar_one() == "read committed"
+    async with open_polling(strict, 1.0) as polling, polling() as session:
+        assert (await (await session.connection()).execute(level)).scalar_one() == "read committed"
+    with sync_session(strict) as session_of_commands:
+        assert session_of_commands.connection().execute(level).scalar_one() == "read committed"
 
 
 async def test_without_a_replica_reads_go_to_the_primary(settings: Settings) -> None:
