@@ -57,6 +57,21 @@ async def test_an_event_of_an_older_version_that_is_not_read_is_a_dead_letter_an
     assert "cannot upgrade 'test.tick' from version 1 to version 2" in error
 
 
+async def test_an_event_of_an_unknown_version_is_in_its_history_once_for_each_version_that_workers_know(
+    ticking: Database,
+) -> None:
+    await append(ticking, Tick(name="a"))
+    await rows(ticking, "UPDATE events SET version = 3")
+    for event in (Tick, NewTick, Tick, Tick, NewTick):
+        await drain(engine(ticking, TickHandler(), event))
+        await rows(ticking, DUE_NOW)
+    ((waits, attempts, failures),) = await rows(ticking, "SELECT waits, attempts, failures FROM outbox")
+    assert (waits, attempts) == ("unknown", 0)
+    assert [failure["error"] for failure in failures] == [
+        f"NoHandler: this worker knows version {known} of 'test.tick', not 3" for known in (1, 2)
+    ]
+
+
 def verdicts_of(*verdicts: Exception | None) -> Any:
     async def judge(uow: UnitOfWork, events: Sequence[Claimed[Tick]]) -> Verdicts:
         # Alone, each one is processed.

@@ -222,10 +222,12 @@ PARK = Statement("""
     RETURNING position, aggregate
 """)
 
+# A failure that does not count as an attempt may recur for ever, so it is added to the history only once.
 PUT_OFF = Statement("""
     UPDATE outbox SET waits = failed.waits, attempts = attempts + failed.counts, last_error = failed.error,
         available_at = clock_timestamp() + make_interval(secs => failed.delay),
-        failures = CASE WHEN failed.failure IS NULL THEN failures
+        failures = CASE WHEN failed.failure IS NULL OR (failed.counts = 0 AND coalesce(failures, '[]') @>
+                jsonb_build_array(jsonb_build_object('error', CAST(failed.failure AS jsonb) -> 'error'))) THEN failures
             ELSE coalesce(failures, '[]') || CAST(failed.failure AS jsonb) END
     FROM unnest(
         CAST(:positions AS bigint[]), CAST(:waits AS text[]), CAST(:counts AS smallint[]),
