@@ -1,14 +1,16 @@
 """Claims skip dead rows, whatever keeps them, but never a row that may still appear."""
 
 from collections.abc import Sequence
+from time import monotonic
 
 import pytest
 from sqlalchemy import text
 
 from services.database import Database
-from services.outbox.engine import repository, window
+from services.outbox.engine import repository, service, window
 from services.outbox.engine.repository import OutboxRepository
-from services.outbox.engine.schemas import ClaimedRow, Horizon, Span
+from services.outbox.engine.schemas import ClaimedRow, Horizon, Look, Span
+from services.outbox.engine.service import Processor
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import Tick, append, drain, effects, processor, rows
 
@@ -139,6 +141,109 @@ async def test_a_taker_that_has_undone_its_event_counts_to_the_end_of_its_transa
         with pytest.raises(ZeroDivisionError):
             await _record_in_vain(taker)
         assert await asking.outbox.oldest_taker() == own
+
+
+class Later:
+    """A clock that can be put forward."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return monotonic() + self.ahead
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> Later:
+    clock = Later()
+    monkeypatch.setattr(window, "monotonic", clock)
+    monkeypatch.setattr(service, "monotonic", clock)
+    return clock
+
+
+async def set_back(database: Database, number: int) -> Processor[UnitOfWork]:
+    """A processor whose floor is beyond the first of the waiting events, whose positions started again from 1."""
+    engine = processor(database)
+    for done in range(20):
+        await append(database, Tick(name="before", number=done))
+        await drain(engine)
+    assert engine._floor.position > 15
+    await rows(database, "SELECT setval('outbox_position_seq', 1, false)")
+    await append(database, *(Tick(name=f"after {new}") for new in range(number)))
+    return engine
+
+
+async def waiting(database: Database) -> int:
+    (found,) = await rows(database, "SELECT count(*) FROM outbox")
+    return int(found)
+
+
+async def test_after_positions_were_set_back_a_claim_processes_all_within_a_minute(
+    ticking: Database, later: Later
+) -> None:
+    engine = await set_back(ticking, 40)
+    await drain(engine)
+    assert await waiting(ticking) > 0, "it still skips those below its floor"
+    later.ahead = 60.0
+    await drain(engine)
+    assert await waiting(ticking) == 0
+    # From now on, with a floor that is right.
+    await append(ticking, Tick(name="last"))
+    await drain(engine)
+    assert await waiting(ticking) == 0
+
+
+async def test_after_positions_were_set_back_an_idle_worker_finds_them_within_a_minute(
+    ticking: Database, later: Later
+) -> None:
+    engine = await set_back(ticking, 10)
+    assert await engine.look() == (False, None)
+    later.ahead = 60.0
+    assert (await engine.look())[0]
+    await drain(engine)
+    assert await waiting(ticking) == 0
+
+
+async def test_after_positions_were_set_back_a_claim_that_sees_it_looks_from_the_beginning_at_once(
+    ticking: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = await set_back(ticking, 10)
+    await drain(engine)
+    assert await waiting(ticking) == 0
+    assert "the outbox's positions or transaction ids were set back" in caplog.text
+
+
+@pytest.mark.parametrize("idle", [False, True])
+async def test_after_positions_were_set_back_a_new_connection_looks_from_the_beginning(
+    ticking: Database, *, idle: bool
+) -> None:
+    engine = await set_back(ticking, 40)
+    await rows(ticking, "DELETE FROM outbox WHERE position >= 15")
+    await ticking.engine.dispose()
+    if idle:
+        assert (await engine.look())[0]
+    await drain(engine)
+    assert await waiting(ticking) == 0
+
+
+async def test_a_look_from_the_beginning_that_finds_nothing_is_not_repeated_before_a_minute_is_over(
+    ticking: Database, later: Later, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await set_back(ticking, 0)
+    firsts: list[int] = []
+    look = OutboxRepository.look
+
+    async def note(self: OutboxRepository, spans: Sequence[Span]) -> Look:
+        firsts.extend(span.first for span in spans)
+        return await look(self, spans)
+
+    monkeypatch.setattr(OutboxRepository, "look", note)
+    for ahead in (30.0, 61.0, 62.0, 120.0, 122.0):
+        later.ahead = ahead
+        await engine.look()
+    floor = engine._floor.position
+    assert floor > 0
+    assert firsts == [floor, 0, floor, floor, 0]
 
 
 @pytest.mark.parametrize(

@@ -228,5 +228,5 @@ def test_a_closed_window_is_not_a_sibling() -> None:
 def test_a_look_leaves_no_trace() -> None:
     one, other, floor = siblings()
     one.settle()
-    assert one.whole(floor) == [Span("a", 0, MAX_POSITION, 1, 1)]
+    assert one.whole(floor.position) == [Span("a", 0, MAX_POSITION, 1, 1)]
     assert [span.first for span in other.spans(floor)] == [0]

@@ -142,6 +142,7 @@ CLAIM = Statement(f"""
             'last_taken', {LAST_TAKEN},
             'transaction', CAST(CAST(pg_current_xact_id() AS text) AS bigint),
             'oldest_running', CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS text) AS bigint),
+            'backend', pg_backend_pid(),
             'planned', set_config('enable_seqscan', 'on', true) || set_config('enable_bitmapscan', 'on', true)
                 || set_config('enable_sort', 'on', true)
         )::text AS payload, NULL AS request_id, NULL AS traceparent, false AS blocked, false AS parks
@@ -166,7 +167,7 @@ LOOK = Statement("""
     ) IS NOT NULL) AS ready, CAST(extract(epoch FROM min((
         SELECT available_at FROM outbox WHERE outbox.type = entry.type AND available_at < 'infinity'
         ORDER BY available_at LIMIT 1
-    )) - statement_timestamp()) AS double precision) AS due_in
+    )) - statement_timestamp()) AS double precision) AS due_in, pg_backend_pid() AS backend
     FROM unnest(CAST(:types AS text[]), CAST(:starts AS bigint[])) AS entry(type, first)
     WHERE NOT EXISTS (SELECT FROM outbox_types WHERE outbox_types.type = entry.type AND paused)
 """)

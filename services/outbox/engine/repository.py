@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from services.outbox.engine import queries
-from services.outbox.engine.schemas import ClaimedRow, Failure, Horizon, Span
+from services.outbox.engine.schemas import ClaimedRow, Failure, Horizon, Look, Span
 from services.outbox.events import Recorded
 from services.sql import SqlAccess, Write
 
@@ -80,12 +80,12 @@ class OutboxRepository(SqlAccess):
         (row,) = await self.sql.fetch(queries.COMMITTED, transaction=str(transaction))
         return bool(row["committed"])
 
-    async def look(self, spans: Sequence[Span]) -> tuple[bool, float | None]:
-        """Whether a claim may find something now, and in how many seconds the next waiting event is due."""
+    async def look(self, spans: Sequence[Span]) -> Look:
+        """Look for events in the spans, without claiming any."""
         (row,) = await self.sql.fetch(
             queries.LOOK, types=[span.type for span in spans], starts=[span.first for span in spans]
         )
-        return bool(row["ready"]), row["due_in"]
+        return Look(bool(row["ready"]), row["due_in"], row["backend"])
 
     async def complete(self, positions: Sequence[int], transaction: int | None = None) -> int:
         """Delete the rows of processed events; return their number.

@@ -71,13 +71,23 @@ class Horizon:
     """What a claim's snapshot says about positions: which is the first ready one, and which may still appear.
 
     `last_taken` is the highest position that any transaction has taken, `transaction` is the id of the claim's own
-    transaction, and every transaction with an id below `oldest_running` has ended.
+    transaction, and every transaction with an id below `oldest_running` has ended. `backend` is the id of the server
+    process, which is another one for each connection.
     """
 
     first_ready: int | None
     last_taken: int
     transaction: int
     oldest_running: int
+    backend: int = 0
+
+
+class Look(NamedTuple):
+    """Whether a claim may find something now, and in how many seconds the next waiting event is due."""
+
+    ready: bool
+    due_in: float | None
+    backend: int
 
 
 class Work(NamedTuple):

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from time import monotonic
 from typing import Any, Generic
 
 from sqlalchemy.exc import DBAPIError
@@ -93,7 +94,7 @@ class Processor(Generic[TransactionT]):
         """
         try:
             return await self._run()
-        except DBAPIError:
+        except Exception:
             # This may be another server now, whose positions continue from a different number.
             self._window.close()
             self._start_over()
@@ -102,9 +103,23 @@ class Processor(Generic[TransactionT]):
             self._window.settle()
 
     async def look(self) -> tuple[bool, float | None]:
-        """Whether there may be a batch to claim, and in how many seconds the next event is due. Takes one query."""
+        """Whether there may be a batch to claim, and in how many seconds the next event is due.
+
+        Takes one query, and another one on a new connection.
+        """
+        floor, at = self._floor, monotonic()
+        full = floor.is_due
         async with self._open() as transaction:
-            return await transaction.outbox.look(self._window.whole(self._floor))
+            found = await transaction.outbox.look(self._window.whole(0 if full else floor.position))
+            if floor.is_new(found.backend) and not full:
+                full = True
+                found = await transaction.outbox.look(self._window.whole(0))
+        if full and found.ready:
+            # Its claim finds it only from there.
+            floor.distrust()
+        elif full:
+            floor.looked(at)
+        return found.ready, found.due_in
 
     async def park_unknown(self) -> int:
         """Make events at the head of the queue wait if their type has no handler here; return their number."""
@@ -150,11 +165,12 @@ class Processor(Generic[TransactionT]):
         await self._begin(transaction)
         # Before the claim, whose snapshot then shows every transaction that has ended by now.
         oldest_taker = await transaction.outbox.oldest_taker() if self._floor.held_up else 0
+        self._floor.begin()
         horizon, rows = await transaction.outbox.claim(self._window.spans(self._floor), self._floor.position)
-        self._floor.rise(horizon, oldest_taker)
+        again = self._floor.rise(horizon, oldest_taker)
         full = self._window.note(rows)
         if not rows:
-            return Outcome()
+            return Outcome(more=again)
         transaction.leaves_out_locked = False
         if self._locked > 0:
             await self._leave_out_locked(transaction)
@@ -190,7 +206,7 @@ class Processor(Generic[TransactionT]):
         outcome.blocked = sum(row.blocked for row in rows) - waiting
         outcome.postponed += waiting
         progress = outcome.processed or outcome.retried or outcome.buried or outcome.postponed
-        outcome.more |= bool(passed) or (full and bool(progress)) or batch.savepoints >= SAVEPOINT_BUDGET
+        outcome.more |= again or bool(passed) or (full and bool(progress)) or batch.savepoints >= SAVEPOINT_BUDGET
         return outcome
 
     async def _leave_out_locked(self, transaction: TransactionT) -> None:

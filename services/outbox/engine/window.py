@@ -1,5 +1,6 @@
 """Where a worker looks for events: past the dead rows, and without letting one backlog starve the others."""
 
+import logging
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -8,11 +9,19 @@ from time import monotonic
 from services.outbox.engine.schemas import ClaimedRow, Horizon, Span
 from services.outbox.models import MAX_POSITION
 
+logger = logging.getLogger(__name__)
+
+_FULL_LOOK = 60.0
+"""Seconds after which a claim or a look starts from the beginning again."""
+
 _HEAD_SHARE = 0.75
 """If one aggregate fills a window: the share of the next window that is still taken from the head of the queue."""
 
 _LEFT_FOR = 0.2
 """Seconds that the head of the queue is left to a sibling: the rows right behind its own must not wait longer."""
+
+_BACKENDS = 1_000
+"""The most server processes that a floor remembers. If there are more, it forgets all, and looks more often."""
 
 _MANY = 5_000
 """The number of dead rows that a claim reads in about the time it takes to read the server's locks."""
@@ -33,33 +42,95 @@ class Floor:
 
     No ready row is skipped: a waiting row never becomes ready again, and a row that another worker has locked is still
     visible. The floor is lost with the object; the first claim of a new one reads the dead rows once.
+
+    This holds for one server that only moves forward. After a restore, a failover or a promotion, positions and
+    transaction ids may continue from lower numbers. So at least once a minute, and after every new connection, a claim
+    or a look starts from the beginning. If it finds a ready row below the floor, the floor starts again from there.
     """
 
     def __init__(self) -> None:
         self.position = 0
+        """Where the next claim starts."""
         self.last_taken = 0
+        self._proven = 0
+        """The floor. `position` is lower while a claim looks from the beginning."""
         self._settling: tuple[int, int] | None = None
         self._behind = 0
+        self._began = 0.0
+        self._full_at = 0.0
+        """When to look from the beginning again, in seconds of the monotonic clock."""
+        self._backends: set[int] = set()
+        """The server processes of the connections that were used so far."""
 
     @property
     def held_up(self) -> bool:
         """Whether claims read so many dead rows that it pays to ask for the `oldest_taker` before the next one."""
         return self._behind >= _MANY
 
-    def rise(self, horizon: Horizon, oldest_taker: int = 0) -> None:
-        """Update the floor from a claim's snapshot. `oldest_taker` was read before that snapshot was taken."""
+    @property
+    def is_due(self) -> bool:
+        """Whether to look from the beginning."""
+        return monotonic() >= self._full_at
+
+    def begin(self) -> None:
+        """A claim begins. It starts at `position`."""
+        self._began = monotonic()
+        if self.is_due:
+            self.position = 0
+
+    def looked(self, at: float) -> None:
+        """A look from the beginning, at this time of the monotonic clock, found no ready row."""
+        self._full_at = at + _FULL_LOOK
+
+    def distrust(self) -> None:
+        """Have the next claim start from the beginning."""
+        self._full_at = 0.0
+
+    def is_new(self, backend: int) -> bool:
+        """Whether this server process, and with it the connection, has not been used before."""
+        if backend in self._backends:
+            return False
+        if len(self._backends) >= _BACKENDS:
+            self._backends.clear()
+        self._backends.add(backend)
+        return True
+
+    def rise(self, horizon: Horizon, oldest_taker: int = 0) -> bool:
+        """Update the floor from a claim's snapshot. `oldest_taker` was read before that snapshot was taken.
+
+        Returns whether the next claim must follow immediately, because it starts from the beginning.
+        """
+        full = self.position == 0
+        fell = self._fell(horizon, full=full)
+        again = (self.is_new(horizon.backend) or fell) and not full
+        if fell:
+            logger.warning("the outbox's positions or transaction ids were set back; looking from the beginning")
+            self._proven = self.last_taken = 0
+            self._settling = None
+        if full:
+            self.looked(self._began)
+        elif again:
+            self.distrust()
         if self._settling is not None:
             settled, transaction = self._settling
             if max(horizon.oldest_running, oldest_taker) >= transaction:
                 ready = settled + 1 if horizon.first_ready is None else horizon.first_ready
-                self.position = max(self.position, min(ready, settled + 1))
+                self._proven = max(self._proven, min(ready, settled + 1))
                 self._settling = None
         if self._settling is None:
             # These positions were taken before this claim began: its own id came later.
             self._settling = (self.last_taken, horizon.transaction)
         self.last_taken = horizon.last_taken
+        self.position = self._proven
         first = self.last_taken + 1 if horizon.first_ready is None else horizon.first_ready
         self._behind = first - self.position
+        return again
+
+    def _fell(self, horizon: Horizon, *, full: bool) -> bool:
+        """Whether the server is not the one, or not in the state, for which the floor was proven."""
+        below = full and horizon.first_ready is not None and horizon.first_ready < self._proven
+        earlier = self._settling is not None and horizon.transaction < self._settling[1]
+        return below or earlier or horizon.last_taken < self.last_taken
 
 
 class Window:
@@ -122,9 +193,9 @@ class Window:
             spans += of_type
         return spans
 
-    def whole(self, floor: Floor) -> list[Span]:
-        """Spans that cover everything, for a look that claims nothing."""
-        return [Span(name, floor.position, MAX_POSITION, 1, 1) for name in self._types]
+    def whole(self, first: int) -> list[Span]:
+        """Spans that cover everything from `first` on, for a look that claims nothing."""
+        return [Span(name, first, MAX_POSITION, 1, 1) for name in self._types]
 
     def note(self, rows: Sequence[ClaimedRow]) -> bool:
         """Record what a claim has found; return whether another claim may find as much immediately."""
