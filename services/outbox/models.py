@@ -199,7 +199,7 @@ class DeadLetter(DeclarativeTable):
     attempts: Mapped[int] = mapped_column(SmallInteger)
     error: Mapped[str] = mapped_column(Text)
     fingerprint: Mapped[str] = mapped_column(String(16), server_default="")
-    """The same for errors of the same type from the same place in the code, whatever their messages."""
+    """The same for errors of the same kind from the same place in the code; see `services.outbox.summary`."""
     failures: Mapped[list[dict[str, Any]]] = mapped_column(JSONB, server_default=text("'[]'"))
     blocks: Mapped[bool] = mapped_column(Boolean, server_default=text("true"))
     died_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=func.now())

@@ -10,8 +10,8 @@ from enum import StrEnum
 
 from sqlalchemy.exc import DBAPIError
 
-from services.logs import Shown
 from services.outbox.events import Locked, Unprocessable
+from services.outbox.summary import kind_of, summary
 from services.sql import CONTENTION, LOCK_NOT_AVAILABLE, sqlstate
 
 _LONGEST_ERROR = 8000
@@ -62,34 +62,27 @@ def is_transient(error: Exception) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """The traceback; only the end of it, which is the most useful part, if it is too long."""
+    """The traceback, with the summary of the error as its last line. If it is too long, its beginning is cut off."""
+    said = _storable(summary(error))
     try:
-        text = "".join(traceback.format_exception(error))
+        text = _storable("".join(traceback.format_exception(error)))
     except BaseException:  # noqa: BLE001  (it runs the error's own code, which may raise anything)
-        text = f"{_kind(error)}: {Shown(error)}\n"
-    return _storable(text)[-_LONGEST_ERROR:]
+        text = ""
+    if not text.rstrip().endswith(said):
+        text += said.partition("\n")[0][:_LONGEST_SUMMARY] + "\n"
+    return text[-_LONGEST_ERROR:]
 
 
 def fingerprint(error: BaseException) -> str:
-    """16 hexadecimal digits, the same for errors of the same type from the same place, whatever their messages.
-
-    Made from the error's type and the functions in its traceback, but not from line numbers, which change with every
-    release.
-    """
-    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
-    places = [f"{Shown(frame.f_globals.get('__name__'))}.{frame.f_code.co_qualname}" for frame in frames]
-    return hashlib.sha256("\n".join([_kind(error), *places]).encode("utf-8", "replace")).hexdigest()[:16]
+    """16 hexadecimal digits, the same for errors of the same kind from the same place."""
+    return hashlib.sha256("\n".join(kind_of(error)).encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def history_entry(error: BaseException, attempt: int, at: datetime) -> str:
     """One entry of an event's history, as JSON."""
-    summary = _storable(f"{_kind(error)}: {Shown(error)}")[:_LONGEST_SUMMARY]
-    entry = {"at": at.isoformat(), "attempt": attempt, "error": summary, "fingerprint": fingerprint(error)}
+    said = _storable(summary(error))[:_LONGEST_SUMMARY]
+    entry = {"at": at.isoformat(), "attempt": attempt, "error": said, "fingerprint": fingerprint(error)}
     return json.dumps(entry)
-
-
-def _kind(error: BaseException) -> str:
-    return type(error).__qualname__
 
 
 def _storable(text: str) -> str:

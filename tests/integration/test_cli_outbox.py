@@ -77,12 +77,15 @@ def test_dead_letters_are_listed_grouped_and_shown(database: psycopg.Connection[
     listed = read("dead-letters", "list", "--type", "order.placed")
     assert len(listed) == 3
     assert "order/3" in run("dead-letters", "list").output
+    assert [one["message"] for one in listed] == [f"ValueError: no {number}" for number in (1, 2, 3)]
+    assert "ValueError: no 3" in run("dead-letters", "list").output
     (group,) = read("dead-letters", "groups")
     assert (group["letters"], group["fingerprint"]) == (3, "abc")
     position = str(listed[0]["position"])
     shown = run("dead-letters", "show", position).output
     assert "Traceback" in shown
     assert "attempt 1: first" in shown
+    assert "message      ValueError: no 1" in shown
     assert read("dead-letters", "show", position)["attempts"] == 5
     run("dead-letters", "show", "999", code=1)
 

@@ -1,9 +1,11 @@
 """What operators do to dead letters, deferred events and event types, and what they see."""
 
 import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import text
 
 from services.database import Database
 from services.errors import Conflict, InvalidInput, NotFound
@@ -13,8 +15,10 @@ from services.outbox.control import why
 from services.outbox.control.schemas import Selection
 from services.outbox.control.service import By
 from services.outbox.control.why import State
+from services.outbox.events import Claimed
 from services.outbox.policy import RetryPolicy
 from services.query import PageQuery
+from services.sql import Sql, Statement
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import LATER, Tick, TickHandler, append, drain, effects, make_effects, processor, rows
 
@@ -29,10 +33,14 @@ async def database(database: Database) -> Database:
     return database
 
 
+async def refuse(_: UnitOfWork, events: Sequence[Claimed[Tick]]) -> None:
+    raise ValueError(f"{events[0].event.name!r} is poison")
+
+
 async def bury(database: Database, *names: str) -> list[int]:
     """Make dead letters, one for each aggregate; return their positions."""
     await append(database, *(Tick(name=name) for name in names))
-    await drain(processor(database, TickHandler(lambda _: True), retry=AT_ONCE_DEAD))
+    await drain(processor(database, refuse, retry=AT_ONCE_DEAD))
     return await rows(database, "SELECT position FROM dead_letters ORDER BY position")
 
 
@@ -93,6 +101,30 @@ async def test_all_of_one_fingerprint_are_replayed_slice_by_slice(database: Data
     await drain(processor(database))
     assert sorted(await effects(database)) == [("a", 0), ("b", 0), ("c", 0)]
     assert [action for action, *_ in await actions(database)] == ["replay"] * 3
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["through SQLAlchemy", "through the driver"])
+async def test_a_dead_letter_of_a_database_error_names_the_constraint(database: Database, first: bool) -> None:
+    await rows(database, "CREATE TABLE parcels (id int CONSTRAINT positive CHECK (id > 0))")
+
+    async def send(uow: UnitOfWork, events: Sequence[Claimed[Tick]]) -> None:
+        if first:
+            connection = await uow.session.connection()
+            await connection.execute(text("INSERT INTO parcels VALUES (:id)"), {"id": -events[0].event.number})
+        else:
+            await Sql.of(uow.session).run(Statement("INSERT INTO parcels VALUES (:id)"), id=-events[0].event.number)
+
+    await append(database, Tick(name="a", number=1), Tick(name="b", number=2))
+    await drain(processor(database, send, retry=AT_ONCE_DEAD))
+    async with UnitOfWork(database.write) as uow:
+        (group,) = await control.groups(uow)
+        (found,) = await why.of_aggregate(uow, "tick/a")
+    assert group.letters == 2
+    assert group.message == found.error
+    assert group.message == (
+        'CheckViolationError: new row for relation "parcels" violates check constraint "positive"'
+        " (SQLSTATE 23514, constraint positive)"
+    )
 
 
 async def test_a_discard_waits_for_a_worker_that_parks_behind_the_dead_letter_and_wakes_its_event(

@@ -61,19 +61,19 @@ def list_letters(
     """List dead letters, oldest position first."""
     wanted = Selection(None, None, event_type, aggregate, fingerprint, _utc(died_from), _utc(died_before))
     with plain_errors():
-        heads = in_one(lambda uow: uow.control.heads(wanted, after, limit))
+        heads = in_one(lambda uow: control.heads(uow, wanted, after, limit))
         if as_json:
-            show_json([dict(head) for head in heads])
+            show_json(heads)
             return
         show_table(
-            ["position", "event", "type", "aggregate", "kind", "died"],
+            ["position", "event", "type", "aggregate", "kind", "died", "error"],
             (
-                [*list(head.values())[:2], head["type"], head["aggregate"], head["fingerprint"], ago(head["died_at"])]
-                for head in heads
+                [one.position, one.event_id, one.type, one.aggregate, one.fingerprint, ago(one.died_at), one.message]
+                for one in heads
             ),
         )
         if len(heads) == limit:
-            say(f"More with --after {heads[-1]['position']}")
+            say(f"More with --after {heads[-1].position}")
 
 
 def show(
@@ -101,6 +101,7 @@ def show(
             "occurred_at",
             "request_id",
             "payload",
+            "message",
         ):
             say(f"{name:12} {shown[name]}")
         say("history")
@@ -215,8 +216,8 @@ def _show_plan(name: str, plan: Slice, as_json: bool) -> None:
         return
     say(f"Would {name} {plan.matching} dead letters" + (f", the first {plan.done}:" if plan.more else ":"))
     show_table(
-        ["position", "event", "type", "aggregate"],
-        ([letter.position, letter.event_id, letter.type, letter.aggregate] for letter in plan.letters),
+        ["position", "event", "type", "aggregate", "error"],
+        ([letter.position, letter.event_id, letter.type, letter.aggregate, letter.message] for letter in plan.letters),
     )
 
 
@@ -236,6 +237,7 @@ def _whole(letter: DeadLetter, event: EventRow | None) -> dict[str, Any]:
     return {
         **{name: getattr(letter, name) for name in of_letter},
         **{name: None if event is None else getattr(event, name) for name in of_event},
+        "message": control.last_line(letter.error),
         "error": letter.error,
     }
 

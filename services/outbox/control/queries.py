@@ -13,17 +13,22 @@ _SELECTED = """
     AND (CAST(:died_before AS timestamptz) IS NULL OR died_at < :died_before)
 """
 
+_SHOWN = 2000
+"""How much of the end of an error is read for each dead letter of a list: its summary, and room before it."""
+
 COUNT = Statement(f"SELECT count(*) AS number FROM dead_letters WHERE {_SELECTED}")  # noqa: S608
 
 HEADS = Statement(f"""
-    SELECT position, event_id, aggregate, type, fingerprint, died_at FROM dead_letters
+    SELECT position, event_id, aggregate, type, fingerprint, died_at, right(error, {_SHOWN}) AS error
+    FROM dead_letters
     WHERE {_SELECTED} AND position > :after ORDER BY position LIMIT :slice
 """)  # noqa: S608
 
 # A separate statement before the change: it waits for transactions that are parking events behind one of these dead
 # letters, and the next statement sees what they have done.
 LOCK = Statement(f"""
-    SELECT position, event_id, aggregate, type, fingerprint, died_at FROM dead_letters
+    SELECT position, event_id, aggregate, type, fingerprint, died_at, right(error, {_SHOWN}) AS error
+    FROM dead_letters
     WHERE {_SELECTED} AND position > :after ORDER BY position LIMIT :slice FOR UPDATE
 """)  # noqa: S608
 

@@ -1,6 +1,7 @@
 """What operators do to the engine: replay, discard, cancel, pause, limit, list live workers. The caller commits."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,6 +11,7 @@ from uuid import UUID
 from services.errors import Conflict, Fault, InvalidInput, NotFound
 from services.outbox.control.repository import COUNTED
 from services.outbox.control.schemas import Selection
+from services.sql import Row
 from services.transaction import Transaction
 
 SLICE = 500
@@ -20,6 +22,8 @@ SILENT = 20.0
 
 _PATIENCE = 30.0
 """Seconds beyond its time limit that a worker's batch may take before it counts as stuck."""
+
+_FROM_DRIVER = re.compile(r"^sqlalchemy\.exc\.\w+: \([\w.]*?(\w+)\) (?:<class '[\w.]+'>: )?(.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,7 @@ class By:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What identifies a dead letter."""
+    """What identifies a dead letter. `message` is the summary of its error."""
 
     position: int
     event_id: UUID
@@ -40,6 +44,7 @@ class Head:
     type: str
     fingerprint: str
     died_at: datetime
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +145,11 @@ async def discard(
     return _slice(matching, letters, limit)
 
 
+async def heads(work: Transaction, selection: Selection, after: int, limit: int) -> list[Head]:
+    """The first `limit` selected dead letters with a position after `after`."""
+    return [_head(row) for row in await work.control.heads(selection, after, limit)]
+
+
 async def groups(work: Transaction, event_type: str | None = None, limit: int = 50) -> list[Group]:
     """Dead letters grouped by fingerprint, largest group first."""
     return [
@@ -210,8 +220,15 @@ async def workers(work: Transaction, host: str | None = None) -> list[WorkerStat
 
 
 def last_line(error: str) -> str:
-    """The last line of a traceback: the error itself."""
-    return next((line for line in reversed(error.splitlines()) if line.strip()), "")
+    """The last line of a stored error, which is its summary.
+
+    Errors stored before there was a summary may end with SQLAlchemy's link to its manual instead.
+    """
+    last = next((line for line in reversed(error.splitlines()) if line.strip()), "")
+    if last.startswith("(Background on this error"):
+        found = _FROM_DRIVER.findall(error)
+        return ": ".join(part for part in found[-1] if part) if found else last
+    return last
 
 
 def _complaint(silent: float, stuck: float, time_limit: float) -> str | None:
@@ -233,7 +250,12 @@ async def _take(
 ) -> tuple[int, list[Head]]:
     matching = await work.control.count(selection)
     read = work.control.heads if dry_run else work.control.lock
-    return matching, [Head(**row) for row in await read(selection, after, limit)]
+    return matching, [_head(row) for row in await read(selection, after, limit)]
+
+
+def _head(row: Row) -> Head:
+    told = {name: value for name, value in row.items() if name != "error"}
+    return Head(**told, message=last_line(row["error"]))
 
 
 def _slice(matching: int, letters: Sequence[Head], limit: int) -> Slice:
