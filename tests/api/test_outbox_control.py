@@ -74,6 +74,9 @@ async def test_why_types_and_workers_are_shown(api: Api) -> None:
     for change, body in (("pause", {}), ("limit", {"max_batches": 2})):
         reply = await api.post(f"{BASE}/types/order.placed/{change}", by=operator, json=body)
         assert reply.status_code == 204, reply.text
+        refused = await api.post(f"{BASE}/types/order.konfirmed/{change}", by=operator, json=body)
+        assert "did you mean 'order.confirmed'?" in assert_problem(refused, 404, "not_found")["detail"]
+    assert (await api.get(f"{BASE}/why", by=operator, params={"aggregate": "1"})).json() == [found]
     (state,) = (await api.get(f"{BASE}/types", by=operator)).json()
     assert (state["paused"], state["max_batches"]) == (True, 2)
     assert (await api.get(f"{BASE}/workers", by=operator)).json() == []

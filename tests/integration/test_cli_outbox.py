@@ -73,6 +73,33 @@ def test_why_shows_which_event_another_waits_for_and_its_error(database: psycopg
     assert "is not an event id" in run("why", "nonsense", code=1).output
 
 
+def test_why_takes_any_id(database: psycopg.Connection[Any]) -> None:
+    order = "0193f0e4-0000-7000-8000-000000000000"
+    database.execute(
+        "WITH e AS (INSERT INTO events (id, type, version, aggregate, payload)"
+        " VALUES (gen_random_uuid(), 'order.placed', 1, %s, '{}') RETURNING *)"
+        " INSERT INTO outbox (event_id, aggregate, type) SELECT id, aggregate, type FROM e",
+        [f"order/{order}"],
+    )
+    (of_order,) = read("why", f"order/{order}")
+    for what in (order, order.upper(), order.replace("-", ""), of_order["event_id"], str(of_order["position"])):
+        assert read("why", what) == [of_order], what
+    assert [one["state"] for one in read("why", "2")] in (["dead"], ["dead", "behind"])
+    other = order.replace("4", "5")
+    assert f"no waiting event matches '{other}': it was processed" in run("why", other, code=1).output
+
+
+def test_an_event_type_that_does_not_exist_is_refused_with_the_nearest_one(database: psycopg.Connection[Any]) -> None:
+    for command in (["pause"], ["resume"], ["limit"]):
+        arguments = [*command, "order.konfirmed", *(["2"] if command == ["limit"] else [])]
+        said = run(*arguments, code=1).output
+        assert "there is no event type 'order.konfirmed'; did you mean 'order.confirmed'?" in " ".join(said.split())
+    assert "known types: " in run("pause", "nonsense", code=1).output
+    assert count(database, "outbox_types") == count(database, "outbox_actions") == 0
+    # Defined by the code, although there is no event of it.
+    run("pause", "order.confirmed")
+
+
 def test_dead_letters_are_listed_grouped_and_shown(database: psycopg.Connection[Any]) -> None:
     listed = read("dead-letters", "list", "--type", "order.placed")
     assert len(listed) == 3

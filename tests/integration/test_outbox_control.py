@@ -272,6 +272,46 @@ async def test_why_names_the_dead_letter_and_the_transaction_that_holds_a_row(da
     assert "waybill-test" in locked.because
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "INSERT INTO outbox (event_id, aggregate, type) VALUES (gen_random_uuid(), 'a/1', 'far.away')",
+        "INSERT INTO outbox (event_id, aggregate, type, waits, available_at)"
+        " VALUES (gen_random_uuid(), 'a/1', 'far.away', 'behind', 'infinity')",
+        "INSERT INTO dead_letters (position, event_id, aggregate, type, attempts, error)"
+        " VALUES (1, gen_random_uuid(), 'a/1', 'far.away', 1, '')",
+        "INSERT INTO events (id, type, version, aggregate, payload)"
+        " VALUES (gen_random_uuid(), 'far.away', 1, 'a/1', '{}')",
+        "INSERT INTO outbox_types (type, paused) VALUES ('far.away', true)",
+        BEATS.replace("test.tick", "far.away"),
+    ],
+    ids=["ready", "parked", "dead", "logged", "controlled", "handled"],
+)
+async def test_a_type_is_known_from_wherever_it_occurs(database: Database, source: str) -> None:
+    async with UnitOfWork(database.write) as uow:
+        for act in (control.pause(uow, "far.away", OPS), control.limit(uow, "far.away", 1, OPS)):
+            with pytest.raises(NotFound, match=r"there is no event type 'far\.away'"):
+                await act
+        await (await uow.session.connection()).execute(text(source))
+        await control.pause(uow, "far.away", OPS)
+        await control.limit(uow, "far.away", 1, OPS)
+
+
+async def test_an_id_without_a_kind_is_found_among_ready_waiting_and_dead_aggregates(database: Database) -> None:
+    await bury(database, "dead")
+    await append(database, Tick(name="retried"))
+    await drain(processor(database, TickHandler(lambda _: True), retry=LATER))
+    await append(database, Tick(name="ready"))
+    async with UnitOfWork(database.write) as uow:
+        for name, state in (("dead", State.dead), ("retried", State.retry), ("ready", State.no_worker)):
+            (found,) = await why.of_any(uow, name)
+            assert (found.aggregate, found.state) == (f"tick/{name}", state)
+            assert await why.of_any(uow, str(found.event_id)) == [found]
+            assert await why.of_any(uow, str(found.position)) == [found]
+        with pytest.raises(NotFound, match="no waiting event matches 'other'"):
+            await why.of_any(uow, "other")
+
+
 async def test_why_shows_that_all_slots_are_taken(database: Database) -> None:
     await append(database, Tick(name="a"), Tick(name="b"))
     async with UnitOfWork(database.write) as uow:

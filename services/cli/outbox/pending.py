@@ -1,27 +1,27 @@
 """Single events: why one is waiting, which are deferred, and how to cancel one of those."""
 
-from collections.abc import Awaitable
 from typing import Annotated
 from uuid import UUID
 
 import typer
 
-from services.cli.console import CommandError, plain_errors, say
-from services.cli.run import Actor, AsJson, Reason, Work, ago, in_one, show_json, show_table, who
+from services.cli.console import plain_errors, say
+from services.cli.run import Actor, AsJson, Reason, ago, in_one, show_json, show_table, who
 from services.outbox.control import service as control
 from services.outbox.control import why as reasons
 from services.outbox.control.service import By
-from services.outbox.control.why import Why
 from services.query import PageQuery
 
 
 def why(
-    what: Annotated[str, typer.Argument(help="An event's id, an aggregate (`order/…`) or a position.")],
+    what: Annotated[
+        str, typer.Argument(help="An event's id or position, or an aggregate (`order/ID` or only its id).")
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Explain why an event, or each event of an aggregate, is waiting: what blocks it, the error, and since when."""
     with plain_errors():
-        found = in_one(_asked(what))
+        found = in_one(lambda uow: reasons.of_any(uow, what))
         if as_json:
             show_json(found)
             return
@@ -66,20 +66,3 @@ def cancel(
     with plain_errors():
         in_one(lambda uow: control.cancel_or_refuse(uow, event_id, By(who(actor), reason)))
     say(f"Event {event_id} is cancelled.")
-
-
-def _asked(what: str) -> Work[list[Why]]:
-    if "/" in what:
-        return lambda uow: reasons.of_aggregate(uow, what)
-    if what.isascii() and what.isdecimal() and 0 < int(what) < 2**63:
-        position = int(what)
-        return lambda uow: _alone(reasons.of_position(uow, position))
-    try:
-        event_id = UUID(what)
-    except ValueError as error:
-        raise CommandError(f"{what!r} is not an event id, an aggregate (kind/id) or a position") from error
-    return lambda uow: _alone(reasons.of_event(uow, event_id))
-
-
-async def _alone(found: Awaitable[Why]) -> list[Why]:
-    return [await found]

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from services.cli.console import plain_errors, say
-from services.cli.outbox.catalogue import as_markdown
+from services.cli.outbox.catalogue import as_markdown, event_types
 from services.cli.run import Actor, AsJson, Reason, ago, in_one, lasting, show_json, show_table, who
 from services.operations import service as operations
 from services.outbox.control import service as control
@@ -48,6 +48,7 @@ def types(
 def pause(event_type: Type, actor: Actor = None, reason: Reason = "") -> None:
     """Stop claiming events of this type. Running batches finish."""
     with plain_errors():
+        _know_all_types()
         in_one(lambda uow: control.pause(uow, event_type, By(who(actor), reason)))
     say(f"{event_type} is paused.")
 
@@ -55,6 +56,7 @@ def pause(event_type: Type, actor: Actor = None, reason: Reason = "") -> None:
 def resume(event_type: Type, actor: Actor = None, reason: Reason = "") -> None:
     """Start claiming events of this type again."""
     with plain_errors():
+        _know_all_types()
         in_one(lambda uow: control.pause(uow, event_type, By(who(actor), reason), paused=False))
     say(f"{event_type} is not paused.")
 
@@ -67,8 +69,14 @@ def limit(
 ) -> None:
     """Limit the number of batches of this type that run at the same time, across all workers."""
     with plain_errors():
+        _know_all_types()
         in_one(lambda uow: control.limit(uow, event_type, batches or None, By(who(actor), reason)))
     say(f"{event_type}: {f'at most {batches}' if batches else 'any number of'} concurrent batches.")
+
+
+def _know_all_types() -> None:
+    # So that a type is accepted even if no event of it has been written and no worker is running.
+    event_types()
 
 
 def _line(one: TypeState) -> list[object]:

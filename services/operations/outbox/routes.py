@@ -46,19 +46,19 @@ async def list_types(_: Operator, uow: Work) -> list[TypeState]:
     return await control.types(uow)
 
 
-@router.post("/types/{event_type}/pause", status_code=204, dependencies=_ONCE, responses=_ACT)
+@router.post("/types/{event_type}/pause", status_code=204, dependencies=_ONCE, responses=_ACT_ON_ONE)
 async def pause_type(event_type: EventType, wanted: Because, user: Operator, uow: Work) -> None:
     """Stop claiming events of this type. Batches that are already claimed are finished."""
     await control.pause(uow, event_type, _by(user, wanted))
 
 
-@router.post("/types/{event_type}/resume", status_code=204, dependencies=_ONCE, responses=_ACT)
+@router.post("/types/{event_type}/resume", status_code=204, dependencies=_ONCE, responses=_ACT_ON_ONE)
 async def resume_type(event_type: EventType, wanted: Because, user: Operator, uow: Work) -> None:
     """Claim events of this type again."""
     await control.pause(uow, event_type, _by(user, wanted), paused=False)
 
 
-@router.post("/types/{event_type}/limit", status_code=204, dependencies=_ONCE, responses=_ACT)
+@router.post("/types/{event_type}/limit", status_code=204, dependencies=_ONCE, responses=_ACT_ON_ONE)
 async def limit_type(event_type: EventType, wanted: LimitChange, user: Operator, uow: Work) -> None:
     """Limit how many transactions of all workers process this type at the same time."""
     await control.limit(uow, event_type, wanted.max_batches, _by(user, wanted))
@@ -74,7 +74,7 @@ async def list_workers(_: Operator, uow: Work) -> list[WorkerState]:
 async def explain_wait(
     _: Operator,
     uow: Work,
-    event_id: Annotated[UUID | None, Query()] = None,
+    event_id: Annotated[UUID | None, Query(description="An event's id, or the id of an aggregate.")] = None,
     position: Annotated[Id | None, Query()] = None,
     aggregate: Annotated[Short | None, Query(examples=["order/0193f0e4-0000-7000-8000-000000000000"])] = None,
 ) -> list[Why]:
@@ -82,7 +82,7 @@ async def explain_wait(
     if sum(given is not None for given in (event_id, position, aggregate)) != 1:
         raise InvalidInput("give exactly one of event_id, position and aggregate")
     if event_id is not None:
-        return [await why.of_event(uow, event_id)]
+        return await why.of_any(uow, str(event_id))
     if position is not None:
         return [await why.of_position(uow, position)]
     assert aggregate is not None

@@ -111,26 +111,47 @@ _SLOTS = """
 
 _LIVE = "beat_at > statement_timestamp() - make_interval(secs => 20)"
 
-# The types in the outbox are found by a loose index scan, not by reading every row.
+# The types in the outbox, each with the aggregate of one event, found by a loose index scan, not by reading every row.
+_IN_THE_OUTBOX = """
+    ready(type, aggregate) AS (
+        (SELECT type, aggregate FROM outbox WHERE available_at IS NULL ORDER BY type LIMIT 1)
+        UNION ALL
+        SELECT following.* FROM ready CROSS JOIN LATERAL (
+            SELECT outbox.type, outbox.aggregate FROM outbox WHERE available_at IS NULL AND outbox.type > ready.type
+            ORDER BY outbox.type LIMIT 1
+        ) AS following
+    ), waiting(type, aggregate) AS (
+        (SELECT type, aggregate FROM outbox WHERE available_at IS NOT NULL ORDER BY type LIMIT 1)
+        UNION ALL
+        SELECT following.* FROM waiting CROSS JOIN LATERAL (
+            SELECT outbox.type, outbox.aggregate FROM outbox
+            WHERE available_at IS NOT NULL AND outbox.type > waiting.type ORDER BY outbox.type LIMIT 1
+        ) AS following
+    )
+"""
+
+_HANDLED = f"""
+    SELECT handled.type, count(*) AS workers FROM workers
+    CROSS JOIN LATERAL jsonb_array_elements_text(report -> 'types') AS handled(type) WHERE {_LIVE} GROUP BY 1
+"""  # noqa: S608
+
+# Of the log, only the end is read: it has no index on the type.
+NAMES = Statement(f"""
+    WITH RECURSIVE {_IN_THE_OUTBOX}, logged AS (SELECT type FROM events ORDER BY position DESC LIMIT 10000)
+    SELECT type FROM ready UNION SELECT type FROM waiting UNION SELECT type FROM ({_HANDLED}) AS handled
+    UNION SELECT type FROM dead_letters UNION SELECT type FROM outbox_types UNION SELECT type FROM logged
+""")  # noqa: S608
+
+# All events of a type are about the same kind of aggregate, so one event of each type is enough.
+KINDS = Statement(f"""
+    WITH RECURSIVE {_IN_THE_OUTBOX}
+    SELECT DISTINCT split_part(aggregate, '/', 1) AS kind FROM (
+        SELECT aggregate FROM ready UNION ALL SELECT aggregate FROM waiting UNION ALL SELECT aggregate FROM dead_letters
+    ) AS found ORDER BY kind
+""")  # noqa: S608
+
 TYPES = Statement(f"""
-    WITH RECURSIVE ready(type) AS (
-        (SELECT type FROM outbox WHERE available_at IS NULL ORDER BY type LIMIT 1)
-        UNION ALL
-        SELECT (
-            SELECT outbox.type FROM outbox WHERE available_at IS NULL AND outbox.type > ready.type
-            ORDER BY outbox.type LIMIT 1
-        ) FROM ready WHERE ready.type IS NOT NULL
-    ), waiting(type) AS (
-        (SELECT type FROM outbox WHERE available_at IS NOT NULL ORDER BY type LIMIT 1)
-        UNION ALL
-        SELECT (
-            SELECT outbox.type FROM outbox WHERE available_at IS NOT NULL AND outbox.type > waiting.type
-            ORDER BY outbox.type LIMIT 1
-        ) FROM waiting WHERE waiting.type IS NOT NULL
-    ), handled AS (
-        SELECT handled.type, count(*) AS workers FROM workers
-        CROSS JOIN LATERAL jsonb_array_elements_text(report -> 'types') AS handled(type) WHERE {_LIVE} GROUP BY 1
-    ), dead AS (
+    WITH RECURSIVE {_IN_THE_OUTBOX}, handled AS ({_HANDLED}), dead AS (
         SELECT type, count(*) AS letters FROM dead_letters GROUP BY type
     ), known AS (
         SELECT type FROM ready UNION SELECT type FROM waiting UNION SELECT type FROM handled UNION SELECT type FROM dead
@@ -153,7 +174,7 @@ TYPES = Statement(f"""
         coalesce(dead.letters, 0) AS dead_letters, coalesce(handled.workers, 0) AS workers
     FROM known LEFT JOIN outbox_types AS control ON control.type = known.type
     LEFT JOIN handled ON handled.type = known.type LEFT JOIN dead ON dead.type = known.type
-    WHERE known.type IS NOT NULL ORDER BY known.type
+    ORDER BY known.type
 """)  # noqa: S608
 
 # While a transaction that has locked or deleted the row is running, `xmax` is its id.

@@ -87,6 +87,14 @@ class ControlRepository(SqlAccess):
         """Every event type that is in the outbox, handled, controlled or dead; counts stop at `COUNTED` + 1."""
         return await self.sql.fetch(queries.TYPES, counted=COUNTED)
 
+    async def type_names(self) -> set[str]:
+        """Every event type that is in the outbox, at the end of the log, handled, controlled or dead."""
+        return {row["type"] for row in await self.sql.fetch(queries.NAMES)}
+
+    async def kinds(self) -> list[str]:
+        """The kinds of aggregates that have an event in the outbox or a dead letter."""
+        return [row["kind"] for row in await self.sql.fetch(queries.KINDS)]
+
     async def row(self, position: int) -> Row | None:
         """What is known about an outbox row: what it waits for, which transaction has locked it, what is before it."""
         return next(iter(await self.sql.fetch(queries.ROW, position=position)), None)

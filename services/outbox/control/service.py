@@ -2,15 +2,17 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from difflib import get_close_matches
 from typing import Any
 from uuid import UUID
 
 from services.errors import Conflict, Fault, InvalidInput, NotFound
 from services.outbox.control.repository import COUNTED
 from services.outbox.control.schemas import Selection
+from services.outbox.events import Event
 from services.sql import Row
 from services.transaction import Transaction
 
@@ -22,6 +24,9 @@ SILENT = 20.0
 
 _PATIENCE = 30.0
 """Seconds beyond its time limit that a worker's batch may take before it counts as stuck."""
+
+_LISTED = 20
+"""The most event types that a refusal lists."""
 
 _FROM_DRIVER = re.compile(r"^sqlalchemy\.exc\.\w+: \([\w.]*?(\w+)\) (?:<class '[\w.]+'>: )?(.*)$", re.MULTILINE)
 
@@ -187,12 +192,20 @@ async def cancel_or_refuse(work: Transaction, event_id: UUID, by: By) -> None:
 
 
 async def pause(work: Transaction, event_type: str, by: By, *, paused: bool = True) -> None:
-    """Stop claiming events of this type, or resume. Batches that are already running finish normally."""
+    """Stop claiming events of this type, or resume. Batches that are already running finish normally.
+
+    Raises `NotFound` if there is no such type.
+    """
+    await _check_type(work, event_type)
     await work.control.pause(event_type, paused, by.actor, by.reason)
 
 
 async def limit(work: Transaction, event_type: str, max_batches: int | None, by: By) -> None:
-    """Limit how many transactions, across all workers, process this type at the same time; None removes the limit."""
+    """Limit how many transactions, across all workers, process this type at the same time; None removes the limit.
+
+    Raises `NotFound` if there is no such type.
+    """
+    await _check_type(work, event_type)
     await work.control.limit(event_type, max_batches, by.actor, by.reason)
 
 
@@ -243,6 +256,26 @@ def _check_selection(selection: Selection) -> None:
     if selection.is_everything:
         fault = Fault("select dead letters by position, event, type, aggregate, fingerprint or time", "#")
         raise InvalidInput(fault.detail, [fault])
+
+
+async def _check_type(work: Transaction, event_type: str) -> None:
+    """A type is known if this process defines it, a live worker handles it, or the database has it."""
+    known = _defined(Event.__subclasses__()) | await work.control.type_names()
+    if event_type in known:
+        return
+    hint = f"known types: {', '.join(sorted(known)[:_LISTED]) or 'none'}"
+    for nearest in get_close_matches(event_type, sorted(known), n=1):
+        hint = f"did you mean {nearest!r}?"
+    raise NotFound(f"there is no event type {event_type!r}; {hint}")
+
+
+def _defined(kinds: Iterable[type[Event]]) -> set[str]:
+    """The types of these classes and the classes under them. One without a type is only a base of others."""
+    return {
+        name
+        for kind in kinds
+        for name in (*([kind.type] if hasattr(kind, "type") else []), *_defined(kind.__subclasses__()))
+    }
 
 
 async def _take(

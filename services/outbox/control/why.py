@@ -1,5 +1,6 @@
 """Why an event waits: which event it waits for, what is wrong with that one, and since when."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -7,6 +8,7 @@ from uuid import UUID
 
 from services.errors import NotFound
 from services.outbox.control.service import last_line
+from services.outbox.models import MAX_POSITION
 from services.sql import Row
 from services.transaction import Transaction
 
@@ -60,6 +62,19 @@ class Why:
     blocker: "Why | None" = None
 
 
+async def of_any(work: Transaction, what: str) -> list[Why]:
+    """Explain the event with this id or position, or the events of this aggregate (`order/ID`, or just its id).
+
+    Raises `NotFound` if nothing is waiting under any of these.
+    """
+    with suppress(NotFound):
+        if what.isascii() and what.isdecimal() and len(what) < 20 and 0 < int(what) <= MAX_POSITION:
+            return [await of_position(work, int(what))]
+        if (event_id := _uuid(what)) is not None:
+            return [await of_event(work, event_id)]
+    return await of_aggregate(work, what)
+
+
 async def of_event(work: Transaction, event_id: UUID) -> Why:
     """Explain an event. Raises `NotFound` if it is neither in the outbox nor a dead letter."""
     position = await work.control.position_of(event_id)
@@ -82,13 +97,37 @@ async def of_position(work: Transaction, position: int) -> Why:
 
 
 async def of_aggregate(work: Transaction, aggregate: str) -> list[Why]:
-    """Explain the first waiting events of an aggregate, dead letters first. Raises `NotFound` if there are none."""
+    """Explain the first waiting events of an aggregate, dead letters first. Raises `NotFound` if there are none.
+
+    An id without a kind stands for the aggregates of every kind with that id.
+    """
+    if "/" in aggregate:
+        found = await _of_one(work, aggregate)
+        if not found:
+            raise NotFound(f"no event of {aggregate} is waiting")
+        return found
+    name = _uuid(aggregate) or aggregate
+    found = [one for kind in await work.control.kinds() for one in await _of_one(work, f"{kind}/{name}")]
+    if not found:
+        if not aggregate.isdecimal() and _uuid(aggregate) is None:
+            why = "it is not an event id, a position or an aggregate (kind/id)"
+        else:
+            why = "it was processed, discarded or cancelled, or never existed"
+        raise NotFound(f"no waiting event matches {aggregate!r}: {why}")
+    return found
+
+
+async def _of_one(work: Transaction, aggregate: str) -> list[Why]:
     letters = await work.control.dead_letters_of(aggregate, _FIRST)
     dead = [found for found in [await _dead(work, position) for position in letters] if found is not None]
-    waiting = [await _explain(work, row) for row in await work.control.rows_of(aggregate, _FIRST)]
-    if not dead and not waiting:
-        raise NotFound(f"no event of {aggregate} is waiting")
-    return dead + waiting
+    return dead + [await _explain(work, row) for row in await work.control.rows_of(aggregate, _FIRST)]
+
+
+def _uuid(what: str) -> UUID | None:
+    try:
+        return UUID(what)
+    except ValueError:
+        return None
 
 
 async def _dead(work: Transaction, position: int) -> Why | None:
