@@ -28,10 +28,10 @@ _PATIENCE = 5.0
 """Time limit for the database, in seconds; by default Prometheus gives up on a scrape after ten."""
 
 _BACKLOG = {
-    "waiting": ("waybill_outbox_waiting_events", "Events waiting in the outbox."),
-    "retrying": ("waybill_outbox_retrying_events", "Waiting events that have failed before."),
+    "waiting": ("waybill_outbox_waiting_events", "Events waiting in the outbox, counted up to 10,000."),
+    "retrying": ("waybill_outbox_retrying_events", "Waiting events that have failed before, counted up to 10,000."),
     "oldest_due_seconds": ("waybill_outbox_oldest_due_seconds", "How long the most overdue event has been due."),
-    "dead_letters": ("waybill_dead_letters", "Events that used up their attempts."),
+    "dead_letters": ("waybill_dead_letters", "Events that used up their attempts, counted up to 10,000."),
 }
 
 router = APIRouter(tags=["health"])

@@ -26,11 +26,16 @@ class Books(BaseModel):
 class Backlog(BaseModel):
     """Waiting events, dead letters, and orders by status.
 
-    `oldest_due_seconds` is how long the most overdue event has been due.
+    Counts of events stop at 10,000; `waiting_is_more`, `retrying_is_more` and `dead_letters_is_more` say that there are
+    more. `oldest_due_seconds` is how long the most overdue event has been due. It leaves out events that wait for a
+    worker that knows their type, for a time in the future, or behind a dead letter.
     """
 
     waiting: int
+    waiting_is_more: bool
     retrying: int
+    retrying_is_more: bool
     oldest_due_seconds: float
     dead_letters: int
+    dead_letters_is_more: bool
     orders_by_status: dict[OrderStatus, int]

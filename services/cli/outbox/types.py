@@ -15,7 +15,7 @@ Type = Annotated[str, typer.Argument(help="The event type, such as `order.placed
 
 
 def status(as_json: AsJson = False) -> None:
-    """Count the events that are waiting, being retried or dead. Reads every waiting row."""
+    """Count the events that are waiting, being retried or dead, up to 10,000 of each."""
     with plain_errors():
         backlog = in_one(operations.backlog)
         if as_json:
@@ -23,7 +23,14 @@ def status(as_json: AsJson = False) -> None:
             return
         show_table(
             ["waiting", "retrying", "oldest due", "dead letters"],
-            [[backlog.waiting, backlog.retrying, lasting(backlog.oldest_due_seconds), backlog.dead_letters]],
+            [
+                [
+                    _at_least(backlog.waiting, backlog.waiting_is_more),
+                    _at_least(backlog.retrying, backlog.retrying_is_more),
+                    lasting(backlog.oldest_due_seconds),
+                    _at_least(backlog.dead_letters, backlog.dead_letters_is_more),
+                ]
+            ],
         )
 
 
@@ -77,6 +84,10 @@ def limit(
 def _know_all_types() -> None:
     # So that a type is accepted even if no event of it has been written and no worker is running.
     event_types()
+
+
+def _at_least(number: int, is_more: bool) -> str:
+    return f"{number} or more" if is_more else str(number)
 
 
 def _line(one: TypeState) -> list[object]:

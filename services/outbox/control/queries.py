@@ -111,24 +111,26 @@ _SLOTS = """
 
 _LIVE = "beat_at > statement_timestamp() - make_interval(secs => 20)"
 
-# The types in the outbox, each with the aggregate of one event, found by a loose index scan, not by reading every row.
-_IN_THE_OUTBOX = """
-    ready(type, aggregate) AS (
-        (SELECT type, aggregate FROM outbox WHERE available_at IS NULL ORDER BY type LIMIT 1)
-        UNION ALL
-        SELECT following.* FROM ready CROSS JOIN LATERAL (
-            SELECT outbox.type, outbox.aggregate FROM outbox WHERE available_at IS NULL AND outbox.type > ready.type
-            ORDER BY outbox.type LIMIT 1
-        ) AS following
-    ), waiting(type, aggregate) AS (
-        (SELECT type, aggregate FROM outbox WHERE available_at IS NOT NULL ORDER BY type LIMIT 1)
-        UNION ALL
-        SELECT following.* FROM waiting CROSS JOIN LATERAL (
-            SELECT outbox.type, outbox.aggregate FROM outbox
-            WHERE available_at IS NOT NULL AND outbox.type > waiting.type ORDER BY outbox.type LIMIT 1
-        ) AS following
-    )
-"""
+
+def _types_in_outbox(name: str, condition: str) -> str:
+    """A recursive query: the types of the rows that match, each with the aggregate of one row.
+
+    It is a loose index scan: one look-up for each type, however many rows there are.
+    """
+    return f"""
+        {name}(type, aggregate) AS (
+            (SELECT type, aggregate FROM outbox WHERE {condition} ORDER BY type LIMIT 1)
+            UNION ALL
+            SELECT following.* FROM {name} CROSS JOIN LATERAL (
+                SELECT outbox.type, outbox.aggregate FROM outbox WHERE {condition} AND outbox.type > {name}.type
+                ORDER BY outbox.type LIMIT 1
+            ) AS following
+        )
+    """  # noqa: S608
+
+
+_READY = "available_at IS NULL"
+_IN_THE_OUTBOX = f"{_types_in_outbox('ready', _READY)}, {_types_in_outbox('waiting', 'available_at IS NOT NULL')}"
 
 _HANDLED = f"""
     SELECT handled.type, count(*) AS workers FROM workers
@@ -266,16 +268,42 @@ WORKERS = Statement("""
     FROM workers WHERE CAST(:host AS text) IS NULL OR host = :host ORDER BY host, pid, started_at
 """)
 
-BACKLOG = Statement("""
-    SELECT count(*) AS waiting,
-        count(*) FILTER (WHERE attempts > 0) AS retrying,
-        coalesce(extract(epoch FROM clock_timestamp() - least(min(available_at) FILTER (
-            WHERE available_at <= clock_timestamp()
-        ), (
-            SELECT occurred_at FROM events WHERE id = (
-                SELECT event_id FROM outbox WHERE available_at IS NULL ORDER BY position LIMIT 1
-            )
-        ))), 0)::float AS oldest_due_seconds,
-        (SELECT count(*) FROM dead_letters) AS dead_letters
-    FROM outbox
-""")
+_BEHIND_A_DEAD_LETTER = """
+    EXISTS (
+        SELECT FROM dead_letters
+        WHERE dead_letters.aggregate = found.aggregate AND dead_letters.position < found.position AND blocks
+    )
+"""
+
+PLAN_BY_INDEX = Statement("SELECT set_config(name, 'off', true) FROM unnest(CAST(:names AS text[])) AS name")
+
+# No part reads more than `counted` + 1 rows, or so many of each type, if it is planned without bitmaps and sorts: with
+# outdated statistics, the planner would sort all waiting rows. The statement restores these settings. What is parked is
+# not due: rows that wait for a worker that knows their type, for a time in the future, or behind a dead letter.
+BACKLOG = Statement(f"""
+    WITH RECURSIVE {_types_in_outbox("ready", _READY)}, {_types_in_outbox("timed", "available_at < 'infinity'")},
+    soonest AS MATERIALIZED (
+        SELECT row.* FROM timed CROSS JOIN LATERAL (
+            SELECT position, aggregate, available_at, attempts, waits FROM outbox
+            WHERE outbox.type = timed.type AND available_at < 'infinity'
+            ORDER BY available_at, position LIMIT :counted + 1
+        ) AS row
+    ), due AS (
+        SELECT (SELECT occurred_at FROM events WHERE id = first.event_id) AS since FROM ready CROSS JOIN LATERAL (
+            SELECT event_id FROM (
+                SELECT position, event_id, aggregate FROM outbox WHERE outbox.type = ready.type AND available_at IS NULL
+                ORDER BY position LIMIT :counted
+            ) AS found WHERE NOT {_BEHIND_A_DEAD_LETTER} ORDER BY position LIMIT 1
+        ) AS first
+        UNION ALL (
+            SELECT available_at FROM soonest AS found
+            WHERE available_at <= clock_timestamp() AND waits <> 'unknown' AND NOT {_BEHIND_A_DEAD_LETTER}
+            ORDER BY available_at LIMIT 1
+        )
+    )
+    SELECT (SELECT count(*) FROM (SELECT FROM outbox LIMIT :counted + 1) AS bounded) AS waiting,
+        (SELECT count(*) FROM soonest WHERE attempts > 0) AS retrying,
+        (SELECT count(*) FROM (SELECT FROM dead_letters LIMIT :counted + 1) AS bounded) AS dead_letters,
+        coalesce((SELECT extract(epoch FROM clock_timestamp() - min(since)) FROM due), 0)::float AS oldest_due_seconds,
+        set_config('enable_bitmapscan', 'on', true) || set_config('enable_sort', 'on', true) AS planned
+""")  # noqa: S608

@@ -56,8 +56,18 @@ class ControlRepository(SqlAccess):
         return await self.sql.fetch(queries.GROUPS, type=event_type, slice=limit)
 
     async def backlog(self) -> dict[str, Any]:
-        """How many events wait, are retried or are dead, and how long the oldest due event has waited."""
-        return dict((await self.sql.fetch(queries.BACKLOG))[0])
+        """How many events wait, are retried or are dead, and how long the oldest due event has waited.
+
+        The counts stop at `COUNTED`; `waiting_is_more`, `retrying_is_more` and `dead_letters_is_more` say that there
+        are more.
+        """
+        await self.sql.fetch(queries.PLAN_BY_INDEX, names=["enable_bitmapscan", "enable_sort"])
+        found = dict((await self.sql.fetch(queries.BACKLOG, counted=COUNTED))[0])
+        del found["planned"]
+        for name in ("waiting", "retrying", "dead_letters"):
+            found[f"{name}_is_more"] = found[name] > COUNTED
+            found[name] = min(found[name], COUNTED)
+        return found
 
     async def dead_letters(self, wanted: PageQuery) -> Rows[DeadLetter]:
         """Events whose attempts are used up."""
