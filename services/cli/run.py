@@ -93,6 +93,11 @@ def ago(at: datetime | None) -> str:
     return f"in {lasting(-seconds)}" if seconds < 0 else f"{lasting(seconds)} ago"
 
 
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """A number of things: `1 batch`, `2 batches`. By default the plural is `one` with an `s`."""
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
 def lasting(seconds: float | None) -> str:
     """A duration in words."""
     if seconds is None:

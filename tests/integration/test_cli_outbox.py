@@ -136,6 +136,17 @@ def test_replaying_a_fingerprint_puts_back_all_its_dead_letters(database: psycop
     assert "select dead letters by" in run("replay", "--yes", code=1).output
 
 
+def test_one_dead_letter_is_not_dead_letters(database: psycopg.Connection[Any]) -> None:
+    arguments = ("replay", "--aggregate", "order/1")
+    assert "Would replay 1 dead letter:" in run(*arguments, "--dry-run").output
+    assert "replay 1 dead letter?" in run(*arguments, code=1).output
+    assert run(*arguments, "--yes").output == "replay: 1 dead letter.\n"
+    assert run("replay", "--type", "order.placed", "--yes").output == "replay: 2 dead letters.\n"
+    assert run("limit", "order.placed", "1").output == "order.placed: at most 1 concurrent batch.\n"
+    assert run("limit", "order.placed", "2").output == "order.placed: at most 2 concurrent batches.\n"
+    assert run("limit", "order.placed", "0").output == "order.placed: no limit.\n"
+
+
 def test_types_are_paused_limited_and_resumed(database: psycopg.Connection[Any]) -> None:
     run("pause", "order.placed", "--reason", "maintenance")
     run("limit", "order.placed", "2")

@@ -325,6 +325,7 @@ async def test_why_shows_that_all_slots_are_taken(database: Database) -> None:
 
     await processor(database, look, batch_size=1).run_once()
     assert [one.state for one in seen] == [State.slots_full]
+    assert seen[0].because == "1 batch of test.tick is running, and at most 1 may"
 
 
 async def test_types_are_listed_with_their_backlog_their_workers_and_the_age_of_the_oldest_event(

@@ -15,6 +15,7 @@ from services.cli.run import (
     Work,
     Yes,
     ago,
+    counted,
     in_one,
     in_several,
     show_json,
@@ -183,12 +184,12 @@ def _act(name: str, act: Act, wanted: Selection, by: By, dry_run: bool, yes: boo
             _show_plan(name, plan, as_json)
             return
         if not yes:
-            typer.confirm(f"{name} {plan.matching} dead letters?", abort=True, err=True)
+            typer.confirm(f"{name} {counted(plan.matching, 'dead letter')}?", abort=True, err=True)
         done = sum(one.done for one in in_several(_Slices(act, wanted, by)))
     if as_json:
         show_json({"done": done})
     else:
-        say(f"{name}: {done} dead letters.")
+        say(f"{name}: {counted(done, 'dead letter')}.")
 
 
 class _Slices:
@@ -214,7 +215,7 @@ def _show_plan(name: str, plan: Slice, as_json: bool) -> None:
     if as_json:
         show_json(plan)
         return
-    say(f"Would {name} {plan.matching} dead letters" + (f", the first {plan.done}:" if plan.more else ":"))
+    say(f"Would {name} {counted(plan.matching, 'dead letter')}" + (f", the first {plan.done}:" if plan.more else ":"))
     show_table(
         ["position", "event", "type", "aggregate", "error"],
         ([letter.position, letter.event_id, letter.type, letter.aggregate, letter.message] for letter in plan.letters),

@@ -6,7 +6,7 @@ import typer
 
 from services.cli.console import plain_errors, say
 from services.cli.outbox.catalogue import as_markdown, event_types
-from services.cli.run import Actor, AsJson, Reason, ago, in_one, lasting, show_json, show_table, who
+from services.cli.run import Actor, AsJson, Reason, ago, counted, in_one, lasting, show_json, show_table, who
 from services.operations import service as operations
 from services.outbox.control import service as control
 from services.outbox.control.service import By, TypeState
@@ -78,7 +78,8 @@ def limit(
     with plain_errors():
         _know_all_types()
         in_one(lambda uow: control.limit(uow, event_type, batches or None, By(who(actor), reason)))
-    say(f"{event_type}: {f'at most {batches}' if batches else 'any number of'} concurrent batches.")
+    most = f"at most {counted(batches, 'concurrent batch', 'concurrent batches')}" if batches else "no limit"
+    say(f"{event_type}: {most}.")
 
 
 def _know_all_types() -> None:

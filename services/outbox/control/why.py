@@ -185,7 +185,8 @@ def _alone(row: Row) -> Why:
     if not row["due"]:
         return _later(row)
     if row["max_batches"] is not None and row["batches"] >= row["max_batches"]:
-        because = f"{row['batches']} of at most {row['max_batches']} batches of {row['type']} are running"
+        running = "1 batch of {} is" if row["batches"] == 1 else f"{row['batches']} batches of {{}} are"
+        because = f"{running.format(row['type'])} running, and at most {row['max_batches']} may"
         return _why(row, State.slots_full, because, None)
     if row["waits"] == "unknown":
         return _why(row, State.unknown, last_line(row["error"] or ""), row["occurred_at"])
