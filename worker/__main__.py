@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from services.collector import spare_what_stays
 from services.logs import configure_logging
+from services.outbox.subscription import TimeLimitTooLong
 from services.settings import get_settings
 from services.skew import ClockSkewed
 from worker.guard import BROKEN, WorkerBroken
@@ -29,8 +30,8 @@ async def serve(settings_class: type) -> None:
 def main() -> None:
     """Run until SIGTERM, SIGINT or SIGHUP.
 
-    Exit code 1: cannot start (database or clock); 2: the settings are not valid; 70: no progress, or a part of the
-    worker has ended (`worker/guard.py`).
+    Exit code 1: cannot start (database or clock); 2: the settings or the time limits of subscriptions are not valid;
+    70: no progress, or a part of the worker has ended (`worker/guard.py`).
     """
     try:
         configure_logging(get_settings(), "worker")
@@ -51,6 +52,9 @@ def main() -> None:
             # One line, no traceback: the supervisor restarts us.
             logger.error("%s", error)
             sys.exit(1)
+        except TimeLimitTooLong as error:
+            logger.error("%s", error)
+            sys.exit(2)
         except WorkerBroken:
             # Logged with its error when it happened.
             sys.exit(BROKEN)

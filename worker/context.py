@@ -23,7 +23,7 @@ from services.outbox.engine.repository import claim_settings
 from services.outbox.engine.service import Processor
 from services.outbox.engine.window import Window
 from services.outbox.policy import RetryPolicy
-from services.outbox.subscription import longest_limit
+from services.outbox.subscription import check_time_limits, longest_limit
 from services.settings import Settings
 from services.skew import check_clock
 from services.unit_of_work import UnitOfWork
@@ -110,8 +110,10 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
     """The worker's engines, session factories, poll loops and job loop, started on entry and stopped on exit.
 
     On exit, running batches finish, or are rolled back after `worker_shutdown_grace` seconds; jobs are cancelled.
-    Raises `ClockSkewed`.
+    Raises `ClockSkewed` and `TimeLimitTooLong`.
     """
+    idle_limit = settings.database_idle_in_transaction_timeout
+    check_time_limits(SUBSCRIPTIONS, settings.outbox_time_limit, idle_limit)
     redis = open_redis(settings)
     # The listener waits at the doorbell for a whole poll interval.
     ear = open_redis(settings, patience=settings.outbox_poll_interval + REDIS_PATIENCE)

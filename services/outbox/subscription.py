@@ -28,6 +28,10 @@ class HandlerBroken(Exception):
     """The handler broke the rules: it took too long, or its verdicts do not fit the events of its batch."""
 
 
+class TimeLimitTooLong(Exception):
+    """The worker cannot start: the database would end a transaction before its handler has used its time up."""
+
+
 @dataclass(frozen=True, slots=True)
 class Subscription(Generic[TransactionT]):
     """An event type, the handler that processes it, and what happens to events that fail.
@@ -47,6 +51,24 @@ class Subscription(Generic[TransactionT]):
 def longest_limit(subscriptions: Sequence[Subscription[TransactionT]], time_limit: float) -> float:
     """The longest time a batch of any of them may take, in seconds. `time_limit` applies to those without their own."""
     return max((subscription.time_limit or time_limit for subscription in subscriptions), default=time_limit)
+
+
+def check_time_limits(
+    subscriptions: Sequence[Subscription[TransactionT]], time_limit: float, idle_limit: float
+) -> None:
+    """Raises `TimeLimitTooLong` unless all time limits are below the database's limit for idle transactions (seconds).
+
+    A handler that waits for something else than the database would lose its connection each time, and no attempt would
+    be counted. `time_limit` applies to subscriptions without their own.
+    """
+    for subscription in subscriptions:
+        limit = subscription.time_limit or time_limit
+        if limit >= idle_limit:
+            raise TimeLimitTooLong(
+                f"a batch of {subscription.event.type!r} may take {limit:g} s, but the database ends transactions that "
+                f"are idle for {idle_limit:g} s. Set WAYBILL_DATABASE_IDLE_IN_TRANSACTION_TIMEOUT to more than "
+                f"{limit:g}, or lower the subscription's time_limit or WAYBILL_OUTBOX_TIME_LIMIT."
+            )
 
 
 async def handle(

@@ -101,3 +101,13 @@ def test_without_a_database_the_start_fails_with_one_line(development: Settings,
     assert "cannot connect to the database at postgresql" in line
     assert "127.0.0.1:1/nowhere: " in line
     assert "hidden" not in line
+
+
+def test_a_time_limit_beyond_that_of_idle_transactions_ends_the_start_with_one_line(
+    development: Settings, tmp_path: Path
+) -> None:
+    hasty = development.model_copy(update={"database_idle_in_transaction_timeout": 30.0})
+    exit_code, worker = ended(hasty, tmp_path / "log", "-m", "worker")
+    assert exit_code == 2
+    (line,) = worker.said().splitlines()
+    assert "a batch of 'order.placed' may take 30 s, but the database ends transactions that are idle for 30 s" in line

@@ -8,6 +8,7 @@ from typing import Any, Generic
 from sqlalchemy.exc import DBAPIError
 
 from services.logs import Shown
+from services.outbox.engine.planning import Portion, may_fail, stages_of
 from services.outbox.engine.schemas import (
     Batch,
     ClaimedRow,
@@ -81,6 +82,7 @@ class Processor(Generic[TransactionT]):
         """How many of the next batches are processed in savepoints, whatever they hold."""
         self._locked = 0
         """How many of the next batches tell their handlers to leave out what is locked."""
+        self._portion = Portion()
         self._siblings = [] if siblings is None else siblings
         self._start_over()
 
@@ -174,13 +176,13 @@ class Processor(Generic[TransactionT]):
         transaction.leaves_out_locked = False
         if self._locked > 0:
             await self._leave_out_locked(transaction)
-        stages = _stages([row for row in rows if not row.blocked])
-        batch = Batch(horizon.transaction, careful=self._careful > 0 or _may_fail(stages))
-        for stage in stages:
-            for event_type, events in stage.items():
-                broken = await self._process_type(transaction, self._subscriptions[event_type], events, batch)
-                if broken is not None:
-                    return broken
+        free = [row for row in rows if not row.blocked]
+        taken = self._portion.of(free)
+        stages = stages_of(taken)
+        batch = Batch(horizon.transaction, careful=self._careful > 0 or may_fail(stages))
+        broken = await self._process_stages(transaction, stages, batch)
+        if broken is not None:
+            return broken
         if batch.careful:
             self._careful = max(0, self._careful - 1)
             self._locked = max(0, self._locked - 1)
@@ -202,11 +204,18 @@ class Processor(Generic[TransactionT]):
             if batch.careful or is_transient(error):
                 raise
             return Failed(error)
+        self._portion.committed()
         outcome.processed = len(batch.done)
         outcome.blocked = sum(row.blocked for row in rows) - waiting
         outcome.postponed += waiting
         progress = outcome.processed or outcome.retried or outcome.buried or outcome.postponed
-        outcome.more |= again or bool(passed) or (full and bool(progress)) or batch.savepoints >= SAVEPOINT_BUDGET
+        outcome.more |= (
+            again
+            or len(taken) < len(free)
+            or bool(passed)
+            or (full and bool(progress))
+            or batch.savepoints >= SAVEPOINT_BUDGET
+        )
         return outcome
 
     async def _leave_out_locked(self, transaction: TransactionT) -> None:
@@ -229,6 +238,20 @@ class Processor(Generic[TransactionT]):
         outcome.more = True
         return outcome
 
+    async def _process_stages(
+        self, transaction: TransactionT, stages: Sequence[Mapping[str, Sequence[ClaimedRow]]], batch: Batch
+    ) -> Failed | Ended | None:
+        """Process the stages one after the other. Returns the reason if the transaction cannot be committed."""
+        try:
+            for event_type, events in (part for stage in stages for part in stage.items()):
+                broken = await self._process_type(transaction, self._subscriptions[event_type], events, batch)
+                if broken is not None:
+                    return broken
+        except DBAPIError as error:
+            self._portion.lost(error)
+            raise
+        return None
+
     async def _process_type(
         self,
         transaction: TransactionT,
@@ -241,6 +264,9 @@ class Processor(Generic[TransactionT]):
         read = subscription.event.reader()
         for row in rows:
             if row.aggregate in batch.stopped:
+                continue
+            if (lost := self._portion.error_of(row)) is not None:
+                batch.fail(row, lost)
                 continue
             try:
                 works.append(Work(row, _decode(read, row)))
@@ -402,30 +428,6 @@ async def _is_open(transaction: Transaction, number: int, *, aborted: bool = Fal
         if is_transient(error):
             raise
         return aborted and isinstance(error, DBAPIError) and sqlstate(error) == _ABORTED
-
-
-def _may_fail(stages: Sequence[Mapping[str, Sequence[ClaimedRow]]]) -> bool:
-    """Whether to use savepoints from the start: an event has failed before, or several handlers are involved."""
-    parts = [rows for stage in stages for rows in stage.values()]
-    return len(parts) != 1 or any(row.attempts for row in parts[0])
-
-
-def _stages(rows: Sequence[ClaimedRow]) -> list[dict[str, list[ClaimedRow]]]:
-    """Rows by type, in stages: within an aggregate, a change of type starts the next stage."""
-    types = {row.type for row in rows}
-    if len(types) == 1:
-        return [{types.pop(): list(rows)}]
-    stages: list[dict[str, list[ClaimedRow]]] = []
-    reached: dict[str, tuple[int, str]] = {}
-    for row in rows:
-        number, before = reached.get(row.aggregate, (0, row.type))
-        if row.type != before:
-            number += 1
-        reached[row.aggregate] = (number, row.type)
-        while number >= len(stages):
-            stages.append({})
-        stages[number].setdefault(row.type, []).append(row)
-    return stages
 
 
 def _decode(read: Callable[[str, int], Event], row: ClaimedRow) -> Claimed[Any]:
