@@ -7,10 +7,10 @@ import pytest
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from services.database import Database
-from services.outbox.engine.planning import Portion
 from services.outbox.engine.repository import OutboxRepository
 from services.outbox.engine.schemas import Outcome
 from services.outbox.engine.service import Processor
+from services.outbox.engine.window import Portion
 from services.outbox.events import Claimed
 from services.outbox.policy import RetryPolicy
 from services.outbox.subscription import Subscription, TimeLimitTooLong

@@ -8,7 +8,6 @@ from typing import Any, Generic
 from sqlalchemy.exc import DBAPIError
 
 from services.logs import Shown
-from services.outbox.engine.planning import Portion, may_fail, stages_of
 from services.outbox.engine.schemas import (
     Batch,
     ClaimedRow,
@@ -21,7 +20,7 @@ from services.outbox.engine.schemas import (
     TransactionEnded,
     Work,
 )
-from services.outbox.engine.window import Floor, Window
+from services.outbox.engine.window import Floor, Portion, Window, may_fail, stages_of
 from services.outbox.events import Claimed, Event, Registry, Trace, Unprocessable
 from services.outbox.policy import OnDeath, RetryPolicy, is_locked, is_transient
 from services.outbox.subscription import (
