@@ -220,7 +220,7 @@ class EventTypeControl(DeclarativeTable):
 
 
 class OutboxAction(DeclarativeTable):
-    """What an operator did to events: replayed, discarded, cancelled, paused, resumed, limited. Append-only."""
+    """What an operator did to events, event types and consumers of the log. Append-only."""
 
     __tablename__ = "outbox_actions"
     __table_args__ = (Index("ix_outbox_actions_event_id", "event_id"),)

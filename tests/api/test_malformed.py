@@ -65,6 +65,9 @@ WITH_A_REASON = {
     ("POST", "/v1/operations/types/{event_type}/pause"),
     ("POST", "/v1/operations/types/{event_type}/resume"),
     ("POST", "/v1/operations/deferred/{event_id}/cancel"),
+    ("POST", "/v1/operations/waiting/{position}/retry-now"),
+    ("POST", "/v1/operations/waiting/{position}/bury"),
+    ("POST", "/v1/operations/waiting/{position}/discard"),
 }
 """An empty object is enough there: `test_outbox_control.py` tries them."""
 

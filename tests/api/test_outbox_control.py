@@ -82,17 +82,49 @@ async def test_why_types_and_workers_are_shown(api: Api) -> None:
     assert (await api.get(f"{BASE}/workers", by=operator)).json() == []
 
 
+WAITING = (
+    "INSERT INTO outbox (position, event_id, aggregate, type, waits, available_at, attempts, last_error)"
+    " SELECT n, gen_random_uuid(), 'order/' || n, 'order.placed', 'retry', now() + interval '1 hour', 1, 'no'"
+    " FROM generate_series(1, 3) AS n"
+)
+
+
+async def test_a_waiting_event_is_retried_now_buried_or_discarded_once(api: Api) -> None:
+    operator = await make_operator(api.database)
+    async with api.database.engine.begin() as connection:
+        await connection.execute(text(WAITING))
+    assert_problem(await api.post(f"{BASE}/waiting/3/discard", by=operator, json={}), 422, "invalid_input")
+    for position, act in ((1, "retry-now"), (2, "bury"), (3, "discard")):
+        for _ in range(2):
+            body = {"reason": "known bug"}
+            reply = await api.post(f"{BASE}/waiting/{position}/{act}", by=operator, key=act, json=body)
+            assert reply.status_code == 204, reply.text
+        assert_problem(await api.post(f"{BASE}/waiting/9/{act}", by=operator, json=body), 404, "not_found")
+    assert await api.scalar("SELECT string_agg(position::text, ' ') FROM outbox WHERE available_at <= now()") == "1"
+    assert await api.scalar("SELECT string_agg(position::text, ' ') FROM dead_letters") == "2"
+    assert_problem(await api.post(f"{BASE}/waiting/2/retry-now", by=operator, json={}), 409, "conflict")
+    audited = "SELECT string_agg(concat_ws(' ', actor, action, reason, detail ->> 'position'), ';' ORDER BY id)"
+    assert await api.scalar(f"{audited} FROM outbox_actions") == ";".join(
+        f"user/{operator.id} {act} known bug {position}"
+        for position, act in ((1, "retry_now"), (2, "bury"), (3, "discard"))
+    )
+
+
 async def test_invalid_requests_and_other_users_are_refused(api: Api) -> None:
     operator, user = await make_operator(api.database), await make_user(api.database)
     assert_problem(await api.post(f"{BASE}/discard", by=operator, json={"type": "x"}), 422, "invalid_input")
     assert_problem(await api.post(f"{BASE}/replay", by=operator, json={}), 422, "invalid_input")
     for body in ("[]", '{"reason": 1}', '{"more": 1}'):
         headers = {"Content-Type": "application/json"}
-        for act in ("pause", "resume"):
-            path = f"{BASE}/types/order.placed/{act}"
+        for path in (
+            *(f"{BASE}/types/order.placed/{act}" for act in ("pause", "resume")),
+            *(f"{BASE}/waiting/1/{act}" for act in ("retry-now", "bury", "discard")),
+        ):
             reply = await api.post(path, by=operator, content=body, headers=headers)
             assert_problem(reply, 422, "invalid_input")
     cancel = f"{BASE}/deferred/01a211c2-28bd-7492-a320-6901ece8e8bb/cancel"
     assert_problem(await api.post(cancel, by=operator, json={}), 404, "not_found")
+    for act in ("retry-now", "bury", "discard"):
+        assert_problem(await api.post(f"{BASE}/waiting/1/{act}", by=user, json={"reason": "x"}), 403, "forbidden")
     for path in ("types", "workers", "why", "deferred", "dead-letter-groups"):
         assert_problem(await api.get(f"{BASE}/{path}", by=user), 403, "forbidden")

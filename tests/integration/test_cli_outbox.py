@@ -176,6 +176,58 @@ def test_deferred_events_are_listed_and_cancelled(database: psycopg.Connection[A
     run("cancel", one["event_id"], code=1)
 
 
+def test_waiting_events_are_retried_buried_and_discarded_by_position_or_id(database: psycopg.Connection[Any]) -> None:
+    database.execute("DELETE FROM outbox")
+    found = database.execute(
+        "WITH e AS (INSERT INTO events (id, type, version, aggregate, payload)"
+        " SELECT gen_random_uuid(), 'order.placed', 1, 'order/' || n, '{}' FROM generate_series(7, 10) AS n"
+        " RETURNING *)"
+        " INSERT INTO outbox (event_id, aggregate, type, waits, available_at, attempts)"
+        " SELECT id, aggregate, type, 'retry', now() + interval '1 hour', 1 FROM e RETURNING position, event_id"
+    ).fetchall()
+    (retried, _), (_, buried), (by_position, _), (_, by_id) = found
+    assert run("retry-now", str(retried)).output == f"Event {retried} is due now.\n"
+    assert run("bury", str(buried), "--actor", "olga").output == f"Event {buried} is a dead letter.\n"
+    assert "a reason is required" in run("discard", "--waiting", str(by_position), "--yes", code=1).output
+    why = ("--reason", "known bug")
+    run("discard", "--waiting", str(by_position), *why, code=1)  # nobody answers the question
+    assert run("discard", "--waiting", str(by_position), *why, "--yes").output == f"Event {by_position} is discarded.\n"
+    run("discard", "--waiting", "--event", str(by_id), *why, "--yes")
+    assert count(database, "outbox") == count(database, "outbox WHERE available_at <= now()") == 1
+    assert count(database, "outbox_actions WHERE action = 'bury' AND actor = 'olga'") == 1
+    assert count(database, "outbox_actions WHERE action = 'discard' AND reason = 'known bug'") == 2
+    assert "is not a position or an event id" in run("bury", "nonsense", code=1).output
+    assert "no event waits at position 99999" in run("retry-now", "99999", code=1).output
+    run("discard", "--waiting", "--type", "order.placed", *why, "--yes", code=2)
+    run("discard", "--waiting", "1", "--dry-run", code=2)
+
+
+def test_consumers_are_listed_with_their_lag_reset_and_deleted(database: psycopg.Connection[Any]) -> None:
+    assert "search-index" not in run("consumers", "list").output
+    database.execute(
+        "INSERT INTO events (id, type, version, aggregate, payload, occurred_at)"
+        " SELECT gen_random_uuid(), 'order.placed', 1, 'order/7', '{}', now() - interval '1 hour'"
+        " FROM generate_series(1, 3)"
+    )
+    database.execute("INSERT INTO log_consumers (name, seen) VALUES ('search-index', '1:1:')")
+    (lag,) = read("consumers", "list")
+    assert (lag["name"], lag["events"]) == ("search-index", 3)
+    assert "60 min" in run("consumers", "list").output
+    run("consumers", "reset", "search-index", "--to", "now", code=1)  # nobody answers the question
+    said = run("consumers", "reset", "search-index", "--to", "now", "--yes", "--actor", "olga").output
+    assert said == "Consumer search-index continues at now.\n"
+    assert read("consumers", "list")[0]["events"] == 0
+    run("consumers", "reset", "search-index", "--to", "beginning", "--yes")
+    assert read("consumers", "list")[0]["events"] == 3
+    assert run("consumers", "delete", "search-index", "--yes", "--reason", "unused").output == (
+        "Consumer search-index is deleted.\n"
+    )
+    for command in (["reset", "search-index", "--to", "now"], ["delete", "search-index"]):
+        assert "'search-index' does not exist" in run("consumers", *command, "--yes", code=1).output
+    audited = database.execute("SELECT action, detail ->> 'consumer' FROM outbox_actions ORDER BY id").fetchall()
+    assert audited == [(act, "search-index") for act in ("reset_to_now", "reset_to_beginning", "delete_consumer")]
+
+
 def test_the_check_fails_without_workers_or_with_a_silent_one(database: psycopg.Connection[Any]) -> None:
     assert "no worker" in run("workers", "--check", code=1).output
     database.execute(

@@ -2,8 +2,9 @@
 
 import typer
 
+from services.cli.outbox.consumers import delete, list_consumers, reset
 from services.cli.outbox.letters import discard, groups, list_letters, replay, show
-from services.cli.outbox.pending import cancel, deferred, why
+from services.cli.outbox.pending import bury, cancel, deferred, retry_now, why
 from services.cli.outbox.types import limit, pause, resume, status, types
 from services.cli.outbox.workers import workers
 
@@ -12,10 +13,15 @@ outbox = typer.Typer(
     no_args_is_help=True,
 )
 dead_letters = typer.Typer(help="Inspect events that used up their attempts.", no_args_is_help=True)
+consumers = typer.Typer(help="Inspect and control the consumers of the event log.", no_args_is_help=True)
 
 dead_letters.command("list")(list_letters)
 dead_letters.command("show")(show)
 dead_letters.command("groups")(groups)
+
+consumers.command("list")(list_consumers)
+consumers.command("reset")(reset)
+consumers.command("delete")(delete)
 
 outbox.command("status")(status)
 outbox.command("types")(types)
@@ -26,6 +32,9 @@ outbox.command("why")(why)
 outbox.add_typer(dead_letters, name="dead-letters")
 outbox.command("replay")(replay)
 outbox.command("discard")(discard)
+outbox.command("retry-now")(retry_now)
+outbox.command("bury")(bury)
 outbox.command("deferred")(deferred)
 outbox.command("cancel")(cancel)
 outbox.command("workers")(workers)
+outbox.add_typer(consumers, name="consumers")

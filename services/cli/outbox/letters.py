@@ -8,6 +8,7 @@ from uuid import UUID
 import typer
 
 from services.cli.console import CommandError, plain_errors, say
+from services.cli.outbox.pending import discard_waiting
 from services.cli.run import (
     Actor,
     AsJson,
@@ -164,6 +165,10 @@ def discard(
     fingerprint: Fingerprint = None,
     died_from: From = None,
     died_before: Before = None,
+    waiting: Annotated[
+        bool,
+        typer.Option("--waiting", help="Discard an event that waits, not a dead letter: by POSITION or --event."),
+    ] = False,
     dry_run: DryRun = False,
     yes: Yes = False,
     actor: Actor = None,
@@ -172,7 +177,21 @@ def discard(
 ) -> None:
     """Discard dead letters permanently; events that waited behind them can proceed. Requires --reason."""
     wanted = Selection(position, event_id, event_type, aggregate, fingerprint, _utc(died_from), _utc(died_before))
+    if waiting:
+        _discard_waiting(wanted, By(who(actor), reason), dry_run, yes)
+        return
     _act("discard", control.discard, wanted, By(who(actor), reason), dry_run, yes, as_json)
+
+
+def _discard_waiting(wanted: Selection, by: By, dry_run: bool, yes: bool) -> None:
+    what = wanted.position or wanted.event_id
+    if what is None or wanted not in (Selection(position=wanted.position), Selection(event_id=wanted.event_id)):
+        raise typer.BadParameter("--waiting takes either POSITION or --event, and no other filter")
+    if dry_run:
+        raise typer.BadParameter("--waiting has no dry run; use `waybill outbox why`")
+    if not yes:
+        typer.confirm(f"discard the event {what}?", abort=True, err=True)
+    discard_waiting(str(what), by)
 
 
 def _act(name: str, act: Act, wanted: Selection, by: By, dry_run: bool, yes: bool, as_json: bool) -> None:

@@ -1,16 +1,21 @@
 """Single events: why one is waiting, which are deferred, and how to cancel one of those."""
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 from uuid import UUID
 
 import typer
 
-from services.cli.console import plain_errors, say
+from services.cli.console import CommandError, plain_errors, say
 from services.cli.run import Actor, AsJson, Reason, ago, in_one, show_json, show_table, who
+from services.fields import MAX_BIGINT
 from services.outbox.control import service as control
 from services.outbox.control import why as reasons
 from services.outbox.control.service import By
 from services.query import PageQuery
+from services.unit_of_work import UnitOfWork
+
+What = Annotated[str, typer.Argument(help="The event's position or id.")]
 
 
 def why(
@@ -66,3 +71,39 @@ def cancel(
     with plain_errors():
         in_one(lambda uow: control.cancel_or_refuse(uow, event_id, By(who(actor), reason)))
     say(f"Event {event_id} is cancelled.")
+
+
+def retry_now(what: What, actor: Actor = None, reason: Reason = "") -> None:
+    """Make a waiting event due now: one that failed, that no worker knew, or that was deferred."""
+    _act(control.retry_now, what, By(who(actor), reason))
+    say(f"Event {what} is due now.")
+
+
+def bury(what: What, actor: Actor = None, reason: Reason = "") -> None:
+    """Turn a waiting event into a dead letter; later events of its aggregate wait for its replay or discard."""
+    _act(control.bury_waiting, what, By(who(actor), reason))
+    say(f"Event {what} is a dead letter.")
+
+
+def discard_waiting(what: str, by: By) -> None:
+    """Discard a waiting event permanently."""
+    _act(control.discard_waiting, what, by)
+    say(f"Event {what} is discarded.")
+
+
+def _act(act: Callable[[UnitOfWork, int, By], Awaitable[None]], what: str, by: By) -> None:
+    async def work(uow: UnitOfWork) -> None:
+        await act(uow, await _position(uow, what), by)
+
+    with plain_errors():
+        in_one(work)
+
+
+async def _position(uow: UnitOfWork, what: str) -> int:
+    if what.isascii() and what.isdecimal() and len(what) < 20 and 0 < int(what) <= MAX_BIGINT:
+        return int(what)
+    try:
+        event_id = UUID(what)
+    except ValueError as error:
+        raise CommandError(f"{what!r} is not a position or an event id") from error
+    return await control.position_of(uow, event_id)

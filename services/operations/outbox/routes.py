@@ -133,6 +133,24 @@ async def discard_dead_letters(wanted: LettersWanted, user: Operator, uow: Work)
     )
 
 
+@router.post("/waiting/{position}/retry-now", status_code=204, dependencies=_ONCE, responses=_ACT_ON_ONE)
+async def retry_waiting_now(position: Id, wanted: Because, user: Operator, uow: Work) -> None:
+    """Make a waiting event due now: one that failed, that no worker knew, or that was deferred."""
+    await control.retry_now(uow, position, _by(user, wanted))
+
+
+@router.post("/waiting/{position}/bury", status_code=204, dependencies=_ONCE, responses=_ACT_ON_ONE)
+async def bury_waiting(position: Id, wanted: Because, user: Operator, uow: Work) -> None:
+    """Turn a waiting event into a dead letter; later events of its aggregate wait until it is replayed or discarded."""
+    await control.bury_waiting(uow, position, _by(user, wanted))
+
+
+@router.post("/waiting/{position}/discard", status_code=204, dependencies=_ONCE, responses=_ACT_ON_ONE)
+async def discard_waiting(position: Id, wanted: Because, user: Operator, uow: Work) -> None:
+    """Discard a waiting event permanently; events that waited behind it can proceed. Requires a reason."""
+    await control.discard_waiting(uow, position, _by(user, wanted))
+
+
 @router.get("/deferred", response_model=Page[DeferredPublic], responses=_READ)
 async def list_deferred(_: Operator, page: Annotated[PageQuery, page_of(DEFERRED)], uow: Work) -> Rows[OutboxRow]:
     """List deferred events."""

@@ -79,6 +79,46 @@ CANCEL = Statement("""
     FROM taken
 """)
 
+# A row that a claim has locked is being processed; one with a shared lock has just had an event parked behind it.
+LOCK_WAITING = Statement("""
+    SELECT waits, aggregate FROM outbox WHERE position = :position AND available_at IS NOT NULL FOR UPDATE SKIP LOCKED
+""")
+
+_AUDIT_WAITING = """
+    INSERT INTO outbox_actions (actor, action, type, event_id, aggregate, reason, detail)
+    SELECT :actor, '{action}', type, event_id, aggregate, :reason, jsonb_build_object(
+        'position', position, 'waits', waits, 'attempts', attempts, 'error', last_error, 'failures', failures
+    ) FROM taken
+"""
+
+RETRY_NOW = Statement(f"""
+    WITH taken AS (
+        UPDATE outbox SET available_at = statement_timestamp() WHERE position = :position RETURNING *
+    ) {_AUDIT_WAITING.format(action="retry_now")}
+""")  # noqa: S608
+
+# Those that were buried before their first attempt are one kind for each type.
+BURY_WAITING = Statement(f"""
+    WITH taken AS (
+        DELETE FROM outbox WHERE position = :position RETURNING *
+    ), audited AS ({_AUDIT_WAITING.format(action="bury")})
+    INSERT INTO dead_letters (position, event_id, aggregate, type, attempts, error, fingerprint, failures)
+    SELECT position, event_id, aggregate, type, attempts,
+        coalesce(last_error, 'buried by an operator before its first attempt'),
+        coalesce(failures -> -1 ->> 'fingerprint', left(md5('buried ' || type), 16)), coalesce(failures, '[]')
+    FROM taken
+""")  # noqa: S608
+
+DISCARD_WAITING = Statement(f"""
+    WITH taken AS (DELETE FROM outbox WHERE position = :position RETURNING *)
+    {_AUDIT_WAITING.format(action="discard")}
+""")  # noqa: S608
+
+AUDIT_CONSUMER = Statement("""
+    INSERT INTO outbox_actions (actor, action, type, reason, detail)
+    VALUES (:actor, :action, '', :reason, jsonb_build_object('consumer', CAST(:consumer AS text)))
+""")
+
 _AUDIT_TYPE = """
     INSERT INTO outbox_actions (actor, action, type, reason, detail)
     SELECT changed_by, :action, type, :reason, jsonb_build_object('paused', paused, 'max_batches', max_batches)

@@ -83,6 +83,29 @@ class ControlRepository(SqlAccess):
             return await self.sql.run(queries.CANCEL, position=row["position"], actor=actor, reason=reason) == 1
         return False
 
+    async def lock_waiting(self, position: int) -> Row | None:
+        """Lock an event that waits, until the transaction ends. None if there is none, or another transaction has it.
+
+        The row has `waits` and `aggregate`.
+        """
+        return next(iter(await self.sql.fetch(queries.LOCK_WAITING, position=position)), None)
+
+    async def retry_now(self, position: int, actor: str, reason: str) -> None:
+        """Make a locked event due."""
+        await self.sql.run(queries.RETRY_NOW, position=position, actor=actor, reason=reason)
+
+    async def bury_waiting(self, position: int, actor: str, reason: str) -> None:
+        """Turn a locked event into a dead letter, with the attempts and the errors that it has."""
+        await self.sql.run(queries.BURY_WAITING, position=position, actor=actor, reason=reason)
+
+    async def discard_waiting(self, position: int, actor: str, reason: str) -> None:
+        """Delete a locked event. The caller wakes the events that waited behind it."""
+        await self.sql.run(queries.DISCARD_WAITING, position=position, actor=actor, reason=reason)
+
+    async def audit_consumer(self, consumer: str, action: str, actor: str, reason: str) -> None:
+        """Record what an operator did to a consumer of the log."""
+        await self.sql.run(queries.AUDIT_CONSUMER, consumer=consumer, action=action, actor=actor, reason=reason)
+
     async def pause(self, event_type: str, paused: bool, actor: str, reason: str) -> None:
         action = "pause" if paused else "resume"
         await self.sql.run(queries.PAUSE, type=event_type, paused=paused, actor=actor, action=action, reason=reason)

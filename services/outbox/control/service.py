@@ -139,9 +139,7 @@ async def discard(
     Raises `InvalidInput` if there is no reason.
     """
     _check_selection(selection)
-    if not by.reason.strip():
-        fault = Fault("a reason is required: discarded events never take effect", "#/reason")
-        raise InvalidInput(fault.detail, [fault])
+    _check_reason(by)
     matching, letters = await _take(work, selection, after, limit, dry_run)
     if letters and not dry_run:
         await work.control.discard([letter.position for letter in letters], by.actor, by.reason)
@@ -183,12 +181,52 @@ async def cancel_or_refuse(work: Transaction, event_id: UUID, by: By) -> None:
     """Cancel a deferred event. Raises `NotFound` or `Conflict` with the reason if that is not possible."""
     if await cancel(work, event_id, by):
         return
+    await position_of(work, event_id)
+    raise Conflict(f"event {event_id} is no longer just deferred; use `why` to see what it waits for")
+
+
+async def retry_now(work: Transaction, position: int, by: By) -> None:
+    """Make an event due that waits for its next attempt, for a worker that knows its type, or for a later time.
+
+    Raises `NotFound`, or `Conflict` if it is not waiting, is being processed, or waits behind another event.
+    """
+    locked = await _take_waiting(work, position)
+    if locked["waits"] == "behind" and (row := await work.control.row(position)) is not None:
+        before = [found for found in (row["dead_before"], row["waiting_before"]) if found is not None]
+        if before:
+            raise Conflict(f"the event at position {position} waits behind position {min(before)}; act on that one")
+    await work.control.retry_now(position, by.actor, by.reason)
+
+
+async def bury_waiting(work: Transaction, position: int, by: By) -> None:
+    """Turn an event that waits into a dead letter: the later events of its aggregate wait for an operator.
+
+    Raises `NotFound`, or `Conflict` if it is not waiting or is being processed.
+    """
+    await _take_waiting(work, position)
+    await work.control.bury_waiting(position, by.actor, by.reason)
+
+
+async def discard_waiting(work: Transaction, position: int, by: By) -> None:
+    """Delete an event that waits, and wake the events that waited behind it.
+
+    Raises `InvalidInput` if there is no reason, `NotFound`, or `Conflict` if it is not waiting or is being processed.
+    """
+    _check_reason(by)
+    row = await _take_waiting(work, position)
+    await work.control.discard_waiting(position, by.actor, by.reason)
+    # A separate statement after the lock, so it sees events that were parked just before.
+    await work.outbox.wake([row["aggregate"]])
+
+
+async def position_of(work: Transaction, event_id: UUID) -> int:
+    """The position of an event in the outbox or among the dead letters. Raises `NotFound`."""
     position = await work.control.position_of(event_id)
     if position is None:
         raise NotFound(
             f"event {event_id} is not waiting: it does not exist, or it was processed, discarded or cancelled"
         )
-    raise Conflict(f"event {event_id} is no longer just deferred; use `why` to see what it waits for")
+    return position
 
 
 async def pause(work: Transaction, event_type: str, by: By, *, paused: bool = True) -> None:
@@ -256,6 +294,28 @@ def _check_selection(selection: Selection) -> None:
     if selection.is_everything:
         fault = Fault("select dead letters by position, event, type, aggregate, fingerprint or time", "#")
         raise InvalidInput(fault.detail, [fault])
+
+
+def _check_reason(by: By) -> None:
+    if not by.reason.strip():
+        fault = Fault("a reason is required: discarded events never take effect", "#/reason")
+        raise InvalidInput(fault.detail, [fault])
+
+
+async def _take_waiting(work: Transaction, position: int) -> Row:
+    locked = await work.control.lock_waiting(position)
+    if locked is not None:
+        return locked
+    if await work.control.dead_letter(position) is not None:
+        raise Conflict(f"the event at position {position} is a dead letter: replay or discard it")
+    row = await work.control.row(position)
+    if row is None:
+        raise NotFound(
+            f"no event waits at position {position}: it was processed, discarded or cancelled, or never existed"
+        )
+    if row["waits"] is None:
+        raise Conflict(f"the event at position {position} is ready or being processed; it does not wait")
+    raise Conflict(f"another transaction has locked the event at position {position}; try again")
 
 
 async def _check_type(work: Transaction, event_type: str) -> None:

@@ -7,7 +7,7 @@ from enum import StrEnum
 from uuid import UUID
 
 from services.errors import NotFound
-from services.outbox.control.service import last_line
+from services.outbox.control.service import last_line, position_of
 from services.outbox.models import MAX_POSITION
 from services.sql import Row
 from services.transaction import Transaction
@@ -77,12 +77,7 @@ async def of_any(work: Transaction, what: str) -> list[Why]:
 
 async def of_event(work: Transaction, event_id: UUID) -> Why:
     """Explain an event. Raises `NotFound` if it is neither in the outbox nor a dead letter."""
-    position = await work.control.position_of(event_id)
-    if position is None:
-        raise NotFound(
-            f"event {event_id} is not waiting: it does not exist, or it was processed, discarded or cancelled"
-        )
-    return await of_position(work, position)
+    return await of_position(work, await position_of(work, event_id))
 
 
 async def of_position(work: Transaction, position: int) -> Why:

@@ -1,0 +1,64 @@
+"""Consumers of the event log: how far behind each is, and where it continues."""
+
+from typing import Annotated
+
+import typer
+
+from services.cli.console import plain_errors, say
+from services.cli.run import Actor, AsJson, Reason, Yes, ago, in_one, lasting, show_json, show_table, who
+from services.outbox.log import service as log
+from services.outbox.log.schemas import Lag
+from services.outbox.log.service import MOST_COUNTED, Start
+from services.unit_of_work import UnitOfWork
+
+Consumer = Annotated[str, typer.Argument(help="The consumer's name.", max=100)]
+
+
+def list_consumers(as_json: AsJson = False) -> None:
+    """List the consumers of the event log with their lag: the unread events, and the age of the oldest of them."""
+    with plain_errors():
+        found = in_one(log.lags)
+        if as_json:
+            show_json(found)
+            return
+        show_table(["consumer", "unread", "oldest unread", "last advance"], map(_line, found))
+
+
+def reset(
+    consumer: Consumer,
+    to: Annotated[Start, typer.Option(help="Continue at the oldest event of the log, or with the next new one.")],
+    yes: Yes = False,
+    actor: Actor = None,
+    reason: Reason = "",
+) -> None:
+    """Move a consumer to the beginning of the log, or to now."""
+
+    async def work(uow: UnitOfWork) -> None:
+        await log.reset(uow, consumer, to)
+        await uow.control.audit_consumer(consumer, f"reset_to_{to}", who(actor), reason)
+
+    again = "reads all events again" if to is Start.beginning else "skips its unread events"
+    if not yes:
+        typer.confirm(f"reset {consumer}, which then {again}?", abort=True, err=True)
+    with plain_errors():
+        in_one(work)
+    say(f"Consumer {consumer} continues at {'the beginning of the log' if to is Start.beginning else 'now'}.")
+
+
+def delete(consumer: Consumer, yes: Yes = False, actor: Actor = None, reason: Reason = "") -> None:
+    """Delete a consumer: the log no longer keeps events for it."""
+
+    async def work(uow: UnitOfWork) -> None:
+        await log.delete(uow, consumer)
+        await uow.control.audit_consumer(consumer, "delete_consumer", who(actor), reason)
+
+    if not yes:
+        typer.confirm(f"delete {consumer}?", abort=True, err=True)
+    with plain_errors():
+        in_one(work)
+    say(f"Consumer {consumer} is deleted.")
+
+
+def _line(one: Lag) -> list[object]:
+    unread = f"{one.events} or more" if one.events >= MOST_COUNTED else one.events
+    return [one.name, unread, lasting(one.seconds) if one.events else "", ago(one.updated_at)]
