@@ -46,7 +46,7 @@ run: $(READY) ## Run everything on this machine until Ctrl-C; ARGS="--port 9000 
 	@$(BIN)/waybill up $(ARGS)
 
 test: $(READY) ## Run the tests; ARGS="-k words" passes options
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 check: lint types imports drift ## Run everything CI checks besides the tests
 
