@@ -268,15 +268,14 @@ class Portion:
 
     def __init__(self) -> None:
         self._most = _ALL
-        self._taken: Sequence[int] = ()
+        self._taken: Sequence[ClaimedRow] = ()
         self._losses: Counter[int] = Counter()
         self._blamed: dict[int, Exception] = {}
 
     def of(self, rows: Sequence[ClaimedRow]) -> Sequence[ClaimedRow]:
         """The first of these rows, in order of their positions: those that the transaction takes."""
-        taken = rows[: self._most]
-        self._taken = [row.position for row in taken]
-        return taken
+        self._taken = rows[: self._most]
+        return self._taken
 
     def lost(self, error: Exception) -> None:
         """The transaction was lost with this error while its handlers ran."""
@@ -286,7 +285,7 @@ class Portion:
         if len(self._losses) >= _REMEMBERED:
             self._losses.clear()
             self._blamed.clear()
-        (position,) = self._taken
+        position = self._taken[0].position
         self._losses[position] += 1
         if self._losses[position] >= _LOSSES:
             self._blamed[position] = error
@@ -295,9 +294,9 @@ class Portion:
         """The transaction was committed."""
         if self._taken:
             self._most = min(_ALL, 2 * self._most)
-        for position in self._taken if self._losses else ():
-            self._losses.pop(position, None)
-            self._blamed.pop(position, None)
+        for row in self._taken if self._losses else ():
+            self._losses.pop(row.position, None)
+            self._blamed.pop(row.position, None)
 
     def error_of(self, row: ClaimedRow) -> Exception | None:
         """The error to count as an attempt, without running the handler; None if the event is not to blame."""
