@@ -68,7 +68,6 @@ def load(name: str) -> Any:
 app = typer.Typer(
     name="waybill",
     cls=LazyGroup,
-    help="An order service that never loses an event and never miscounts a credit.",
     no_args_is_help=True,
     add_completion=False,
     # Tracebacks must not print the values of local variables: some of them are passwords.
