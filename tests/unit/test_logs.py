@@ -82,13 +82,13 @@ def configured() -> Iterator[Configured]:
 
 def test_a_line_is_one_json_object_with_its_fields(configured: Configured) -> None:
     written = configured(LogFormat.json)
-    logging.getLogger("a.library").warning("%d of %s", 3, "é\n")
+    logging.getLogger("another.package").warning("%d of %s", 3, "é\n")
     logging.getLogger("worker.jobs").info("expired", extra={"holds": 3, "named": [{"id": UUID(int=7)}]})
     logging.getLogger("worker.jobs").debug("not on this level")
     first, second = map(json.loads, written.getvalue().splitlines())
     assert TIMESTAMP.fullmatch(first.pop("timestamp"))
     assert TIMESTAMP.fullmatch(second.pop("timestamp"))
-    assert first == {"event": "3 of é\n", "process": "worker", "level": "warning", "logger": "a.library"}
+    assert first == {"event": "3 of é\n", "process": "worker", "level": "warning", "logger": "another.package"}
     assert second == {
         "event": "expired",
         "process": "worker",
