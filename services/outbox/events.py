@@ -75,6 +75,14 @@ class Event(BaseModel):
         return read
 
 
+def defined(base: type[Event] = Event) -> Iterator[type[Event]]:
+    """Every event class below `base` in the modules imported so far. One without a type is only a base of others."""
+    for kind in base.__subclasses__():
+        if hasattr(kind, "type"):
+            yield kind
+        yield from defined(kind)
+
+
 class Registry(Mapping[str, type[Event]]):
     """The event types that a process knows, by name. Raises `ValueError` if two of them have the same name."""
 

@@ -2,7 +2,6 @@
 
 import importlib
 import pkgutil
-from collections.abc import Iterable, Iterator
 from datetime import datetime
 from decimal import Decimal
 from inspect import getdoc
@@ -10,7 +9,7 @@ from typing import Any, get_args, get_origin
 from uuid import UUID
 
 import services
-from services.outbox.events import Event
+from services.outbox.events import Event, defined
 
 _HEAD = """\
 # Events
@@ -40,7 +39,7 @@ def event_types() -> list[type[Event]]:
     for module in pkgutil.walk_packages(services.__path__, f"{services.__name__}."):
         if module.name.endswith(".events"):
             importlib.import_module(module.name)
-    ours = (kind for kind in _under(Event.__subclasses__()) if kind.__module__.startswith(f"{services.__name__}."))
+    ours = (kind for kind in defined() if kind.__module__.startswith(f"{services.__name__}."))
     return sorted(ours, key=lambda kind: kind.type)
 
 
@@ -53,14 +52,6 @@ def as_markdown() -> str:
         for kind in found
     )
     return _HEAD + "".join(rows) + "".join(map(_section, found))
-
-
-def _under(bases: Iterable[type[Event]]) -> Iterator[type[Event]]:
-    for base in bases:
-        # A class without a type is only a base of others.
-        if hasattr(base, "type"):
-            yield base
-        yield from _under(base.__subclasses__())
 
 
 def _section(kind: type[Event]) -> str:

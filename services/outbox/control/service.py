@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
@@ -12,7 +12,7 @@ from uuid import UUID
 from services.errors import Conflict, Fault, InvalidInput, NotFound
 from services.outbox.control.repository import COUNTED
 from services.outbox.control.schemas import Selection
-from services.outbox.events import Event
+from services.outbox.events import defined
 from services.sql import Row
 from services.transaction import Transaction
 
@@ -320,22 +320,13 @@ async def _take_waiting(work: Transaction, position: int) -> Row:
 
 async def _check_type(work: Transaction, event_type: str) -> None:
     """A type is known if this process defines it, a live worker handles it, or the database has it."""
-    known = _defined(Event.__subclasses__()) | await work.control.type_names()
+    known = {kind.type for kind in defined()} | await work.control.type_names()
     if event_type in known:
         return
     hint = f"known types: {', '.join(sorted(known)[:_LISTED]) or 'none'}"
     for nearest in get_close_matches(event_type, sorted(known), n=1):
         hint = f"did you mean {nearest!r}?"
     raise NotFound(f"there is no event type {event_type!r}; {hint}")
-
-
-def _defined(kinds: Iterable[type[Event]]) -> set[str]:
-    """The types of these classes and the classes under them. One without a type is only a base of others."""
-    return {
-        name
-        for kind in kinds
-        for name in (*([kind.type] if hasattr(kind, "type") else []), *_defined(kind.__subclasses__()))
-    }
 
 
 async def _take(
