@@ -5,6 +5,7 @@
 
 import asyncio
 import logging
+import re
 import socket
 from contextlib import suppress
 from time import monotonic
@@ -40,6 +41,13 @@ READ_ONLY = "25006"
 """SQLSTATE of a write on a read-only server: the primary has moved."""
 
 
+_ENDING = r"""(?:\s | --[^\n]*\n | /\*.*?\*/)*
+    (?:COMMIT | END | ABORT | ROLLBACK (?!\s+(?:(?:WORK|TRANSACTION)\s+)?TO\b) | PREPARE\s+TRANSACTION)\b"""
+_FLAGS = re.IGNORECASE | re.DOTALL | re.VERBOSE
+_ENDS = re.compile(_ENDING, _FLAGS)
+_ONE_ENDS = re.compile(f"(?:^|;){_ENDING}", _FLAGS)
+"""Whether a statement, or one of several, ends the transaction."""
+
 SILENT = (TimeoutError, asyncpg.InternalClientError)
 """What the driver raises if an answer is late or unexpected; its own state is then unreliable."""
 
@@ -56,6 +64,13 @@ class ServerSilent(asyncpg.InterfaceError):  # type: ignore[misc]
     """The server did not answer in time, or its answer was unexpected; the connection is closed."""
 
 
+class NotYours(asyncpg.InterfaceError):  # type: ignore[misc]
+    """A handler tried to end the transaction that it was given. Nothing was sent to the server."""
+
+    def __init__(self) -> None:
+        super().__init__("a handler cannot end its transaction: the worker commits it, or rolls it back if it raises")
+
+
 class Connection(asyncpg.Connection):  # type: ignore[misc]
     """asyncpg's connection. It refuses to begin a transaction inside another, and raises if a COMMIT is not proven.
 
@@ -67,6 +82,8 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
         super().__init__(protocol, transport, *more)
         self.commits = 0
         """Proven commits so far."""
+        self.lent = False
+        """Whether the transaction belongs to someone else than the code that is running, which cannot end it then."""
         self._warned = False
         self.add_log_listener(_note_warning)
         _keep_alive(transport)
@@ -92,6 +109,9 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
 
     async def execute(self, query: str, *arguments: Any, **options: Any) -> str:
         """Run a statement; returns its command tag. Raises `NotCommitted` or `CommitUnknown` for an unproven COMMIT."""
+        # SQLAlchemy rolls back, with exactly this text, after a flush that failed. Nothing takes effect then.
+        if self.lent and query != "ROLLBACK;" and _ONE_ENDS.search(query):
+            raise NotYours
         if query.startswith("COMMIT"):
             return await self._commit(query)
         if query.startswith("ROLLBACK;"):
@@ -104,8 +124,16 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
             raise self._give_up(error) from error
         return status
 
+    async def prepare(self, query: str, **options: Any) -> Any:
+        """A prepared statement."""
+        if self.lent and _ENDS.match(query):
+            raise NotYours
+        return await super().prepare(query, **options)
+
     async def fetch(self, query: str, *arguments: Any, **options: Any) -> Any:
         """The rows that a statement returns."""
+        if self.lent and _ENDS.match(query):
+            raise NotYours
         try:
             return await super().fetch(query, *arguments, **options)
         except SILENT as error:

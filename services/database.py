@@ -30,6 +30,7 @@ from services.connections import (
     CommitUnknown,
     Connection,
     NotCommitted,
+    NotYours,
     PoolGuard,
     concerns_one_session,
 )
@@ -232,9 +233,37 @@ def _name_work(session: OrmSession, _: SessionTransaction, connection: SqlConnec
         connection.info["work"] = work
 
 
+class _LendableSession(Session):
+    """A session that cannot be committed, rolled back or closed while its transaction is lent to a handler."""
+
+    def commit(self) -> None:
+        self._check_owner()
+        super().commit()
+
+    def rollback(self) -> None:
+        self._check_owner()
+        super().rollback()
+
+    def close(self) -> None:
+        self._check_owner()
+        super().close()
+
+    def reset(self) -> None:
+        self._check_owner()
+        super().reset()
+
+    def invalidate(self) -> None:
+        self._check_owner()
+        super().invalidate()
+
+    def _check_owner(self) -> None:
+        if self.info.get("lent"):
+            raise NotYours
+
+
 def make_session_factory(engine: AsyncEngine) -> SessionFactory:
     """Sessions that keep their objects readable after a commit (an expired attribute cannot be awaited)."""
-    return async_sessionmaker(engine, class_=AsyncSession, expire_on_commit=False)
+    return async_sessionmaker(engine, class_=AsyncSession, sync_session_class=_LendableSession, expire_on_commit=False)
 
 
 async def commit(session: AsyncSession) -> None:

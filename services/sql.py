@@ -143,6 +143,15 @@ class Sql:
         """Forget the connection, since the transaction ends."""
         self._driver = None
 
+    async def driver(self) -> Connection:
+        """The session's connection at the level of the driver."""
+        if self._driver is not None:
+            return self._driver
+        connection = await self._session.connection()
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert isinstance(driver, Connection)
+        return driver
+
     async def fetch(self, statement: Statement, **parameters: Any) -> Sequence[Row]:
         """The rows that the statement returns."""
         return await self._fetch(statement.sql, statement.arguments(parameters), statement.limit)
@@ -209,9 +218,7 @@ class Sql:
         It cannot be the first statement of a transaction. These statements are not logged.
         """
         arguments = statement.arguments(parameters)
-        connection = await self._session.connection()
-        driver = (await connection.get_raw_connection()).driver_connection
-        assert isinstance(driver, Connection)
+        driver = await self.driver()
         _check_transaction(driver)
         try:
             async for row in driver.cursor(statement.sql, *arguments, prefetch=_FETCHED):

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from sqlalchemy.exc import DBAPIError
 
+from services.connections import NotYours
 from services.database import SessionFactory, commit, outcome_unknown
 from services.fields import new_id
 from services.outbox.control.repository import ControlRepository
@@ -121,6 +122,23 @@ class Transaction:
         """
         self._writes += writes
 
+    @asynccontextmanager
+    async def lent(self) -> AsyncIterator[None]:
+        """While the block runs, whatever would commit, roll back or close this transaction raises `NotYours` instead.
+
+        For code that was given the transaction to work in, and has no say in how it ends.
+        """
+        driver = await self._sql.driver()
+        self.session.info["lent"] = driver.lent = True
+        try:
+            yield
+        finally:
+            self.session.info["lent"] = driver.lent = False
+
+    def _check_owner(self) -> None:
+        if self.session.info.get("lent"):
+            raise NotYours
+
     async def flush(self) -> None:
         """Write the recorded events, and the writes that go with them, now."""
         await self._write()
@@ -132,6 +150,7 @@ class Transaction:
         unless the cause is `CommitUnknown`: then the outcome is unknown. A commit that has begun is finished even if
         the caller is cancelled. After a success the unit of work can begin a new transaction; after an error, close it.
         """
+        self._check_owner()
         # Last before the commit, so that an aggregate's events get their positions while its row is locked.
         await self._write()
         self._unreleased = None
@@ -187,9 +206,11 @@ class Transaction:
 
         Objects that were read stay readable, but detached. A rollback is finished even if the caller is cancelled
         repeatedly. It never fails, and takes at most `PROMPT` seconds. A commit that has begun is left alone.
+        Raises `NotYours` while the transaction is lent, as does `commit`.
         """
         if self._committing:
             return
+        self._check_owner()
         self._events.clear()
         self._writes.clear()
         self._work_queued = False

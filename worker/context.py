@@ -140,7 +140,7 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
             metrics,
             queue_length_of(redis, QUEUE),
             skew,
-            types=[subscription.event.type for subscription in SUBSCRIPTIONS],
+            versions={subscription.event.type: subscription.event.version for subscription in SUBSCRIPTIONS},
             schedules=[one.name for one in scheduled],
             time_limit=limit,
         )

@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
@@ -55,7 +55,7 @@ class Heartbeat:
         queue_length: QueueLength,
         skew: Skew,
         *,
-        types: Sequence[str],
+        versions: Mapping[str, int],
         schedules: Sequence[str] = (),
         time_limit: float,
     ) -> None:
@@ -65,7 +65,8 @@ class Heartbeat:
         self._queue_length = queue_length
         self._skew = skew
         self._fixed = {
-            "types": sorted(types),
+            "types": sorted(versions),
+            "versions": dict(versions),
             "schedules": sorted(schedules),
             "time_limit": time_limit,
             "version": version("waybill"),

@@ -23,7 +23,10 @@ _MAX_BACKOFF = 10.0
 """The most seconds between attempts while the database cannot be reached."""
 
 _BLOCKED_AGAIN = 0.01
-"""Seconds until the next attempt at events that another worker's transaction blocks."""
+"""Seconds until the next attempt at events that another worker's transaction blocks; doubled each time."""
+
+_BLOCKED_LONG = 1.0
+"""The most seconds until the next attempt at blocked events."""
 
 _SHARED = 0.02
 """Seconds that a call waits for the first loop before another loop takes it."""
@@ -147,15 +150,18 @@ class Poller:
                 wait = self._interval if due_in is None else min(self._interval, due_in)
 
     async def _run(self, processor: Processor[UnitOfWork], number: int, name: str) -> None:
-        failures = 0
+        failures = blocked = 0
         while not self._stopping.is_set():
             self._mark(name)
+            before = self.progress.processed
             try:
                 outcome = await self._drain(processor, number, name)
                 failures = 0
                 if outcome.blocked:
-                    await self._pause(_BLOCKED_AGAIN)
+                    blocked = blocked + 1 if self.progress.processed == before else 0
+                    await self._pause(min(_BLOCKED_LONG, _BLOCKED_AGAIN * 2.0 ** min(blocked, 20)))
                     continue
+                blocked = 0
                 if outcome.retried or outcome.postponed:
                     await self._call_when_due(processor)
             except (Exception, asyncio.CancelledError) as error:

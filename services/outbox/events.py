@@ -31,8 +31,11 @@ class _Payload(RootModel[dict[str, Any]]):
 class Event(BaseModel):
     """A fact, named in the past tense.
 
-    `queued` says whether a worker processes it; an event that is not queued is only written to the log. When you change
-    the payload in a way that old events do not fit, increase `version` and override `upgraded` to read the old payload.
+    `queued` says whether a worker processes it; an event that is not queued is only written to the log.
+
+    A field with a default can be added as it is: workers of the release before ignore it. For any other change of the
+    payload, increase `version` and override `upgraded` to read the old payload. Workers of the release before leave
+    events of a newer version to those that know it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,8 +58,9 @@ class Event(BaseModel):
     def reader(cls) -> Callable[[str, int], Self]:
         """Return a function that reads a JSON payload of a given version into an event.
 
-        Meant for reading many events: what it needs from the class is looked up once. It raises `NoHandler` if the
-        version is newer than this class, and `Unprocessable` if the payload is not valid.
+        Meant for reading many events: what it needs from the class is looked up once. It ignores fields that the class
+        does not have. It raises `NoHandler` if the version is newer than this class, and `Unprocessable` if the payload
+        is not valid.
         """
         known = cls.version
         # The validator itself: `model_validate_json` spends as much time again on handling its options.
@@ -65,10 +69,11 @@ class Event(BaseModel):
         def read(payload: str, version: int) -> Any:
             try:
                 if version == known:
-                    return validate(payload)
+                    return validate(payload, extra="ignore")
                 if version > known:
                     raise NoHandler(f"this worker knows version {known} of {cls.type!r}, not {version}")
-                return cls.model_validate(cls.upgraded(_Payload.model_validate_json(payload).root, version))
+                old = _Payload.model_validate_json(payload).root
+                return cls.model_validate(cls.upgraded(old, version), extra="ignore")
             except ValidationError as error:
                 raise Unprocessable(f"the payload is not a valid {cls.type!r} of version {version}: {error}") from error
 

@@ -123,8 +123,10 @@ class Waits(StrEnum):
     """It failed or was replayed, and will be tried again."""
     behind = "behind"
     """An earlier event of its aggregate waits or is a dead letter. Woken when that one is out of the way."""
+    begun = "begun"
+    """Its attempt was noted before it began, and has not ended. If it is due, the process that tried it was killed."""
     unknown = "unknown"
-    """No worker that looked at it has a handler for its type and version."""
+    """No live worker has a handler for its type and version."""
 
 
 class OutboxRow(DeclarativeTable):
@@ -170,6 +172,8 @@ class OutboxRow(DeclarativeTable):
     event_id: Mapped[UUID]
     aggregate: Mapped[str] = mapped_column(String(100))
     type: Mapped[str] = mapped_column(String(100))
+    # The event's version: a worker leaves a newer one than it knows alone. Null if it is to be found in the log.
+    version: Mapped[int | None] = mapped_column(SmallInteger)
     available_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
     waits: Mapped[Waits | None] = mapped_column(text_enum(Waits))
     attempts: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))

@@ -25,7 +25,11 @@ those.
 
 
 class HandlerBroken(Exception):
-    """The handler broke the rules: it took too long, or its verdicts do not fit the events of its batch."""
+    """The handler broke the rules, for example by verdicts that do not fit the events of its batch."""
+
+
+class TimedOut(HandlerBroken):
+    """The handler did not finish within its time limit."""
 
 
 class TimeLimitTooLong(Exception):
@@ -36,7 +40,7 @@ class TimeLimitTooLong(Exception):
 class Subscription(Generic[TransactionT]):
     """An event type, the handler that processes it, and what happens to events that fail.
 
-    `retry` and `time_limit` (seconds for a whole batch; a part of it gets a part of them) default to the processor's.
+    `retry` and `time_limit` (seconds for one call of the handler) default to the processor's.
     `plain_sql` is for a handler that adds no ORM objects: its savepoints then cost a sixth as much.
     """
 
@@ -77,21 +81,19 @@ async def handle(
     """Run the handler on the events. Raises what it raises, and `HandlerBroken` if it breaks the rules.
 
     An error that is not an `Exception` would end the poll loop, and not only fail the events. So it is raised as a
-    `HandlerBroken`, with two exceptions: the end of the process, and a `CancelledError` after this task was cancelled.
+    `HandlerBroken`, except for Ctrl+C, and for a `CancelledError` after this task was cancelled.
     """
     name = subscription.event.type
     task = asyncio.current_task()
     cancelled_before = task.cancelling() if task else 0
     try:
-        async with asyncio.timeout(limit) as timer:
+        async with transaction.lent(), asyncio.timeout(limit) as timer:
             verdicts = await subscription.handler(transaction, events)
     except TimeoutError as late:
         if not timer.expired():
             raise
-        raise HandlerBroken(
-            f"the handler of {name!r} did not finish within {limit:g} s for {len(events)} events"
-        ) from late
-    except (Exception, KeyboardInterrupt, SystemExit):
+        raise TimedOut(f"the handler of {name!r} did not finish within {limit:g} s for {len(events)} events") from late
+    except (Exception, KeyboardInterrupt):
         raise
     except BaseException as error:
         if isinstance(error, asyncio.CancelledError) and task and task.cancelling() > cancelled_before:

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import pytest
 from sqlalchemy import text
 
+from services.connections import NotYours
 from services.database import Database, close, make_engine, make_session_factory
 from services.outbox.engine.service import Processor
 from services.outbox.events import Claimed
@@ -230,9 +232,20 @@ async def commits(uow: UnitOfWork) -> None:
     await execute(uow, "COMMIT")
 
 
-async def commits_and_begins(uow: UnitOfWork) -> None:
-    await execute(uow, "COMMIT")
-    await execute(uow, "BEGIN")
+async def commits_at_the_driver(uow: UnitOfWork) -> None:
+    await (await driver_of(uow)).execute("/* now */ commit")
+
+
+async def commits_in_one_of_several_statements(uow: UnitOfWork) -> None:
+    await (await driver_of(uow)).execute("SELECT 1; COMMIT; BEGIN")
+
+
+async def commits_by_fetching(uow: UnitOfWork) -> None:
+    await (await driver_of(uow)).fetch("END")
+
+
+async def prepares_the_transaction(uow: UnitOfWork) -> None:
+    await execute(uow, "-- for later\nPREPARE TRANSACTION 'mine'")
 
 
 async def commits_the_unit_of_work(uow: UnitOfWork) -> None:
@@ -243,6 +256,10 @@ async def commits_the_session(uow: UnitOfWork) -> None:
     await uow.session.commit()
 
 
+async def commits_the_session_beneath(uow: UnitOfWork) -> None:
+    await uow.session.run_sync(lambda session: session.commit())
+
+
 async def rolls_back(uow: UnitOfWork) -> None:
     await execute(uow, "ROLLBACK")
 
@@ -251,92 +268,83 @@ async def rolls_back_the_unit_of_work(uow: UnitOfWork) -> None:
     await uow.rollback()
 
 
-class Spark(Tick):
-    """An event of another type, processed before that of the broken handler in the same transaction."""
-
-    type: ClassVar[str] = "test.spark"
+async def rolls_back_the_session(uow: UnitOfWork) -> None:
+    await uow.session.rollback()
 
 
-ENDS_THE_TRANSACTION: dict[Misdeed, int] = {
-    commits: 1,
-    commits_and_begins: 1,
-    commits_the_unit_of_work: 1,
-    commits_the_session: 1,
-    rolls_back: 0,
-    rolls_back_the_unit_of_work: 0,
-}
-"""Each broken handler, and how many of its effects remain."""
+async def closes_the_session(uow: UnitOfWork) -> None:
+    await uow.session.close()
+
+
+async def leaves_the_unit_of_work(uow: UnitOfWork) -> None:
+    await uow.__aexit__(None, None, None)
+
+
+async def driver_of(uow: UnitOfWork) -> Any:
+    connection = await uow.session.connection()
+    return (await connection.get_raw_connection()).driver_connection
+
+
+ENDS_THE_TRANSACTION: tuple[Misdeed, ...] = (
+    commits,
+    commits_at_the_driver,
+    commits_in_one_of_several_statements,
+    commits_by_fetching,
+    prepares_the_transaction,
+    commits_the_unit_of_work,
+    commits_the_session,
+    commits_the_session_beneath,
+    rolls_back,
+    rolls_back_the_unit_of_work,
+    rolls_back_the_session,
+    closes_the_session,
+    leaves_the_unit_of_work,
+)
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["orm", "plain"])
 @pytest.mark.parametrize("misdeed", ENDS_THE_TRANSACTION)
-async def test_an_event_whose_handler_ends_the_transaction_is_buried_and_nothing_takes_effect_twice(
+async def test_a_handler_cannot_end_its_transaction_and_an_attempt_to_do_so_fails_its_event_only(
     ticking: Database, misdeed: Misdeed, plain: bool
 ) -> None:
-    await append(ticking, Spark(name="a"), Tick(name="bad"), Tick(name="b"), Tick(name="bad", number=1))
-    broken = Processor(
-        lambda: UnitOfWork(ticking.write),
-        [
-            Subscription(Spark, TickHandler(), plain_sql=plain),
-            Subscription(Tick, Misbehaving(misdeed), plain_sql=plain),
-        ],
-        retry=LATER,
-        batch_size=4,
-    )
-
-    async with asyncio.timeout(30):
-        await drain(broken)
-
-    dead = "SELECT aggregate, attempts FROM dead_letters ORDER BY position"
-    assert await rows(ticking, dead) == [("tick/bad", 1), ("tick/b", 1)]
-    (error,) = await rows(ticking, "SELECT error FROM dead_letters WHERE aggregate = 'tick/bad'")
-    assert "TransactionEnded: the handler of 'test.tick' ended the transaction" in error
-    remaining = [("bad", 0), ("b", 0)] if ENDS_THE_TRANSACTION[misdeed] else []
-    assert sorted(await effects(ticking)) == sorted([("a", 0), *remaining])
-    assert await rows(ticking, "SELECT aggregate, waits FROM outbox") == [("tick/bad", "behind")]
-
-    # Its next transaction is sound.
-    await append(ticking, Spark(name="z"))
-    assert sum(outcome.processed for outcome in await drain(broken)) == 1
-
-
-async def test_a_handler_that_commits_and_then_fails_in_its_own_transaction_has_ended_the_first_one(
-    ticking: Database,
-) -> None:
-    async def commits_and_fails(uow: UnitOfWork) -> None:
-        await commits_and_begins(uow)
-        await violates_a_constraint(uow)
-
-    handler = Misbehaving(commits_and_fails)
-    await append(ticking, Tick(name="bad"), Tick(name="b"))
-
-    outcomes = await drain(engine(ticking, handler))
-
-    assert len(handler.batches) == 1
-    assert sum(outcome.buried for outcome in outcomes) == 2
-    (error,) = await rows(ticking, "SELECT error FROM dead_letters WHERE aggregate = 'tick/bad'")
-    assert "ck_outbox_types_max_batches" in error
-    assert "TransactionEnded: the handler of 'test.tick' ended the transaction" in error
-    assert sorted(await effects(ticking)) == [("b", 0), ("bad", 0)]
-
-
-async def test_a_handler_that_ends_the_transaction_in_a_part_of_a_batch_costs_only_that_part(ticking: Database) -> None:
-    ticks = TickHandler()
-
-    async def commits_alone(uow: UnitOfWork, events: Sequence[Claimed[Tick]]) -> None:
-        await ticks(uow, events)
-        if any(claimed.event.name == "bad" for claimed in events):
-            if len(events) > 1:
-                await raises(uow)
-            await commits(uow)
-
     await append(ticking, *(Tick(name=name) for name in ("a", "bad", "b")))
 
-    outcomes = await drain(engine(ticking, commits_alone))
+    outcomes = await drain(engine(ticking, Misbehaving(misdeed), plain=plain))
 
-    assert [(outcome.processed, outcome.buried) for outcome in outcomes][:2] == [(1, 1), (1, 0)]
-    assert await rows(ticking, "SELECT aggregate FROM dead_letters") == ["tick/bad"]
-    assert sorted(await effects(ticking)) == [("a", 0), ("b", 0), ("bad", 0)]
+    assert [outcome.retried for outcome in outcomes if outcome.retried] == [1]
+    assert sorted(await effects(ticking)) == [("a", 0), ("b", 0)]
+    assert await rows(ticking, WAITING) == [("tick/bad", 1)]
+    (error,) = await rows(ticking, "SELECT last_error FROM outbox")
+    assert "a handler cannot end its transaction" in error
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["orm", "plain"])
+async def test_an_event_whose_handler_commits_behind_the_session_is_counted_and_nothing_takes_effect(
+    ticking: Database, plain: bool
+) -> None:
+    async def commits_the_connection(uow: UnitOfWork) -> None:
+        await (await uow.session.connection()).commit()
+
+    await append(ticking, *(Tick(name=name) for name in ("a", "bad", "b")))
+    broken = engine(ticking, Misbehaving(commits_the_connection), plain=plain)
+
+    for _ in range(30):
+        with suppress(Exception):
+            await broken.run_once()
+
+    assert sorted(await effects(ticking)) == [("a", 0), ("b", 0)]
+    assert await rows(ticking, WAITING) == [("tick/bad", 1)]
+
+
+async def test_a_transaction_is_its_owners_again_after_the_handler(ticking: Database) -> None:
+    async with UnitOfWork(ticking.write) as uow:
+        await uow.session.connection()
+        with pytest.raises(NotYours):
+            async with uow.lent():
+                await uow.commit()
+        await execute(uow, "INSERT INTO effects (name, number) VALUES ('mine', 0)")
+        await uow.commit()
+    assert await effects(ticking) == [("mine", 0)]
 
 
 async def test_a_handler_that_swallows_a_database_error_and_reports_that_all_failed_has_not_ended_the_transaction(

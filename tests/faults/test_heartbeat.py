@@ -50,7 +50,7 @@ def heart(database: Database, progress: Progress) -> Heartbeat:
         JobMetrics(),
         no_queue,
         Skew(300.0),
-        types=["a", "b"],
+        versions={"a": 1, "b": 2},
         time_limit=30.0,
     )
 

@@ -35,7 +35,8 @@ def statements(first: int, positions: Sequence[int]) -> dict[str, tuple[Statemen
     """The statements that a worker runs, with realistic arguments."""
     each: list[Any] = list(positions)
     aggregates = [f"thing/{number}" for number in each]
-    span = {"types": TYPES, "starts": [first] * 5}
+    versions = [1] * 5
+    span = {"types": TYPES, "starts": [first] * 5, "versions": versions}
     sizes = {"ends": [MAX_POSITION] * 5, "ready": [BATCH // 5] * 5, "due": [BATCH // 10] * 5}
     words = ["because"] * len(each)
     return {
@@ -49,11 +50,16 @@ def statements(first: int, positions: Sequence[int]) -> dict[str, tuple[Statemen
                 "positions": each,
                 "waits": ["retry"] * len(each),
                 "counts": [1] * len(each),
+                "once": [False] * len(each),
                 "delays": [1.0] * len(each),
                 "errors": words,
                 "failures": ["{}"] * len(each),
             },
         ),
+        "begin attempts": (queries.BEGIN_ATTEMPTS, {"positions": each, "delay": 5.0, "counts": 0}),
+        "take up": (queries.TAKE_UP, {"positions": each, "attempts": [0] * len(each)}),
+        "leave": (queries.LEAVE, {"positions": each}),
+        "put behind": (queries.PUT_BEHIND, {"positions": each, "delays": [1.0] * len(each)}),
         "hold back": (queries.HOLD_BACK, {"aggregates": aggregates, "positions": each}),
         "bury": (
             queries.BURY,
@@ -63,10 +69,11 @@ def statements(first: int, positions: Sequence[int]) -> dict[str, tuple[Statemen
                 "fingerprints": words,
                 "failures": ["{}"] * len(each),
                 "blocks": [True] * len(each),
+                "counts": [1] * len(each),
             },
         ),
         "wake": (queries.WAKE, {"aggregates": aggregates}),
-        "park unknown": (queries.PARK_UNKNOWN, {"known": TYPES, "floor": first, "slice": 2000}),
+        "park unknown": (queries.PARK_UNKNOWN, {"types": TYPES, "versions": versions, "floor": first, "slice": 2000}),
     }
 
 

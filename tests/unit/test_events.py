@@ -50,7 +50,21 @@ def test_a_later_version_is_for_another_worker() -> None:
         Moved.reader()("{}", 3)
 
 
-@pytest.mark.parametrize("payload", ["{}", "[]", '{"start": "a", "end": "b", "more": 1}', '{"start": 1, "end": "b"}'])
+def test_a_field_that_the_class_does_not_have_is_ignored_when_an_event_is_read() -> None:
+    payload = '{"start": "", "end": "b", "more": 1}'
+    assert Moved.reader()(payload, 2) == Moved(start="", end="b")
+
+
+def test_a_field_that_an_upgrade_returns_and_the_class_does_not_have_is_ignored() -> None:
+    class Further(Moved):
+        @classmethod
+        def upgraded(cls, payload: dict[str, Any], version: int) -> dict[str, Any]:
+            return {**super().upgraded(payload, version), **payload}
+
+    assert Further.reader()('{"place": "b"}', 1) == Further(start="", end="b")
+
+
+@pytest.mark.parametrize("payload", ["{}", "[]", '{"start": 1, "end": "b"}'])
 def test_a_payload_that_does_not_fit_cannot_be_processed(payload: str) -> None:
     with pytest.raises(Unprocessable, match=r"the payload is not a valid 'test.moved' of version 2"):
         Moved.reader()(payload, 2)

@@ -19,7 +19,7 @@ def horizon(first_ready: int | None, last_taken: int, transaction: int, oldest_r
 
 def claimed(event_type: str, position: int, aggregate: str = "", waited: bool = False) -> ClaimedRow:
     return ClaimedRow(
-        position, NOBODY, aggregate or f"a/{position}", event_type, 0, waited, 1, "{}", None, None, False, False
+        position, NOBODY, aggregate or f"a/{position}", event_type, 0, waited, False, 1, "{}", None, None, False, False
     )
 
 
@@ -84,7 +84,7 @@ def spans(window: Window, floor: Floor | None = None) -> dict[str, list[Span]]:
 
 
 def test_the_only_busy_type_gets_what_the_others_leave_and_they_keep_their_even_share() -> None:
-    window = Window(["a", "b", "c", "d"], 400)
+    window = Window(dict.fromkeys("abcd", 1), 400)
     for _ in range(3):
         ((span,),) = [spans(window)["a"]]
         window.note([claimed("a", number) for number in range(span.ready)])
@@ -95,7 +95,7 @@ def test_the_only_busy_type_gets_what_the_others_leave_and_they_keep_their_even_
 
 
 def test_busy_types_divide_the_window() -> None:
-    window = Window(["a", "b", "c", "d"], 400)
+    window = Window(dict.fromkeys("abcd", 1), 400)
     for _ in range(3):
         of_each = spans(window)
         window.note(
@@ -105,7 +105,7 @@ def test_busy_types_divide_the_window() -> None:
 
 
 def test_every_type_gets_a_part_of_the_window_however_many_there_are() -> None:
-    window = Window([f"t{number}" for number in range(50)], 10)
+    window = Window({f"t{number}": 1 for number in range(50)}, 10)
     assert all(span.ready >= 1 and span.due >= 1 for span in window.spans(Floor()))
 
 
@@ -114,7 +114,7 @@ def crowd(rows: int, aggregate: str = "hot") -> Sequence[ClaimedRow]:
 
 
 def test_if_one_aggregate_fills_the_window_part_of_the_next_one_looks_further_on() -> None:
-    window, floor = Window(["a"], 100), Floor()
+    window, floor = Window({"a": 1}, 100), Floor()
     floor.last_taken = 100_000
     window.spans(floor)
     window.note(crowd(100))
@@ -130,7 +130,7 @@ def test_if_one_aggregate_fills_the_window_part_of_the_next_one_looks_further_on
 
 
 def test_a_window_of_many_aggregates_is_taken_from_the_head() -> None:
-    window, floor = Window(["a"], 100), Floor()
+    window, floor = Window({"a": 1}, 100), Floor()
     floor.last_taken = 100_000
     window.spans(floor)
     window.note([claimed("a", number) for number in range(1, 101)])
@@ -138,7 +138,7 @@ def test_a_window_of_many_aggregates_is_taken_from_the_head() -> None:
 
 
 def test_a_window_says_that_there_may_be_more_if_a_part_was_filled() -> None:
-    window = Window(["a", "b"], 100)
+    window = Window(dict.fromkeys("ab", 1), 100)
     window.spans(Floor())
     assert not window.note([])
     asked = spans(window)["a"][0].ready
@@ -159,7 +159,7 @@ def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 def siblings() -> tuple[Window, Window, Floor]:
     """Two windows of one process. The first has an aggregate that fills it, and its transaction is running."""
     both: list[Window] = []
-    one, other, floor = Window(["a"], 100, both), Window(["a"], 100, both), Floor()
+    one, other, floor = Window({"a": 1}, 100, both), Window({"a": 1}, 100, both), Floor()
     floor.last_taken = 100_000
     one.spans(floor)
     one.note(crowd(100))
@@ -228,5 +228,5 @@ def test_a_closed_window_is_not_a_sibling() -> None:
 def test_a_look_leaves_no_trace() -> None:
     one, other, floor = siblings()
     one.settle()
-    assert one.whole(floor.position) == [Span("a", 0, MAX_POSITION, 1, 1)]
+    assert one.whole(floor.position) == [Span("a", 0, MAX_POSITION, 1, 1, 1)]
     assert [span.first for span in other.spans(floor)] == [0]

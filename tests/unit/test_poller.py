@@ -151,3 +151,36 @@ async def test_a_cancellation_of_something_else_does_not_end_a_loop() -> None:
     assert not any(task.done() for task in poller.tasks)
     assert poller.progress.rolled_back == 1
     await poller.stop(1.0)
+
+
+class Blocked(Outbox):
+    """Its events are blocked; now and then one is processed."""
+
+    def __init__(self, processed: Sequence[int]) -> None:
+        super().__init__([], 0)
+        self._left = list(processed)
+        self.done = asyncio.Event()
+
+    async def run_once(self) -> Outcome:
+        if not self._left:
+            self.done.set()
+            await asyncio.Event().wait()
+        return Outcome(processed=self._left.pop(0), blocked=1)
+
+
+async def test_blocked_events_are_claimed_less_and_less_often_until_one_is_processed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pauses: list[float] = []
+
+    async def note(self: Poller, seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(Poller, "_pause", note)
+    outbox = Blocked([1, *[0] * 9, 1, 0])
+    poller = Poller([cast("Processor[UnitOfWork]", outbox)], cast("DoorbellListener", Ear([])), INTERVAL)
+    poller.start()
+    async with asyncio.timeout(10):
+        await outbox.done.wait()
+    await poller.stop(0.0)
+    assert pauses == [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0, 1.0, 1.0, 0.01, 0.02]

@@ -1,6 +1,6 @@
 """The operators' statements: dead letters, deferred events, event types, why an event waits, workers."""
 
-from services.outbox.engine.queries import BY_POSITION, LAST_TAKEN, generations, ready_of
+from services.outbox.engine.queries import BY_POSITION, LAST_TAKEN, LIVE, generations, ready_of
 from services.sql import Statement
 
 _SELECTED = """
@@ -149,8 +149,6 @@ _SLOTS = """
     AND classid = CAST(hashtext(current_schema() || ' outbox ' || {type}) AS oid)
 """
 
-_LIVE = "beat_at > statement_timestamp() - make_interval(secs => 20)"
-
 
 def _types_in_outbox(name: str, condition: str) -> str:
     """A recursive query: the types of the rows that match, each with the aggregate of one row.
@@ -174,7 +172,7 @@ _IN_THE_OUTBOX = f"{_types_in_outbox('ready', _READY)}, {_types_in_outbox('waiti
 
 _HANDLED = f"""
     SELECT handled.type, count(*) AS workers FROM workers
-    CROSS JOIN LATERAL jsonb_array_elements_text(report -> 'types') AS handled(type) WHERE {_LIVE} GROUP BY 1
+    CROSS JOIN LATERAL jsonb_array_elements_text(report -> 'types') AS handled(type) WHERE {LIVE} GROUP BY 1
 """  # noqa: S608
 
 # Of the log, only the end is read: it has no index on the type.
@@ -229,7 +227,7 @@ _FACTS = f"""
         activity.pid, activity.application_name AS application, activity.xact_start AS locked_at,
         coalesce(control.paused, false) AS paused, control.max_batches, control.changed_at, control.changed_by,
         CASE WHEN control.max_batches IS NOT NULL THEN ({_SLOTS.format(type="outbox.type")}) ELSE 0 END AS batches,
-        EXISTS (SELECT FROM workers WHERE {_LIVE} AND report -> 'types' ? outbox.type) AS handled,
+        EXISTS (SELECT FROM workers WHERE {LIVE} AND report -> 'types' ? outbox.type) AS handled,
         (
             SELECT min(dead_letters.position) FROM dead_letters
             WHERE dead_letters.aggregate = outbox.aggregate AND dead_letters.position < outbox.position AND blocks
@@ -278,6 +276,19 @@ POSITION = Statement(f"""
     ON {ready_of("(SELECT aggregate FROM wanted)")} AND event_id = :event_id
     UNION ALL
     SELECT position FROM dead_letters WHERE event_id = :event_id
+""")  # noqa: S608
+
+# What stands behind a paused type, or behind one whose slots are full, looks again from time to time. Those beyond the
+# limit do so by themselves.
+LOOK_AGAIN = Statement(f"""
+    WITH RECURSIVE {_types_in_outbox("timed", "available_at < 'infinity'")}
+    UPDATE outbox SET available_at = statement_timestamp() WHERE position = ANY(ARRAY(
+        SELECT row.position FROM timed CROSS JOIN LATERAL (
+            SELECT position FROM outbox
+            WHERE outbox.type = timed.type AND available_at > statement_timestamp() AND available_at < 'infinity'
+            AND waits = 'behind' ORDER BY available_at, position LIMIT 10000 FOR UPDATE SKIP LOCKED
+        ) AS row
+    ))
 """)  # noqa: S608
 
 BEAT = Statement("""

@@ -116,6 +116,10 @@ class ControlRepository(SqlAccess):
             queries.LIMIT, type=event_type, max_batches=max_batches, actor=actor, action="limit", reason=reason
         )
 
+    async def look_again(self) -> int:
+        """Make up to 10,000 events of each type due that stand behind one of another type; return their number."""
+        return await self.sql.run(queries.LOOK_AGAIN)
+
     async def types(self) -> Sequence[Row]:
         """Every event type that is in the outbox, handled, controlled or dead; counts stop at `COUNTED` + 1."""
         return await self.sql.fetch(queries.TYPES, counted=COUNTED)

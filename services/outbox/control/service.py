@@ -236,6 +236,8 @@ async def pause(work: Transaction, event_type: str, by: By, *, paused: bool = Tr
     """
     await _check_type(work, event_type)
     await work.control.pause(event_type, paused, by.actor, by.reason)
+    if not paused:
+        await work.control.look_again()
 
 
 async def limit(work: Transaction, event_type: str, max_batches: int | None, by: By) -> None:
@@ -245,6 +247,7 @@ async def limit(work: Transaction, event_type: str, max_batches: int | None, by:
     """
     await _check_type(work, event_type)
     await work.control.limit(event_type, max_batches, by.actor, by.reason)
+    await work.control.look_again()
 
 
 async def types(work: Transaction) -> list[TypeState]:

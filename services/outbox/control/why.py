@@ -29,8 +29,10 @@ class State(StrEnum):
     """It waits for an earlier event of its aggregate."""
     deferred = "deferred"
     """Its writer asked for a later time."""
+    begun = "begun"
+    """An attempt has begun. If it is due, the process that tried it was killed, and it is tried again on its own."""
     unknown = "unknown"
-    """No worker that looked at it has a handler for its type and version."""
+    """No live worker has a handler for its type and version."""
     paused = "paused"
     """An operator has paused its type."""
     slots_full = "slots_full"
@@ -185,6 +187,8 @@ def _alone(row: Row) -> Why:
         return _why(row, State.slots_full, because, None)
     if row["waits"] == "unknown":
         return _why(row, State.unknown, last_line(row["error"] or ""), row["occurred_at"])
+    if row["waits"] == "begun":
+        return _why(row, State.begun, "its worker process was killed; the next claim tries it on its own", row["until"])
     if not row["handled"]:
         return _why(row, State.no_worker, f"no live worker handles {row['type']}", row["occurred_at"])
     return _why(row, State.ready, "ready: the next claim may take it", row["until"] or row["occurred_at"])
@@ -199,6 +203,9 @@ def _later(row: Row) -> Why:
             return _why(
                 row, State.retry, f"failed {_times(row['attempts'])}, next attempt at {until}", _failed(row), until
             )
+        case "begun":
+            because = f"an attempt has begun; if its process is killed, the next one is at {until}"
+            return _why(row, State.begun, because, None, until)
         case "unknown":
             return _why(row, State.unknown, last_line(row["error"] or ""), _failed(row), until)
         case _:

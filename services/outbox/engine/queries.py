@@ -6,6 +6,9 @@ from services.sql import Statement, Writing
 LAST_TAKEN = "(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM outbox_position_seq)"
 """The highest position that any transaction has taken; 0 if none has (the sequence's last value is 1 even then)."""
 
+LIVE = "beat_at > statement_timestamp() - make_interval(secs => 20)"
+"""A condition for the workers that are alive: they report every five seconds."""
+
 BY_POSITION = f"{GENERATION}, aggregate, position"
 """The ORDER BY for an aggregate's ready rows of one generation."""
 
@@ -45,11 +48,17 @@ APPEND = Writing("""
         -- The positions in the log are also taken in the order in which the events were recorded.
         SELECT id, type, version, aggregate, CAST(payload AS jsonb), request_id, traceparent FROM new ORDER BY ordinal
     ), queued AS (
-        INSERT INTO outbox (event_id, aggregate, type, available_at, waits)
-        SELECT new.id, aggregate, type, available_at, CASE WHEN available_at IS NOT NULL THEN 'asked' END
+        INSERT INTO outbox (event_id, aggregate, type, version, available_at, waits)
+        SELECT new.id, aggregate, type, version, available_at, CASE WHEN available_at IS NOT NULL THEN 'asked' END
         FROM own JOIN new ON queued AND own.id IS NOT NULL ORDER BY ordinal
     )
 """)
+
+# The planner's settings as the handlers expect them: those for claims are set on the connection.
+_PLAN_AS_USUAL = (
+    "set_config('enable_seqscan', 'on', true) || set_config('enable_bitmapscan', 'on', true)"
+    " || set_config('enable_sort', 'on', true)"
+)
 
 # Locks the first rows of each wanted type and decides which of them may run: those whose aggregate has no earlier row
 # outside the locked set and no dead letter that blocks. Everything reads one snapshot, so a row that another worker is
@@ -62,8 +71,8 @@ CLAIM = Statement(f"""
         -- The spans whose type is not paused and, if its batches are limited, has a free slot.
         SELECT entry.* FROM unnest(
             CAST(:types AS text[]), CAST(:starts AS bigint[]), CAST(:ends AS bigint[]), CAST(:ready AS integer[]),
-            CAST(:due AS integer[])
-        ) AS entry(type, first, past, ready, due)
+            CAST(:due AS integer[]), CAST(:versions AS integer[])
+        ) AS entry(type, first, past, ready, due, version)
         LEFT JOIN outbox_types AS control ON control.type = entry.type
         WHERE CASE
             WHEN control.type IS NULL THEN true
@@ -86,15 +95,17 @@ CLAIM = Statement(f"""
     ), locked AS MATERIALIZED (
         -- The first ready rows and the first due rows of each span. Rows that another worker has locked are skipped.
         SELECT row.* FROM wanted CROSS JOIN LATERAL (
-            SELECT position, event_id, aggregate, type, attempts, false AS waited FROM outbox
+            SELECT position, event_id, aggregate, type, attempts, false AS waited, false AS begun FROM outbox
             WHERE outbox.type = wanted.type AND available_at IS NULL
+            AND (outbox.version IS NULL OR outbox.version <= wanted.version)
             AND position >= greatest(wanted.first, (SELECT position FROM head)) AND position < wanted.past
             ORDER BY position LIMIT wanted.ready FOR UPDATE SKIP LOCKED
         ) AS row
         UNION ALL
         SELECT row.* FROM wanted CROSS JOIN LATERAL (
-            SELECT position, event_id, aggregate, type, attempts, true AS waited FROM outbox
+            SELECT position, event_id, aggregate, type, attempts, true AS waited, waits = 'begun' AS begun FROM outbox
             WHERE outbox.type = wanted.type AND available_at <= statement_timestamp() AND available_at < 'infinity'
+            AND (outbox.version IS NULL OR outbox.version <= wanted.version)
             ORDER BY available_at, position LIMIT wanted.due FOR UPDATE SKIP LOCKED
         ) AS row
     ), near AS MATERIALIZED (
@@ -137,18 +148,17 @@ CLAIM = Statement(f"""
     )
     -- The first row is the header: the horizon, as JSON. It also restores the planner's settings.
     SELECT 0 AS position, NULL AS event_id, '' AS aggregate, '' AS type, 0 AS attempts, false AS waited,
-        NULL AS version, json_build_object(
+        false AS begun, NULL AS version, json_build_object(
             'first_ready', (SELECT position FROM head),
             'last_taken', {LAST_TAKEN},
             'transaction', CAST(CAST(pg_current_xact_id() AS text) AS bigint),
             'oldest_running', CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS text) AS bigint),
             'backend', pg_backend_pid(),
-            'planned', set_config('enable_seqscan', 'on', true) || set_config('enable_bitmapscan', 'on', true)
-                || set_config('enable_sort', 'on', true)
+            'planned', {_PLAN_AS_USUAL}
         )::text AS payload, NULL AS request_id, NULL AS traceparent, false AS blocked, false AS parks
     UNION ALL
     SELECT locked.position, locked.event_id, locked.aggregate, locked.type, locked.attempts, locked.waited,
-        event.version, event.payload::text, event.request_id, event.traceparent,
+        locked.begun, event.version, event.payload::text, event.request_id, event.traceparent,
         coalesce(locked.position > least(barrier.ready, barrier.waiting), false),
         coalesce(locked.position > barrier.waiting, false)
     -- Every row has a match, so this is an inner join. FULL rules out the nested loop that the planner chooses when it
@@ -163,12 +173,14 @@ CLAIM = Statement(f"""
 LOOK = Statement("""
     SELECT bool_or((
         SELECT position FROM outbox WHERE outbox.type = entry.type AND available_at IS NULL AND position >= entry.first
-        ORDER BY position LIMIT 1
+        AND (outbox.version IS NULL OR outbox.version <= entry.version) ORDER BY position LIMIT 1
     ) IS NOT NULL) AS ready, CAST(extract(epoch FROM min((
         SELECT available_at FROM outbox WHERE outbox.type = entry.type AND available_at < 'infinity'
-        ORDER BY available_at LIMIT 1
+        AND (outbox.version IS NULL OR outbox.version <= entry.version) ORDER BY available_at LIMIT 1
     )) - statement_timestamp()) AS double precision) AS due_in, pg_backend_pid() AS backend
-    FROM unnest(CAST(:types AS text[]), CAST(:starts AS bigint[])) AS entry(type, first)
+    FROM unnest(
+        CAST(:types AS text[]), CAST(:starts AS bigint[]), CAST(:versions AS integer[])
+    ) AS entry(type, first, version)
     WHERE NOT EXISTS (SELECT FROM outbox_types WHERE outbox_types.type = entry.type AND paused)
 """)
 
@@ -187,9 +199,37 @@ TAKERS = Statement("""
     ) AS takers
 """)
 
-TRANSACTION = Statement("SELECT CAST(CAST(pg_current_xact_id_if_assigned() AS text) AS bigint) AS id")
+# For attempts that may kill their process: what is noted here is committed before they begin.
+BEGIN_ATTEMPTS = Statement("""
+    UPDATE outbox SET waits = 'begun', attempts = attempts + CAST(:counts AS smallint),
+        available_at = clock_timestamp() + make_interval(secs => CAST(:delay AS double precision)),
+        last_error = 'the worker process that tried it ended before the attempt did'
+    WHERE position = ANY(CAST(:positions AS bigint[]))
+""")
 
-COMMITTED = Statement("SELECT pg_xact_status(CAST(CAST(:transaction AS text) AS xid8)) = 'committed' AS committed")
+# Rows that another worker took meanwhile are left out: it has locked them, or counted an attempt.
+TAKE_UP = Statement(f"""
+    SELECT 0 AS position, CAST(CAST(pg_current_xact_id() AS text) AS bigint) AS transaction,
+        {_PLAN_AS_USUAL} AS planned
+    UNION ALL
+    SELECT position, 0, '' FROM (
+        SELECT position FROM outbox
+        WHERE position = ANY(CAST(:positions AS bigint[])) AND waits = 'begun' AND (position, attempts) IN (
+            SELECT * FROM unnest(CAST(:positions AS bigint[]), CAST(:attempts AS smallint[]))
+        ) FOR UPDATE SKIP LOCKED
+    ) AS taken
+""")  # noqa: S608
+
+LEAVE = Statement("""
+    UPDATE outbox SET waits = 'behind', available_at = statement_timestamp(), last_error = NULL
+    WHERE position = ANY(CAST(:positions AS bigint[])) AND waits = 'begun'
+""")
+
+PUT_BEHIND = Statement("""
+    UPDATE outbox SET waits = 'behind', available_at = clock_timestamp() + make_interval(secs => held.delay)
+    FROM unnest(CAST(:positions AS bigint[]), CAST(:delays AS double precision[])) AS held(position, delay)
+    WHERE outbox.position = held.position
+""")
 
 # Deletes nothing if this is not the transaction that locked the rows.
 _DELETE = """
@@ -227,13 +267,13 @@ PARK = Statement("""
 PUT_OFF = Statement("""
     UPDATE outbox SET waits = failed.waits, attempts = attempts + failed.counts, last_error = failed.error,
         available_at = clock_timestamp() + make_interval(secs => failed.delay),
-        failures = CASE WHEN failed.failure IS NULL OR (failed.counts = 0 AND coalesce(failures, '[]') @>
+        failures = CASE WHEN failed.failure IS NULL OR (failed.once AND coalesce(failures, '[]') @>
                 jsonb_build_array(jsonb_build_object('error', CAST(failed.failure AS jsonb) -> 'error'))) THEN failures
             ELSE coalesce(failures, '[]') || CAST(failed.failure AS jsonb) END
     FROM unnest(
-        CAST(:positions AS bigint[]), CAST(:waits AS text[]), CAST(:counts AS smallint[]),
+        CAST(:positions AS bigint[]), CAST(:waits AS text[]), CAST(:counts AS smallint[]), CAST(:once AS boolean[]),
         CAST(:delays AS double precision[]), CAST(:errors AS text[]), CAST(:failures AS text[])
-    ) AS failed(position, waits, counts, delay, error, failure)
+    ) AS failed(position, waits, counts, once, delay, error, failure)
     WHERE outbox.position = failed.position
 """)
 
@@ -265,15 +305,16 @@ BURY = Statement("""
     WITH failed AS (
         SELECT * FROM unnest(
             CAST(:positions AS bigint[]), CAST(:errors AS text[]), CAST(:fingerprints AS text[]),
-            CAST(:failures AS text[]), CAST(:blocks AS boolean[])
-        ) AS failed(position, error, fingerprint, failure, blocks)
+            CAST(:failures AS text[]), CAST(:blocks AS boolean[]), CAST(:counts AS smallint[])
+        ) AS failed(position, error, fingerprint, failure, blocks, counts)
     ), removed AS (
         DELETE FROM outbox USING failed WHERE outbox.position = failed.position
-        RETURNING outbox.position, outbox.event_id, outbox.aggregate, outbox.type, outbox.attempts, outbox.failures,
-            failed.error, failed.fingerprint, failed.failure, failed.blocks
+        RETURNING outbox.position, outbox.event_id, outbox.aggregate, outbox.type,
+            outbox.attempts + failed.counts AS attempts, outbox.failures, failed.error, failed.fingerprint,
+            failed.failure, failed.blocks
     )
     INSERT INTO dead_letters (position, event_id, aggregate, type, attempts, error, fingerprint, failures, blocks)
-    SELECT position, event_id, aggregate, type, attempts + 1, error, fingerprint,
+    SELECT position, event_id, aggregate, type, attempts, error, fingerprint,
         coalesce(failures, '[]') || CAST(failure AS jsonb), blocks
     FROM removed
 """)
@@ -288,12 +329,26 @@ WAKE = Statement("""
 """)
 
 # Looks at a slice that starts at the first ready row: the events at the head of the queue that no worker takes.
-PARK_UNKNOWN = Statement("""
-    UPDATE outbox SET waits = 'unknown', available_at = statement_timestamp(),
-        last_error = format('no worker that looked at it has a handler for events of type ''%s''', type)
-    WHERE position IN (
-        SELECT position FROM outbox AS unknown WHERE type <> ALL(CAST(:known AS text[])) AND position IN (
-            SELECT position FROM outbox WHERE available_at IS NULL AND position >= :floor ORDER BY position LIMIT :slice
-        ) FOR UPDATE SKIP LOCKED
+PARK_UNKNOWN = Statement(f"""
+    WITH known AS MATERIALIZED (
+        SELECT type, max(version) AS version FROM (
+            SELECT * FROM unnest(CAST(:types AS text[]), CAST(:versions AS integer[])) AS own(type, version)
+            UNION ALL
+            SELECT key, CAST(value AS integer) FROM workers, jsonb_each_text(report -> 'versions')
+            WHERE {LIVE}
+        ) AS worker GROUP BY type
     )
-""")
+    UPDATE outbox SET waits = 'unknown', available_at = statement_timestamp(),
+        last_error = format('no worker has a handler for version %s of %L', coalesce(version, 1), type)
+    WHERE position = ANY(ARRAY(
+        SELECT position FROM outbox AS unknown WHERE available_at IS NULL AND position = ANY(ARRAY(
+            SELECT position FROM (
+                SELECT position, type, version FROM outbox WHERE available_at IS NULL AND position >= :floor
+                ORDER BY position LIMIT :slice
+            ) AS head WHERE NOT EXISTS (
+                SELECT FROM known
+                WHERE known.type = head.type AND (head.version IS NULL OR head.version <= known.version)
+            )
+        )) FOR UPDATE SKIP LOCKED
+    ))
+""")  # noqa: S608

@@ -1,6 +1,6 @@
 """What writers and workers do with the outbox, the event log and the dead letters."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -55,6 +55,7 @@ class OutboxRepository(SqlAccess):
             ends=[span.past for span in spans],
             ready=[span.ready for span in spans],
             due=[span.due for span in spans],
+            versions=[span.version for span in spans],
             floor=floor,
             near=_NEAR * sum(span.ready + span.due for span in spans),
         )
@@ -69,21 +70,36 @@ class OutboxRepository(SqlAccess):
         own: int = row["own"]
         return min([own, *(_whole_id(taker, near=own) for taker in row["takers"])])
 
-    async def transaction(self) -> int | None:
-        """The id of this transaction, in the form used in the claim's horizon; None if it has written nothing."""
-        (row,) = await self.sql.fetch(queries.TRANSACTION)
-        found: int | None = row["id"]
-        return found
+    async def begin_attempts(self, positions: Sequence[int], delay: float, *, counts: bool) -> None:
+        """Note that these events are being tried, for the case that the process does not survive it.
 
-    async def was_committed(self, transaction: int) -> bool:
-        """Whether the transaction with this id has committed."""
-        (row,) = await self.sql.fetch(queries.COMMITTED, transaction=str(transaction))
-        return bool(row["committed"])
+        They are then due in `delay` seconds. `counts` says whether this counts as an attempt already.
+        """
+        await self.sql.run(queries.BEGIN_ATTEMPTS, positions=list(positions), delay=delay, counts=int(counts))
+
+    async def take_up(self, positions: Sequence[int], attempts: Sequence[int]) -> tuple[int, set[int]]:
+        """Lock again the rows whose attempts were noted, and restore the planner's settings, as a claim does.
+
+        Returns the transaction's id, and the positions of the rows that are still waiting with so many attempts.
+        """
+        header, *rows = await self.sql.fetch(queries.TAKE_UP, positions=list(positions), attempts=list(attempts))
+        return header["transaction"], {row["position"] for row in rows}
+
+    async def leave(self, positions: Sequence[int]) -> None:
+        """Make rows due, of which an attempt was noted that did not begin."""
+        await self.sql.run(queries.LEAVE, positions=list(positions))
+
+    async def put_behind(self, delays: Mapping[int, float]) -> None:
+        """Make blocked rows wait: for each position, how many seconds."""
+        await self.sql.run(queries.PUT_BEHIND, positions=list(delays), delays=list(delays.values()))
 
     async def look(self, spans: Sequence[Span]) -> Look:
         """Look for events in the spans, without claiming any."""
         (row,) = await self.sql.fetch(
-            queries.LOOK, types=[span.type for span in spans], starts=[span.first for span in spans]
+            queries.LOOK,
+            types=[span.type for span in spans],
+            starts=[span.first for span in spans],
+            versions=[span.version for span in spans],
         )
         return Look(bool(row["ready"]), row["due_in"], row["backend"])
 
@@ -117,12 +133,13 @@ class OutboxRepository(SqlAccess):
         return await self.sql.run(queries.WAKE, aggregates=list(aggregates))
 
     async def put_off(self, failures: Sequence[Failure]) -> None:
-        """Make events wait, counting an attempt if the failure `counts`; later events of the aggregate wait behind."""
+        """Make events wait, adding to their attempts what `counts`; later events of the aggregate wait behind them."""
         await self.sql.run(
             queries.PUT_OFF,
             positions=[failure.position for failure in failures],
             waits=[failure.waits.value for failure in failures],
-            counts=[int(failure.counts) for failure in failures],
+            counts=[failure.counts for failure in failures],
+            once=[not failure.is_attempt for failure in failures],
             delays=[failure.delay for failure in failures],
             errors=[failure.error for failure in failures],
             failures=[failure.entry for failure in failures],
@@ -138,18 +155,22 @@ class OutboxRepository(SqlAccess):
             fingerprints=[failure.fingerprint for failure in failures],
             failures=[failure.entry for failure in failures],
             blocks=[failure.blocks for failure in failures],
+            counts=[failure.counts for failure in failures],
         )
         await self._hold_back([failure for failure in failures if failure.blocks])
         passed = [failure.aggregate for failure in failures if not failure.blocks]
         if passed:
             await self.wake(passed)
 
-    async def park_unknown(self, known: Sequence[str], floor: int, batch: int) -> int:
-        """Make events at the head of the queue wait if their types are not in `known`; return the number of rows.
+    async def park_unknown(self, known: Mapping[str, int], floor: int, batch: int) -> int:
+        """Make events at the head of the queue wait if no live worker knows them; return the number of rows.
 
-        They are due immediately for a worker that knows their type.
+        `known` has the version that this worker knows of each type. They are due immediately for a worker that knows
+        their type and version.
         """
-        return await self.sql.run(queries.PARK_UNKNOWN, known=list(known), floor=floor, slice=batch)
+        return await self.sql.run(
+            queries.PARK_UNKNOWN, types=list(known), versions=list(known.values()), floor=floor, slice=batch
+        )
 
     async def _hold_back(self, failures: Sequence[Failure]) -> None:
         if failures:

@@ -1,12 +1,12 @@
 """What a claim asks for, what it finds, and the outcome of processing it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self, TypeAlias
 from uuid import UUID
 
 from services.fields import now
-from services.outbox.events import Claimed, NoHandler, Unprocessable
+from services.outbox.events import Claimed, Event, NoHandler, Trace, Unprocessable
 from services.outbox.models import Waits
 from services.outbox.policy import RetryPolicy, describe, fingerprint, history_entry, is_locked
 
@@ -15,6 +15,9 @@ _UNKNOWN_AGAIN = 30.0
 
 _LOCKED_AGAIN = 2.0
 """Seconds until an event that needs a locked row is tried again."""
+
+
+_NO_TRACE = Trace()
 
 
 @dataclass(slots=True)
@@ -35,7 +38,7 @@ class Outcome:
 class Span(NamedTuple):
     """Where a claim looks for one type: positions from `first` up to but not including `past`.
 
-    `ready` and `due` are the maximum numbers of ready and due rows.
+    `ready` and `due` are the maximum numbers of ready and due rows. Events of a version above `version` are left alone.
     """
 
     type: str
@@ -43,13 +46,14 @@ class Span(NamedTuple):
     past: int
     ready: int
     due: int
+    version: int
 
 
 class ClaimedRow(NamedTuple):
     """An outbox row locked by this transaction, with its event from the log (None if the log no longer has it).
 
-    `waited` says that it was not ready but waiting, and is now due. If it is `blocked`, it must not run now; if it
-    `parks`, what blocks it is itself waiting or dead.
+    `waited` says that it was not ready but waiting, and is now due; `begun` that an attempt was noted and never ended.
+    If it is `blocked`, it must not run now; if it `parks`, what blocks it is itself waiting or dead.
     """
 
     position: int
@@ -58,12 +62,21 @@ class ClaimedRow(NamedTuple):
     type: str
     attempts: int
     waited: bool
+    begun: bool
     version: int | None
     payload: str | None
     request_id: str | None
     traceparent: str | None
     blocked: bool
     parks: bool
+
+    def read(self, read: Callable[[str, int], Event]) -> Claimed[Any]:
+        """The event in the form that its handler gets. Raises `Unprocessable`, and what the event's own code raises."""
+        if self.payload is None or self.version is None:
+            raise Unprocessable(f"event {self.event_id} is not in the log")
+        trace = Trace(self.request_id, self.traceparent) if self.request_id or self.traceparent else _NO_TRACE
+        event = read(self.payload, self.version)
+        return Claimed(self.position, self.event_id, self.aggregate, self.attempts, event, trace)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +93,17 @@ class Horizon:
     transaction: int
     oldest_running: int
     backend: int = 0
+
+
+class Kind(NamedTuple):
+    """What the events of a part of a batch have in common: their type, and whether they have failed before."""
+
+    type: str
+    has_failed: bool
+
+
+Part: TypeAlias = tuple[Kind, list[ClaimedRow]]
+"""Events that one call of their handler may process together."""
 
 
 class Look(NamedTuple):
@@ -107,36 +131,27 @@ class Done:
     done: Sequence[ClaimedRow]
     failed: Sequence[FailedRow] = ()
 
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The handler committed or rolled back itself. Part of its work may have taken effect, so no retry is safe.
-
-    `given` are the events that it got, `done` those that were processed before them in the `transaction` that it ended.
-    The events in `given` fail with `error`.
-    """
-
-    error: "TransactionEnded"
-    transaction: int
-    done: Sequence[ClaimedRow]
-    given: Sequence[ClaimedRow]
+    @classmethod
+    def of(cls, works: Sequence[Work], verdicts: Sequence[Exception | None] | None) -> Self:
+        """What a handler has done that returned these verdicts (`services.outbox.subscription.Verdicts`)."""
+        if verdicts is None:
+            return cls([work.row for work in works])
+        told = list(zip((work.row for work in works), verdicts, strict=True))
+        return cls(
+            [row for row, error in told if error is None],
+            [(row, error) for row, error in told if error is not None],
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The handler or the commit raised, and nothing takes effect.
-
-    In a transaction without savepoints this is not certain: after an error, the server does not say whether this is
-    still the transaction that claimed the events. If that transaction turns out to have committed, the handler ended
-    it, and the outcome is `if_committed`.
-    """
+    """The handler or the commit raised, and nothing takes effect."""
 
     error: Exception
-    if_committed: Ended | None = None
 
 
-class TransactionEnded(Unprocessable):
-    """The error of events whose handler ended the transaction. It is stored with them, and never raised."""
+class ProcessDied(Exception):
+    """The error of an event that used up its attempts, the last of which ended with its worker process."""
 
 
 @dataclass(slots=True)
@@ -146,11 +161,28 @@ class Batch:
     transaction: int
     careful: bool
     """Process in savepoints, so that a part that fails does not undo the rest."""
+    counted: bool = False
+    """The attempt was counted before it began: it is the only event, and may kill the process."""
     done: list[ClaimedRow] = field(default_factory=list)
     failed: list[FailedRow] = field(default_factory=list)
     stopped: set[str] = field(default_factory=set)
-    """Aggregates with a failed event: their later events of the batch wait."""
+    """Aggregates with a failed or released event: their later events of the batch wait."""
+    released: bool = False
+    """Whether some events were not processed, for lack of time or savepoints."""
+    deadline: float = 0.0
+    """When to begin no further part, in seconds of the monotonic clock."""
+    share: int = 0
+    """The savepoints that each kind of event may use."""
+    budget: dict[Kind, int] = field(default_factory=dict)
+    """What is left of them."""
     savepoints: int = 0
+    noted: set[int] = field(default_factory=set)
+    """Positions of the events whose attempts were noted before they began."""
+
+    @property
+    def left(self) -> list[int]:
+        """Positions of those whose attempts did not begin."""
+        return sorted(self.noted.difference(row.position for row in (*self.done, *(row for row, _ in self.failed))))
 
     def take(self, part: Done) -> None:
         """Add the result of a handler."""
@@ -163,29 +195,42 @@ class Batch:
         self.failed.append((row, error))
         self.stopped.add(row.aggregate)
 
+    def release(self, works: Sequence[Work]) -> None:
+        """Leave these events to a later transaction."""
+        self.stopped.update(work.row.aggregate for work in works)
+        self.released = True
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why an event could not be processed, and when to try it again (`delay` in seconds).
 
-    `error` is the traceback. `entry` is a JSON object for the event's history, or None to leave it out. `counts` says
-    whether to count an attempt, and `blocks` whether, as a dead letter, it blocks the later events of its aggregate.
+    `attempt` is the number of the attempt that failed, from 1, and `error` its traceback. `entry` is a JSON object for
+    the event's history, or None to leave it out. `counts` is what to add to the number of attempts, and `blocks`
+    whether, as a dead letter, it blocks the later events of its aggregate. `is_attempt` is false if another transaction
+    or another release is to blame.
     """
 
     position: int
     aggregate: str
+    attempt: int
     error: str
     fingerprint: str
     entry: str | None
-    delay: float = 0.0
-    waits: Waits = Waits.retry
-    counts: bool = True
-    blocks: bool = True
+    delay: float
+    waits: Waits
+    counts: int
+    is_attempt: bool
+    blocks: bool
 
     @classmethod
-    def of(cls, row: ClaimedRow, error: Exception, policy: RetryPolicy, *, blocks: bool) -> Self:
-        """Make the failure to store. `policy` is the subscription's; `blocks` is whether a dead letter would block."""
+    def of(cls, row: ClaimedRow, error: Exception, policy: RetryPolicy, *, blocks: bool, counted: bool = False) -> Self:
+        """Make the failure to store. `policy` is the subscription's; `blocks` is whether a dead letter would block.
+
+        `counted` says that the attempt was counted before it began.
+        """
         locked, unknown = is_locked(error), isinstance(error, NoHandler)
+        is_attempt = not (locked or unknown)
         delay = policy.delay(row.attempts)
         if locked:
             delay = _LOCKED_AGAIN
@@ -194,11 +239,13 @@ class Failure:
         return cls(
             position=row.position,
             aggregate=row.aggregate,
+            attempt=row.attempts + 1,
             error=describe(error),
             fingerprint=fingerprint(error),
             entry=None if locked else history_entry(error, row.attempts + 1, now()),
             delay=delay,
             waits=Waits.unknown if unknown else Waits.retry,
-            counts=not (unknown or locked),
+            counts=is_attempt - counted,
+            is_attempt=is_attempt,
             blocks=blocks,
         )

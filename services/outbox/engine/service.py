@@ -3,48 +3,46 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
-from typing import Any, Generic
+from typing import Generic
 
 from sqlalchemy.exc import DBAPIError
 
-from services.logs import Shown
+from services.logs import Repeats, Shown
 from services.outbox.engine.schemas import (
     Batch,
     ClaimedRow,
     Done,
-    Ended,
     Failed,
-    FailedRow,
     Failure,
+    Kind,
     Outcome,
-    TransactionEnded,
+    Part,
+    ProcessDied,
     Work,
 )
-from services.outbox.engine.window import Floor, Portion, Window, may_fail, stages_of
-from services.outbox.events import Claimed, Event, Registry, Trace, Unprocessable
+from services.outbox.engine.window import Floor, Pace, Portion, Standstill, Window, divided, parts_of
+from services.outbox.events import Registry
 from services.outbox.policy import OnDeath, RetryPolicy, is_locked, is_transient
 from services.outbox.subscription import (
     Subscription,
+    TimedOut,
     TransactionT,
     Verdicts,
     handle,
     longest_limit,
 )
-from services.sql import sqlstate
-from services.transaction import SAVEPOINT_BUDGET, Transaction
+from services.transaction import SAVEPOINT_BUDGET
 
 logger = logging.getLogger(__name__)
-
-_SHORTEST_LIMIT = 0.5
-"""The shortest time limit for a part of a batch, in seconds. It is longer than the short lock timeout."""
-
-_ABORTED = "25P02"
-"""SQLSTATE of a statement in a transaction in which an earlier one has failed."""
 
 _CAREFUL_BATCHES = 20
 """After a failure, the number of batches that are processed in savepoints from the start."""
 
-_NO_TRACE = Trace()
+_WARY_BATCHES = 20
+"""After another worker was killed, the number of batches whose attempts are noted before they begin."""
+
+_DIED_AGAIN = 5.0
+"""Seconds, at least, until an event whose attempt was noted is tried again if the process does not survive it."""
 
 
 class Processor(Generic[TransactionT]):
@@ -53,7 +51,8 @@ class Processor(Generic[TransactionT]):
     A processor runs one transaction at a time; several processors, in one process or in many, can share the outbox.
     `prepared` says that the connections already have the `claim_settings` for the longest time limit. Otherwise each
     transaction sets them, which costs a round trip. `siblings` is a list that all processors of a process share, so
-    that they can keep out of each other's way.
+    that they can keep out of each other's way, as they share the `pace`. `wary` says that a worker was killed: the
+    first batches are then processed so that an event that kills its process is found and counted.
     """
 
     def __init__(
@@ -66,10 +65,13 @@ class Processor(Generic[TransactionT]):
         time_limit: float = 30.0,
         prepared: bool = False,
         siblings: list[Window] | None = None,
+        pace: Pace | None = None,
+        wary: bool = False,
     ) -> None:
         self._open = open_transaction
         self._prepared = prepared
-        self._events = Registry([subscription.event for subscription in subscriptions])
+        events = Registry([subscription.event for subscription in subscriptions])
+        self._versions = {name: event.version for name, event in events.items()}
         self._subscriptions: Mapping[str, Subscription[TransactionT]] = {
             subscription.event.type: subscription for subscription in subscriptions
         }
@@ -81,7 +83,12 @@ class Processor(Generic[TransactionT]):
         """How many of the next batches are processed in savepoints, whatever they hold."""
         self._locked = 0
         """How many of the next batches tell their handlers to leave out what is locked."""
+        self._wary = _WARY_BATCHES if wary else 0
+        """How many of the next batches note their attempts before they begin."""
         self._portion = Portion()
+        self._standstill = Standstill()
+        self._pace = pace or Pace()
+        self._repeats = Repeats()
         self._siblings = [] if siblings is None else siblings
         self._start_over()
 
@@ -123,13 +130,13 @@ class Processor(Generic[TransactionT]):
         return found.ready, found.due_in
 
     async def park_unknown(self) -> int:
-        """Make events at the head of the queue wait if their type has no handler here; return their number."""
+        """Make events at the head of the queue wait if no live worker knows their type; return their number."""
         async with self._open() as transaction:
             await self._begin(transaction)
-            parked = await transaction.outbox.park_unknown(list(self._events), self._floor.position, 2000)
+            parked = await transaction.outbox.park_unknown(self._versions, self._floor.position, 2000)
             await transaction.commit()
         if parked:
-            logger.warning("this worker has no handler for the types of %d events; they wait", parked)
+            logger.warning("no live worker has a handler for the types or versions of %d events; they wait", parked)
         return parked
 
     async def _begin(self, transaction: TransactionT) -> None:
@@ -138,30 +145,23 @@ class Processor(Generic[TransactionT]):
 
     def _start_over(self) -> None:
         self._floor = Floor()
-        self._window = Window(list(self._events), self._batch_size, self._siblings)
+        self._window = Window(self._versions, self._batch_size, self._siblings, self._pace)
 
-    async def _run(self, before: Failed | None = None) -> Outcome:
-        """Process a batch, and once more if it fails; `before` is that failure. In savepoints only parts can fail."""
-        result: Outcome | Failed | Ended
-        ended = before.if_committed if before else None
+    async def _run(self) -> Outcome:
         async with self._open() as transaction:
-            if ended and await transaction.outbox.was_committed(ended.transaction):
-                result = ended
-            else:
-                result = await self._process_batch(transaction)
-        match result:
-            case Outcome():
-                return result
-            case Failed(error):
-                # The next batches may fail, too, and it is cheaper to be prepared.
-                self._careful = _CAREFUL_BATCHES
-                if is_locked(error):
-                    self._locked = _CAREFUL_BATCHES
-                return await self._run(result)
-            case Ended():
-                return await self._make_up(result)
+            result = await self._process_batch(transaction)
+        if isinstance(result, Outcome):
+            return result
+        # The next batches may fail, too, and it is cheaper to be prepared. In savepoints, only parts of a batch fail.
+        self._careful = _CAREFUL_BATCHES
+        if isinstance(result.error, TimedOut):
+            # Not the same batch again: the next one is smaller.
+            return Outcome(more=True)
+        if is_locked(result.error):
+            self._locked = _CAREFUL_BATCHES
+        return await self._run()
 
-    async def _process_batch(self, transaction: TransactionT) -> Outcome | Failed | Ended:
+    async def _process_batch(self, transaction: TransactionT) -> Outcome | Failed:
         """Claim a batch, process it and commit. What is not committed is rolled back when the transaction is closed."""
         await self._begin(transaction)
         # Before the claim, whose snapshot then shows every transaction that has ended by now.
@@ -171,96 +171,131 @@ class Processor(Generic[TransactionT]):
         again = self._floor.rise(horizon, oldest_taker)
         full = self._window.note(rows)
         if not rows:
+            self._wary = 0
             return Outcome(more=again)
         transaction.leaves_out_locked = False
-        if self._locked > 0:
-            await self._leave_out_locked(transaction)
+        overdue = self._standstill.overdue(rows)
         free = [row for row in rows if not row.blocked]
         taken = self._portion.of(free)
-        stages = stages_of(taken)
-        batch = Batch(horizon.transaction, careful=self._careful > 0 or may_fail(stages))
-        broken = await self._process_stages(transaction, stages, batch)
-        if broken is not None:
-            return broken
-        if batch.careful:
-            self._careful = max(0, self._careful - 1)
-            self._locked = max(0, self._locked - 1)
-            if batch.done:
-                await transaction.outbox.complete([row.position for row in batch.done])
-        outcome = await self._settle_failures(transaction, batch.failed)
-        parked = [row.position for row in rows if row.parks]
-        waiting = 0
-        if parked:
-            waiting = await transaction.outbox.park(parked)
-        # Only now: rows that have just been parked behind one of these must be woken, too.
-        passed = {row.aggregate for row in batch.done if row.waited}
-        if passed:
-            await transaction.outbox.wake(sorted(passed))
+        batch = Batch(horizon.transaction, careful=self._careful > 0)
+        try:
+            if taken and (self._wary > 0 or any(row.begun for row in taken)):
+                taken = await self._note_attempts(transaction, taken, batch)
+                # The others are no longer locked. The next claim finds them again.
+                rows, overdue = [], {}
+            if self._locked > 0:
+                await self._leave_out_locked(transaction)
+            if (broken := await self._process_rows(transaction, taken, batch)) is not None:
+                return broken
+            outcome = await self._settle(transaction, batch, rows, overdue)
+        except Exception as error:
+            self._portion.lost(error)
+            raise
         try:
             await transaction.commit()
-        except Exception as error:
+        except DBAPIError as error:
             # Without savepoints, deferred constraints are checked at the commit.
             if batch.careful or is_transient(error):
                 raise
             return Failed(error)
+        except Exception as error:
+            # Not the database's: a handler has done something to the session.
+            self._portion.lost(error)
+            raise
         self._portion.committed()
-        outcome.processed = len(batch.done)
-        outcome.blocked = sum(row.blocked for row in rows) - waiting
-        outcome.postponed += waiting
+        self._careful, self._locked = max(0, self._careful - 1), max(0, self._locked - 1)
         progress = outcome.processed or outcome.retried or outcome.buried or outcome.postponed
-        outcome.more |= (
-            again
-            or len(taken) < len(free)
-            or bool(passed)
-            or (full and bool(progress))
-            or batch.savepoints >= SAVEPOINT_BUDGET
-        )
+        outcome.more |= again or len(taken) < len(free) or batch.released or (full and bool(progress))
         return outcome
+
+    async def _note_attempts(
+        self, transaction: TransactionT, rows: Sequence[ClaimedRow], batch: Batch
+    ) -> Sequence[ClaimedRow]:
+        """Commit a note that attempts begin, for the case that an event kills this process; return what to process.
+
+        First all events of a batch together, without counting an attempt. Those that are found with such a note were
+        being tried when a process died: they are tried one by one, with the attempt counted before it begins.
+        """
+        one = next((row for row in rows if row.begun), None)
+        self._wary = max(0, self._wary - 1)
+        batch.careful = True
+        if one is not None:
+            policy = self._policy(one.type)
+            if one.attempts >= policy.max_attempts:
+                batch.counted = True
+                error = ProcessDied(f"the worker process ended during each of the last attempts, {one.attempts} in all")
+                batch.fail(one._replace(attempts=one.attempts - 1), error)
+                return []
+            rows, batch.counted = [one], True
+        positions = [row.position for row in rows]
+        delay = max(_DIED_AGAIN, self._policy(one.type).delay(one.attempts) if one else 0.0)
+        await transaction.outbox.begin_attempts(positions, delay, counts=batch.counted)
+        await transaction.commit()
+        await self._begin(transaction)
+        attempts = [row.attempts + batch.counted for row in rows]
+        batch.transaction, ours = await transaction.outbox.take_up(positions, attempts)
+        batch.noted = ours
+        return self._portion.of([row._replace(waited=True) for row in rows if row.position in ours])
 
     async def _leave_out_locked(self, transaction: TransactionT) -> None:
         """From now on, handlers leave out what is locked; those that do not can wait for a lock only briefly."""
         transaction.leaves_out_locked = True
         await transaction.outbox.shorten_lock_timeout()
 
-    async def _make_up(self, ended: Ended) -> Outcome:
-        """After a handler has ended the transaction: bury its events, and complete what was committed before them."""
-        async with self._open() as transaction:
-            done = ended.done if await transaction.outbox.was_committed(ended.transaction) else ()
-            if done:
-                await transaction.outbox.complete([row.position for row in done])
-            outcome = await self._settle_failures(transaction, [(row, ended.error) for row in ended.given])
-            # The locks were gone, so another worker may have parked rows behind these, and no one else would wake them.
-            passed = {row.aggregate for row in (*done, *ended.given)}
-            await transaction.outbox.wake(sorted(passed))
-            await transaction.commit()
-        outcome.processed = len(done)
-        outcome.more = True
-        return outcome
+    async def _process_rows(self, transaction: TransactionT, rows: Sequence[ClaimedRow], batch: Batch) -> Failed | None:
+        """Process events, and delete those that are done. Returns the reason if the transaction cannot be committed.
 
-    async def _process_stages(
-        self, transaction: TransactionT, stages: Sequence[Mapping[str, Sequence[ClaimedRow]]], batch: Batch
-    ) -> Failed | Ended | None:
-        """Process the stages one after the other. Returns the reason if the transaction cannot be committed."""
+        Events that have waited often fail. They come last, in savepoints and with a budget of their own, so that they
+        cannot hold up the others.
+        """
+        fresh, waited = divided(rows)
+        first, last = parts_of(fresh), parts_of(waited)
+        # Shared among the kinds, so that one that fails leaves enough for the others.
+        batch.share = max(1, SAVEPOINT_BUDGET // max(1, len({*_kinds(first)}) + len({*_kinds(last)})))
         try:
-            for event_type, events in (part for stage in stages for part in stage.items()):
-                broken = await self._process_type(transaction, self._subscriptions[event_type], events, batch)
-                if broken is not None:
-                    return broken
-        except DBAPIError as error:
-            self._portion.lost(error)
-            raise
+            broken = await self._process_parts(transaction, first, batch, careful=batch.careful)
+            if broken is None and last:
+                if batch.done and not batch.careful:
+                    # What would make the commit fail must not fail the savepoint of another event.
+                    await transaction.check()
+                broken = await self._process_parts(transaction, last, batch, careful=True)
+            if broken is not None:
+                return broken
+            done = [row.position for row in batch.done]
+            if (done or batch.failed) and not await transaction.complete(done, batch.transaction):
+                raise RuntimeError("the events are no longer locked: the transaction that claimed them has ended")
+        except Exception as error:
+            if batch.careful or is_transient(error):
+                raise
+            return Failed(error)
         return None
 
-    async def _process_type(
-        self,
-        transaction: TransactionT,
-        subscription: Subscription[TransactionT],
-        rows: Sequence[ClaimedRow],
-        batch: Batch,
-    ) -> Failed | Ended | None:
-        """Process events of one type. Returns the reason if the transaction cannot be committed."""
+    async def _process_parts(
+        self, transaction: TransactionT, parts: Sequence[Part], batch: Batch, *, careful: bool
+    ) -> Failed | None:
+        """Process parts one after the other. If not `careful`, the first one that fails is the reason returned."""
+        batch.deadline = monotonic() + self._longest_limit / 2
+        batch.budget = dict.fromkeys(_kinds(parts), batch.share)
+        for kind, rows in parts:
+            works = self._read(kind, rows, batch)
+            if careful:
+                # An event that has failed before may well fail again, and so is tried on its own.
+                for some in [[work] for work in works] if kind.has_failed else [works]:
+                    await self._process(transaction, kind, some, batch)
+            elif monotonic() > batch.deadline:
+                batch.release(works)
+            elif works:
+                match await self._try(transaction, kind, works):
+                    case Failed() as broken:
+                        return broken
+                    case done:
+                        batch.take(done)
+        return None
+
+    def _read(self, kind: Kind, rows: Sequence[ClaimedRow], batch: Batch) -> list[Work]:
+        """The events in the form that their handler gets. One that cannot be read fails."""
         works: list[Work] = []
-        read = subscription.event.reader()
+        read = self._subscriptions[kind.type].event.reader()
         for row in rows:
             if row.aggregate in batch.stopped:
                 continue
@@ -268,126 +303,116 @@ class Processor(Generic[TransactionT]):
                 batch.fail(row, lost)
                 continue
             try:
-                works.append(Work(row, _decode(read, row)))
+                works.append(Work(row, row.read(read)))
             except Exception as error:  # noqa: BLE001  (`upgraded` and validators are the event's own code)
                 batch.fail(row, error)
-        limit = subscription.time_limit or self._time_limit
-        if batch.careful:
-            return await self._process(transaction, subscription, works, limit, batch)
-        if not works:
-            return None
-        match await self._try(transaction, subscription, works, limit, batch):
-            case Done() as part:
-                batch.take(part)
-                return None
-            case (Failed() | Ended()) as broken:
-                return broken
+        return works
 
-    async def _process(
-        self,
-        transaction: TransactionT,
-        subscription: Subscription[TransactionT],
-        works: Sequence[Work],
-        limit: float,
-        batch: Batch,
-    ) -> Ended | None:
+    async def _process(self, transaction: TransactionT, kind: Kind, works: Sequence[Work], batch: Batch) -> None:
         """Process events in a savepoint. If that fails, process each half, down to the event that is to blame."""
         if batch.stopped:
             works = [work for work in works if work.row.aggregate not in batch.stopped]
         if not works:
-            return None
-        if batch.savepoints >= SAVEPOINT_BUDGET:
-            # The commit releases the rest. It is claimed again in a transaction with a fresh budget.
-            batch.stopped.update(work.row.aggregate for work in works)
-            return None
+            return
+        if batch.budget[kind] == 0 or batch.savepoints >= SAVEPOINT_BUDGET or monotonic() > batch.deadline:
+            self._pace.halve(kind.type, len(works))
+            batch.release(works)
+            return
+        batch.budget[kind] -= 1
         batch.savepoints += 1
-        match await self._try_in_savepoint(transaction, subscription, works, limit, batch):
-            case Done() as part:
-                batch.take(part)
-                return None
-            case Ended() as broken:
-                return broken
+        match await self._try_in_savepoint(transaction, kind, works):
+            case Done() as done:
+                batch.take(done)
+            case Failed(TimedOut()) if len(works) > 1:
+                # The halves would take as long. Fewer are claimed from now on.
+                batch.release(works)
             case Failed(error):
                 if is_locked(error):
                     self._locked = _CAREFUL_BATCHES
                     await self._leave_out_locked(transaction)
                 if len(works) == 1:
                     batch.fail(works[0].row, error)
-                    return None
+                    return
                 middle = len(works) // 2
-                # So a handler that hangs keeps the transaction open for at most twice its limit.
-                limit = max(_SHORTEST_LIMIT, limit / 2)
-                ended = await self._process(transaction, subscription, works[:middle], limit, batch)
-                return ended or await self._process(transaction, subscription, works[middle:], limit, batch)
+                await self._process(transaction, kind, works[:middle], batch)
+                await self._process(transaction, kind, works[middle:], batch)
 
-    async def _try(
-        self,
-        transaction: TransactionT,
-        subscription: Subscription[TransactionT],
-        works: Sequence[Work],
-        limit: float,
-        batch: Batch,
-    ) -> Done | Failed | Ended:
+    async def _try(self, transaction: TransactionT, kind: Kind, works: Sequence[Work]) -> Done | Failed:
         """Process without a savepoint, which would cost two round trips: most batches do not fail."""
         try:
-            part = _done(works, await handle(transaction, subscription, [work.claimed for work in works], limit))
-            if part.done:
-                ours = await transaction.complete([row.position for row in part.done], batch.transaction)
-            else:
-                ours = await transaction.outbox.transaction() == batch.transaction
+            return Done.of(works, await self._handle(transaction, kind, works))
         except Exception as error:
             if is_transient(error):
                 raise
-            ended = _ended(subscription, works, batch, error)
-            return Failed(error, ended) if await _is_open(transaction, batch.transaction, aborted=True) else ended
-        return part if ours else _ended(subscription, works, batch)
+            if isinstance(error, TimedOut) and len(works) == 1:
+                # It had the whole limit, and need not be tried again to count the attempt.
+                self._portion.blame(works[0].row, error)
+            return Failed(error)
 
-    async def _try_in_savepoint(
-        self,
-        transaction: TransactionT,
-        subscription: Subscription[TransactionT],
-        works: Sequence[Work],
-        limit: float,
-        batch: Batch,
-    ) -> Done | Failed | Ended:
+    async def _try_in_savepoint(self, transaction: TransactionT, kind: Kind, works: Sequence[Work]) -> Done | Failed:
         """Process in a savepoint, which undoes the handler's work if it raises."""
+        plain = self._subscriptions[kind.type].plain_sql
         try:
             # What would make the commit fail must fail here, where the poison event can be found.
-            async with transaction.savepoint(plain=subscription.plain_sql, check=True):
-                verdicts = await handle(transaction, subscription, [work.claimed for work in works], limit)
+            async with transaction.savepoint(plain=plain, check=True):
+                verdicts = await self._handle(transaction, kind, works)
         except Exception as error:
             if is_transient(error):
                 raise
-            if await _is_open(transaction, batch.transaction):
-                return Failed(error)
-            return _ended(subscription, works, batch, error)
-        return _done(works, verdicts)
+            return Failed(error)
+        return Done.of(works, verdicts)
 
-    async def _settle_failures(self, transaction: TransactionT, failed: Sequence[FailedRow]) -> Outcome:
+    async def _handle(self, transaction: TransactionT, kind: Kind, works: Sequence[Work]) -> Verdicts:
+        """Call the handler, and note how long it took. Raises what the handler raises, and `HandlerBroken`."""
+        subscription = self._subscriptions[kind.type]
+        limit = subscription.time_limit or self._time_limit
+        began = monotonic()
+        try:
+            verdicts = await handle(transaction, subscription, [work.claimed for work in works], limit)
+        except TimedOut:
+            if len(works) > 1:
+                self._pace.halve(kind.type, len(works))
+            raise
+        self._pace.finished(kind.type, len(works), (monotonic() - began) / limit)
+        return verdicts
+
+    async def _settle(
+        self, transaction: TransactionT, batch: Batch, rows: Sequence[ClaimedRow], overdue: Mapping[int, float]
+    ) -> Outcome:
+        """Store what failed, and make wait what must. `rows` are all that were claimed and are still locked."""
+        outcome = await self._settle_failures(transaction, batch)
+        if batch.left:
+            await transaction.outbox.leave(batch.left)
+        parked = [row.position for row in rows if row.parks]
+        waiting = await transaction.outbox.park(parked) if parked else 0
+        if overdue:
+            await transaction.outbox.put_behind(overdue)
+        # Only now: rows that have just been parked behind one of these must be woken, too.
+        passed = {row.aggregate for row in batch.done if row.waited}
+        if passed:
+            await transaction.outbox.wake(sorted(passed))
+            outcome.more = True
+        outcome.processed = len(batch.done)
+        outcome.blocked = sum(row.blocked for row in rows) - waiting - len(overdue)
+        outcome.postponed += waiting + len(overdue)
+        return outcome
+
+    async def _settle_failures(self, transaction: TransactionT, batch: Batch) -> Outcome:
         """Count the attempts and bury events that have used theirs up. A lock timeout does not count as an attempt."""
         put_off: list[Failure] = []
         bury: list[Failure] = []
-        locked = [row for row, error in failed if is_locked(error)]
+        locked = [row for row, error in batch.failed if is_locked(error)]
         if locked:
             first = locked[0].event_id
             logger.debug("%d events wait for rows locked by another transaction; the first is %s", len(locked), first)
-        for row, error in failed:
-            subscription = self._subscriptions[row.type]
-            policy = subscription.retry or self._retry
-            failure = Failure.of(row, error, policy, blocks=subscription.on_death is OnDeath.block)
-            dead = failure.counts and policy.gives_up(error, row.attempts + 1)
+        for row, error in batch.failed:
+            policy = self._policy(row.type)
+            blocks = self._subscriptions[row.type].on_death is OnDeath.block
+            failure = Failure.of(row, error, policy, blocks=blocks, counted=batch.counted)
+            dead = failure.is_attempt and policy.gives_up(error, failure.attempt)
             (bury if dead else put_off).append(failure)
             if not is_locked(error):
-                logger.log(
-                    logging.ERROR if dead else logging.WARNING,
-                    "event %s (%s) of %s failed, attempt %d%s: %r",
-                    row.event_id,
-                    row.type,
-                    row.aggregate,
-                    row.attempts + 1,
-                    ", now a dead letter" if dead else "",
-                    Shown(error),
-                )
+                self._log(row, failure, error, dead=dead)
         if put_off:
             await transaction.outbox.put_off(put_off)
         if bury:
@@ -396,42 +421,26 @@ class Processor(Generic[TransactionT]):
         more = any(not failure.blocks for failure in bury)
         return Outcome(retried=len(put_off) - len(locked), buried=len(bury), postponed=len(locked), more=more)
 
+    def _log(self, row: ClaimedRow, failure: Failure, error: Exception, *, dead: bool) -> None:
+        """Log a failure, but of many alike only the first, and then one a minute."""
+        left_out = self._repeats.left_out((row.type, failure.fingerprint, dead))
+        if left_out is None:
+            return
+        logger.log(
+            logging.ERROR if dead else logging.WARNING,
+            "event %s (%s) of %s failed, attempt %d%s: %r%s",
+            row.event_id,
+            row.type,
+            row.aggregate,
+            failure.attempt,
+            ", now a dead letter" if dead else "",
+            Shown(error),
+            f" (and {left_out} more like it since this was last logged)" if left_out else "",
+        )
 
-def _done(works: Sequence[Work], verdicts: Verdicts) -> Done:
-    if verdicts is None:
-        return Done([work.row for work in works])
-    told = list(zip((work.row for work in works), verdicts, strict=True))
-    return Done(
-        [row for row, error in told if error is None],
-        [(row, error) for row, error in told if error is not None],
-    )
-
-
-def _ended(
-    subscription: Subscription[TransactionT], works: Sequence[Work], batch: Batch, cause: Exception | None = None
-) -> Ended:
-    name = subscription.event.type
-    error = TransactionEnded(f"the handler of {name!r} ended the transaction; what it wrote may be committed")
-    error.__cause__ = cause
-    return Ended(error, batch.transaction, tuple(batch.done), [work.row for work in works])
-
-
-async def _is_open(transaction: Transaction, number: int, *, aborted: bool = False) -> bool:
-    """Whether this is still the transaction with that id. Raises `DBAPIError` if the connection is lost.
-
-    `aborted` is the answer if a statement in the transaction has failed: the server then no longer returns the id.
-    """
-    try:
-        return await transaction.outbox.transaction() == number
-    except Exception as error:
-        if is_transient(error):
-            raise
-        return aborted and isinstance(error, DBAPIError) and sqlstate(error) == _ABORTED
+    def _policy(self, event_type: str) -> RetryPolicy:
+        return self._subscriptions[event_type].retry or self._retry
 
 
-def _decode(read: Callable[[str, int], Event], row: ClaimedRow) -> Claimed[Any]:
-    position, event_id, aggregate, _, attempts, _, version, payload, request_id, traceparent, _, _ = row
-    if payload is None or version is None:
-        raise Unprocessable(f"event {event_id} is not in the log")
-    trace = Trace(request_id, traceparent) if request_id or traceparent else _NO_TRACE
-    return Claimed(position, event_id, aggregate, attempts, read(payload, version), trace)
+def _kinds(parts: Sequence[Part]) -> list[Kind]:
+    return [kind for kind, _ in parts]

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from time import monotonic
 
-from services.outbox.engine.schemas import ClaimedRow, Horizon, Span
+from services.outbox.engine.schemas import ClaimedRow, Horizon, Kind, Part, Span
 from services.outbox.models import MAX_POSITION
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,24 @@ _MANY = 5_000
 """The number of dead rows that a claim reads in about the time it takes to read the server's locks."""
 
 _ALL = 2**31
+
+_IDEAL_SHARE = 0.5
+"""The share of its time limit that a handler should need."""
+
+_STEP = 8
+"""How many times as many events the next call may get, after one that took little time."""
+
+_UNLIMITED = 10_000
+"""More events than one claim takes."""
+
+_STANDSTILL = 0.5
+"""Seconds after which an event that is blocked begins to wait."""
+
+_LONGEST_STANDSTILL = 60.0
+"""The most seconds until a blocked event is looked at again."""
+
+_REMEMBERED_BLOCKED = 100_000
+"""The most blocked events that are remembered."""
 
 _LOSSES = 5
 """So many lost transactions of an event on its own count as one failed attempt."""
@@ -151,15 +169,19 @@ class Window:
     a backlog divide the rest. If one aggregate fills a window, part of the next window starts at a random position
     further on.
 
-    `siblings` are the windows of all processors of the process, including this one. While one of them works on an
+    `types` has the version that is known of each type. `siblings` are the windows of all processors of the process,
+    including this one. While one of them works on an
     aggregate that fills its window, the others could only lock later rows of that aggregate and release them again. So
     for a moment they leave the head of the queue to that one, and look further on.
     """
 
-    def __init__(self, types: Sequence[str], size: int, siblings: "list[Window] | None" = None) -> None:
+    def __init__(
+        self, types: Mapping[str, int], size: int, siblings: "list[Window] | None" = None, pace: "Pace | None" = None
+    ) -> None:
         self._siblings = [] if siblings is None else siblings
         self._siblings.append(self)
-        self._types = list(types)
+        self._pace = pace or Pace()
+        self._types = types
         self._size = size
         self._ready: dict[str, int] = dict.fromkeys(types, size)
         self._due: dict[str, int] = dict.fromkeys(types, 0)
@@ -199,14 +221,15 @@ class Window:
             share = max(even, (self._size - idle) // len(busy)) if name in busy else even
             due = share // 2 if self._ready[name] >= share else share
             ready = share - min(self._due[name], share // 2)
-            of_type = self._split(name, floor, max(1, ready), max(1, due), others)
+            most = self._pace.most(name)
+            of_type = self._split(name, floor, min(max(1, ready), most), min(max(1, due), most), others)
             self._asked[name] = of_type[0].ready
             spans += of_type
         return spans
 
     def whole(self, first: int) -> list[Span]:
         """Spans that cover everything from `first` on, for a look that claims nothing."""
-        return [Span(name, first, MAX_POSITION, 1, 1) for name in self._types]
+        return [Span(name, first, MAX_POSITION, 1, 1, version) for name, version in self._types.items()]
 
     def note(self, rows: Sequence[ClaimedRow]) -> bool:
         """Record what a claim has found; return whether another claim may find as much immediately."""
@@ -238,21 +261,81 @@ class Window:
     def _split(self, name: str, floor: Floor, ready: int, due: int, others: "Sequence[Window]") -> list[Span]:
         """The spans for one type. `others` are the siblings with a running transaction."""
         crowds = [crowd for other in others if (crowd := other._working_on(name)) is not None]
+        version = self._types[name]
         if crowds and max(crowds) + 1 < floor.last_taken:
             self._beside.add(name)
             self._crowded[name] = max(crowds)
-            return [Span(name, _further(max(crowds), floor), MAX_POSITION, ready, due)]
+            return [Span(name, _further(max(crowds), floor), MAX_POSITION, ready, due, version)]
         last = self._crowded.get(name)
         if last is None or last + 1 >= floor.last_taken or ready < 2 or any(name in other._beside for other in others):
-            return [Span(name, floor.position, MAX_POSITION, ready, due)]
+            return [Span(name, floor.position, MAX_POSITION, ready, due, version)]
         further = _further(last, floor)
         head = min(ready - 1, int(ready * _HEAD_SHARE))
-        return [Span(name, floor.position, further, head, due), Span(name, further, MAX_POSITION, ready - head, 0)]
+        return [
+            Span(name, floor.position, further, head, due, version),
+            Span(name, further, MAX_POSITION, ready - head, 0, version),
+        ]
 
 
 def _further(last: int, floor: Floor) -> int:
     """A random position after `last`."""
     return random.randint(last + 1, floor.last_taken)  # noqa: S311
+
+
+class Pace:
+    """How many events of a type a handler gets in one call, so that it finishes well within its time limit.
+
+    The number is halved when a call takes too long, or when there are not enough savepoints to find out which events
+    fail. From the time that a call takes, it is set so that the next one
+    takes half the limit. The processors of a process share it: what one has learned, the others need not find out.
+    """
+
+    def __init__(self) -> None:
+        self._most: dict[str, int] = {}
+
+    def most(self, name: str) -> int:
+        """The most events of this type in one call."""
+        return self._most.get(name, _ALL)
+
+    def halve(self, name: str, events: int) -> None:
+        """A call with this many events was too much."""
+        self._most[name] = max(1, min(events, self.most(name)) // 2)
+
+    def finished(self, name: str, events: int, share: float) -> None:
+        """A call with this many events took this share of its time limit."""
+        if share <= _IDEAL_SHARE and (name not in self._most or events < self._most[name]):
+            return
+        self._most[name] = most = max(1, min(int(events * _IDEAL_SHARE / max(share, 1e-6)), _STEP * events))
+        if most >= _UNLIMITED:
+            del self._most[name]
+
+
+class Standstill:
+    """Which events have been blocked for long, and how long they should wait before a claim looks at them again.
+
+    Usually, another worker's transaction has locked the event before, and ends in a moment. But that event may be of a
+    type that is paused or limited, or of a version that only workers of the next release know. Then those that it
+    blocks would be claimed over and over, and more of them than a claim takes would hide all others. So they wait as
+    long as they have been blocked so far, which doubles that time.
+    """
+
+    def __init__(self) -> None:
+        self._since: dict[int, float] = {}
+
+    def overdue(self, rows: Sequence[ClaimedRow]) -> dict[int, float]:
+        """Of the rows of a claim, those that have been blocked for long: for each position, how long to wait (s)."""
+        now = monotonic()
+        if len(self._since) > _REMEMBERED_BLOCKED:
+            self._since.clear()
+        waits = {}
+        for row in rows:
+            if row.blocked and not row.parks:
+                blocked = now - self._since.setdefault(row.position, now)
+                if blocked >= _STANDSTILL:
+                    waits[row.position] = min(blocked, _LONGEST_STANDSTILL) * random.uniform(0.75, 1.25)  # noqa: S311
+            elif self._since:
+                self._since.pop(row.position, None)
+        return waits
 
 
 class Portion:
@@ -290,11 +373,15 @@ class Portion:
         if self._losses[position] >= _LOSSES:
             self._blamed[position] = error
 
+    def blame(self, row: ClaimedRow, error: Exception) -> None:
+        """Count this error as the event's next attempt, without running the handler."""
+        self._blamed[row.position] = error
+
     def committed(self) -> None:
         """The transaction was committed."""
         if self._taken:
             self._most = min(_ALL, 2 * self._most)
-        for row in self._taken if self._losses else ():
+        for row in self._taken if self._losses or self._blamed else ():
             self._losses.pop(row.position, None)
             self._blamed.pop(row.position, None)
 
@@ -303,25 +390,33 @@ class Portion:
         return self._blamed.get(row.position)
 
 
-def may_fail(stages: Sequence[Mapping[str, Sequence[ClaimedRow]]]) -> bool:
-    """Whether to use savepoints from the start: an event has failed before, or several handlers are involved."""
-    parts = [rows for stage in stages for rows in stage.values()]
-    return len(parts) != 1 or any(row.attempts for row in parts[0])
+def parts_of(rows: Sequence[ClaimedRow]) -> list[Part]:
+    """Rows in parts of one kind each, in an order that keeps that of each aggregate.
 
-
-def stages_of(rows: Sequence[ClaimedRow]) -> list[dict[str, list[ClaimedRow]]]:
-    """Rows by type, in stages: within an aggregate, a change of type starts the next stage."""
-    types = {row.type for row in rows}
-    if len(types) == 1:
-        return [{types.pop(): list(rows)}]
-    stages: list[dict[str, list[ClaimedRow]]] = []
-    reached: dict[str, tuple[int, str]] = {}
+    Of those that may be processed in any order, the first is chosen at random: a type whose handler is slow or fails
+    must not always come before the others.
+    """
+    kinds = {Kind(row.type, row.attempts > 0) for row in rows}
+    if len(kinds) == 1:
+        return [(kinds.pop(), list(rows))]
+    stages: list[dict[Kind, list[ClaimedRow]]] = []
+    reached: dict[str, tuple[int, Kind]] = {}
     for row in rows:
-        number, before = reached.get(row.aggregate, (0, row.type))
-        if row.type != before:
+        kind = Kind(row.type, row.attempts > 0)
+        number, before = reached.get(row.aggregate, (0, kind))
+        # Within an aggregate, a change of kind starts the next stage.
+        if kind != before:
             number += 1
-        reached[row.aggregate] = (number, row.type)
+        reached[row.aggregate] = (number, kind)
         while number >= len(stages):
             stages.append({})
-        stages[number].setdefault(row.type, []).append(row)
-    return stages
+        stages[number].setdefault(kind, []).append(row)
+    return [part for stage in stages for part in random.sample(list(stage.items()), len(stage))]
+
+
+def divided(rows: Sequence[ClaimedRow]) -> tuple[list[ClaimedRow], list[ClaimedRow]]:
+    """The rows of aggregates of which none has waited, and the others, which are more likely to fail."""
+    waited = {row.aggregate for row in rows if row.waited}
+    if not waited:
+        return list(rows), []
+    return [row for row in rows if row.aggregate not in waited], [row for row in rows if row.aggregate in waited]
