@@ -6,6 +6,9 @@ A decision depends on the seed and its subject, not on a sequence, so it is the 
 import asyncio
 import hashlib
 import logging
+import os
+import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,6 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from services.database import open_database
+from services.outbox.engine import service as engine_service
 from services.outbox.engine.service import Processor
 from services.outbox.events import Claimed, Event
 from services.outbox.policy import OnDeath, RetryPolicy
@@ -81,6 +85,12 @@ class Dew(Drop):
 KINDS: Sequence[type[Drop]] = (Rain, Sleet, Snow, Hail)
 ALL_KINDS: Sequence[type[Drop]] = (*KINDS, Dew)
 
+LIMIT = 1.0
+"""Seconds that a handler may take for one batch."""
+
+AWAY = frozenset({"40P01", "57P01", "3D000", "55000", None})
+"""SQLSTATEs of a deadlock's victim, and of a database that is being replaced by an earlier state of itself."""
+
 _FOR_EVER = RetryPolicy(max_attempts=100, base=0.002, cap=0.05)
 _TWICE = RetryPolicy(max_attempts=2, base=0.002, cap=0.05)
 
@@ -91,9 +101,18 @@ def chance(seed: int, *about: object) -> float:
     return int.from_bytes(digest[:8]) / 2**64
 
 
+class Unspeakable(Exception):
+    """An error that cannot be shown."""
+
+    def __str__(self) -> str:
+        raise asyncio.CancelledError
+
+    __repr__ = __str__
+
+
 @dataclass(frozen=True, slots=True)
 class DropHandler:
-    """Writes an effect for each event, and fails for some in one of several ways."""
+    """Writes an effect for each event, and fails for some in one of several ways: a few of them kill the process."""
 
     seed: int
     verdicts: bool = False
@@ -114,9 +133,25 @@ class DropHandler:
             how = failing.get(claimed.position)
             if how is None:
                 continue
+            if how < 0.03:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if how < 0.06:
+                sys.exit("a handler exits")
+            if how < 0.12:
+                raise asyncio.CancelledError
+            if how < 0.18:
+                raise Unspeakable
+            if how < 0.24:
+                await uow.commit()
             if how < 0.3:
+                # More than its share of the time limit.
+                await asyncio.sleep(0.4 * LIMIT)
+                continue
+            if how < 0.32:
+                await asyncio.sleep(60.0)
+            if how < 0.45:
                 await connection.execute(text("SELECT 1 / 0"))
-            if how < 0.5:
+            if how < 0.6:
                 # Fails only at the commit.
                 await self._write(connection, [claimed])
             else:
@@ -158,22 +193,36 @@ def subscriptions(seed: int) -> list[Subscription[UnitOfWork]]:
     ]
 
 
-async def work(settings: Settings, seed: int) -> None:
+def is_away(error: BaseException) -> bool:
+    """Whether the error comes from a deadlock, or from the database being replaced."""
+    if not isinstance(error, DBAPIError):
+        return isinstance(error, OSError)
+    return error.connection_invalidated or getattr(error.orig, "sqlstate", None) in AWAY
+
+
+async def work(settings: Settings, seed: int, *, wary: bool) -> None:
     """Process the outbox until killed, as a poll loop does."""
+    # What would be seconds in operation.
+    engine_service._DIED_AGAIN = 0.1
     async with open_database(settings, "storm") as database:
         engine = Processor[UnitOfWork](
-            lambda: UnitOfWork(database.write), subscriptions(seed), retry=_FOR_EVER, batch_size=30, time_limit=10
+            lambda: UnitOfWork(database.write),
+            subscriptions(seed),
+            retry=_FOR_EVER,
+            batch_size=30,
+            time_limit=LIMIT,
+            wary=wary,
         )
         while True:
             try:
                 await drain(engine)
-            except DBAPIError as error:
-                # A deadlock victim is retried; nothing else may get here.
-                assert getattr(error.orig, "sqlstate", None) == "40P01", error  # noqa: PT017
+            except (DBAPIError, OSError) as error:
+                # The transaction is tried again; nothing else may get here.
+                assert is_away(error), error  # noqa: PT017
             await asyncio.sleep(0.005)
 
 
-def run(settings: Settings, seed: int) -> None:
-    """The main function of a worker process."""
+def run(settings: Settings, seed: int, wary: bool) -> None:
+    """The main function of a worker process; `wary` if the one before it was killed."""
     logging.disable()
-    asyncio.run(work(settings, seed))
+    asyncio.run(work(settings, seed, wary=wary))
