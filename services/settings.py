@@ -137,7 +137,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _stall_limit_is_beyond_a_batch(self) -> Self:
-        # In one transaction, new events may take one and a half times the limit, and those that have waited as long again.
+        # In one transaction, new events may take one and a half times the limit, and waited ones as long again.
         least = max(4 * self.outbox_time_limit, 2 * self.outbox_poll_interval)
         if self.worker_stall_limit < least:
             raise ValueError(

@@ -169,6 +169,37 @@ async def test_a_process_that_was_stopped_after_its_note_leaves_out_what_another
     assert await rows(ticking, NOTED) == []
 
 
+async def test_an_event_is_not_tried_before_an_earlier_one_that_another_worker_took_after_the_note(
+    ticking: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await append(ticking, Tick(name="a"), Tick(name="a", number=1), Tick(name="b"))
+    take_up: Callable[..., Any] = OutboxRepository.take_up
+    handler = TickHandler()
+
+    async def take_up_late(self: OutboxRepository, *arguments: Any) -> Any:
+        if not handler.batches:
+            await rows(ticking, "UPDATE outbox SET attempts = 1 WHERE aggregate = 'tick/a' AND position = 1")
+        return await take_up(self, *arguments)
+
+    monkeypatch.setattr(OutboxRepository, "take_up", take_up_late)
+    await started(ticking, handler).run_once()
+    assert await effects(ticking) == [("b", 0)]
+    await rows(ticking, DUE_NOW)
+    await drain(started(ticking, handler))
+    assert await effects(ticking) == [("b", 0), ("a", 0), ("a", 1)]
+
+
+async def test_an_event_with_a_note_is_not_tried_before_an_earlier_one_without(ticking: Database) -> None:
+    await append(ticking, Tick(name="a"), Tick(name="a", number=1), Tick(name="a", number=2), Tick(name="b"))
+    await rows(ticking, "UPDATE outbox SET waits = 'retry', available_at = now() WHERE position = 1")
+    await rows(ticking, "UPDATE outbox SET waits = 'begun', available_at = now() WHERE position = 2")
+    handler = TickHandler()
+    await drain(started(ticking, handler, wary=False))
+    assert [effect for effect in await effects(ticking) if effect[0] == "a"] == [("a", 0), ("a", 1), ("a", 2)]
+    # On its own nevertheless.
+    assert [Tick(name="a", number=1)] in handler.batches
+
+
 async def test_events_whose_attempt_was_noted_and_did_not_begin_are_due_at_once(
     ticking: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

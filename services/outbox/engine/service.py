@@ -20,7 +20,7 @@ from services.outbox.engine.schemas import (
     ProcessDied,
     Work,
 )
-from services.outbox.engine.window import Floor, Pace, Portion, Standstill, Window, divided, parts_of
+from services.outbox.engine.window import Floor, Pace, Portion, Standstill, Window, divided, parts_of, separated
 from services.outbox.events import Registry
 from services.outbox.policy import OnDeath, RetryPolicy, is_locked, is_transient
 from services.outbox.subscription import (
@@ -170,17 +170,21 @@ class Processor(Generic[TransactionT]):
         horizon, rows = await transaction.outbox.claim(self._window.spans(self._floor), self._floor.position)
         again = self._floor.rise(horizon, oldest_taker)
         full = self._window.note(rows)
+        if again:
+            # What was found further on may have to wait for what is at the beginning.
+            return Outcome(more=True)
         if not rows:
             self._wary = 0
-            return Outcome(more=again)
+            return Outcome()
         transaction.leaves_out_locked = False
         overdue = self._standstill.overdue(rows)
         free = [row for row in rows if not row.blocked]
         taken = self._portion.of(free)
         batch = Batch(horizon.transaction, careful=self._careful > 0)
+        alone, taken = separated(taken)
         try:
-            if taken and (self._wary > 0 or any(row.begun for row in taken)):
-                taken = await self._note_attempts(transaction, taken, batch)
+            if alone is not None or (taken and self._wary > 0):
+                taken = await self._note_attempts(transaction, alone, taken, batch)
                 # The others are no longer locked. The next claim finds them again.
                 rows, overdue = [], {}
             if self._locked > 0:
@@ -193,30 +197,28 @@ class Processor(Generic[TransactionT]):
             raise
         try:
             await transaction.commit()
-        except DBAPIError as error:
-            # Without savepoints, deferred constraints are checked at the commit.
-            if batch.careful or is_transient(error):
-                raise
-            return Failed(error)
         except Exception as error:
-            # Not the database's: a handler has done something to the session.
-            self._portion.lost(error)
+            if not isinstance(error, DBAPIError):
+                # A handler has done something to the session.
+                self._portion.lost(error)
+            elif not batch.careful and not is_transient(error):
+                # Without savepoints, deferred constraints are checked at the commit.
+                return Failed(error)
             raise
         self._portion.committed()
         self._careful, self._locked = max(0, self._careful - 1), max(0, self._locked - 1)
         progress = outcome.processed or outcome.retried or outcome.buried or outcome.postponed
-        outcome.more |= again or len(taken) < len(free) or batch.released or (full and bool(progress))
+        outcome.more |= len(taken) < len(free) or batch.released or (full and bool(progress))
         return outcome
 
     async def _note_attempts(
-        self, transaction: TransactionT, rows: Sequence[ClaimedRow], batch: Batch
+        self, transaction: TransactionT, one: ClaimedRow | None, rows: Sequence[ClaimedRow], batch: Batch
     ) -> Sequence[ClaimedRow]:
         """Commit a note that attempts begin, for the case that an event kills this process; return what to process.
 
-        First all events of a batch together, without counting an attempt. Those that are found with such a note were
-        being tried when a process died: they are tried one by one, with the attempt counted before it begins.
+        First all events of a batch together, without counting an attempt. An event that is found with such a note was
+        being tried when a process died: this `one` is tried on its own, with the attempt counted before it begins.
         """
-        one = next((row for row in rows if row.begun), None)
         self._wary = max(0, self._wary - 1)
         batch.careful = True
         if one is not None:
@@ -235,7 +237,9 @@ class Processor(Generic[TransactionT]):
         attempts = [row.attempts + batch.counted for row in rows]
         batch.transaction, ours = await transaction.outbox.take_up(positions, attempts)
         batch.noted = ours
-        return self._portion.of([row._replace(waited=True) for row in rows if row.position in ours])
+        missing = {row.aggregate for row in rows if row.position not in ours}
+        # If another worker has taken one of an aggregate's events meanwhile, the later ones must wait for it.
+        return self._portion.of([row._replace(waited=True) for row in rows if row.aggregate not in missing])
 
     async def _leave_out_locked(self, transaction: TransactionT) -> None:
         """From now on, handlers leave out what is locked; those that do not can wait for a lock only briefly."""
