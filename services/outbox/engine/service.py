@@ -259,9 +259,6 @@ class Processor(Generic[TransactionT]):
         try:
             broken = await self._process_parts(transaction, first, batch, careful=batch.careful)
             if broken is None and last:
-                if batch.done and not batch.careful:
-                    # What would make the commit fail must not fail the savepoint of another event.
-                    await transaction.check()
                 broken = await self._process_parts(transaction, last, batch, careful=True)
             if broken is not None:
                 return broken
