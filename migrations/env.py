@@ -38,6 +38,7 @@ from services.models import metadata
 from services.outbox.models import PgSnapshot, Xid8
 from services.outbox.retention.repository import is_partition
 from services.settings import Environment, Settings
+from services.startup import reason_of
 
 logger = logging.getLogger("alembic.env")
 
@@ -224,7 +225,8 @@ async def connected(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     try:
         connection = await engine.connect()
     except (OSError, SQLAlchemyError) as error:
-        raise CommandError(f"cannot connect to {engine.url.set(query={})}: {error}") from error
+        address = engine.url.set(query={}).render_as_string(hide_password=True)
+        raise CommandError(f"cannot connect to {address}: {reason_of(error)}") from error
     try:
         yield connection
     finally:

@@ -1,7 +1,7 @@
 """The HTTP application."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
@@ -33,6 +33,7 @@ from services.orders import routes as orders
 from services.outbox.doorbell import Doorbell
 from services.settings import Settings, get_settings
 from services.skew import watched_clock
+from services.startup import check_schema, plain_connecting
 from services.sweeps import routes as sweeps
 from services.users import routes as users
 from services.users.passwords import Passwords
@@ -48,15 +49,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         redis = Redis.from_url(settings.redis_url, socket_connect_timeout=1, socket_timeout=1)
-        async with (
-            open_database(settings, "api", Limits.of_requests(settings), SharingPool) as database,
-            watched_clock(database.engine, settings.max_clock_skew) as skew,
-            redis,
-            Doorbell(redis) as doorbell,
-            open_probe(settings, redis) as probe,
-            Canary(database.write, probe.sessions, settings.canary_interval) as canary,
-        ):
-            await check_pool_budget(database.engine, settings)
+        async with AsyncExitStack() as stack:
+            enter = stack.enter_async_context
+            with plain_connecting(settings):
+                database = await enter(open_database(settings, "api", Limits.of_requests(settings), SharingPool))
+                schema = await check_schema(database.engine, settings, may_wait=True)
+                skew = await enter(watched_clock(database.engine, settings.max_clock_skew))
+                await check_pool_budget(database.engine, settings)
+            await enter(redis)
+            doorbell = await enter(Doorbell(redis))
+            probe = await enter(open_probe(settings, redis, schema))
+            canary = await enter(Canary(database.write, probe.sessions, settings.canary_interval))
             app.state.waybill = ApiState(
                 settings=settings,
                 database=database,

@@ -5,6 +5,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 
+class CannotStart(Exception):
+    """This process or command cannot do its work. The message is one sentence that says why and what to do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """One fault in the input. `pointer` is a JSON Pointer (RFC 6901) as a URI fragment, such as `#/items/0`."""

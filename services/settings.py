@@ -5,6 +5,7 @@ from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Self
+from urllib.parse import urlencode
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -13,6 +14,22 @@ from sqlalchemy.engine import URL, make_url
 
 DEVELOPMENT_SECRET = "waybill-development-secret-do-not-deploy"
 """Signs tokens when nothing else is set; refused outside development."""
+
+_TLS = frozenset(
+    {
+        "sslmode",
+        "sslrootcert",
+        "sslcert",
+        "sslkey",
+        "sslpassword",
+        "sslcrl",
+        "ssl_min_protocol_version",
+        "ssl_max_protocol_version",
+    }
+)
+"""Options about TLS that a database URL may have, as libpq names them."""
+
+_OTHER_OPTIONS = frozenset({"host", "port", "passfile", "ssl", "target_session_attrs", "krbsrvname", "gsslib"})
 
 
 class Environment(StrEnum):
@@ -112,6 +129,8 @@ class Settings(BaseSettings):
             raise ValueError("not a database URL; expected postgresql://USER:PASSWORD@HOST:PORT/NAME") from error
         if url.get_backend_name() not in ("postgresql", "postgres"):
             raise ValueError("Waybill needs PostgreSQL; expected postgresql://USER:PASSWORD@HOST:PORT/NAME")
+        if unknown := url.query.keys() - _TLS - _OTHER_OPTIONS:
+            raise ValueError(f"unknown options in the URL: {', '.join(sorted(unknown))}")
         return value
 
     @field_validator("redis_url")
@@ -170,19 +189,25 @@ class Settings(BaseSettings):
 
     def async_url(self) -> URL:
         """The primary's address for asyncpg."""
-        return _with_driver(self.database_url, "asyncpg")
+        return _for_asyncpg(self.database_url)
 
     def replica_url(self) -> URL | None:
         """The read replica's address for asyncpg, if there is one."""
-        return _with_driver(self.database_replica_url, "asyncpg") if self.database_replica_url else None
+        return _for_asyncpg(self.database_replica_url) if self.database_replica_url else None
 
     def sync_url(self) -> URL:
         """The primary's address for psycopg, for scripts and the command line."""
-        return _with_driver(self.database_url, "psycopg")
+        return make_url(self.database_url).set(drivername="postgresql+psycopg")
 
 
-def _with_driver(url: str, driver: str) -> URL:
-    return make_url(url).set(drivername=f"postgresql+{driver}")
+def _for_asyncpg(address: str) -> URL:
+    url = make_url(address).set(drivername="postgresql+asyncpg")
+    tls = {name: value for name, value in url.query.items() if name in _TLS}
+    if not tls:
+        return url
+    # asyncpg reads these options only from an address of its own, which is used for what the other arguments leave out.
+    others = {name: value for name, value in url.query.items() if name not in _TLS}
+    return url.set(query={**others, "dsn": f"postgresql:///?{urlencode(tls, doseq=True)}"})
 
 
 @lru_cache

@@ -13,6 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services import clock
+from services.errors import CannotStart
 from services.shielding import end
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ _TRIPS = 3
 _DATABASE_TIME = text("SELECT CAST(extract(epoch FROM clock_timestamp()) AS double precision)")
 
 
-class ClockSkewed(Exception):
+class ClockSkewed(CannotStart):
     """This host's clock is further from the database's than the settings allow. The message says what to do."""
 
 

@@ -10,12 +10,12 @@ from arq.worker import get_kwargs
 from pydantic import ValidationError
 
 from services.collector import spare_what_stays
+from services.errors import CannotStart
 from services.logs import configure_logging
 from services.outbox.subscription import TimeLimitTooLong
 from services.settings import get_settings
-from services.skew import ClockSkewed
 from worker.guard import BROKEN, WorkerBroken
-from worker.runner import DatabaseAway, ReconnectingWorker
+from worker.runner import ReconnectingWorker
 
 logger = logging.getLogger("worker")
 
@@ -30,8 +30,8 @@ async def serve(settings_class: type) -> None:
 def main() -> None:
     """Run until SIGTERM, SIGINT or SIGHUP.
 
-    Exit code 1: cannot start (database or clock); 2: the settings or the time limits of subscriptions are not valid;
-    70: no progress, or a part of the worker has ended (`worker/guard.py`).
+    Exit code 1: cannot start (the database, its tables or the clock); 2: the settings or the time limits of
+    subscriptions are not valid; 70: no progress, or a part of the worker has ended (`worker/guard.py`).
     """
     try:
         configure_logging(get_settings(), "worker")
@@ -48,7 +48,7 @@ def main() -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             runner.run(serve(WorkerSettings))
-        except (DatabaseAway, ClockSkewed) as error:
+        except CannotStart as error:
             # One line, no traceback: the supervisor restarts us.
             logger.error("%s", error)
             sys.exit(1)

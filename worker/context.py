@@ -26,6 +26,7 @@ from services.outbox.policy import RetryPolicy
 from services.outbox.subscription import check_time_limits, longest_limit
 from services.settings import Settings
 from services.skew import check_clock
+from services.startup import check_schema
 from services.unit_of_work import UnitOfWork
 from worker.handlers import SUBSCRIPTIONS
 from worker.heartbeat import Heartbeat, queue_length_of
@@ -110,7 +111,7 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
     """The worker's engines, session factories, poll loops and job loop, started on entry and stopped on exit.
 
     On exit, running batches finish, or are rolled back after `worker_shutdown_grace` seconds; jobs are cancelled.
-    Raises `ClockSkewed` and `TimeLimitTooLong`.
+    Raises `CannotStart` and `TimeLimitTooLong`; what the database raises propagates.
     """
     idle_limit = settings.database_idle_in_transaction_timeout
     check_time_limits(SUBSCRIPTIONS, settings.outbox_time_limit, idle_limit)
@@ -125,6 +126,7 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
         ear,
         Doorbell(redis) as doorbell,
     ):
+        schema = await check_schema(database.engine, settings)
         await check_pool_budget(database.engine, settings)
         skew = await check_clock(database.engine, settings.max_clock_skew)
         options = processing_options(settings)
@@ -140,6 +142,7 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
             metrics,
             queue_length_of(redis, QUEUE),
             skew,
+            schema,
             versions={subscription.event.type: subscription.event.version for subscription in SUBSCRIPTIONS},
             schedules=[one.name for one in scheduled],
             time_limit=limit,

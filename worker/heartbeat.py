@@ -22,6 +22,7 @@ from services.fields import new_id
 from services.logs import RateLimitedLogger
 from services.shielding import end
 from services.skew import Skew
+from services.startup import Schema
 from services.unit_of_work import OpenUnitOfWork
 from worker.jobs.metrics import JobMetrics
 from worker.poller import Progress
@@ -54,6 +55,7 @@ class Heartbeat:
         jobs: JobMetrics,
         queue_length: QueueLength,
         skew: Skew,
+        schema: Schema,
         *,
         versions: Mapping[str, int],
         schedules: Sequence[str] = (),
@@ -64,6 +66,7 @@ class Heartbeat:
         self._jobs = jobs
         self._queue_length = queue_length
         self._skew = skew
+        self._schema = schema
         self._fixed = {
             "types": sorted(versions),
             "versions": dict(versions),
@@ -102,11 +105,17 @@ class Heartbeat:
         return [self._beating] if self._beating is not None else []
 
     async def beat(self) -> None:
-        """Compare the clocks and write the row. Database errors propagate."""
+        """Compare the clocks and the revisions, and write the row. Database errors propagate."""
         report = await self._report()
         async with self._open() as uow:
-            await self._skew.look(await uow.session.connection())
-            report |= {"clock_skew": round(self._skew.seconds, 3), "clock_complaint": self._skew.complaint}
+            connection = await uow.session.connection()
+            await self._skew.look(connection)
+            await self._schema.follow(connection)
+            report |= {
+                "clock_skew": round(self._skew.seconds, 3),
+                "clock_complaint": self._skew.complaint,
+                "tables_complaint": self._schema.complaint,
+            }
             await uow.control.beat(
                 self._id,
                 socket.gethostname(),

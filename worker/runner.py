@@ -22,10 +22,6 @@ _LONGEST_WAIT = 5.0
 """The most seconds between two attempts to reach Redis."""
 
 
-class DatabaseAway(Exception):
-    """The worker cannot start: it cannot connect to the database."""
-
-
 def read_redis_url(url: str) -> RedisSettings:
     """ARQ's settings for the Redis at `url`, parsed as the worker's own client parses it.
 
@@ -52,7 +48,7 @@ class ReconnectingWorker(Worker):
     async def serve(self) -> None:
         """Run until SIGTERM or SIGINT; then stop the jobs and shut down.
 
-        Raises `DatabaseAway`, and `WorkerBroken` if a task of the worker has ended.
+        Raises `CannotStart`, and `WorkerBroken` if a task of the worker has ended.
         """
         try:
             with suppress(asyncio.CancelledError):

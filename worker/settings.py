@@ -11,15 +11,15 @@ from typing import Any, ClassVar, cast
 from arq import func
 from arq.typing import WorkerCoroutine
 from arq.worker import Function
-from sqlalchemy.exc import DBAPIError
 
 from services.outbox.control.service import By
 from services.outbox.subscription import longest_limit
 from services.settings import get_settings
+from services.startup import plain_connecting
 from worker.context import QUEUE, WorkerContext, open_worker
 from worker.guard import Guard
 from worker.handlers import SUBSCRIPTIONS
-from worker.runner import DatabaseAway, read_redis_url
+from worker.runner import read_redis_url
 from worker.schedules import scheduled_jobs
 
 
@@ -47,7 +47,7 @@ def deserialize(raw: bytes) -> dict[str, Any]:
 
 
 async def startup(ctx: dict[str, Any]) -> None:
-    """Raises `DatabaseAway`."""
+    """Raises `CannotStart`."""
     stack = AsyncExitStack()
     ctx["stack"] = stack
     settings = get_settings()
@@ -55,13 +55,8 @@ async def startup(ctx: dict[str, Any]) -> None:
     limit = max(settings.worker_stall_limit, 4 * longest_limit(SUBSCRIPTIONS, settings.outbox_time_limit))
     guard = ctx["guard"] = Guard(limit, max(limit, 2 * settings.worker_shutdown_grace))
     guard.start()
-    try:
+    with plain_connecting(settings):
         worker = await stack.enter_async_context(open_worker(settings, scheduled_jobs(settings)))
-    except (OSError, DBAPIError) as error:
-        address = settings.async_url().render_as_string(hide_password=True)
-        reason = error.orig if isinstance(error, DBAPIError) else error
-        # The error of a timeout has no text.
-        raise DatabaseAway(f"cannot connect to the database at {address}: {str(reason) or repr(reason)}") from error
     ctx["worker"] = worker
     guard.look_after(worker.tasks, worker.signs)
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from services.api.canary import CanaryState
 from services.api.dependencies import State
 from services.api.probe import DatabaseState, RedisState
+from services.startup import SchemaState
 
 router = APIRouter(tags=["health"])
 
@@ -24,14 +25,15 @@ class Health(BaseModel):
 class Readiness(BaseModel):
     """`ready` is whether requests should be sent here.
 
-    It means that the database accepts writes, the canary's last write was kept, and this host's clock is close enough
-    to the database's. `read_only`: this server was demoted or is configured to refuse writes. `pending`: the canary has
-    not finished an attempt since the process started. Redis is a hint: without it Waybill keeps serving, but orders are
-    processed later.
+    It means that the database accepts writes and has the tables of this release, the canary's last write was kept, and
+    this host's clock is close enough to the database's. `read_only`: this server was demoted or is configured to refuse
+    writes. `missing`, `behind`: the database has to be migrated. `pending`: the canary has not finished an attempt
+    since the process started. Redis is a hint: without it Waybill keeps serving, but orders are processed later.
     """
 
     ready: bool
     database: DatabaseState
+    tables: SchemaState
     redis: RedisState
     canary: CanaryState
     clock: ClockState
@@ -48,7 +50,8 @@ async def read_health() -> Health:
     responses={
         503: {
             "model": Readiness,
-            "description": "The database cannot be reached, refuses or loses writes, or the clock is too far off.",
+            "description": "The database cannot be reached, lacks tables, refuses or loses writes, or the clock is "
+            "wrong.",
         }
     },
 )
@@ -58,8 +61,10 @@ async def read_readiness(state: State, response: Response) -> Readiness:
     canary = state.canary.state
     # The log and `waybill_clock_skew_seconds` say more about the clock.
     clock: ClockState = "ok" if state.skew.complaint is None else "wrong"
-    ready = database == "ok" and canary != "failed" and clock == "ok"
+    # Of the last answer, if there is none now.
+    tables = state.probe.schema.state
+    ready = database == "ok" and tables == "ok" and canary != "failed" and clock == "ok"
     if not ready:
         response.status_code = 503
         response.headers["Retry-After"] = "1"
-    return Readiness(ready=ready, database=database, redis=redis, canary=canary, clock=clock)
+    return Readiness(ready=ready, database=database, tables=tables, redis=redis, canary=canary, clock=clock)

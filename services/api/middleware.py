@@ -14,9 +14,9 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.api.problems import problem
+from services.errors import CannotStart
 from services.fields import new_id
 from services.logs import bind, unbind
-from services.skew import ClockSkewed
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}", re.ASCII)
 # W3C Trace Context, section 3.2: version-format of version 00.
@@ -82,7 +82,7 @@ class StartMiddleware:
 
         async def send_reason(message: Message) -> None:
             error = sys.exception()
-            if message["type"] == "lifespan.startup.failed" and isinstance(error, ClockSkewed):
+            if message["type"] == "lifespan.startup.failed" and isinstance(error, CannotStart):
                 message = {**message, "message": str(error)}
             await send(message)
 

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from services.database import PROBE_CONNECTIONS, Limits, SessionFactory, close, make_engine, make_session_factory
 from services.settings import Settings
 from services.shielding import end
+from services.startup import Schema
 
 DatabaseState: TypeAlias = Literal["ok", "unreachable", "read_only"]
 RedisState: TypeAlias = Literal["ok", "unreachable"]
@@ -66,8 +67,10 @@ class Shared(Generic[FoundT]):
 class Probe:
     """The connections that readiness, the canary and the metrics use."""
 
-    def __init__(self, engine: AsyncEngine, redis: Redis) -> None:
+    def __init__(self, engine: AsyncEngine, redis: Redis, schema: Schema) -> None:
         self.engine = engine
+        self.schema = schema
+        """What the last look at the database has found out about its tables."""
         self.sessions: SessionFactory = make_session_factory(engine)
         self.scraping = asyncio.Lock()
         """Held by a scrape: concurrent scrapes would leave no connection for the short checks."""
@@ -76,7 +79,7 @@ class Probe:
         self._redis_answers = Shared(self._look_at_redis)
 
     async def database(self) -> DatabaseState:
-        """Whether the database answers and accepts writes."""
+        """Whether the database answers and accepts writes. Also looks at its tables, for `schema`."""
         return await self._database.ask(_DATABASE_PATIENCE) or "unreachable"
 
     async def redis(self) -> RedisState:
@@ -95,9 +98,11 @@ class Probe:
 
     async def _ask_database(self) -> DatabaseState:
         async with self.engine.connect() as connection:
-            # Without a transaction, one round trip is enough, and no rollback waits for a silent server.
+            # Without a transaction, one round trip a statement is enough, and no rollback waits for a silent server.
             await connection.execution_options(isolation_level="AUTOCOMMIT")
-            return "read_only" if (await connection.execute(_READ_ONLY)).scalar_one() else "ok"
+            read_only = (await connection.execute(_READ_ONLY)).scalar_one()
+            await self.schema.follow(connection)
+            return "read_only" if read_only else "ok"
 
     async def _look_at_redis(self) -> bool:
         # The client's own timeouts end it. A connection that is cancelled during its handshake would return to the
@@ -110,10 +115,10 @@ class Probe:
 
 
 @asynccontextmanager
-async def open_probe(settings: Settings, redis: Redis) -> AsyncIterator[Probe]:
+async def open_probe(settings: Settings, redis: Redis, schema: Schema) -> AsyncIterator[Probe]:
     """A probe with its own engine, disposed of on exit."""
     engine = make_engine(settings, "api-probe", limits=Limits.of_requests(settings), pool_size=PROBE_CONNECTIONS)
-    probe = Probe(engine, redis)
+    probe = Probe(engine, redis, schema)
     try:
         yield probe
     finally:

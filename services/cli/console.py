@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import typer
 from pydantic_core import ValidationError
 
+from services.errors import CannotStart
+
 _GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
 """Permanent errors. After any other, such as a full disk, the next line may get through."""
 
@@ -40,7 +42,7 @@ def plain_errors(exit_code: int = 1) -> Iterator[None]:
         from services.settings import explain
 
         _fail(explain(error), exit_code)
-    except CommandError as error:
+    except (CommandError, CannotStart) as error:
         _fail(str(error), exit_code)
 
 

@@ -9,9 +9,8 @@ from sqlalchemy.exc import DBAPIError
 
 from services.cli.console import CommandError, plain_errors, say
 from services.cli.migrate import check_database
-from services.cli.users import OLD_SCHEMA
 from services.settings import Settings, get_settings
-from services.sql import sqlstate
+from services.startup import reason_of
 
 if TYPE_CHECKING:
     from services.audit.schemas import AuditResult, Difference
@@ -41,12 +40,8 @@ def audit_ledger(
         printer = _JsonPrinter() if as_json else _Printer()
         try:
             result = asyncio.run(_audit(settings, printer))
-        except DBAPIError as error:
-            if sqlstate(error) not in OLD_SCHEMA:
-                raise CommandError(f"the audit could not be completed: {error.orig}") from error
-            raise CommandError(
-                "the database lacks tables or columns that this version needs: run `waybill migrate` first"
-            ) from error
+        except (DBAPIError, OSError) as error:
+            raise CommandError(f"the audit could not be completed: {reason_of(error)}") from error
         printer.end(result)
     if result.differences:
         raise typer.Exit(DIFFERENCES)

@@ -1,16 +1,16 @@
 """`waybill migrate`: upgrade a database to the newest schema."""
 
+import asyncio
 from typing import Annotated
 
 import typer
-from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from services.cli.console import CommandError, plain_errors, say
-from services.database import sync_session
+from services.database import close, make_engine
 from services.settings import Environment, Settings
+from services.startup import check_schema, check_server
 
-OLDEST_SERVER = 150_000
 _LOCK_NOT_AVAILABLE = "55P03"
 
 
@@ -20,21 +20,25 @@ def migrate(
     """Upgrade the database to the newest schema. Concurrent runs wait for each other."""
     with plain_errors():
         # As in migrations/env.py: a release step needs the database's address, but not the services' secrets.
-        check_database(Settings(environment=Environment.development))
+        check_database(Settings(environment=Environment.development), migrated=False)
         upgrade_to_head(schema)
     say("The database is at the newest revision.")
 
 
-def check_database(settings: Settings) -> None:
-    """Check that the database answers and is new enough. Raises `CommandError` if not."""
-    address = settings.sync_url().render_as_string(hide_password=True)
-    try:
-        with sync_session(settings) as session:
-            version = int(session.scalar(text("SELECT current_setting('server_version_num')")) or 0)
-    except DBAPIError as error:
-        raise CommandError(f"cannot connect to the database at {address}: {error.orig}") from error
-    if version < OLDEST_SERVER:
-        raise CommandError(f"the server at {address} is too old: Waybill needs PostgreSQL 15 or newer")
+def check_database(settings: Settings, *, migrated: bool = True) -> None:
+    """Check that the database answers, is new enough and, if `migrated`, has this release's tables.
+
+    Raises `CannotStart` if not.
+    """
+
+    async def check() -> None:
+        engine = make_engine(settings, "cli", pool_size=1)
+        try:
+            await (check_schema if migrated else check_server)(engine, settings)
+        finally:
+            await close(engine)
+
+    asyncio.run(check())
 
 
 def upgrade_to_head(schema: str | None = None) -> None:

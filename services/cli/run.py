@@ -13,19 +13,18 @@ from rich.table import Table
 from sqlalchemy.exc import DBAPIError
 
 from services.cli.console import CommandError, say
-from services.cli.migrate import check_database
 from services.database import open_database, outcome_unknown
 from services.errors import DomainError
 from services.fields import now
 from services.settings import get_settings
 from services.skew import follow_database
 from services.sql import CONTENTION, sqlstate
+from services.startup import check_schema, plain_connecting, reason_of
 from services.unit_of_work import UnitOfWork
 
 ResultT = TypeVar("ResultT")
 Work: TypeAlias = Callable[[UnitOfWork], Awaitable[ResultT]]
 
-_OLD_SCHEMA = ("42P01", "42703", "42704")
 _TRIES = 5
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -35,34 +34,31 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")
 
 
 def in_one(work: Work[ResultT]) -> ResultT:
-    """Do it in one unit of work, and commit. Raises `CommandError` if it is refused."""
+    """Do it in one unit of work, and commit. Raises `CommandError` if it is refused, or `CannotStart`."""
     return in_several([work])[0]
 
 
 def in_several(works: Iterable[Work[ResultT]]) -> list[ResultT]:
     """Do each in its own unit of work, which is committed before the next one is requested."""
     settings = get_settings()
-    check_database(settings)
 
     async def run() -> list[ResultT]:
         async with open_database(settings, "cli") as database:
-            await follow_database(database.engine)
+            with plain_connecting(settings):
+                await check_schema(database.engine, settings)
+                await follow_database(database.engine)
             return [await _committed(lambda: UnitOfWork(database.write), work) for work in works]
 
     try:
         return asyncio.run(run())
     except DomainError as error:
         raise CommandError(error.detail) from error
-    except DBAPIError as error:
+    except (DBAPIError, OSError) as error:
         if outcome_unknown(error):
             raise CommandError(
                 "the database did not confirm the commit; check whether the command took effect before repeating it"
             ) from error
-        if sqlstate(error) not in _OLD_SCHEMA:
-            raise CommandError(f"the database refused the command: {error.orig}") from error
-        raise CommandError(
-            "the database lacks tables or columns that this version needs: run `waybill migrate` first"
-        ) from error
+        raise CommandError(f"the database refused the command: {reason_of(error)}") from error
 
 
 def who(actor: str | None) -> str:

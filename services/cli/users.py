@@ -11,9 +11,7 @@ from services.cli.console import CommandError, plain_errors, say
 from services.cli.migrate import check_database
 from services.errors import DomainError
 from services.settings import Settings, get_settings
-
-OLD_SCHEMA = ("42P01", "42703", "42704")
-"""SQLSTATEs of an unknown table, column or type."""
+from services.startup import reason_of
 
 
 def create_operator(
@@ -32,12 +30,8 @@ def create_operator(
             asyncio.run(_create(settings, email, name, password))
         except DomainError as error:
             raise CommandError(error.detail) from error
-        except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) not in OLD_SCHEMA:
-                raise
-            raise CommandError(
-                "the database lacks tables or columns that this version needs: run `waybill migrate` first"
-            ) from error
+        except (DBAPIError, OSError) as error:
+            raise CommandError(f"the database refused the command: {reason_of(error)}") from error
     say(f"{email} is now an operator." + (f" The password: {password}" if generate else ""))
 
 

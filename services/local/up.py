@@ -79,7 +79,7 @@ class _House:
     def _start(self) -> None:
         settings = self._start_servers()
         say("Upgrading the database to the newest schema ...")
-        check_database(settings)
+        check_database(settings, migrated=False)
         try:
             self._prepare_database(settings)
         except OSError as error:

@@ -12,6 +12,7 @@ from services.outbox.control import service as control
 from services.outbox.control.service import By, WorkerState
 from services.settings import Settings
 from services.skew import Skew
+from services.startup import Schema
 from services.sweeps.service import take_slice
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import rows
@@ -50,6 +51,7 @@ def heart(database: Database, progress: Progress) -> Heartbeat:
         JobMetrics(),
         no_queue,
         Skew(300.0),
+        Schema("public"),
         versions={"a": 1, "b": 2},
         time_limit=30.0,
     )

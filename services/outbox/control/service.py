@@ -268,7 +268,7 @@ async def workers(work: Transaction, host: str | None = None) -> list[WorkerStat
     for row in await work.control.workers(host):
         report = json.loads(row["report"])
         complaint = _complaint(row["silent_seconds"], row["stuck_seconds"], float(report.get("time_limit", 0.0)))
-        complaint = complaint or report.get("clock_complaint")
+        complaint = complaint or report.get("clock_complaint") or report.get("tables_complaint")
         found.append(WorkerState(**{**row, "report": report}, complaint=complaint))
     return found
 

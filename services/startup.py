@@ -1,0 +1,158 @@
+"""What a process needs of its database: it answers, it is new enough, and it has the tables of this release."""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, TypeAlias
+
+import asyncpg
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from migrations.revisions import revisions
+from services.errors import CannotStart
+from services.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+SchemaState: TypeAlias = Literal["ok", "missing", "behind"]
+
+OLDEST_SERVER = 150_000
+
+_UNREACHABLE = (OSError, DBAPIError, PoolTimeout, asyncpg.PostgresError, asyncpg.InterfaceError)
+"""What an attempt to connect raises. `OSError` includes timeouts and names that cannot be resolved."""
+
+_VERSION = text("SELECT CAST(current_setting('server_version_num') AS integer)")
+
+# Names are qualified: with the search path, a tenant without tables might find those of another schema.
+_TABLES = text(
+    "SELECT to_regnamespace(CAST(:schema AS text)) IS NOT NULL,"
+    " to_regclass(CAST(:schema AS text) || '.alembic_version') IS NOT NULL"
+)
+
+
+class DatabaseAway(CannotStart):
+    """The database cannot be reached, or refuses us. The message does not contain the password."""
+
+
+class ServerTooOld(CannotStart):
+    """The server is older than PostgreSQL 15."""
+
+
+class SchemaNotReady(CannotStart):
+    """The schema does not exist, has no tables, or has those of an older release."""
+
+
+class Schema:
+    """What this process knows about the tables of its database.
+
+    A database at a newer revision than this release's is fine: during a release, the new one migrates first, and a
+    migration must not break the release before it (CONTRIBUTING.md).
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.exists = True
+        self.state: SchemaState = "ok"
+        self.complaint: str | None = None
+        """Why this process should not be used, and what to do; None if the tables are there."""
+        self._newer: str | None = None
+
+    async def follow(self, connection: AsyncConnection) -> None:
+        """`look`, and log if there is a new complaint or the last one is over."""
+        before = self.complaint
+        await self.look(connection)
+        if self.complaint is not None and self.complaint != before:
+            logger.error("%s", self.complaint)
+        elif self.complaint is None and before is not None:
+            logger.warning("the database has the tables of this release now")
+
+    async def look(self, connection: AsyncConnection) -> None:
+        """Compare the revisions. Database errors propagate."""
+        self.exists, has_versions = (await connection.execute(_TABLES, {"schema": self.name})).one()
+        revision: str | None = None
+        if has_versions:
+            # The name of a schema in the settings needs no escapes.
+            version = text(f'SELECT max(version_num) FROM "{self.name}".alembic_version')  # noqa: S608
+            revision = (await connection.execute(version)).scalar_one()
+        self.state, self.complaint = self._judge(revision)
+
+    def _judge(self, revision: str | None) -> tuple[SchemaState, str | None]:
+        *_, head = revisions()
+        if not self.exists:
+            return "missing", (
+                f"the database has no schema {self.name}: correct WAYBILL_DATABASE_SCHEMA, or create it with "
+                "`waybill migrate`"
+            )
+        if revision is None:
+            return "missing", f"the schema {self.name} has no tables: run `waybill migrate` first"
+        if revision in revisions() and revision != head:
+            return "behind", (
+                f"the database is at revision {revision}, but this release needs {head}: run `waybill migrate` first"
+            )
+        if revision not in (head, self._newer):
+            self._newer = revision
+            logger.info("the database is at revision %s; this release knows them up to %s", revision, head)
+        return "ok", None
+
+
+@contextmanager
+def plain_connecting(settings: Settings) -> Iterator[None]:
+    """Turn the errors of a database that cannot be reached into a `DatabaseAway`."""
+    try:
+        yield
+    except _UNREACHABLE as error:
+        raise DatabaseAway(f"cannot connect to the database at {_address(settings)}: {reason_of(error)}") from error
+
+
+async def check_server(engine: AsyncEngine, settings: Settings) -> None:
+    """Raises `DatabaseAway` or `ServerTooOld`."""
+    with plain_connecting(settings):
+        async with engine.connect() as connection:
+            version: int = (await connection.execute(_VERSION)).scalar_one()
+    if version < OLDEST_SERVER:
+        raise ServerTooOld(f"the server at {_address(settings)} is too old: Waybill needs PostgreSQL 15 or newer")
+
+
+async def check_schema(engine: AsyncEngine, settings: Settings, *, may_wait: bool = False) -> Schema:
+    """What is known about the tables now.
+
+    Raises `DatabaseAway`, `ServerTooOld`, or `SchemaNotReady` unless the tables are those of this release or of a newer
+    one. With `may_wait`, a complaint is logged instead, unless the schema does not exist: its name may be wrong.
+    """
+    await check_server(engine, settings)
+    schema = Schema(settings.database_schema)
+    with plain_connecting(settings):
+        async with engine.connect() as connection:
+            await schema.look(connection)
+    if schema.complaint is not None:
+        if schema.exists and may_wait:
+            logger.error("%s", schema.complaint)
+        else:
+            raise SchemaNotReady(schema.complaint)
+    return schema
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a connection failed, in a few words on one line."""
+    cause = error
+    if isinstance(error, DBAPIError) and error.orig is not None:
+        # SQLAlchemy wraps the driver's error in one of its own.
+        cause = error.orig.__cause__ or error.orig
+    match cause:
+        case TimeoutError() | PoolTimeout():
+            return "it did not answer in time"
+        case socket.gaierror():
+            return "the name of its host cannot be resolved"
+        case OSError(errno=int(number)):
+            return os.strerror(number)
+    return " ".join(str(cause).split()) or repr(cause)
+
+
+def _address(settings: Settings) -> str:
+    url = settings.async_url().set(drivername="postgresql", query={})
+    return url.render_as_string(hide_password=True)
