@@ -13,7 +13,7 @@ from benchmarks.report import Measured, Target, percentile, report
 from benchmarks.shop import open_shop, place_waiting, release_waiting
 from benchmarks.stage import Stage, check_books, open_stage, run_beside, running_worker
 from benchmarks.usage import Meter, peak_rss_mib
-from services.outbox.doorbell import KEY as DOORBELL
+from services.keys import Keys
 
 _WANTED_RATE = 2000.0
 _MOST_MEMORY_MIB = 200.0
@@ -90,7 +90,7 @@ def run_worker(stage: Stage, database: str, name: str, orders: int, batch_size: 
         meter = Meter(pid, stage.postgres_pid)
         release_waiting(connection)
         meter.start()
-        redis.lpush(DOORBELL, b"1")
+        redis.lpush(Keys.of(settings).doorbell, b"1")
         _wait_until_empty(connection, stage)
         meter.stop()
         peak = peak_rss_mib(pid)

@@ -3,7 +3,7 @@
 URL and schema come from the settings (`WAYBILL_DATABASE_URL`, `WAYBILL_DATABASE_SCHEMA`), unless
 
 - `-x schema=NAME`, or `config.attributes["schema"]`, names a tenant's schema, which is created if missing. It gets its
-  own version table; `public` follows it in the search path, for the extensions;
+  own version table; the schema of the extensions follows it in the search path;
 - `config.attributes["database_url"]` gives another URL;
 - `config.attributes["connection"]` or `["engine"]` is a `Connection`, an `Engine` or an `AsyncEngine` to use. A
   connection must not be in a transaction, since steps commit one by one.
@@ -17,6 +17,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from hashlib import blake2b
 from logging.config import fileConfig
 from typing import Any, Literal
 
@@ -42,8 +43,15 @@ from services.startup import reason_of
 
 logger = logging.getLogger("alembic.env")
 
-LOCK = int.from_bytes(b"waybill!", "big")
-"""The advisory lock of all migrations of this database, whatever the schema."""
+_LOCK = int.from_bytes(b"waybill!", "big")
+
+_SEARCH_PATH = """
+    SELECT set_config('search_path', {schema} || ', ' || coalesce((
+        SELECT quote_ident(nspname) FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace
+        WHERE extname = 'pg_trgm'
+    ), 'waybill_extensions'), false)
+"""
+"""The schema, then that of the extensions: the one that step 0001 makes, unless they were there before."""
 
 VERSION_TABLE = "alembic_version"
 
@@ -127,8 +135,17 @@ def quoted(schema: str) -> str:
     return postgresql().identifier_preparer.quote(schema)  # type: ignore[no-untyped-call]
 
 
+def lock_of(schema: str) -> int:
+    """The advisory lock of this schema's migrations. Such locks belong to the database, which tenants share."""
+    if schema == "public":
+        return _LOCK
+    return int.from_bytes(blake2b(f"waybill migrations {schema}".encode(), digest_size=8).digest(), "big", signed=True)
+
+
 def search_path(schema: str) -> str:
-    return "public" if schema == "public" else f"{quoted(schema)}, public"
+    """The statement that sets the search path of the session."""
+    name = quoted(schema).replace("'", "''")
+    return _SEARCH_PATH.format(schema=f"'{name}'")
 
 
 def run_offline(settings: Settings) -> None:
@@ -137,26 +154,30 @@ def run_offline(settings: Settings) -> None:
     context.configure(
         dialect_name="postgresql", literal_binds=True, dialect_opts={"paramstyle": "named"}, **options(settings)
     )
-    context.execute(f"SELECT pg_advisory_lock({LOCK})")
+    lock = lock_of(schema)
+    context.execute(f"SELECT pg_advisory_lock({lock})")
     if schema != "public":
         context.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
-    context.execute(f"SET search_path TO {search_path(schema)}")
+    context.execute(search_path(schema))
     with context.begin_transaction():
         context.run_migrations()
-    context.execute(f"SELECT pg_advisory_unlock({LOCK})")
+    context.execute(f"SELECT pg_advisory_unlock({lock})")
 
 
 def run_online(connection: Connection, settings: Settings) -> None:
     if connection.in_transaction():
         raise CommandError("the given connection is in a transaction; end it first, since steps commit one by one")
-    with one_at_a_time(connection), inside_schema(connection, settings.database_schema):
+    with (
+        one_at_a_time(connection, lock_of(settings.database_schema)),
+        inside_schema(connection, settings.database_schema),
+    ):
         context.configure(connection=connection, **options(settings))
         with context.begin_transaction():
             context.run_migrations()
 
 
 @contextmanager
-def one_at_a_time(connection: Connection) -> Iterator[None]:
+def one_at_a_time(connection: Connection, lock: int) -> Iterator[None]:
     """Hold the advisory lock while the database is changed. Commands that only read do not wait for it."""
     if not changes_the_database():
         yield
@@ -164,7 +185,7 @@ def one_at_a_time(connection: Connection) -> Iterator[None]:
     announced = False
     # Polled, because a single waiting statement would hold a snapshot, and CREATE INDEX CONCURRENTLY in the run that
     # holds the lock would wait for that snapshot.
-    while not connection.scalar(text(f"SELECT pg_try_advisory_lock({LOCK})")):
+    while not connection.scalar(text(f"SELECT pg_try_advisory_lock({lock})")):
         connection.commit()
         if not announced:
             logger.info("waiting for another migration run to finish")
@@ -177,7 +198,7 @@ def one_at_a_time(connection: Connection) -> Iterator[None]:
     finally:
         if not connection.invalidated:
             connection.rollback()
-            connection.execute(text(f"SELECT pg_advisory_unlock({LOCK})"))
+            connection.execute(text(f"SELECT pg_advisory_unlock({lock})"))
             connection.commit()
 
 
@@ -195,8 +216,7 @@ def inside_schema(connection: Connection, schema: str) -> Iterator[None]:
     if schema != "public" and changes_the_database():
         connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}"))
     path_before = connection.scalar(text("SELECT current_setting('search_path')"))
-    set_path = text("SELECT set_config('search_path', :path, false)")
-    connection.execute(set_path, {"path": search_path(schema)})
+    connection.execute(text(search_path(schema)))
     connection.commit()
     default_before = connection.dialect.default_schema_name
     connection.dialect.default_schema_name = schema
@@ -206,7 +226,7 @@ def inside_schema(connection: Connection, schema: str) -> Iterator[None]:
         connection.dialect.default_schema_name = default_before
         if not connection.invalidated:
             connection.rollback()
-            connection.execute(set_path, {"path": path_before})
+            connection.execute(text("SELECT set_config('search_path', :path, false)"), {"path": path_before})
             connection.commit()
 
 

@@ -26,6 +26,7 @@ from services.credits.ledger import routes as ledger
 from services.credits.statement import routes as statement
 from services.credits.transfers import routes as transfers
 from services.database import Limits, check_pool_budget, open_database
+from services.keys import Keys
 from services.logs import configure_logging
 from services.operations import routes as operations
 from services.operations.outbox import routes as outbox_routes
@@ -57,7 +58,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 skew = await enter(watched_clock(database.engine, settings.max_clock_skew))
                 await check_pool_budget(database.engine, settings)
             await enter(redis)
-            doorbell = await enter(Doorbell(redis))
+            doorbell = await enter(Doorbell(redis, Keys.of(settings).doorbell))
             probe = await enter(open_probe(settings, redis, schema))
             canary = await enter(Canary(database.write, probe.sessions, settings.canary_interval))
             app.state.waybill = ApiState(

@@ -143,7 +143,8 @@ def make_engine(
 def _server_settings(settings: Settings, process: str, limits: Limits) -> dict[str, str]:
     return {
         "application_name": f"waybill-{process}",
-        "search_path": _search_path(settings),
+        # Only this schema: if a table is missing there, that of another tenant must not be used.
+        "search_path": settings.database_schema,
         "timezone": "UTC",
         # Stated, whatever the defaults of the server, the database and the role. In a stricter level, a claim would not
         # see what was committed after its transaction's first statement, and would not wake or park the rows it must.
@@ -343,7 +344,7 @@ async def close(engine: AsyncEngine) -> None:
 def make_sync_engine(settings: Settings, process: str) -> Engine:
     """A psycopg engine with one connection, for scripts and the command line. The caller disposes of it."""
     isolation = _ISOLATION.replace(" ", "\\ ")
-    options = f"-c search_path={_search_path(settings)} -c timezone=UTC -c default_transaction_isolation={isolation}"
+    options = f"-c search_path={settings.database_schema} -c timezone=UTC -c default_transaction_isolation={isolation}"
     return create_engine(
         settings.sync_url(),
         pool_size=1,
@@ -362,11 +363,6 @@ def sync_session(settings: Settings, process: str = "cli") -> Iterator[Session]:
             yield session
     finally:
         engine.dispose()
-
-
-def _search_path(settings: Settings) -> str:
-    # Extensions (pg_trgm) live in public, also for a tenant's schema.
-    return "public" if settings.database_schema == "public" else f"{settings.database_schema},public"
 
 
 PROBE_CONNECTIONS = 2

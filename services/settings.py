@@ -74,6 +74,7 @@ class Settings(BaseSettings):
     worker_processes: Annotated[int, Field(ge=0)] = 1
 
     redis_url: str = "redis://localhost:6379/0"
+    redis_prefix: Annotated[str, Field(pattern="^[A-Za-z0-9_.-]{1,64}$")] = "waybill"
 
     secret_key: SecretStr = SecretStr(DEVELOPMENT_SECRET)
     access_token_ttl: Annotated[int, Field(ge=60, le=86_400)] = 3600

@@ -18,6 +18,7 @@ from services.database import (
     make_session_factory,
     open_database,
 )
+from services.keys import Keys
 from services.outbox.doorbell import Doorbell, DoorbellListener
 from services.outbox.engine.repository import claim_settings
 from services.outbox.engine.service import Processor
@@ -34,9 +35,6 @@ from worker.job_loop import JobLoop
 from worker.jobs.metrics import JobMetrics
 from worker.jobs.schedule import ScheduledJob
 from worker.poller import Poller
-
-QUEUE = "waybill:jobs"
-"""The key of ARQ's queue."""
 
 REDIS_PATIENCE = 2.0
 """Time limit for an answer from Redis, in seconds; a command that waits for a ring gets its waiting time as well."""
@@ -118,13 +116,14 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
     redis = open_redis(settings)
     # The listener waits at the doorbell for a whole poll interval.
     ear = open_redis(settings, patience=settings.outbox_poll_interval + REDIS_PATIENCE)
+    keys = Keys.of(settings)
     limit = longest_limit(SUBSCRIPTIONS, settings.outbox_time_limit)
     async with (
         open_database(settings, "worker") as database,
         open_polling(settings, limit) as polling,
         redis,
         ear,
-        Doorbell(redis) as doorbell,
+        Doorbell(redis, keys.doorbell) as doorbell,
     ):
         schema = await check_schema(database.engine, settings)
         await check_pool_budget(database.engine, settings)
@@ -134,13 +133,13 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
             Processor(lambda: UnitOfWork(polling, doorbell), SUBSCRIPTIONS, prepared=True, **options)
             for _ in range(settings.outbox_concurrency)
         ]
-        poller = Poller(processors, DoorbellListener(ear), settings.outbox_poll_interval)
+        poller = Poller(processors, DoorbellListener(ear, keys.doorbell), settings.outbox_poll_interval)
         metrics = JobMetrics()
         heartbeat = Heartbeat(
             lambda: UnitOfWork(database.write),
             poller.progress,
             metrics,
-            queue_length_of(redis, QUEUE),
+            queue_length_of(redis, keys.jobs),
             skew,
             schema,
             versions={subscription.event.type: subscription.event.version for subscription in SUBSCRIPTIONS},

@@ -12,11 +12,12 @@ from arq import func
 from arq.typing import WorkerCoroutine
 from arq.worker import Function
 
+from services.keys import Keys
 from services.outbox.control.service import By
 from services.outbox.subscription import longest_limit
 from services.settings import get_settings
 from services.startup import plain_connecting
-from worker.context import QUEUE, WorkerContext, open_worker
+from worker.context import WorkerContext, open_worker
 from worker.guard import Guard
 from worker.handlers import SUBSCRIPTIONS
 from worker.runner import read_redis_url
@@ -73,7 +74,7 @@ async def shutdown(ctx: dict[str, Any]) -> None:
 class WorkerSettings:
     """Read by ARQ, which does not run the schedules: see `worker/job_loop.py`."""
 
-    queue_name = QUEUE
+    queue_name = Keys.of(get_settings()).jobs
     redis_settings = read_redis_url(get_settings().redis_url)
     functions: ClassVar = [_carried(one.name) for one in scheduled_jobs(get_settings())]
     on_startup = startup

@@ -13,7 +13,7 @@ from benchmarks.outbox.events import Events, Log, fill, tidy, write_log
 from benchmarks.outbox.table import Line, at_least, at_most
 from benchmarks.outbox.timeline import Batch, rate
 from benchmarks.usage import rss_mib
-from services.outbox.doorbell import KEY as DOORBELL
+from services.keys import Keys
 
 _LARGEST_MIB = 150.0
 _FLAT_MIB = 10.0
@@ -97,7 +97,7 @@ class _Small:
             self.log.release(self.connection, n * number, number)
             tidy(self.connection)
         # One ring per worker, since the other worker might take it.
-        self.redis.lpush(DOORBELL, b"1", b"1")
+        self.redis.lpush(Keys.of(self.bench.stage.settings("")).doorbell, b"1", b"1")
         return rate(_heart(self.bench.follow(self.worker, (n + 1) * number).batches))
 
 

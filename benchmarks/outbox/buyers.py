@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from benchmarks.load import Seen, run_job
 from services.collector import spare_what_stays
 from services.database import open_database
+from services.keys import Keys
 from services.orders import service as orders
 from services.orders.schemas import OrderCreate, OrderItemCreate
 from services.outbox.doorbell import Doorbell
@@ -71,7 +72,8 @@ async def run(job: dict[str, Any]) -> Seen:
     logging.getLogger("services.outbox.doorbell").setLevel(logging.ERROR)
     settings = get_settings()
     redis = Redis.from_url(settings.redis_url, socket_connect_timeout=1, socket_timeout=1)
-    async with open_database(settings, "buyers") as database, redis, Doorbell(redis) as doorbell:
+    key = Keys.of(settings).doorbell
+    async with open_database(settings, "buyers") as database, redis, Doorbell(redis, key) as doorbell:
         buyers = Buyers(job, lambda: UnitOfWork(database.write, doorbell))
         # As in the API: a full collection would delay orders, and the ring after a commit, by 50 ms.
         spare_what_stays()

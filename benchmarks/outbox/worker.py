@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 from benchmarks.outbox.events import WATCHED, Ping
 from benchmarks.outbox.timeline import Batch, TimelineWriter
 from services.collector import spare_what_stays
+from services.keys import Keys
 from services.logs import configure_logging
 from services.outbox.doorbell import Doorbell, DoorbellListener
 from services.outbox.engine.schemas import Outcome
@@ -81,8 +82,8 @@ async def work(options: argparse.Namespace) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     timeline, last = TimelineWriter(options.timeline), array("q", bytes(8 * (options.aggregates + 1)))
-    redis = Redis.from_url(settings.redis_url, socket_connect_timeout=1)
-    async with open_polling(settings, settings.outbox_time_limit) as polling, redis, Doorbell(redis) as doorbell:
+    redis, key = Redis.from_url(settings.redis_url, socket_connect_timeout=1), Keys.of(settings).doorbell
+    async with open_polling(settings, settings.outbox_time_limit) as polling, redis, Doorbell(redis, key) as doorbell:
         shared = processing_options(settings)
         processors = [
             TimedProcessor(
@@ -95,7 +96,7 @@ async def work(options: argparse.Namespace) -> None:
             )
             for _ in range(settings.outbox_concurrency)
         ]
-        poller = Poller(processors, DoorbellListener(redis), settings.outbox_poll_interval)
+        poller = Poller(processors, DoorbellListener(redis, key), settings.outbox_poll_interval)
         poller.start()
         await stop.wait()
         await poller.stop(settings.worker_shutdown_grace)

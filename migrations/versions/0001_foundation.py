@@ -26,8 +26,18 @@ MONTHS_AHEAD = 3
 def upgrade() -> None:
     # While a table lock waits, everything behind it waits, too: give up, and let the release step try again.
     op.execute("SET LOCAL lock_timeout = '5s'")
-    # One for the whole database, which tenants share.
-    op.execute("CREATE EXTENSION IF NOT EXISTS pg_trgm WITH SCHEMA public")
+    # One for the whole database, which tenants share, in a schema of its own: a tenant's search path has no `public`.
+    # If it exists already, others may use it where it is. Tenants that are made at the same moment wait for each other.
+    op.execute("""
+        DO $$ BEGIN
+            PERFORM pg_advisory_xact_lock(hashtextextended('waybill extensions', 0));
+            IF NOT EXISTS (SELECT FROM pg_extension WHERE extname = 'pg_trgm') THEN
+                CREATE SCHEMA IF NOT EXISTS waybill_extensions;
+                GRANT USAGE ON SCHEMA waybill_extensions TO PUBLIC;
+                CREATE EXTENSION pg_trgm WITH SCHEMA waybill_extensions;
+            END IF;
+        END $$
+    """)
     op.create_table(
         "users",
         sa.Column("id", sa.BigInteger(), sa.Identity(), nullable=False),

@@ -2,6 +2,12 @@
 
 from services.sql import Statement
 
+# Operators of an extension have to be named with its schema, which is not in the search path.
+TRIGRAMS = Statement("""
+    SELECT quote_ident(nspname) AS schema FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace
+    WHERE extname = 'pg_trgm'
+""")
+
 FOR_SALE = Statement("""
     SELECT products.id, products.seller_id, products.sku, products.name, products.price,
         products.is_active AND users.is_active AND users.deleted_at IS NULL AND accounts.closed_at IS NULL AS is_active,

@@ -56,8 +56,10 @@ class ProductRepository(Repository[Product]):
         """Active products; with `search`, those with a similar name (by `pg_trgm`'s word similarity)."""
         statement = select(Product).where(Product.is_active).options(*PRODUCT_WITH_DETAILS)
         if search is not None:
+            (trigrams,) = await self.sql.fetch(queries.TRIGRAMS)
             # `<%` is the operator that the trigram index supports.
-            statement = statement.where(literal(search).op("<%", is_comparison=True)(Product.name))
+            is_similar = literal(search).op(f"OPERATOR({trigrams['schema']}.<%)", is_comparison=True)
+            statement = statement.where(is_similar(Product.name))
         return await PRODUCTS.page(self.session, statement, wanted)
 
     async def refreshed(self, product: Product) -> Product:

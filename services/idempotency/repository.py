@@ -114,9 +114,11 @@ class IdempotencyRepository(SqlAccess):
         return [OldKey(*row.values()) for row in rows]
 
 
-# The lock is held until the transaction ends. A transaction that cannot get it knows that the request is in flight.
+# The lock is held until the transaction ends. Advisory locks belong to the database, so the schema is a part of its
+# number: tenants have callers with the same ids. A transaction that cannot get it knows that the request is in flight.
 _TAKE = Statement("""
-    SELECT pg_try_advisory_xact_lock(:lock) AS taken, stored.fingerprint, stored.status, stored.headers, stored.body,
+    SELECT pg_try_advisory_xact_lock(CAST(:lock AS bigint) # hashtextextended(current_schema(), 0)) AS taken,
+        stored.fingerprint, stored.status, stored.headers, stored.body,
         current_setting('synchronous_standby_names') <> '' AS awaits_standby
     FROM (SELECT) AS one LEFT JOIN idempotency_keys AS stored
     ON stored.caller_id = :caller_id AND stored.method = :method AND stored.path = :path AND stored.key = :key

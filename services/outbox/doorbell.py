@@ -11,7 +11,6 @@ from services.logs import RateLimitedLogger
 
 logger = logging.getLogger(__name__)
 
-KEY = "waybill:doorbell"
 RINGS_KEPT = 4
 """A burst of commits wakes a few idle workers, and rings do not pile up while no worker is running."""
 
@@ -27,10 +26,14 @@ _PATIENCE = 2.0
 
 
 class Doorbell:
-    """Wakes the workers without delaying the request. Rings in quick succession are merged into one."""
+    """Wakes the workers that listen at `key`, without delaying the request.
 
-    def __init__(self, redis: Redis) -> None:
+    Rings in quick succession are merged into one.
+    """
+
+    def __init__(self, redis: Redis, key: str) -> None:
         self._redis = redis
+        self._key = key
         self._wanted = asyncio.Event()
         self._ringer: asyncio.Task[None] | None = None
         self._log = RateLimitedLogger(logger)
@@ -75,15 +78,16 @@ class Doorbell:
 
     async def _ring_now(self) -> None:
         # While workers listen, the list stays short, and one command is cheaper than a pipeline.
-        if await self._redis.lpush(KEY, b"1") > RINGS_KEPT:  # type: ignore[misc]
-            await self._redis.ltrim(KEY, 0, RINGS_KEPT - 1)  # type: ignore[misc]
+        if await self._redis.lpush(self._key, b"1") > RINGS_KEPT:  # type: ignore[misc]
+            await self._redis.ltrim(self._key, 0, RINGS_KEPT - 1)  # type: ignore[misc]
 
 
 class DoorbellListener:
     """The worker's end of the doorbell: waits for a ring, up to a timeout."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, key: str) -> None:
         self._redis = redis
+        self._key = key
 
     async def wait(self, seconds: float) -> bool:
         """Wait for a ring, at most for `seconds`, and return whether it rang. Without Redis, wait for `seconds`."""
@@ -93,7 +97,7 @@ class DoorbellListener:
             async with asyncio.timeout(seconds + _GRACE):
                 try:
                     # A raw command, because the typed method accepts whole seconds only. A timeout of 0 means forever.
-                    rang = await self._redis.execute_command("BLPOP", KEY, max(seconds, 0.001))  # type: ignore[no-untyped-call]
+                    rang = await self._redis.execute_command("BLPOP", self._key, max(seconds, 0.001))  # type: ignore[no-untyped-call]
                     return rang is not None
                 except (RedisError, OSError):
                     await asyncio.sleep(seconds)

@@ -6,9 +6,9 @@ from uuid import uuid4
 
 import pytest
 from httpx2 import Response
-from sqlalchemy import text
 
-from services.idempotency.repository import RequestKey
+from services.idempotency.repository import Free, RequestKey
+from services.unit_of_work import UnitOfWork
 from tests.api.client import FRESH, Api, assert_problem, order_of
 from tests.factories import make_operator, make_user
 
@@ -224,8 +224,8 @@ async def test_a_request_whose_duplicate_is_in_flight_is_told_to_retry(api: Api)
     twin = RequestKey(caller_id=buyer.id, method="POST", path="/v1/orders", key="k-1", fingerprint=b"")
     before = await api.everything()
 
-    async with api.database.engine.connect() as elsewhere:
-        await elsewhere.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": twin.lock()})
+    async with UnitOfWork(api.database.write) as elsewhere:
+        assert isinstance(await elsewhere.idempotency.take(twin), Free)
         reply = await api.post("/v1/orders", by=buyer, key="k-1", json=order_of((product, 1)))
         assert_problem(reply, 409, "request_in_flight")
         assert reply.headers["retry-after"] == "1"

@@ -92,9 +92,9 @@ async def test_a_job_on_arqs_queue_runs_under_the_claim_of_its_row(
             await until(database, "SELECT count(*) FROM jobs", len(JOBS), worker)
             now = int(time.time() * 1000)
             await redis.set("arq:job:mine", json.dumps({"t": 1, "f": "forget_workers", "a": [], "k": {}, "et": now}))
-            await redis.zadd("waybill:jobs", {"mine": now})
+            await redis.zadd("waybill:public:jobs", {"mine": now})
             await until(database, "SELECT runs FROM jobs WHERE name = 'forget_workers'", 1, worker)
-            assert await redis.zcard("waybill:jobs") == 0
+            assert await redis.zcard("waybill:public:jobs") == 0
 
 
 async def test_the_job_of_a_killed_worker_is_taken_over(database: Database, settings: Settings, tmp_path: Path) -> None:

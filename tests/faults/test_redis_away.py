@@ -28,7 +28,7 @@ from tests.processes import running_api, running_worker, wait_until
 
 SECONDS = 30.0
 # Spelled out: importing the worker's settings reads the environment of this process.
-QUEUE = "waybill:jobs"
+QUEUE = "waybill:public:jobs"
 
 
 def serialize(job: dict[str, Any]) -> bytes:

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from services.outbox.doorbell import Doorbell, DoorbellListener
 
 EAR = "ear"
+KEY = "test:doorbell"
 CONNECTIONS = "total_connections_received"
 
 
@@ -33,7 +34,7 @@ async def ears(operator: Redis) -> set[str]:
 
 
 async def test_an_idle_worker_keeps_its_connection_over_many_waits(redis: Redis, operator: Redis) -> None:
-    listener = DoorbellListener(redis)
+    listener = DoorbellListener(redis, KEY)
     await listener.wait(0.1)
     kept = await ears(operator)
     before = (await operator.info("stats"))[CONNECTIONS]
@@ -47,7 +48,7 @@ async def test_an_idle_worker_keeps_its_connection_over_many_waits(redis: Redis,
 
 @pytest.mark.parametrize("seconds", [0.05, 0.3, 1.2])
 async def test_a_wait_without_a_ring_lasts_until_its_timeout(redis: Redis, seconds: float) -> None:
-    listener = DoorbellListener(redis)
+    listener = DoorbellListener(redis, KEY)
     for _ in range(2):
         started = monotonic()
         await listener.wait(seconds)
@@ -55,10 +56,10 @@ async def test_a_wait_without_a_ring_lasts_until_its_timeout(redis: Redis, secon
 
 
 async def test_a_ring_ends_a_wait_even_after_many_silent_ones(redis: Redis, redis_url: str) -> None:
-    listener = DoorbellListener(redis)
+    listener = DoorbellListener(redis, KEY)
     for _ in range(3):
         await listener.wait(0.05)
-    async with Redis.from_url(redis_url) as ringer, Doorbell(ringer) as doorbell:
+    async with Redis.from_url(redis_url) as ringer, Doorbell(ringer, KEY) as doorbell:
         waiting = asyncio.create_task(listener.wait(30))
         await asyncio.sleep(0.1)
         doorbell.ring()
@@ -67,12 +68,12 @@ async def test_a_ring_ends_a_wait_even_after_many_silent_ones(redis: Redis, redi
 
 
 async def test_a_wait_can_be_cancelled_and_the_next_one_hears_the_ring(redis: Redis, redis_url: str) -> None:
-    listener = DoorbellListener(redis)
+    listener = DoorbellListener(redis, KEY)
     cancelled = asyncio.create_task(listener.wait(30))
     await asyncio.sleep(0.1)
     cancelled.cancel()
     await asyncio.gather(cancelled, return_exceptions=True)
-    async with Redis.from_url(redis_url) as ringer, Doorbell(ringer) as doorbell:
+    async with Redis.from_url(redis_url) as ringer, Doorbell(ringer, KEY) as doorbell:
         waiting = asyncio.create_task(listener.wait(30))
         await asyncio.sleep(0.1)
         doorbell.ring()
@@ -92,7 +93,7 @@ async def test_a_redis_that_accepts_and_never_answers_does_not_prolong_a_wait() 
         port = server.sockets[0].getsockname()[1]
         async with Redis.from_url(f"redis://127.0.0.1:{port}", socket_connect_timeout=1) as redis:
             started = monotonic()
-            await DoorbellListener(redis).wait(0.3)
+            await DoorbellListener(redis, KEY).wait(0.3)
             assert monotonic() - started < 5
     finally:
         gone.set()

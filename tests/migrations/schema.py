@@ -59,7 +59,7 @@ def read_schema(url: str, schema: str = "public") -> Schema:
     """The schema of a database as it is now."""
     with psycopg.connect(url) as connection:
         # Names are printed without their schema if it comes first in the search path.
-        connection.execute("SELECT set_config('search_path', %s, false)", [f"{schema}, public"])
+        connection.execute("SELECT set_config('search_path', %s, false)", [f"{schema}, public, waybill_extensions"])
 
         def rows(query: str) -> frozenset[TupleRow]:
             found = connection.execute(query.encode(), {"schema": schema}).fetchall()
