@@ -146,7 +146,13 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
             schedules=[one.name for one in scheduled],
             time_limit=limit,
         )
-        jobs = JobLoop(lambda: UnitOfWork(database.write, name="a job's row"), scheduled, metrics, heartbeat.worker_id)
+        jobs = JobLoop(
+            lambda: UnitOfWork(database.write, name="a job's row"),
+            scheduled,
+            metrics,
+            heartbeat.worker_id,
+            failures=poller.progress.failures,
+        )
         context = WorkerContext(settings, database, doorbell, poller, jobs, heartbeat)
         async with heartbeat:
             poller.start()

@@ -1,6 +1,7 @@
 """A row in which each worker reports its state every few seconds, for operators and the health check."""
 
 import asyncio
+import json
 import logging
 import os
 import socket
@@ -23,8 +24,9 @@ from services.logs import RateLimitedLogger
 from services.shielding import end
 from services.skew import Skew
 from services.startup import Schema
-from services.unit_of_work import OpenUnitOfWork
+from services.unit_of_work import OpenUnitOfWork, UnitOfWork
 from worker.jobs.metrics import JobMetrics
+from worker.neighbours import identity, is_dead
 from worker.poller import Progress
 
 logger = logging.getLogger(__name__)
@@ -73,6 +75,7 @@ class Heartbeat:
             "schedules": sorted(schedules),
             "time_limit": time_limit,
             "version": version("waybill"),
+            "process": identity(),
         }
         self._id = new_id()
         self._started = monotonic()
@@ -105,7 +108,10 @@ class Heartbeat:
         return [self._beating] if self._beating is not None else []
 
     async def beat(self) -> None:
-        """Compare the clocks and the revisions, and write the row. Database errors propagate."""
+        """Compare the clocks and the revisions, write the row, and delete those of dead workers of this host.
+
+        Database errors propagate.
+        """
         report = await self._report()
         async with self._open() as uow:
             connection = await uow.session.connection()
@@ -124,7 +130,20 @@ class Heartbeat:
                 self._stuck_seconds(),
                 to_json(report).decode(),
             )
+            dead = await self._dead(uow)
+            await uow.control.clear(list(dead))
             await uow.commit()
+        if dead:
+            logger.info("deleted the rows of dead workers of this host", extra={"pids": sorted(dead.values())})
+
+    async def _dead(self, uow: UnitOfWork) -> dict[UUID, int]:
+        """The other workers of this host that have died, with their process ids: this one is their successor."""
+        return {
+            row["id"]: row["pid"]
+            for row in await uow.control.workers(socket.gethostname())
+            if row["id"] != self._id
+            and is_dead(row["pid"], json.loads(row["report"]).get("process"), row["silent_seconds"])
+        }
 
     async def _beat_for_ever(self) -> None:
         while True:
@@ -149,6 +168,7 @@ class Heartbeat:
             "retried": done.retried,
             "buried": done.buried,
             "rolled_back": done.rolled_back,
+            "failing": done.failures.report(),
             "rates": self._rates(),
             "last_batch": _last(done.last_batch_at, done.last_batch_seconds),
             "jobs": {name: asdict(runs) for name, runs in self._jobs.functions.items()},

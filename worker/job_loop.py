@@ -15,6 +15,7 @@ from services.jobs.schemas import Seen
 from services.logs import Shown
 from services.outbox.control.service import By
 from services.unit_of_work import OpenUnitOfWork
+from worker.failures import Failures
 from worker.job_run import PATIENCE, JobRun, Lease
 from worker.jobs.metrics import JobMetrics
 from worker.jobs.schedule import ScheduledJob
@@ -29,6 +30,8 @@ AT_ONCE = 4
 
 _LONGEST_WAIT = 5.0
 """The most seconds until the next check, for operators' requests and the jobs of lost workers."""
+
+_LOOKS = "every look for due jobs"
 
 _PATIENCE_WITH_A_LOCK = 1.0
 """Time limit for writing one row while others wait, in seconds."""
@@ -50,10 +53,13 @@ class JobLoop:
         owner: UUID,
         *,
         lease: float = LEASE,
+        failures: Failures | None = None,
     ) -> None:
+        """`failures` is what the worker's health check reports."""
         self._open = open_unit_of_work
         self._scheduled: Mapping[str, ScheduledJob] = {one.name: one for one in scheduled}
         self._metrics = metrics
+        self._health = failures or Failures()
         self._lease = Lease(owner, lease)
         self._context: Mapping[str, Any] = {}
         self._at_start = {one.name for one in scheduled if one.at_start}
@@ -110,7 +116,9 @@ class JobLoop:
             try:
                 wait = await self._claim(await self._look())
                 self._failures = 0
+                self._health.succeeded(_LOOKS)
             except Exception as error:  # noqa: BLE001  (whatever it is, the next look may succeed)
+                self._health.failed(_LOOKS, error)
                 if not self._failures:
                     logger.warning("cannot look for due jobs", extra={"error": repr(error)})
                 self._failures += 1

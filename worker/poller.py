@@ -16,6 +16,7 @@ from services.outbox.engine.schemas import Outcome
 from services.outbox.engine.service import Processor
 from services.shielding import end
 from services.unit_of_work import UnitOfWork
+from worker.failures import Failures
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class Progress:
     last_batch_seconds: float = 0.0
     alive_at: dict[str, float] = field(default_factory=dict)
     """When each loop last began a round, by the monotonic clock, which is never stepped."""
+    failures: Failures = field(default_factory=Failures)
 
     def add(self, outcome: Outcome, seconds: float) -> None:
         self.processed += outcome.processed
@@ -170,6 +172,7 @@ class Poller:
                 # The batch was rolled back; its events are still there.
                 failures += 1
                 self.progress.rolled_back += 1
+                self.progress.failures.failed(_every_batch_of(name), error)
                 backoff = min(_MAX_BACKOFF, 0.05 * 2 ** min(failures, 20)) * random.uniform(0.5, 1.0)  # noqa: S311
                 self._log.warning("outbox batch rolled back, next attempt in %.2f s: %r", backoff, error)
                 await self._pause(backoff)
@@ -184,6 +187,7 @@ class Poller:
             outcome = await processor.run_once()
             seconds = monotonic() - started
             self.progress.add(outcome, seconds)
+            self.progress.failures.succeeded(_every_batch_of(name))
             self._mark(name)
             if outcome.processed or outcome.retried or outcome.buried:
                 logger.debug(
@@ -220,6 +224,10 @@ class Poller:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
+
+
+def _every_batch_of(loop: str) -> str:
+    return f"every batch of {loop}"
 
 
 def _is_cancelled(error: BaseException) -> bool:

@@ -1,8 +1,11 @@
 """Workers report themselves; the check names one that hangs, is blocked or has gone."""
 
 import asyncio
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -16,7 +19,7 @@ from services.startup import Schema
 from services.sweeps.service import take_slice
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import rows
-from tests.processes import running_worker
+from tests.processes import running_worker, wait_until
 from worker.heartbeat import Heartbeat
 from worker.jobs.metrics import JobMetrics
 from worker.jobs.retention import LOST_WORKERS
@@ -38,6 +41,25 @@ async def some(database: Database, number: int) -> list[WorkerState]:
             return found
         await asyncio.sleep(0.1)
     raise AssertionError(f"no {number} workers within 30 s")
+
+
+async def until(database: Database, met: Callable[[list[Any]], bool], statement: str) -> None:
+    """Wait until the rows of the statement are as wanted."""
+    for _ in range(600):
+        if met(await rows(database, statement)):
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"not within a minute: {statement}")
+
+
+async def complaint_that(database: Database, met: Callable[[str | None], bool]) -> str | None:
+    """The complaint of the only worker, as soon as it is as wanted."""
+    for _ in range(600):
+        (one,) = await listed(database)
+        if met(one.complaint):
+            return one.complaint
+        await asyncio.sleep(0.1)
+    raise AssertionError("not within a minute")
 
 
 async def no_queue() -> int | None:
@@ -98,6 +120,57 @@ async def test_the_row_of_a_lost_worker_is_forgotten_after_a_day(database: Datab
         assert (await take_slice(uow, LOST_WORKERS, None, 10)).ended == 0
         await (await uow.session.connection()).execute(text("UPDATE workers SET beat_at = now() - interval '25 hours'"))
         assert (await take_slice(uow, LOST_WORKERS, None, 10)).ended == 1
+
+
+async def test_the_successor_of_a_killed_worker_is_well_and_deletes_its_row(
+    database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    with running_worker(settings, tmp_path / "worker.log") as worker:
+        (first,) = await some(database, 1)
+        worker.kill()
+        await rows(database, "UPDATE workers SET beat_at = now() - interval '1 hour'")
+        assert [one.complaint is None for one in await listed(database)] == [False]
+        worker.start_again()
+        await asyncio.to_thread(wait_until, lambda: "deleted the rows of dead workers" in worker.said(), "its look")
+        (successor,) = await listed(database)
+        assert (successor.pid, successor.complaint) == (worker.process.pid, None)
+        assert successor.id != first.id
+
+
+async def test_a_worker_that_hangs_is_not_taken_for_a_dead_one(
+    database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    with running_worker(settings, tmp_path / "hanging.log") as hanging:
+        await some(database, 1)
+        hanging.process.send_signal(signal.SIGSTOP)
+        await rows(database, "UPDATE workers SET beat_at = now() - interval '21 seconds'")
+        with running_worker(settings, tmp_path / "other.log") as other:
+            await some(database, 2)
+            # Until its second beat.
+            again = "SELECT count(*) FROM workers WHERE pid = {} AND beat_at > started_at + interval '4 seconds'"
+            await until(database, lambda found: found[0], again.format(other.process.pid))
+            complaints = {one.pid: one.complaint for one in await listed(database)}
+            assert "no heartbeat" in (complaints[hanging.process.pid] or "")
+            assert complaints[other.process.pid] is None
+        hanging.process.send_signal(signal.SIGCONT)
+
+
+async def test_a_worker_whose_every_batch_fails_says_so_until_one_succeeds(
+    database: Database, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.outbox.control.service._FAILING", 3.0)
+    with running_worker(settings, tmp_path / "worker.log"):
+        assert [one.complaint for one in await some(database, 1)] == [None]
+        # Every claim fails, and so does every look for due jobs.
+        for table in ("outbox_types", "jobs"):
+            await rows(database, f"ALTER TABLE {table} RENAME TO {table}_away")
+        complaint = await complaint_that(database, lambda complaint: complaint is not None)
+        assert complaint is not None
+        assert "every " in complaint
+        assert "does not exist" in complaint
+        for table in ("outbox_types", "jobs"):
+            await rows(database, f"ALTER TABLE {table}_away RENAME TO {table}")
+        await complaint_that(database, lambda complaint: complaint is None)
 
 
 async def test_pausing_reaches_two_real_workers_within_two_seconds(

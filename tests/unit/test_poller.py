@@ -122,6 +122,10 @@ async def test_a_database_that_is_away_is_logged_once(
         await outbox.over.wait()
     await poller.stop(1.0)
     assert poller.progress.rolled_back >= 19
+    report = poller.progress.failures.report()
+    assert report is not None
+    assert (report["part"], report["times"]) == ("every batch of outbox-0", poller.progress.rolled_back)
+    assert "ConnectionRefusedError" in report["error"]
     (line,) = [message for message in caplog.messages if "rolled back" in message]
     assert "ConnectionRefusedError" in line
 
@@ -150,6 +154,7 @@ async def test_a_cancellation_of_something_else_does_not_end_a_loop() -> None:
         await outbox.again.wait()
     assert not any(task.done() for task in poller.tasks)
     assert poller.progress.rolled_back == 1
+    assert poller.progress.failures.report() is None, "the next one succeeded"
     await poller.stop(1.0)
 
 

@@ -19,8 +19,8 @@ def workers(
         bool,
         typer.Option(
             "--check",
-            help="Exit with 1 if there is no worker, if one is silent, makes no progress or has a wrong clock, or if a "
-            "scheduled job is late or keeps failing; print only what is wrong.",
+            help="Exit with 1 if there is no worker, if one is silent, makes no progress, keeps failing or has a wrong "
+            "clock, or if a scheduled job is late or keeps failing; print only what is wrong.",
         ),
     ] = False,
     as_json: AsJson = False,
@@ -28,9 +28,10 @@ def workers(
     """List the worker processes, with what each reports about itself every five seconds.
 
     With --check, exit code 1 means that there is no worker; that a worker has sent no heartbeat for 20 seconds (it is
-    gone, or its event loop is blocked), has made no progress for 30 seconds more than a batch may take, or has a wrong
-    clock; or that a scheduled job is more than 60 seconds late and not paused, or has failed twice in a row. With
-    --host, jobs are not checked: they belong to all workers, so restarting the worker of one host would not help.
+    gone, or its event loop is blocked), has made no progress for 30 seconds more than a batch may take, has failed in
+    every batch for 30 seconds, has a wrong clock, or is of a newer release than the database; or that a scheduled job
+    is more than 60 seconds late and not paused, or has failed twice in a row. With --host, jobs are not checked: they
+    belong to all workers, so restarting the worker of one host would not help.
     """
     with plain_errors():
         found, scheduled = in_one(lambda uow: _read(uow, host))

@@ -302,6 +302,11 @@ BEAT = Statement("""
     SET beat_at = excluded.beat_at, progress_at = excluded.progress_at, report = excluded.report
 """)
 LEAVE = Statement("DELETE FROM workers WHERE id = :id")
+CLEAR = Statement("""
+    DELETE FROM workers WHERE id = ANY(ARRAY(
+        SELECT id FROM workers WHERE id = ANY(CAST(:ids AS uuid[])) FOR UPDATE SKIP LOCKED
+    ))
+""")
 LOST = Statement("""
     SELECT id FROM workers WHERE beat_at < statement_timestamp() - interval '1 day' AND id > :after
     ORDER BY id LIMIT :limit

@@ -160,6 +160,11 @@ class ControlRepository(SqlAccess):
         """Delete a worker's row."""
         await self.sql.run(queries.LEAVE, id=worker_id)
 
+    async def clear(self, ids: Sequence[UUID]) -> None:
+        """Delete the rows of dead workers that are not locked."""
+        if ids:
+            await self.sql.run(queries.CLEAR, ids=list(ids))
+
     async def lost_workers(self, after: UUID | None, limit: int) -> list[UUID]:
         """Up to `limit` workers that have not been heard from for a day and come after `after`."""
         rows = await self.sql.fetch(queries.LOST, after=after or UUID(int=0), limit=limit)

@@ -25,6 +25,9 @@ SILENT = 20.0
 _PATIENCE = 30.0
 """Seconds beyond its time limit that a worker's batch may take before it counts as stuck."""
 
+_FAILING = 30.0
+"""Seconds of consecutive failures after which a worker counts as unhealthy."""
+
 _LISTED = 20
 """The most event types that a refusal lists."""
 
@@ -268,7 +271,12 @@ async def workers(work: Transaction, host: str | None = None) -> list[WorkerStat
     for row in await work.control.workers(host):
         report = json.loads(row["report"])
         complaint = _complaint(row["silent_seconds"], row["stuck_seconds"], float(report.get("time_limit", 0.0)))
-        complaint = complaint or report.get("clock_complaint") or report.get("tables_complaint")
+        complaint = (
+            complaint
+            or _persistent(report.get("failing"))
+            or report.get("clock_complaint")
+            or report.get("tables_complaint")
+        )
         found.append(WorkerState(**{**row, "report": report}, complaint=complaint))
     return found
 
@@ -291,6 +299,13 @@ def _complaint(silent: float, stuck: float, time_limit: float) -> str | None:
     if stuck > time_limit + _PATIENCE:
         return f"no progress for {stuck:.0f} s: a batch may take {time_limit:g} s"
     return None
+
+
+def _persistent(failing: dict[str, Any] | None) -> str | None:
+    """What has failed for so long that it will not pass by itself."""
+    if failing is None or failing["seconds"] < _FAILING:
+        return None
+    return f"{failing['part']} has failed for {failing['seconds']:.0f} s; the last error: {failing['error']}"
 
 
 def _check_selection(selection: Selection) -> None:
