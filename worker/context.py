@@ -145,6 +145,7 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
             versions={subscription.event.type: subscription.event.version for subscription in SUBSCRIPTIONS},
             schedules=[one.name for one in scheduled],
             time_limit=limit,
+            on_death=poller.be_wary,
         )
         jobs = JobLoop(
             lambda: UnitOfWork(database.write, name="a job's row"),

@@ -76,6 +76,11 @@ class Guard:
         self._limit = self._shutdown_limit
         self._signs = lambda: {"the shutdown": 0}
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether a task has ended that should not."""
+        return self._broken is not None and self._broken.done()
+
     async def broken(self) -> NoReturn:
         """Wait until a task ends that should not. Raises `WorkerBroken`."""
         assert self._broken is not None, "the guard has not been started"

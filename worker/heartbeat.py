@@ -21,10 +21,12 @@ from redis.exceptions import RedisError
 
 from services.fields import new_id
 from services.logs import RateLimitedLogger
+from services.outbox.control.service import SILENT
 from services.shielding import end
 from services.skew import Skew
+from services.sql import Row
 from services.startup import Schema
-from services.unit_of_work import OpenUnitOfWork, UnitOfWork
+from services.unit_of_work import OpenUnitOfWork
 from worker.jobs.metrics import JobMetrics
 from worker.neighbours import identity, is_dead
 from worker.poller import Progress
@@ -62,6 +64,7 @@ class Heartbeat:
         versions: Mapping[str, int],
         schedules: Sequence[str] = (),
         time_limit: float,
+        on_death: Callable[[], None] = lambda: None,
     ) -> None:
         self._open = open_unit_of_work
         self._progress = progress
@@ -77,6 +80,10 @@ class Heartbeat:
             "version": version("waybill"),
             "process": identity(),
         }
+        self._on_death = on_death
+        self._first = True
+        self.leaves_row = False
+        """Whether the row stays at exit: this worker ends in disorder, and its successor is to know."""
         self._id = new_id()
         self._started = monotonic()
         self._counted: deque[tuple[float, int, int]] = deque()
@@ -84,12 +91,16 @@ class Heartbeat:
         self._beating: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "Heartbeat":
+        # Before the first event is processed: a worker that was killed may have been killed by an event.
+        await self._try_to_beat()
         self._beating = asyncio.create_task(self._beat_for_ever(), name="heartbeat")
         return self
 
     async def __aexit__(self, *_: object) -> None:
         if self._beating is not None:
             await end(self._beating)
+        if self.leaves_row:
+            return
         try:
             async with asyncio.timeout(_PATIENCE), self._open() as uow:
                 await uow.control.leave(self._id)
@@ -110,7 +121,8 @@ class Heartbeat:
     async def beat(self) -> None:
         """Compare the clocks and the revisions, write the row, and delete those of dead workers of this host.
 
-        Database errors propagate.
+        Calls `on_death` if there are any, and at the first beat also if a worker of another host is silent. Database
+        errors propagate.
         """
         report = await self._report()
         async with self._open() as uow:
@@ -130,29 +142,38 @@ class Heartbeat:
                 self._stuck_seconds(),
                 to_json(report).decode(),
             )
-            dead = await self._dead(uow)
+            others = await uow.control.workers(None if self._first else socket.gethostname())
+            dead = self._dead_of_this_host(others)
             await uow.control.clear(list(dead))
             await uow.commit()
         if dead:
             logger.info("deleted the rows of dead workers of this host", extra={"pids": sorted(dead.values())})
+        if dead or any(row["silent_seconds"] > SILENT for row in others):
+            self._on_death()
+        self._first = False
 
-    async def _dead(self, uow: UnitOfWork) -> dict[UUID, int]:
+    def _dead_of_this_host(self, workers: Sequence[Row]) -> dict[UUID, int]:
         """The other workers of this host that have died, with their process ids: this one is their successor."""
+        host = socket.gethostname()
         return {
             row["id"]: row["pid"]
-            for row in await uow.control.workers(socket.gethostname())
+            for row in workers
             if row["id"] != self._id
+            and row["host"] == host
             and is_dead(row["pid"], json.loads(row["report"]).get("process"), row["silent_seconds"])
         }
 
     async def _beat_for_ever(self) -> None:
         while True:
-            try:
-                async with asyncio.timeout(_PATIENCE):
-                    await self.beat()
-            except Exception as error:  # noqa: BLE001  (whatever it is, the next beat may succeed)
-                self._log.warning("no heartbeat: %r", error)
             await asyncio.sleep(INTERVAL)
+            await self._try_to_beat()
+
+    async def _try_to_beat(self) -> None:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await self.beat()
+        except Exception as error:  # noqa: BLE001  (whatever it is, the next beat may succeed)
+            self._log.warning("no heartbeat: %r", error)
 
     def _stuck_seconds(self) -> float:
         """Seconds since the last progress of the slowest busy loop."""

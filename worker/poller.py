@@ -109,6 +109,11 @@ class Poller:
             logger.warning("the running batch took longer than %.1f s to finish; it is rolled back", grace)
         await end(*self._loops)
 
+    def be_wary(self) -> None:
+        """Another worker was killed: process the next batches as if one of their events had done it."""
+        for processor in self._processors:
+            processor.be_wary()
+
     @property
     def tasks(self) -> list[asyncio.Task[None]]:
         """The tasks started by `start`; none of them ends before `stop`."""

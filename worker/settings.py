@@ -66,6 +66,9 @@ async def shutdown(ctx: dict[str, Any]) -> None:
     guard: Guard | None = ctx.get("guard")
     if guard is not None:
         guard.leave()
+        worker: WorkerContext | None = ctx.get("worker")
+        if worker is not None and guard.is_broken:
+            worker.heartbeat.leaves_row = True
     stack: AsyncExitStack | None = ctx.get("stack")
     if stack is not None:
         await stack.aclose()

@@ -30,8 +30,9 @@ async def work(*, wary: bool) -> None:
             [Subscription(Tick, Killed(), plain_sql=True)],
             retry=RetryPolicy(max_attempts=3, base=0.001, cap=0.002),
             batch_size=100,
-            wary=wary,
         )
+        if wary:
+            engine.be_wary()
         while True:
             await drain(engine)
             await asyncio.sleep(0.02)

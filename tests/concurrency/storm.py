@@ -211,8 +211,9 @@ async def work(settings: Settings, seed: int, *, wary: bool) -> None:
             retry=_FOR_EVER,
             batch_size=30,
             time_limit=LIMIT,
-            wary=wary,
         )
+        if wary:
+            engine.be_wary()
         while True:
             try:
                 await drain(engine)

@@ -36,13 +36,15 @@ class Kills(TickHandler):
 
 def started(database: Database, handler: Any, *, wary: bool = True, attempts: int = 3) -> Processor[UnitOfWork]:
     """The processor of a process that has just started; `wary` if the one before it was killed."""
-    return Processor(
+    engine = Processor(
         lambda: UnitOfWork(database.write),
         [Subscription(Tick, handler, plain_sql=True)],
         retry=RetryPolicy(max_attempts=attempts, base=3600.0, cap=3600.0),
         batch_size=100,
-        wary=wary,
     )
+    if wary:
+        engine.be_wary()
+    return engine
 
 
 async def run_until_killed(engine: Processor[UnitOfWork]) -> bool:

@@ -5,11 +5,14 @@ effect. With any other word, the handler cancels the worker's task of that name.
 """
 
 import asyncio
+import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
+import services.outbox.engine.service
 import worker.handlers
 import worker.heartbeat
 from services.outbox.events import Claimed
@@ -47,7 +50,27 @@ async def hog() -> None:
     re.match("(a+)+$", "a" * 100 + "b")
 
 
-MANNERS: dict[str, Callable[[], Awaitable[None]]] = {"block": block, "hang": hang, "stay": stay, "hog": hog}
+async def die() -> None:
+    """End the process at once, as if it were out of memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+async def cancel_itself() -> None:
+    """Cancel the task that it runs in, which is the poll loop's."""
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.sleep(FOR_EVER)
+
+
+MANNERS: dict[str, Callable[[], Awaitable[None]]] = {
+    "block": block,
+    "hang": hang,
+    "stay": stay,
+    "hog": hog,
+    "die": die,
+    "cancel itself": cancel_itself,
+}
 
 
 async def cancel(name: str) -> None:
@@ -68,6 +91,7 @@ def main(manner: str) -> None:
 
     worker.handlers.SUBSCRIPTIONS = (Subscription(Tick, handle),)
     worker.heartbeat.INTERVAL = BEAT
+    services.outbox.engine.service._DIED_AGAIN = BEAT
     # Imported here, because it takes the handlers as they are at that time.
     from worker.__main__ import main as work
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,6 +17,7 @@ from services.settings import Settings, get_settings
 from tests.concurrency.ticks import Tick, append, effects, rows
 from tests.faults.stubborn_worker import BEAT
 from tests.processes import Running, running
+from worker.guard import BROKEN
 
 TIME_LIMIT = 1.0
 PATIENCE = 2.0
@@ -107,3 +109,39 @@ async def test_a_worker_recovers_from_a_handler_that_hangs(
     assert "did not finish within" in worker.said()
     assert await rows(ticking, "SELECT count(*) FROM outbox") == [0]
     assert await rows(ticking, "SELECT count(*) FROM dead_letters") == [0]
+
+
+@pytest.mark.parametrize(
+    ("manner", "code"), [("die", -signal.SIGKILL), ("block", BROKEN), ("cancel itself", BROKEN)], ids=str
+)
+async def test_an_event_that_ends_the_worker_each_time_is_found_and_counted_and_costs_its_neighbours_nothing(
+    ticking: Database, settings: Settings, tmp_path: Path, manner: str, code: int
+) -> None:
+    await append(ticking, *(Tick(name=name) for name in ("a", "bad", "b")))
+    wanted = settings.model_copy(update={"worker_stall_limit": 4 * TIME_LIMIT})
+    deaths = 0
+    attempts: set[int] = set()
+    with stubborn(wanted, tmp_path, manner) as worker:
+        async with asyncio.timeout(120):
+            while len(await effects(ticking)) < 3:
+                attempts.update(await rows(ticking, "SELECT attempts FROM outbox WHERE aggregate = 'tick/bad'"))
+                if not worker.lives:
+                    assert worker.process.returncode == code, worker.said()
+                    deaths += 1
+                    worker.start_again()
+                await asyncio.sleep(0.05)
+    # Once unawares, once with its neighbours and once alone. The second attempt of this one succeeds.
+    assert deaths == 3
+    assert attempts >= {0, 1}
+    assert sorted(await effects(ticking)) == [("a", 0), ("b", 0), ("bad", 0)]
+    assert await rows(ticking, "SELECT count(*) FROM outbox") == [0]
+
+
+async def test_a_worker_that_ends_in_good_order_makes_no_one_wary(
+    ticking: Database, settings: Settings, tmp_path: Path
+) -> None:
+    with stubborn(settings, tmp_path, "hang") as worker:
+        await append(ticking, Tick(name="a"))
+        await wait_for_effects(ticking, 1, worker)
+        assert await asyncio.to_thread(worker.terminate, 10) == 0
+        assert await rows(ticking, "SELECT count(*) FROM workers") == [0]

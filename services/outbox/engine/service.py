@@ -51,8 +51,7 @@ class Processor(Generic[TransactionT]):
     A processor runs one transaction at a time; several processors, in one process or in many, can share the outbox.
     `prepared` says that the connections already have the `claim_settings` for the longest time limit. Otherwise each
     transaction sets them, which costs a round trip. `siblings` is a list that all processors of a process share, so
-    that they can keep out of each other's way, as they share the `pace`. `wary` says that a worker was killed: the
-    first batches are then processed so that an event that kills its process is found and counted.
+    that they can keep out of each other's way, as they share the `pace`.
     """
 
     def __init__(
@@ -66,7 +65,6 @@ class Processor(Generic[TransactionT]):
         prepared: bool = False,
         siblings: list[Window] | None = None,
         pace: Pace | None = None,
-        wary: bool = False,
     ) -> None:
         self._open = open_transaction
         self._prepared = prepared
@@ -83,7 +81,7 @@ class Processor(Generic[TransactionT]):
         """How many of the next batches are processed in savepoints, whatever they hold."""
         self._locked = 0
         """How many of the next batches tell their handlers to leave out what is locked."""
-        self._wary = _WARY_BATCHES if wary else 0
+        self._wary = 0
         """How many of the next batches note their attempts before they begin."""
         self._portion = Portion()
         self._standstill = Standstill()
@@ -109,6 +107,13 @@ class Processor(Generic[TransactionT]):
             raise
         finally:
             self._window.settle()
+
+    def be_wary(self) -> None:
+        """A worker was killed: process the next batches so that an event that kills its process is found and counted.
+
+        Its events may be the first ones of the queue. It lasts for some batches, or until nothing is left.
+        """
+        self._wary = _WARY_BATCHES
 
     async def look(self) -> tuple[bool, float | None]:
         """Whether there may be a batch to claim, and in how many seconds the next event is due.
