@@ -13,6 +13,7 @@ from services.database import Database
 from services.outbox.control import service as control
 from services.outbox.control.schemas import Selection
 from services.outbox.control.service import By
+from services.outbox.engine import repository
 from services.outbox.events import Claimed
 from services.outbox.policy import RetryPolicy
 from services.unit_of_work import UnitOfWork
@@ -147,8 +148,11 @@ async def test_a_processor_neither_takes_nor_waits_for_what_another_has_locked(t
     assert sorted(await effects(ticking)) == [("a", 0), ("a", 1)] + [(name, 0) for name in "bcdef"]
 
 
-@pytest.mark.parametrize("processors", [2, 4])
-async def test_order_is_kept_by_several_processors_under_random_failures(ticking: Database, processors: int) -> None:
+@pytest.mark.parametrize(("processors", "woken"), [(2, 2000), (4, 2000), (3, 1)])
+async def test_order_is_kept_by_several_processors_under_random_failures(
+    ticking: Database, monkeypatch: pytest.MonkeyPatch, processors: int, woken: int
+) -> None:
+    monkeypatch.setattr(repository, "_WOKEN", woken)
     chance = random.Random(processors)
     names, length = [f"n{number}" for number in range(25)], 24
     ticks = [Tick(name=name, number=number) for number in range(length) for name in names]

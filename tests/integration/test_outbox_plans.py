@@ -60,7 +60,7 @@ def statements(first: int, positions: Sequence[int]) -> dict[str, tuple[Statemen
         "take up": (queries.TAKE_UP, {"positions": each, "attempts": [0] * len(each)}),
         "leave": (queries.LEAVE, {"positions": each}),
         "put behind": (queries.PUT_BEHIND, {"positions": each, "delays": [1.0] * len(each)}),
-        "hold back": (queries.HOLD_BACK, {"aggregates": aggregates, "positions": each}),
+        "hold back": (queries.HOLD_BACK, {"aggregates": aggregates, "positions": each, "most": 100}),
         "bury": (
             queries.BURY,
             {
@@ -72,8 +72,8 @@ def statements(first: int, positions: Sequence[int]) -> dict[str, tuple[Statemen
                 "counts": [1] * len(each),
             },
         ),
-        "wake": (queries.WAKE, {"aggregates": aggregates}),
         "park unknown": (queries.PARK_UNKNOWN, {"types": TYPES, "versions": versions, "floor": first, "slice": 2000}),
+        "wake": (queries.WAKE, {"aggregates": aggregates, "positions": each, "most": 20}),
     }
 
 
@@ -124,7 +124,7 @@ async def explain(connection: Any, statement: Statement, arguments: dict[str, An
         if statement in (queries.CLAIM, queries.PARK_UNKNOWN):
             await begin(connection)
         found = await connection.fetchval(
-            f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {statement.sql}", *statement.arguments(arguments)
+            f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {statement.sql}", *statement.arguments(arguments)
         )
     finally:
         await transaction.rollback()
@@ -162,6 +162,53 @@ async def test_with_the_statistics_of_an_empty_outbox_a_worker_reads_what_it_tak
     await connection.execute("ANALYZE outbox")
     await connection.execute(FILL.replace("$1", str(SIZES[size][0])).replace("$2", str(SIZES[size][1])))
     await assert_plans(connection, size, "analyzed when empty")
+
+
+HOT = """
+    INSERT INTO outbox (event_id, aggregate, type, available_at, waits)
+    SELECT gen_random_uuid(), 'thing/hot', 'type.0',
+        CASE WHEN n <= $1 THEN now() WHEN n <= $2 THEN 'infinity'::timestamptz END, CASE WHEN n <= $2 THEN 'behind' END
+    FROM generate_series(1, 40000) AS n
+"""
+
+
+def read(plan: dict[str, Any]) -> tuple[int, int]:
+    """The rows of the outbox that a plan reads, and the pages that it touches."""
+    scans = [node for node in nodes(plan) if node.get("Relation Name") == "outbox" and "Scan" in node["Node Type"]]
+    rows = sum((node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"] for node in scans)
+    return int(rows), plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+async def test_however_many_rows_of_an_aggregate_wait_a_statement_reads_only_its_first_ones(
+    connection: Any, mode: str, analyzed: bool
+) -> None:
+    await connection.execute(f"SET plan_cache_mode = {mode}")
+    most = 1000
+    hot = {"aggregates": ["thing/hot"], "positions": [0], "most": most}
+
+    async def cost(awake: int, waiting: int, statement: Statement, arguments: dict[str, Any]) -> tuple[int, int]:
+        await connection.execute("TRUNCATE outbox RESTART IDENTITY")
+        await connection.execute(HOT.replace("$1", str(awake)).replace("$2", str(waiting)))
+        if analyzed:
+            await connection.execute("ANALYZE outbox")
+        return read(await explain(connection, statement, arguments))
+
+    rows, pages = await cost(0, 40_000, queries.WAKE, hot)
+    assert most < rows <= 3 * most
+    assert pages < 60 * most
+    rows, pages = await cost(1, 40_000, queries.WAKE, hot)
+    assert rows == 1, "nothing is woken while an earlier row is due"
+    assert pages < 50
+    # All sleep already, all are due, all are ready.
+    for awake, waiting in ((0, 40_000), (40_000, 40_000), (0, 0)):
+        rows, pages = await cost(awake, waiting, queries.HOLD_BACK, hot)
+        assert rows <= 3 * most
+        assert pages < 60 * most
+    rows, pages = await cost(1, 20_000, queries.PARK, {"positions": list(range(30_000, 30_500))})
+    assert rows <= 500 * 3
+    assert pages < 60 * 500
 
 
 async def test_the_claim_leaves_the_planner_as_it_was_for_the_handlers(connection: Any) -> None:

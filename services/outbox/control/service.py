@@ -12,6 +12,7 @@ from uuid import UUID
 from services.errors import Conflict, Fault, InvalidInput, NotFound
 from services.outbox.control.repository import COUNTED
 from services.outbox.control.schemas import Selection
+from services.outbox.engine.schemas import first_positions
 from services.outbox.events import defined
 from services.sql import Row
 from services.transaction import Transaction
@@ -147,7 +148,7 @@ async def discard(
     if letters and not dry_run:
         await work.control.discard([letter.position for letter in letters], by.actor, by.reason)
         # A separate statement after the lock, so it sees events that were parked just before.
-        await work.outbox.wake(sorted({letter.aggregate for letter in letters}))
+        await work.outbox.wake(first_positions((letter.aggregate, letter.position) for letter in letters))
     return _slice(matching, letters, limit)
 
 
@@ -219,7 +220,7 @@ async def discard_waiting(work: Transaction, position: int, by: By) -> None:
     row = await _take_waiting(work, position)
     await work.control.discard_waiting(position, by.actor, by.reason)
     # A separate statement after the lock, so it sees events that were parked just before.
-    await work.outbox.wake([row["aggregate"]])
+    await work.outbox.wake({row["aggregate"]: position})
 
 
 async def position_of(work: Transaction, event_id: UUID) -> int:

@@ -277,25 +277,56 @@ PUT_OFF = Statement("""
     WHERE outbox.position = failed.position
 """)
 
+
+def _waiting_after(start: str, condition: str) -> str:
+    """A FROM item: an aggregate's next waiting rows, as long as they meet the condition, and at most `:most`.
+
+    They come after `start`, which has an aggregate and a position. Deferred rows are passed over: nothing waits for
+    them. The rows are found one by one: for a range of rows, the planner would prefer to read and sort all that the
+    aggregate has.
+    """
+
+    def following(aggregate: str, position: str) -> str:
+        return f"""
+            SELECT position, available_at, waits FROM outbox AS later
+            WHERE later.aggregate = {aggregate} AND later.position > {position}
+            AND later.available_at IS NOT NULL AND later.waits <> 'asked'
+            ORDER BY later.aggregate, later.position LIMIT 1
+        """  # noqa: S608
+
+    return f"""LATERAL (
+        WITH RECURSIVE run(position, number) AS (
+            SELECT position, 1 FROM ({following(f"{start}.aggregate", f"{start}.position")}) AS next WHERE {condition}
+            UNION ALL
+            SELECT next.position, number + 1 FROM run
+            CROSS JOIN LATERAL ({following(f"{start}.aggregate", "run.position")}) AS next
+            WHERE number < :most AND {condition}
+        ) SELECT position FROM run
+    )"""  # noqa: S608
+
+
 # Rows that another worker has locked are skipped: that worker will find out by itself, and nothing waits for a lock
-# here. Rows beyond the limit are parked by the claims that find them. ANY(ARRAY(...)) makes the planner update each row
-# by its key, however many rows it expects.
+# here. For each aggregate it takes at most `most` ready rows, and the `most` rows that are due next. Rows beyond are
+# parked by the claims that find them. ANY(ARRAY(...)) makes the planner update each row by its key, however many rows
+# it expects.
 HOLD_BACK = Statement(f"""
     UPDATE outbox SET waits = 'behind', available_at = 'infinity' WHERE position = ANY(ARRAY(
         SELECT held.position
         FROM unnest(CAST(:aggregates AS text[]), CAST(:positions AS bigint[])) AS failed(aggregate, position)
         CROSS JOIN LATERAL (
-            SELECT ready.position FROM {generations("failed.position", LAST_TAKEN)} CROSS JOIN LATERAL (
-                SELECT position FROM outbox
-                WHERE {ready_of("failed.aggregate")} AND position > failed.position
-                ORDER BY {BY_POSITION} LIMIT 10000 FOR UPDATE SKIP LOCKED
-            ) AS ready
+            (
+                SELECT ready.position FROM {generations("failed.position", LAST_TAKEN)} CROSS JOIN LATERAL (
+                    SELECT position FROM outbox
+                    WHERE {ready_of("failed.aggregate")} AND position > failed.position
+                    ORDER BY {BY_POSITION} LIMIT :most FOR UPDATE SKIP LOCKED
+                ) AS ready LIMIT :most
+            )
             UNION ALL
             SELECT due.position FROM (
-                SELECT position FROM outbox
-                WHERE aggregate = failed.aggregate AND position > failed.position
-                AND available_at IS NOT NULL AND available_at < 'infinity' AND waits = 'behind'
-                ORDER BY aggregate, position LIMIT 10000 FOR UPDATE SKIP LOCKED
+                SELECT position FROM outbox WHERE position = ANY(ARRAY(
+                    SELECT position
+                    FROM {_waiting_after("failed", "next.waits = 'behind' AND next.available_at < 'infinity'")} AS next
+                )) AND waits = 'behind' AND available_at < 'infinity' FOR UPDATE SKIP LOCKED
             ) AS due
         ) AS held
     ))
@@ -319,14 +350,16 @@ BURY = Statement("""
     FROM removed
 """)
 
-WAKE = Statement("""
-    UPDATE outbox SET available_at = statement_timestamp() WHERE position IN (
-        SELECT sleeping.position FROM unnest(CAST(:aggregates AS text[])) AS here(aggregate) CROSS JOIN LATERAL (
-            SELECT position FROM outbox AS later WHERE later.aggregate = here.aggregate AND later.waits = 'behind'
-            AND later.available_at = 'infinity' ORDER BY later.aggregate, later.position
-        ) AS sleeping
-    ) AND waits = 'behind' AND available_at = 'infinity'
-""")
+# Wakes only the first rows of each aggregate that sleep, and only if no waiting row is before them: that one wakes them
+# when it is out of the way. So one window of an aggregate is awake at a time, however many rows sleep behind it, and a
+# batch in the middle of a window reads one row.
+WAKE = Statement(f"""
+    UPDATE outbox SET available_at = statement_timestamp() WHERE position = ANY(ARRAY(
+        SELECT next.position
+        FROM unnest(CAST(:aggregates AS text[]), CAST(:positions AS bigint[])) AS passed(aggregate, position)
+        CROSS JOIN {_waiting_after("passed", "next.available_at = 'infinity'")} AS next
+    )) AND waits = 'behind' AND available_at = 'infinity'
+""")  # noqa: S608
 
 # Looks at a slice that starts at the first ready row: the events at the head of the queue that no worker takes.
 PARK_UNKNOWN = Statement(f"""

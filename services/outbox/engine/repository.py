@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from services.outbox.engine import queries
-from services.outbox.engine.schemas import ClaimedRow, Failure, Horizon, Look, Span
+from services.outbox.engine.schemas import ClaimedRow, Failure, Horizon, Look, Span, first_positions
 from services.outbox.events import Recorded
 from services.sql import SqlAccess, Write
 
@@ -21,6 +21,12 @@ _NEAR = 4
 
 _CROWD = 20
 """So many parked rows of an aggregate in one claim suggest that more follow."""
+
+_HELD_BACK = 10_000
+"""The most rows, of all failed aggregates together, that one statement puts to sleep."""
+
+_WOKEN = 2_000
+"""The most rows, of all aggregates together, that one statement wakes. Each aggregate gets at least one."""
 
 _HORIZON = TypeAdapter(Horizon)
 
@@ -121,16 +127,23 @@ class OutboxRepository(SqlAccess):
         If an aggregate has many of them, its rows that no claim has found yet are hidden as well.
         """
         parked = await self.sql.fetch(queries.PARK, positions=list(positions))
-        first: dict[str, int] = {}
-        for row in parked:
-            first[row["aggregate"]] = min(row["position"], first.get(row["aggregate"], row["position"]))
+        first = first_positions((row["aggregate"], row["position"]) for row in parked)
         if len(parked) >= _CROWD * len(first) > 0:
-            await self.sql.run(queries.HOLD_BACK, aggregates=list(first), positions=list(first.values()))
+            await self._hold_back(first)
         return len(parked)
 
-    async def wake(self, aggregates: Sequence[str]) -> int:
-        """Make the rows of these aggregates due that wait behind an event now out of the way; return their number."""
-        return await self.sql.run(queries.WAKE, aggregates=list(aggregates))
+    async def wake(self, passed: Mapping[str, int]) -> int:
+        """Make rows due that wait behind events now out of the way; return their number.
+
+        `passed` has the position of such an event for each aggregate; rows before it are left alone. Of an aggregate
+        with many rows, only the first ones are woken, and the rest when the last of those is out of the way.
+        """
+        return await self.sql.run(
+            queries.WAKE,
+            aggregates=list(passed),
+            positions=list(passed.values()),
+            most=max(1, _WOKEN // max(1, len(passed))),
+        )
 
     async def put_off(self, failures: Sequence[Failure]) -> None:
         """Make events wait, adding to their attempts what `counts`; later events of the aggregate wait behind them."""
@@ -144,7 +157,7 @@ class OutboxRepository(SqlAccess):
             errors=[failure.error for failure in failures],
             failures=[failure.entry for failure in failures],
         )
-        await self._hold_back(failures)
+        await self._hold_back(first_positions((failure.aggregate, failure.position) for failure in failures))
 
     async def bury(self, failures: Sequence[Failure]) -> None:
         """Turn events into dead letters. The aggregate's later events wait behind those that block."""
@@ -157,8 +170,10 @@ class OutboxRepository(SqlAccess):
             blocks=[failure.blocks for failure in failures],
             counts=[failure.counts for failure in failures],
         )
-        await self._hold_back([failure for failure in failures if failure.blocks])
-        passed = [failure.aggregate for failure in failures if not failure.blocks]
+        await self._hold_back(
+            first_positions((failure.aggregate, failure.position) for failure in failures if failure.blocks)
+        )
+        passed = first_positions((failure.aggregate, failure.position) for failure in failures if not failure.blocks)
         if passed:
             await self.wake(passed)
 
@@ -172,12 +187,14 @@ class OutboxRepository(SqlAccess):
             queries.PARK_UNKNOWN, types=list(known), versions=list(known.values()), floor=floor, slice=batch
         )
 
-    async def _hold_back(self, failures: Sequence[Failure]) -> None:
-        if failures:
+    async def _hold_back(self, failed: Mapping[str, int]) -> None:
+        """Put rows to sleep that come after the position of each aggregate."""
+        if failed:
             await self.sql.run(
                 queries.HOLD_BACK,
-                aggregates=[failure.aggregate for failure in failures],
-                positions=[failure.position for failure in failures],
+                aggregates=list(failed),
+                positions=list(failed.values()),
+                most=max(1, _HELD_BACK // len(failed)),
             )
 
 

@@ -1,6 +1,6 @@
 """What a claim asks for, what it finds, and the outcome of processing it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self, TypeAlias
 from uuid import UUID
@@ -112,6 +112,14 @@ class Look(NamedTuple):
     ready: bool
     due_in: float | None
     backend: int
+
+
+def first_positions(events: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """The lowest position of each aggregate, from pairs of aggregate and position, in the order of the aggregates."""
+    first: dict[str, int] = {}
+    for aggregate, position in events:
+        first[aggregate] = min(position, first.get(aggregate, position))
+    return dict(sorted(first.items()))
 
 
 class Work(NamedTuple):

@@ -19,6 +19,7 @@ from services.outbox.engine.schemas import (
     Part,
     ProcessDied,
     Work,
+    first_positions,
 )
 from services.outbox.engine.window import Floor, Pace, Portion, Standstill, Window, divided, parts_of, separated
 from services.outbox.events import Registry
@@ -394,9 +395,12 @@ class Processor(Generic[TransactionT]):
         if overdue:
             await transaction.outbox.put_behind(overdue)
         # Only now: rows that have just been parked behind one of these must be woken, too.
-        passed = {row.aggregate for row in batch.done if row.waited}
+        failed = {row.aggregate for row, _ in batch.failed}
+        passed = first_positions(
+            (row.aggregate, row.position) for row in batch.done if row.waited and row.aggregate not in failed
+        )
         if passed:
-            await transaction.outbox.wake(sorted(passed))
+            await transaction.outbox.wake(passed)
             outcome.more = True
         outcome.processed = len(batch.done)
         outcome.blocked = sum(row.blocked for row in rows) - waiting - len(overdue)
