@@ -13,6 +13,7 @@ from worker.jobs.retention import (
     prune_idempotency_keys,
 )
 from worker.jobs.schedule import Schedule, ScheduledJob
+from worker.jobs.stranded import wake_stranded_events
 
 LONG = 6 * 3600
 """Seconds for a job that may export a month of events. If it is cut short, the next run starts with that month."""
@@ -25,6 +26,7 @@ def scheduled_jobs(settings: Settings) -> Sequence[ScheduledJob]:
         ScheduledJob(drop_expired_events, Schedule(hour=1, minute=40), time_limit=LONG),
         ScheduledJob(forget_workers, Schedule(minute=35)),
         ScheduledJob(prune_idempotency_keys, Schedule(minute=25)),
+        ScheduledJob(wake_stranded_events, Schedule(minute=15), at_start=True),
         ScheduledJob(expire, Schedule(second=frozenset({30}))),
         ScheduledJob(report_backlog, Schedule(second=frozenset({0, 15, 30, 45}))),
         # It has its own, shorter time limit.

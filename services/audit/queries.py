@@ -239,6 +239,38 @@ _OUTBOX = Statement("""
     WHERE (events.type, events.aggregate) IS DISTINCT FROM (queued.type, queued.aggregate)
 """)
 
+# A pending order is moved by its event, and at the latest by the end of its hold. One that awaits payment has a due
+# date: a CHECK says so. All other statuses are final, or wait for a person.
+_ORDER_EVENTS = Statement("""
+    SELECT 'order_event' AS kind, orders.id AS order_id, 'an event in the outbox or among the dead letters' AS expected,
+        coalesce('only its hold, which expires at ' || to_char(hold.expires_at AT TIME ZONE 'UTC',
+            'YYYY-MM-DD HH24:MI:SS') || ' UTC', 'nothing') AS found
+    FROM orders LEFT JOIN (
+        SELECT order_id, min(expires_at) AS expires_at FROM transfers
+        WHERE state = 'pending' AND order_id IS NOT NULL GROUP BY order_id
+    ) AS hold ON hold.order_id = orders.id
+    WHERE status = 'pending' AND NOT EXISTS (
+        SELECT FROM outbox WHERE outbox.aggregate = 'order/' || orders.id
+    ) AND NOT EXISTS (
+        SELECT FROM dead_letters WHERE dead_letters.aggregate = 'order/' || orders.id
+    )
+""")
+
+# Of each aggregate, the first row that waits for something other than its time. If that one sleeps, what should wake it
+# must be a dead letter. The later ones have the first one before them.
+_SLEEPERS = Statement("""
+    SELECT 'outbox_sleeper' AS kind, position, event_id, aggregate,
+        'an earlier event of its aggregate that waits or is dead' AS expected, NULL AS found
+    FROM (
+        SELECT DISTINCT ON (aggregate) aggregate, position, event_id, available_at FROM outbox
+        WHERE available_at IS NOT NULL AND waits <> 'asked' ORDER BY aggregate, position
+    ) AS first
+    WHERE available_at = 'infinity' AND NOT EXISTS (
+        SELECT FROM dead_letters
+        WHERE dead_letters.aggregate = first.aggregate AND dead_letters.position < first.position AND blocks
+    )
+""")
+
 # What a reply acknowledged must exist and match it. Statuses change later: for an order the transition must exist, and
 # the state of a transfer or an adjustment is compared only if it is final. A transaction that was lost as a whole took
 # its stored reply with it; detecting that is the canary's task.
@@ -348,7 +380,8 @@ _ACKNOWLEDGED_ADJUSTMENTS = Statement(f"""
 CHECKS = (
     _LEDGER_SUM, _ENTRIES, ACCOUNTS, OVERDRAWN, _TRANSFERS, _ORPHANS, _POSTINGS, _REVERSALS, _ADJUSTMENTS,
     PAYMENTS, _REFUNDED, _STRAY_PAYMENTS, _LINES, _REFUNDS, _STATUSES, _HISTORIES, RESERVED_STOCK, IMPOSSIBLE_STOCK,
-    _OUTBOX, _ACKNOWLEDGED_ORDERS, _ACKNOWLEDGED_REFUNDS, _ACKNOWLEDGED_TRANSFERS, _ACKNOWLEDGED_ADJUSTMENTS,
+    _OUTBOX, _ORDER_EVENTS, _SLEEPERS, _ACKNOWLEDGED_ORDERS, _ACKNOWLEDGED_REFUNDS, _ACKNOWLEDGED_TRANSFERS,
+    _ACKNOWLEDGED_ADJUSTMENTS,
 )  # fmt: skip
 """All checks."""
 

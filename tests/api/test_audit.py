@@ -180,6 +180,17 @@ CORRUPTIONS: Mapping[str, tuple[list[str], Expected]] = {
         ],
         [("outbox_event", {})],
     ),
+    "the outbox row of a pending order is gone": (
+        ["DELETE FROM outbox WHERE aggregate = 'order/' || CAST(:pending AS uuid)"],
+        [("order_event", {"order_id": "pending"})],
+    ),
+    "an outbox row sleeps behind nothing": (
+        [
+            "UPDATE outbox SET waits = 'behind', available_at = 'infinity'"
+            " WHERE aggregate = 'order/' || CAST(:pending AS uuid)"
+        ],
+        [("outbox_sleeper", {})],
+    ),
     "a dead letter names another order's event": (
         [
             "INSERT INTO dead_letters (position, event_id, aggregate, type, attempts, error)"

@@ -24,6 +24,7 @@ JOBS = [
     "forget_workers",
     "prune_idempotency_keys",
     "report_backlog",
+    "wake_stranded_events",
 ]
 OVERDUE = "UPDATE jobs SET due_at = now() - interval '9 hours'"
 

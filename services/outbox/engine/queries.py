@@ -361,6 +361,47 @@ WAKE = Statement(f"""
     )) AND waits = 'behind' AND available_at = 'infinity'
 """)  # noqa: S608
 
+
+def _stranded(aggregate: str) -> str:
+    """A FROM item: the aggregate's first waiting row, and whether it sleeps although nothing is left to wake it."""
+    return f"""LATERAL (
+        SELECT position, available_at = 'infinity' AND NOT EXISTS (
+            SELECT FROM dead_letters
+            WHERE dead_letters.aggregate = {aggregate} AND dead_letters.position < waiting.position AND blocks
+        ) AS stranded FROM (
+            SELECT position, available_at FROM outbox AS later
+            WHERE later.aggregate = {aggregate} AND later.available_at IS NOT NULL AND later.waits <> 'asked'
+            ORDER BY later.aggregate, later.position LIMIT 1
+        ) AS waiting
+    )"""  # noqa: S608
+
+
+# One look-up for each aggregate, however many rows it has.
+WAITING_AGGREGATES = Statement(f"""
+    WITH RECURSIVE here(aggregate, number) AS (
+        (
+            SELECT CAST(aggregate AS text), 1 FROM outbox
+            WHERE available_at IS NOT NULL AND aggregate > :after ORDER BY outbox.aggregate, position LIMIT 1
+        )
+        UNION ALL
+        SELECT next.aggregate, number + 1 FROM here CROSS JOIN LATERAL (
+            SELECT CAST(outbox.aggregate AS text) AS aggregate FROM outbox
+            WHERE available_at IS NOT NULL AND outbox.aggregate > here.aggregate
+            ORDER BY outbox.aggregate, position LIMIT 1
+        ) AS next WHERE number < :most
+    )
+    SELECT here.aggregate, coalesce(first.stranded, false) AS stranded
+    FROM here LEFT JOIN {_stranded("here.aggregate")} AS first ON true ORDER BY here.number
+""")  # noqa: S608
+
+# The first row of each is enough: it wakes the others when it is processed.
+WAKE_STRANDED = Statement(f"""
+    UPDATE outbox SET available_at = statement_timestamp() WHERE position = ANY(ARRAY(
+        SELECT first.position FROM unnest(CAST(:aggregates AS text[])) AS here(aggregate)
+        CROSS JOIN {_stranded("here.aggregate")} AS first WHERE first.stranded
+    )) AND waits = 'behind' AND available_at = 'infinity' RETURNING aggregate
+""")  # noqa: S608
+
 # Looks at a slice that starts at the first ready row: the events at the head of the queue that no worker takes.
 PARK_UNKNOWN = Statement(f"""
     WITH known AS MATERIALIZED (

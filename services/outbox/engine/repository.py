@@ -145,6 +145,19 @@ class OutboxRepository(SqlAccess):
             most=max(1, _WOKEN // max(1, len(passed))),
         )
 
+    async def waiting_aggregates(self, after: str, limit: int) -> dict[str, bool]:
+        """Up to `limit` aggregates with waiting events that come after `after`, in their order.
+
+        The value says whether its first waiting event sleeps although nothing is left to wake it.
+        """
+        rows = await self.sql.fetch(queries.WAITING_AGGREGATES, after=after, most=limit)
+        return {row["aggregate"]: row["stranded"] for row in rows}
+
+    async def wake_stranded(self, aggregates: Sequence[str]) -> list[str]:
+        """Wake the first event of each of these that nothing else would wake; return the aggregates of those woken."""
+        rows = await self.sql.fetch(queries.WAKE_STRANDED, aggregates=list(aggregates))
+        return [row["aggregate"] for row in rows]
+
     async def put_off(self, failures: Sequence[Failure]) -> None:
         """Make events wait, adding to their attempts what `counts`; later events of the aggregate wait behind them."""
         await self.sql.run(
