@@ -28,8 +28,8 @@ from services.outbox.subscription import check_time_limits, longest_limit
 from services.settings import Settings
 from services.skew import check_clock
 from services.startup import check_schema
+from services.subscriptions import SUBSCRIPTIONS
 from services.unit_of_work import UnitOfWork
-from worker.handlers import SUBSCRIPTIONS
 from worker.heartbeat import Heartbeat, queue_length_of
 from worker.job_loop import JobLoop
 from worker.jobs.metrics import JobMetrics

@@ -17,9 +17,9 @@ from services.outbox.control.service import By
 from services.outbox.subscription import longest_limit
 from services.settings import get_settings
 from services.startup import plain_connecting
+from services.subscriptions import SUBSCRIPTIONS
 from worker.context import WorkerContext, open_worker
 from worker.guard import Guard
-from worker.handlers import SUBSCRIPTIONS
 from worker.runner import read_redis_url
 from worker.schedules import scheduled_jobs
 

@@ -3,10 +3,11 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+from uuid import UUID
 
 from services.logs import Shown
-from services.outbox.events import Claimed, Event
+from services.outbox.events import Claimed, EventT
 from services.outbox.policy import OnDeath, RetryPolicy
 from services.transaction import Transaction
 
@@ -15,12 +16,33 @@ TransactionT = TypeVar("TransactionT", bound=Transaction)
 Verdicts: TypeAlias = Sequence[Exception | None] | None
 """What a handler may return: for each event of its batch, in order, None if it is done or the error if it is not."""
 
-Handler = Callable[[TransactionT, Sequence[Claimed[Any]]], Awaitable[Verdicts]]
+Handler = Callable[[TransactionT, Sequence[Claimed[EventT]]], Awaitable[Verdicts]]
 """Processes a batch of events of one type inside the transaction; it never commits.
 
-The batch may hold several events of one aggregate, in their order. If the handler raises, its work is rolled back. If
-it returns, it has processed all events except those it returns an exception for; it must not have written anything for
-those.
+It may be called several times for an event before one of the calls is committed. The batch may hold several events of
+one aggregate, in their order. If the handler raises, its work is rolled back. If it returns, it has processed all
+events except those it returns an exception for; it must not have written anything for those.
+"""
+
+
+class Discarded(NamedTuple):
+    """An event that an operator has discarded in this transaction: no handler will ever process it."""
+
+    type: str
+    event_id: UUID
+    aggregate: str
+
+
+OnDiscard = Callable[[TransactionT, Sequence[Discarded]], Awaitable[None]]
+"""Does to the aggregates of discarded events what they need now; the discard is committed together with it.
+
+It gets no payload: many an event is discarded because its payload cannot be read.
+"""
+
+Explain = Callable[[TransactionT, str], Awaitable[str | None]]
+"""Says what becomes of an aggregate none of whose events waits; None if it does not know it.
+
+It gets what an operator asked about: the aggregate (`kind/id`), or only its id.
 """
 
 
@@ -37,28 +59,37 @@ class TimeLimitTooLong(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Subscription(Generic[TransactionT]):
-    """An event type, the handler that processes it, and what happens to events that fail.
+class Subscription(Generic[TransactionT, EventT]):
+    """An event type, the handler that processes it, and what happens to events that fail or are discarded.
+
+    Each type has one handler.
 
     `retry` and `time_limit` (seconds for one call of the handler) default to the processor's.
     `plain_sql` is for a handler that adds no ORM objects: its savepoints then cost a sixth as much.
+    `on_discard` and `explain` are for operators; without them, a discard leaves the aggregate as it is.
     """
 
-    event: type[Event]
-    handler: Handler[TransactionT]
+    event: type[EventT]
+    handler: Handler[TransactionT, EventT]
     retry: RetryPolicy | None = None
     on_death: OnDeath = OnDeath.block
     time_limit: float | None = None
     plain_sql: bool = False
+    on_discard: OnDiscard[TransactionT] | None = None
+    explain: Explain[TransactionT] | None = None
 
 
-def longest_limit(subscriptions: Sequence[Subscription[TransactionT]], time_limit: float) -> float:
+AnySubscription: TypeAlias = Subscription[TransactionT, Any]
+"""A subscription, whatever its event."""
+
+
+def longest_limit(subscriptions: Sequence[AnySubscription[TransactionT]], time_limit: float) -> float:
     """The longest time a batch of any of them may take, in seconds. `time_limit` applies to those without their own."""
     return max((subscription.time_limit or time_limit for subscription in subscriptions), default=time_limit)
 
 
 def check_time_limits(
-    subscriptions: Sequence[Subscription[TransactionT]], time_limit: float, idle_limit: float
+    subscriptions: Sequence[AnySubscription[TransactionT]], time_limit: float, idle_limit: float
 ) -> None:
     """Raises `TimeLimitTooLong` unless all time limits are below the database's limit for idle transactions (seconds).
 
@@ -76,7 +107,7 @@ def check_time_limits(
 
 
 async def handle(
-    transaction: TransactionT, subscription: Subscription[TransactionT], events: Sequence[Claimed[Any]], limit: float
+    transaction: TransactionT, subscription: AnySubscription[TransactionT], events: Sequence[Claimed[Any]], limit: float
 ) -> Verdicts:
     """Run the handler on the events. Raises what it raises, and `HandlerBroken` if it breaks the rules.
 

@@ -17,10 +17,10 @@ from services.outbox.engine.schemas import Outcome
 from services.outbox.engine.service import Processor
 from services.outbox.policy import RetryPolicy
 from services.settings import Settings
+from services.subscriptions import SUBSCRIPTIONS
 from services.unit_of_work import UnitOfWork
 from services.users.models import User
 from tests.factories import make_product, make_user
-from worker.handlers import SUBSCRIPTIONS
 
 FRESH = "fresh"
 """Asks for an Idempotency-Key that has not been used."""

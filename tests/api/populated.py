@@ -18,10 +18,10 @@ from services.orders.schemas import OrderCreate
 from services.outbox.engine.service import Processor
 from services.outbox.policy import RetryPolicy
 from services.outbox.testing import drain
+from services.subscriptions import SUBSCRIPTIONS
 from services.unit_of_work import UnitOfWork
 from services.users.models import User
 from tests.factories import make_operator, make_product
-from worker.handlers import SUBSCRIPTIONS
 
 EACH = 8
 

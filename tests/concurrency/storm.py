@@ -21,7 +21,7 @@ from services.outbox.engine import service as engine_service
 from services.outbox.engine.service import Processor
 from services.outbox.events import Claimed, Event
 from services.outbox.policy import OnDeath, RetryPolicy
-from services.outbox.subscription import Subscription, Verdicts
+from services.outbox.subscription import AnySubscription, Subscription, Verdicts
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import drain
@@ -182,7 +182,7 @@ class DropHandler:
         await connection.execute(text("INSERT INTO effects (name, number, type) VALUES (:name, :number, :type)"), rows)
 
 
-def subscriptions(seed: int) -> list[Subscription[UnitOfWork]]:
+def subscriptions(seed: int) -> list[AnySubscription[UnitOfWork]]:
     fails = DropHandler(seed)
     return [
         Subscription(Rain, fails, retry=_FOR_EVER),

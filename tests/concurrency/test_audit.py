@@ -18,13 +18,13 @@ from services.database import Database
 from services.errors import Conflict, InsufficientCredits
 from services.orders import service as orders
 from services.outbox.engine.service import Processor
+from services.subscriptions import SUBSCRIPTIONS
 from services.unit_of_work import UnitOfWork
 from services.users.models import User
 from tests.api.audited import corrupt, note_refund, run_audit
 from tests.concurrency.test_ledger_and_stock import place
 from tests.concurrency.ticks import LATER, rows
 from tests.factories import make_product, make_user
-from worker.handlers import SUBSCRIPTIONS
 
 
 async def test_a_busy_ledger_has_no_difference_at_any_moment(database: Database) -> None:

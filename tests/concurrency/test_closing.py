@@ -18,6 +18,7 @@ from services.orders import service as orders
 from services.orders.schemas import OrderCreate, OrderItemCreate
 from services.outbox.engine import repository
 from services.outbox.engine.service import Processor
+from services.subscriptions import SUBSCRIPTIONS
 from services.unit_of_work import UnitOfWork
 from services.users.models import User
 from tests.api.later import assert_nothing_differs
@@ -25,7 +26,6 @@ from tests.concurrency.test_ledger_and_stock import ENDS, PATIENCE
 from tests.concurrency.test_resolving import DAY, balances, told
 from tests.concurrency.ticks import LATER, rows
 from tests.factories import make_product, make_user
-from worker.handlers import SUBSCRIPTIONS
 
 WAITING = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 

@@ -20,12 +20,12 @@ from services.orders.schemas import OrderCreate, OrderItemCreate
 from services.outbox.engine.service import Processor
 from services.outbox.testing import drain
 from services.settings import Settings
+from services.subscriptions import SUBSCRIPTIONS
 from services.unit_of_work import UnitOfWork
 from services.users.models import User
 from tests.concurrency.ticks import LATER, rows
 from tests.factories import make_product, make_user
 from tests.processes import running_worker, wait_until
-from worker.handlers import SUBSCRIPTIONS
 
 PATIENCE = orders.Patience(timedelta(days=1), timedelta(days=7))
 BALANCES = "SELECT posted - held FROM accounts WHERE user_id IS NOT NULL ORDER BY id"

@@ -23,6 +23,7 @@ from services.orders.expiry import service as expiry
 from services.orders.expiry.repository import UnpaidOrder
 from services.orders.schemas import OrderCreate
 from services.outbox.engine.service import Processor
+from services.subscriptions import SUBSCRIPTIONS
 from services.sweeps.service import take_slice
 from services.unit_of_work import UnitOfWork
 from services.users.models import User
@@ -30,7 +31,6 @@ from tests.api.later import assert_nothing_differs, let_the_time_run_out, sweep
 from tests.concurrency.test_ledger_and_stock import ENDS, PATIENCE, place
 from tests.concurrency.ticks import LATER, rows
 from tests.factories import make_operator, make_product, make_user
-from worker.handlers import SUBSCRIPTIONS
 
 DAY = timedelta(days=1)
 

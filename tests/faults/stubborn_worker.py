@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 import services.outbox.engine.service
-import worker.handlers
+import services.subscriptions
 import worker.heartbeat
 from services.outbox.events import Claimed
 from services.outbox.subscription import Subscription
@@ -89,7 +89,7 @@ def main(manner: str) -> None:
         if any(claimed.event.name == "bad" and claimed.attempts == 0 for claimed in events):
             await harm()
 
-    worker.handlers.SUBSCRIPTIONS = (Subscription(Tick, handle),)
+    services.subscriptions.SUBSCRIPTIONS = (Subscription(Tick, handle),)
     worker.heartbeat.INTERVAL = BEAT
     services.outbox.engine.service._DIED_AGAIN = BEAT
     # Imported here, because it takes the handlers as they are at that time.

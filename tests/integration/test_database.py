@@ -17,9 +17,9 @@ from services.catalog.models import Category
 from services.database import Database, check_pool_budget, make_engine, open_database, sync_session
 from services.outbox.events import Event
 from services.settings import Settings
+from services.subscriptions import SUBSCRIPTIONS
 from tests.factories import make_category
 from worker.context import open_polling, open_worker
-from worker.handlers import SUBSCRIPTIONS
 
 OF_PROCESS = text(
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE :name"

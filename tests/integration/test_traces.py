@@ -11,11 +11,11 @@ from services.outbox.engine.service import Processor
 from services.outbox.events import Trace
 from services.outbox.policy import RetryPolicy
 from services.outbox.testing import drain
+from services.subscriptions import SUBSCRIPTIONS
 from services.unit_of_work import UnitOfWork
 from services.users.models import User
 from tests.concurrency.ticks import rows
 from tests.factories import make_product, make_user
-from worker.handlers import SUBSCRIPTIONS
 
 TRACES = [Trace(f"request-{number}", f"00-{number:032x}-{number:016x}-01") for number in range(1, 6)]
 NO_TRACE = Trace()

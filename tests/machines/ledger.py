@@ -34,6 +34,7 @@ from services.orders.expiry.service import HELD, UNPAID
 from services.orders.schemas import OrderCreate, OrderItemCreate, RefundCreate, RefundLineCreate
 from services.outbox.engine.service import Processor
 from services.outbox.policy import RetryPolicy
+from services.subscriptions import SUBSCRIPTIONS
 from services.sweeps.service import take_slice
 from services.unit_of_work import UnitOfWork
 from services.users.models import User
@@ -41,7 +42,6 @@ from tests.concurrency.ticks import rows
 from tests.factories import make_operator, make_product, make_user
 from tests.machines.model import Gift, Goods, Line, Model, Promise, Purse, Sale, Wish
 from tests.naive_bank import Bank, Wanted, as_one_chain, naively
-from worker.handlers import SUBSCRIPTIONS
 
 USERS, PRODUCTS = 4, 3
 PATIENT = orders.Patience(timedelta(hours=1), timedelta(hours=1))

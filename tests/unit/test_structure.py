@@ -143,8 +143,9 @@ PLANTED = [
     ("services/outbox/engine/service.py", "from services.unit_of_work import UnitOfWork"),
     ("services/returns/__init__.py", ""),
     ("services/sql.py", "from services.users.models import User"),
-    ("worker/handlers.py", "from worker.settings import WorkerSettings"),
-    ("services/users/service.py", "from worker.handlers import SUBSCRIPTIONS"),
+    ("services/subscriptions.py", "from worker.settings import WorkerSettings"),
+    ("services/users/service.py", "from services.subscriptions import SUBSCRIPTIONS"),
+    ("services/users/service.py", "from worker.poller import Poller"),
     ("services/cli/jobs.py", "from services.local.up import up"),
 ]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any, Protocol
 from uuid import UUID
 
@@ -28,6 +29,7 @@ from services.outbox.control import service as control
 from services.outbox.control.schemas import Selection
 from services.outbox.control.service import By, Slice
 from services.outbox.models import DeadLetter, EventRow
+from services.subscriptions import SUBSCRIPTIONS
 from services.unit_of_work import UnitOfWork
 
 Position = Annotated[int | None, typer.Argument(min=1, max=MAX_BIGINT, help="Only the dead letter at this position.")]
@@ -175,12 +177,23 @@ def discard(
     reason: Reason = "",
     as_json: AsJson = False,
 ) -> None:
-    """Discard dead letters permanently; events that waited behind them can proceed. Requires --reason."""
+    """Discard dead letters permanently; events that waited behind them can proceed. Requires --reason.
+
+    An order whose order.placed is discarded is cancelled, and its hold is released.
+    """
     wanted = Selection(position, event_id, event_type, aggregate, fingerprint, _utc(died_from), _utc(died_before))
     if waiting:
         _discard_waiting(wanted, By(who(actor), reason), dry_run, yes)
         return
-    _act("discard", control.discard, wanted, By(who(actor), reason), dry_run, yes, as_json)
+    _act(
+        "discard",
+        partial(control.discard, subscriptions=SUBSCRIPTIONS),
+        wanted,
+        By(who(actor), reason),
+        dry_run,
+        yes,
+        as_json,
+    )
 
 
 def _discard_waiting(wanted: Selection, by: By, dry_run: bool, yes: bool) -> None:

@@ -1,6 +1,7 @@
 """Single events: why one is waiting, which are deferred, and how to cancel one of those."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Annotated
 from uuid import UUID
 
@@ -13,6 +14,7 @@ from services.outbox.control import service as control
 from services.outbox.control import why as reasons
 from services.outbox.control.service import By
 from services.query import PageQuery
+from services.subscriptions import SUBSCRIPTIONS
 from services.unit_of_work import UnitOfWork
 
 What = Annotated[str, typer.Argument(help="The event's position or id.")]
@@ -26,7 +28,7 @@ def why(
 ) -> None:
     """Explain why an event, or each event of an aggregate, is waiting: what blocks it, the error, and since when."""
     with plain_errors():
-        found = in_one(lambda uow: reasons.of_any(uow, what))
+        found = in_one(lambda uow: reasons.of_any(uow, what, SUBSCRIPTIONS))
         if as_json:
             show_json(found)
             return
@@ -69,7 +71,7 @@ def cancel(
 ) -> None:
     """Cancel a deferred event that no worker has tried yet."""
     with plain_errors():
-        in_one(lambda uow: control.cancel_or_refuse(uow, event_id, By(who(actor), reason)))
+        in_one(lambda uow: control.cancel_or_refuse(uow, event_id, By(who(actor), reason), SUBSCRIPTIONS))
     say(f"Event {event_id} is cancelled.")
 
 
@@ -87,7 +89,7 @@ def bury(what: What, actor: Actor = None, reason: Reason = "") -> None:
 
 def discard_waiting(what: str, by: By) -> None:
     """Discard a waiting event permanently."""
-    _act(control.discard_waiting, what, by)
+    _act(partial(control.discard_waiting, subscriptions=SUBSCRIPTIONS), what, by)
     say(f"Event {what} is discarded.")
 
 

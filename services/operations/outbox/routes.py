@@ -27,6 +27,7 @@ from services.outbox.control.service import By, Group, Slice, TypeState, WorkerS
 from services.outbox.control.why import Why
 from services.outbox.models import DeadLetter, OutboxRow
 from services.query import Page, PageQuery, Rows
+from services.subscriptions import SUBSCRIPTIONS
 from services.users.repository import SignedIn
 
 router = APIRouter(route_class=TransactionRoute, tags=["operations"], prefix="/operations")
@@ -82,11 +83,11 @@ async def explain_wait(
     if sum(given is not None for given in (event_id, position, aggregate)) != 1:
         raise InvalidInput("give exactly one of event_id, position and aggregate")
     if event_id is not None:
-        return await why.of_any(uow, str(event_id))
+        return await why.of_any(uow, str(event_id), SUBSCRIPTIONS)
     if position is not None:
         return [await why.of_position(uow, position)]
     assert aggregate is not None
-    return await why.of_aggregate(uow, aggregate)
+    return await why.of_aggregate(uow, aggregate, SUBSCRIPTIONS)
 
 
 @router.get("/dead-letter-groups", responses=_READ)
@@ -127,9 +128,18 @@ async def replay_dead_letters(wanted: LettersWanted, user: Operator, uow: Work) 
 
 @router.post("/discard", dependencies=_ONCE, responses=_ACT)
 async def discard_dead_letters(wanted: LettersWanted, user: Operator, uow: Work) -> Slice:
-    """Discard up to `limit` dead letters permanently; events blocked behind them continue. A reason is required."""
+    """Discard up to `limit` dead letters permanently; events blocked behind them continue. A reason is required.
+
+    An order whose `order.placed` is discarded is cancelled.
+    """
     return await control.discard(
-        uow, wanted.selection(), _by(user, wanted), after=wanted.after, limit=wanted.limit, dry_run=wanted.dry_run
+        uow,
+        wanted.selection(),
+        _by(user, wanted),
+        SUBSCRIPTIONS,
+        after=wanted.after,
+        limit=wanted.limit,
+        dry_run=wanted.dry_run,
     )
 
 
@@ -147,8 +157,11 @@ async def bury_waiting(position: Id, wanted: Because, user: Operator, uow: Work)
 
 @router.post("/waiting/{position}/discard", status_code=204, dependencies=_ONCE, responses=_ACT_ON_ONE)
 async def discard_waiting(position: Id, wanted: Because, user: Operator, uow: Work) -> None:
-    """Discard a waiting event permanently; events that waited behind it can proceed. Requires a reason."""
-    await control.discard_waiting(uow, position, _by(user, wanted))
+    """Discard a waiting event permanently; events that waited behind it can proceed. Requires a reason.
+
+    An order whose `order.placed` is discarded is cancelled.
+    """
+    await control.discard_waiting(uow, position, _by(user, wanted), SUBSCRIPTIONS)
 
 
 @router.get("/deferred", response_model=Page[DeferredPublic], responses=_READ)
@@ -160,7 +173,7 @@ async def list_deferred(_: Operator, page: Annotated[PageQuery, page_of(DEFERRED
 @router.post("/deferred/{event_id}/cancel", status_code=204, dependencies=_ONCE, responses=_ACT_ON_ONE)
 async def cancel_deferred(event_id: UUID, wanted: Because, user: Operator, uow: Work) -> None:
     """Cancel a deferred event that has not been attempted yet."""
-    await control.cancel_or_refuse(uow, event_id, _by(user, wanted))
+    await control.cancel_or_refuse(uow, event_id, _by(user, wanted), SUBSCRIPTIONS)
 
 
 def _by(user: SignedIn, wanted: Because) -> By:

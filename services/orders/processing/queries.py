@@ -1,6 +1,6 @@
 """The SQL that locks and settles a batch of placed orders."""
 
-from services.sql import Reading, Writing, without_waiting
+from services.sql import Reading, Statement, Writing, without_waiting
 
 # Orders are locked before the stock, as everywhere. The lines are read as of before any wait for a lock, which makes no
 # difference: nothing changes the lines of a pending order.
@@ -49,3 +49,5 @@ SETTLE = Writing(
     """,
     counted="moved",
 )
+
+HELD_UNTIL = Statement("SELECT min(expires_at) AS expires_at FROM transfers WHERE order_id = :id AND state = 'pending'")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 from services.orders.models import OrderStatus
@@ -44,6 +45,12 @@ class ProcessingRepository(SqlAccess):
             "pieces": list(reserved.values()),
         }
         return Write(queries.SETTLE, parameters, wanted=len(moves))
+
+    async def held_until(self, order_id: UUID) -> datetime | None:
+        """When the first of the order's unresolved holds expires; None if it has none."""
+        (row,) = await self.sql.fetch(queries.HELD_UNTIL, id=order_id)
+        found: datetime | None = row["expires_at"]
+        return found
 
 
 def _placed(results: Results) -> Placed:

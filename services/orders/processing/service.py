@@ -9,7 +9,7 @@ from services.orders.models import OrderStatus
 from services.orders.processing.repository import Placed
 from services.orders.repository import LockedOrder, Move
 from services.outbox.events import Claimed, Locked, Trace
-from services.outbox.subscription import Verdicts
+from services.outbox.subscription import Discarded, Verdicts
 from services.unit_of_work import UnitOfWork
 
 _LOCKED = Locked("another transaction has locked the order, the stock of a product or an account")
@@ -17,6 +17,7 @@ _LOCKED = Locked("another transaction has locked the order, the stock of a produ
 OUT_OF_STOCK = "out of stock"
 SELLER_CLOSED = "a seller's account is closed"
 EXPIRED = "expired"
+DISCARDED = "could not be processed"
 
 
 async def process_placed(uow: UnitOfWork, events: Sequence[Claimed[OrderPlaced]]) -> Verdicts:
@@ -40,6 +41,47 @@ async def process_placed(uow: UnitOfWork, events: Sequence[Claimed[OrderPlaced]]
     if pending:
         _settle(uow, pending, found, locked, {claimed.event.order_id: claimed.trace for claimed in events})
     return [_LOCKED if claimed.event.order_id in busy else None for claimed in events] if busy else None
+
+
+async def cancel_discarded(uow: UnitOfWork, discarded: Sequence[Discarded]) -> None:
+    """Cancel the orders that no worker will process any more, and release the credits that are held for them.
+
+    Orders that are no longer pending are left as they are. Who discarded the events, and why, is in `outbox_actions`.
+    """
+    ids = sorted({order_id for one in discarded if (order_id := _order_id(one.aggregate)) is not None})
+    locked = (await uow.orders.lock(ids)).values()
+    pending = [order for order in locked if order.status is OrderStatus.pending]
+    if not pending:
+        return
+    found = await uow.ledger.lock_holds([order.id for order in pending])
+    await uow.ledger.resolve_holds(void=[hold.id for hold in found.holds])
+    await uow.orders.move([Move(order.id, order.status, OrderStatus.cancelled, DISCARDED) for order in pending])
+    for order in pending:
+        uow.record(OrderCancelled(order_id=order.id, from_status=order.status.value, reason=DISCARDED))
+
+
+async def explain_status(uow: UnitOfWork, what: str) -> str | None:
+    """What becomes of an order none of whose events waits. `what` is `order/ID` or an id; None if there is none."""
+    order_id = _order_id(what)
+    order = None if order_id is None else await uow.orders.get(order_id)
+    if order is None:
+        return None
+    match order.status:
+        case OrderStatus.awaiting_payment:
+            return f"order {order.id} awaits payment until {order.expires_at:%Y-%m-%d %H:%M:%S} UTC"
+        case OrderStatus.pending:
+            until = await uow.order_processing.held_until(order.id)
+            end = "nothing" if until is None else f"only the end of its hold, at {until:%Y-%m-%d %H:%M:%S} UTC,"
+            return f"order {order.id} is pending, but its event is gone; {end} will move it, unless you cancel it"
+        case _:
+            return f"order {order.id} is {order.status.value}"
+
+
+def _order_id(aggregate: str) -> UUID | None:
+    try:
+        return UUID(aggregate.removeprefix("order/"))
+    except ValueError:
+        return None
 
 
 def _busy(placed: Sequence[UUID], found: Placed, locked: LockedHolds) -> set[UUID]:

@@ -65,7 +65,7 @@ GROUPS = Statement("""
 
 # Uses the log's key and the index of waiting rows by aggregate: the outbox has no index on the event's id.
 LOCK_DEFERRED = Statement("""
-    SELECT position FROM outbox
+    SELECT position, type, event_id, aggregate FROM outbox
     WHERE aggregate = (SELECT aggregate FROM events WHERE id = :event_id) AND event_id = :event_id
     AND available_at IS NOT NULL AND waits = 'asked'
     FOR UPDATE SKIP LOCKED
@@ -81,7 +81,8 @@ CANCEL = Statement("""
 
 # A row that a claim has locked is being processed; one with a shared lock has just had an event parked behind it.
 LOCK_WAITING = Statement("""
-    SELECT waits, aggregate FROM outbox WHERE position = :position AND available_at IS NOT NULL FOR UPDATE SKIP LOCKED
+    SELECT waits, type, event_id, aggregate FROM outbox
+    WHERE position = :position AND available_at IS NOT NULL FOR UPDATE SKIP LOCKED
 """)
 
 _AUDIT_WAITING = """

@@ -77,16 +77,20 @@ class ControlRepository(SqlAccess):
         """Events that were deferred by their writers and have not been tried yet."""
         return await DEFERRED.page(self.session, select(OutboxRow).where(col(OutboxRow.waits) == Waits.asked), wanted)
 
-    async def cancel(self, event_id: UUID, actor: str, reason: str) -> bool:
-        """Delete a deferred event's outbox row. Returns False if there is none, or a worker is processing it."""
+    async def cancel(self, event_id: UUID, actor: str, reason: str) -> Row | None:
+        """Delete a deferred event's outbox row, and return its `type`, `event_id` and `aggregate`.
+
+        Returns None if there is none, or a worker is processing it.
+        """
         for row in await self.sql.fetch(queries.LOCK_DEFERRED, event_id=event_id):
-            return await self.sql.run(queries.CANCEL, position=row["position"], actor=actor, reason=reason) == 1
-        return False
+            await self.sql.run(queries.CANCEL, position=row["position"], actor=actor, reason=reason)
+            return row
+        return None
 
     async def lock_waiting(self, position: int) -> Row | None:
         """Lock an event that waits, until the transaction ends. None if there is none, or another transaction has it.
 
-        The row has `waits` and `aggregate`.
+        The row has `waits`, `type`, `event_id` and `aggregate`.
         """
         return next(iter(await self.sql.fetch(queries.LOCK_WAITING, position=position)), None)
 

@@ -14,6 +14,7 @@ from services.outbox.control.repository import COUNTED
 from services.outbox.control.schemas import Selection
 from services.outbox.engine.schemas import first_positions
 from services.outbox.events import defined
+from services.outbox.subscription import AnySubscription, Discarded, TransactionT
 from services.sql import Row
 from services.transaction import Transaction
 
@@ -136,11 +137,19 @@ async def replay(
 
 
 async def discard(
-    work: Transaction, selection: Selection, by: By, *, after: int = 0, limit: int = SLICE, dry_run: bool = False
+    work: TransactionT,
+    selection: Selection,
+    by: By,
+    subscriptions: Sequence[AnySubscription[TransactionT]] = (),
+    *,
+    after: int = 0,
+    limit: int = SLICE,
+    dry_run: bool = False,
 ) -> Slice:
     """Delete dead letters and wake the events that waited behind them. A dry run writes nothing.
 
-    Raises `InvalidInput` if there is no reason.
+    What the subscriptions declare for discarded events (`on_discard`) is done in the same transaction. Raises
+    `InvalidInput` if there is no reason.
     """
     _check_selection(selection)
     _check_reason(by)
@@ -149,6 +158,9 @@ async def discard(
         await work.control.discard([letter.position for letter in letters], by.actor, by.reason)
         # A separate statement after the lock, so it sees events that were parked just before.
         await work.outbox.wake(first_positions((letter.aggregate, letter.position) for letter in letters))
+        await _react(
+            work, subscriptions, [Discarded(letter.type, letter.event_id, letter.aggregate) for letter in letters]
+        )
     return _slice(matching, letters, limit)
 
 
@@ -178,12 +190,19 @@ async def cancel(work: Transaction, event_id: UUID, by: By) -> bool:
 
     Services may call it, too: it is part of their unit of work, and is rolled back with it.
     """
-    return await work.control.cancel(event_id, by.actor, by.reason)
+    return await work.control.cancel(event_id, by.actor, by.reason) is not None
 
 
-async def cancel_or_refuse(work: Transaction, event_id: UUID, by: By) -> None:
-    """Cancel a deferred event. Raises `NotFound` or `Conflict` with the reason if that is not possible."""
-    if await cancel(work, event_id, by):
+async def cancel_or_refuse(
+    work: TransactionT, event_id: UUID, by: By, subscriptions: Sequence[AnySubscription[TransactionT]] = ()
+) -> None:
+    """Cancel a deferred event, and do what the subscriptions declare for discarded events.
+
+    Raises `NotFound` or `Conflict` with the reason if that is not possible.
+    """
+    cancelled = await work.control.cancel(event_id, by.actor, by.reason)
+    if cancelled is not None:
+        await _react(work, subscriptions, [_discarded(cancelled)])
         return
     await position_of(work, event_id)
     raise Conflict(f"event {event_id} is no longer just deferred; use `why` to see what it waits for")
@@ -211,16 +230,20 @@ async def bury_waiting(work: Transaction, position: int, by: By) -> None:
     await work.control.bury_waiting(position, by.actor, by.reason)
 
 
-async def discard_waiting(work: Transaction, position: int, by: By) -> None:
+async def discard_waiting(
+    work: TransactionT, position: int, by: By, subscriptions: Sequence[AnySubscription[TransactionT]] = ()
+) -> None:
     """Delete an event that waits, and wake the events that waited behind it.
 
-    Raises `InvalidInput` if there is no reason, `NotFound`, or `Conflict` if it is not waiting or is being processed.
+    What the subscriptions declare for discarded events is done in the same transaction. Raises `InvalidInput` if there
+    is no reason, `NotFound`, or `Conflict` if it is not waiting or is being processed.
     """
     _check_reason(by)
     row = await _take_waiting(work, position)
     await work.control.discard_waiting(position, by.actor, by.reason)
     # A separate statement after the lock, so it sees events that were parked just before.
     await work.outbox.wake({row["aggregate"]: position})
+    await _react(work, subscriptions, [_discarded(row)])
 
 
 async def position_of(work: Transaction, event_id: UUID) -> int:
@@ -319,6 +342,19 @@ def _check_reason(by: By) -> None:
     if not by.reason.strip():
         fault = Fault("a reason is required: discarded events never take effect", "#/reason")
         raise InvalidInput(fault.detail, [fault])
+
+
+async def _react(
+    work: TransactionT, subscriptions: Sequence[AnySubscription[TransactionT]], discarded: Sequence[Discarded]
+) -> None:
+    for subscription in subscriptions:
+        mine = [one for one in discarded if one.type == subscription.event.type]
+        if mine and subscription.on_discard is not None:
+            await subscription.on_discard(work, mine)
+
+
+def _discarded(row: Row) -> Discarded:
+    return Discarded(row["type"], row["event_id"], row["aggregate"])
 
 
 async def _take_waiting(work: Transaction, position: int) -> Row:

@@ -1,5 +1,6 @@
 """Why an event waits: which event it waits for, what is wrong with that one, and since when."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,6 +10,7 @@ from uuid import UUID
 from services.errors import NotFound
 from services.outbox.control.service import last_line, position_of
 from services.outbox.models import MAX_POSITION
+from services.outbox.subscription import AnySubscription, TransactionT
 from services.sql import Row
 from services.transaction import Transaction
 
@@ -64,7 +66,9 @@ class Why:
     blocker: "Why | None" = None
 
 
-async def of_any(work: Transaction, what: str) -> list[Why]:
+async def of_any(
+    work: TransactionT, what: str, subscriptions: Sequence[AnySubscription[TransactionT]] = ()
+) -> list[Why]:
     """Explain the event with this id or position, or the events of this aggregate (`order/ID`, or just its id).
 
     Raises `NotFound` if nothing is waiting under any of these.
@@ -74,7 +78,7 @@ async def of_any(work: Transaction, what: str) -> list[Why]:
             return [await of_position(work, int(what))]
         if (event_id := _uuid(what)) is not None:
             return [await of_event(work, event_id)]
-    return await of_aggregate(work, what)
+    return await of_aggregate(work, what, subscriptions)
 
 
 async def of_event(work: Transaction, event_id: UUID) -> Why:
@@ -93,15 +97,19 @@ async def of_position(work: Transaction, position: int) -> Why:
     return found
 
 
-async def of_aggregate(work: Transaction, aggregate: str) -> list[Why]:
+async def of_aggregate(
+    work: TransactionT, aggregate: str, subscriptions: Sequence[AnySubscription[TransactionT]] = ()
+) -> list[Why]:
     """Explain the first waiting events of an aggregate, dead letters first. Raises `NotFound` if there are none.
 
-    An id without a kind stands for the aggregates of every kind with that id.
+    That error then says what the subscriptions know about the aggregate (`explain`). An id without a kind stands for
+    the aggregates of every kind with that id.
     """
     if "/" in aggregate:
         found = await _of_one(work, aggregate)
         if not found:
-            raise NotFound(f"no event of {aggregate} is waiting")
+            told = await _told(work, aggregate, subscriptions)
+            raise NotFound("; ".join((f"no event of {aggregate} is waiting", *told)))
         return found
     name = _uuid(aggregate) or aggregate
     found = [one for kind in await work.control.kinds() for one in await _of_one(work, f"{kind}/{name}")]
@@ -110,8 +118,16 @@ async def of_aggregate(work: Transaction, aggregate: str) -> list[Why]:
             why = "it is not an event id, a position or an aggregate (kind/id)"
         else:
             why = "it was processed, discarded or cancelled, or never existed"
-        raise NotFound(f"no waiting event matches {aggregate!r}: {why}")
+        told = await _told(work, aggregate, subscriptions)
+        raise NotFound(f"no waiting event matches {aggregate!r}: {'; '.join(told) or why}")
     return found
+
+
+async def _told(
+    work: TransactionT, aggregate: str, subscriptions: Sequence[AnySubscription[TransactionT]]
+) -> list[str]:
+    told = [await one.explain(work, aggregate) for one in subscriptions if one.explain is not None]
+    return [said for said in told if said is not None]
 
 
 async def _of_one(work: Transaction, aggregate: str) -> list[Why]:

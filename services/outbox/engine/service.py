@@ -24,8 +24,8 @@ from services.outbox.engine.schemas import (
 from services.outbox.engine.window import Floor, Pace, Portion, Standstill, Window, divided, parts_of, separated
 from services.outbox.events import Registry
 from services.outbox.policy import OnDeath, RetryPolicy, is_locked, is_transient
+from services.outbox.subscription import AnySubscription as Subscription
 from services.outbox.subscription import (
-    Subscription,
     TimedOut,
     TransactionT,
     Verdicts,
