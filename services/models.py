@@ -14,6 +14,7 @@ from services.outbox.models import (
     EventTypeControl,
     LogConsumer,
     OutboxAction,
+    OutboxError,
     OutboxRow,
     WorkerRow,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "OrderItem",
     "OrderTransition",
     "OutboxAction",
+    "OutboxError",
     "OutboxRow",
     "Product",
     "Refund",

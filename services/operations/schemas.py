@@ -28,7 +28,8 @@ class Backlog(BaseModel):
 
     Counts of events stop at 10,000; `waiting_is_more`, `retrying_is_more` and `dead_letters_is_more` say that there are
     more. `oldest_due_seconds` is how long the most overdue event has been due. It leaves out events that wait for a
-    worker that knows their type, for a time in the future, or behind a dead letter.
+    worker that knows their type, for a time in the future, or behind a dead letter or another event that waits, and
+    events of a paused type.
     """
 
     waiting: int

@@ -193,6 +193,8 @@ class DeadLetter(DeclarativeTable):
         Index("ix_dead_letters_aggregate", "aggregate"),
         Index("ix_dead_letters_fingerprint", "fingerprint"),
         Index("ix_dead_letters_event_id", "event_id"),
+        # A claim asks for each aggregate whether one blocks, however many do not.
+        Index("ix_dead_letters_blocking", "aggregate", "position", postgresql_where=text("blocks")),
     )
 
     # The outbox position it had. A replay puts it back there, before the aggregate's later events.
@@ -221,6 +223,16 @@ class EventTypeControl(DeclarativeTable):
     """The maximum number of transactions, across all workers, that process events of this type at the same time."""
     changed_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=func.now())
     changed_by: Mapped[str] = mapped_column(String(200), server_default="")
+
+
+class OutboxError(DeclarativeTable):
+    """One error of each kind: the actions on events that failed with such an error refer to it by its fingerprint."""
+
+    __tablename__ = "outbox_errors"
+
+    fingerprint: Mapped[str] = mapped_column(String(16), primary_key=True)
+    error: Mapped[str] = mapped_column(Text)
+    kept_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=func.now())
 
 
 class OutboxAction(DeclarativeTable):

@@ -29,6 +29,7 @@ FILL = {
     "parked": ("behind", "'infinity'"),
     "deferred": ("asked", "now() + interval '1 h'"),
 }
+"""What the outbox is full of."""
 
 
 @pytest.fixture
@@ -74,6 +75,35 @@ async def test_the_oldest_due_event_is_none_that_is_parked(
             blocks,
         )
         assert (await backlog(database))["oldest_due_seconds"] == pytest.approx(left, abs=20)
+
+
+@pytest.mark.parametrize(
+    ("waits", "after", "seconds"),
+    [
+        pytest.param("retry", "1 h", 0, id="a retry to come"),
+        pytest.param("unknown", "30 s", 0, id="an unknown event"),
+        pytest.param("retry", "-60 s", 3600, id="a retry that is due"),
+        pytest.param("asked", "1 h", 3600, id="a deferred event"),
+    ],
+)
+async def test_an_event_behind_one_that_waits_is_not_due_before_that_one(
+    connection: Any, database: Database, waits: str, after: str, seconds: float
+) -> None:
+    await connection.execute(PUT, "order.placed", "order/1", waits, after, 1)
+    await connection.execute(PUT, "order.paid", "order/1", None, None, 0)
+    await connection.execute(PUT, "order.paid", "order/2", "asked", "1 h", 0)
+    assert (await backlog(database))["oldest_due_seconds"] == pytest.approx(seconds, abs=20)
+    await connection.execute(PUT, "order.paid", "order/2", None, None, 0)
+    assert (await backlog(database))["oldest_due_seconds"] == pytest.approx(3600, abs=20)
+
+
+async def test_events_of_a_paused_type_are_not_due_until_it_is_resumed(connection: Any, database: Database) -> None:
+    await connection.execute(PUT, "order.placed", "order/1", None, None, 0)
+    await connection.execute(PUT, "order.placed", "order/2", "retry", "-60 s", 1)
+    await connection.execute("INSERT INTO outbox_types (type, paused) VALUES ('order.placed', true)")
+    assert (await backlog(database))["oldest_due_seconds"] == 0
+    await connection.execute("UPDATE outbox_types SET paused = false")
+    assert (await backlog(database))["oldest_due_seconds"] == pytest.approx(3600, abs=20)
 
 
 async def test_what_is_parked_does_not_hide_what_is_overdue(connection: Any, database: Database) -> None:

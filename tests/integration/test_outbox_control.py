@@ -60,8 +60,54 @@ async def test_a_discarded_dead_letter_wakes_what_waits_and_is_kept_in_the_audit
     await drain(processor(database))
     assert await effects(database) == [("a", 1)]
     assert await actions(database) == [("discard", "ops", "known bug", "tick/a")]
-    (kept,) = await rows(database, "SELECT detail ->> 'error' FROM outbox_actions")
-    assert "is poison" in kept
+    (kept,) = await rows(database, "SELECT detail ->> 'message' FROM outbox_actions")
+    assert kept == "ValueError: 'a' is poison"
+
+
+async def test_the_audit_refers_to_an_error_of_each_kind_instead_of_copying_every_one(database: Database) -> None:
+    positions = await bury(database, *(f"n{number}" for number in range(60)))
+    await rows(database, "UPDATE dead_letters SET error = repeat('a frame' || chr(10), 1000) || error")
+    # Stored before there were fingerprints and histories.
+    await rows(
+        database, "UPDATE dead_letters SET fingerprint = '', failures = '[]' WHERE position = :one", one=positions[0]
+    )
+    async with UnitOfWork(database.write) as uow:
+        await control.replay(uow, Selection(position=positions[1]), OPS)
+        await control.discard(uow, Selection(type="test.tick"), OPS)
+        await uow.commit()
+    assert await rows(database, "SELECT count(*) FROM outbox_errors") == [2]
+    assert await rows(database, "SELECT action, count(*) FROM outbox_actions GROUP BY action ORDER BY 1") == [
+        ("discard", 59),
+        ("replay", 1),
+    ]
+    assert await rows(database, "SELECT max(pg_column_size(detail)) < 600 FROM outbox_actions") == [True]
+    told = (
+        "SELECT detail ->> 'message', error LIKE '%a frame%ValueError%', detail -> 'failures' -> 0 ? 'at'"
+        " FROM outbox_actions LEFT JOIN outbox_errors ON fingerprint = detail ->> 'fingerprint'"
+        " ORDER BY action DESC, CAST(detail ->> 'position' AS bigint)"
+    )
+    assert await rows(database, told) == [
+        ("ValueError: 'n1' is poison", True, None),
+        ("ValueError: 'n0' is poison", True, None),
+        *((f"ValueError: 'n{number}' is poison", True, True) for number in range(2, 60)),
+    ]
+
+
+async def test_two_that_discard_errors_of_the_same_kinds_at_once_do_not_deadlock(database: Database) -> None:
+    await bury(database, *(f"n{number}" for number in range(40)))
+    await rows(database, "UPDATE dead_letters SET fingerprint = 'kind ' || (position * 7) % 10")
+
+    async def discard(half: int) -> None:
+        async with UnitOfWork(database.write) as uow:
+            for position in await rows(
+                database, "SELECT position FROM dead_letters WHERE position % 2 = :half ORDER BY position", half=half
+            ):
+                await control.discard(uow, Selection(position=position), OPS)
+                await asyncio.sleep(0)
+                await uow.commit()
+
+    await asyncio.gather(discard(0), discard(1))
+    assert await rows(database, "SELECT count(*) FROM outbox_errors") == [10]
 
 
 async def test_discarding_needs_a_reason_and_a_selection(database: Database) -> None:

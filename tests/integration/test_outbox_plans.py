@@ -211,6 +211,23 @@ async def test_however_many_rows_of_an_aggregate_wait_a_statement_reads_only_its
     assert pages < 60 * 500
 
 
+async def test_dead_letters_that_do_not_block_are_not_read_to_find_one_that_does(connection: Any) -> None:
+    await connection.execute(
+        "INSERT INTO dead_letters (position, event_id, aggregate, type, attempts, error, blocks)"
+        " SELECT -n, gen_random_uuid(), 'thing/hot', 'type.0', 1, '', n > 20000 FROM generate_series(1, 20001) AS n"
+    )
+    await connection.execute(HOT.replace("$1", "0").replace("$2", "0"))
+    for mode in ("force_custom_plan", "force_generic_plan"):
+        await connection.execute(f"SET plan_cache_mode = {mode}")
+        claim = statements(0, [])["claim"]
+        for statement, arguments in (claim, (queries.PARK, {"positions": list(range(1, 101))})):
+            plan = await explain(connection, statement, arguments)
+            scans = [node for node in nodes(plan) if node.get("Relation Name") == "dead_letters"]
+            read = (node["Actual Rows"] + node.get("Rows Removed by Filter", 0) for node in scans)
+            assert max(read) <= 1
+        await connection.execute("ANALYZE dead_letters")
+
+
 async def test_the_claim_leaves_the_planner_as_it_was_for_the_handlers(connection: Any) -> None:
     async with connection.transaction():
         await begin(connection)

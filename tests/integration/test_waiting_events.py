@@ -41,7 +41,7 @@ async def act(database: Database, how: Any, position: int, by: By = OPS) -> None
 async def actions(database: Database) -> list[Any]:
     return await rows(
         database,
-        "SELECT action, actor, reason, aggregate, detail ->> 'waits', detail ->> 'error' LIKE '%is poison%'"
+        "SELECT action, actor, reason, aggregate, detail ->> 'waits', detail ->> 'message' LIKE '%is poison%'"
         " FROM outbox_actions ORDER BY id",
     )
 

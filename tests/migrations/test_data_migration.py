@@ -283,6 +283,7 @@ async def test_downgrades_run_with_rows_in_every_table(database: Database, datab
                 " VALUES ('holds', 'x', 1, 'no', now(), now(), now())"
             )
         )
+        await connection.execute(text("INSERT INTO outbox_errors (fingerprint, error) VALUES ('abc', 'no')"))
         for table in metadata.tables:
             count = await connection.scalar(text(f"SELECT count(*) FROM {table}"))
             assert count, f"{table} is empty: this test is to know it"

@@ -32,18 +32,50 @@ LOCK = Statement(f"""
     WHERE {_SELECTED} AND position > :after ORDER BY position LIMIT :slice FOR UPDATE
 """)  # noqa: S608
 
-_AUDIT_LETTERS = """
-    INSERT INTO outbox_actions (actor, action, type, event_id, aggregate, reason, detail)
-    SELECT :actor, '{action}', type, event_id, aggregate, :reason, jsonb_build_object(
-        'position', position, 'attempts', attempts, 'fingerprint', fingerprint, 'died_at', died_at, 'error', error,
-        'failures', failures
-    ) FROM taken
-"""
+
+def _message(error: str) -> str:
+    """The summary of an event's last error, from its history or, if that is empty, from the stored error."""
+    last_line = f"substring(rtrim({error}, chr(10)) FROM '[^' || chr(10) || ']*$')"
+    return f"coalesce(failures -> -1 ->> 'error', left({last_line}, 500))"
+
+
+_WHEN_IT_FAILED = "(SELECT coalesce(jsonb_agg(failure - 'error'), '[]') FROM jsonb_array_elements(failures) AS failure)"
+"""An event's history without the summaries of its errors."""
+
+# Errors that were stored before there were fingerprints are a kind of their own.
+_KIND = "coalesce(nullif(fingerprint, ''), left(md5(error), 16))"
+
+
+def _keep_errors(taken: str) -> str:
+    """A query that stores the error of each kind once. The columns of `taken` are `fingerprint` and `error`.
+
+    In the order of the fingerprints: two that do this at once wait for each other, instead of a deadlock.
+    """
+    return f"""
+        INSERT INTO outbox_errors (fingerprint, error)
+        SELECT DISTINCT ON (fingerprint) fingerprint, error FROM ({taken}) AS failed
+        WHERE fingerprint IS NOT NULL ORDER BY fingerprint
+        ON CONFLICT (fingerprint) DO NOTHING
+    """  # noqa: S608
+
+
+def _audit_letters(action: str, more: str = "") -> str:
+    """Queries that record what was done to the dead letters in `taken`, and keep an error of each kind."""
+    return f"""
+        kept AS ({_keep_errors(f"SELECT {_KIND} AS fingerprint, error FROM taken")}), audited AS (
+            INSERT INTO outbox_actions (actor, action, type, event_id, aggregate, reason, detail)
+            SELECT :actor, '{action}', type, event_id, aggregate, :reason, jsonb_build_object(
+                'position', position, 'attempts', attempts, 'died_at', died_at, 'fingerprint', {_KIND},
+                'message', {_message("error")}{more}
+            ) FROM taken
+        )
+    """  # noqa: S608
+
 
 REPLAY = Statement(f"""
     WITH taken AS (
         DELETE FROM dead_letters WHERE position = ANY(CAST(:positions AS bigint[])) RETURNING *
-    ), audited AS ({_AUDIT_LETTERS.format(action="replay")})
+    ), {_audit_letters("replay")}
     INSERT INTO outbox (position, event_id, aggregate, type, available_at, waits, failures)
     SELECT position, event_id, aggregate, type, statement_timestamp(), 'retry', failures FROM taken
 """)  # noqa: S608
@@ -51,7 +83,8 @@ REPLAY = Statement(f"""
 DISCARD = Statement(f"""
     WITH taken AS (
         DELETE FROM dead_letters WHERE position = ANY(CAST(:positions AS bigint[])) RETURNING *
-    ) {_AUDIT_LETTERS.format(action="discard")}
+    ), {_audit_letters("discard", f", 'failures', {_WHEN_IT_FAILED}")}
+    SELECT FROM taken
 """)  # noqa: S608
 
 GROUPS = Statement("""
@@ -85,24 +118,28 @@ LOCK_WAITING = Statement("""
     WHERE position = :position AND available_at IS NOT NULL FOR UPDATE SKIP LOCKED
 """)
 
-_AUDIT_WAITING = """
-    INSERT INTO outbox_actions (actor, action, type, event_id, aggregate, reason, detail)
-    SELECT :actor, '{action}', type, event_id, aggregate, :reason, jsonb_build_object(
-        'position', position, 'waits', waits, 'attempts', attempts, 'error', last_error, 'failures', failures
-    ) FROM taken
-"""
+
+def _audit_waiting(action: str, more: str = "") -> str:
+    return f"""
+        INSERT INTO outbox_actions (actor, action, type, event_id, aggregate, reason, detail)
+        SELECT :actor, '{action}', type, event_id, aggregate, :reason, jsonb_build_object(
+            'position', position, 'waits', waits, 'attempts', attempts, 'fingerprint', failures -> -1 ->> 'fingerprint',
+            'message', {_message("last_error")}{more}
+        ) FROM taken
+    """  # noqa: S608
+
 
 RETRY_NOW = Statement(f"""
     WITH taken AS (
         UPDATE outbox SET available_at = statement_timestamp() WHERE position = :position RETURNING *
-    ) {_AUDIT_WAITING.format(action="retry_now")}
+    ) {_audit_waiting("retry_now")}
 """)  # noqa: S608
 
 # Those that were buried before their first attempt are one kind for each type.
 BURY_WAITING = Statement(f"""
     WITH taken AS (
         DELETE FROM outbox WHERE position = :position RETURNING *
-    ), audited AS ({_AUDIT_WAITING.format(action="bury")})
+    ), audited AS ({_audit_waiting("bury")})
     INSERT INTO dead_letters (position, event_id, aggregate, type, attempts, error, fingerprint, failures)
     SELECT position, event_id, aggregate, type, attempts,
         coalesce(last_error, 'buried by an operator before its first attempt'),
@@ -110,9 +147,17 @@ BURY_WAITING = Statement(f"""
     FROM taken
 """)  # noqa: S608
 
+# The last error is not the last one of the history if it did not count as a failure.
+_LAST_FAILURE = """
+    SELECT failures -> -1 ->> 'fingerprint' AS fingerprint, last_error AS error FROM taken
+    WHERE strpos(last_error, failures -> -1 ->> 'error') > 0
+"""
+
 DISCARD_WAITING = Statement(f"""
-    WITH taken AS (DELETE FROM outbox WHERE position = :position RETURNING *)
-    {_AUDIT_WAITING.format(action="discard")}
+    WITH taken AS (
+        DELETE FROM outbox WHERE position = :position RETURNING *
+    ), kept AS ({_keep_errors(_LAST_FAILURE)})
+    {_audit_waiting("discard", f", 'failures', {_WHEN_IT_FAILED}")}
 """)  # noqa: S608
 
 AUDIT_CONSUMER = Statement("""
@@ -325,23 +370,34 @@ WORKERS = Statement("""
     FROM workers WHERE CAST(:host AS text) IS NULL OR host = :host ORDER BY host, pid, started_at
 """)
 
-_BEHIND_A_DEAD_LETTER = """
-    EXISTS (
-        SELECT FROM dead_letters
-        WHERE dead_letters.aggregate = found.aggregate AND dead_letters.position < found.position AND blocks
+_PARKED = """
+    (
+        EXISTS (
+            SELECT FROM dead_letters
+            WHERE dead_letters.aggregate = found.aggregate AND dead_letters.position < found.position AND blocks
+        ) OR coalesce((
+            SELECT earlier.available_at > clock_timestamp() FROM outbox AS earlier
+            WHERE earlier.aggregate = found.aggregate AND earlier.position < found.position
+            AND earlier.available_at IS NOT NULL AND earlier.waits <> 'asked'
+            ORDER BY earlier.aggregate, earlier.position LIMIT 1
+        ), false)
     )
 """
+"""Whether a row waits, or will as soon as a claim finds it: behind a dead letter, or behind one whose time comes."""
+
+_PAUSED = "EXISTS (SELECT FROM outbox_types WHERE outbox_types.type = {type} AND paused)"
 
 PLAN_BY_INDEX = Statement("SELECT set_config(name, 'off', true) FROM unnest(CAST(:names AS text[])) AS name")
 
 # No part reads more than `counted` + 1 rows, or so many of each type, if it is planned without bitmaps and sorts: with
 # outdated statistics, the planner would sort all waiting rows. The statement restores these settings. What is parked is
-# not due: rows that wait for a worker that knows their type, for a time in the future, or behind a dead letter.
+# not due: rows that wait for a worker that knows their type, for a time in the future, or behind a dead letter or a row
+# that waits; and rows of a paused type.
 BACKLOG = Statement(f"""
     WITH RECURSIVE {_types_in_outbox("ready", _READY)}, {_types_in_outbox("timed", "available_at < 'infinity'")},
     soonest AS MATERIALIZED (
         SELECT row.* FROM timed CROSS JOIN LATERAL (
-            SELECT position, aggregate, available_at, attempts, waits FROM outbox
+            SELECT position, aggregate, type, available_at, attempts, waits FROM outbox
             WHERE outbox.type = timed.type AND available_at < 'infinity'
             ORDER BY available_at, position LIMIT :counted + 1
         ) AS row
@@ -350,11 +406,12 @@ BACKLOG = Statement(f"""
             SELECT event_id FROM (
                 SELECT position, event_id, aggregate FROM outbox WHERE outbox.type = ready.type AND available_at IS NULL
                 ORDER BY position LIMIT :counted
-            ) AS found WHERE NOT {_BEHIND_A_DEAD_LETTER} ORDER BY position LIMIT 1
-        ) AS first
+            ) AS found WHERE NOT {_PARKED} ORDER BY position LIMIT 1
+        ) AS first WHERE NOT {_PAUSED.format(type="ready.type")}
         UNION ALL (
             SELECT available_at FROM soonest AS found
-            WHERE available_at <= clock_timestamp() AND waits <> 'unknown' AND NOT {_BEHIND_A_DEAD_LETTER}
+            WHERE available_at <= clock_timestamp() AND waits <> 'unknown' AND NOT {_PARKED}
+            AND NOT {_PAUSED.format(type="found.type")}
             ORDER BY available_at LIMIT 1
         )
     )

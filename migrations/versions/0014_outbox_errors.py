@@ -1,0 +1,36 @@
+"""outbox errors: one error of each kind, to which operators' actions refer; an index of dead letters that block
+
+Revision ID: 0014
+Revises: 0011
+Create Date: 2026-11-27 16:45:21.410332+00:00
+"""
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from alembic import op
+
+revision: str = "0014"
+down_revision: str | None = "0011"
+branch_labels: str | Sequence[str] | None = None
+depends_on: str | Sequence[str] | None = None
+
+
+def upgrade() -> None:
+    op.execute("SET LOCAL lock_timeout = '5s'")
+    op.create_table(
+        "outbox_errors",
+        sa.Column("fingerprint", sa.String(length=16), nullable=False),
+        sa.Column("error", sa.Text(), nullable=False),
+        sa.Column("kept_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.PrimaryKeyConstraint("fingerprint", name=op.f("pk_outbox_errors")),
+    )
+    op.create_index(
+        "ix_dead_letters_blocking", "dead_letters", ["aggregate", "position"], postgresql_where=sa.text("blocks")
+    )
+
+
+def downgrade() -> None:
+    op.execute("SET LOCAL lock_timeout = '5s'")
+    op.drop_index("ix_dead_letters_blocking", "dead_letters")
+    op.drop_table("outbox_errors")
