@@ -22,7 +22,7 @@ LONG = 6 * 3600
 def scheduled_jobs(settings: Settings) -> Sequence[ScheduledJob]:
     """Every job of this release."""
     return (
-        ScheduledJob(ensure_event_partitions, Schedule(hour=0, minute=10), at_start=True),
+        ScheduledJob(ensure_event_partitions, Schedule(minute=10), at_start=True),
         ScheduledJob(drop_expired_events, Schedule(hour=1, minute=40), time_limit=LONG),
         ScheduledJob(forget_workers, Schedule(minute=35)),
         ScheduledJob(prune_idempotency_keys, Schedule(minute=25)),

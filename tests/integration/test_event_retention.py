@@ -17,7 +17,6 @@ from sqlalchemy.exc import DBAPIError
 from uuid_utils.compat import uuid7
 
 import services.outbox.archive.service
-import worker.jobs.retention
 from services.database import Database
 from services.fields import new_id
 from services.outbox.archive.service import Export, ExportFailed, export
@@ -145,7 +144,7 @@ async def test_a_month_stays_until_every_consumer_has_read_it(old_log: Database)
 async def test_an_event_that_is_being_written_to_an_old_month_is_not_dropped(
     old_log: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker.jobs.retention, "_DROP_PAUSE", 0.01)
+    monkeypatch.setattr(retention, "_PAUSE", 0.01)
     async with old_log.engine.connect() as writer:
         await writer.execute(
             text("INSERT INTO events (id, type, version, aggregate, payload) VALUES (:id, 'a', 1, 'a', '{}')"),
@@ -352,7 +351,7 @@ async def test_a_draft_left_by_a_crash_is_deleted_and_a_live_one_is_not(old_log:
 async def test_the_next_run_recovers_from_a_crash_between_export_and_drop(
     old_log: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def crash(*_: object) -> None:
+    async def crash(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

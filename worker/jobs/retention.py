@@ -1,24 +1,23 @@
 """Scheduled upkeep: create partitions of the event log ahead, drop expired ones, delete old keys and lost workers."""
 
-import asyncio
 import logging
-import random
 from collections.abc import Sequence
 from datetime import date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.idempotency.repository import OldKey
 from services.outbox.archive.service import export
 from services.outbox.retention import service as retention
 from services.outbox.retention.repository import add_partitions, ensure_partitions, months_from, partition_name
-from services.outbox.retention.service import Needed, Partition
+from services.outbox.retention.service import Partition
 from services.skew import database_time
-from services.sql import sqlstate
+from services.sql import LOCK_NOT_AVAILABLE, sqlstate
 from services.sweeps.service import Sweep
 from services.unit_of_work import UnitOfWork
 from worker.context import WorkerContext
@@ -33,36 +32,42 @@ _WORKERS_PER_TRANSACTION = 200
 _LONGEST_PRUNING = 240.0
 """Seconds after which pruning stops; the next run, an hour later, continues."""
 
-_DROP_ATTEMPTS = 20
-_DROP_PAUSE = 0.5
-"""Average seconds between two attempts to drop a partition: the log's writers catch up in the meantime."""
+_SOON = timedelta(days=14)
+"""How long before its month a partition should be there: until then, a log that is in use is not an error."""
 
-_LOCK_NOT_AVAILABLE = "55P03"
 _UNDEFINED_TABLE = "42P01"
 
 
 async def ensure_event_partitions(ctx: dict[str, Any]) -> None:
     """Create the event log's partitions for this month and the next three.
 
-    Each is created separately: one that fails does not stop the others. Errors are raised afterwards.
+    Each is created separately: one that fails does not stop the others. Errors are raised afterwards. If another
+    session keeps the log locked, such as a backup, months that begin in more than two weeks are left to a later run.
     """
     worker: WorkerContext = ctx["worker"]
-    async with worker.database.engine.connect() as connection:
+    engine = worker.database.engine
+    async with engine.connect() as connection:
         today = (await database_time(connection)).date()
     made: list[str] = []
     errors: list[Exception] = []
     for year, month in months_from(today, _MONTHS_AHEAD):
+        first = date(year, month, 1)
         try:
-            async with worker.database.engine.begin() as connection:
-                made += await ensure_partitions(connection, 0, date(year, month, 1))
+            made += await retention.patiently(engine, partial(_add_month, first=first))
         except Exception as error:  # noqa: BLE001
-            logger.error(
-                "event partition not created", extra={"partition": partition_name(year, month), "error": repr(error)}
-            )
+            problem = {"partition": partition_name(year, month), "error": repr(error)}
+            if first > today + _SOON and isinstance(error, DBAPIError) and sqlstate(error) == LOCK_NOT_AVAILABLE:
+                logger.warning("event partition not created yet: the log is in use", extra=problem)
+                continue
+            logger.error("event partition not created", extra=problem)
             errors.append(error)
     if made:
         logger.info("event partitions created", extra={"partitions": made})
     raise_all(errors, "several event partitions could not be created")
+
+
+async def _add_month(connection: AsyncConnection, first: date) -> list[str]:
+    return await ensure_partitions(connection, 0, first)
 
 
 async def drop_expired_events(ctx: dict[str, Any]) -> None:
@@ -107,8 +112,7 @@ async def _give_strays_a_partition(engine: AsyncEngine, before: datetime) -> lis
     for month in months:
         try:
             # Locks out the log's writers while the events move.
-            async with engine.begin() as connection:
-                await add_partitions(connection, [month])
+            await retention.patiently(engine, partial(add_partitions, months=[month]))
         except Exception as error:  # noqa: BLE001
             logger.error(
                 "event partition not created", extra={"partition": partition_name(*month), "error": repr(error)}
@@ -124,7 +128,8 @@ async def _forget(engine: AsyncEngine, partition: Partition, export_path: Path |
     exported = None
     if not reasons:
         exported = await export(engine, partition, export_path) if export_path else None
-        reasons = await _drop(engine, partition, exported.events if exported else None)
+        held = exported.events if exported else None
+        reasons = await retention.patiently(engine, partial(retention.drop, partition=partition, exported=held))
     if reasons:
         logger.warning(
             "event partition kept beyond its retention", extra={"partition": partition.name, "needed": str(reasons)}
@@ -135,19 +140,6 @@ async def _forget(engine: AsyncEngine, partition: Partition, export_path: Path |
         extra={"partition": partition.name, "export": str(exported.path) if exported else None},
     )
     return True
-
-
-async def _drop(engine: AsyncEngine, partition: Partition, exported: int | None) -> Needed:
-    """Drop it when no other transaction uses the log; raises if that does not happen."""
-    for attempt in range(1, _DROP_ATTEMPTS + 1):
-        try:
-            async with engine.begin() as connection:
-                return await retention.drop(connection, partition, exported)
-        except DBAPIError as error:
-            if sqlstate(error) != _LOCK_NOT_AVAILABLE or attempt == _DROP_ATTEMPTS:
-                raise
-        await asyncio.sleep(_DROP_PAUSE * random.uniform(0.5, 1.5))  # noqa: S311
-    raise AssertionError("the last attempt returns or raises")
 
 
 async def prune_idempotency_keys(ctx: dict[str, Any]) -> None:

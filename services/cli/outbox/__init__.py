@@ -4,6 +4,7 @@ import typer
 
 from services.cli.outbox.consumers import delete, list_consumers, reset
 from services.cli.outbox.letters import discard, groups, list_letters, replay, show
+from services.cli.outbox.partitions import partitions
 from services.cli.outbox.pending import bury, cancel, deferred, retry_now, why
 from services.cli.outbox.types import limit, pause, resume, status, types
 from services.cli.outbox.workers import workers
@@ -37,4 +38,5 @@ outbox.command("bury")(bury)
 outbox.command("deferred")(deferred)
 outbox.command("cancel")(cancel)
 outbox.command("workers")(workers)
+outbox.command("partitions")(partitions)
 outbox.add_typer(consumers, name="consumers")

@@ -15,31 +15,53 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 DEFAULT_PARTITION = "events_default"
 """Holds the events of months without a partition, so that writing an event never fails."""
 
+LOCK_TIMEOUT = "200ms"
+"""The timeout for each lock that shuts out claims and writers of the log: they queue behind it while it waits."""
+
+_STATEMENT_TIMEOUT = "1s"
+"""The timeout for each statement while such a lock is held."""
+
+MOST_MOVED = 20_000
+"""The most events that are moved out of the default partition while claims and writers wait: well below a second."""
+
 _PARTITION = re.compile(r"events_(default|[0-9]{4}_[0-9]{2})", re.ASCII)
+
+
+class TooManyStrays(Exception):
+    """The default partition holds so many events of a month that moving them would stop the log's writers for long."""
 
 
 async def ensure_partitions(connection: AsyncConnection, months_ahead: int, today: date) -> list[str]:
     """Create missing partitions from the month of `today` (UTC) to `months_ahead` months later; return their names.
 
-    Safe to repeat, and safe to run concurrently: the second run waits and finds nothing to do. Writers to the log are
-    not blocked, unless the default partition holds events of such a month: then they wait while those are moved. The
-    caller must commit soon: until then, no one else can add or drop a partition. Needs READ COMMITTED, to see what an
-    earlier run has committed.
+    Safe to repeat, and safe to run concurrently: the second run waits and finds nothing to do. Attaching a partition
+    locks the default partition, and if that holds events of the month, the whole log: claims and writers queue behind
+    this lock. So it is waited for only briefly. Raises `DBAPIError` with SQLSTATE 55P03 if it is not granted (try
+    again), and `TooManyStrays`. The caller must commit immediately: until then, claims and writers wait, and no one
+    else can add or drop a partition. Needs READ COMMITTED, to see what an earlier run has committed.
     """
     return await add_partitions(connection, months_from(today, months_ahead))
 
 
-async def add_partitions(connection: AsyncConnection, months: Sequence[tuple[int, int]]) -> list[str]:
-    """Create the missing partitions of these months, as `ensure_partitions` does; return their names."""
+async def add_partitions(
+    connection: AsyncConnection, months: Sequence[tuple[int, int]], most_moved: int | None = MOST_MOVED
+) -> list[str]:
+    """Create the missing partitions of these months, as `ensure_partitions` does; return their names.
+
+    With `most_moved=None`, any number of events is moved, however long that takes: while nothing uses the log.
+    """
     wanted = {partition_name(*month): month_bounds(*month) for month in months}
     if wanted.keys() <= await existing_partitions(connection):
         return []
-    # Conflicts with itself, but not with reads or writes: one run at a time, and nothing else is blocked.
+    # Conflicts with itself, but not with reads or writes: one run at a time, and no one queues behind it.
     await connection.execute(text("LOCK TABLE ONLY events IN SHARE UPDATE EXCLUSIVE MODE"))
+    await connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
+    if most_moved is not None:
+        await connection.execute(text(f"SET LOCAL statement_timeout = '{_STATEMENT_TIMEOUT}'"))
     existing = await existing_partitions(connection)
     missing = [name for name in wanted if name not in existing]
     for name in missing:
-        await _add_partition(connection, name, *wanted[name])
+        await _add_partition(connection, name, *wanted[name], most_moved)
     return missing
 
 
@@ -86,27 +108,38 @@ def id_at(moment: datetime) -> UUID:
     return UUID(int=max(0, int(moment.timestamp() * 1000)) << 80)
 
 
-async def _add_partition(connection: AsyncConnection, name: str, start: UUID, end: UUID) -> None:
+async def _add_partition(
+    connection: AsyncConnection, name: str, start: UUID, end: UUID, most_moved: int | None
+) -> None:
     bounds = {"start": start, "end": end}
     # If this job has not run for a while, the default partition may already hold events of that month; PostgreSQL would
     # refuse to attach the new one.
-    if await connection.scalar(
-        text(f"SELECT EXISTS (SELECT FROM {DEFAULT_PARTITION} WHERE id >= :start AND id < :end)"),  # noqa: S608
-        bounds,
-    ):
+    strays = await connection.scalar(
+        text(
+            f"SELECT count(*) FROM (SELECT FROM {DEFAULT_PARTITION} WHERE id >= :start AND id < :end LIMIT :enough)"  # noqa: S608
+            " AS stray"
+        ),
+        {**bounds, "enough": 1 if most_moved is None else most_moved + 1},
+    )
+    if most_moved is not None and strays > most_moved:
+        raise TooManyStrays(
+            f"{DEFAULT_PARTITION} holds more than {most_moved} events that belong to {name}. Moving them would stop "
+            "all writers for long: stop the API and the workers, and run `waybill outbox partitions`"
+        )
+    if strays:
         # A query that was planned without the new partition must not run after the events have moved there: a reader of
-        # the log would skip them forever. If the lock is not granted soon, this is left to the next run.
-        await connection.execute(text("SET LOCAL lock_timeout = '2s'"))
+        # the log would skip them forever.
         await connection.execute(text("LOCK TABLE ONLY events IN ACCESS EXCLUSIVE MODE"))
     # Created separately and then attached: CREATE TABLE ... PARTITION OF would lock the whole log against writers.
     await connection.execute(text(f"CREATE TABLE {name} (LIKE events INCLUDING ALL)"))
-    await connection.execute(
-        text(
-            f"WITH moved AS (DELETE FROM {DEFAULT_PARTITION} WHERE id >= :start AND id < :end RETURNING *)"  # noqa: S608
-            f" INSERT INTO {name} SELECT * FROM moved"
-        ),
-        bounds,
-    )
+    if strays:
+        await connection.execute(
+            text(
+                f"WITH moved AS (DELETE FROM {DEFAULT_PARTITION} WHERE id >= :start AND id < :end RETURNING *)"  # noqa: S608
+                f" INSERT INTO {name} SELECT * FROM moved"
+            ),
+            bounds,
+        )
     # Fails if another event of that month has been written since; the next run moves it.
     await connection.execute(
         text(f"ALTER TABLE events ATTACH PARTITION {name} FOR VALUES FROM ('{start}') TO ('{end}')")

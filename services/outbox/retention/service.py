@@ -5,24 +5,34 @@ between any two. Events that have not been processed are never dropped: the chec
 during which no event can be written to the partition.
 """
 
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TypeVar
 from uuid import UUID
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.outbox.retention.repository import (
     DEFAULT_PARTITION,
+    LOCK_TIMEOUT,
     existing_partitions,
     id_at,
     month_bounds,
     month_of,
     partition_name,
 )
+from services.sql import LOCK_NOT_AVAILABLE, sqlstate
 
-LOCK_TIMEOUT = "200ms"
-"""The timeout for the drop's lock on the log: while it waits, the log's writers wait behind it."""
+ATTEMPTS = 20
+_PAUSE = 0.5
+"""Average seconds between two attempts: claims and the log's writers catch up in the meantime."""
+
+ResultT = TypeVar("ResultT")
 
 # A dead letter that is being replayed is always in one of the two tables, so a single statement finds it.
 _NEEDED = """
@@ -79,6 +89,23 @@ class Changed(Exception):
     """The number of events in the partition is not the number that was exported."""
 
 
+async def patiently(engine: AsyncEngine, step: Callable[[AsyncConnection], Awaitable[ResultT]]) -> ResultT:
+    """Run a step that locks the log, in its own transaction; try again for about ten seconds if it gets no lock.
+
+    Each attempt waits only briefly, so that claims and writers do not queue behind it for long. Raises what the last
+    attempt raises; other errors are raised immediately.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            async with engine.begin() as connection:
+                return await step(connection)
+        except DBAPIError as error:
+            if sqlstate(error) != LOCK_NOT_AVAILABLE or attempt == ATTEMPTS:
+                raise
+        await asyncio.sleep(_PAUSE * random.uniform(0.5, 1.5))  # noqa: S311
+    raise AssertionError("the last attempt returns or raises")
+
+
 async def expired(connection: AsyncConnection, before: datetime) -> list[Partition]:
     """The months that ended before that moment and still have a partition, oldest first."""
     names = await existing_partitions(connection)
@@ -87,7 +114,10 @@ async def expired(connection: AsyncConnection, before: datetime) -> list[Partiti
 
 
 async def stray_months(connection: AsyncConnection, before: datetime) -> list[tuple[int, int]]:
-    """The expired months, as (year, month), with events in the default partition: each needs its own partition."""
+    """The months before that of `before`, as (year, month), with events in the default partition.
+
+    Each needs its own partition.
+    """
     this_month = month_bounds(before.astimezone(UTC).year, before.astimezone(UTC).month)[0]
     months: list[tuple[int, int]] = []
     start = UUID(int=0)
