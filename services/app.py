@@ -32,6 +32,7 @@ from services.operations import routes as operations
 from services.operations.outbox import routes as outbox_routes
 from services.orders import routes as orders
 from services.outbox.doorbell import Doorbell
+from services.outbox.origin import service as origin
 from services.settings import Settings, get_settings
 from services.skew import watched_clock
 from services.startup import check_schema, plain_connecting
@@ -57,6 +58,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 schema = await check_schema(database.engine, settings, may_wait=True)
                 skew = await enter(watched_clock(database.engine, settings.max_clock_skew))
                 await check_pool_budget(database.engine, settings)
+                if schema.complaint is None:
+                    await origin.check_start(database.engine)
             await enter(redis)
             doorbell = await enter(Doorbell(redis, Keys.of(settings).doorbell))
             probe = await enter(open_probe(settings, redis, schema))

@@ -30,7 +30,7 @@ async def serve(settings_class: type) -> None:
 def main() -> None:
     """Run until SIGTERM, SIGINT or SIGHUP.
 
-    Exit code 1: cannot start (the database, its tables or the clock); 2: the settings or the time limits of
+    Exit code 1: cannot start (the database, its tables, its origin or the clock); 2: the settings or the time limits of
     subscriptions are not valid; 70: no progress, or a part of the worker has ended (`worker/guard.py`).
     """
     try:

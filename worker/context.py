@@ -23,6 +23,7 @@ from services.outbox.doorbell import Doorbell, DoorbellListener
 from services.outbox.engine.repository import claim_settings
 from services.outbox.engine.service import Processor
 from services.outbox.engine.window import Window
+from services.outbox.origin import service as origin
 from services.outbox.policy import RetryPolicy
 from services.outbox.subscription import check_time_limits, longest_limit
 from services.settings import Settings
@@ -128,6 +129,7 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
         schema = await check_schema(database.engine, settings)
         await check_pool_budget(database.engine, settings)
         skew = await check_clock(database.engine, settings.max_clock_skew)
+        await origin.check_start(database.engine)
         options = processing_options(settings)
         processors = [
             Processor(lambda: UnitOfWork(polling, doorbell), SUBSCRIPTIONS, prepared=True, **options)

@@ -27,8 +27,9 @@ class Readiness(BaseModel):
 
     It means that the database accepts writes and has the tables of this release, the canary's last write was kept, and
     this host's clock is close enough to the database's. `read_only`: this server was demoted or is configured to refuse
-    writes. `missing`, `behind`: the database has to be migrated. `pending`: the canary has not finished an attempt
-    since the process started. Redis is a hint: without it Waybill keeps serving, but orders are processed later.
+    writes. `copied`: the database came from another cluster; the log names the command that adapts it. `missing`,
+    `behind`: the database has to be migrated. `pending`: the canary has not finished an attempt since the process
+    started. Redis is a hint: without it Waybill keeps serving, but orders are processed later.
     """
 
     ready: bool

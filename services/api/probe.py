@@ -1,6 +1,7 @@
 """Checks the database and Redis without the request pool, so that it works while that pool is exhausted."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from time import monotonic
@@ -13,18 +14,25 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.database import PROBE_CONNECTIONS, Limits, SessionFactory, close, make_engine, make_session_factory
+from services.outbox.origin import service as origin
 from services.settings import Settings
 from services.shielding import end
 from services.startup import Schema
 
-DatabaseState: TypeAlias = Literal["ok", "unreachable", "read_only"]
+logger = logging.getLogger(__name__)
+
+DatabaseState: TypeAlias = Literal["ok", "unreachable", "read_only", "copied"]
 RedisState: TypeAlias = Literal["ok", "unreachable"]
 FoundT = TypeVar("FoundT")
 
 _KEPT = 1.0
 """Seconds for which an answer is cached."""
 
+_ORIGIN_KEPT = 10.0
+"""Seconds for which it is remembered whether the database came from another cluster: finding out takes longer."""
+
 _DATABASE_PATIENCE = 2.0
+_ORIGIN_PATIENCE = 0.1
 _REDIS_PATIENCE = 0.1
 """Time limits for an answer, in seconds. Redis is a hint: it is not worth a long wait."""
 
@@ -76,17 +84,24 @@ class Probe:
         """Held by a scrape: concurrent scrapes would leave no connection for the short checks."""
         self._redis = redis
         self._database = Shared(self._look_at_database)
+        self._copied = Shared(self._look_at_origin, _ORIGIN_KEPT)
         self._redis_answers = Shared(self._look_at_redis)
 
     async def database(self) -> DatabaseState:
-        """Whether the database answers and accepts writes. Also looks at its tables, for `schema`."""
-        return await self._database.ask(_DATABASE_PATIENCE) or "unreachable"
+        """Whether the database answers, accepts writes, and has been adapted to its cluster if it came from another.
+
+        Also looks at its tables, for `schema`.
+        """
+        state = await self._database.ask(_DATABASE_PATIENCE) or "unreachable"
+        # Without an answer in time, the next call has it.
+        return "copied" if state == "ok" and await self._copied.ask(_ORIGIN_PATIENCE) else state
 
     async def redis(self) -> RedisState:
         return "ok" if await self._redis_answers.ask(_REDIS_PATIENCE) else "unreachable"
 
     async def close(self) -> None:
         await self._database.close()
+        await self._copied.close()
         await self._redis_answers.close()
 
     async def _look_at_database(self) -> DatabaseState:
@@ -103,6 +118,16 @@ class Probe:
             read_only = (await connection.execute(_READ_ONLY)).scalar_one()
             await self.schema.follow(connection)
             return "read_only" if read_only else "ok"
+
+    async def _look_at_origin(self) -> bool:
+        try:
+            async with asyncio.timeout(_DATABASE_PATIENCE), self.engine.connect() as connection:
+                found = await origin.complaint(connection)
+        except (SQLAlchemyError, OSError, TimeoutError):
+            return False
+        if found is not None:
+            logger.error("%s", found)
+        return found is not None
 
     async def _look_at_redis(self) -> bool:
         # The client's own timeouts end it. A connection that is cancelled during its handshake would return to the

@@ -114,6 +114,18 @@ class LogConsumer(DeclarativeTable):
     updated_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=func.now())
 
 
+class LogOrigin(DeclarativeTable):
+    """The cluster to which the stored transaction ids belong: those of `events` and `log_consumers`."""
+
+    __tablename__ = "log_origin"
+    __table_args__ = (CheckConstraint("id = 1", name="single"),)
+
+    id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
+    system_identifier: Mapped[int | None] = mapped_column(BigInteger)
+    """PostgreSQL's identifier of the cluster; None if the role may not read it."""
+    noted_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=func.now())
+
+
 class Waits(StrEnum):
     """Why an outbox row waits."""
 

@@ -6,6 +6,7 @@ from services.cli.outbox.consumers import delete, list_consumers, reset
 from services.cli.outbox.letters import discard, groups, list_letters, replay, show
 from services.cli.outbox.partitions import partitions
 from services.cli.outbox.pending import bury, cancel, deferred, retry_now, why
+from services.cli.outbox.rebase import rebase
 from services.cli.outbox.types import limit, pause, resume, status, types
 from services.cli.outbox.workers import workers
 
@@ -39,4 +40,5 @@ outbox.command("deferred")(deferred)
 outbox.command("cancel")(cancel)
 outbox.command("workers")(workers)
 outbox.command("partitions")(partitions)
+outbox.command("rebase")(rebase)
 outbox.add_typer(consumers, name="consumers")

@@ -27,6 +27,7 @@ from enum import StrEnum
 from services.errors import AlreadyExists, NotFound
 from services.outbox.log.repository import NOTHING_SEEN
 from services.outbox.log.schemas import Cursor, Lag, LoggedEvent
+from services.outbox.origin import service as origin
 from services.transaction import Transaction
 
 POSITIONS_PER_READ = 10_000
@@ -57,13 +58,16 @@ class LogBatch:
 
 
 async def create(uow: Transaction, consumer: str, start: Start = Start.beginning) -> None:
-    """Create a consumer. Raises `AlreadyExists`."""
+    """Create a consumer. Raises `AlreadyExists` and `RebaseNeeded`."""
     if not await uow.log.create(consumer, await _start(uow, start)):
         raise AlreadyExists(f"there is already a log consumer {consumer!r}")
 
 
 async def reset(uow: Transaction, consumer: str, start: Start) -> None:
-    """Move a consumer to the beginning of the log or to now, after any running read. Raises `NotFound`."""
+    """Move a consumer to the beginning of the log or to now, after any running read.
+
+    Raises `NotFound` and `RebaseNeeded`.
+    """
     if not await uow.log.reset(consumer, await _start(uow, start)):
         raise _unknown(consumer)
 
@@ -84,10 +88,12 @@ async def read(uow: Transaction, consumer: str, limit: int, types: Sequence[str]
 
     Act on them and call `advance` in the same transaction: then each takes effect once. The consumer is locked until
     the transaction ends; other readers find nothing meanwhile. A consumer must always ask for the same types: events
-    that it skipped are not returned again. Raises `NotFound`.
+    that it skipped are not returned again. Raises `NotFound`, and `RebaseNeeded` if the database came from another
+    cluster.
 
     In a REPEATABLE READ transaction, the new snapshot is the transaction's.
     """
+    await origin.check(await uow.session.connection())
     cursor = await uow.log.lock(consumer)
     if cursor is None:
         if not await uow.log.exists(consumer):
@@ -119,6 +125,7 @@ async def advance(uow: Transaction, batch: LogBatch) -> None:
 
 
 async def _start(uow: Transaction, start: Start) -> str:
+    await origin.check(await uow.session.connection())
     if start is Start.beginning:
         return NOTHING_SEEN
     opened = await uow.log.open(NOTHING_SEEN)

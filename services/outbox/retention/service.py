@@ -17,6 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from services.outbox.origin import service as origin
 from services.outbox.retention.repository import (
     DEFAULT_PARTITION,
     LOCK_TIMEOUT,
@@ -133,7 +134,8 @@ async def stray_months(connection: AsyncConnection, before: datetime) -> list[tu
 
 
 async def needed(connection: AsyncConnection, partition: Partition) -> Needed:
-    """What still needs the partition."""
+    """What still needs the partition. Raises `RebaseNeeded` if the database came from another cluster."""
+    await origin.check(connection)
     start, end = month_bounds(partition.year, partition.month)
     found = await connection.execute(
         text(_NEEDED.format(partition=partition.name)),
@@ -152,7 +154,8 @@ async def drop(connection: AsyncConnection, partition: Partition, exported: int 
     """
     await connection.execute(text("SET LOCAL lock_timeout = '5s'"))
     # From here on, no event can be written to this month, and no writer is running: the next statement sees all events.
-    await connection.execute(text(f"LOCK TABLE ONLY {partition.name} IN SHARE MODE"))
+    # The lock excludes itself, so that two runs do not both hold it and deadlock at the drop.
+    await connection.execute(text(f"LOCK TABLE ONLY {partition.name} IN SHARE ROW EXCLUSIVE MODE"))
     reasons = await needed(connection, partition)
     if reasons:
         return reasons
