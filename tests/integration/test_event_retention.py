@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from uuid_utils.compat import uuid7
 
 import services.outbox.archive.service
-from services.database import Database
+from services.database import Database, open_database
 from services.fields import new_id
 from services.outbox.archive.service import Export, ExportFailed, export
 from services.outbox.log import service as log
@@ -34,6 +34,8 @@ from services.outbox.retention.service import Changed, Partition
 from services.settings import Environment, Settings
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import replay_letter
+from tests.conftest import Administrator, settings_for, temporary_database
+from tests.servers import TestServers
 from worker.jobs.retention import drop_expired_events, forget_events
 
 MARCH, APRIL = Partition(2021, 3), Partition(2021, 4)
@@ -223,6 +225,16 @@ def files_in(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.iterdir())
 
 
+def exports_in(folder: Path) -> set[Path]:
+    return set(folder.glob("*.jsonl.gz"))
+
+
+def file_of(folder: Path, month: Partition) -> Path:
+    """The only export of the month in the folder."""
+    (path,) = folder.glob(f"*.public.{month.name}.*.jsonl.gz")
+    return path
+
+
 def read_export(path: Path) -> list[dict[str, Any]]:
     with gzip.open(path, "rt") as file:
         return [json.loads(line) for line in file]
@@ -236,7 +248,7 @@ async def test_an_export_holds_the_rows_and_gives_them_back(
     assert await forget_events(old_log.engine, datetime(2021, 4, 1, tzinfo=UTC), tmp_path / "new folder") == [
         MARCH.name
     ]
-    path = tmp_path / "new folder" / "public.events_2021_03.jsonl.gz"
+    path = file_of(tmp_path / "new folder", MARCH)
     assert files_in(path.parent) == [path.name, f"{path.name}.sha256"]
     lines = [json.dumps(line) for line in read_export(path)]
     back = await rows(
@@ -253,16 +265,17 @@ async def test_an_export_holds_the_rows_and_gives_them_back(
 
 async def test_an_export_that_is_complete_is_not_written_again(old_log: Database, tmp_path: Path) -> None:
     first = await export(old_log.engine, MARCH, tmp_path)
-    assert first == Export(tmp_path / "public.events_2021_03.jsonl.gz", 3)
+    assert first == Export(file_of(tmp_path, MARCH), 3)
     inode = first.path.stat().st_ino
     # As after a crash between the export and the drop.
     assert await export(old_log.engine, MARCH, tmp_path) == first
     assert first.path.stat().st_ino == inode
     # And between the file and its checksum.
-    first.path.with_name(f"{first.path.name}.sha256").unlink()
+    checksum = first.path.with_name(f"{first.path.name}.sha256")
+    checksum.unlink()
     assert await export(old_log.engine, MARCH, tmp_path) == first
-    assert first.path.stat().st_ino != inode
-    assert len(read_export(first.path)) == 3
+    assert first.path.stat().st_ino == inode
+    assert checksum.exists()
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x1f\x8b", b"no gzip at all"])
@@ -276,8 +289,43 @@ async def test_a_damaged_export_is_written_again(old_log: Database, tmp_path: Pa
 async def test_an_export_that_lacks_an_event_is_written_again(old_log: Database, tmp_path: Path) -> None:
     path = (await export(old_log.engine, MARCH, tmp_path)).path
     await write(old_log, old_id(MARCH, 30))
-    assert (await export(old_log.engine, MARCH, tmp_path)).events == 4
-    assert len(read_export(path)) == 4
+    later = await export(old_log.engine, MARCH, tmp_path)
+    assert later.events == 4
+    assert (len(read_export(later.path)), len(read_export(path))) == (4, 3)
+
+
+async def test_a_file_with_other_events_is_neither_believed_nor_replaced(old_log: Database, tmp_path: Path) -> None:
+    first = await export(old_log.engine, MARCH, tmp_path)
+    # As many events, but others: as in a database of the same name in another cluster.
+    await rows(old_log, f"UPDATE {MARCH.name} SET payload = '{{}}'")
+    assert await forget_events(old_log.engine, datetime(2021, 4, 1, tzinfo=UTC), tmp_path) == [MARCH.name]
+    (second,) = exports_in(tmp_path) - {first.path}
+    assert [line["payload"] for line in read_export(second)] == [{}] * 3
+    assert all(line["payload"] for line in read_export(first.path))
+
+
+async def test_two_databases_export_into_one_folder(
+    old_log: Database,
+    tmp_path: Path,
+    administrator: Administrator,
+    servers: TestServers,
+    template_database: str,
+    redis_url: str,
+) -> None:
+    with temporary_database(administrator, servers, template_database) as url:
+        async with open_database(settings_for(url, redis_url), "test") as other:
+            async with other.engine.begin() as connection:
+                await add_partitions(connection, [(MARCH.year, MARCH.month)])
+            ids = [old_id(MARCH, day) for day in (2, 3, 4)]
+            await write(other, *ids)
+            await export(old_log.engine, MARCH, tmp_path)
+            assert await forget_events(other.engine, LATER, tmp_path) == [MARCH.name]
+            (name,) = await rows(other, "SELECT current_database()")
+    held = await rows(old_log, f"SELECT id FROM {MARCH.name} ORDER BY id")
+    files = {path.name.partition(".")[0]: path for path in exports_in(tmp_path)}
+    assert len(files) == 2
+    assert [UUID(line["id"]) for line in read_export(files.pop(name[0]))] == ids
+    assert [UUID(line["id"]) for line in read_export(files.popitem()[1])] == [row[0] for row in held]
 
 
 async def test_a_month_that_changed_after_its_export_is_not_dropped(old_log: Database) -> None:
@@ -306,11 +354,12 @@ async def test_a_crash_during_the_export_leaves_the_month_and_no_file(
 
 async def test_a_month_that_cannot_be_exported_does_not_block_the_next_one(old_log: Database, tmp_path: Path) -> None:
     # A folder of that name is in the way: no file can replace it.
-    (tmp_path / f"public.{MARCH.name}.jsonl.gz").mkdir()
+    name = (await export(old_log.engine, MARCH, tmp_path / "other")).path.name
+    (tmp_path / name).mkdir()
     with pytest.raises(ExportFailed):
         await forget_events(old_log.engine, LATER, tmp_path)
     assert await partitions(old_log) == {MARCH.name}
-    assert len(read_export(tmp_path / f"public.{APRIL.name}.jsonl.gz")) == 3
+    assert len(read_export(file_of(tmp_path, APRIL))) == 3
 
 
 async def test_a_month_that_cannot_be_dropped_does_not_block_the_next_one(old_log: Database) -> None:
@@ -332,7 +381,7 @@ async def test_strays_that_cannot_be_moved_do_not_block_other_months(old_log: Da
 async def test_an_export_that_does_not_read_back_is_not_kept(
     old_log: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(services.outbox.archive.service, "_read", lambda _: (2, b""))
+    monkeypatch.setattr(services.outbox.archive.service, "_read", lambda _: None)
     with pytest.raises(ExportFailed, match="does not read back"):
         await forget_events(old_log.engine, datetime(2021, 4, 1, tzinfo=UTC), tmp_path)
     assert MARCH.name in await partitions(old_log)
@@ -340,12 +389,17 @@ async def test_an_export_that_does_not_read_back_is_not_kept(
 
 
 async def test_a_draft_left_by_a_crash_is_deleted_and_a_live_one_is_not(old_log: Database, tmp_path: Path) -> None:
-    left, live = (tmp_path / f"public.events_2021_03.jsonl.gz.{name}.part" for name in ("left", "live"))
-    for draft in (left, live):
+    (database,) = await rows(old_log, "SELECT current_database()")
+    left, live, other = (
+        tmp_path / f"{name}.part"
+        for name in (f"{database[0]}.public.{MARCH.name}.left", f"{database[0]}.public.{MARCH.name}.live", "other.left")
+    )
+    for draft in (left, live, other):
         draft.write_bytes(b"half")
-    os.utime(left, (0, 0))
+    for draft in (left, other):
+        os.utime(draft, (0, 0))
     await export(old_log.engine, MARCH, tmp_path)
-    assert (left.exists(), live.exists()) == (False, True)
+    assert (left.exists(), live.exists(), other.exists()) == (False, True, True)
 
 
 async def test_the_next_run_recovers_from_a_crash_between_export_and_drop(
@@ -361,7 +415,7 @@ async def test_the_next_run_recovers_from_a_crash_between_export_and_drop(
     assert await partitions(old_log) == {MARCH.name, APRIL.name}
     assert await forget_events(old_log.engine, LATER, tmp_path) == [MARCH.name, APRIL.name]
     for month in (MARCH, APRIL):
-        assert len(read_export(tmp_path / f"public.{month.name}.jsonl.gz")) == 3
+        assert len(read_export(file_of(tmp_path, month))) == 3
 
 
 async def test_the_job_follows_the_settings_and_zero_days_keep_everything(
