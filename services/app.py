@@ -31,6 +31,7 @@ from services.logs import configure_logging
 from services.operations import routes as operations
 from services.operations.outbox import routes as outbox_routes
 from services.orders import routes as orders
+from services.orders.days import routes as order_days
 from services.outbox.doorbell import Doorbell
 from services.outbox.origin import service as origin
 from services.settings import Settings, get_settings
@@ -108,6 +109,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         outbox_routes,
         audit,
         sweeps,
+        order_days,
     ):
         app.include_router(domain.router, prefix="/v1")
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

@@ -109,6 +109,11 @@ def new_id() -> UUID:
     return made if abs(ahead) <= _CLOSE else UUID(int=made.int - (ahead << _UUID_TIME))
 
 
+def time_of(event_id: UUID) -> datetime:
+    """When a UUIDv7 was made, to the millisecond."""
+    return datetime.fromtimestamp((event_id.int >> _UUID_TIME) / 1000, UTC)
+
+
 def storable(value: str) -> str:
     """Refuse what PostgreSQL's text cannot hold: U+0000 and lone surrogates. Raises `ValueError`."""
     if "\x00" in value:

@@ -7,6 +7,7 @@ from services.credits.models import Account, Adjustment, Entry, Transfer
 from services.database import metadata
 from services.idempotency.models import IdempotencyKey
 from services.jobs.models import JobRow
+from services.orders.days.models import OrderDay
 from services.orders.models import Order, OrderItem, OrderTransition, Refund, RefundLine
 from services.outbox.models import (
     DeadLetter,
@@ -38,6 +39,7 @@ __all__ = [
     "LogConsumer",
     "LogOrigin",
     "Order",
+    "OrderDay",
     "OrderItem",
     "OrderTransition",
     "OutboxAction",

@@ -13,6 +13,7 @@ from services.credits.statement.repository import StatementRepository
 from services.credits.transfers.repository import TransferRepository
 from services.idempotency.repository import IdempotencyRepository
 from services.jobs.repository import JobRepository
+from services.orders.days.repository import OrderDayRepository
 from services.orders.expiry.repository import OrderExpiryRepository
 from services.orders.processing.repository import ProcessingRepository
 from services.orders.refunds.repository import RefundRepository
@@ -38,6 +39,7 @@ class UnitOfWork(Transaction):
     inventory = RepositoryOf(InventoryRepository)
     orders = RepositoryOf(OrderRepository)
     order_processing = RepositoryOf(ProcessingRepository)
+    order_days = RepositoryOf(OrderDayRepository)
     order_expiry = RepositoryOf(OrderExpiryRepository)
     refunds = RepositoryOf(RefundRepository)
     ledger = RepositoryOf(LedgerRepository)

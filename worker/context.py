@@ -19,6 +19,7 @@ from services.database import (
     open_database,
 )
 from services.keys import Keys
+from services.outbox.consumers import check_consumers
 from services.outbox.doorbell import Doorbell, DoorbellListener
 from services.outbox.engine.repository import claim_settings
 from services.outbox.engine.service import Processor
@@ -29,8 +30,9 @@ from services.outbox.subscription import check_time_limits, longest_limit
 from services.settings import Settings
 from services.skew import check_clock
 from services.startup import check_schema
-from services.subscriptions import SUBSCRIPTIONS
+from services.subscriptions import CONSUMERS, SUBSCRIPTIONS
 from services.unit_of_work import UnitOfWork
+from worker.follower import LEASE, Follower
 from worker.heartbeat import Heartbeat, queue_length_of
 from worker.job_loop import JobLoop
 from worker.jobs.metrics import JobMetrics
@@ -50,17 +52,18 @@ class WorkerContext:
     doorbell: Doorbell
     poller: Poller
     jobs: JobLoop
+    follower: Follower
     heartbeat: Heartbeat
 
     @property
     def tasks(self) -> Sequence[asyncio.Task[None]]:
         """Everything that runs until the worker stops."""
-        running = [*self.poller.tasks, *self.heartbeat.tasks, *self.doorbell.tasks]
+        running = [*self.poller.tasks, *self.follower.tasks, *self.heartbeat.tasks, *self.doorbell.tasks]
         return running if self.jobs.task is None else [*running, self.jobs.task]
 
     def signs(self) -> Mapping[str, object]:
         """For each busy loop, something that changes as long as it makes progress."""
-        return {**self.poller.progress.alive_at, **self.jobs.signs()}
+        return {**self.poller.progress.alive_at, **self.jobs.signs(), **self.follower.signs()}
 
     def open_unit_of_work(self) -> UnitOfWork:
         return UnitOfWork(self.database.write, self.doorbell)
@@ -107,13 +110,14 @@ def processing_options(settings: Settings) -> ProcessingOptions:
 
 @asynccontextmanager
 async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()) -> AsyncIterator[WorkerContext]:
-    """The worker's engines, session factories, poll loops and job loop, started on entry and stopped on exit.
+    """The worker's engines, session factories and loops, started on entry and stopped on exit.
 
     On exit, running batches finish, or are rolled back after `worker_shutdown_grace` seconds; jobs are cancelled.
     Raises `CannotStart` and `TimeLimitTooLong`; what the database raises propagates.
     """
     idle_limit = settings.database_idle_in_transaction_timeout
     check_time_limits(SUBSCRIPTIONS, settings.outbox_time_limit, idle_limit)
+    check_consumers(CONSUMERS, LEASE, idle_limit)
     redis = open_redis(settings)
     # The listener waits at the doorbell for a whole poll interval.
     ear = open_redis(settings, patience=settings.outbox_poll_interval + REDIS_PATIENCE)
@@ -156,15 +160,19 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
             heartbeat.worker_id,
             failures=poller.progress.failures,
         )
-        context = WorkerContext(settings, database, doorbell, poller, jobs, heartbeat)
+        follower = Follower(
+            lambda: UnitOfWork(database.write, doorbell, name="a log consumer"), CONSUMERS, heartbeat.worker_id
+        )
+        context = WorkerContext(settings, database, doorbell, poller, jobs, follower, heartbeat)
         async with heartbeat:
             poller.start()
             jobs.start(context)
+            follower.start()
             grace = settings.worker_shutdown_grace
             try:
                 yield context
             finally:
-                await asyncio.gather(poller.stop(grace), jobs.stop(grace))
+                await asyncio.gather(poller.stop(grace), jobs.stop(grace), follower.stop(grace))
 
 
 def open_redis(settings: Settings, *, patience: float = REDIS_PATIENCE) -> Redis:

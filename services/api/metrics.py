@@ -22,10 +22,13 @@ from services.api.problems import responses
 from services.api.state import ApiState
 from services.errors import NotFound, Unauthenticated
 from services.fields import now
+from services.outbox.log.schemas import Lag
 from services.unit_of_work import UnitOfWork
 
 _PATIENCE = 5.0
 """Time limit for the database, in seconds; by default Prometheus gives up on a scrape after ten."""
+
+_MOST_COUNTED = 10_000
 
 _BACKLOG = {
     "waiting": ("waybill_outbox_waiting_events", "Events waiting in the outbox, counted up to 10,000."),
@@ -84,6 +87,7 @@ async def _read_database(state: ApiState) -> list[Metric]:
             backlog = await uow.control.backlog()
             audit = await uow.audits.latest()
             refused = await uow.sweeps.count()
+            lags = await uow.log.lags(_MOST_COUNTED)
     except (SQLAlchemyError, OSError, TimeoutError):
         return [_gauge("waybill_database_up", "Whether the database answers.", 0)]
     gauges = [_gauge("waybill_database_up", "Whether the database answers.", 1)]
@@ -91,6 +95,7 @@ async def _read_database(state: ApiState) -> list[Metric]:
     gauges.append(
         _gauge("waybill_sweep_failures", "Due rows that cannot be expired because the database refuses.", refused)
     )
+    gauges += _consumers(lags)
     if audit is not None:
         age = (now() - audit.started_at).total_seconds()
         gauges += [
@@ -100,6 +105,22 @@ async def _read_database(state: ApiState) -> list[Metric]:
             _gauge("waybill_audit_rows_checked", "Rows that the last finished audit checked.", audit.rows_checked),
         ]
     return gauges
+
+
+def _consumers(lags: Iterable[Lag]) -> list[Metric]:
+    described = {
+        "events": ("waybill_log_consumer_unread_events", "Unread events of the log, counted up to 10,000."),
+        "seconds": ("waybill_log_consumer_lag_seconds", "Age of the oldest unread event of the log."),
+        "failed_in_a_row": ("waybill_log_consumer_failures", "How often the consumer's next event has failed."),
+    }
+    families = {
+        name: GaugeMetricFamily(metric, explained, labels=("consumer",))
+        for name, (metric, explained) in described.items()
+    }
+    for lag in lags:
+        for name, family in families.items():
+            family.add_metric((lag.name,), getattr(lag, name))
+    return list(families.values())
 
 
 def _pools(state: ApiState) -> Metric:

@@ -101,10 +101,18 @@ class LogConsumer(DeclarativeTable):
 
     While it is reading the events that are visible in `reading` but not in `seen`, it has also read those up to
     `position`; `until` is the position of the last one.
+
+    A worker that runs the consumer has a lease. It commits only if the row still has its id and its token, so a worker
+    that has lost the lease cannot commit any more.
     """
 
     __tablename__ = "log_consumers"
-    __table_args__ = (CheckConstraint("(reading IS NULL) = (until IS NULL)", name="reading"),)
+    __table_args__ = (
+        CheckConstraint("(reading IS NULL) = (until IS NULL)", name="reading"),
+        CheckConstraint("(lease_owner IS NULL) = (lease_until IS NULL)", name="lease"),
+        CheckConstraint("(paused_at IS NULL) = (paused_by IS NULL)", name="paused"),
+        CheckConstraint("failed_in_a_row >= 0", name="failed_in_a_row"),
+    )
 
     name: Mapped[str] = mapped_column(String(100), primary_key=True)
     seen: Mapped[str] = mapped_column(PgSnapshot)
@@ -112,6 +120,18 @@ class LogConsumer(DeclarativeTable):
     position: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     until: Mapped[int | None] = mapped_column(BigInteger)
     updated_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=func.now())
+
+    lease_token: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """Grows with each lease; 0 if no worker has ever run the consumer."""
+    lease_owner: Mapped[UUID | None]
+    """The id of a worker."""
+    lease_until: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
+    failed_in_a_row: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    """How often the next event has failed; 0 after a success."""
+    error: Mapped[str | None] = mapped_column(Text)
+    retry_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
+    paused_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
+    paused_by: Mapped[str | None] = mapped_column(String(200))
 
 
 class LogOrigin(DeclarativeTable):

@@ -273,3 +273,29 @@ def test_a_commit_whose_outcome_is_unknown_tells_the_operator_to_check(
     assert result.stderr.splitlines()[-1] == (
         "waybill: the database did not confirm the commit; check whether the command took effect before repeating it"
     )
+
+
+def test_consumers_are_paused_and_resumed_and_the_health_check_reports_one_that_keeps_failing(
+    database: psycopg.Connection[Any],
+) -> None:
+    database.execute(
+        "INSERT INTO log_consumers (name, seen, lease_token, failed_in_a_row, error, retry_at)"
+        " VALUES ('feed', '1:1:', 3, 2, 'ValueError(1)', now() + interval '1 minute'),"
+        " ('by-hand', '1:1:', 0, 0, NULL, NULL)"
+    )
+    (by_hand, feed) = read("consumers", "list")
+    assert (by_hand["state"], feed["state"], feed["error"]) == ("manual", "failing", "ValueError(1)")
+    assert "failed 2 times" in run("consumers", "list").output
+    complaints = run("workers", "--check", code=1).output
+    assert "log consumer feed: it has failed 2 times in a row: ValueError(1)" in complaints
+    assert "paused" in run("consumers", "pause", "feed", "--actor", "ann", "--reason", "wrong sums").output
+    (_, feed) = read("consumers", "list")
+    assert (feed["state"], feed["paused_by"]) == ("paused", "ann")
+    assert "log consumer" not in run("workers", "--check", code=1).output
+    run("consumers", "resume", "feed", "--actor", "ann")
+    assert read("consumers", "list")[1]["retry_at"] is None
+    actions = database.execute(
+        "SELECT action, detail ->> 'consumer', reason FROM outbox_actions ORDER BY id"
+    ).fetchall()
+    assert actions == [("pause_consumer", "feed", "wrong sums"), ("resume_consumer", "feed", "")]
+    assert "no worker runs" in run("consumers", "pause", "by-hand", code=1).output

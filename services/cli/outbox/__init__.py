@@ -3,6 +3,8 @@
 import typer
 
 from services.cli.outbox.consumers import delete, list_consumers, reset
+from services.cli.outbox.consumers import pause as pause_consumer
+from services.cli.outbox.consumers import resume as resume_consumer
 from services.cli.outbox.letters import discard, groups, list_letters, replay, show
 from services.cli.outbox.partitions import partitions
 from services.cli.outbox.pending import bury, cancel, deferred, retry_now, why
@@ -23,6 +25,8 @@ dead_letters.command("groups")(groups)
 
 consumers.command("list")(list_consumers)
 consumers.command("reset")(reset)
+consumers.command("pause")(pause_consumer)
+consumers.command("resume")(resume_consumer)
 consumers.command("delete")(delete)
 
 outbox.command("status")(status)

@@ -1,11 +1,11 @@
-"""Consumers of the event log: how far behind each is, and where it continues."""
+"""Consumers of the event log: how far behind each is, who runs it, and where it continues."""
 
 from typing import Annotated
 
 import typer
 
 from services.cli.console import plain_errors, say
-from services.cli.run import Actor, AsJson, Reason, Yes, ago, in_one, lasting, show_json, show_table, who
+from services.cli.run import Actor, AsJson, Reason, Yes, ago, counted, in_one, lasting, show_json, show_table, who
 from services.outbox.log import service as log
 from services.outbox.log.schemas import Lag
 from services.outbox.log.service import MOST_COUNTED, Start
@@ -15,13 +15,17 @@ Consumer = Annotated[str, typer.Argument(help="The consumer's name.", max=100)]
 
 
 def list_consumers(as_json: AsJson = False) -> None:
-    """List the consumers of the event log with their lag: the unread events, and the age of the oldest of them."""
+    """List the consumers of the event log: the unread events, the age of the oldest of them, and who runs each.
+
+    A consumer is `running`, `waiting` for a worker, `failing` on its next event, `paused`, or `manual` if it is not run
+    by workers.
+    """
     with plain_errors():
         found = in_one(log.lags)
         if as_json:
             show_json(found)
             return
-        show_table(["consumer", "unread", "oldest unread", "last advance"], map(_line, found))
+        show_table(["consumer", "unread", "oldest unread", "last advance", "state", "error"], map(_line, found))
 
 
 def reset(
@@ -45,6 +49,30 @@ def reset(
     say(f"Consumer {consumer} continues at {'the beginning of the log' if to is Start.beginning else 'now'}.")
 
 
+def pause(consumer: Consumer, actor: Actor = None, reason: Reason = "") -> None:
+    """Stop running a consumer in workers. A batch that is under way is rolled back."""
+
+    async def work(uow: UnitOfWork) -> None:
+        await log.pause(uow, consumer, who(actor))
+        await uow.control.audit_consumer(consumer, "pause_consumer", who(actor), reason)
+
+    with plain_errors():
+        in_one(work)
+    say(f"Consumer {consumer} is paused.")
+
+
+def resume(consumer: Consumer, actor: Actor = None, reason: Reason = "") -> None:
+    """Run a consumer in workers again, immediately even if it waits after a failure."""
+
+    async def work(uow: UnitOfWork) -> None:
+        await log.resume(uow, consumer)
+        await uow.control.audit_consumer(consumer, "resume_consumer", who(actor), reason)
+
+    with plain_errors():
+        in_one(work)
+    say(f"Consumer {consumer} is not paused.")
+
+
 def delete(consumer: Consumer, yes: Yes = False, actor: Actor = None, reason: Reason = "") -> None:
     """Delete a consumer: the log no longer keeps events for it."""
 
@@ -61,4 +89,11 @@ def delete(consumer: Consumer, yes: Yes = False, actor: Actor = None, reason: Re
 
 def _line(one: Lag) -> list[object]:
     unread = f"{one.events} or more" if one.events >= MOST_COUNTED else one.events
-    return [one.name, unread, lasting(one.seconds) if one.events else "", ago(one.updated_at)]
+    state = one.state
+    if one.state == "running" and one.pid is not None:
+        state = f"running on {one.host} {one.pid}"
+    elif one.state == "paused":
+        state = f"paused {ago(one.paused_at)} by {one.paused_by}"
+    elif one.state == "failing":
+        state = f"failed {counted(one.failed_in_a_row, 'time')}, next attempt {ago(one.retry_at)}"
+    return [one.name, unread, lasting(one.seconds) if one.events else "", ago(one.updated_at), state, one.error]

@@ -10,6 +10,8 @@ from services.jobs import service as jobs
 from services.jobs.schemas import JobState
 from services.outbox.control import service as control
 from services.outbox.control.service import WorkerState
+from services.outbox.log import service as log
+from services.outbox.log.schemas import Lag
 from services.unit_of_work import UnitOfWork
 
 
@@ -20,7 +22,7 @@ def workers(
         typer.Option(
             "--check",
             help="Exit with 1 if there is no worker, if one is silent, makes no progress, keeps failing or has a wrong "
-            "clock, or if a scheduled job is late or keeps failing; print only what is wrong.",
+            "clock, or if a scheduled job or a log consumer is late or keeps failing; print only what is wrong.",
         ),
     ] = False,
     as_json: AsJson = False,
@@ -29,12 +31,13 @@ def workers(
 
     With --check, exit code 1 means that there is no worker; that a worker has sent no heartbeat for 20 seconds (it is
     gone, or its event loop is blocked), has made no progress for 30 seconds more than a batch may take, has failed in
-    every batch for 30 seconds, has a wrong clock, or is of a newer release than the database; or that a scheduled job
-    is more than 60 seconds late and not paused, or has failed twice in a row. With --host, jobs are not checked: they
-    belong to all workers, so restarting the worker of one host would not help.
+    every batch for 30 seconds, has a wrong clock, or is of a newer release than the database; that a scheduled job is
+    more than 60 seconds late and not paused, or has failed twice in a row; or that a consumer of the event log has
+    failed twice in a row, or is run by no worker and more than two minutes behind. With --host, jobs and consumers are
+    not checked: they belong to all workers, so restarting the worker of one host would not help.
     """
     with plain_errors():
-        found, scheduled = in_one(lambda uow: _read(uow, host))
+        found, scheduled, consumers = in_one(lambda uow: _read(uow, host))
         if as_json:
             show_json(found)
         elif not check:
@@ -43,18 +46,20 @@ def workers(
                 map(_line, found),
             )
         if check:
-            _check(found, scheduled, host)
+            _check(found, scheduled, consumers, host)
 
 
-async def _read(uow: UnitOfWork, host: str | None) -> tuple[list[WorkerState], list[JobState]]:
-    return await control.workers(uow, host), [] if host else await jobs.jobs(uow)
+async def _read(uow: UnitOfWork, host: str | None) -> tuple[list[WorkerState], list[JobState], list[Lag]]:
+    found = await control.workers(uow, host)
+    return (found, [], []) if host else (found, await jobs.jobs(uow), await log.lags(uow))
 
 
-def _check(found: list[WorkerState], scheduled: list[JobState], host: str | None) -> None:
+def _check(found: list[WorkerState], scheduled: list[JobState], consumers: list[Lag], host: str | None) -> None:
     complaints = [f"{one.host} {one.pid}: {one.complaint}" for one in found if one.complaint is not None]
     if not found:
         complaints = [f"no worker on {host}" if host else "no worker"]
     complaints += [f"job {one.name}: {one.complaint}" for one in scheduled if one.complaint is not None]
+    complaints += [f"log consumer {one.name}: {one.complaint}" for one in consumers if one.complaint is not None]
     if complaints:
         raise CommandError("\n".join(complaints))
 

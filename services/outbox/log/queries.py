@@ -9,7 +9,8 @@ CREATE = Statement("""
 
 RESET = Statement("""
     UPDATE log_consumers SET seen = CAST(CAST(:seen AS text) AS pg_snapshot), reading = NULL, position = 0,
-        until = NULL, updated_at = clock_timestamp()
+        until = NULL, updated_at = clock_timestamp(), failed_in_a_row = 0, error = NULL, retry_at = NULL,
+        lease_owner = NULL, lease_until = NULL
     WHERE name = :name
 """)
 
@@ -17,9 +18,11 @@ DELETE = Statement("DELETE FROM log_consumers WHERE name = :name")
 
 EXISTS = Statement("SELECT FROM log_consumers WHERE name = :name")
 
-# A consumer with nothing new to read is not locked: an idle look writes nothing. The ORDER BY keeps the planner on the
-# index. New to a snapshot are the transactions that were running then and those that began later.
-LOCK = Statement("""
+_MINE = "lease_owner = :owner AND lease_token = :token"
+
+# Finds no row if the consumer has nothing new to read. The ORDER BY keeps the planner on the index. New to a snapshot
+# are the transactions that were running then and those that began later.
+_NEXT = """
     SELECT CAST(seen AS text) AS seen, CAST(reading AS text) AS reading, position, until FROM log_consumers
     WHERE name = :name AND (
         reading IS NOT NULL
@@ -29,8 +32,13 @@ LOCK = Statement("""
         ) IS NOT NULL
         OR EXISTS (SELECT FROM events WHERE transaction_id = ANY(ARRAY(SELECT pg_snapshot_xip(seen))))
     )
-    FOR NO KEY UPDATE SKIP LOCKED
-""")
+"""
+
+# An idle look writes nothing.
+LOCK = Statement(f"{_NEXT} FOR NO KEY UPDATE SKIP LOCKED")
+
+# Without a lock on the row: if the worker is suspended in the middle of a batch, another one can take the lease.
+LOOK = Statement(f"{_NEXT} AND {_MINE}")
 
 # `first` is where to start: at the beginning of the log if the consumer has seen nothing, otherwise at the lowest new
 # position. Up to 99 new events are found by the index, whatever the statistics of the log; for more, the planner may
@@ -71,17 +79,75 @@ PAGE = Statement("""
     ORDER BY position LIMIT :limit
 """)
 
-ADVANCE = Statement("""
+_ADVANCE = """
     UPDATE log_consumers SET seen = CAST(CAST(:seen AS text) AS pg_snapshot),
         reading = CAST(CAST(:reading AS text) AS pg_snapshot), position = :position, until = :until,
-        updated_at = clock_timestamp()
-    WHERE name = :name
+        updated_at = clock_timestamp(),
+"""
+
+# A worker that runs the consumer loses its lease.
+ADVANCE = Statement(f"""
+    {_ADVANCE} lease_owner = NULL, lease_until = NULL WHERE name = :name
 """)
+
+_UNTIL = "clock_timestamp() + make_interval(secs => CAST(:seconds AS double precision))"
+
+OWN = Statement("SELECT CAST(pg_current_xact_id() AS text) AS own")
+
+# The row's lock decides: from here to the commit no one else can get the lease. `own` is the transaction that read.
+ADVANCE_LEASED = Statement(f"""
+    {_ADVANCE} lease_until = {_UNTIL}, failed_in_a_row = 0, error = NULL, retry_at = NULL
+    WHERE name = :name AND {_MINE} AND pg_current_xact_id() = CAST(CAST(:own AS text) AS xid8)
+""")
+
+# Times that are further away than they can be were written before the database's clock was set back.
+CLAIM = Statement(f"""
+    UPDATE log_consumers SET lease_token = lease_token + 1, lease_owner = :owner, lease_until = {_UNTIL}
+    WHERE name = (
+        SELECT name FROM log_consumers WHERE name = :name AND paused_at IS NULL
+        AND (retry_at IS NULL OR retry_at <= clock_timestamp() OR retry_at > clock_timestamp() + interval '1 hour')
+        AND (lease_until IS NULL OR lease_until <= clock_timestamp() OR lease_until > {_UNTIL} + interval '1 hour')
+        FOR NO KEY UPDATE SKIP LOCKED
+    )
+    RETURNING lease_token AS token
+""")  # noqa: S608
+
+HOLDS = Statement(f"SELECT FROM log_consumers WHERE name = :name AND {_MINE}")
+
+RENEW = Statement(f"UPDATE log_consumers SET lease_until = {_UNTIL} WHERE name = :name AND {_MINE}")  # noqa: S608
+
+RELEASE = Statement(f"""
+    UPDATE log_consumers SET lease_owner = NULL, lease_until = NULL WHERE name = :name AND {_MINE}
+""")  # noqa: S608
+
+FAIL = Statement(f"""
+    UPDATE log_consumers SET lease_owner = NULL, lease_until = NULL, failed_in_a_row = failed_in_a_row + 1,
+        error = :error,
+        retry_at = clock_timestamp() + make_interval(secs => least(300, power(2, least(failed_in_a_row, 10))))
+    WHERE name = :name AND {_MINE}
+""")  # noqa: S608
+
+PAUSE = Statement("""
+    UPDATE log_consumers SET paused_at = clock_timestamp(), paused_by = :actor, lease_owner = NULL, lease_until = NULL
+    WHERE name = :name AND lease_token > 0
+""")
+
+RESUME = Statement("UPDATE log_consumers SET paused_at = NULL, paused_by = NULL, retry_at = NULL WHERE name = :name")
+
+OLDEST = Statement("SELECT id FROM events ORDER BY id LIMIT 1")
 
 LIST = Statement("""
     SELECT name, updated_at, least(unread.events, :most) AS events,
-        coalesce(extract(epoch FROM clock_timestamp() - unread.oldest), 0)::float AS seconds
-    FROM log_consumers CROSS JOIN LATERAL (
+        coalesce(extract(epoch FROM clock_timestamp() - unread.oldest), 0)::float AS seconds,
+        CASE
+            WHEN lease_token = 0 THEN 'manual'
+            WHEN paused_at IS NOT NULL THEN 'paused'
+            WHEN failed_in_a_row > 0 THEN 'failing'
+            WHEN lease_until > clock_timestamp() THEN 'running'
+            ELSE 'waiting'
+        END AS state,
+        workers.host, workers.pid, failed_in_a_row, error, retry_at, paused_at, paused_by
+    FROM log_consumers LEFT JOIN workers ON workers.id = lease_owner CROSS JOIN LATERAL (
         SELECT count(*) AS events, min(occurred_at) AS oldest FROM (
             (
                 SELECT occurred_at FROM events

@@ -1,9 +1,11 @@
 """Consumers of the log: what is new to each one, and how far behind it is."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from uuid import UUID
 
 from services.outbox.log import queries
-from services.outbox.log.schemas import Cursor, Lag, LoggedEvent, Opened
+from services.outbox.log.schemas import Cursor, Lag, Lease, LoggedEvent, Opened
 from services.sql import SqlAccess
 
 NOTHING_SEEN = "1:1:"
@@ -33,6 +35,11 @@ class LogRepository(SqlAccess):
         rows = await self.sql.fetch(queries.LOCK, name=name)
         return Cursor(**rows[0]) if rows else None
 
+    async def look(self, name: str, lease: Lease) -> Cursor | None:
+        """As `lock`, without locking it, and only while the lease is held."""
+        rows = await self.sql.fetch(queries.LOOK, name=name, owner=lease.owner, token=lease.token)
+        return Cursor(**rows[0]) if rows else None
+
     async def open(self, seen: str) -> Opened:
         """What is new since the snapshot `seen`."""
         return Opened(**(await self.sql.fetch(queries.OPEN, seen=seen, nothing=NOTHING_SEEN))[0])
@@ -60,6 +67,61 @@ class LogRepository(SqlAccess):
             until=cursor.until,
         )
         assert moved == 1, "a locked consumer has disappeared"
+
+    async def own(self) -> str:
+        """The id of this transaction, which it gets now if it has none."""
+        (row,) = await self.sql.fetch(queries.OWN)
+        return str(row["own"])
+
+    async def advance_leased(self, name: str, cursor: Cursor, lease: Lease, own: str) -> bool:
+        """Advance, and renew the lease; False if it is lost, or if `own` is not this transaction."""
+        moved = await self.sql.run(
+            queries.ADVANCE_LEASED,
+            name=name,
+            seen=cursor.seen,
+            reading=cursor.reading,
+            position=cursor.position,
+            until=cursor.until,
+            owner=lease.owner,
+            token=lease.token,
+            seconds=lease.seconds,
+            own=own,
+        )
+        return moved == 1
+
+    async def claim(self, name: str, owner: UUID, seconds: float) -> Lease | None:
+        """Take the lease. None if another worker has it, or the consumer is paused or waits after a failure."""
+        rows = await self.sql.fetch(queries.CLAIM, name=name, owner=owner, seconds=seconds)
+        return next((Lease(owner, int(row["token"]), seconds) for row in rows), None)
+
+    async def holds(self, name: str, lease: Lease) -> bool:
+        """Whether the lease has not been taken away; it may have expired."""
+        return len(await self.sql.fetch(queries.HOLDS, name=name, owner=lease.owner, token=lease.token)) == 1
+
+    async def renew(self, name: str, lease: Lease) -> bool:
+        """Keep the lease for its time from now; False if it is lost."""
+        return await self.sql.run(queries.RENEW, name=name, **asdict(lease)) == 1
+
+    async def release(self, name: str, lease: Lease) -> None:
+        """Give up the lease."""
+        await self.sql.run(queries.RELEASE, name=name, owner=lease.owner, token=lease.token)
+
+    async def fail(self, name: str, lease: Lease, error: str) -> None:
+        """Note a failure and give up the lease; any worker may try again after a time that grows to five minutes."""
+        await self.sql.run(queries.FAIL, name=name, owner=lease.owner, token=lease.token, error=error)
+
+    async def pause(self, name: str, actor: str) -> bool:
+        """Take the lease away, and let no worker claim it; False if no worker has ever run a consumer of that name."""
+        return await self.sql.run(queries.PAUSE, name=name, actor=actor) == 1
+
+    async def resume(self, name: str) -> bool:
+        """Let workers claim it again, immediately; False if there is no consumer of that name."""
+        return await self.sql.run(queries.RESUME, name=name) == 1
+
+    async def oldest(self) -> UUID | None:
+        """The lowest event id of the log."""
+        rows = await self.sql.fetch(queries.OLDEST)
+        return next((row["id"] for row in rows), None)
 
     async def lags(self, most: int) -> list[Lag]:
         """The lag of every consumer, by name; at most `most` events are counted for each."""

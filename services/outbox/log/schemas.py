@@ -5,6 +5,14 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from services.fields import time_of
+
+FAILING = 2
+"""The number of consecutive failures from which the health check reports a consumer."""
+
+LATE = 120.0
+"""Seconds for which an event may be unread while no worker runs the consumer: twice a lease."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
@@ -14,6 +22,15 @@ class Cursor:
     reading: str | None
     position: int
     until: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A worker's right to run a consumer, for `seconds` after each claim or renewal."""
+
+    owner: UUID
+    token: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +60,38 @@ class LoggedEvent:
     request_id: str | None
     traceparent: str | None
 
+    @property
+    def made_at(self) -> datetime:
+        """When the event was made, to the millisecond, by the database's clock: the month that it is stored in."""
+        return time_of(self.id)
+
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """How far behind a consumer is: the number of unread events of any type, and the age in seconds of the oldest."""
+    """How far behind a consumer is, and who runs it.
+
+    `events` is the number of unread events of any type, `seconds` the age of the oldest. `state` is `running`,
+    `waiting` (for a worker), `failing`, `paused`, or `manual` if no worker has ever run it.
+    """
 
     name: str
     updated_at: datetime
     events: int
     seconds: float
+    state: str
+    host: str | None
+    pid: int | None
+    failed_in_a_row: int
+    error: str | None
+    retry_at: datetime | None
+    paused_at: datetime | None
+    paused_by: str | None
+
+    @property
+    def complaint(self) -> str | None:
+        """What the health check reports about it; None if it is healthy."""
+        if self.state == "failing" and self.failed_in_a_row >= FAILING:
+            return f"it has failed {self.failed_in_a_row} times in a row: {self.error}"
+        if self.state == "waiting" and self.seconds > LATE:
+            return f"its oldest unread event is {self.seconds:.0f} s old, and no worker runs it"
+        return None

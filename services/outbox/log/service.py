@@ -26,7 +26,7 @@ from enum import StrEnum
 
 from services.errors import AlreadyExists, NotFound
 from services.outbox.log.repository import NOTHING_SEEN
-from services.outbox.log.schemas import Cursor, Lag, LoggedEvent
+from services.outbox.log.schemas import Cursor, Lag, Lease, LoggedEvent
 from services.outbox.origin import service as origin
 from services.transaction import Transaction
 
@@ -55,6 +55,8 @@ class LogBatch:
     more: bool
     next: Cursor | None
     """Where the consumer is after these events; None if it has not moved."""
+    begins: bool = False
+    """Whether the consumer had read nothing before: it is new, or was reset to the beginning of the log."""
 
 
 async def create(uow: Transaction, consumer: str, start: Start = Start.beginning) -> None:
@@ -95,15 +97,30 @@ async def read(uow: Transaction, consumer: str, limit: int, types: Sequence[str]
     """
     await origin.check(await uow.session.connection())
     cursor = await uow.log.lock(consumer)
+    if cursor is None and not await uow.log.exists(consumer):
+        raise _unknown(consumer)
+    return await _read(uow, consumer, cursor, limit, types)
+
+
+async def read_leased(
+    uow: Transaction, consumer: str, lease: Lease, limit: int, types: Sequence[str] | None = None
+) -> LogBatch:
+    """As `read`, for the worker that has the lease: the consumer is not locked. Finish with `advance_leased`."""
+    await origin.check(await uow.session.connection())
+    return await _read(uow, consumer, await uow.log.look(consumer, lease), limit, types)
+
+
+async def _read(
+    uow: Transaction, consumer: str, cursor: Cursor | None, limit: int, types: Sequence[str] | None
+) -> LogBatch:
     if cursor is None:
-        if not await uow.log.exists(consumer):
-            raise _unknown(consumer)
         return LogBatch(consumer, (), more=False, next=None)
     resumed = cursor.reading is not None
+    begins = not resumed and cursor.seen == NOTHING_SEEN
     if not resumed:
         opened = await uow.log.open(cursor.seen)
         if opened.first is None:
-            # There was something new when the consumer was locked, but retention has dropped it since.
+            # There was something new when the consumer was looked at, but retention has dropped it since.
             return LogBatch(consumer, (), more=False, next=None)
         reading = _without(opened.snapshot, opened.own)
         cursor = replace(cursor, reading=reading, position=opened.first - 1, until=opened.last)
@@ -113,15 +130,37 @@ async def read(uow: Transaction, consumer: str, limit: int, types: Sequence[str]
     events = await uow.log.page(cursor, until, types, limit)
     position = events[-1].position if len(events) == limit else until
     if position < cursor.until:
-        return LogBatch(consumer, events, more=True, next=replace(cursor, position=position))
+        return LogBatch(consumer, events, more=True, next=replace(cursor, position=position), begins=begins)
     # If an earlier read took the snapshot, more may have been committed since.
-    return LogBatch(consumer, events, more=resumed, next=Cursor(cursor.reading, None, position, None))
+    following = Cursor(cursor.reading, None, position, None)
+    return LogBatch(consumer, events, more=resumed, next=following, begins=begins)
 
 
 async def advance(uow: Transaction, batch: LogBatch) -> None:
     """Record that the consumer has read these events. Call it in the transaction that read them."""
     if batch.next is not None:
         await uow.log.advance(batch.consumer, batch.next)
+
+
+async def advance_leased(uow: Transaction, batch: LogBatch, lease: Lease, own: str) -> bool:
+    """Record that the consumer has read these events, and renew the lease; then commit immediately.
+
+    Returns False if the lease is lost, or if this is not the transaction `own`, in which the handler began: the caller
+    must not commit then.
+    """
+    return batch.next is None or await uow.log.advance_leased(batch.consumer, batch.next, lease, own)
+
+
+async def pause(uow: Transaction, consumer: str, actor: str) -> None:
+    """Keep workers from running the consumer. From the commit on, none of them commits a batch. Raises `NotFound`."""
+    if not await uow.log.pause(consumer, actor):
+        raise NotFound(f"no worker runs a log consumer {consumer!r}")
+
+
+async def resume(uow: Transaction, consumer: str) -> None:
+    """Let workers run the consumer again, immediately even after a failure. Raises `NotFound`."""
+    if not await uow.log.resume(consumer):
+        raise _unknown(consumer)
 
 
 async def _start(uow: Transaction, start: Start) -> str:

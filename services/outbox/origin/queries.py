@@ -93,7 +93,8 @@ PLACED = """
 """
 
 PLACE = """
-    UPDATE log_consumers SET seen = CAST(CAST(:seen AS text) AS pg_snapshot), reading = NULL, position = 0, until = NULL
+    UPDATE log_consumers SET seen = CAST(CAST(:seen AS text) AS pg_snapshot), reading = NULL, position = 0,
+        until = NULL, lease_owner = NULL, lease_until = NULL
     WHERE name = :name
 """
 

@@ -12,6 +12,8 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.fields import time_of
+
 DEFAULT_PARTITION = "events_default"
 """Holds the events of months without a partition, so that writing an event never fails."""
 
@@ -99,7 +101,7 @@ def months_from(today: date, ahead: int) -> list[tuple[int, int]]:
 
 def month_of(event_id: UUID) -> tuple[int, int]:
     """The UTC month in which an event's id was made, as (year, month)."""
-    moment = datetime.fromtimestamp((event_id.int >> 80) / 1000, UTC)
+    moment = time_of(event_id)
     return moment.year, moment.month
 
 

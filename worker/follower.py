@@ -1,0 +1,198 @@
+"""The consumers of the event log in one worker: which of them it runs, and what happens when one fails."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from time import monotonic
+from uuid import UUID
+
+from services.logs import RateLimitedLogger, Shown
+from services.outbox.consumers import Consumer, LeaseLost, claim, run_batch
+from services.outbox.log.schemas import Lease
+from services.shielding import end
+from services.unit_of_work import OpenUnitOfWork, UnitOfWork
+
+logger = logging.getLogger(__name__)
+
+LEASE = 60.0
+"""Seconds for which a worker holds a consumer after each batch or renewal."""
+
+_IDLE = 1.0
+"""Seconds between two looks at the log while there is nothing new."""
+
+_CLAIM = 2.0
+"""Seconds between two attempts to take a consumer that another worker runs, that is paused, or that has failed."""
+
+_LONGEST_WAIT = 10.0
+"""The most seconds between two attempts while the database cannot be reached."""
+
+_PATIENCE = 5.0
+"""Time limit for one transaction on a consumer's row, in seconds."""
+
+_LONGEST_ERROR = 500
+
+
+class Follower:
+    """Runs consumers, from `start` to `stop`; each has its own task, so one that fails or hangs stops no other.
+
+    A consumer is claimed by a lease on its row. A batch renews it; it is also renewed before a batch that it might not
+    outlast, and given back on `stop`. A worker that was suspended for longer finds at the end of its batch that it has
+    lost the lease, and rolls back.
+    """
+
+    def __init__(
+        self,
+        open_unit_of_work: OpenUnitOfWork,
+        consumers: Sequence[Consumer[UnitOfWork]],
+        owner: UUID,
+        *,
+        lease: float = LEASE,
+    ) -> None:
+        self._running = [_Running(open_unit_of_work, one, owner, lease) for one in consumers]
+
+    @property
+    def tasks(self) -> list[asyncio.Task[None]]:
+        """The tasks started by `start`; none of them ends before `stop`."""
+        return [one.task for one in self._running if one.task is not None]
+
+    def signs(self) -> dict[str, object]:
+        """A batch that has passed its time limit, by when it should have ended: the value stays until it ends."""
+        overdue = {f"log consumer {one.name}": one.ends_at for one in self._running if one.ends_at is not None}
+        return {name: ends_at for name, ends_at in overdue.items() if ends_at < monotonic()}
+
+    def start(self) -> None:
+        for one in self._running:
+            one.task = asyncio.create_task(one.run(), name=f"log consumer {one.name}")
+
+    async def stop(self, grace: float) -> None:
+        """Let running batches finish for `grace` seconds, roll the others back, and give the leases back."""
+        for one in self._running:
+            one.stopping.set()
+        if not self.tasks:
+            return
+        _, running = await asyncio.wait(self.tasks, timeout=grace)
+        if running:
+            logger.warning(
+                "log consumers take long to finish; their batches are rolled back",
+                extra={"consumers": sorted(task.get_name() for task in running)},
+            )
+        await end(*self.tasks)
+
+
+class _Running:
+    """One consumer in this worker."""
+
+    def __init__(self, open_unit_of_work: OpenUnitOfWork, consumer: Consumer[UnitOfWork], owner: UUID, lease: float):
+        self._open = open_unit_of_work
+        self._consumer = consumer
+        self._owner = owner
+        self._seconds = lease
+        self._limit = consumer.batch
+        self._lease: Lease | None = None
+        self._held_until = 0.0
+        self._log = RateLimitedLogger(logger)
+        self.name = consumer.name
+        self.ends_at: float | None = None
+        """When the running batch must have ended, by `monotonic()`; None between batches."""
+        self.stopping = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Follow the log until told to stop; then give the lease back. If that fails, the lease expires."""
+        try:
+            await self._run()
+        finally:
+            if self._lease is not None:
+                with suppress(Exception):
+                    async with asyncio.timeout(_PATIENCE), self._open() as uow:
+                        await uow.log.release(self.name, self._lease)
+                        await uow.commit()
+
+    async def _run(self) -> None:
+        failures = 0
+        while not self.stopping.is_set():
+            try:
+                wait = await self._step()
+                failures = 0
+            except Exception as error:  # noqa: BLE001  (whatever it is, the next round may succeed)
+                failures += 1
+                wait = min(_LONGEST_WAIT, 0.25 * 2.0 ** min(failures, 10))
+                self._log.warning("cannot run the log consumer %s, next attempt in %.2f s: %r", self.name, wait, error)
+            if wait:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(wait):
+                        await self.stopping.wait()
+
+    async def _step(self) -> float:
+        """Claim it, or handle a batch; returns how many seconds to wait before the next step."""
+        if self._lease is None and not await self._claim():
+            return _CLAIM
+        if self._lease is not None and not await self._lasts():
+            return 0.0
+        try:
+            return await self._batch()
+        except LeaseLost as error:
+            self._lease = None
+            self._log.warning("%s", error)
+            return 0.0
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
+            return await self._failed(error)
+
+    async def _claim(self) -> bool:
+        asked_at = monotonic()
+        async with asyncio.timeout(_PATIENCE), self._open() as uow:
+            lease = await claim(uow, self._consumer, self._owner, self._seconds)
+            await uow.commit()
+        self._lease = lease
+        self._held_until = asked_at + self._seconds
+        return lease is not None
+
+    async def _lasts(self) -> bool:
+        """Renew the lease if the next batch might outlast it; returns False if it is lost."""
+        assert self._lease is not None
+        asked_at = monotonic()
+        if self._held_until - asked_at > self._seconds / 2:
+            return True
+        async with asyncio.timeout(_PATIENCE), self._open() as uow:
+            held = await uow.log.renew(self.name, self._lease)
+            await uow.commit()
+        self._held_until = asked_at + self._seconds
+        if not held:
+            self._lease = None
+        return held
+
+    async def _batch(self) -> float:
+        assert self._lease is not None
+        asked_at = monotonic()
+        self.ends_at = asked_at + self._consumer.time_limit
+        try:
+            async with asyncio.timeout(self._consumer.time_limit), self._open() as uow:
+                batch = await run_batch(uow, self._consumer, self._lease, self._limit)
+                await uow.commit()
+        finally:
+            self.ends_at = None
+        if batch.next is None:
+            return _IDLE
+        self._held_until = asked_at + self._seconds
+        self._limit = min(self._consumer.batch, 2 * self._limit)
+        return 0.0 if batch.more or len(batch.events) else _IDLE
+
+    async def _failed(self, error: BaseException) -> float:
+        """Try a smaller batch immediately; note the failure of a single event, and give the lease back."""
+        assert self._lease is not None
+        self._log.warning("the log consumer %s failed on a batch of up to %d: %r", self.name, self._limit, error)
+        if self._limit > 1:
+            self._limit //= 2
+            return 0.0
+        shown = repr(Shown(error))
+        if isinstance(error, TimeoutError):
+            shown = f"it did not end within {self._consumer.time_limit:g} s"
+        async with asyncio.timeout(_PATIENCE), self._open() as uow:
+            await uow.log.fail(self.name, self._lease, shown.replace("\x00", "")[:_LONGEST_ERROR])
+            await uow.commit()
+        self._lease = None
+        return _CLAIM
