@@ -43,7 +43,7 @@ _WRITE = """
         INSERT INTO events (id, type, version, aggregate, payload, request_id)
         VALUES ($12, 'order.placed', 1, $13, $14, $15)
     )
-    INSERT INTO outbox (event_id, aggregate, type) VALUES ($12, $13, 'order.placed')
+    INSERT INTO outbox (event_id, aggregate, type, version) VALUES ($12, $13, 'order.placed', 1)
 """
 
 

@@ -125,7 +125,7 @@ def place_waiting(url: str, shop: Shop, orders: int, items: int) -> None:
 
 def release_waiting(connection: psycopg.Connection[tuple[object, ...]]) -> None:
     """Insert the outbox rows in one commit."""
-    queue(connection, "SELECT event_id, aggregate, 'order.placed' FROM waiting ORDER BY n")
+    queue(connection, "SELECT event_id, aggregate, 'order.placed', 1 FROM waiting ORDER BY n")
 
 
 def _tidy(url: str, tables: str) -> None:

@@ -26,7 +26,7 @@ _LOG = """
         SELECT n, {id} AS id, {key} AS key FROM generate_series(%(first)s::bigint, %(last)s::bigint) AS n
     ) AS new ORDER BY n
 """
-_SOME = "SELECT id, aggregate, type FROM events WHERE id >= %s AND id < %s ORDER BY id"
+_SOME = "SELECT id, aggregate, type, version FROM events WHERE id >= %s AND id < %s ORDER BY id"
 
 
 class Ping(Event):
