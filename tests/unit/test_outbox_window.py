@@ -1,5 +1,6 @@
 """Where a claim looks: the floor never rises past a row that may still appear, and types share the window."""
 
+import random
 from collections.abc import Sequence
 from uuid import UUID
 
@@ -7,7 +8,7 @@ import pytest
 
 from services.outbox.engine import window as window_module
 from services.outbox.engine.schemas import ClaimedRow, Horizon, Span
-from services.outbox.engine.window import Floor, Window
+from services.outbox.engine.window import Floor, Window, parts_of
 from services.outbox.models import MAX_POSITION
 
 NOBODY = UUID(int=0)
@@ -230,3 +231,37 @@ def test_a_look_leaves_no_trace() -> None:
     one.settle()
     assert one.whole(floor.position) == [Span("a", 0, MAX_POSITION, 1, 1, 1)]
     assert [span.first for span in other.spans(floor)] == [0]
+
+
+def test_every_part_of_a_batch_has_one_kind_and_keeps_the_order_of_each_aggregate() -> None:
+    chance = random.Random(1)
+    rows = [
+        claimed(f"type-{chance.randrange(4)}", n, f"a/{chance.randrange(20)}")._replace(attempts=chance.randrange(2))
+        for n in range(200)
+    ]
+    parts = parts_of(rows)
+    assert all((row.type, row.attempts > 0) == kind for kind, part in parts for row in part)
+    taken = [row for _, part in parts for row in part]
+    assert sorted(taken) == rows
+    for aggregate in {row.aggregate for row in rows}:
+        mine = [row.position for row in taken if row.aggregate == aggregate]
+        assert mine == sorted(mine)
+
+
+def test_aggregates_whose_types_follow_in_different_orders_share_their_parts() -> None:
+    """One ends with the type that the other begins with, so that three parts are enough."""
+    for _ in range(20):
+        parts = parts_of(
+            [claimed("x", 1, "a/1"), claimed("y", 2, "a/2"), claimed("y", 3, "a/1"), claimed("x", 4, "a/2")]
+        )
+        assert len(parts) == 3
+        assert [kind.type for kind, _ in parts] in (["x", "y", "x"], ["y", "x", "y"])
+
+
+def test_any_type_of_a_batch_may_come_first() -> None:
+    rows = [claimed("x", 1), claimed("y", 2), claimed("z", 3)]
+    assert {parts_of(rows)[0][0].type for _ in range(200)} == {"x", "y", "z"}
+
+
+def test_an_empty_batch_has_no_parts() -> None:
+    assert parts_of([]) == []
