@@ -9,7 +9,20 @@ import tempfile
 import time
 from collections.abc import Callable
 
-from benchmarks.outbox import backlog, hot, idle, latency, orders, peers, scaling, snapshot, trivial
+from benchmarks.outbox import (
+    backlog,
+    hot,
+    idle,
+    latency,
+    months,
+    orders,
+    peers,
+    scaling,
+    snapshot,
+    trivial,
+    types,
+    writes,
+)
 from benchmarks.outbox.bench import Bench
 from benchmarks.outbox.sizes import FULL, FULL_GIB, QUICK, QUICK_GIB
 from benchmarks.outbox.table import Line, document, show
@@ -24,6 +37,9 @@ _SCENARIOS: dict[str, Callable[[Bench], list[Line]]] = {
     "hot": hot.measure_hot,
     "retry": hot.measure_retry,
     "scaling": scaling.measure,
+    "types": types.measure,
+    "writes": writes.measure,
+    "months": months.measure,
     "snapshot": snapshot.measure,
     "backlog": backlog.measure,
 }
@@ -73,7 +89,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--only", type=_scenarios, default=list(_SCENARIOS), help=f"some of {','.join(_SCENARIOS)} (default: all)"
     )
-    parser.add_argument("--quick", action="store_true", help="small sizes, which take four minutes")
+    parser.add_argument("--quick", action="store_true", help="small sizes, which take six minutes")
     parser.add_argument("--batch-size", type=int, help="the most events per transaction (default: from the settings)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser.parse_args()

@@ -92,7 +92,9 @@ class Bench:
     @contextmanager
     def filled(self, events: Events) -> Iterator[str]:
         """A database with waiting events, to be cloned for each run."""
-        with self.database("empty", f"filled_{events.number}_{events.watched}_{events.block_at}") as name:
+        with self.database(
+            "empty", f"filled_{events.number}_{events.watched}_{events.block_at}_{events.types}"
+        ) as name:
             fill(self.stage.postgres.url(name), events)
             yield name
 
@@ -107,16 +109,27 @@ class Bench:
 
     @contextmanager
     def worker(
-        self, database: str, *, number: int = 1, wait: float = 0.0, failing: bool = False, **settings: Any
+        self,
+        database: str,
+        *,
+        number: int = 1,
+        wait: float = 0.0,
+        failing: bool = False,
+        types: int = 1,
+        **settings: Any,
     ) -> Iterator[Worker]:
-        """A worker process on the database; `number` distinguishes workers of the same database."""
+        """A worker process on the database; `number` distinguishes workers of the same database.
+
+        It subscribes to the first `types` of the event types.
+        """
         if self.batch_size is not None:
             settings.setdefault("outbox_batch_size", self.batch_size)
         name = f"worker-{number}"
         timeline = self.stage.folder / f"{name}.timeline"
         timeline.unlink(missing_ok=True)
         arguments = ["-m", "benchmarks.outbox.worker", str(timeline), "--wait", str(wait)]
-        arguments += ["--aggregates", str(self.sizes.aggregates), *(["--failing"] if failing else [])]
+        arguments += ["--aggregates", str(self.sizes.aggregates), "--types", str(types)]
+        arguments += ["--failing"] if failing else []
         wanted = self.stage.settings(database, **settings)
         with self.stage.process(name, arguments, wanted) as process:
             try:

@@ -1,7 +1,7 @@
 """The event that is used to measure the engine, and the rows of many waiting ones."""
 
-import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import ClassVar
 from uuid import UUID
 
@@ -20,7 +20,7 @@ _IDS_A_MILLISECOND = 4096
 _ID = """(lpad(to_hex(%(millisecond)s + n / 4096), 12, '0') || '7' || lpad(to_hex(n %% 4096), 3, '0')
     || '8' || substr(md5(n::text), 1, 15))::uuid"""
 _LOG = """
-    SELECT id, 'benchmark.ping', 1, 'ping/' || key, jsonb_build_object('key', key, 'number', n, 'text', 'ping ' || n),
+    SELECT id, {type}, 1, 'ping/' || key, jsonb_build_object('key', key, 'number', n, 'text', 'ping ' || n),
         'benchmark-' || n
     FROM (
         SELECT n, {id} AS id, {key} AS key FROM generate_series(%(first)s::bigint, %(last)s::bigint) AS n
@@ -44,18 +44,45 @@ class Ping(Event):
         return f"ping/{self.key}"
 
 
+class SecondPing(Ping):
+    type: ClassVar[str] = "benchmark.second_ping"
+
+
+class ThirdPing(Ping):
+    type: ClassVar[str] = "benchmark.third_ping"
+
+
+class FourthPing(Ping):
+    type: ClassVar[str] = "benchmark.fourth_ping"
+
+
+class FifthPing(Ping):
+    type: ClassVar[str] = "benchmark.fifth_ping"
+
+
+PINGS: tuple[type[Ping], ...] = (Ping, SecondPing, ThirdPing, FourthPing, FifthPing)
+"""The event types, the same but for their names. Scenarios with one type have only the first."""
+
+
 @dataclass(frozen=True, slots=True)
 class Events:
     """The waiting events: `number` of them, distributed randomly over `aggregates` except for the watched aggregate's.
 
     The watched aggregate has `watched` events: one block that begins with the `block_at`-th event, or, if that is None,
-    the same number spread evenly over all.
+    the same number spread evenly over all. The events are of the first `types` of `PINGS`, at random, those of one
+    aggregate as well.
     """
 
     number: int
     aggregates: int
     watched: int = 0
     block_at: int | None = None
+    types: int = 1
+
+    def type(self) -> str:
+        """SQL for the type of event `n`; it does not depend on the aggregate."""
+        names = ", ".join(f"'{ping.type}'" for ping in PINGS[: self.types])
+        return f"(ARRAY[{names}])[1 + abs(hashint8extended(n, 1) % {self.types})]"
 
     def key(self) -> str:
         """SQL for the aggregate of event `n`: 1 or higher, or `WATCHED`."""
@@ -84,10 +111,10 @@ class Log:
         return UUID(int=millisecond << 80 | 7 << 76 | n % _IDS_A_MILLISECOND << 64)
 
 
-def write_log(connection: psycopg.Connection[tuple[object, ...]], events: Events) -> Log:
-    """Write the events to the log, with nothing in the outbox yet."""
-    log = Log(events.number, time.time_ns() // 1_000_000)
-    select = _LOG.format(id=_ID, key=events.key().replace("%", "%%"))
+def write_log(connection: psycopg.Connection[tuple[object, ...]], events: Events, at: datetime | None = None) -> Log:
+    """Write the events to the log, with nothing in the outbox yet. Their ids are of that time, or of now."""
+    log = Log(events.number, int((at or datetime.now(UTC)).timestamp() * 1000))
+    select = _LOG.format(id=_ID, key=events.key().replace("%", "%%"), type=events.type().replace("%", "%%"))
     for first in range(0, events.number, _ROWS_A_STEP):
         last = min(first + _ROWS_A_STEP, events.number) - 1
         values = {"millisecond": log.millisecond, "first": first, "last": last}

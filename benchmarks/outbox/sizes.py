@@ -28,6 +28,10 @@ class Sizes:
     """Events other than those of the watched aggregate."""
     watched: int
     scaling_seconds: float
+    typed: int
+    """Events of one or of several types, and of one or of several months."""
+    written: int
+    """Events that are recorded one by one."""
 
 
 FULL = Sizes(
@@ -48,6 +52,8 @@ FULL = Sizes(
     others=100_000,
     watched=10_000,
     scaling_seconds=15.0,
+    typed=300_000,
+    written=50_000,
 )
 
 FULL_GIB = 40
@@ -71,6 +77,8 @@ QUICK = Sizes(
     others=100_000,
     watched=10_000,
     scaling_seconds=3.0,
+    typed=100_000,
+    written=10_000,
 )
 
 QUICK_GIB = 10

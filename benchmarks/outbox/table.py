@@ -86,7 +86,9 @@ def figure(value: float, unit: str) -> str:
     """The number, with few decimals, and its unit."""
     if unit == "x":
         return f"{value:,.2f} x" if value < 10 else f"{value:,.1f} x"
-    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:,.1f} {unit}"
+    if value >= 100:
+        return f"{value:,.0f} {unit}"
+    return f"{value:,.1f} {unit}" if value >= 1 else f"{value:.3g} {unit}"
 
 
 def show(title: str, lines: Sequence[Line], notes: Iterable[str]) -> None:

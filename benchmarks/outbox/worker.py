@@ -16,7 +16,7 @@ from typing import Any
 import uvloop
 from redis.asyncio import Redis
 
-from benchmarks.outbox.events import WATCHED, Ping
+from benchmarks.outbox.events import PINGS, WATCHED, Ping
 from benchmarks.outbox.timeline import Batch, TimelineWriter
 from services.collector import spare_what_stays
 from services.keys import Keys
@@ -51,11 +51,19 @@ class Counter:
 class TimedProcessor(Processor[UnitOfWork]):
     """Records each batch once it is committed, and checks that aggregates keep their order.
 
-    `last` has the position of each aggregate's latest event, across all processors of the process.
+    It subscribes to these events with the same handler. `last` has the position of each aggregate's latest event,
+    across all processors of the process.
     """
 
-    def __init__(self, counter: Counter, timeline: TimelineWriter, last: "array[int]", **more: Any) -> None:
-        super().__init__(subscriptions=[Subscription(Ping, counter, plain_sql=True)], **more)
+    def __init__(
+        self,
+        counter: Counter,
+        events: Sequence[type[Ping]],
+        timeline: TimelineWriter,
+        last: "array[int]",
+        **more: Any,
+    ) -> None:
+        super().__init__(subscriptions=[Subscription(event, counter, plain_sql=True) for event in events], **more)
         self._counter = counter
         self._timeline = timeline
         self._last = last
@@ -88,6 +96,7 @@ async def work(options: argparse.Namespace) -> None:
         processors = [
             TimedProcessor(
                 Counter(options.wait, failing=options.failing),
+                PINGS[: options.types],
                 timeline,
                 last,
                 open_transaction=lambda: UnitOfWork(polling, doorbell),
@@ -108,6 +117,7 @@ def main() -> int:
     parser.add_argument("--aggregates", type=int, required=True, help="the most different aggregates")
     parser.add_argument("--wait", type=float, default=0.0, help="seconds that the handler waits per batch (default: 0)")
     parser.add_argument("--failing", action="store_true", help="make the events of the watched aggregate fail")
+    parser.add_argument("--types", type=int, default=1, help="how many event types it subscribes to (default: 1)")
     options = parser.parse_args()
     configure_logging(get_settings(), "worker")
     spare_what_stays()

@@ -5,10 +5,13 @@ from typing import Any
 
 import psycopg
 
-from benchmarks.outbox.events import WATCHED, Events, Ping, fill, write_log
+from benchmarks.outbox.events import PINGS, WATCHED, Events, Ping, fill, write_log
+from benchmarks.outbox.months import add_months, earlier_months, fill_all_months, partitions_a_look_up
+from benchmarks.outbox.recorder import record as record_many
 from benchmarks.shop import open_shop, place_waiting, release_waiting
 from services.database import Database
 from services.outbox.events import Event, Trace
+from services.settings import Settings
 from services.unit_of_work import UnitOfWork
 
 # What differs from event to event.
@@ -82,3 +85,41 @@ def test_released_events_come_in_the_order_of_the_log_and_as_often_as_wanted(dat
             "SELECT (payload ->> 'number')::int FROM outbox JOIN events ON id = event_id ORDER BY outbox.position"
         ).fetchall()
     assert [number for (number,) in numbers] == [4, 5, 6, 5]
+
+
+def test_the_types_are_mixed_over_the_events_and_within_aggregates(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        write_log(connection, Events(1_000, aggregates=10, types=5))
+        found = connection.execute("SELECT aggregate, type FROM events").fetchall()
+    assert {type_ for _, type_ in found} == {ping.type for ping in PINGS}
+    assert all(count > 150 for count in Counter(type_ for _, type_ in found).values())
+    assert len({*found}) == 50
+
+
+async def test_recorded_events_are_split_into_commits_and_each_is_recorded_once(
+    database: Database, database_url: str
+) -> None:
+    assert await record_many(database.write, events=25, a_commit=10, aggregates=7, clients=2) == 3
+    with psycopg.connect(database_url) as connection:
+        found = connection.execute(
+            "SELECT (payload ->> 'number')::int, transaction_id::text, events.aggregate"
+            " FROM events JOIN outbox ON id = event_id"
+        ).fetchall()
+    assert sorted(number for number, _, _ in found) == list(range(25))
+    assert sorted(Counter(transaction for _, transaction, _ in found).values()) == [5, 10, 10]
+    assert {aggregate for _, _, aggregate in found} == {f"ping/{key}" for key in range(1, 8)}
+
+
+def test_every_month_has_waiting_events_and_a_look_up_reads_one_partition(settings: Settings) -> None:
+    partitions = add_months(settings, earlier_months())
+    fill_all_months(settings.database_url, Events(40, aggregates=10))
+    with psycopg.connect(settings.database_url) as connection:
+        found = connection.execute(
+            "SELECT events.tableoid::regclass::text FROM outbox JOIN events ON id = event_id ORDER BY outbox.position"
+        ).fetchall()
+    months = Counter(name for (name,) in found)
+    assert [*months.values()] == [40] * 14
+    assert months.keys() < partitions
+    # In turn: the first batch has events of all months.
+    assert len({name for (name,) in found[:500]}) == 14
+    assert partitions_a_look_up(settings.database_url) == 1.0

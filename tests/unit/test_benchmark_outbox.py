@@ -7,6 +7,7 @@ import pytest
 from benchmarks.outbox.hot import rate_of_others, rate_of_watched
 from benchmarks.outbox.table import Line, at_least, at_most, document, figure
 from benchmarks.outbox.timeline import Batch, Timeline, TimelineWriter, rate, rate_between
+from benchmarks.outbox.writes import Counters, Life
 
 
 def batch(at: float, processed: int, watched: int = 0) -> Batch:
@@ -29,8 +30,14 @@ def test_a_line_to_compare_with_misses_nothing() -> None:
 
 
 def test_figures_keep_the_digits_that_tell_them_apart() -> None:
-    shown = [figure(0.897, "x"), figure(75.24, "x"), figure(60_123.4, "events/s"), figure(4.96, "ms")]
-    assert shown == ["0.90 x", "75.2 x", "60,123 events/s", "5.0 ms"]
+    shown = [
+        figure(0.897, "x"),
+        figure(75.24, "x"),
+        figure(60_123.4, "events/s"),
+        figure(4.96, "ms"),
+        figure(0.01284, "B"),
+    ]
+    assert shown == ["0.90 x", "75.2 x", "60,123 events/s", "5.0 ms", "0.0128 B"]
 
 
 def test_a_ratio_just_below_its_bound_is_missed_though_it_rounds_to_it() -> None:
@@ -74,3 +81,14 @@ def test_a_timeline_is_read_while_it_is_written(tmp_path: Path) -> None:
         file.write(b"half a record")
     assert timeline.read() == [Batch(2.0, 100, 0, 1, 2)]
     assert (timeline.processed, timeline.failed, timeline.disordered) == (300, 1, 2)
+
+
+def test_what_an_event_costs_is_the_sum_of_the_parts_of_its_life() -> None:
+    life = Life(100, Counters(90_000, 1, 100), Counters(10_000, 0, 2), Counters(2_000, 1, 3), dead=100)
+    wal, commits, dead = life.lines(1)
+    assert (wal.value, commits.value, dead.value) == (1020.0, 1.02, 1.0)
+    assert wal.note == "900 to record, 100 to process, 20 to vacuum; at most 164 of them whole pages"
+
+
+def test_counters_are_compared_part_by_part() -> None:
+    assert Counters(100, 7, 9) - Counters(40, 5, 1) == Counters(60, 2, 8)
