@@ -1,11 +1,13 @@
 """What a claim asks for, what it finds, and the outcome of processing it."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self, TypeAlias
 from uuid import UUID
 
 from services.fields import now
+from services.logs import Shown
 from services.outbox.events import Claimed, Event, NoHandler, Trace, Unprocessable
 from services.outbox.models import Waits
 from services.outbox.policy import RetryPolicy, describe, fingerprint, history_entry, is_locked
@@ -177,6 +179,8 @@ class Batch:
     """Aggregates with a failed or released event: their later events of the batch wait."""
     released: bool = False
     """Whether some events were not processed, for lack of time or savepoints."""
+    unfunded: Counter[str] = field(default_factory=Counter)
+    """How many events of each type found no savepoint left, or no time."""
     deadline: float = 0.0
     """When to begin no further part, in seconds of the monotonic clock."""
     share: int = 0
@@ -191,6 +195,11 @@ class Batch:
     def left(self) -> list[int]:
         """Positions of those whose attempts did not begin."""
         return sorted(self.noted.difference(row.position for row in (*self.done, *(row for row, _ in self.failed))))
+
+    @property
+    def starved(self) -> set[str]:
+        """Types with unfunded events of which no event was processed or has failed."""
+        return self.unfunded.keys() - {row.type for row in self.done} - {row.type for row, _ in self.failed}
 
     def take(self, part: Done) -> None:
         """Add the result of a handler."""
@@ -257,3 +266,10 @@ class Failure:
             is_attempt=is_attempt,
             blocks=blocks,
         )
+
+    def told(self, row: ClaimedRow, error: Exception, *, dead: bool, left_out: int) -> str:
+        """The message for the log. `left_out` is the number of failures like this one that were not logged."""
+        event = f"event {row.event_id} ({row.type}) of {row.aggregate}"
+        fate = ", now a dead letter" if dead else ""
+        more = f" (and {left_out} more like it since this was last logged)" if left_out else ""
+        return f"{event} failed, attempt {self.attempt}{fate}: {Shown(error)!r}{more}"

@@ -7,7 +7,7 @@ from typing import Generic
 
 from sqlalchemy.exc import DBAPIError
 
-from services.logs import Repeats, Shown
+from services.logs import Repeats
 from services.outbox.engine.schemas import (
     Batch,
     ClaimedRow,
@@ -322,8 +322,8 @@ class Processor(Generic[TransactionT]):
         if not works:
             return
         if batch.budget[kind] == 0 or batch.savepoints >= SAVEPOINT_BUDGET or monotonic() > batch.deadline:
-            self._pace.halve(kind.type, len(works))
             batch.release(works)
+            batch.unfunded[kind.type] += len(works)
             return
         batch.budget[kind] -= 1
         batch.savepoints += 1
@@ -402,6 +402,8 @@ class Processor(Generic[TransactionT]):
         if passed:
             await transaction.outbox.wake(passed)
             outcome.more = True
+        for name in batch.starved:
+            self._pace.halve(name, batch.unfunded[name])
         outcome.processed = len(batch.done)
         outcome.blocked = sum(row.blocked for row in rows) - waiting - len(overdue)
         outcome.postponed += waiting + len(overdue)
@@ -422,7 +424,14 @@ class Processor(Generic[TransactionT]):
             dead = failure.is_attempt and policy.gives_up(error, failure.attempt)
             (bury if dead else put_off).append(failure)
             if not is_locked(error):
-                self._log(row, failure, error, dead=dead)
+                left_out = self._repeats.left_out((row.type, failure.fingerprint, dead))
+                if left_out is not None:
+                    # Of many alike, only the first, and then one a minute.
+                    logger.log(
+                        logging.ERROR if dead else logging.WARNING,
+                        "%s",
+                        failure.told(row, error, dead=dead, left_out=left_out),
+                    )
         if put_off:
             await transaction.outbox.put_off(put_off)
         if bury:
@@ -430,23 +439,6 @@ class Processor(Generic[TransactionT]):
         # Events behind a dead letter that does not block are due immediately.
         more = any(not failure.blocks for failure in bury)
         return Outcome(retried=len(put_off) - len(locked), buried=len(bury), postponed=len(locked), more=more)
-
-    def _log(self, row: ClaimedRow, failure: Failure, error: Exception, *, dead: bool) -> None:
-        """Log a failure, but of many alike only the first, and then one a minute."""
-        left_out = self._repeats.left_out((row.type, failure.fingerprint, dead))
-        if left_out is None:
-            return
-        logger.log(
-            logging.ERROR if dead else logging.WARNING,
-            "event %s (%s) of %s failed, attempt %d%s: %r%s",
-            row.event_id,
-            row.type,
-            row.aggregate,
-            failure.attempt,
-            ", now a dead letter" if dead else "",
-            Shown(error),
-            f" (and {left_out} more like it since this was last logged)" if left_out else "",
-        )
 
     def _policy(self, event_type: str) -> RetryPolicy:
         return self._subscriptions[event_type].retry or self._retry

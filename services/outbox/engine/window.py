@@ -285,8 +285,8 @@ def _further(last: int, floor: Floor) -> int:
 class Pace:
     """How many events of a type a handler gets in one call, so that it finishes well within its time limit.
 
-    The number is halved when a call takes too long, or when there are not enough savepoints to find out which events
-    fail. From the time that a call takes, it is set so that the next one
+    The number is halved when a call takes too long, or when a transaction has too few savepoints to find any of the
+    events that fail. From the time that a call takes, it is set so that the next one
     takes half the limit. The processors of a process share it: what one has learned, the others need not find out.
     """
 
