@@ -248,6 +248,11 @@ async def connected(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         address = engine.url.set(query={}).render_as_string(hide_password=True)
         raise CommandError(f"cannot connect to {address}: {reason_of(error)}") from error
     try:
+        if getattr((await connection.get_raw_connection()).driver_connection, "is_pooled", False):
+            raise CommandError(
+                "migrations need a session of the server, and the database is behind a pooler: give "
+                "WAYBILL_DATABASE_URL the address of PostgreSQL itself for this command"
+            )
         yield connection
     finally:
         await connection.close()

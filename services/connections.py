@@ -7,6 +7,7 @@ import asyncio
 import logging
 import re
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
 from time import monotonic
 from typing import Any
@@ -84,9 +85,26 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
         """Proven commits so far."""
         self.lent = False
         """Whether the transaction belongs to someone else than the code that is running, which cannot end it then."""
+        self._begin = ""
+        """What is sent instead of a plain BEGIN."""
+        self._settings = ""
+        """What follows each BEGIN in the same message."""
         self._warned = False
         self.add_log_listener(_note_warning)
         _keep_alive(transport)
+
+    def begin_with(self, isolation: str, settings: Mapping[str, str]) -> None:
+        """Behind a pooler: begin each transaction with these settings, without another round trip.
+
+        `isolation` is the level of transactions that do not ask for another one.
+        """
+        self._begin = f"BEGIN ISOLATION LEVEL {isolation};"
+        self._settings = "".join(f" SET LOCAL {name} = {quoted(value)};" for name, value in settings.items())
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether the transactions of this connection may run in different sessions of the server."""
+        return bool(self._begin)
 
     @property
     def is_idle(self) -> bool:
@@ -118,6 +136,7 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
             return await self._roll_back(query)
         if query.startswith("BEGIN"):
             options["timeout"] = PROMPT
+            query = (self._begin if self._begin and query == "BEGIN;" else query) + self._settings
         try:
             status: str = await super().execute(query, *arguments, **options)
         except SILENT as error:
@@ -197,6 +216,11 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
             case _:
                 what = "sent an unexpected answer"
         return ServerSilent(f"the database {what}; the connection is closed: {error!r}")
+
+
+def quoted(value: str) -> str:
+    """The value as an SQL literal."""
+    return "'" + value.replace("'", "''") + "'"
 
 
 def _note_warning(connection: Connection, message: Any) -> None:

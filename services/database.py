@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -10,12 +10,11 @@ from typing import TypeAlias
 import asyncpg
 from sqlalchemy import URL, Engine, ExceptionContext, create_engine, event, text
 from sqlalchemy import Connection as SqlConnection
-from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, SessionTransaction
 from sqlalchemy.orm import Session as OrmSession
-from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
+from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlmodel import Session, SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 from sqlmodel.main import default_registry
@@ -34,6 +33,7 @@ from services.connections import (
     PoolGuard,
     concerns_one_session,
 )
+from services.pooler import Connector
 from services.settings import Settings
 from services.shielding import settled
 
@@ -129,11 +129,12 @@ def make_engine(
             "connection_class": Connection,
             "timeout": settings.database_pool_timeout,
             "command_timeout": limits.statement + PROMPT,
-            "server_settings": {**_server_settings(settings, process, limits), **(server_settings or {})},
         },
     )
+    of_17 = {} if limits.transaction is None else {"transaction_timeout": _milliseconds(limits.transaction)}
+    connector = Connector({**_server_settings(settings, process, limits), **(server_settings or {})}, of_17)
+    event.listen(engine.sync_engine, "do_connect", connector)
     PoolGuard(engine)
-    event.listen(engine.sync_engine, "connect", _limit_transactions(limits))
     event.listen(engine.sync_engine, "handle_error", _judge)
     if keep_cancelled:
         event.listen(engine.sync_engine, "handle_error", _keep_where_cancelled)
@@ -174,22 +175,6 @@ def _server_settings(settings: Settings, process: str, limits: Limits) -> dict[s
 
 def _milliseconds(seconds: float) -> str:
     return str(int(seconds * 1000))
-
-
-def _limit_transactions(limits: Limits) -> Callable[[DBAPIConnection, ConnectionPoolEntry], None]:
-    """Sets the limit after connecting: a server older than 17 refuses connections with an unknown setting."""
-
-    def limit(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
-        driver = entry.driver_connection
-        assert isinstance(driver, Connection)
-        if limits.transaction is not None and driver.get_server_version() >= (17,):
-            # Not on the driver itself, whose errors SQLAlchemy would not recognize.
-            cursor = connection.cursor()
-            cursor.execute(f"SET transaction_timeout = {_milliseconds(limits.transaction)}")
-            cursor.close()
-            connection.commit()
-
-    return limit
 
 
 def _judge(context: ExceptionContext) -> None:
@@ -397,20 +382,22 @@ class PoolBudget:
 
 
 async def check_pool_budget(engine: AsyncEngine, settings: Settings) -> PoolBudget:
-    """Compare the pools' budget with the server's limit; log a warning if it does not fit."""
+    """Compare the pools' budget with the server's limit; log a warning if it does not fit and there is no pooler."""
     statement = text(
         "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
         " - coalesce(current_setting('reserved_connections', true)::int, 0)"
     )
     async with engine.connect() as connection:
         available = int((await connection.execute(statement)).scalar_one())
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert isinstance(driver, Connection)
     budget = PoolBudget(
         per_process=settings.database_pool_size + settings.database_max_overflow,
         processes=settings.api_processes + settings.worker_processes,
         beside=settings.worker_processes * settings.polling_connections + settings.api_processes * PROBE_CONNECTIONS,
         available=available,
     )
-    if not budget.fits:
+    if not (budget.fits or driver.is_pooled):
         logger.warning(
             "connection pools may exhaust PostgreSQL: %s. Lower WAYBILL_DATABASE_POOL_SIZE or "
             "WAYBILL_DATABASE_MAX_OVERFLOW, or raise max_connections",
