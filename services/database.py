@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import asyncpg
-from sqlalchemy import URL, Engine, ExceptionContext, create_engine, event, text
+from sqlalchemy import URL, ExceptionContext, event, text
 from sqlalchemy import Connection as SqlConnection
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
@@ -324,30 +324,6 @@ async def close(engine: AsyncEngine) -> None:
     await settled()
     await PoolGuard.of(engine.sync_engine).close_idle()
     await engine.dispose()
-
-
-def make_sync_engine(settings: Settings, process: str) -> Engine:
-    """A psycopg engine with one connection, for scripts and the command line. The caller disposes of it."""
-    isolation = _ISOLATION.replace(" ", "\\ ")
-    options = f"-c search_path={settings.database_schema} -c timezone=UTC -c default_transaction_isolation={isolation}"
-    return create_engine(
-        settings.sync_url(),
-        pool_size=1,
-        max_overflow=0,
-        echo=settings.database_echo,
-        connect_args={"application_name": f"waybill-{process}", "options": options, "connect_timeout": 5},
-    )
-
-
-@contextmanager
-def sync_session(settings: Settings, process: str = "cli") -> Iterator[Session]:
-    """A session for scripts and the command line. It rolls back unless the caller commits."""
-    engine = make_sync_engine(settings, process)
-    try:
-        with Session(engine, expire_on_commit=False) as session:
-            yield session
-    finally:
-        engine.dispose()
 
 
 PROBE_CONNECTIONS = 2

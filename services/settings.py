@@ -196,10 +196,6 @@ class Settings(BaseSettings):
         """The read replica's address for asyncpg, if there is one."""
         return _for_asyncpg(self.database_replica_url) if self.database_replica_url else None
 
-    def sync_url(self) -> URL:
-        """The primary's address for psycopg, for scripts and the command line."""
-        return make_url(self.database_url).set(drivername="postgresql+psycopg")
-
 
 def _for_asyncpg(address: str) -> URL:
     url = make_url(address).set(drivername="postgresql+asyncpg")

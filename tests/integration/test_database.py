@@ -4,8 +4,10 @@ import inspect
 import logging
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 from fastapi import FastAPI
+from psycopg import sql
 from sqlalchemy import text
 from sqlalchemy.pool import QueuePool
 from sqlmodel import select
@@ -13,12 +15,10 @@ from sqlmodel import select
 import services.models  # noqa: F401
 from services.api.shares import SharingPool, writes
 from services.app import create_app
-from services.catalog.models import Category
-from services.database import Database, check_pool_budget, make_engine, open_database, sync_session
+from services.database import Database, check_pool_budget, make_engine, open_database
 from services.outbox.events import Event
 from services.settings import Settings
 from services.subscriptions import SUBSCRIPTIONS
-from tests.factories import make_category
 from worker.context import open_polling, open_worker
 
 OF_PROCESS = text(
@@ -61,12 +61,9 @@ async def test_sessions_use_utc_and_limit_idle_time_in_a_transaction(settings: S
 @pytest.fixture
 async def strict(settings: Settings) -> Settings:
     """A database in which transactions are stricter than ours unless they say otherwise."""
-    with sync_session(settings) as session:
-        (name,) = session.connection().execute(text("SELECT current_database()")).one()
-        session.connection().execute(
-            text(f"ALTER DATABASE \"{name}\" SET default_transaction_isolation = 'repeatable read'")
-        )
-        session.commit()
+    with psycopg.connect(settings.database_url) as connection:
+        strict = sql.SQL("ALTER DATABASE {} SET default_transaction_isolation = 'repeatable read'")
+        connection.execute(strict.format(sql.Identifier(connection.info.dbname)))
     return settings
 
 
@@ -76,8 +73,6 @@ async def test_every_engine_asks_for_read_committed_whatever_the_default_of_the_
         assert (await (await session.connection()).execute(level)).scalar_one() == "read committed"
     async with open_polling(strict, 1.0) as polling, polling() as session:
         assert (await (await session.connection()).execute(level)).scalar_one() == "read committed"
-    with sync_session(strict) as session_of_commands:
-        assert session_of_commands.connection().execute(level).scalar_one() == "read committed"
 
 
 async def test_without_a_replica_reads_go_to_the_primary(settings: Settings) -> None:
@@ -157,22 +152,6 @@ async def test_a_pool_budget_that_does_not_fit_logs_a_warning_with_the_numbers(
     [record] = caplog.records
     for number in ("13 processes", "47 connections", "34 for poll loops and probes", "= 645", f"allows {granted}"):
         assert number in record.getMessage()
-
-
-async def test_the_sync_session_reads_and_rolls_back_unless_committed(settings: Settings, database: Database) -> None:
-    await make_category(database, "Lamps")
-    with sync_session(settings, "script") as session:
-        assert session.exec(select(Category.name)).all() == ["Lamps"]
-        session.add(Category(name="Chairs"))
-        session.flush()
-    with sync_session(settings) as session:
-        assert session.exec(select(Category.name)).all() == ["Lamps"]
-        session.add(Category(name="Tables"))
-        session.commit()
-    with sync_session(settings) as session:
-        assert sorted(session.exec(select(Category.name)).all()) == ["Lamps", "Tables"]
-    assert await connections(database, "waybill-script") == 0
-    assert await connections(database, "waybill-cli") == 0
 
 
 def _events(base: type[Event] = Event) -> Iterator[type[Event]]:

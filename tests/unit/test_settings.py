@@ -115,11 +115,24 @@ def test_settings_cannot_be_changed_after_they_were_read() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg", "postgresql+asyncpg"])
-def test_an_address_is_given_to_each_driver_in_its_own_way(scheme: str) -> None:
+def test_an_address_is_given_to_the_driver_in_its_own_way(scheme: str) -> None:
     settings = production(database_url=f"{scheme}://me:p%40ss@db.example:5433/shop")
     assert settings.async_url().render_as_string(False) == "postgresql+asyncpg://me:p%40ss@db.example:5433/shop"
-    assert settings.sync_url().render_as_string(False) == "postgresql+psycopg://me:p%40ss@db.example:5433/shop"
     assert settings.replica_url() is None
+
+
+def test_options_for_tls_are_those_of_libpq() -> None:
+    address = "postgresql://me@db.example/shop?sslmode=verify-full&sslrootcert=/etc/ca.crt&target_session_attrs=primary"
+    url = production(database_url=address).async_url()
+    assert url.query == {
+        "target_session_attrs": "primary",
+        "dsn": "postgresql:///?sslmode=verify-full&sslrootcert=%2Fetc%2Fca.crt",
+    }
+
+
+def test_an_unknown_option_in_an_address_is_refused() -> None:
+    with pytest.raises(ValidationError, match="unknown options in the URL: sslmod"):
+        production(database_url="postgresql://me@db.example/shop?sslmod=require")
 
 
 def test_a_replica_has_its_own_address() -> None:
