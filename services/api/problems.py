@@ -142,12 +142,13 @@ def database_problem(request: Request, error: DBAPIError) -> ProblemResponse | N
 
 def is_unavailable(error: DBAPIError) -> bool:
     """Whether the connection was lost, or the server accepts no new one now; nothing is wrong with the request."""
-    # Connection exceptions, insufficient resources, operator intervention, a database that refuses connections.
+    # Connection exceptions, a password or database that is not valid any more, insufficient resources, operator
+    # intervention, a database that refuses connections.
     code = sqlstate(error) or ""
     return (
         error.connection_invalidated
         or isinstance(error, OperationalError | InterfaceError)
-        or code.startswith(("08", "53", "57P"))
+        or code.startswith(("08", "28", "3D", "53", "57P"))
         or code == "55000"
     )
 

@@ -60,6 +60,27 @@ async def test_a_database_that_refuses_connections_is_reported_as_unavailable(
     assert await api.everything() == before
 
 
+async def test_a_database_that_is_not_there_any_more_is_reported_as_unavailable(
+    api: Api, administrator: Administrator
+) -> None:
+    caller: User = await make_user(api.database)
+    name = make_url(api.settings.database_url).database
+    assert name is not None
+    rename = sql.SQL("ALTER DATABASE {} RENAME TO {}")
+    with refusing_connections(administrator, api.settings):
+        administrator.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s", (name,)
+        )
+        administrator.execute(rename.format(sql.Identifier(name), sql.Identifier(f"{name}_away")))
+        try:
+            reply = await api.get("/v1/orders", by=caller)
+            ready = await api.get("/readyz")
+        finally:
+            administrator.execute(rename.format(sql.Identifier(f"{name}_away"), sql.Identifier(name)))
+    assert_problem(reply, 503, "unavailable")
+    assert (ready.status_code, ready.json()["database"]) == (503, "unreachable")
+
+
 async def test_an_order_sent_again_after_such_an_outage_is_placed_once(api: Api, administrator: Administrator) -> None:
     buyer, _, product = await api.shop()
     with refusing_connections(administrator, api.settings):

@@ -144,6 +144,26 @@ async def test_a_cancelled_statement_stops_at_the_server(database: Database, poo
         assert len(await shown(through)) == len(SHOWN)
 
 
+async def test_a_batch_goes_on_after_a_cancelled_statement(pooled: Settings) -> None:
+    asleep = Statement("SELECT pg_sleep(60)")
+    async with open_polling(pooled, 20.0) as polling:
+        for number in range(5):
+            async with UnitOfWork(polling) as uow:
+                uow.session.add(Category(name=f"kept {number}"))
+                await uow.session.flush()
+                with pytest.raises(TimeoutError):
+                    await slowly(uow, asleep)
+                await uow.commit()
+        async with UnitOfWork(polling) as uow:
+            assert await uow.categories.count() == 5
+
+
+async def slowly(uow: UnitOfWork, statement: Statement) -> None:
+    """Run it in a savepoint, for half a second at most."""
+    async with asyncio.timeout(0.5), uow.savepoint():
+        await uow.ledger.sql.fetch(statement)
+
+
 async def sleepers(database: Database, number: int) -> None:
     """Wait until this many sessions of the database sleep."""
     counting = text(
