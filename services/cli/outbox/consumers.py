@@ -9,6 +9,7 @@ from services.cli.run import Actor, AsJson, Reason, Yes, ago, counted, in_one, l
 from services.outbox.log import service as log
 from services.outbox.log.schemas import Lag
 from services.outbox.log.service import MOST_COUNTED, Start
+from services.outbox.origin import service as origin
 from services.unit_of_work import UnitOfWork
 
 Consumer = Annotated[str, typer.Argument(help="The consumer's name.", max=100)]
@@ -21,10 +22,12 @@ def list_consumers(as_json: AsJson = False) -> None:
     by workers.
     """
     with plain_errors():
-        found = in_one(log.lags)
+        found, complaint = in_one(_read)
         if as_json:
             show_json(found)
             return
+        if complaint is not None:
+            typer.echo(complaint, err=True)
         show_table(["consumer", "unread", "oldest unread", "last advance", "state", "error"], map(_line, found))
 
 
@@ -85,6 +88,10 @@ def delete(consumer: Consumer, yes: Yes = False, actor: Actor = None, reason: Re
     with plain_errors():
         in_one(work)
     say(f"Consumer {consumer} is deleted.")
+
+
+async def _read(uow: UnitOfWork) -> tuple[list[Lag], str | None]:
+    return await log.lags(uow), await origin.complaint_of_reads(await uow.session.connection())
 
 
 def _line(one: Lag) -> list[object]:

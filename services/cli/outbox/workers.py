@@ -7,11 +7,10 @@ import typer
 from services.cli.console import CommandError, plain_errors
 from services.cli.run import AsJson, ago, in_one, lasting, show_json, show_table
 from services.jobs import service as jobs
-from services.jobs.schemas import JobState
 from services.outbox.control import service as control
 from services.outbox.control.service import WorkerState
 from services.outbox.log import service as log
-from services.outbox.log.schemas import Lag
+from services.outbox.origin import service as origin
 from services.unit_of_work import UnitOfWork
 
 
@@ -32,12 +31,13 @@ def workers(
     With --check, exit code 1 means that there is no worker; that a worker has sent no heartbeat for 20 seconds (it is
     gone, or its event loop is blocked), has made no progress for 30 seconds more than a batch may take, has failed in
     every batch for 30 seconds, has a wrong clock, or is of a newer release than the database; that a scheduled job is
-    more than 60 seconds late and not paused, or has failed twice in a row; or that a consumer of the event log has
-    failed twice in a row, or is run by no worker and more than two minutes behind. With --host, jobs and consumers are
-    not checked: they belong to all workers, so restarting the worker of one host would not help.
+    more than 60 seconds late and not paused, or has failed twice in a row; that a consumer of the event log has failed
+    twice in a row, or is run by no worker and more than two minutes behind; or that the database came from another
+    cluster and has not been adapted. With --host, only workers are checked: the rest belongs to all of them, so
+    restarting the worker of one host would not help.
     """
     with plain_errors():
-        found, scheduled, consumers = in_one(lambda uow: _read(uow, host))
+        found, complaints = in_one(lambda uow: _read(uow, host))
         if as_json:
             show_json(found)
         elif not check:
@@ -46,20 +46,26 @@ def workers(
                 map(_line, found),
             )
         if check:
-            _check(found, scheduled, consumers, host)
+            _check(found, complaints, host)
 
 
-async def _read(uow: UnitOfWork, host: str | None) -> tuple[list[WorkerState], list[JobState], list[Lag]]:
+async def _read(uow: UnitOfWork, host: str | None) -> tuple[list[WorkerState], list[str]]:
+    """The workers, and what is wrong with what belongs to all of them."""
     found = await control.workers(uow, host)
-    return (found, [], []) if host else (found, await jobs.jobs(uow), await log.lags(uow))
+    if host:
+        return found, []
+    of_log = await origin.complaint_of_reads(await uow.session.connection())
+    complaints = [] if of_log is None else [of_log]
+    complaints += [f"job {one.name}: {one.complaint}" for one in await jobs.jobs(uow) if one.complaint]
+    complaints += [f"log consumer {one.name}: {one.complaint}" for one in await log.lags(uow) if one.complaint]
+    return found, complaints
 
 
-def _check(found: list[WorkerState], scheduled: list[JobState], consumers: list[Lag], host: str | None) -> None:
+def _check(found: list[WorkerState], of_all: list[str], host: str | None) -> None:
     complaints = [f"{one.host} {one.pid}: {one.complaint}" for one in found if one.complaint is not None]
     if not found:
         complaints = [f"no worker on {host}" if host else "no worker"]
-    complaints += [f"job {one.name}: {one.complaint}" for one in scheduled if one.complaint is not None]
-    complaints += [f"log consumer {one.name}: {one.complaint}" for one in consumers if one.complaint is not None]
+    complaints += of_all
     if complaints:
         raise CommandError("\n".join(complaints))
 

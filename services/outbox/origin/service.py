@@ -25,9 +25,21 @@ class RebaseNeeded(Conflict, CannotStart):
 
 async def check(connection: AsyncConnection) -> None:
     """Raises `RebaseNeeded` if the stored transaction ids do not belong to this cluster."""
-    complaint = await _complain_of_ids(connection)
-    if complaint is not None:
-        raise RebaseNeeded(complaint)
+    found = await complaint_of_reads(connection)
+    if found is not None:
+        raise RebaseNeeded(found)
+
+
+async def complaint_of_reads(connection: AsyncConnection) -> str | None:
+    """Why `check` refuses; None if it does not."""
+    found = await repository.stored(connection)
+    same = found.identifier is None or not found.readable or found.identifier == await repository.identifier(connection)
+    if same and not found.ahead:
+        return None
+    return (
+        "the event log's transaction ids may belong to another cluster (was the database restored from a dump, "
+        f"replicated or upgraded?), so it can be neither read nor dropped: {_MEND}"
+    )
 
 
 async def complaint(connection: AsyncConnection) -> str | None:
@@ -78,14 +90,3 @@ async def rebase(connection: AsyncConnection) -> Rebased:
         consumers = await repository.place(connection, groups)
     await repository.note(connection, await repository.identifier(connection) if found.readable else None)
     return Rebased(tuple(sorted(behind)), events, tuple(consumers))
-
-
-async def _complain_of_ids(connection: AsyncConnection) -> str | None:
-    found = await repository.stored(connection)
-    same = found.identifier is None or not found.readable or found.identifier == await repository.identifier(connection)
-    if same and not found.ahead:
-        return None
-    return (
-        "the event log's transaction ids may belong to another cluster (was the database restored from a dump, "
-        f"replicated or upgraded?), so it can be neither read nor dropped: {_MEND}"
-    )
