@@ -1,6 +1,7 @@
 """A worker that makes no progress, or has lost one of its tasks, says so and ends."""
 
 import asyncio
+import re
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,9 @@ async def ended(database: Database, settings: Settings, folder: Path, manner: st
     ("manner", "code", "reason"),
     [
         ("block", 70, "the event loop was blocked for 4 s; this worker exits with code 70"),
-        ("stay", 70, "outbox-0 made no progress for 4 s; this worker exits with code 70"),
-        ("hog", 1, "Timeout (0:00:09)!"),
+        # On a busy machine the second loop may be the one that takes the event.
+        ("stay", 70, r"outbox-\d made no progress for 4 s; this worker exits with code 70"),
+        ("hog", 1, r"Timeout \(0:00:09\)!"),
     ],
 )
 async def test_a_worker_that_makes_no_progress_ends_itself_and_says_where_it_is_stuck(
@@ -42,7 +44,7 @@ async def test_a_worker_that_makes_no_progress_ends_itself_and_says_where_it_is_
 ) -> None:
     found, said = await ended(ticking, settings, tmp_path, manner)
     assert found == code, said
-    assert said.count(reason) == 1, said
+    assert len(re.findall(reason, said)) == 1, said
     # The stacks name the function that does not end.
     assert f"in {manner}" in said, said
 
