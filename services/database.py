@@ -54,6 +54,9 @@ _ISOLATION = "read committed"
 
 SessionFactory: TypeAlias = async_sessionmaker[AsyncSession]
 
+CHECKS_ORDER = "checks_order"
+"""The key in a session's `info` that says whether its transaction checks the order of events."""
+
 
 class DeclarativeTable(DeclarativeBase):
     """Base of the plain SQLAlchemy models.
@@ -247,9 +250,18 @@ class _LendableSession(Session):
             raise NotYours
 
 
-def make_session_factory(engine: AsyncEngine) -> SessionFactory:
-    """Sessions that keep their objects readable after a commit (an expired attribute cannot be awaited)."""
-    return async_sessionmaker(engine, class_=AsyncSession, sync_session_class=_LendableSession, expire_on_commit=False)
+def make_session_factory(engine: AsyncEngine, *, checks_order: bool = False) -> SessionFactory:
+    """Sessions that keep their objects readable after a commit (an expired attribute cannot be awaited).
+
+    `checks_order` is `Settings.checks_order`.
+    """
+    return async_sessionmaker(
+        engine,
+        class_=AsyncSession,
+        sync_session_class=_LendableSession,
+        expire_on_commit=False,
+        info={CHECKS_ORDER: True} if checks_order else {},
+    )
 
 
 async def commit(session: AsyncSession) -> None:
@@ -312,7 +324,8 @@ async def open_database(
     replica_url = settings.replica_url()
     replica = make_engine(settings, f"{process}-read", replica_url, limits=limits) if replica_url else None
     try:
-        yield Database(engine, make_session_factory(engine), make_session_factory(replica or engine))
+        write = make_session_factory(engine, checks_order=settings.checks_order)
+        yield Database(engine, write, make_session_factory(replica or engine))
     finally:
         await close(engine)
         if replica is not None:

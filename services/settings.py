@@ -104,6 +104,7 @@ class Settings(BaseSettings):
     outbox_max_attempts: Annotated[int, Field(ge=1, le=100)] = 8
     outbox_retry_base: Annotated[float, Field(gt=0)] = 1.0
     outbox_retry_cap: Annotated[float, Field(gt=0)] = 300.0
+    outbox_order_check: bool | None = None
     event_retention_days: Annotated[int, Field(ge=0, le=36_500)] = 400
     event_export_path: Path | None = None
     worker_shutdown_grace: Annotated[float, Field(gt=0, le=60)] = 8.0
@@ -149,10 +150,10 @@ class Settings(BaseSettings):
         # A compose file can pass a variable on only by setting it, even if it is empty.
         return value if value is not None and value.get_secret_value() else None
 
-    @field_validator("event_export_path", mode="before")
+    @field_validator("event_export_path", "outbox_order_check", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
-        # An empty path would be the current directory.
+        # An empty path would be the current directory, and an empty string is not a boolean.
         return None if value == "" else value
 
     @model_validator(mode="after")
@@ -187,6 +188,11 @@ class Settings(BaseSettings):
     @property
     def is_development(self) -> bool:
         return self.environment is Environment.development
+
+    @property
+    def checks_order(self) -> bool:
+        """Whether a transaction that records an event finds out if another one records one of the same aggregate."""
+        return self.is_development if self.outbox_order_check is None else self.outbox_order_check
 
     def async_url(self) -> URL:
         """The primary's address for asyncpg."""

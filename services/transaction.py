@@ -11,7 +11,7 @@ from uuid import UUID
 from sqlalchemy.exc import DBAPIError
 
 from services.connections import NotYours
-from services.database import SessionFactory, commit, outcome_unknown
+from services.database import CHECKS_ORDER, SessionFactory, commit, outcome_unknown
 from services.fields import new_id
 from services.outbox.control.repository import ControlRepository
 from services.outbox.engine.repository import OutboxRepository
@@ -26,6 +26,14 @@ SAVEPOINT_BUDGET = 48
 """The most savepoints in one transaction; more than 64 overflow a PostgreSQL backend's subtransaction cache."""
 
 _CHECK_DEFERRED = (Statement("SET CONSTRAINTS ALL IMMEDIATE"), Statement("SET CONSTRAINTS ALL DEFERRED"))
+
+
+class UnorderedEvents(Exception):
+    """Two transactions record events of one aggregate at the same time, so they hold no lock in common.
+
+    The order of such events is left to chance, and a consumer may see them in another order than the one in which they
+    were committed. Found in development only (`Settings.checks_order`).
+    """
 
 
 class Bell(Protocol):
@@ -98,8 +106,9 @@ class Transaction:
     def record(self, event: Event, trace: Trace | None = None, *, available_at: datetime | None = None) -> UUID:
         """Write the event in this transaction, at the latest when it commits. Returns its id.
 
-        `trace` says where it came from; the default is the trace of this unit of work. An event with `available_at` is
-        deferred: no worker takes it before that time, and later events of its aggregate do not wait for it.
+        The transaction must hold a lock on the event's aggregate, or create it. `trace` says where the event came from;
+        the default is the trace of this unit of work. An event with `available_at` is deferred: no worker takes it
+        before that time, and later events of its aggregate do not wait for it.
         """
         assert available_at is None or event.queued, "only an event that a worker processes can be deferred"
         event_id = new_id()
@@ -192,14 +201,28 @@ class Transaction:
     async def _write(self, *more: Write) -> int:
         """Write the recorded events and the writes that go with them; returns the row count of the last write."""
         events = [self.outbox.appending(self._events)] if self._events else []
-        writes = [*self._writes, *events, *more]
+        aggregates = (
+            sorted({one.event.aggregate for one in self._events}) if self.session.info.get(CHECKS_ORDER) else []
+        )
+        checks = [self.outbox.reserving(aggregates, self._name)] if aggregates else []
+        writes = [*checks, *self._writes, *events, *more]
         if not writes:
             return 0
-        *_, written = await self._sql.write(*writes)
+        counts = await self._sql.write(*writes)
+        if checks and counts[0]:
+            await self._refuse_unordered(aggregates)
         self._work_queued = self._work_queued or any(one.event.queued for one in self._events)
         self._events.clear()
         self._writes.clear()
-        return written
+        return counts[-1]
+
+    async def _refuse_unordered(self, aggregates: Sequence[str]) -> None:
+        """Raises `UnorderedEvents` if another running transaction has written events of one of these aggregates."""
+        for aggregate, process, work in await self.outbox.other_writers(aggregates):
+            raise UnorderedEvents(
+                f"{self._name!r} and {work!r} (server process {process}) write events of {aggregate} at the same time, "
+                "in an order that is left to chance; lock the aggregate before you record an event of it"
+            )
 
     async def rollback(self) -> None:
         """Undo what was done so far and release the connection; the unit of work can begin a new transaction.

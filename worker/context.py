@@ -66,7 +66,7 @@ class WorkerContext:
         return {**self.poller.progress.alive_at, **self.jobs.signs(), **self.follower.signs()}
 
     def open_unit_of_work(self) -> UnitOfWork:
-        return UnitOfWork(self.database.write, self.doorbell)
+        return UnitOfWork(self.database.write, self.doorbell, name="a job")
 
 
 @asynccontextmanager
@@ -84,7 +84,7 @@ async def open_polling(settings: Settings, time_limit: float) -> AsyncIterator[S
         keep_cancelled=True,
     )
     try:
-        yield make_session_factory(engine)
+        yield make_session_factory(engine, checks_order=settings.checks_order)
     finally:
         await close(engine)
 
@@ -136,7 +136,9 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
         await origin.check_start(database.engine)
         options = processing_options(settings)
         processors = [
-            Processor(lambda: UnitOfWork(polling, doorbell), SUBSCRIPTIONS, prepared=True, **options)
+            Processor(
+                lambda: UnitOfWork(polling, doorbell, name="a batch of events"), SUBSCRIPTIONS, prepared=True, **options
+            )
             for _ in range(settings.outbox_concurrency)
         ]
         poller = Poller(processors, DoorbellListener(ear, keys.doorbell), settings.outbox_poll_interval)

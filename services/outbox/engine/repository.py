@@ -39,6 +39,19 @@ class OutboxRepository(SqlAccess):
         """Write events to the log, each with its trace, and an outbox row for each one that is queued."""
         return Write(queries.APPEND, _columns(recorded))
 
+    @staticmethod
+    def reserving(aggregates: Sequence[str], work: str) -> Write:
+        """Say that the transaction writes events of these aggregates; counts those for which another one does.
+
+        `work` is the name under which others see the transaction. For development: see `Settings.checks_order`.
+        """
+        return Write(queries.RESERVE, {"aggregates": list(aggregates), "work": work})
+
+    async def other_writers(self, aggregates: Sequence[str]) -> list[tuple[str, int, str]]:
+        """Other running transactions that write events of these: the aggregate, the server process and its name."""
+        rows = await self.sql.fetch(queries.OTHER_WRITERS, aggregates=list(aggregates))
+        return [(row["aggregate"], row["pid"], row["application_name"]) for row in rows]
+
     async def begin(self, time_limit: float) -> None:
         """Apply the `claim_settings` to this transaction."""
         settings = claim_settings(time_limit)
