@@ -1,4 +1,4 @@
-"""The rows of an event as `queries.APPEND` of the engine writes them; a test compares them column by column."""
+"""The rows of an event as `services.outbox.recording` writes them; a test compares them column by column."""
 
 from collections.abc import Sequence
 from typing import LiteralString

@@ -17,6 +17,7 @@ from services.outbox.control.repository import ControlRepository
 from services.outbox.engine.repository import OutboxRepository
 from services.outbox.events import Event, Recorded, Trace
 from services.outbox.log.repository import LogRepository
+from services.outbox.recording.repository import RecordingRepository
 from services.shielding import shielded
 from services.sql import FoundT, OtherT, Read, Sql, SqlAccess, Statement, Write
 
@@ -68,6 +69,7 @@ class Transaction:
     """
 
     outbox = RepositoryOf(OutboxRepository)
+    recording = RepositoryOf(RecordingRepository)
     log = RepositoryOf(LogRepository)
     control = RepositoryOf(ControlRepository)
 
@@ -200,11 +202,11 @@ class Transaction:
 
     async def _write(self, *more: Write) -> int:
         """Write the recorded events and the writes that go with them; returns the row count of the last write."""
-        events = [self.outbox.appending(self._events)] if self._events else []
+        events = [self.recording.appending(self._events)] if self._events else []
         aggregates = (
             sorted({one.event.aggregate for one in self._events}) if self.session.info.get(CHECKS_ORDER) else []
         )
-        checks = [self.outbox.reserving(aggregates, self._name)] if aggregates else []
+        checks = [self.recording.reserving(aggregates, self._name)] if aggregates else []
         writes = [*checks, *self._writes, *events, *more]
         if not writes:
             return 0
@@ -218,7 +220,7 @@ class Transaction:
 
     async def _refuse_unordered(self, aggregates: Sequence[str]) -> None:
         """Raises `UnorderedEvents` if another running transaction has written events of one of these aggregates."""
-        for aggregate, process, work in await self.outbox.other_writers(aggregates):
+        for aggregate, process, work in await self.recording.other_writers(aggregates):
             raise UnorderedEvents(
                 f"{self._name!r} and {work!r} (server process {process}) write events of {aggregate} at the same time, "
                 "in an order that is left to chance; lock the aggregate before you record an event of it"

@@ -1,4 +1,4 @@
-"""What writers and workers do with the outbox, the event log and the dead letters."""
+"""What workers do with the outbox and the dead letters."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,6 @@ from pydantic import TypeAdapter
 
 from services.outbox.engine import queries
 from services.outbox.engine.schemas import ClaimedRow, Failure, Horizon, Look, Span, first_positions
-from services.outbox.events import Recorded
 from services.sql import SqlAccess, Write
 
 LOCK_TIMEOUT = "1s"
@@ -32,25 +31,7 @@ _HORIZON = TypeAdapter(Horizon)
 
 
 class OutboxRepository(SqlAccess):
-    """The event log, the outbox and the dead letters, as writers and workers use them."""
-
-    @staticmethod
-    def appending(recorded: Sequence[Recorded]) -> Write:
-        """Write events to the log, each with its trace, and an outbox row for each one that is queued."""
-        return Write(queries.APPEND, _columns(recorded))
-
-    @staticmethod
-    def reserving(aggregates: Sequence[str], work: str) -> Write:
-        """Say that the transaction writes events of these aggregates; counts those for which another one does.
-
-        `work` is the name under which others see the transaction. For development: see `Settings.checks_order`.
-        """
-        return Write(queries.RESERVE, {"aggregates": list(aggregates), "work": work})
-
-    async def other_writers(self, aggregates: Sequence[str]) -> list[tuple[str, int, str]]:
-        """Other running transactions that write events of these: the aggregate, the server process and its name."""
-        rows = await self.sql.fetch(queries.OTHER_WRITERS, aggregates=list(aggregates))
-        return [(row["aggregate"], row["pid"], row["application_name"]) for row in rows]
+    """The outbox and the dead letters, as workers use them."""
 
     async def begin(self, time_limit: float) -> None:
         """Apply the `claim_settings` to this transaction."""
@@ -242,21 +223,6 @@ def claim_settings(time_limit: float) -> dict[str, str]:
 
 def _completed(positions: Sequence[int], transaction: int | None) -> dict[str, Any]:
     return {"positions": list(positions), "transaction": None if transaction is None else str(transaction)}
-
-
-def _columns(recorded: Sequence[Recorded]) -> dict[str, list[Any]]:
-    events = [one.event for one in recorded]
-    return {
-        "ids": [one.event_id for one in recorded],
-        "types": [event.type for event in events],
-        "versions": [event.version for event in events],
-        "aggregates": [event.aggregate for event in events],
-        "payloads": [event.model_dump_json() for event in events],
-        "request_ids": [one.trace.request_id for one in recorded],
-        "traceparents": [one.trace.traceparent for one in recorded],
-        "queued": [event.queued for event in events],
-        "available_ats": [one.available_at for one in recorded],
-    }
 
 
 def _whole_id(lower: int, *, near: int) -> int:

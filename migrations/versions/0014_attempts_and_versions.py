@@ -1,7 +1,7 @@
 """attempts and versions: an outbox row says that an attempt has begun, and which version its event has
 
-Revision ID: 0015
-Revises: 0014
+Revision ID: 0014
+Revises: 0013
 Create Date: 2026-11-27 16:40:08.114906+00:00
 
 The version is null in the rows that workers and API processes of the release before write: the log has it.
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from alembic import op
 
-revision: str = "0015"
-down_revision: str | None = "0014"
+revision: str = "0014"
+down_revision: str | None = "0013"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 

@@ -1,0 +1,1 @@
+"""How a unit of work writes its events: to the log, and to the outbox."""

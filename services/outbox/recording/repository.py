@@ -1,0 +1,45 @@
+"""Writes the events of a unit of work."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from services.outbox.events import Recorded
+from services.outbox.recording import queries
+from services.sql import SqlAccess, Write
+
+
+class RecordingRepository(SqlAccess):
+    """The event log and the outbox, as a unit of work writes to them."""
+
+    @staticmethod
+    def appending(recorded: Sequence[Recorded]) -> Write:
+        """Write events to the log, each with its trace, and an outbox row for each one that is queued."""
+        return Write(queries.APPEND, _columns(recorded))
+
+    @staticmethod
+    def reserving(aggregates: Sequence[str], work: str) -> Write:
+        """Say that the transaction writes events of these aggregates; counts those for which another one does.
+
+        `work` is the name under which others see the transaction. For development: see `Settings.checks_order`.
+        """
+        return Write(queries.RESERVE, {"aggregates": list(aggregates), "work": work})
+
+    async def other_writers(self, aggregates: Sequence[str]) -> list[tuple[str, int, str]]:
+        """Other running transactions that write events of these: the aggregate, the server process and its name."""
+        rows = await self.sql.fetch(queries.OTHER_WRITERS, aggregates=list(aggregates))
+        return [(row["aggregate"], row["pid"], row["application_name"]) for row in rows]
+
+
+def _columns(recorded: Sequence[Recorded]) -> dict[str, list[Any]]:
+    events = [one.event for one in recorded]
+    return {
+        "ids": [one.event_id for one in recorded],
+        "types": [event.type for event in events],
+        "versions": [event.version for event in events],
+        "aggregates": [event.aggregate for event in events],
+        "payloads": [event.model_dump_json() for event in events],
+        "request_ids": [one.trace.request_id for one in recorded],
+        "traceparents": [one.trace.traceparent for one in recorded],
+        "queued": [event.queued for event in events],
+        "available_ats": [one.available_at for one in recorded],
+    }
