@@ -235,7 +235,7 @@ async def test_a_statement_that_fails_in_a_savepoint_leaves_the_transaction_usab
 
 async def note(uow: UnitOfWork, number: int) -> None:
     """Write an event with plain SQL immediately."""
-    await uow.outbox.sql.write(uow.outbox.appending([Recorded(new_id(), Noted(number=number), Trace())]))
+    await uow.recording.sql.write(uow.recording.appending([Recorded(new_id(), Noted(number=number), Trace())]))
 
 
 async def test_a_plain_savepoint_undoes_only_its_block_and_its_events(database: Database) -> None:

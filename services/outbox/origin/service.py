@@ -19,7 +19,7 @@ from services.outbox.origin.schemas import Rebased
 _MEND = "stop the API and the workers, run `waybill outbox rebase`, and start them again"
 
 
-class RebaseNeeded(Conflict, CannotStart):
+class RebaseNeeded(CannotStart):
     """The database came from another cluster and has not been adapted to this one. The message names the command."""
 
 
