@@ -283,6 +283,16 @@ async def test_downgrades_run_with_rows_in_every_table(database: Database, datab
                 " VALUES ('holds', 'x', 1, 'no', now(), now(), now())"
             )
         )
+        await connection.execute(
+            text("INSERT INTO order_days (day, type, orders, amount) VALUES ('2026-11-27', 'order.placed', 1, 9)")
+        )
+        await connection.execute(
+            text(
+                "INSERT INTO outbox (event_id, aggregate, type, version, available_at, waits)"
+                " VALUES (:id, 'a', 'b', 1, now(), 'begun')"
+            ),
+            {"id": new_id()},
+        )
         await connection.execute(text("INSERT INTO outbox_errors (fingerprint, error) VALUES ('abc', 'no')"))
         for table in metadata.tables:
             count = await connection.scalar(text(f"SELECT count(*) FROM {table}"))

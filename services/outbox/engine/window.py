@@ -62,8 +62,9 @@ class Floor:
     While another session holds a snapshot, processed rows stay in the index at the head of the queue, and a scan from
     the beginning reads them over and over. Skipping them must not skip a row that has yet to appear: a transaction
     takes its position before it commits. So the floor rises only over positions whose takers (the transactions that
-    took them) have ended. A taker gets its transaction id before its position (`recording/queries.py`). So if a position
-    was taken before a claim, its taker's id is lower than the claim's, and it has ended once all lower ids have.
+    took them) have ended. A taker gets its transaction id before its position (`recording/queries.py`). So if a
+    position was taken before a claim, its taker's id is lower than the claim's, and it has ended once all lower ids
+    have.
 
     A transaction that stays open, in any database of the server, would hold the floor up even if it takes no position.
     If that leaves many dead rows above the floor, it is `held_up`: the server is then asked for the takers themselves,
