@@ -123,6 +123,11 @@ def storable(value: str) -> str:
     return value
 
 
+def made_storable(value: str) -> str:
+    """The same text as PostgreSQL can store it: without U+0000, and with `?` for lone surrogates."""
+    return value.replace("\x00", "").encode("utf-8", "replace").decode()
+
+
 def _parse_money(value: object) -> Decimal:
     if isinstance(value, Decimal):
         value = format(value, "f")

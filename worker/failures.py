@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
+from services.fields import made_storable
 from services.outbox.summary import summary
 
 _LONGEST_ERROR = 500
@@ -26,8 +27,7 @@ class Failures:
         """Count a failure. `part` says in words what failed, such as `every batch`."""
         found = self._parts.setdefault(part, _Failing(monotonic(), 0, ""))
         found.times += 1
-        # As text that PostgreSQL can store.
-        found.error = summary(error).replace("\x00", "")[:_LONGEST_ERROR]
+        found.error = made_storable(summary(error))[:_LONGEST_ERROR]
 
     def succeeded(self, part: str) -> None:
         """The part works."""

@@ -7,6 +7,7 @@ from contextlib import suppress
 from time import monotonic
 from uuid import UUID
 
+from services.fields import made_storable
 from services.logs import RateLimitedLogger, Shown
 from services.outbox.consumers import Consumer, LeaseLost, claim, run_batch
 from services.outbox.log.schemas import Lease
@@ -192,7 +193,7 @@ class _Running:
         if isinstance(error, TimeoutError):
             shown = f"it did not end within {self._consumer.time_limit:g} s"
         async with asyncio.timeout(_PATIENCE), self._open() as uow:
-            await uow.log.fail(self.name, self._lease, shown.replace("\x00", "")[:_LONGEST_ERROR])
+            await uow.log.fail(self.name, self._lease, made_storable(shown)[:_LONGEST_ERROR])
             await uow.commit()
         self._lease = None
         return _CLAIM

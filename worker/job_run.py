@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any
 from uuid import UUID
 
+from services.fields import made_storable
 from services.jobs.schemas import Ended
 from services.logs import Shown
 from services.unit_of_work import OpenUnitOfWork
@@ -161,4 +162,4 @@ def _error_of(work: asyncio.Task[None]) -> str | None:
     error = work.exception()
     if error is None:
         return None
-    return repr(Shown(error)).replace("\x00", "")[:_LONGEST_ERROR]
+    return made_storable(repr(Shown(error)))[:_LONGEST_ERROR]

@@ -9,9 +9,8 @@ from sqlalchemy.exc import DBAPIError
 from services.cli.console import CommandError, plain_errors, say
 from services.database import close, make_engine
 from services.settings import Environment, Settings
+from services.sql import LOCK_NOT_AVAILABLE, sqlstate
 from services.startup import check_schema, check_server
-
-_LOCK_NOT_AVAILABLE = "55P03"
 
 
 def migrate(
@@ -57,7 +56,7 @@ def upgrade_to_head(schema: str | None = None) -> None:
     except AlembicError as error:
         raise CommandError(str(error)) from error
     except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+        if sqlstate(error) != LOCK_NOT_AVAILABLE:
             raise
         raise CommandError(
             f"the migration stopped because a table was in use for too long ({error.orig}). "

@@ -6,17 +6,15 @@ handler's effects in the database happen exactly once. `worker/follower.py` deci
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, TypeAlias
 from uuid import UUID
 
 from services.outbox.events import Event
 from services.outbox.log import service as log
 from services.outbox.log.schemas import Lease, LoggedEvent
 from services.outbox.log.service import LogBatch, Start
-from services.outbox.subscription import HandlerBroken, TimeLimitTooLong
+from services.outbox.subscription import HandlerBroken, TimeLimitTooLong, TransactionT
 from services.transaction import Transaction
-
-TransactionT = TypeVar("TransactionT", bound=Transaction)
 
 LogHandler: TypeAlias = Callable[[TransactionT, Sequence[LoggedEvent]], Awaitable[None]]
 """Handles events in the order of the log, inside the transaction that stores the consumer's place; never commits.

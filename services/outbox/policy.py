@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from sqlalchemy.exc import DBAPIError
 
+from services.fields import made_storable
 from services.outbox.events import Locked, Unprocessable
 from services.outbox.summary import kind_of, summary
 from services.sql import CONTENTION, LOCK_NOT_AVAILABLE, sqlstate
@@ -63,9 +64,9 @@ def is_transient(error: Exception) -> bool:
 
 def describe(error: BaseException) -> str:
     """The traceback, with the summary of the error as its last line. If it is too long, its beginning is cut off."""
-    said = _storable(summary(error))
+    said = made_storable(summary(error))
     try:
-        text = _storable("".join(traceback.format_exception(error)))
+        text = made_storable("".join(traceback.format_exception(error)))
     except BaseException:  # noqa: BLE001  (it runs the error's own code, which may raise anything)
         text = ""
     if not text.rstrip().endswith(said):
@@ -80,11 +81,6 @@ def fingerprint(error: BaseException) -> str:
 
 def history_entry(error: BaseException, attempt: int, at: datetime) -> str:
     """One entry of an event's history, as JSON."""
-    said = _storable(summary(error))[:_LONGEST_SUMMARY]
+    said = made_storable(summary(error))[:_LONGEST_SUMMARY]
     entry = {"at": at.isoformat(), "attempt": attempt, "error": said, "fingerprint": fingerprint(error)}
     return json.dumps(entry)
-
-
-def _storable(text: str) -> str:
-    # PostgreSQL's text cannot hold U+0000 or a lone surrogate.
-    return text.replace("\x00", "").encode("utf-8", "replace").decode()

@@ -6,6 +6,7 @@ from typing import Generic, Protocol, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
+from services.fields import made_storable
 from services.outbox.policy import RetryPolicy
 from services.sql import CONTENTION, LOCK_NOT_AVAILABLE, sqlstate
 from services.sweeps.repository import Failed
@@ -171,6 +172,4 @@ def _is_of_the_server(error: Exception) -> bool:
 
 def _summary(error: Exception) -> str:
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    # PostgreSQL's text cannot hold U+0000 or half a surrogate pair.
-    text = f"{type(cause).__name__}: {cause}".replace("\x00", "").encode("utf-8", "replace").decode()
-    return text[:_LONGEST_ERROR]
+    return made_storable(f"{type(cause).__name__}: {cause}")[:_LONGEST_ERROR]

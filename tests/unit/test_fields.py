@@ -22,6 +22,7 @@ from services.fields import (
     StrictId,
     Text,
     allowed,
+    made_storable,
     new_id,
     now,
     one_of,
@@ -33,6 +34,15 @@ money: TypeAdapter[Decimal] = TypeAdapter(Money)
 instant: TypeAdapter[datetime] = TypeAdapter(Instant)
 
 amounts = st.decimals(min_value=Decimal("0.01"), max_value=MAX_CREDITS, places=2)
+
+
+@given(value=st.text(st.characters(exclude_categories=[])))
+def test_any_text_can_be_made_storable(value: str) -> None:
+    made = made_storable(value)
+    assert "\x00" not in made
+    made.encode()
+    if "\x00" not in value and not any("\ud800" <= character <= "\udfff" for character in value):
+        assert made == value
 
 
 @given(amount=amounts)

@@ -14,7 +14,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from services.idempotency.repository import OldKey
 from services.outbox.archive.service import export
 from services.outbox.retention import service as retention
-from services.outbox.retention.repository import add_partitions, ensure_partitions, months_from, partition_name
+from services.outbox.retention.repository import (
+    MONTHS_AHEAD,
+    add_partitions,
+    ensure_partitions,
+    months_from,
+    partition_name,
+)
 from services.outbox.retention.service import Partition
 from services.skew import database_time
 from services.sql import LOCK_NOT_AVAILABLE, sqlstate
@@ -25,7 +31,6 @@ from worker.jobs.sweeping import raise_all, run_sweeps
 
 logger = logging.getLogger(__name__)
 
-_MONTHS_AHEAD = 3
 _KEYS_PER_TRANSACTION = 2000
 _WORKERS_PER_TRANSACTION = 200
 
@@ -33,7 +38,7 @@ _LONGEST_PRUNING = 240.0
 """Seconds after which pruning stops; the next run, an hour later, continues."""
 
 _SOON = timedelta(days=14)
-"""How long before its month a partition should be there: until then, a log that is in use is not an error."""
+"""How long before its month a partition must exist: until then, a log that is in use is not an error."""
 
 _UNDEFINED_TABLE = "42P01"
 
@@ -50,7 +55,7 @@ async def ensure_event_partitions(ctx: dict[str, Any]) -> None:
         today = (await database_time(connection)).date()
     made: list[str] = []
     errors: list[Exception] = []
-    for year, month in months_from(today, _MONTHS_AHEAD):
+    for year, month in months_from(today, MONTHS_AHEAD):
         first = date(year, month, 1)
         try:
             made += await retention.patiently(engine, partial(_add_month, first=first))

@@ -9,18 +9,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.cli.console import plain_errors, say
 from services.cli.run import Yes, in_one, in_several
 from services.outbox.retention import service as retention
-from services.outbox.retention.repository import add_partitions, months_from
+from services.outbox.retention.repository import MONTHS_AHEAD, add_partitions, months_from
 from services.skew import database_time
 from services.unit_of_work import UnitOfWork
-
-_MONTHS_AHEAD = 3
 
 
 def partitions(yes: Yes = False) -> None:
     """Create the missing partitions of the event log, and move events that have none into theirs.
 
-    A scheduled job does this while everything runs, but moves only as many events as fit into a moment. This command
-    moves any number, and claims and writers wait that long: stop the API and the workers first.
+    A scheduled job does this while everything runs, but it moves only a limited number of events. This command moves
+    any number, and blocks claims and writers until it is done: stop the API and the workers first.
     """
     if not yes:
         typer.confirm("are the API and the workers stopped?", abort=True, err=True)
@@ -32,11 +30,10 @@ def partitions(yes: Yes = False) -> None:
 
 async def wanted_months(uow: UnitOfWork) -> list[tuple[int, int]]:
     """This month, the next three, and earlier ones with events in the default partition, as (year, month)."""
-    """This month, the next three, and earlier ones with events in the default partition."""
     connection = await uow.session.connection()
     today = await database_time(connection)
-    ahead = months_from(today.date(), _MONTHS_AHEAD)
-    strays = await retention.stray_months(connection, today + timedelta(days=31 * (_MONTHS_AHEAD + 1)))
+    ahead = months_from(today.date(), MONTHS_AHEAD)
+    strays = await retention.stray_months(connection, today + timedelta(days=31 * (MONTHS_AHEAD + 1)))
     return sorted({*ahead, *(month for month in strays if month <= ahead[-1])})
 
 

@@ -23,6 +23,9 @@ LOCK_TIMEOUT = "200ms"
 _STATEMENT_TIMEOUT = "1s"
 """The timeout for each statement while such a lock is held."""
 
+MONTHS_AHEAD = 3
+"""How many months after the current one have a partition in advance."""
+
 MOST_MOVED = 20_000
 """The most events that are moved out of the default partition while claims and writers wait: well below a second."""
 
