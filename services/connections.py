@@ -46,8 +46,10 @@ _ENDING = r"""(?:\s | --[^\n]*\n | /\*.*?\*/)*
     (?:COMMIT | END | ABORT | ROLLBACK (?!\s+(?:(?:WORK|TRANSACTION)\s+)?TO\b) | PREPARE\s+TRANSACTION)\b"""
 _FLAGS = re.IGNORECASE | re.DOTALL | re.VERBOSE
 _ENDS = re.compile(_ENDING, _FLAGS)
+"""Matches a statement that ends the transaction."""
+
 _ONE_ENDS = re.compile(f"(?:^|;){_ENDING}", _FLAGS)
-"""Whether a statement, or one of several, ends the transaction."""
+"""Finds such a statement among several."""
 
 SILENT = (TimeoutError, asyncpg.InternalClientError)
 """What the driver raises if an answer is late or unexpected; its own state is then unreliable."""
@@ -69,7 +71,9 @@ class NotYours(asyncpg.InterfaceError):  # type: ignore[misc]
     """A handler tried to end the transaction that it was given. Nothing was sent to the server."""
 
     def __init__(self) -> None:
-        super().__init__("a handler cannot end its transaction: the worker commits it, or rolls it back if it raises")
+        super().__init__(
+            "a handler cannot end its transaction: the worker commits it, or rolls it back if the handler raises"
+        )
 
 
 class Connection(asyncpg.Connection):  # type: ignore[misc]
@@ -84,7 +88,7 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
         self.commits = 0
         """Proven commits so far."""
         self.lent = False
-        """Whether the transaction belongs to someone else than the code that is running, which cannot end it then."""
+        """Whether the running code was only lent the transaction, and so cannot end it."""
         self._begin = ""
         """What is sent instead of a plain BEGIN."""
         self._settings = ""

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 
 class CannotStart(Exception):
-    """This process or command cannot do its work. The message is one sentence that says why and what to do."""
+    """This process or command cannot start. The message is one sentence that says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
-"""Connecting, to PostgreSQL itself or through a pooler that lends out a server connection for each transaction.
+"""Connects to PostgreSQL, directly or through a pooler that lends out a server connection for each transaction.
 
-PgBouncer in transaction mode knows no sessions. It refuses the settings that a client asks for when it connects, or
+PgBouncer in transaction mode has no sessions. It refuses the settings that a client asks for when it connects, or
 ignores them; what is set or prepared in one transaction stays on a server connection that others use next. So behind a
 pooler, each BEGIN sets everything for its transaction, and statements are not kept prepared.
 """
@@ -21,7 +21,7 @@ _PROTOCOL_VIOLATION = "08P01"
 _REFUSED = "startup parameter"
 
 _OF_THE_SOCKET = "tcp_"
-"""How the names of settings begin that concern the connection to the pooler's side of the server."""
+"""The prefix of settings that concern the server's TCP connection, which is the pooler's."""
 
 _NAME = "application_name"
 
@@ -29,8 +29,8 @@ _NAME = "application_name"
 class Connector:
     """Makes the connections of one engine: a listener of SQLAlchemy's `do_connect`.
 
-    It asks each connection whether PostgreSQL itself is at the other end. An engine that has met a pooler expects one
-    from then on, which is right at a server, too, and only a little slower.
+    It asks each connection whether PostgreSQL itself is at the other end. An engine that has found a pooler assumes one
+    from then on. That also works on a direct connection, where it is only a little slower.
     """
 
     def __init__(self, settings: Mapping[str, str], settings_of_17: Mapping[str, str]) -> None:

@@ -158,7 +158,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _stall_limit_is_beyond_a_batch(self) -> Self:
-        # In one transaction, new events may take one and a half times the limit, and waited ones as long again.
+        # In one transaction, new events may take one and a half times the limit, and events that waited as long again.
         least = max(4 * self.outbox_time_limit, 2 * self.outbox_poll_interval)
         if self.worker_stall_limit < least:
             raise ValueError(
@@ -208,7 +208,7 @@ def _for_asyncpg(address: str) -> URL:
     tls = {name: value for name, value in url.query.items() if name in _TLS}
     if not tls:
         return url
-    # asyncpg reads these options only from an address of its own, which is used for what the other arguments leave out.
+    # asyncpg reads these options only from a DSN, which it uses for what the other arguments leave out.
     others = {name: value for name, value in url.query.items() if name not in _TLS}
     return url.set(query={**others, "dsn": f"postgresql:///?{urlencode(tls, doseq=True)}"})
 

@@ -1,4 +1,4 @@
-"""What a process needs of its database: it answers, it is new enough, and it has the tables of this release."""
+"""Checks what a process needs from its database: that it answers, is new enough and has the tables of this release."""
 
 import logging
 import os
@@ -36,7 +36,7 @@ _TABLES = text(
 
 
 class DatabaseAway(CannotStart):
-    """The database cannot be reached, or refuses us. The message does not contain the password."""
+    """The database cannot be reached, or refuses the connection. The message does not contain the password."""
 
 
 class ServerTooOld(CannotStart):
@@ -96,7 +96,7 @@ class Schema:
             )
         if revision not in (head, self._newer):
             self._newer = revision
-            logger.info("the database is at revision %s; this release knows them up to %s", revision, head)
+            logger.info("the database is at revision %s; the newest one of this release is %s", revision, head)
         return "ok", None
 
 
@@ -147,7 +147,7 @@ def reason_of(error: BaseException) -> str:
         case TimeoutError() | PoolTimeout():
             return "it did not answer in time"
         case socket.gaierror():
-            return "the name of its host cannot be resolved"
+            return "the host name cannot be resolved"
         case OSError(errno=int(number)):
             return os.strerror(number)
     return " ".join(str(cause).split()) or repr(cause)

@@ -90,7 +90,7 @@ class Transaction:
         self._work_queued = False
         self._committing = False
         self.leaves_out_locked = False
-        """Set by the outbox engine for its handlers (`services.outbox.subscription.Transaction`)."""
+        """Whether a handler should leave out rows that another transaction has locked. Set by the outbox engine."""
         self._savepoints = 0
         self._unreleased: str | None = None
         """A plain savepoint whose block has ended. The commit releases it, or the next savepoint in its own trip."""

@@ -20,11 +20,11 @@ from tests.processes import ROOT, wait_until
 
 PAGE = ROOT / "docs/how-to/use-pgbouncer.md"
 
-_HOW = "PgBouncer is needed: install the package `pgbouncer`, or put its path into WAYBILL_TEST_PGBOUNCER"
+_HOW = "PgBouncer is needed: install the package `pgbouncer`, or set WAYBILL_TEST_PGBOUNCER to its path"
 
 
 def program() -> str:
-    """The path of the program. Root installs it; others are told how, and in CI that is a failure."""
+    """The path of the program. As root, it is installed if missing; otherwise the test is skipped, and fails in CI."""
     for found in (os.environ.get("WAYBILL_TEST_PGBOUNCER"), shutil.which("pgbouncer"), "/usr/sbin/pgbouncer"):
         if found and Path(found).exists():
             return found

@@ -83,7 +83,7 @@ class Heartbeat:
         self._on_death = on_death
         self._first = True
         self.leaves_row = False
-        """Whether the row stays at exit: this worker ends in disorder, and its successor is to know."""
+        """Whether the row stays at exit: this worker ends abnormally, and its successor has to find that out."""
         self._id = new_id()
         self._started = monotonic()
         self._counted: deque[tuple[float, int, int]] = deque()
@@ -91,7 +91,7 @@ class Heartbeat:
         self._beating: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "Heartbeat":
-        # Before the first event is processed: a worker that was killed may have been killed by an event.
+        # Before the first event is processed: if a worker was killed, an event may have killed it.
         await self._try_to_beat()
         self._beating = asyncio.create_task(self._beat_for_ever(), name="heartbeat")
         return self

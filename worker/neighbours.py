@@ -1,4 +1,4 @@
-"""Which other workers of this host have died, so that their successor can delete their rows."""
+"""Tells which other workers of this host have died, so that their successor can delete their rows."""
 
 import os
 from pathlib import Path
@@ -10,10 +10,10 @@ _PROC = Path("/proc")
 
 
 def identity() -> dict[str, Any] | None:
-    """What tells this process from all others with its host name and id; None if the system does not say.
+    """What distinguishes this process from others with the same host name and id; None if the system does not say.
 
-    A process id is reused. It means something only until the machine restarts, and only to processes that see the same
-    ids: containers that share a host name each have a process 1.
+    Process ids are reused. One is meaningful only until the machine restarts, and only to processes in the same
+    namespace: containers that share a host name each have a process 1.
     """
     try:
         return {
@@ -28,9 +28,9 @@ def identity() -> dict[str, Any] | None:
 def is_dead(pid: int, process: dict[str, Any] | None, silent: float) -> bool:
     """Whether another worker of this host has died; `process` is its `identity`, `silent` the seconds without a beat.
 
-    A process that can be looked up is dead if it is not there. For any other, silence has to be enough: it was on this
-    machine before a restart, or in a container with the same host name. If it is alive after all, for example hanging,
-    its row comes back with its next beat.
+    If the process can be looked up, the answer is certain. Otherwise silence has to be enough: the process ran before
+    the machine restarted, or in another container with the same host name. If it is alive after all, for example
+    hanging, its row comes back with its next beat.
     """
     here = identity()
     if here is None or process is None or any(process.get(name) != here[name] for name in ("boot", "namespace")):
@@ -46,7 +46,7 @@ def is_dead(pid: int, process: dict[str, Any] | None, silent: float) -> bool:
 
 
 def _started(pid: int) -> int | None:
-    """When the process started, in ticks since the machine did; None if it has ended and only its exit code is left."""
+    """When the process started, in ticks since boot; None if it has ended and only its exit code is left."""
     # The name, in parentheses, may contain anything.
     fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     return None if fields[0] in "ZX" else int(fields[19])

@@ -110,7 +110,7 @@ class Poller:
         await end(*self._loops)
 
     def be_wary(self) -> None:
-        """Another worker was killed: process the next batches as if one of their events had done it."""
+        """Another worker was killed: process the next batches as if one of their events had killed it."""
         for processor in self._processors:
             processor.be_wary()
 

@@ -27,7 +27,7 @@ def upgrade() -> None:
     # While a table lock waits, everything behind it waits, too: give up, and let the release step try again.
     op.execute("SET LOCAL lock_timeout = '5s'")
     # One for the whole database, which tenants share, in a schema of its own: a tenant's search path has no `public`.
-    # If it exists already, others may use it where it is. Tenants that are made at the same moment wait for each other.
+    # If it exists already, others may use it where it is. The lock is for tenants that are created at the same time.
     op.execute("""
         DO $$ BEGIN
             PERFORM pg_advisory_xact_lock(hashtextextended('waybill extensions', 0));

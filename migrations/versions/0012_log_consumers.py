@@ -16,8 +16,8 @@ down_revision: str | None = "0011"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
-# A dump of an earlier release may have been restored here: zero is the identifier of no cluster, so that the log is
-# not used before it is adapted. A role that may not read the identifier stores none.
+# A dump of an earlier release may have been restored here. Then zero is stored, which is not the identifier of any
+# cluster, so that the log is not used before it is adapted. A role that may not read the identifier stores none.
 NOTE = """
     DO $$
     DECLARE

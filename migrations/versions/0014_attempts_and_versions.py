@@ -4,7 +4,7 @@ Revision ID: 0014
 Revises: 0013
 Create Date: 2026-11-27 16:40:08.114906+00:00
 
-The version is null in the rows that workers and API processes of the release before write: the log has it.
+The version is null in rows written by processes of the previous release: it is in the log.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '5s'")
-    # The release before would try such an event again, as one of several.
+    # The previous release would try such an event again, together with others.
     op.execute("UPDATE outbox SET waits = 'retry' WHERE waits = 'begun'")
     op.drop_column("outbox", "version", if_exists=True)
     replace_check(BEFORE)

@@ -243,8 +243,8 @@ _OUTBOX = Statement("""
 # date: a CHECK says so. All other statuses are final, or wait for a person.
 _ORDER_EVENTS = Statement("""
     SELECT 'order_event' AS kind, orders.id AS order_id, 'an event in the outbox or among the dead letters' AS expected,
-        coalesce('only its hold, which expires at ' || to_char(hold.expires_at AT TIME ZONE 'UTC',
-            'YYYY-MM-DD HH24:MI:SS') || ' UTC', 'nothing') AS found
+        coalesce('no event; its hold expires at ' || to_char(hold.expires_at AT TIME ZONE 'UTC',
+            'YYYY-MM-DD HH24:MI:SS') || ' UTC', 'no event and no hold') AS found
     FROM orders LEFT JOIN (
         SELECT order_id, min(expires_at) AS expires_at FROM transfers
         WHERE state = 'pending' AND order_id IS NOT NULL GROUP BY order_id

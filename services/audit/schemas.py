@@ -85,7 +85,7 @@ _MESSAGES: Mapping[DifferenceKind, str] = {
     DifferenceKind.stock_impossible: "product {product_id} has impossible stock: {found}",
     DifferenceKind.outbox_event: "outbox row {position} does not match the event that it names: {found}",
     DifferenceKind.dead_letter_event: "dead letter {position} does not match the event that it names: {found}",
-    DifferenceKind.order_event: "order {order_id} is pending, but has no event; what will move it: {found}",
+    DifferenceKind.order_event: "order {order_id} is pending, but no worker will process it: {found}",
     DifferenceKind.outbox_sleeper: "outbox row {position} of {aggregate} waits for an earlier event that is gone",
     DifferenceKind.acknowledged_order: "order {order_id}: the database has {found}; " + _TOLD,
     DifferenceKind.acknowledged_refund: "refund {refund_id}: the database has {found}; " + _TOLD,

@@ -2,7 +2,7 @@
 
 from services.sql import Statement
 
-# Operators of an extension have to be named with its schema, which is not in the search path.
+# The extension's operators must be qualified with its schema, which is not in the search path.
 TRIGRAMS = Statement("""
     SELECT quote_ident(nspname) AS schema FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace
     WHERE extname = 'pg_trgm'

@@ -156,7 +156,7 @@ class Waits(StrEnum):
     behind = "behind"
     """An earlier event of its aggregate waits or is a dead letter. Woken when that one is out of the way."""
     begun = "begun"
-    """Its attempt was noted before it began, and has not ended. If it is due, the process that tried it was killed."""
+    """An attempt was noted before it began, and has not ended. If it is due, the process that tried it was killed."""
     unknown = "unknown"
     """No live worker has a handler for its type and version."""
 
@@ -204,7 +204,8 @@ class OutboxRow(DeclarativeTable):
     event_id: Mapped[UUID]
     aggregate: Mapped[str] = mapped_column(String(100))
     type: Mapped[str] = mapped_column(String(100))
-    # The event's version: a worker leaves a newer one than it knows alone. Null if it is to be found in the log.
+    # The event's version: a worker leaves alone what is newer than it knows. Null in rows of an earlier release, whose
+    # version is only in the log.
     version: Mapped[int | None] = mapped_column(SmallInteger)
     available_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
     waits: Mapped[Waits | None] = mapped_column(text_enum(Waits))
@@ -225,7 +226,7 @@ class DeadLetter(DeclarativeTable):
         Index("ix_dead_letters_aggregate", "aggregate"),
         Index("ix_dead_letters_fingerprint", "fingerprint"),
         Index("ix_dead_letters_event_id", "event_id"),
-        # A claim asks for each aggregate whether one blocks, however many do not.
+        # A claim checks for each aggregate whether a dead letter blocks it, without reading those that do not.
         Index("ix_dead_letters_blocking", "aggregate", "position", postgresql_where=text("blocks")),
     )
 
@@ -258,7 +259,7 @@ class EventTypeControl(DeclarativeTable):
 
 
 class OutboxError(DeclarativeTable):
-    """One error of each kind: the actions on events that failed with such an error refer to it by its fingerprint."""
+    """One full error of each kind. Rows of `outbox_actions` refer to it by its fingerprint."""
 
     __tablename__ = "outbox_errors"
 

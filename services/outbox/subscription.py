@@ -34,13 +34,13 @@ class Discarded(NamedTuple):
 
 
 OnDiscard = Callable[[TransactionT, Sequence[Discarded]], Awaitable[None]]
-"""Does to the aggregates of discarded events what they need now; the discard is committed together with it.
+"""Updates the aggregates of discarded events, in the transaction that discards the events.
 
-It gets no payload: many an event is discarded because its payload cannot be read.
+It does not get the payload, since an event is often discarded because its payload cannot be read.
 """
 
 Explain = Callable[[TransactionT, str], Awaitable[str | None]]
-"""Says what becomes of an aggregate none of whose events waits; None if it does not know it.
+"""Says what will happen to an aggregate that has no waiting event; None if it does not know the aggregate.
 
 It gets what an operator asked about: the aggregate (`kind/id`), or only its id.
 """
@@ -55,7 +55,7 @@ class TimedOut(HandlerBroken):
 
 
 class TimeLimitTooLong(Exception):
-    """The worker cannot start: the database would end a transaction before its handler has used its time up."""
+    """The worker cannot start: the database would end a transaction before its handler reaches its time limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ AnySubscription: TypeAlias = Subscription[TransactionT, Any]
 
 
 def longest_limit(subscriptions: Sequence[AnySubscription[TransactionT]], time_limit: float) -> float:
-    """The longest time a batch of any of them may take, in seconds. `time_limit` applies to those without their own."""
+    """The longest time limit of any of them, in seconds. `time_limit` applies to those without their own."""
     return max((subscription.time_limit or time_limit for subscription in subscriptions), default=time_limit)
 
 
@@ -93,15 +93,15 @@ def check_time_limits(
 ) -> None:
     """Raises `TimeLimitTooLong` unless all time limits are below the database's limit for idle transactions (seconds).
 
-    A handler that waits for something else than the database would lose its connection each time, and no attempt would
+    A handler that waits for something other than the database would lose its connection each time, and no attempt would
     be counted. `time_limit` applies to subscriptions without their own.
     """
     for subscription in subscriptions:
         limit = subscription.time_limit or time_limit
         if limit >= idle_limit:
             raise TimeLimitTooLong(
-                f"a batch of {subscription.event.type!r} may take {limit:g} s, but the database ends transactions that "
-                f"are idle for {idle_limit:g} s. Set WAYBILL_DATABASE_IDLE_IN_TRANSACTION_TIMEOUT to more than "
+                f"the handler of {subscription.event.type!r} may take {limit:g} s, but the database ends transactions "
+                f"that are idle for {idle_limit:g} s. Set WAYBILL_DATABASE_IDLE_IN_TRANSACTION_TIMEOUT to more than "
                 f"{limit:g}, or lower the subscription's time_limit or WAYBILL_OUTBOX_TIME_LIMIT."
             )
 

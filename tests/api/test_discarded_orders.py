@@ -160,10 +160,12 @@ async def test_why_says_what_becomes_of_an_order_without_an_event(api: Api) -> N
     await corrupt(api.database, "DELETE FROM outbox")
     for asked in ({"aggregate": f"order/{order_id}"}, {"event_id": order_id}):
         said = await why(asked)
-        assert f"order {order_id} is pending, but its event is gone; only the end of its hold, at 2" in said
-        assert "will move it, unless you cancel it" in said
+        assert (
+            f"order {order_id} is pending, but has no event left; it stays pending until its hold expires at 2" in said
+        )
+        assert "UTC or you cancel it" in said
     await corrupt(api.database, "UPDATE transfers SET state = 'voided', resolved_at = now() WHERE state = 'pending'")
-    assert "its event is gone; nothing will move it" in await why({"aggregate": f"order/{order_id}"})
+    assert "has no event left; it stays pending until you cancel it" in await why({"aggregate": f"order/{order_id}"})
     await corrupt(api.database, "UPDATE orders SET status = 'awaiting_payment', expires_at = now()")
     assert "awaits payment until 2" in await why({"aggregate": order_id})
     await corrupt(api.database, "UPDATE orders SET status = 'rejected', expires_at = NULL")

@@ -46,7 +46,7 @@ AWAY: dict[str, tuple[Callable[[Settings], Settings], str]] = {
     "an unknown database": (lambda given: with_url(given, database="nowhere"), 'database "nowhere" does not exist'),
     "an unknown host": (
         lambda given: with_url(given, host="no-such-host.invalid", password=PASSWORD),
-        "the name of its host cannot be resolved",
+        "the host name cannot be resolved",
     ),
     "a refused connection": (lambda given: with_url(given, port=1, password=PASSWORD), "Connection refused"),
     "no TLS": (lambda given: with_url(given, query={"sslmode": "require"}), "rejected SSL upgrade"),

@@ -110,4 +110,6 @@ def test_a_time_limit_beyond_that_of_idle_transactions_ends_the_start_with_one_l
     exit_code, worker = ended(hasty, tmp_path / "log", "-m", "worker")
     assert exit_code == 2
     (line,) = worker.said().splitlines()
-    assert "a batch of 'order.placed' may take 30 s, but the database ends transactions that are idle for 30 s" in line
+    assert (
+        "the handler of 'order.placed' may take 30 s, but the database ends transactions that are idle for 30 s" in line
+    )

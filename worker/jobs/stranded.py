@@ -1,4 +1,4 @@
-"""Scheduled mending of the outbox: wake events that sleep although nothing is left to wake them."""
+"""Scheduled repair of the outbox: wake events that sleep although nothing is left to wake them."""
 
 import logging
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ _A_TRANSACTION = 500
 
 
 async def wake_stranded_events(ctx: dict[str, Any]) -> None:
-    """Wake events that wait for another one that is gone. The engine leaves none, but nothing should depend on that."""
+    """Wake events that wait for one that is gone. The engine should leave none; this repairs the outbox if it does."""
     worker: WorkerContext = ctx["worker"]
     ended = await run_sweeps(worker.open_unit_of_work, [STRANDED], slice_size=_A_TRANSACTION)
     if ended[STRANDED.name]:
-        logger.error("events waited for nothing, and were woken", extra={"aggregates": ended[STRANDED.name]})
+        logger.error("woke events that waited for one that is gone", extra={"aggregates": ended[STRANDED.name]})
 
 
 class Waiting(NamedTuple):

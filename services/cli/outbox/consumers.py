@@ -18,8 +18,8 @@ Consumer = Annotated[str, typer.Argument(help="The consumer's name.", max=100)]
 def list_consumers(as_json: AsJson = False) -> None:
     """List the consumers of the event log: the unread events, the age of the oldest of them, and who runs each.
 
-    A consumer is `running`, `waiting` for a worker, `failing` on its next event, `paused`, or `manual` if it is not run
-    by workers.
+    A consumer is `running`, `waiting` for a worker, `failing` on its next event, `paused`, or `manual` if no worker has
+    ever run it.
     """
     with plain_errors():
         found, complaint = in_one(_read)

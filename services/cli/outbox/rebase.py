@@ -1,4 +1,4 @@
-"""Adapt a database that came from another cluster: sequences, transaction ids, places of consumers."""
+"""Adapt a database that came from another cluster: its sequences, transaction ids and consumers of the log."""
 
 import typer
 
@@ -14,7 +14,7 @@ def rebase(yes: Yes = False, actor: Actor = None, reason: Reason = "") -> None:
 
     The event log stores transaction ids, which mean nothing in another cluster. They are replaced, and each consumer of
     the log continues with exactly the events that it had not read. Sequences continue after the values in their tables.
-    Stop the API and the workers first. With a large log this takes long, and needs as much free disk space as the log.
+    Stop the API and the workers first. With a large log this takes a long time and as much free disk space as the log.
     """
 
     async def work(uow: UnitOfWork) -> Rebased:
@@ -30,4 +30,4 @@ def rebase(yes: Yes = False, actor: Actor = None, reason: Reason = "") -> None:
         say(f"These sequences continue after the values in their tables: {', '.join(done.sequences)}.")
     if done.events or done.consumers:
         say(f"{counted(done.events, 'event')} and {counted(len(done.consumers), 'consumer')} have new transaction ids.")
-    say("The database belongs to this cluster now.")
+    say("The database is adapted to this cluster.")

@@ -61,7 +61,10 @@ async def cancel_discarded(uow: UnitOfWork, discarded: Sequence[Discarded]) -> N
 
 
 async def explain_status(uow: UnitOfWork, what: str) -> str | None:
-    """What becomes of an order none of whose events waits. `what` is `order/ID` or an id; None if there is none."""
+    """What will happen to an order without a waiting event; None if there is no such order.
+
+    `what` is `order/ID` or an id.
+    """
     order_id = _order_id(what)
     order = None if order_id is None else await uow.orders.get(order_id)
     if order is None:
@@ -71,8 +74,8 @@ async def explain_status(uow: UnitOfWork, what: str) -> str | None:
             return f"order {order.id} awaits payment until {order.expires_at:%Y-%m-%d %H:%M:%S} UTC"
         case OrderStatus.pending:
             until = await uow.order_processing.held_until(order.id)
-            end = "nothing" if until is None else f"only the end of its hold, at {until:%Y-%m-%d %H:%M:%S} UTC,"
-            return f"order {order.id} is pending, but its event is gone; {end} will move it, unless you cancel it"
+            expiry = "" if until is None else f"its hold expires at {until:%Y-%m-%d %H:%M:%S} UTC or "
+            return f"order {order.id} is pending, but has no event left; it stays pending until {expiry}you cancel it"
         case _:
             return f"order {order.id} is {order.status.value}"
 

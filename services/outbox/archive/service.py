@@ -3,7 +3,7 @@
 The lines are the output of PostgreSQL's `row_to_json`, ordered by id, so `jsonb_populate_record(NULL::events, line)`
 restores the rows. `sha256sum --check` verifies a file. A file gets its name only when it is complete and has been read
 back. The name includes the database and a digest of the lines, so databases that export into one folder never replace
-or believe each other's files, even if they have the same name.
+or accept each other's files, even if they have the same name.
 """
 
 import asyncio

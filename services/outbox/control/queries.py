@@ -49,7 +49,7 @@ _KIND = "coalesce(nullif(fingerprint, ''), left(md5(error), 16))"
 def _keep_errors(taken: str) -> str:
     """A query that stores the error of each kind once. The columns of `taken` are `fingerprint` and `error`.
 
-    In the order of the fingerprints: two that do this at once wait for each other, instead of a deadlock.
+    In the order of the fingerprints, so that two transactions that do this at once do not deadlock.
     """
     return f"""
         INSERT INTO outbox_errors (fingerprint, error)
@@ -324,8 +324,8 @@ POSITION = Statement(f"""
     SELECT position FROM dead_letters WHERE event_id = :event_id
 """)  # noqa: S608
 
-# What stands behind a paused type, or behind one whose slots are full, looks again from time to time. Those beyond the
-# limit do so by themselves.
+# Events behind one of a paused type, or of a type whose slots are full, are looked at again from time to time. This
+# makes them due now; those beyond the LIMIT come due by themselves.
 LOOK_AGAIN = Statement(f"""
     WITH RECURSIVE {_types_in_outbox("timed", "available_at < 'infinity'")}
     UPDATE outbox SET available_at = statement_timestamp() WHERE position = ANY(ARRAY(
@@ -383,7 +383,7 @@ _PARKED = """
         ), false)
     )
 """
-"""Whether a row waits, or will as soon as a claim finds it: behind a dead letter, or behind one whose time comes."""
+"""Whether a row waits, or will as soon as a claim finds it, behind a dead letter or an event that is not due yet."""
 
 _PAUSED = "EXISTS (SELECT FROM outbox_types WHERE outbox_types.type = {type} AND paused)"
 

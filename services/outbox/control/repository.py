@@ -121,7 +121,7 @@ class ControlRepository(SqlAccess):
         )
 
     async def look_again(self) -> int:
-        """Make up to 10,000 events of each type due that stand behind one of another type; return their number."""
+        """Make due, for each type, up to 10,000 events that wait behind another one; return their number."""
         return await self.sql.run(queries.LOOK_AGAIN)
 
     async def types(self) -> Sequence[Row]:

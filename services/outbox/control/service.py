@@ -326,7 +326,7 @@ def _complaint(silent: float, stuck: float, time_limit: float) -> str | None:
 
 
 def _persistent(failing: dict[str, Any] | None) -> str | None:
-    """What has failed for so long that it will not pass by itself."""
+    """The complaint about a part that has failed for too long; None if there is none."""
     if failing is None or failing["seconds"] < _FAILING:
         return None
     return f"{failing['part']} has failed for {failing['seconds']:.0f} s; the last error: {failing['error']}"

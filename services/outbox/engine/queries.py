@@ -1,4 +1,4 @@
-"""The engine's statements: append, claim, look, complete, and the handling of events that wait or fail."""
+"""The engine's statements: claim, look, complete, and the handling of events that wait or fail."""
 
 from services.outbox.models import GENERATION, MAX_POSITION, generation_of
 from services.sql import Statement, Writing

@@ -19,7 +19,7 @@ _NEAR = 4
 """For each row that a claim may take, how many rows of the queue it reads to find the ones that come before."""
 
 _CROWD = 20
-"""So many parked rows of an aggregate in one claim suggest that more follow."""
+"""This many parked rows of an aggregate in one claim suggest that more follow."""
 
 _HELD_BACK = 10_000
 """The most rows, of all failed aggregates together, that one statement puts to sleep."""
@@ -71,7 +71,7 @@ class OutboxRepository(SqlAccess):
         return min([own, *(_whole_id(taker, near=own) for taker in row["takers"])])
 
     async def begin_attempts(self, positions: Sequence[int], delay: float, *, counts: bool) -> None:
-        """Note that these events are being tried, for the case that the process does not survive it.
+        """Note that these events are being tried, in case the process does not survive it.
 
         They are then due in `delay` seconds. `counts` says whether this counts as an attempt already.
         """
@@ -86,11 +86,11 @@ class OutboxRepository(SqlAccess):
         return header["transaction"], {row["position"] for row in rows}
 
     async def leave(self, positions: Sequence[int]) -> None:
-        """Make rows due, of which an attempt was noted that did not begin."""
+        """Make rows due whose attempt was noted but did not begin."""
         await self.sql.run(queries.LEAVE, positions=list(positions))
 
     async def put_behind(self, delays: Mapping[int, float]) -> None:
-        """Make blocked rows wait: for each position, how many seconds."""
+        """Make blocked rows wait; `delays` maps positions to seconds."""
         await self.sql.run(queries.PUT_BEHIND, positions=list(delays), delays=list(delays.values()))
 
     async def look(self, spans: Sequence[Span]) -> Look:

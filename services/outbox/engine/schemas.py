@@ -172,7 +172,7 @@ class Batch:
     careful: bool
     """Process in savepoints, so that a part that fails does not undo the rest."""
     counted: bool = False
-    """The attempt was counted before it began: it is the only event, and may kill the process."""
+    """Whether the attempt was counted before it began: the batch is a single event that may kill the process."""
     done: list[ClaimedRow] = field(default_factory=list)
     failed: list[FailedRow] = field(default_factory=list)
     stopped: set[str] = field(default_factory=set)
@@ -193,7 +193,7 @@ class Batch:
 
     @property
     def left(self) -> list[int]:
-        """Positions of those whose attempts did not begin."""
+        """Positions of events whose attempts were noted but did not begin."""
         return sorted(self.noted.difference(row.position for row in (*self.done, *(row for row, _ in self.failed))))
 
     @property

@@ -81,7 +81,7 @@ class Processor(Generic[TransactionT]):
         self._careful = 0
         """How many of the next batches are processed in savepoints, whatever they hold."""
         self._locked = 0
-        """How many of the next batches tell their handlers to leave out what is locked."""
+        """How many of the next batches tell their handlers to leave out locked rows."""
         self._wary = 0
         """How many of the next batches note their attempts before they begin."""
         self._portion = Portion()
@@ -110,9 +110,10 @@ class Processor(Generic[TransactionT]):
             self._window.settle()
 
     def be_wary(self) -> None:
-        """A worker was killed: process the next batches so that an event that kills its process is found and counted.
+        """Another worker was killed: process the next batches so that an event that kills its process is found.
 
-        Its events may be the first ones of the queue. It lasts for some batches, or until nothing is left.
+        The events of that worker are probably the next ones in the queue. This lasts for some batches, or until the
+        queue is empty.
         """
         self._wary = _WARY_BATCHES
 
@@ -220,10 +221,11 @@ class Processor(Generic[TransactionT]):
     async def _note_attempts(
         self, transaction: TransactionT, one: ClaimedRow | None, rows: Sequence[ClaimedRow], batch: Batch
     ) -> Sequence[ClaimedRow]:
-        """Commit a note that attempts begin, for the case that an event kills this process; return what to process.
+        """Commit a note that attempts begin, in case an event kills this process; return the rows to process.
 
-        First all events of a batch together, without counting an attempt. An event that is found with such a note was
-        being tried when a process died: this `one` is tried on its own, with the attempt counted before it begins.
+        At first, all events of a batch are noted together, without counting an attempt. An event that is found with
+        such a note was being tried when a process died: this `one` is tried on its own, with the attempt counted before
+        it begins.
         """
         self._wary = max(0, self._wary - 1)
         batch.careful = True
@@ -248,7 +250,7 @@ class Processor(Generic[TransactionT]):
         return self._portion.of([row._replace(waited=True) for row in rows if row.aggregate not in missing])
 
     async def _leave_out_locked(self, transaction: TransactionT) -> None:
-        """From now on, handlers leave out what is locked; those that do not can wait for a lock only briefly."""
+        """From now on, handlers leave out locked rows; those that do not can wait for a lock only briefly."""
         transaction.leaves_out_locked = True
         await transaction.outbox.shorten_lock_timeout()
 
@@ -386,7 +388,7 @@ class Processor(Generic[TransactionT]):
     async def _settle(
         self, transaction: TransactionT, batch: Batch, rows: Sequence[ClaimedRow], overdue: Mapping[int, float]
     ) -> Outcome:
-        """Store what failed, and make wait what must. `rows` are all that were claimed and are still locked."""
+        """Store failures, and put off what has to wait. `rows` are all that were claimed and are still locked."""
         outcome = await self._settle_failures(transaction, batch)
         if batch.left:
             await transaction.outbox.leave(batch.left)
@@ -426,7 +428,7 @@ class Processor(Generic[TransactionT]):
             if not is_locked(error):
                 left_out = self._repeats.left_out((row.type, failure.fingerprint, dead))
                 if left_out is not None:
-                    # Of many alike, only the first, and then one a minute.
+                    # Of many failures of one kind, only the first is logged, and then one a minute.
                     logger.log(
                         logging.ERROR if dead else logging.WARNING,
                         "%s",

@@ -50,7 +50,7 @@ _REMEMBERED_BLOCKED = 100_000
 """The most blocked events that are remembered."""
 
 _LOSSES = 5
-"""So many lost transactions of an event on its own count as one failed attempt."""
+"""How many lost transactions of a single event count as one failed attempt."""
 
 _REMEMBERED = 1_000
 """The most events whose losses are remembered."""
@@ -170,10 +170,10 @@ class Window:
     a backlog divide the rest. If one aggregate fills a window, part of the next window starts at a random position
     further on.
 
-    `types` has the version that is known of each type. `siblings` are the windows of all processors of the process,
-    including this one. While one of them works on an
-    aggregate that fills its window, the others could only lock later rows of that aggregate and release them again. So
-    for a moment they leave the head of the queue to that one, and look further on.
+    `types` maps each type to the highest version that this release knows. `siblings` are the windows of all processors
+    of the process, including this one. While one of them works on an aggregate that fills its window, the others could
+    only lock later rows of that aggregate and release them again. So for a moment they leave the head of the queue to
+    that one, and look further on.
     """
 
     def __init__(
@@ -287,8 +287,8 @@ class Pace:
     """How many events of a type a handler gets in one call, so that it finishes well within its time limit.
 
     The number is halved when a call takes too long, or when a transaction has too few savepoints to find any of the
-    events that fail. From the time that a call takes, it is set so that the next one
-    takes half the limit. The processors of a process share it: what one has learned, the others need not find out.
+    events that fail. Otherwise it follows from the duration of each call, so that the next one takes half the limit.
+    The processors of a process share it, so that not each of them has to find it out.
     """
 
     def __init__(self) -> None:
@@ -312,19 +312,19 @@ class Pace:
 
 
 class Standstill:
-    """Which events have been blocked for long, and how long they should wait before a claim looks at them again.
+    """Finds events that have been blocked for long, and says when a claim should look at them again.
 
-    Usually, another worker's transaction has locked the event before, and ends in a moment. But that event may be of a
-    type that is paused or limited, or of a version that only workers of the next release know. Then those that it
-    blocks would be claimed over and over, and more of them than a claim takes would hide all others. So they wait as
-    long as they have been blocked so far, which doubles that time.
+    Usually, another worker's transaction is processing the earlier event and ends in a moment. But that event may be of
+    a type that is paused or limited, or of a version that only workers of the next release know. The events that it
+    blocks would then be claimed over and over, and if they were more than a claim takes, they would hide all others. So
+    they wait as long as they have been blocked so far, which doubles that time.
     """
 
     def __init__(self) -> None:
         self._since: dict[int, float] = {}
 
     def overdue(self, rows: Sequence[ClaimedRow]) -> dict[int, float]:
-        """Of the rows of a claim, those that have been blocked for long: for each position, how long to wait (s)."""
+        """The rows of a claim that have been blocked for long: for each position, how many seconds to wait."""
         now = monotonic()
         if len(self._since) > _REMEMBERED_BLOCKED:
             self._since.clear()
@@ -395,7 +395,7 @@ def parts_of(rows: Sequence[ClaimedRow]) -> list[Part]:
     """Rows in parts of one kind each, in an order that keeps that of each aggregate.
 
     The kinds take turns, in a random order: a type whose handler is slow or fails must not always come before the
-    others. A row comes at the first turn of its kind that is not before that of its aggregate's row before.
+    others. A row gets the first turn of its kind that is not before the turn of its aggregate's previous row.
     """
     # Not as `Kind`, which takes several times as long to make, and is equal to such a pair.
     found = dict.fromkeys((row.type, row.attempts > 0) for row in rows)

@@ -85,7 +85,7 @@ _ADVANCE = """
         updated_at = clock_timestamp(),
 """
 
-# A worker that runs the consumer loses its lease.
+# For a reader that is not a worker: a worker that runs the consumer loses its lease.
 ADVANCE = Statement(f"""
     {_ADVANCE} lease_owner = NULL, lease_until = NULL WHERE name = :name
 """)
@@ -100,7 +100,7 @@ ADVANCE_LEASED = Statement(f"""
     WHERE name = :name AND {_MINE} AND pg_current_xact_id() = CAST(CAST(:own AS text) AS xid8)
 """)
 
-# Times that are further away than they can be were written before the database's clock was set back.
+# A time that is too far in the future was written before the database's clock was set back.
 CLAIM = Statement(f"""
     UPDATE log_consumers SET lease_token = lease_token + 1, lease_owner = :owner, lease_until = {_UNTIL}
     WHERE name = (

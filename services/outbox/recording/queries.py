@@ -27,9 +27,9 @@ APPEND = Writing("""
 
 _WRITERS_LOCK = "hashtextextended(current_schema() || ' events of ' || {aggregate}, 0)"
 
-# Each transaction that writes events takes these locks until it ends. Whatever else locks the aggregate makes them
-# wait for each other before; so one that does not get a lock at once has found another writer, or one that has just
-# ended and is still releasing its locks. The name shows the other one whom it met.
+# Each transaction that writes events takes these locks until it ends. If both hold the aggregate's own lock, they have
+# already waited for each other. So a transaction that does not get the lock at once has found another writer, or one
+# that has just ended and is still releasing its locks. The application name tells the other one which work this is.
 RESERVE = Writing(
     f"""
     contended AS MATERIALIZED (
@@ -43,7 +43,7 @@ RESERVE = Writing(
     counted="contended",
 )
 
-# Of the transactions that hold such a lock, those that have not ended: their id is still that of their process.
+# The transactions that hold such a lock and have not ended: their id is still the current one of their server process.
 OTHER_WRITERS = Statement(f"""
     WITH locks AS MATERIALIZED (SELECT * FROM pg_locks WHERE granted)
     SELECT mine.aggregate, activity.pid, activity.application_name

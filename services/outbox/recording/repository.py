@@ -18,14 +18,14 @@ class RecordingRepository(SqlAccess):
 
     @staticmethod
     def reserving(aggregates: Sequence[str], work: str) -> Write:
-        """Say that the transaction writes events of these aggregates; counts those for which another one does.
+        """Note that the transaction writes events of these aggregates; counts those that another one also writes.
 
-        `work` is the name under which others see the transaction. For development: see `Settings.checks_order`.
+        `work` is the name that others see. For development: see `Settings.checks_order`.
         """
         return Write(queries.RESERVE, {"aggregates": list(aggregates), "work": work})
 
     async def other_writers(self, aggregates: Sequence[str]) -> list[tuple[str, int, str]]:
-        """Other running transactions that write events of these: the aggregate, the server process and its name."""
+        """Other running transactions that write events of these: the aggregate, the server process and its work."""
         rows = await self.sql.fetch(queries.OTHER_WRITERS, aggregates=list(aggregates))
         return [(row["aggregate"], row["pid"], row["application_name"]) for row in rows]
 

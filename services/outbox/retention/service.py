@@ -91,7 +91,7 @@ class Changed(Exception):
 
 
 async def patiently(engine: AsyncEngine, step: Callable[[AsyncConnection], Awaitable[ResultT]]) -> ResultT:
-    """Run a step that locks the log, in its own transaction; try again for about ten seconds if it gets no lock.
+    """Run a step that locks the log, in its own transaction; without the lock, retry for about ten seconds.
 
     Each attempt waits only briefly, so that claims and writers do not queue behind it for long. Raises what the last
     attempt raises; other errors are raised immediately.
