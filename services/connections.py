@@ -17,7 +17,7 @@ import asyncpg
 from sqlalchemy import Engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DisconnectionError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 logger = logging.getLogger(__name__)
@@ -220,6 +220,13 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
             case _:
                 what = "sent an unexpected answer"
         return ServerSilent(f"the database {what}; the connection is closed: {error!r}")
+
+
+async def driver_of(connection: AsyncConnection) -> Connection:
+    """The driver's connection under SQLAlchemy's."""
+    driver = (await connection.get_raw_connection()).driver_connection
+    assert isinstance(driver, Connection)
+    return driver
 
 
 def quoted(value: str) -> str:

@@ -32,6 +32,7 @@ from services.connections import (
     NotYours,
     PoolGuard,
     concerns_one_session,
+    driver_of,
 )
 from services.pooler import Connector
 from services.settings import Settings
@@ -378,8 +379,7 @@ async def check_pool_budget(engine: AsyncEngine, settings: Settings) -> PoolBudg
     )
     async with engine.connect() as connection:
         available = int((await connection.execute(statement)).scalar_one())
-        driver = (await connection.get_raw_connection()).driver_connection
-        assert isinstance(driver, Connection)
+        driver = await driver_of(connection)
     budget = PoolBudget(
         per_process=settings.database_pool_size + settings.database_max_overflow,
         processes=settings.api_processes + settings.worker_processes,

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InternalError,
 from sqlalchemy.orm import Session
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from services.connections import READ_ONLY, Connection, PoolGuard, concerns_one_session
+from services.connections import READ_ONLY, Connection, PoolGuard, concerns_one_session, driver_of
 
 Row: TypeAlias = Mapping[str, Any]
 Results: TypeAlias = Sequence[Sequence[tuple[Any, ...]]]
@@ -145,12 +145,7 @@ class Sql:
 
     async def driver(self) -> Connection:
         """The session's connection at the level of the driver."""
-        if self._driver is not None:
-            return self._driver
-        connection = await self._session.connection()
-        driver = (await connection.get_raw_connection()).driver_connection
-        assert isinstance(driver, Connection)
-        return driver
+        return self._driver or await driver_of(await self._session.connection())
 
     async def fetch(self, statement: Statement, **parameters: Any) -> Sequence[Row]:
         """The rows that the statement returns."""
