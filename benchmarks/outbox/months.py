@@ -19,7 +19,7 @@ from services.settings import Settings
 
 _EARLIER = 13
 _EACH = 36
-"""If events of all months wait, so many of each month in turn: a batch of 500 has some of every month."""
+"""If events of all months wait: how many of each month come in turn, so that a batch of 500 has some of every month."""
 
 _CLAIMED = 500
 

@@ -14,7 +14,7 @@ _CLIENTS = 4
 _PAGE = 8192
 _PGQUE_BYTES = 452
 _AWA_BYTES = 2048
-"""What these two queues publish of themselves, for loads of their own."""
+"""The figures that these two queues publish, measured with their own loads."""
 
 _COUNTERS: LiteralString = """
     SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint, wal_fpi, xact_commit
@@ -115,11 +115,11 @@ def _live(bench: Bench, database: str, a_commit: int) -> Life:
 
 
 def _counters(observer: psycopg.Connection[tuple[Any, ...]], database: str) -> Counters:
-    """The counters, once every client has left the database: a server process reports the last of what it did then."""
+    """The counters, once every client has left the database: a server process reports the rest when it ends."""
     deadline = time.monotonic() + START_SECONDS
     while observer.execute(_CLIENTS_LEFT, [database]).fetchall() != [(0,)]:
         if time.monotonic() > deadline:
-            raise RuntimeError(f"a client of {database} does not leave")
+            raise RuntimeError(f"a client of {database} does not disconnect")
         time.sleep(0.05)
     (counters,) = observer.execute(_COUNTERS, [database]).fetchall()
     return Counters(*counters)

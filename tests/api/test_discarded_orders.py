@@ -149,7 +149,7 @@ async def test_if_the_reaction_fails_the_event_is_not_discarded(api: Api) -> Non
     assert await api.scalar("SELECT count(*) FROM dead_letters") == 1
 
 
-async def test_why_says_what_becomes_of_an_order_without_an_event(api: Api) -> None:
+async def test_why_says_what_will_happen_to_an_order_without_an_event(api: Api) -> None:
     _, (order_id,) = await placed(api)
     operator = await make_operator(api.database)
 

@@ -336,7 +336,7 @@ async def test_an_event_whose_handler_commits_behind_the_session_is_counted_and_
     assert await rows(ticking, WAITING) == [("tick/bad", 1)]
 
 
-async def test_a_transaction_is_its_owners_again_after_the_handler(ticking: Database) -> None:
+async def test_after_the_handler_the_owner_can_end_the_transaction_again(ticking: Database) -> None:
     async with UnitOfWork(ticking.write) as uow:
         await uow.session.connection()
         with pytest.raises(NotYours):

@@ -66,7 +66,7 @@ async def test_an_event_that_kills_its_process_becomes_a_dead_letter_after_its_a
         await rows(ticking, "UPDATE outbox SET available_at = now() WHERE available_at < 'infinity'")
         killed.append(await run_until_killed(started(ticking, Kills())))
 
-    # Once unawares, once together with its neighbours, and then on its own, for as many attempts as it has.
+    # Once without a warning, once together with its neighbours, and then on its own, for as many attempts as it has.
     assert killed == [True, True, True, True, True, False]
     assert sorted(await effects(ticking)) == sorted((name, 0) for name in names)
     ((aggregate, attempts, error),) = await rows(ticking, "SELECT aggregate, attempts, error FROM dead_letters")
@@ -83,7 +83,7 @@ async def test_the_neighbours_of_a_killer_are_processed_while_it_waits_and_have_
     assert await rows(ticking, NOTED) == [(f"tick/{name}", "begun", 0) for name in ("a", "bad", "b")]
     await rows(ticking, DUE_NOW)
 
-    # They are tried one by one, whoever does it: here by a process that suspects nothing.
+    # Any process tries them one by one: here it is one that was not warned.
     handler = Kills()
     while await run_until_killed(started(ticking, handler, wary=False)):
         pass
@@ -125,7 +125,7 @@ async def test_an_attempt_on_its_own_that_fails_is_counted_once_and_one_that_mee
     assert await rows(ticking, NOTED) == [("tick/a", "retry", attempts)]
 
 
-async def test_the_last_attempt_of_an_event_on_its_own_makes_it_a_dead_letter_with_so_many_attempts(
+async def test_after_its_last_attempt_on_its_own_an_event_is_a_dead_letter_with_that_number_of_attempts(
     ticking: Database,
 ) -> None:
     async def fails(uow: UnitOfWork, events: Sequence[Claimed[Tick]]) -> None:
@@ -198,7 +198,7 @@ async def test_an_event_with_a_note_is_not_tried_before_an_earlier_one_without(t
     handler = TickHandler()
     await drain(started(ticking, handler, wary=False))
     assert [effect for effect in await effects(ticking) if effect[0] == "a"] == [("a", 0), ("a", 1), ("a", 2)]
-    # On its own nevertheless.
+    # It was still tried on its own.
     assert [Tick(name="a", number=1)] in handler.batches
 
 

@@ -192,7 +192,7 @@ async def test_a_worker_that_was_suspended_for_longer_than_its_lease_cannot_comm
 
 
 @pytest.mark.parametrize("change_it", ["pause", "reset", "delete", "read"])
-async def test_what_an_operator_changes_fences_the_running_batch_off(told_log: Database, change_it: str) -> None:
+async def test_a_change_by_an_operator_fences_off_the_running_batch(told_log: Database, change_it: str) -> None:
     await note(told_log, *numbers(0, 3))
     consumer = Consumer(FEED, Telling())
     async with UnitOfWork(told_log.write) as uow:
@@ -262,7 +262,7 @@ async def test_a_handler_that_takes_too_long_or_lets_a_cancellation_out_fails_it
         await until(told_log, named(0, 1))
 
 
-async def test_a_handler_that_commits_by_itself_is_found_out(told_log: Database) -> None:
+async def test_a_handler_that_commits_by_itself_is_detected(told_log: Database) -> None:
     async def committing(uow: UnitOfWork, _: Sequence[LoggedEvent]) -> None:
         await uow.commit()
 

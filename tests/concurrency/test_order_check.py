@@ -32,7 +32,7 @@ async def test_two_writers_of_an_aggregate_without_a_common_lock_are_found_and_n
     assert await rows(database, "SELECT count(*) FROM events") == [1]
 
 
-async def test_writers_of_other_aggregates_and_writers_in_turn_are_not_disturbed(database: Database) -> None:
+async def test_writers_of_other_aggregates_and_writers_one_after_the_other_are_not_refused(database: Database) -> None:
     async with work(database, "one") as one, work(database, "other") as other:
         one.record(Tick(name="a"))
         await one.flush()
@@ -72,7 +72,7 @@ async def test_many_writers_that_lock_the_aggregate_first_are_never_refused(data
     assert await rows(database, "SELECT count(*) FROM events") == [480]
 
 
-async def test_a_lock_that_a_transaction_holds_after_its_end_is_no_violation(
+async def test_a_lock_that_a_transaction_still_holds_after_its_end_is_not_a_violation(
     database: Database, settings: Settings
 ) -> None:
     # A transaction releases its locks one after the other, shortly after it has ended: the session has no transaction.
@@ -84,7 +84,7 @@ async def test_a_lock_that_a_transaction_holds_after_its_end_is_no_violation(
     assert await rows(database, "SELECT count(*) FROM events") == [1]
 
 
-async def test_where_the_check_is_off_nothing_is_checked(settings: Settings) -> None:
+async def test_nothing_is_checked_if_the_check_is_off(settings: Settings) -> None:
     async with open_database(settings.model_copy(update={"outbox_order_check": False}), "test") as database:
         async with work(database, "one") as one, work(database, "other") as other:
             one.record(Tick(name="a"))

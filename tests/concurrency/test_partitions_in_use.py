@@ -1,4 +1,4 @@
-"""Partitions are created while the log is in use: claims and writers never queue behind the job, which comes again."""
+"""Partitions are created while the log is in use: claims and writers never queue behind the job, which tries again."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -72,7 +72,9 @@ async def use_the_log(database: Database, until: asyncio.Task[Any]) -> int:
     return number
 
 
-async def test_claims_and_writers_go_on_beside_a_backup_and_the_month_comes_after_it(database: Database) -> None:
+async def test_claims_and_writers_continue_during_a_backup_and_the_month_is_created_after_it(
+    database: Database,
+) -> None:
     await make_effects(database)
     wanted = await drop_last_month(database)
     async with open_backup(database) as backup:

@@ -19,7 +19,7 @@ LIMIT = 1.0
 
 
 class Slow(TickHandler):
-    """Takes `seconds` for each event, or for those that are called so."""
+    """Takes `seconds` for each event, or only for those with the given names."""
 
     def __init__(self, seconds: float, named: str = "") -> None:
         super().__init__()

@@ -54,7 +54,7 @@ async def test_stranded_events_are_named_woken_and_processed_in_order(ticking: D
         assert [number for other, number in await effects(ticking) if other == name] == [0, 1, 2]
 
 
-async def test_the_job_says_what_it_woke(ticking: Database) -> None:
+async def test_the_job_logs_what_it_woke(ticking: Database) -> None:
     ctx = {"worker": SimpleNamespace(open_unit_of_work=lambda: UnitOfWork(ticking.write))}
     await append(ticking, Tick(name="a"))
     await rows(ticking, STRAND, aggregate="tick/a")

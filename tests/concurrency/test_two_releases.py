@@ -16,7 +16,7 @@ from tests.concurrency.ticks import LATER, Tick, TickHandler, append, drain, eff
 
 
 class Coloured(Tick):
-    """The same version as `Tick`, with a field more."""
+    """The same version as `Tick`, with one more field."""
 
     colour: str = "red"
 

@@ -58,7 +58,7 @@ async def test_a_worker_that_has_lost_a_task_shuts_down_cleanly_and_names_it(
     code, said = await ended(ticking, settings, tmp_path, task)
     assert code == 70, said
     assert said.count(f"the task '{task}' was cancelled; this worker stops with exit code 70") == 1, said
-    # The batch of the handler is committed. The row stays, so that the next worker knows of the end.
+    # The handler's batch is committed. The worker's row stays, so that the next worker knows how it ended.
     assert len(await some(ticking, 1)) == 1
 
 

@@ -44,7 +44,7 @@ async def some(database: Database, number: int) -> list[WorkerState]:
 
 
 async def until(database: Database, met: Callable[[list[Any]], bool], statement: str) -> None:
-    """Wait until the rows of the statement are as wanted."""
+    """Wait until the statement returns the expected rows."""
     for _ in range(600):
         if met(await rows(database, statement)):
             return
@@ -53,7 +53,7 @@ async def until(database: Database, met: Callable[[list[Any]], bool], statement:
 
 
 async def complaint_that(database: Database, met: Callable[[str | None], bool]) -> str | None:
-    """The complaint of the only worker, as soon as it is as wanted."""
+    """The complaint of the only worker, as soon as it meets the condition."""
     for _ in range(600):
         (one,) = await listed(database)
         if met(one.complaint):
@@ -122,7 +122,7 @@ async def test_the_row_of_a_lost_worker_is_forgotten_after_a_day(database: Datab
         assert (await take_slice(uow, LOST_WORKERS, None, 10)).ended == 1
 
 
-async def test_the_successor_of_a_killed_worker_is_well_and_deletes_its_row(
+async def test_the_successor_of_a_killed_worker_is_healthy_and_deletes_its_row(
     database: Database, settings: Settings, tmp_path: Path
 ) -> None:
     with running_worker(settings, tmp_path / "worker.log") as worker:

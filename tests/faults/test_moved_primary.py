@@ -109,7 +109,7 @@ async def test_a_worker_gives_up_a_server_that_falls_silent_and_continues_when_o
             async def notices() -> bool:
                 return "outbox batch rolled back" in worker.said() and "no heartbeat" in worker.said()
 
-            await until(notices, "the end of its patience", worker)
+            await until(notices, "its statements to time out", worker)
             assert ("b", 0) not in await effects(ticking)
             proxy.silent = False
             await assert_works(ticking, worker, "b")

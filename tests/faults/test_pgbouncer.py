@@ -88,9 +88,7 @@ async def test_each_transaction_has_its_settings_and_leaves_none_behind(settings
         assert claim_settings(9.0).keys() >= set(OF_CLAIMS)
 
 
-async def test_the_database_is_asked_for_its_settings_only_if_it_is_there_itself(
-    database: Database, through: Database
-) -> None:
+async def test_each_engine_finds_out_whether_a_pooler_is_in_between(database: Database, through: Database) -> None:
     assert [await is_pooled(one.engine) for one in (database, through)] == [False, True]
 
 
@@ -144,7 +142,7 @@ async def test_a_cancelled_statement_stops_at_the_server(database: Database, poo
         assert len(await shown(through)) == len(SHOWN)
 
 
-async def test_a_batch_goes_on_after_a_cancelled_statement(pooled: Settings) -> None:
+async def test_a_batch_continues_after_a_cancelled_statement(pooled: Settings) -> None:
     asleep = Statement("SELECT pg_sleep(60)")
     async with open_polling(pooled, 20.0) as polling:
         for number in range(5):

@@ -85,7 +85,9 @@ CASES += [(arguments, "a wrong password") for arguments in (*COMMANDS, ALEMBIC)]
 
 
 @pytest.mark.parametrize(("arguments", "away"), CASES, ids=[f"{named(one)}: {away}" for one, away in CASES])
-def test_a_database_that_cannot_be_reached_is_one_sentence(settings: Settings, arguments: list[str], away: str) -> None:
+def test_a_database_that_cannot_be_reached_is_reported_in_one_sentence(
+    settings: Settings, arguments: list[str], away: str
+) -> None:
     change, reason = AWAY[away]
     given = change(settings)
     code, said = run(arguments, given)
@@ -167,10 +169,10 @@ def test_a_database_that_a_newer_release_has_migrated_is_used(settings: Settings
         assert worker.terminate(15) == 0
 
 
-def test_a_running_worker_whose_database_falls_back_reports_it(settings: Settings, tmp_path: Path) -> None:
+def test_a_running_worker_reports_that_its_database_is_at_an_older_revision(settings: Settings, tmp_path: Path) -> None:
     check = ["-m", "services.cli", "outbox", "workers", "--check"]
     with running_worker(settings, tmp_path / "worker.log") as worker:
-        wait_until(lambda: run(check, settings)[0] == 0, "the worker to be well")
+        wait_until(lambda: run(check, settings)[0] == 0, "the worker to be healthy")
         with psycopg.connect(settings.database_url, autocommit=True) as connection:
             connection.execute("UPDATE alembic_version SET version_num = '0001'")
             report = "SELECT count(*) FROM workers WHERE report ->> 'tables_complaint' LIKE '%at revision 0001%'"

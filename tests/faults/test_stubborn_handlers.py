@@ -130,7 +130,7 @@ async def test_an_event_that_ends_the_worker_each_time_is_found_and_counted_and_
                     deaths += 1
                     worker.start_again()
                 await asyncio.sleep(0.05)
-    # Once unawares, once with its neighbours and once alone. The second attempt of this one succeeds.
+    # Once without a warning, once with its neighbours and once alone. Its second attempt alone succeeds.
     assert deaths == 3
     assert attempts >= {0, 1}
     assert sorted(await effects(ticking)) == [("a", 0), ("b", 0), ("bad", 0)]

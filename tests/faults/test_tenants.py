@@ -195,7 +195,7 @@ async def test_a_tenant_finds_an_extension_that_older_releases_installed_in_publ
             assert [product.id for product in found.data] == [lantern.id]
 
 
-def test_tenants_that_are_made_at_the_same_moment_share_the_extension(empty_database_url: str) -> None:
+def test_tenants_that_are_created_at_the_same_time_share_the_extension(empty_database_url: str) -> None:
     with ExitStack() as stack:
         made = [
             stack.enter_context(alembic_process(empty_database_url, "-x", f"schema=tenant_{number}", "upgrade", "0001"))

@@ -294,7 +294,7 @@ async def test_an_export_that_lacks_an_event_is_written_again(old_log: Database,
     assert (len(read_export(later.path)), len(read_export(path))) == (4, 3)
 
 
-async def test_a_file_with_other_events_is_neither_believed_nor_replaced(old_log: Database, tmp_path: Path) -> None:
+async def test_a_file_with_other_events_is_neither_accepted_nor_replaced(old_log: Database, tmp_path: Path) -> None:
     first = await export(old_log.engine, MARCH, tmp_path)
     # As many events, but others: as in a database of the same name in another cluster.
     await rows(old_log, f"UPDATE {MARCH.name} SET payload = '{{}}'")

@@ -93,7 +93,7 @@ async def test_the_audit_refers_to_an_error_of_each_kind_instead_of_copying_ever
     ]
 
 
-async def test_two_that_discard_errors_of_the_same_kinds_at_once_do_not_deadlock(database: Database) -> None:
+async def test_two_operators_who_discard_errors_of_the_same_kinds_at_once_do_not_deadlock(database: Database) -> None:
     await bury(database, *(f"n{number}" for number in range(40)))
     await rows(database, "UPDATE dead_letters SET fingerprint = 'kind ' || (position * 7) % 10")
 

@@ -30,7 +30,7 @@ def identity_of(pid: int) -> dict[str, Any]:
         return {**here, "started": int(file.read().rpartition(")")[2].split()[19])}
 
 
-def test_a_process_that_runs_is_not_dead_however_silent(other: "subprocess.Popen[bytes]") -> None:
+def test_a_running_process_is_not_dead_however_long_it_is_silent(other: "subprocess.Popen[bytes]") -> None:
     theirs = identity_of(other.pid)
     assert not is_dead(other.pid, theirs, SILENT)
     other.send_signal(signal.SIGSTOP)

@@ -248,7 +248,7 @@ def test_every_part_of_a_batch_has_one_kind_and_keeps_the_order_of_each_aggregat
         assert mine == sorted(mine)
 
 
-def test_aggregates_whose_types_follow_in_different_orders_share_their_parts() -> None:
+def test_aggregates_whose_types_come_in_different_orders_share_their_parts() -> None:
     """One ends with the type that the other begins with, so that three parts are enough."""
     for _ in range(20):
         parts = parts_of(

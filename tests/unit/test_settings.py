@@ -115,7 +115,7 @@ def test_settings_cannot_be_changed_after_they_were_read() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg", "postgresql+asyncpg"])
-def test_an_address_is_given_to_the_driver_in_its_own_way(scheme: str) -> None:
+def test_an_address_is_passed_to_the_driver_in_the_form_that_it_expects(scheme: str) -> None:
     settings = production(database_url=f"{scheme}://me:p%40ss@db.example:5433/shop")
     assert settings.async_url().render_as_string(False) == "postgresql+asyncpg://me:p%40ss@db.example:5433/shop"
     assert settings.replica_url() is None

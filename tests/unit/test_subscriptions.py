@@ -18,7 +18,7 @@ async def on_placed(_: UnitOfWork, __: Sequence[Claimed[OrderPlaced]]) -> None: 
 async def on_cancelled(_: UnitOfWork, __: Sequence[Claimed[OrderCancelled]]) -> None: ...
 
 
-def test_a_handler_of_another_event_is_an_error_of_types() -> None:
+def test_a_handler_of_another_event_is_a_type_error() -> None:
     Subscription(OrderPlaced, on_placed)
     Subscription(OrderPlaced, on_cancelled)  # type: ignore[arg-type]
 
