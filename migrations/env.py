@@ -250,8 +250,8 @@ async def connected(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     try:
         if getattr((await connection.get_raw_connection()).driver_connection, "is_pooled", False):
             raise CommandError(
-                "migrations need a session of the server, and the database is behind a pooler: give "
-                "WAYBILL_DATABASE_URL the address of PostgreSQL itself for this command"
+                "migrations need a session of the server, and the database is behind a pooler: set "
+                "WAYBILL_DATABASE_URL to the address of PostgreSQL itself for this command"
             )
         yield connection
     finally:

@@ -58,7 +58,7 @@ class Follower:
         return [one.task for one in self._running if one.task is not None]
 
     def signs(self) -> dict[str, object]:
-        """A batch that has passed its time limit, by when it should have ended: the value stays until it ends."""
+        """For each batch that has exceeded its time limit: when it should have ended. The value stays until it ends."""
         overdue = {f"log consumer {one.name}": one.ends_at for one in self._running if one.ends_at is not None}
         return {name: ends_at for name, ends_at in overdue.items() if ends_at < monotonic()}
 

@@ -29,7 +29,7 @@ _KEPT = 1.0
 """Seconds for which an answer is cached."""
 
 _ORIGIN_KEPT = 10.0
-"""Seconds for which it is remembered whether the database came from another cluster: finding out takes longer."""
+"""Seconds for which an answer about the database's origin is reused, since finding out takes longer."""
 
 _DATABASE_PATIENCE = 2.0
 _ORIGIN_PATIENCE = 0.1

@@ -298,4 +298,4 @@ def test_consumers_are_paused_and_resumed_and_the_health_check_reports_one_that_
         "SELECT action, detail ->> 'consumer', reason FROM outbox_actions ORDER BY id"
     ).fetchall()
     assert actions == [("pause_consumer", "feed", "wrong sums"), ("resume_consumer", "feed", "")]
-    assert "no worker runs" in run("consumers", "pause", "by-hand", code=1).output
+    assert "never been run by a worker" in run("consumers", "pause", "by-hand", code=1).output

@@ -186,7 +186,7 @@ class Batch:
     share: int = 0
     """The savepoints that each kind of event may use."""
     budget: dict[Kind, int] = field(default_factory=dict)
-    """What is left of them."""
+    """How many of these savepoints are left."""
     savepoints: int = 0
     noted: set[int] = field(default_factory=set)
     """Positions of the events whose attempts were noted before they began."""

@@ -233,7 +233,7 @@ class Processor(Generic[TransactionT]):
             policy = self._policy(one.type)
             if one.attempts >= policy.max_attempts:
                 batch.counted = True
-                error = ProcessDied(f"the worker process ended during each of the last attempts, {one.attempts} in all")
+                error = ProcessDied(f"the worker process ended during attempt {one.attempts}, the last one")
                 batch.fail(one._replace(attempts=one.attempts - 1), error)
                 return []
             rows, batch.counted = [one], True

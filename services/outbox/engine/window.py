@@ -35,7 +35,7 @@ _IDEAL_SHARE = 0.5
 """The share of its time limit that a handler should need."""
 
 _STEP = 8
-"""How many times as many events the next call may get, after one that took little time."""
+"""The factor by which the number of events may grow after a call that took little time."""
 
 _UNLIMITED = 10_000
 """More events than one claim takes."""

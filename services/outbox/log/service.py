@@ -154,7 +154,7 @@ async def advance_leased(uow: Transaction, batch: LogBatch, lease: Lease, own: s
 async def pause(uow: Transaction, consumer: str, actor: str) -> None:
     """Keep workers from running the consumer. From the commit on, none of them commits a batch. Raises `NotFound`."""
     if not await uow.log.pause(consumer, actor):
-        raise NotFound(f"no worker runs a log consumer {consumer!r}")
+        raise NotFound(f"log consumer {consumer!r} does not exist, or has never been run by a worker")
 
 
 async def resume(uow: Transaction, consumer: str) -> None:

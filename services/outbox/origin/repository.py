@@ -36,7 +36,7 @@ async def is_migrated(connection: AsyncConnection) -> bool:
 async def behind(connection: AsyncConnection) -> dict[str, int]:
     """The sequences that would give a value again which a column already has, with the column's highest value."""
     counters = [Counter(**row) for row in (await connection.execute(text(queries.COUNTERS))).mappings()]
-    # What died has left the outbox, and is put back at its position.
+    # A dead letter has left the outbox, but a replay puts it back at its position.
     counters += [
         Counter(one.sequence, "dead_letters", "position")
         for one in counters

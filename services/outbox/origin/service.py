@@ -1,9 +1,9 @@
 """Recognises a database that came from another cluster, by `pg_dump` or by logical replication, and adapts it.
 
-The event log stores transaction ids, and its consumers snapshots of them. In another cluster they mean nothing: new
-events have ids that the consumers take for read, so these would silently get nothing, and retention would drop months
-that are still unread. Logical replication also leaves the sequences behind, so that positions are given again, and the
-order of events is lost.
+The event log stores transaction ids, and its consumers store snapshots of them. In another cluster they are
+meaningless: consumers would consider new events as read and silently get nothing, and retention would drop months that
+are still unread. Logical replication also leaves the sequences behind, so that positions are given again, and the order
+of events is lost.
 
 `check` refuses before the log is read or dropped; `check_start` before a process starts. A physical copy
 (`pg_basebackup`, a standby, point-in-time recovery) is the same cluster and needs nothing. After `pg_upgrade` the ids

@@ -33,7 +33,7 @@ _PARTITION = re.compile(r"events_(default|[0-9]{4}_[0-9]{2})", re.ASCII)
 
 
 class TooManyStrays(Exception):
-    """The default partition holds so many events of a month that moving them would stop the log's writers for long."""
+    """The default partition holds too many events of a month: moving them would stop the log's writers for too long."""
 
 
 async def ensure_partitions(connection: AsyncConnection, months_ahead: int, today: date) -> list[str]:
@@ -53,7 +53,7 @@ async def add_partitions(
 ) -> list[str]:
     """Create the missing partitions of these months, as `ensure_partitions` does; return their names.
 
-    With `most_moved=None`, any number of events is moved, however long that takes: while nothing uses the log.
+    With `most_moved=None`, any number of events is moved, however long that takes: only while nothing uses the log.
     """
     wanted = {partition_name(*month): month_bounds(*month) for month in months}
     if wanted.keys() <= await existing_partitions(connection):
@@ -129,7 +129,7 @@ async def _add_partition(
     if most_moved is not None and strays > most_moved:
         raise TooManyStrays(
             f"{DEFAULT_PARTITION} holds more than {most_moved} events that belong to {name}. Moving them would stop "
-            "all writers for long: stop the API and the workers, and run `waybill outbox partitions`"
+            "all writers for a long time: stop the API and the workers, and run `waybill outbox partitions`"
         )
     if strays:
         # A query that was planned without the new partition must not run after the events have moved there: a reader of
