@@ -23,7 +23,7 @@ from services.outbox.consumers import check_consumers
 from services.outbox.doorbell import Doorbell, DoorbellListener
 from services.outbox.engine.repository import claim_settings
 from services.outbox.engine.service import Processor
-from services.outbox.engine.window import Window
+from services.outbox.engine.window import Pace, Window
 from services.outbox.origin import service as origin
 from services.outbox.policy import RetryPolicy
 from services.outbox.subscription import check_time_limits, longest_limit
@@ -96,6 +96,7 @@ class ProcessingOptions(TypedDict):
     batch_size: int
     time_limit: float
     siblings: list[Window]
+    pace: Pace
 
 
 def processing_options(settings: Settings) -> ProcessingOptions:
@@ -105,6 +106,7 @@ def processing_options(settings: Settings) -> ProcessingOptions:
         "batch_size": settings.outbox_batch_size,
         "time_limit": settings.outbox_time_limit,
         "siblings": [],
+        "pace": Pace(),
     }
 
 

@@ -86,10 +86,11 @@ async def run_batch(uow: TransactionT, consumer: Consumer[TransactionT], lease: 
             raise _lost(consumer)
         return batch
     own = await uow.log.own()
-    if batch.begins and consumer.on_start is not None:
-        await consumer.on_start(uow)
-    if batch.events:
-        await consumer.handler(uow, batch.events)
+    async with uow.lent():
+        if batch.begins and consumer.on_start is not None:
+            await consumer.on_start(uow)
+        if batch.events:
+            await consumer.handler(uow, batch.events)
     # Before the place, whose row is locked from then on.
     await uow.flush()
     if await log.advance_leased(uow, batch, lease, own):

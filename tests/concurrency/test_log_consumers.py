@@ -12,6 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 import worker.follower
+from services.connections import NotYours, driver_of
 from services.database import Database
 from services.outbox.consumers import Consumer, check_consumers, claim, run_batch
 from services.outbox.log import service as log
@@ -262,12 +263,31 @@ async def test_a_handler_that_takes_too_long_or_lets_a_cancellation_out_fails_it
         await until(told_log, named(0, 1))
 
 
-async def test_a_handler_that_commits_by_itself_is_detected(told_log: Database) -> None:
-    async def committing(uow: UnitOfWork, _: Sequence[LoggedEvent]) -> None:
+async def test_a_handler_cannot_commit_its_transaction(told_log: Database) -> None:
+    async def committing(uow: UnitOfWork, events: Sequence[LoggedEvent]) -> None:
+        await Telling()(uow, events)
         await uow.commit()
 
     await note(told_log, *numbers(0, 1))
     consumer = Consumer(FEED, committing)
+    async with UnitOfWork(told_log.write) as uow:
+        lease = await claim(uow, consumer, uuid4(), LEASE)
+        assert lease is not None
+        await uow.commit()
+        with pytest.raises(NotYours):
+            await run_batch(uow, consumer, lease, 10)
+    assert (await lag(told_log)).events == 1
+    assert await rows(told_log, "SELECT count(*) FROM told") == [0]
+
+
+async def test_a_transaction_that_a_handler_has_ended_all_the_same_is_not_taken_for_its_own(told_log: Database) -> None:
+    async def rolling_back(uow: UnitOfWork, _: Sequence[LoggedEvent]) -> None:
+        driver = await driver_of(await uow.session.connection())
+        await driver.execute("ROLLBACK;")
+        await driver.execute("BEGIN")
+
+    await note(told_log, *numbers(0, 1))
+    consumer = Consumer(FEED, rolling_back)
     async with UnitOfWork(told_log.write) as uow:
         lease = await claim(uow, consumer, uuid4(), LEASE)
         assert lease is not None

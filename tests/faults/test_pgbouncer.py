@@ -196,8 +196,8 @@ async def test_a_commit_is_proven_or_raises(database: Database, through: Databas
 COUNTED = [Statement(f"SELECT CAST(:given AS integer) + {number} AS found") for number in range(20)]
 
 
-async def test_many_clients_run_the_same_statements_over_two_server_connections(through: Database) -> None:
-    async def work(client: int) -> int:
+async def test_many_clients_run_the_same_statements_over_two_server_connections(pooled: Settings) -> None:
+    async def work(through: Database, client: int) -> int:
         total = 0
         for number, statement in enumerate(COUNTED):
             async with UnitOfWork(through.write) as uow:
@@ -207,7 +207,8 @@ async def test_many_clients_run_the_same_statements_over_two_server_connections(
                 assert await uow.categories.by_name("x") is None
         return total
 
-    assert await asyncio.gather(*(work(client) for client in range(12))) == [0] * 12
+    async with open_database(pooled, "api") as through:
+        assert await asyncio.gather(*(work(through, client) for client in range(12))) == [0] * 12
 
 
 async def test_the_api_and_a_worker_do_their_work(
