@@ -13,11 +13,11 @@ from services.outbox.events import Event
 from services.outbox.log import service as log
 from services.outbox.log.schemas import Lease, LoggedEvent
 from services.outbox.log.service import LogBatch, Start
-from services.outbox.subscription import HandlerBroken, TimeLimitTooLong, TransactionT
+from services.outbox.subscription import HandlerBroken, TimeLimitTooLong, TransactionT, lent_to
 from services.transaction import Transaction
 
 LogHandler: TypeAlias = Callable[[TransactionT, Sequence[LoggedEvent]], Awaitable[None]]
-"""Handles events in the order of the log, inside the transaction that stores the consumer's place; never commits.
+"""Handles events in the order of the log, inside the transaction that stores the consumer's place; it cannot commit.
 
 If it raises, its work is rolled back, and the batch is tried again in parts: an event that fails alone is tried until
 it succeeds, and the consumer waits for it.
@@ -76,8 +76,8 @@ async def claim(uow: Transaction, consumer: Consumer[TransactionT], owner: UUID,
 async def run_batch(uow: TransactionT, consumer: Consumer[TransactionT], lease: Lease, limit: int) -> LogBatch:
     """Handle up to `limit` of the consumer's next events. The caller commits immediately.
 
-    Raises `LeaseLost`, `RebaseNeeded`, `HandlerBroken` if the handler ends the transaction, and whatever the handler
-    raises.
+    Raises `LeaseLost`, `RebaseNeeded`, what the handler raises, which includes `NotYours` if it tries to end the
+    transaction, and `HandlerBroken` if it has ended it all the same or raises what is not an `Exception`.
     """
     types = None if consumer.types is None else [event.type for event in consumer.types]
     batch = await log.read_leased(uow, consumer.name, lease, limit, types)
@@ -86,7 +86,7 @@ async def run_batch(uow: TransactionT, consumer: Consumer[TransactionT], lease: 
             raise _lost(consumer)
         return batch
     own = await uow.log.own()
-    async with uow.lent():
+    async with lent_to(uow, f"the handler of the log consumer {consumer.name!r}"):
         if batch.begins and consumer.on_start is not None:
             await consumer.on_start(uow)
         if batch.events:

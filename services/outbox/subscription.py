@@ -1,7 +1,8 @@
 """Subscriptions: which handler processes the events of a type, and by which rules."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 from uuid import UUID
@@ -109,28 +110,36 @@ def check_time_limits(
 async def handle(
     transaction: TransactionT, subscription: AnySubscription[TransactionT], events: Sequence[Claimed[Any]], limit: float
 ) -> Verdicts:
-    """Run the handler on the events. Raises what it raises, and `HandlerBroken` if it breaks the rules.
-
-    An error that is not an `Exception` would end the poll loop, and not only fail the events. So it is raised as a
-    `HandlerBroken`, except for Ctrl+C, and for a `CancelledError` after this task was cancelled.
-    """
+    """Run the handler on the events. Raises what it raises, and `HandlerBroken` if it breaks the rules."""
     name = subscription.event.type
-    task = asyncio.current_task()
-    cancelled_before = task.cancelling() if task else 0
     try:
-        async with transaction.lent(), asyncio.timeout(limit) as timer:
+        async with lent_to(transaction, f"the handler of {name!r}"), asyncio.timeout(limit) as timer:
             verdicts = await subscription.handler(transaction, events)
     except TimeoutError as late:
         if not timer.expired():
             raise
         raise TimedOut(f"the handler of {name!r} did not finish within {limit:g} s for {len(events)} events") from late
+    return None if verdicts is None else _checked(name, events, verdicts)
+
+
+@asynccontextmanager
+async def lent_to(transaction: Transaction, borrower: str) -> AsyncIterator[None]:
+    """Lend the transaction to the block, which runs the code of the `borrower`. Raises what it raises.
+
+    An error that is not an `Exception` would end the worker's loop, and not only fail the events. So it is raised as a
+    `HandlerBroken`, except for Ctrl+C, and for a `CancelledError` after this task was cancelled.
+    """
+    task = asyncio.current_task()
+    cancelled_before = task.cancelling() if task else 0
+    try:
+        async with transaction.lent():
+            yield
     except (Exception, KeyboardInterrupt):
         raise
     except BaseException as error:
         if isinstance(error, asyncio.CancelledError) and task and task.cancelling() > cancelled_before:
             raise
-        raise HandlerBroken(f"the handler of {name!r} raised {Shown(error)!r}, which is not an Exception") from error
-    return None if verdicts is None else _checked(name, events, verdicts)
+        raise HandlerBroken(f"{borrower} raised {Shown(error)!r}, which is not an Exception") from error
 
 
 def _checked(name: str, events: Sequence[Claimed[Any]], returned: Sequence[Exception | None]) -> Verdicts:

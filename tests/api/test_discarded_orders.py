@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from services.cli.main import app
+from services.connections import NotYours
 from services.fields import new_id
 from services.outbox.control import service as control
 from services.outbox.control.schemas import Selection
@@ -145,6 +146,21 @@ async def test_if_the_reaction_fails_the_event_is_not_discarded(api: Api) -> Non
     await corrupt(api.database, DIE)
     async with UnitOfWork(api.database.write) as uow:
         with pytest.raises(ValueError, match="tick/a"):
+            await control.discard(uow, Selection(event_id=event_id), By("an operator", "because"), [subscription])
+    assert await api.scalar("SELECT count(*) FROM dead_letters") == 1
+
+
+async def test_a_reaction_cannot_commit_a_part_of_the_discard(api: Api) -> None:
+    async def commits(uow: UnitOfWork, _: Sequence[Discarded]) -> None:
+        await uow.commit()
+
+    subscription = Subscription(Tick, TickHandler(), on_discard=commits)
+    async with UnitOfWork(api.database.write) as uow:
+        event_id = uow.record(Tick(name="a"))
+        await uow.commit()
+    await corrupt(api.database, DIE)
+    async with UnitOfWork(api.database.write) as uow:
+        with pytest.raises(NotYours):
             await control.discard(uow, Selection(event_id=event_id), By("an operator", "because"), [subscription])
     assert await api.scalar("SELECT count(*) FROM dead_letters") == 1
 

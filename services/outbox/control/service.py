@@ -14,7 +14,7 @@ from services.outbox.control.repository import COUNTED
 from services.outbox.control.schemas import Selection
 from services.outbox.engine.schemas import first_positions
 from services.outbox.events import defined
-from services.outbox.subscription import AnySubscription, Discarded, TransactionT
+from services.outbox.subscription import AnySubscription, Discarded, TransactionT, lent_to
 from services.sql import Row
 from services.transaction import Transaction
 
@@ -350,7 +350,8 @@ async def _react(
     for subscription in subscriptions:
         mine = [one for one in discarded if one.type == subscription.event.type]
         if mine and subscription.on_discard is not None:
-            await subscription.on_discard(work, mine)
+            async with lent_to(work, f"the on_discard of {subscription.event.type!r}"):
+                await subscription.on_discard(work, mine)
 
 
 def _discarded(row: Row) -> Discarded:
