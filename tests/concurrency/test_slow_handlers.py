@@ -13,7 +13,7 @@ from services.outbox.events import Claimed
 from services.outbox.policy import RetryPolicy
 from services.outbox.subscription import Subscription
 from services.unit_of_work import UnitOfWork
-from tests.concurrency.ticks import LATER, Tick, TickHandler, append, drain, effects, rows
+from tests.concurrency.ticks import LATER, Tick, TickHandler, append, drain, effects, replay_letter, rows
 
 LIMIT = 1.0
 
@@ -91,6 +91,25 @@ async def test_an_event_that_hangs_is_isolated_and_counted_once_and_its_neighbou
     assert sum(outcome.retried for outcome in outcomes) == 1
     # It was tried alone once only.
     assert [[tick.name for tick in batch] for batch in handler.batches].count(["hangs"]) == 1
+
+
+async def test_a_time_out_that_another_worker_has_counted_is_not_counted_again(ticking: Database) -> None:
+    handler = Slow(60.0)
+    once = RetryPolicy(max_attempts=1, base=0.001, cap=0.001)
+    one, other = engine(ticking, handler, retry=once), engine(ticking, handler, retry=once)
+    await append(ticking, Tick(name="hangs"))
+    # It times out, and before this worker claims it again, another one tries it and buries it.
+    assert (await one.run_once()).more
+    assert sum(outcome.buried for outcome in await drain(other)) == 1
+    await one.run_once()
+    handler.seconds = 0.0
+    async with UnitOfWork(ticking.write) as uow:
+        assert await replay_letter(uow, 1)
+        await uow.commit()
+
+    await drain(one)
+
+    assert await effects(ticking) == [("hangs", 0)]
 
 
 async def test_batches_grow_again_once_the_handler_is_fast(ticking: Database) -> None:

@@ -177,6 +177,7 @@ class Processor(Generic[TransactionT]):
         horizon, rows = await transaction.outbox.claim(self._window.spans(self._floor), self._floor.position)
         again = self._floor.rise(horizon, oldest_taker)
         full = self._window.note(rows)
+        self._portion.claimed(rows)
         if again:
             # What was found further on may have to wait for what is at the beginning.
             return Outcome(more=True)

@@ -354,7 +354,14 @@ class Portion:
         self._most = _ALL
         self._taken: Sequence[ClaimedRow] = ()
         self._losses: Counter[int] = Counter()
-        self._blamed: dict[int, Exception] = {}
+        self._blamed: dict[tuple[int, int], Exception] = {}
+        """Errors that count as the next attempt, by position and the attempts before it."""
+
+    def claimed(self, rows: Sequence[ClaimedRow]) -> None:
+        """Blame no event any more that the latest claim did not find as it was: another worker has tried it since."""
+        if self._blamed:
+            found = {(row.position, row.attempts) for row in rows}
+            self._blamed = {key: error for key, error in self._blamed.items() if key in found}
 
     def of(self, rows: Sequence[ClaimedRow]) -> Sequence[ClaimedRow]:
         """The first of these rows, in order of their positions: those that the transaction takes."""
@@ -369,14 +376,14 @@ class Portion:
         if len(self._losses) >= _REMEMBERED:
             self._losses.clear()
             self._blamed.clear()
-        position = self._taken[0].position
-        self._losses[position] += 1
-        if self._losses[position] >= _LOSSES:
-            self._blamed[position] = error
+        (row,) = self._taken
+        self._losses[row.position] += 1
+        if self._losses[row.position] >= _LOSSES:
+            self.blame(row, error)
 
     def blame(self, row: ClaimedRow, error: Exception) -> None:
-        """Count this error as the event's next attempt, without running the handler."""
-        self._blamed[row.position] = error
+        """Count this error as the event's next attempt, without running the handler, if the next claim finds it."""
+        self._blamed[row.position, row.attempts] = error
 
     def committed(self) -> None:
         """The transaction was committed."""
@@ -384,11 +391,11 @@ class Portion:
             self._most = min(_ALL, 2 * self._most)
         for row in self._taken if self._losses or self._blamed else ():
             self._losses.pop(row.position, None)
-            self._blamed.pop(row.position, None)
+            self._blamed.pop((row.position, row.attempts), None)
 
     def error_of(self, row: ClaimedRow) -> Exception | None:
         """The error to count as an attempt, without running the handler; None if the event is not to blame."""
-        return self._blamed.get(row.position)
+        return self._blamed.get((row.position, row.attempts))
 
 
 def parts_of(rows: Sequence[ClaimedRow]) -> list[Part]:
