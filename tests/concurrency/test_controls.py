@@ -67,6 +67,33 @@ async def test_no_more_batches_of_a_type_run_at_once_than_its_limit(
     assert len(await effects(ticking)) == 30
 
 
+@pytest.mark.parametrize("begun", [False, True], ids=["together", "one by one"])
+async def test_the_limit_holds_for_wary_workers_too(ticking: Database, begun: bool) -> None:
+    await append(ticking, *(Tick(name=f"{number:02d}") for number in range(12)))
+    await rows(ticking, "INSERT INTO outbox_types (type, max_batches) VALUES ('test.tick', 1)")
+    if begun:
+        await rows(ticking, "UPDATE outbox SET waits = 'begun', available_at = now()")
+    running, most = 0, 0
+
+    async def count(uow: UnitOfWork, events: Sequence[Claimed[Tick]]) -> None:
+        nonlocal running, most
+        await TickHandler()(uow, events)
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.05)
+        running -= 1
+
+    engines = [processor(ticking, count, batch_size=3) for _ in range(3)]
+    for engine in engines:
+        engine.be_wary()
+    async with asyncio.timeout(60):
+        while await rows(ticking, "SELECT 1 FROM outbox LIMIT 1"):
+            await asyncio.gather(*(drain(engine) for engine in engines))
+            assert await rows(ticking, "SELECT 1 FROM outbox WHERE attempts > 0 OR available_at > now()") == []
+    assert most == 1
+    assert len(await effects(ticking)) == 12
+
+
 async def test_a_deferred_event_is_processed_when_it_is_due_and_no_event_waits_for_it(ticking: Database) -> None:
     async with UnitOfWork(ticking.write) as uow:
         uow.record(Tick(name="a"), available_at=now() + timedelta(hours=1))

@@ -58,7 +58,7 @@ def statements(first: int, positions: Sequence[int]) -> dict[str, tuple[Statemen
         ),
         "begin attempts": (queries.BEGIN_ATTEMPTS, {"positions": each, "delay": 5.0, "counts": 0}),
         "take up": (queries.TAKE_UP, {"positions": each, "attempts": [0] * len(each)}),
-        "leave": (queries.LEAVE, {"positions": each}),
+        "leave": (queries.LEAVE, {"positions": each, "counts": 0}),
         "put behind": (queries.PUT_BEHIND, {"positions": each, "delays": [1.0] * len(each)}),
         "hold back": (queries.HOLD_BACK, {"aggregates": aggregates, "positions": each, "most": 100}),
         "bury": (

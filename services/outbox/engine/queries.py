@@ -37,6 +37,15 @@ _PLAN_AS_USUAL = (
     " || set_config('enable_sort', 'on', true)"
 )
 
+
+def _takes_slot(event_type: str) -> str:
+    """A condition that takes one of the type's slots until the transaction ends; false if all are taken."""
+    return f"""EXISTS (
+        SELECT FROM generate_series(1, control.max_batches) AS slot
+        WHERE pg_try_advisory_xact_lock(hashtext(current_schema() || ' outbox ' || {event_type}), slot)
+    )"""
+
+
 # Locks the first rows of each wanted type and decides which of them may run: those whose aggregate has no earlier row
 # outside the locked set and no dead letter that blocks. Everything reads one snapshot, so a row that another worker is
 # about to delete still blocks here.
@@ -64,10 +73,7 @@ CLAIM = Statement(f"""
                     SELECT FROM outbox WHERE outbox.type = entry.type AND available_at <= statement_timestamp()
                     AND available_at < 'infinity'
                 )
-            ) AND EXISTS (
-                SELECT FROM generate_series(1, control.max_batches) AS slot
-                WHERE pg_try_advisory_xact_lock(hashtext(current_schema() || ' outbox ' || entry.type), slot)
-            )
+            ) AND {_takes_slot("entry.type")}
         END
     ), locked AS MATERIALIZED (
         -- The first ready rows and the first due rows of each span. Rows that another worker has locked are skipped.
@@ -184,21 +190,30 @@ BEGIN_ATTEMPTS = Statement("""
     WHERE position = ANY(CAST(:positions AS bigint[]))
 """)
 
-# Rows that another worker took meanwhile are left out: it has locked them, or counted an attempt.
+# Rows that another worker took meanwhile are left out: it has locked them, or counted an attempt. The commit of the
+# note gave the slots of limited types back. A row is `free` if its type is not limited or there is a slot again.
 TAKE_UP = Statement(f"""
-    SELECT 0 AS position, CAST(CAST(pg_current_xact_id() AS text) AS bigint) AS transaction,
-        {_PLAN_AS_USUAL} AS planned
-    UNION ALL
-    SELECT position, 0, '' FROM (
-        SELECT position FROM outbox
+    WITH taken AS MATERIALIZED (
+        SELECT position, type FROM outbox
         WHERE position = ANY(CAST(:positions AS bigint[])) AND waits = 'begun' AND (position, attempts) IN (
             SELECT * FROM unnest(CAST(:positions AS bigint[]), CAST(:attempts AS smallint[]))
         ) FOR UPDATE SKIP LOCKED
-    ) AS taken
+    ), crowded AS MATERIALIZED (
+        SELECT type FROM outbox_types AS control WHERE CASE
+            WHEN max_batches IS NULL OR type <> ALL(ARRAY(SELECT type FROM taken)) THEN false
+            ELSE NOT {_takes_slot("control.type")}
+        END
+    )
+    SELECT 0 AS position, CAST(CAST(pg_current_xact_id() AS text) AS bigint) AS transaction,
+        {_PLAN_AS_USUAL} AS planned, true AS free
+    UNION ALL
+    SELECT position, 0, '', type NOT IN (SELECT type FROM crowded) FROM taken
 """)  # noqa: S608
 
+# What was to be tried on its own still is.
 LEAVE = Statement("""
-    UPDATE outbox SET waits = 'behind', available_at = statement_timestamp(), last_error = NULL
+    UPDATE outbox SET waits = CASE WHEN CAST(:counts AS smallint) > 0 THEN 'begun' ELSE 'behind' END,
+        attempts = attempts - CAST(:counts AS smallint), available_at = statement_timestamp(), last_error = NULL
     WHERE position = ANY(CAST(:positions AS bigint[])) AND waits = 'begun'
 """)
 

@@ -77,17 +77,19 @@ class OutboxRepository(SqlAccess):
         """
         await self.sql.run(queries.BEGIN_ATTEMPTS, positions=list(positions), delay=delay, counts=int(counts))
 
-    async def take_up(self, positions: Sequence[int], attempts: Sequence[int]) -> tuple[int, set[int]]:
+    async def take_up(self, positions: Sequence[int], attempts: Sequence[int]) -> tuple[int, set[int], set[int]]:
         """Lock again the rows whose attempts were noted, and restore the planner's settings, as a claim does.
 
-        Returns the transaction's id, and the positions of the rows that are still waiting with so many attempts.
+        Returns the transaction's id, the positions of the rows that are still waiting with so many attempts, and those
+        of them that may run: a limited type needs a free slot.
         """
         header, *rows = await self.sql.fetch(queries.TAKE_UP, positions=list(positions), attempts=list(attempts))
-        return header["transaction"], {row["position"] for row in rows}
+        free = {row["position"] for row in rows if row["free"]}
+        return header["transaction"], {row["position"] for row in rows}, free
 
-    async def leave(self, positions: Sequence[int]) -> None:
-        """Make rows due whose attempt was noted but did not begin."""
-        await self.sql.run(queries.LEAVE, positions=list(positions))
+    async def leave(self, positions: Sequence[int], *, counted: bool) -> None:
+        """Make rows due whose attempt was noted but did not begin. `counted` says whether it was counted."""
+        await self.sql.run(queries.LEAVE, positions=list(positions), counts=int(counted))
 
     async def put_behind(self, delays: Mapping[int, float]) -> None:
         """Make blocked rows wait; `delays` maps positions to seconds."""

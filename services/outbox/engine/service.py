@@ -244,10 +244,9 @@ class Processor(Generic[TransactionT]):
         await transaction.commit()
         await self._begin(transaction)
         attempts = [row.attempts + batch.counted for row in rows]
-        batch.transaction, ours = await transaction.outbox.take_up(positions, attempts)
-        batch.noted = ours
-        missing = {row.aggregate for row in rows if row.position not in ours}
-        # If another worker has taken one of an aggregate's events meanwhile, the later ones must wait for it.
+        batch.transaction, batch.noted, free = await transaction.outbox.take_up(positions, attempts)
+        missing = {row.aggregate for row in rows if row.position not in free}
+        # If another worker has taken one of an aggregate's events or slots meanwhile, the later ones must wait for it.
         return self._portion.of([row._replace(waited=True) for row in rows if row.aggregate not in missing])
 
     async def _leave_out_locked(self, transaction: TransactionT) -> None:
@@ -392,7 +391,7 @@ class Processor(Generic[TransactionT]):
         """Store failures, and put off what has to wait. `rows` are all that were claimed and are still locked."""
         outcome = await self._settle_failures(transaction, batch)
         if batch.left:
-            await transaction.outbox.leave(batch.left)
+            await transaction.outbox.leave(batch.left, counted=batch.counted)
         parked = [row.position for row in rows if row.parks]
         waiting = await transaction.outbox.park(parked) if parked else 0
         if overdue:
