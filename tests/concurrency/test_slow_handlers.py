@@ -12,8 +12,10 @@ from services.outbox.engine.window import Pace
 from services.outbox.events import Claimed
 from services.outbox.policy import RetryPolicy
 from services.outbox.subscription import Subscription
+from services.settings import Settings
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import LATER, Tick, TickHandler, append, drain, effects, replay_letter, rows
+from worker.context import processing_options
 
 LIMIT = 1.0
 
@@ -110,6 +112,23 @@ async def test_a_time_out_that_another_worker_has_counted_is_not_counted_again(t
     await drain(one)
 
     assert await effects(ticking) == [("hangs", 0)]
+
+
+async def test_the_loops_of_a_worker_find_out_together_how_many_events_a_handler_can_process(
+    ticking: Database, settings: Settings
+) -> None:
+    handler = Slow(0.3)
+    options = processing_options(settings.model_copy(update={"outbox_time_limit": LIMIT}))
+    one, other = (
+        Processor(lambda: UnitOfWork(ticking.write), [Subscription(Tick, handler, plain_sql=True)], **options)
+        for _ in range(2)
+    )
+    await append(ticking, *(Tick(name=f"n{number}") for number in range(8)))
+
+    await one.run_once()
+    await other.run_once()
+
+    assert [len(batch) for batch in handler.batches] == [8, 4]
 
 
 async def test_batches_grow_again_once_the_handler_is_fast(ticking: Database) -> None:
