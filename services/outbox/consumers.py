@@ -25,7 +25,10 @@ it succeeds, and the consumer waits for it.
 
 
 class LeaseLost(Exception):
-    """Another worker may run the consumer now, or it is paused, reset or deleted. Nothing may be committed."""
+    """The batch must not be committed: another worker may run the consumer now, or it was paused, reset or deleted.
+
+    Or an earlier batch of this worker was committed after all, although its commit had been given up.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,5 +105,6 @@ async def run_batch(uow: TransactionT, consumer: Consumer[TransactionT], lease: 
 
 def _lost(consumer: Consumer[TransactionT]) -> LeaseLost:
     return LeaseLost(
-        f"the lease on the log consumer {consumer.name!r} is lost: another worker runs it, or an operator changed it"
+        f"the lease on the log consumer {consumer.name!r} is lost: another worker runs it, an operator changed it, or "
+        "a late commit has moved it"
     )

@@ -302,6 +302,39 @@ async def test_a_handler_that_commits_at_the_driver_is_found_out(told_log: Datab
     assert (await lag(told_log)).events == 1
 
 
+class SlowCommit(UnitOfWork):
+    """A unit of work whose commit takes longer than a batch may; only the first one that has told something."""
+
+    slow = True
+
+    async def _commit(self) -> None:
+        if SlowCommit.slow and await (await self.session.connection()).scalar(text("SELECT count(*) FROM told")):
+            SlowCommit.slow = False
+            await asyncio.sleep(0.9)
+        await super()._commit()
+
+
+async def test_a_batch_whose_commit_takes_effect_after_it_was_given_up_is_not_handled_twice(
+    told_log: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SlowCommit, "slow", True)
+    await note(told_log, *numbers(0, 4))
+    handler = Telling()
+    consumer = Consumer(FEED, handler, batch=4, time_limit=0.6)
+    one = Follower(lambda: SlowCommit(told_log.write), [consumer], uuid4())
+    one.start()
+    try:
+        await until(told_log, named(0, 4))
+        await until_caught_up(told_log)
+        await note(told_log, *numbers(4, 6))
+        # Long before the lease expires.
+        await until(told_log, named(0, 6))
+    finally:
+        await one.stop(5)
+    assert handler.sizes[0] == 4
+    assert len(handler.sizes) > 2, "it was tried again while the commit was running"
+
+
 async def test_a_connection_that_is_lost_after_the_handler_leaves_neither_effect_nor_place(told_log: Database) -> None:
     await note(told_log, *numbers(0, 3))
     consumer = Consumer(FEED, Telling())

@@ -94,10 +94,13 @@ _UNTIL = "clock_timestamp() + make_interval(secs => CAST(:seconds AS double prec
 
 OWN = Statement("SELECT CAST(pg_current_xact_id() AS text) AS own")
 
-# The row's lock decides: from here to the commit no one else can get the lease. `own` is the transaction that read.
+# The row's lock decides: from here to the commit no one else can get the lease. `own` is the transaction that read. If
+# the update waits for the lock, it compares the row as it is afterwards: the worker's own commit, whose answer was lost
+# or came too late, may have moved the consumer meanwhile.
 ADVANCE_LEASED = Statement(f"""
     {_ADVANCE} lease_until = {_UNTIL}, failed_in_a_row = 0, error = NULL, retry_at = NULL
     WHERE name = :name AND {_MINE} AND pg_current_xact_id() = CAST(CAST(:own AS text) AS xid8)
+    AND ARRAY[CAST(seen AS text), CAST(reading AS text), CAST(log_consumers.position AS text)] = CAST(:stored AS text[])
 """)
 
 # A time that is too far in the future was written before the database's clock was set back.
@@ -106,7 +109,10 @@ CLAIM = Statement(f"""
     WHERE name = (
         SELECT name FROM log_consumers WHERE name = :name AND paused_at IS NULL
         AND (retry_at IS NULL OR retry_at <= clock_timestamp() OR retry_at > clock_timestamp() + interval '1 hour')
-        AND (lease_until IS NULL OR lease_until <= clock_timestamp() OR lease_until > {_UNTIL} + interval '1 hour')
+        AND (
+            lease_until IS NULL OR lease_until <= clock_timestamp() OR lease_until > {_UNTIL} + interval '1 hour'
+            OR lease_owner = :owner
+        )
         FOR NO KEY UPDATE SKIP LOCKED
     )
     RETURNING lease_token AS token

@@ -73,8 +73,11 @@ class LogRepository(SqlAccess):
         (row,) = await self.sql.fetch(queries.OWN)
         return str(row["own"])
 
-    async def advance_leased(self, name: str, cursor: Cursor, lease: Lease, own: str) -> bool:
-        """Advance, and renew the lease; False if it is lost, or if `own` is not this transaction."""
+    async def advance_leased(self, name: str, stored: Cursor, cursor: Cursor, lease: Lease, own: str) -> bool:
+        """Advance, and renew the lease; False if it is lost, or if `own` is not this transaction.
+
+        Also False if the place is not `stored` any more: a commit that this worker gave up took effect after all.
+        """
         moved = await self.sql.run(
             queries.ADVANCE_LEASED,
             name=name,
@@ -82,6 +85,7 @@ class LogRepository(SqlAccess):
             reading=cursor.reading,
             position=cursor.position,
             until=cursor.until,
+            stored=[stored.seen, stored.reading, str(stored.position)],
             owner=lease.owner,
             token=lease.token,
             seconds=lease.seconds,
@@ -90,7 +94,10 @@ class LogRepository(SqlAccess):
         return moved == 1
 
     async def claim(self, name: str, owner: UUID, seconds: float) -> Lease | None:
-        """Take the lease. None if another worker has it, or the consumer is paused or waits after a failure."""
+        """Take the lease. None if another worker has it, or the consumer is paused or waits after a failure.
+
+        The owner may take it again: its transactions under the lease before can no longer commit then.
+        """
         rows = await self.sql.fetch(queries.CLAIM, name=name, owner=owner, seconds=seconds)
         return next((Lease(owner, int(row["token"]), seconds) for row in rows), None)
 

@@ -57,6 +57,8 @@ class LogBatch:
     """Where the consumer is after these events; None if it has not moved."""
     begins: bool = False
     """Whether the consumer had read nothing before: it is new, or was reset to the beginning of the log."""
+    stored: Cursor | None = None
+    """Where the consumer was before; None if it has not moved."""
 
 
 async def create(uow: Transaction, consumer: str, start: Start = Start.beginning) -> None:
@@ -115,6 +117,7 @@ async def _read(
 ) -> LogBatch:
     if cursor is None:
         return LogBatch(consumer, (), more=False, next=None)
+    stored = cursor
     resumed = cursor.reading is not None
     begins = not resumed and cursor.seen == NOTHING_SEEN
     if not resumed:
@@ -130,10 +133,10 @@ async def _read(
     events = await uow.log.page(cursor, until, types, limit)
     position = events[-1].position if len(events) == limit else until
     if position < cursor.until:
-        return LogBatch(consumer, events, more=True, next=replace(cursor, position=position), begins=begins)
+        return LogBatch(consumer, events, True, replace(cursor, position=position), begins, stored)
     # If an earlier read took the snapshot, more may have been committed since.
     following = Cursor(cursor.reading, None, position, None)
-    return LogBatch(consumer, events, more=resumed, next=following, begins=begins)
+    return LogBatch(consumer, events, resumed, following, begins, stored)
 
 
 async def advance(uow: Transaction, batch: LogBatch) -> None:
@@ -145,10 +148,12 @@ async def advance(uow: Transaction, batch: LogBatch) -> None:
 async def advance_leased(uow: Transaction, batch: LogBatch, lease: Lease, own: str) -> bool:
     """Record that the consumer has read these events, and renew the lease; then commit immediately.
 
-    Returns False if the lease is lost, or if this is not the transaction `own`, in which the handler began: the caller
-    must not commit then.
+    Returns False if the lease is lost, if the consumer has moved since the read, or if this is not the transaction
+    `own`, in which the handler began: the caller must not commit then.
     """
-    return batch.next is None or await uow.log.advance_leased(batch.consumer, batch.next, lease, own)
+    if batch.next is None or batch.stored is None:
+        return True
+    return await uow.log.advance_leased(batch.consumer, batch.stored, batch.next, lease, own)
 
 
 async def pause(uow: Transaction, consumer: str, actor: str) -> None:
