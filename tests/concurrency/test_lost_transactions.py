@@ -67,6 +67,18 @@ async def drain(processor: Processor[UnitOfWork], *, most: int = 100) -> tuple[l
     raise AssertionError(f"it goes on after {most} transactions, of which {lost} were lost")
 
 
+@pytest.mark.parametrize("begun", [False, True], ids=["together", "one by one"])
+async def test_they_cost_no_event_an_attempt_in_a_wary_worker_either(ticking: Database, begun: bool) -> None:
+    await append(ticking, *(Tick(name=name) for name in NAMES[:4]))
+    if begun:
+        await rows(ticking, "UPDATE outbox SET waits = 'begun', available_at = now()")
+    wary = engine(ticking, Crashing(NAMES, times=3), attempts=1)
+    wary.be_wary()
+    _, lost = await drain(wary)
+    assert lost == 3
+    assert sorted(await effects(ticking)) == [(name, 0) for name in NAMES[:4]]
+
+
 @pytest.mark.parametrize("plain", [False, True], ids=["orm", "plain"])
 async def test_an_event_that_costs_each_transaction_its_connection_is_found_and_counted(
     ticking: Database, plain: bool

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import Generic
 
@@ -25,13 +26,7 @@ from services.outbox.engine.window import Floor, Pace, Portion, Standstill, Wind
 from services.outbox.events import Registry
 from services.outbox.policy import OnDeath, RetryPolicy, is_locked, is_transient
 from services.outbox.subscription import AnySubscription as Subscription
-from services.outbox.subscription import (
-    TimedOut,
-    TransactionT,
-    Verdicts,
-    handle,
-    longest_limit,
-)
+from services.outbox.subscription import TimedOut, TransactionT, Verdicts, handle, longest_limit
 from services.transaction import SAVEPOINT_BUDGET
 
 logger = logging.getLogger(__name__)
@@ -202,6 +197,12 @@ class Processor(Generic[TransactionT]):
             outcome = await self._settle(transaction, batch, rows, overdue)
         except Exception as error:
             self._portion.lost(error)
+            if batch.noted:
+                # The process has survived the attempts, so they are as if they had not begun.
+                with suppress(Exception):
+                    await transaction.rollback()
+                    await transaction.outbox.leave(sorted(batch.noted), counted=batch.counted)
+                    await transaction.commit()
             raise
         try:
             await transaction.commit()
