@@ -51,6 +51,9 @@ _ENDS = re.compile(_ENDING, _FLAGS)
 _ONE_ENDS = re.compile(f"(?:^|;){_ENDING}", _FLAGS)
 """Finds such a statement among several."""
 
+_QUOTED = re.compile(r"'(?:[^']|'')*'|\$(\w*)\$.*?\$\1\$", re.DOTALL)
+"""Matches what is quoted: text, or the body of a DO block."""
+
 SILENT = (TimeoutError, asyncpg.InternalClientError)
 """What the driver raises if an answer is late or unexpected; its own state is then unreliable."""
 
@@ -132,7 +135,7 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
     async def execute(self, query: str, *arguments: Any, **options: Any) -> str:
         """Run a statement; returns its command tag. Raises `NotCommitted` or `CommitUnknown` for an unproven COMMIT."""
         # SQLAlchemy rolls back, with exactly this text, after a flush that failed. Nothing takes effect then.
-        if self.lent and query != "ROLLBACK;" and _ONE_ENDS.search(query):
+        if self.lent and query != "ROLLBACK;" and _ONE_ENDS.search(_QUOTED.sub("", query)):
             raise NotYours
         if query.startswith("COMMIT"):
             return await self._commit(query)

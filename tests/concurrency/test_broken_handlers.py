@@ -15,6 +15,7 @@ from services.outbox.events import Claimed
 from services.outbox.policy import RetryPolicy
 from services.outbox.subscription import Subscription
 from services.settings import Settings
+from services.sql import Statement
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import LATER, Tick, TickHandler, append, drain, effects, rows
 
@@ -334,6 +335,19 @@ async def test_an_event_whose_handler_commits_behind_the_session_is_counted_and_
 
     assert sorted(await effects(ticking)) == [("a", 0), ("b", 0)]
     assert await rows(ticking, WAITING) == [("tick/bad", 1)]
+
+
+async def test_quoted_text_is_not_taken_for_the_end_of_the_transaction(ticking: Database) -> None:
+    ticks = TickHandler()
+
+    async def quotes(uow: UnitOfWork, events: Sequence[Claimed[Tick]]) -> None:
+        await ticks(uow, events)
+        await uow.outbox.sql.run(Statement("DO $$ BEGIN PERFORM 1; END; $$"))
+        await uow.outbox.sql.run(Statement("DO $body$ BEGIN PERFORM '; COMMIT'; END $body$; SELECT 'it''s; END'"))
+
+    await append(ticking, Tick(name="a"))
+    await drain(engine(ticking, quotes))
+    assert await effects(ticking) == [("a", 0)]
 
 
 async def test_after_the_handler_the_owner_can_end_the_transaction_again(ticking: Database) -> None:

@@ -418,8 +418,7 @@ class Processor(Generic[TransactionT]):
         bury: list[Failure] = []
         locked = [row for row, error in batch.failed if is_locked(error)]
         if locked:
-            first = locked[0].event_id
-            logger.debug("%d events wait for rows locked by another transaction; the first is %s", len(locked), first)
+            logger.debug("%d events wait for locked rows; the first is %s", len(locked), locked[0].event_id)
         for row, error in batch.failed:
             policy = self._policy(row.type)
             blocks = self._subscriptions[row.type].on_death is OnDeath.block
@@ -430,11 +429,8 @@ class Processor(Generic[TransactionT]):
                 left_out = self._repeats.left_out((row.type, failure.fingerprint, dead))
                 if left_out is not None:
                     # Of many failures of one kind, only the first is logged, and then one a minute.
-                    logger.log(
-                        logging.ERROR if dead else logging.WARNING,
-                        "%s",
-                        failure.told(row, error, dead=dead, left_out=left_out),
-                    )
+                    level = logging.ERROR if dead else logging.WARNING
+                    logger.log(level, "%s", failure.told(row, error, dead=dead, left_out=left_out))
         if put_off:
             await transaction.outbox.put_off(put_off)
         if bury:
