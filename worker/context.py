@@ -165,7 +165,10 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
             failures=poller.progress.failures,
         )
         follower = Follower(
-            lambda: UnitOfWork(database.write, doorbell, name="a log consumer"), CONSUMERS, heartbeat.worker_id
+            lambda: UnitOfWork(database.write, doorbell, name="a log consumer"),
+            CONSUMERS,
+            heartbeat.worker_id,
+            processed=lambda: poller.progress.processed,
         )
         context = WorkerContext(settings, database, doorbell, poller, jobs, follower, heartbeat)
         async with heartbeat:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic
 from uuid import UUID
@@ -20,9 +20,12 @@ LEASE = 60.0
 """Seconds for which a worker holds a consumer after each batch or renewal."""
 
 _IDLE = 1.0
-"""Seconds between two looks at the log while there is nothing new."""
+"""Seconds until the first look at the log after one that found nothing new; doubled each time."""
 
-_CLAIM = 2.0
+_LONGEST_IDLE = 16
+"""How many times as long the wait between two looks becomes at most."""
+
+_CLAIM = 5.0
 """Seconds between two attempts to take a consumer that another worker runs, that is paused, or that has failed."""
 
 _LONGEST_WAIT = 10.0
@@ -49,8 +52,10 @@ class Follower:
         owner: UUID,
         *,
         lease: float = LEASE,
+        processed: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._running = [_Running(open_unit_of_work, one, owner, lease) for one in consumers]
+        """`processed` counts what this worker has done. If it changes, the log has something new."""
+        self._running = [_Running(open_unit_of_work, one, owner, lease, processed) for one in consumers]
 
     @property
     def tasks(self) -> list[asyncio.Task[None]]:
@@ -84,8 +89,17 @@ class Follower:
 class _Running:
     """One consumer in this worker."""
 
-    def __init__(self, open_unit_of_work: OpenUnitOfWork, consumer: Consumer[UnitOfWork], owner: UUID, lease: float):
+    def __init__(
+        self,
+        open_unit_of_work: OpenUnitOfWork,
+        consumer: Consumer[UnitOfWork],
+        owner: UUID,
+        lease: float,
+        processed: Callable[[], int],
+    ) -> None:
         self._open = open_unit_of_work
+        self._processed = processed
+        self._idle = _IDLE
         self._consumer = consumer
         self._owner = owner
         self._seconds = lease
@@ -120,10 +134,15 @@ class _Running:
                 failures += 1
                 wait = min(_LONGEST_WAIT, 0.25 * 2.0 ** min(failures, 10))
                 self._log.warning("cannot run the log consumer %s, next attempt in %.2f s: %r", self.name, wait, error)
-            if wait:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(wait):
-                        await self.stopping.wait()
+            await self._rest(wait)
+
+    async def _rest(self, seconds: float) -> None:
+        """Wait this long, but not longer than until this worker has processed something, or is told to stop."""
+        before, ends_at = self._processed(), monotonic() + seconds
+        while monotonic() < ends_at and self._processed() == before and not self.stopping.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(_IDLE, ends_at - monotonic())):
+                    await self.stopping.wait()
 
     async def _step(self) -> float:
         """Claim it, or handle a batch; returns how many seconds to wait before the next step."""
@@ -176,11 +195,14 @@ class _Running:
                 await uow.commit()
         finally:
             self.ends_at = None
-        if batch.next is None:
-            return _IDLE
-        self._held_until = asked_at + self._seconds
-        self._limit = min(self._consumer.batch, 2 * self._limit)
-        return 0.0 if batch.more or len(batch.events) else _IDLE
+        if batch.next is not None:
+            self._held_until = asked_at + self._seconds
+            self._limit = min(self._consumer.batch, 2 * self._limit)
+        if batch.more or len(batch.events):
+            self._idle = _IDLE
+            return 0.0
+        wait, self._idle = self._idle, min(2 * self._idle, _LONGEST_IDLE * _IDLE)
+        return wait
 
     async def _failed(self, error: BaseException) -> float:
         """Try a smaller batch immediately; note the failure of a single event, and give the lease back."""

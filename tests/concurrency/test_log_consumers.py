@@ -431,3 +431,30 @@ async def test_a_worker_that_stops_gives_its_consumers_back(told_log: Database) 
     await one.stop(0.1)
     assert await rows(told_log, "SELECT lease_owner IS NULL FROM log_consumers") == [True]
     assert await what(told_log) == []
+
+
+async def test_an_idle_consumer_looks_less_and_less_often_until_its_worker_has_processed_something(
+    told_log: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = processed = 0
+
+    async def counted(*arguments: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return await run_batch(*arguments)
+
+    monkeypatch.setattr(worker.follower, "run_batch", counted)
+    monkeypatch.setattr(worker.follower, "_LONGEST_IDLE", 10_000)
+    idle = Follower(
+        lambda: UnitOfWork(told_log.write), [Consumer(FEED, Telling())], uuid4(), processed=lambda: processed
+    )
+    idle.start()
+    try:
+        await asyncio.sleep(1.5)
+        # Without the growing wait, it would be some fifty looks.
+        assert 1 <= looks < 10
+        await note(told_log, *numbers(0, 2))
+        processed = 1
+        await until(told_log, named(0, 2))
+    finally:
+        await idle.stop(1.0)
