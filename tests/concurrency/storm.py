@@ -197,7 +197,9 @@ def is_away(error: BaseException) -> bool:
     """Whether the error comes from a deadlock, or from the database being replaced."""
     if not isinstance(error, DBAPIError):
         return isinstance(error, OSError)
-    return error.connection_invalidated or getattr(error.orig, "sqlstate", None) in AWAY
+    state = getattr(error.orig, "sqlstate", None)
+    # Class 08 is that of connection exceptions: a connection may end between two statements.
+    return error.connection_invalidated or state in AWAY or str(state).startswith("08")
 
 
 async def work(settings: Settings, seed: int, *, wary: bool) -> None:
