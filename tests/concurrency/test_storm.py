@@ -146,21 +146,19 @@ class Storm:
         await asyncio.sleep(dice.uniform(0.3, 1.0))
         await self._alone(f'CREATE DATABASE "{name}_before" TEMPLATE "{name}"')
         await asyncio.sleep(dice.uniform(0.3, 1.0))
-        await self._alone(
-            f'ALTER DATABASE "{name}" RENAME TO "{name}_lost"', f'ALTER DATABASE "{name}_before" RENAME TO "{name}"'
-        )
+        await self._alone(f'ALTER DATABASE "{name}" RENAME TO "{name}_lost"')
+        await self._alone(f'ALTER DATABASE "{name}_before" RENAME TO "{name}"')
         await asyncio.to_thread(self._administrator.execute, f'DROP DATABASE "{name}_lost" WITH (FORCE)'.encode())
         self.restored = True
 
-    async def _alone(self, *statements: str) -> None:
-        """Run statements that need a database without connections."""
+    async def _alone(self, statement: str) -> None:
+        """Run a statement that needs a database without connections."""
         name = make_url(self._settings.database_url).database
-        away = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
-        for _ in range(200):
+        away = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname LIKE '{name}%'"
+        for _ in range(1000):
             try:
                 await asyncio.to_thread(self._administrator.execute, away.encode())
-                for statement in statements:
-                    await asyncio.to_thread(self._administrator.execute, statement.encode())
+                await asyncio.to_thread(self._administrator.execute, statement.encode())
                 return
             except psycopg.errors.ObjectInUse:
                 await asyncio.sleep(0.01)
