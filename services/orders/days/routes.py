@@ -19,6 +19,6 @@ Days = Annotated[int, Query(ge=1, le=366, description="How many days, today (UTC
 async def list_orders_by_day(_: Operator, uow: Work, days: Days = 31) -> list[OrderDayPublic]:
     """List what happened to orders on each of the last days, the newest first; days without events are left out.
 
-    Workers count the events a second or two after they are committed.
+    Workers count the events within a second or two if they are busy, and within about 16 s otherwise.
     """
     return await service.newest(uow, days)
