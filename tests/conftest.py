@@ -7,6 +7,7 @@ once in the session. So tests commit for real, and other connections and process
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeAlias
 from uuid import uuid4
 
@@ -22,7 +23,7 @@ from sqlalchemy import make_url
 from migrations.config import alembic_config
 from services.app import create_app
 from services.database import Database, open_database
-from services.settings import Environment, LogFormat, Settings
+from services.settings import Environment, LogFormat, Settings, get_settings
 from services.unit_of_work import OpenUnitOfWork, UnitOfWork
 from tests.servers import TestServers, test_servers
 
@@ -131,6 +132,17 @@ def settings_for(database_url: str, redis_url: str) -> Settings:
         argon2_time_cost=1,
         argon2_parallelism=1,
     )
+
+
+@pytest.fixture
+def _settings_of_commands(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """The environment that a command run in this process reads."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WAYBILL_ENVIRONMENT", settings.environment.value)
+    monkeypatch.setenv("WAYBILL_DATABASE_URL", settings.database_url)
+    get_settings.cache_clear()
+    yield
+    get_settings.cache_clear()
 
 
 @pytest.fixture

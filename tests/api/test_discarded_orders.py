@@ -1,10 +1,9 @@
 """An order whose event is discarded is cancelled together with it; nothing is left pending with its credits held."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ from services.outbox.control import service as control
 from services.outbox.control.schemas import Selection
 from services.outbox.control.service import By
 from services.outbox.subscription import Discarded, Subscription
-from services.settings import Settings, get_settings
 from services.unit_of_work import UnitOfWork
 from services.users.models import User
 from tests.api.audited import corrupt
@@ -64,16 +62,6 @@ async def assert_cancelled(api: Api, buyer: User, order_ids: Sequence[str]) -> N
     await assert_nothing_differs(api.database)
 
 
-@pytest.fixture
-def _commands(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WAYBILL_ENVIRONMENT", settings.environment.value)
-    monkeypatch.setenv("WAYBILL_DATABASE_URL", settings.database_url)
-    get_settings.cache_clear()
-    yield
-    get_settings.cache_clear()
-
-
 async def run(*arguments: str, code: int = 0) -> str:
     """Run a command in a thread: it has an event loop of its own."""
     result = await asyncio.to_thread(partial(CliRunner().invoke, app, ["outbox", *arguments]))
@@ -107,7 +95,7 @@ async def test_discarding_a_waiting_event_over_http_cancels_its_order(api: Api) 
     await assert_cancelled(api, buyer, orders)
 
 
-@pytest.mark.usefixtures("_commands")
+@pytest.mark.usefixtures("_settings_of_commands")
 async def test_discarding_dead_letters_on_the_command_line_cancels_their_orders(api: Api) -> None:
     buyer, orders = await placed(api, 2)
     await corrupt(api.database, DIE)
@@ -116,7 +104,7 @@ async def test_discarding_dead_letters_on_the_command_line_cancels_their_orders(
     await assert_cancelled(api, buyer, orders)
 
 
-@pytest.mark.usefixtures("_commands")
+@pytest.mark.usefixtures("_settings_of_commands")
 async def test_discarding_a_waiting_event_on_the_command_line_cancels_its_order(api: Api) -> None:
     buyer, orders = await placed(api)
     await corrupt(api.database, WAIT)

@@ -3,7 +3,6 @@
 import asyncio
 import re
 import signal
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from typer.testing import CliRunner
 from services.cli.main import app
 from services.database import Database
 from services.outbox.control import service as control
-from services.settings import Settings, get_settings
+from services.settings import Settings
 from tests.concurrency.ticks import Tick, append, effects, rows
 from tests.faults.stubborn_worker import BEAT
 from tests.processes import Running, running
@@ -33,16 +32,10 @@ def settings(settings: Settings) -> Settings:
 
 
 @pytest.fixture
-def _check_on_this_database(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WAYBILL_ENVIRONMENT", settings.environment.value)
-    monkeypatch.setenv("WAYBILL_DATABASE_URL", settings.database_url)
+def _check_on_this_database(_settings_of_commands: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "SILENT", PATIENCE)
     monkeypatch.setattr(control, "_PATIENCE", PATIENCE)
     assert BEAT < PATIENCE / 4
-    get_settings.cache_clear()
-    yield
-    get_settings.cache_clear()
 
 
 async def check() -> tuple[int, str]:

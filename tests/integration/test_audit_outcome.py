@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -23,17 +21,6 @@ from worker.context import open_worker
 from worker.jobs.audit import audit_ledger
 
 POSTED = "UPDATE accounts SET posted = posted + 1 WHERE user_id = :id"
-
-
-@pytest.fixture
-def _settings_of_commands(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """The environment that a command run in this process reads."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WAYBILL_ENVIRONMENT", settings.environment.value)
-    monkeypatch.setenv("WAYBILL_DATABASE_URL", settings.database_url)
-    get_settings.cache_clear()
-    yield
-    get_settings.cache_clear()
 
 
 async def run(*arguments: str) -> Result:

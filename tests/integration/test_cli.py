@@ -1,6 +1,5 @@
 """The commands that work on a database, and the seed of `waybill up`."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -22,17 +21,6 @@ from services.unit_of_work import UnitOfWork
 from services.users import service as users
 from services.users.models import Role
 from services.users.passwords import Passwords
-
-
-@pytest.fixture
-def _settings_of_commands(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """The environment that a command run in this process reads."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WAYBILL_ENVIRONMENT", settings.environment.value)
-    monkeypatch.setenv("WAYBILL_DATABASE_URL", settings.database_url)
-    get_settings.cache_clear()
-    yield
-    get_settings.cache_clear()
 
 
 @pytest.fixture

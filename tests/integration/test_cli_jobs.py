@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -10,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from services.cli.main import app
-from services.settings import Settings, get_settings
+from services.settings import Settings
 
 WORKER = """
     INSERT INTO workers (id, host, pid, started_at, beat_at, progress_at, report)
@@ -25,17 +24,12 @@ JOBS = """
 
 
 @pytest.fixture
-def database(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[psycopg.Connection[Any]]:
+def database(settings: Settings, _settings_of_commands: None) -> Iterator[psycopg.Connection[Any]]:
     """A live worker that knows two of three jobs, all of them healthy."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WAYBILL_ENVIRONMENT", settings.environment.value)
-    monkeypatch.setenv("WAYBILL_DATABASE_URL", settings.database_url)
-    get_settings.cache_clear()
     with psycopg.connect(settings.database_url, autocommit=True) as connection:
         connection.execute(WORKER)
         connection.execute(JOBS)
         yield connection
-    get_settings.cache_clear()
 
 
 def run(*arguments: str, code: int = 0) -> Result:

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -12,20 +11,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from services.cli.main import app
-from services.settings import Settings, get_settings
+from services.settings import Settings
 from tests.processes import ROOT, environment_of
 
 pytestmark = pytest.mark.usefixtures("_settings_of_commands")
-
-
-@pytest.fixture
-def _settings_of_commands(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WAYBILL_ENVIRONMENT", settings.environment.value)
-    monkeypatch.setenv("WAYBILL_DATABASE_URL", settings.database_url)
-    get_settings.cache_clear()
-    yield
-    get_settings.cache_clear()
 
 
 @pytest.fixture
