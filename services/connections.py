@@ -135,8 +135,9 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
     async def execute(self, query: str, *arguments: Any, **options: Any) -> str:
         """Run a statement; returns its command tag. Raises `NotCommitted` or `CommitUnknown` for an unproven COMMIT."""
         # SQLAlchemy rolls back, with exactly this text, after a flush that failed. Nothing takes effect then.
-        if self.lent and query != "ROLLBACK;" and _ONE_ENDS.search(_QUOTED.sub("", query)):
-            raise NotYours
+        if query != "ROLLBACK;":
+            # Only without arguments does the server accept several statements at once.
+            self._check_owner(query, several=not arguments)
         if query.startswith("COMMIT"):
             return await self._commit(query)
         if query.startswith("ROLLBACK;"):
@@ -152,18 +153,20 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
 
     async def prepare(self, query: str, **options: Any) -> Any:
         """A prepared statement."""
-        if self.lent and _ENDS.match(query):
-            raise NotYours
+        self._check_owner(query)
         return await super().prepare(query, **options)
 
     async def fetch(self, query: str, *arguments: Any, **options: Any) -> Any:
         """The rows that a statement returns."""
-        if self.lent and _ENDS.match(query):
-            raise NotYours
+        self._check_owner(query)
         try:
             return await super().fetch(query, *arguments, **options)
         except SILENT as error:
             raise self._give_up(error) from error
+
+    def _check_owner(self, query: str, *, several: bool = False) -> None:
+        if self.lent and (_ONE_ENDS.search(_QUOTED.sub("", query)) if several else _ENDS.match(query)):
+            raise NotYours
 
     async def close(self, **options: Any) -> None:
         """Close cleanly, or abruptly if the server does not answer within a second."""

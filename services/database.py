@@ -55,6 +55,9 @@ _ISOLATION = "read committed"
 
 SessionFactory: TypeAlias = async_sessionmaker[AsyncSession]
 
+LENT = "lent"
+"""The key in a session's `info` that says whether its transaction is lent to a handler, which must not end it."""
+
 CHECKS_ORDER = "checks_order"
 """The key in a session's `info` that says whether its transaction checks the order of events."""
 
@@ -223,32 +226,34 @@ def _name_work(session: OrmSession, _: SessionTransaction, connection: SqlConnec
         connection.info["work"] = work
 
 
+def check_owner(session: OrmSession | AsyncSession) -> None:
+    """Raises `NotYours` while the session's transaction is lent."""
+    if session.info.get(LENT):
+        raise NotYours
+
+
 class _LendableSession(Session):
     """A session that cannot be committed, rolled back or closed while its transaction is lent to a handler."""
 
     def commit(self) -> None:
-        self._check_owner()
+        check_owner(self)
         super().commit()
 
     def rollback(self) -> None:
-        self._check_owner()
+        check_owner(self)
         super().rollback()
 
     def close(self) -> None:
-        self._check_owner()
+        check_owner(self)
         super().close()
 
     def reset(self) -> None:
-        self._check_owner()
+        check_owner(self)
         super().reset()
 
     def invalidate(self) -> None:
-        self._check_owner()
+        check_owner(self)
         super().invalidate()
-
-    def _check_owner(self) -> None:
-        if self.info.get("lent"):
-            raise NotYours
 
 
 def make_session_factory(engine: AsyncEngine, *, checks_order: bool = False) -> SessionFactory:

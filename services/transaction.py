@@ -10,8 +10,7 @@ from uuid import UUID
 
 from sqlalchemy.exc import DBAPIError
 
-from services.connections import NotYours
-from services.database import CHECKS_ORDER, SessionFactory, commit, outcome_unknown
+from services.database import CHECKS_ORDER, LENT, SessionFactory, check_owner, commit, outcome_unknown
 from services.fields import new_id
 from services.outbox.control.repository import ControlRepository
 from services.outbox.engine.repository import OutboxRepository
@@ -140,15 +139,11 @@ class Transaction:
         For code that was given the transaction to work in, and has no say in how it ends.
         """
         driver = await self._sql.driver()
-        self.session.info["lent"] = driver.lent = True
+        self.session.info[LENT] = driver.lent = True
         try:
             yield
         finally:
-            self.session.info["lent"] = driver.lent = False
-
-    def _check_owner(self) -> None:
-        if self.session.info.get("lent"):
-            raise NotYours
+            self.session.info[LENT] = driver.lent = False
 
     async def flush(self) -> None:
         """Write the recorded events, and the writes that go with them, now."""
@@ -161,7 +156,7 @@ class Transaction:
         unless the cause is `CommitUnknown`: then the outcome is unknown. A commit that has begun is finished even if
         the caller is cancelled. After a success the unit of work can begin a new transaction; after an error, close it.
         """
-        self._check_owner()
+        check_owner(self.session)
         # Last before the commit, so that an aggregate's events get their positions while its row is locked.
         await self._write()
         self._unreleased = None
@@ -235,7 +230,7 @@ class Transaction:
         """
         if self._committing:
             return
-        self._check_owner()
+        check_owner(self.session)
         self._events.clear()
         self._writes.clear()
         self._work_queued = False

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pytest
 from sqlalchemy import text
 
-from services.connections import NotYours
+from services.connections import NotYours, driver_of
 from services.database import Database, close, make_engine, make_session_factory
 from services.outbox.engine.service import Processor
 from services.outbox.events import Claimed
@@ -234,15 +234,15 @@ async def commits(uow: UnitOfWork) -> None:
 
 
 async def commits_at_the_driver(uow: UnitOfWork) -> None:
-    await (await driver_of(uow)).execute("/* now */ commit")
+    await (await driver_of(await uow.session.connection())).execute("/* now */ commit")
 
 
 async def commits_in_one_of_several_statements(uow: UnitOfWork) -> None:
-    await (await driver_of(uow)).execute("SELECT 1; COMMIT; BEGIN")
+    await (await driver_of(await uow.session.connection())).execute("SELECT 1; COMMIT; BEGIN")
 
 
 async def commits_by_fetching(uow: UnitOfWork) -> None:
-    await (await driver_of(uow)).fetch("END")
+    await (await driver_of(await uow.session.connection())).fetch("END")
 
 
 async def prepares_the_transaction(uow: UnitOfWork) -> None:
@@ -279,11 +279,6 @@ async def closes_the_session(uow: UnitOfWork) -> None:
 
 async def leaves_the_unit_of_work(uow: UnitOfWork) -> None:
     await uow.__aexit__(None, None, None)
-
-
-async def driver_of(uow: UnitOfWork) -> Any:
-    connection = await uow.session.connection()
-    return (await connection.get_raw_connection()).driver_connection
 
 
 ENDS_THE_TRANSACTION: tuple[Misdeed, ...] = (

@@ -20,7 +20,7 @@ from migrations.config import alembic_config
 from services import connections
 from services.app import create_app
 from services.catalog.schemas import CategoryCreate
-from services.connections import CommitUnknown, Connection, ServerSilent
+from services.connections import CommitUnknown, Connection, ServerSilent, driver_of
 from services.database import Database, not_committed, open_database, outcome_unknown
 from services.idempotency.repository import IdempotencyRepository
 from services.local.embedded import EmbeddedPostgres
@@ -38,12 +38,6 @@ CATEGORIES = "SELECT count(*) FROM categories"
 def settings(settings: Settings) -> Settings:
     # The next unit of work gets the connection that this one had.
     return settings.model_copy(update={"database_pool_size": 1, "database_max_overflow": 0})
-
-
-async def driver_of(uow: UnitOfWork) -> Connection:
-    driver = (await (await uow.session.connection()).get_raw_connection()).driver_connection
-    assert isinstance(driver, Connection)
-    return driver
 
 
 async def at_each_commit(looking: Database, statement: str) -> None:
@@ -78,7 +72,7 @@ async def test_a_connection_that_comes_back_inside_a_transaction_is_closed_and_n
 ) -> None:
     async with UnitOfWork(database.write, name="the careless one") as uow:
         await uow.categories.count()
-        driver = await driver_of(uow)
+        driver = await driver_of(await uow.session.connection())
         # SQLAlchemy does not end a transaction that it does not know about.
         await driver.execute("ROLLBACK;")
         adapter = (await (await uow.session.connection()).get_raw_connection()).dbapi_connection
@@ -98,7 +92,7 @@ async def test_a_connection_given_out_inside_a_transaction_is_replaced_before_it
     await write(database, "Lamps")
     async with UnitOfWork(database.write) as uow:
         await uow.categories.count()
-        driver = await driver_of(uow)
+        driver = await driver_of(await uow.session.connection())
     # As a cancelled statement would leave it if nothing waited for its end.
     await driver.execute("BEGIN")
 
@@ -120,7 +114,7 @@ async def test_a_rollback_that_the_server_refuses_gives_the_connection_back_clos
 
     async with UnitOfWork(database.write) as uow:
         await uow.categories.count()
-        driver = await driver_of(uow)
+        driver = await driver_of(await uow.session.connection())
         monkeypatch.setattr(asyncpg.Connection, "execute", cancelled_rollback)
     monkeypatch.undo()
     assert driver.is_closed()
@@ -150,7 +144,7 @@ async def test_a_refused_rollback_is_not_reported_as_a_missing_answer(
 async def test_the_driver_begins_no_transaction_inside_another(database: Database) -> None:
     async with UnitOfWork(database.write) as uow:
         await uow.categories.count()
-        driver = await driver_of(uow)
+        driver = await driver_of(await uow.session.connection())
         with pytest.raises(Exception, match="belongs to someone else"):
             driver.transaction()
         assert driver.is_closed()
@@ -161,7 +155,7 @@ async def test_a_transaction_that_failed_before_is_not_reported_as_committed(
 ) -> None:
     async with UnitOfWork(database.write) as uow:
         await uow.categories.create(CategoryCreate(name="Lamps"))
-        driver = await driver_of(uow)
+        driver = await driver_of(await uow.session.connection())
         with pytest.raises(Exception, match="division by zero"):
             await driver.execute("SELECT 1 / 0")
         with pytest.raises(DBAPIError) as refused:
@@ -175,7 +169,7 @@ async def test_a_transaction_that_failed_before_is_not_reported_as_committed(
 async def test_a_transaction_that_was_ended_underneath_is_not_reported_as_committed(database: Database) -> None:
     async with UnitOfWork(database.write) as uow:
         await uow.categories.count()
-        driver = await driver_of(uow)
+        driver = await driver_of(await uow.session.connection())
         await driver.execute("ROLLBACK")
         with pytest.raises(DBAPIError) as refused:
             await uow.commit()
