@@ -4,6 +4,7 @@ Each row is a difference: its `kind`, the ids of its subject, and the `expected`
 statement reads each table once, with sorts and hashes that spill to disk if they exceed the memory of `SETTINGS`.
 """
 
+from services.outbox.engine.queries import sleeps_for_nothing
 from services.sql import Statement
 
 SNAPSHOT = Statement("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
@@ -258,18 +259,15 @@ _ORDER_EVENTS = Statement("""
 
 # Of each aggregate, the first row that waits for something other than its time. If that one sleeps, what should wake it
 # must be a dead letter. The later ones have the first one before them.
-_SLEEPERS = Statement("""
+_SLEEPERS = Statement(f"""
     SELECT 'outbox_sleeper' AS kind, position, event_id, aggregate,
         'an earlier event of its aggregate that waits or is dead' AS expected, NULL AS found
     FROM (
         SELECT DISTINCT ON (aggregate) aggregate, position, event_id, available_at FROM outbox
         WHERE available_at IS NOT NULL AND waits <> 'asked' ORDER BY aggregate, position
     ) AS first
-    WHERE available_at = 'infinity' AND NOT EXISTS (
-        SELECT FROM dead_letters
-        WHERE dead_letters.aggregate = first.aggregate AND dead_letters.position < first.position AND blocks
-    )
-""")
+    WHERE {sleeps_for_nothing("first")}
+""")  # noqa: S608
 
 # What a reply acknowledged must exist and match it. Statuses change later: for an order the transition must exist, and
 # the state of a transfer or an adjustment is compared only if it is final. A transaction that was lost as a whole took

@@ -1,5 +1,6 @@
 """The SQL of scheduled jobs."""
 
+from services.outbox.engine.queries import LIVE
 from services.sql import Statement
 
 NOW = Statement("SELECT statement_timestamp() AS now")
@@ -83,9 +84,9 @@ PAUSE = Statement("""
 
 RESUME = Statement("UPDATE jobs SET paused_at = NULL, paused_by = NULL, paused_reason = NULL WHERE name = :name")
 
-LIST = Statement("""
+LIST = Statement(f"""
     WITH alive AS (
-        SELECT report FROM workers WHERE beat_at > statement_timestamp() - make_interval(secs => 20)
+        SELECT report FROM workers WHERE {LIVE}
     )
     SELECT jobs.*, workers.host, workers.pid, statement_timestamp() AS now,
         coalesce(jobs.lease_until > statement_timestamp(), false) AS running,
@@ -94,4 +95,4 @@ LIST = Statement("""
         EXISTS (SELECT FROM alive WHERE report -> 'schedules' ? jobs.name) OR NOT EXISTS (SELECT FROM alive) AS known
     FROM jobs LEFT JOIN workers ON workers.id = jobs.lease_owner
     ORDER BY jobs.name
-""")
+""")  # noqa: S608

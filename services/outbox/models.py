@@ -53,6 +53,10 @@ class Xid8(UserDefinedType[int]):
         return "xid8"
 
 
+NOTHING_SEEN = "1:1:"
+"""A snapshot in which no transaction has ended yet."""
+
+
 class PgSnapshot(UserDefinedType[str]):
     """PostgreSQL's `pg_snapshot`: which transactions had ended at one moment."""
 

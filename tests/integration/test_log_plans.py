@@ -9,7 +9,7 @@ import pytest
 from services.database import Database
 from services.outbox.log import queries
 from services.outbox.log import service as log
-from services.outbox.log.repository import NOTHING_SEEN
+from services.outbox.models import NOTHING_SEEN
 from services.sql import Statement
 
 EVENTS = 30_000

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from services.cli.console import plain_errors, say
-from services.cli.run import Actor, AsJson, Reason, Yes, ago, counted, in_one, lasting, show_json, show_table, who
+from services.cli.run import Actor, AsJson, Reason, Work, Yes, ago, counted, in_one, lasting, show_json, show_table, who
 from services.outbox.log import service as log
 from services.outbox.log.schemas import Lag
 from services.outbox.log.service import MOST_COUNTED, Start
@@ -39,55 +39,42 @@ def reset(
     reason: Reason = "",
 ) -> None:
     """Move a consumer to the beginning of the log, or to now."""
-
-    async def work(uow: UnitOfWork) -> None:
-        await log.reset(uow, consumer, to)
-        await uow.control.audit_consumer(consumer, f"reset_to_{to}", who(actor), reason)
-
     again = "reads all events again" if to is Start.beginning else "skips its unread events"
     if not yes:
         typer.confirm(f"reset {consumer}, which then {again}?", abort=True, err=True)
-    with plain_errors():
-        in_one(work)
+    _act(f"reset_to_{to}", lambda uow: log.reset(uow, consumer, to), consumer, actor, reason)
     say(f"Consumer {consumer} continues at {'the beginning of the log' if to is Start.beginning else 'now'}.")
 
 
 def pause(consumer: Consumer, actor: Actor = None, reason: Reason = "") -> None:
     """Stop running a consumer in workers. A batch that is under way is rolled back."""
-
-    async def work(uow: UnitOfWork) -> None:
-        await log.pause(uow, consumer, who(actor))
-        await uow.control.audit_consumer(consumer, "pause_consumer", who(actor), reason)
-
-    with plain_errors():
-        in_one(work)
+    _act("pause_consumer", lambda uow: log.pause(uow, consumer, who(actor)), consumer, actor, reason)
     say(f"Consumer {consumer} is paused.")
 
 
 def resume(consumer: Consumer, actor: Actor = None, reason: Reason = "") -> None:
     """Run a consumer in workers again, immediately even if it waits after a failure."""
-
-    async def work(uow: UnitOfWork) -> None:
-        await log.resume(uow, consumer)
-        await uow.control.audit_consumer(consumer, "resume_consumer", who(actor), reason)
-
-    with plain_errors():
-        in_one(work)
+    _act("resume_consumer", lambda uow: log.resume(uow, consumer), consumer, actor, reason)
     say(f"Consumer {consumer} is not paused.")
 
 
 def delete(consumer: Consumer, yes: Yes = False, actor: Actor = None, reason: Reason = "") -> None:
     """Delete a consumer: the log no longer keeps events for it."""
-
-    async def work(uow: UnitOfWork) -> None:
-        await log.delete(uow, consumer)
-        await uow.control.audit_consumer(consumer, "delete_consumer", who(actor), reason)
-
     if not yes:
         typer.confirm(f"delete {consumer}?", abort=True, err=True)
+    _act("delete_consumer", lambda uow: log.delete(uow, consumer), consumer, actor, reason)
+    say(f"Consumer {consumer} is deleted.")
+
+
+def _act(action: str, step: Work[None], consumer: str, actor: str | None, reason: str) -> None:
+    """Do it, and record who did it, in one unit of work."""
+
+    async def work(uow: UnitOfWork) -> None:
+        await step(uow)
+        await uow.control.audit_consumer(consumer, action, who(actor), reason)
+
     with plain_errors():
         in_one(work)
-    say(f"Consumer {consumer} is deleted.")
 
 
 async def _read(uow: UnitOfWork) -> tuple[list[Lag], str | None]:

@@ -1,6 +1,6 @@
 """The operators' statements: dead letters, deferred events, event types, why an event waits, workers."""
 
-from services.outbox.engine.queries import BY_POSITION, LAST_TAKEN, LIVE, generations, ready_of
+from services.outbox.engine.queries import BY_POSITION, LAST_TAKEN, LIVE, dead_before, generations, ready_of
 from services.sql import Statement
 
 _SELECTED = """
@@ -275,8 +275,7 @@ _FACTS = f"""
         CASE WHEN control.max_batches IS NOT NULL THEN ({_SLOTS.format(type="outbox.type")}) ELSE 0 END AS batches,
         EXISTS (SELECT FROM workers WHERE {LIVE} AND report -> 'types' ? outbox.type) AS handled,
         (
-            SELECT min(dead_letters.position) FROM dead_letters
-            WHERE dead_letters.aggregate = outbox.aggregate AND dead_letters.position < outbox.position AND blocks
+            SELECT min(dead_letters.position) {dead_before("outbox")}
         ) AS dead_before,
         (
             SELECT earlier.position FROM outbox AS earlier
@@ -370,19 +369,16 @@ WORKERS = Statement("""
     FROM workers WHERE CAST(:host AS text) IS NULL OR host = :host ORDER BY host, pid, started_at
 """)
 
-_PARKED = """
+_PARKED = f"""
     (
-        EXISTS (
-            SELECT FROM dead_letters
-            WHERE dead_letters.aggregate = found.aggregate AND dead_letters.position < found.position AND blocks
-        ) OR coalesce((
+        EXISTS (SELECT {dead_before("found")}) OR coalesce((
             SELECT earlier.available_at > clock_timestamp() FROM outbox AS earlier
             WHERE earlier.aggregate = found.aggregate AND earlier.position < found.position
             AND earlier.available_at IS NOT NULL AND earlier.waits <> 'asked'
             ORDER BY earlier.aggregate, earlier.position LIMIT 1
         ), false)
     )
-"""
+"""  # noqa: S608
 """Whether a row waits, or will as soon as a claim finds it, behind a dead letter or an event that is not due yet."""
 
 _PAUSED = "EXISTS (SELECT FROM outbox_types WHERE outbox_types.type = {type} AND paused)"

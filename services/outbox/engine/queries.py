@@ -18,6 +18,14 @@ def generations(first: str, last: str) -> str:
     return f"generate_series({generation_of(first)}, {generation_of(last)}) AS generation"
 
 
+def dead_before(row: str) -> str:
+    """A FROM clause: the dead letters that block this row, which has an aggregate and a position."""
+    return (
+        f"FROM dead_letters WHERE dead_letters.aggregate = {row}.aggregate AND dead_letters.position < {row}.position"
+        " AND blocks"
+    )
+
+
 def ready_of(aggregate: str) -> str:
     """A condition for the aggregate's ready rows of one of the `generations`.
 
@@ -235,15 +243,10 @@ COMPLETED = Writing(f"completed AS ({_DELETE} RETURNING 1)", counted="completed"
 # A row waits for the aggregate's first waiting row, or for a dead letter. The lock on that one, a shared lock, keeps it
 # from being processed or replayed before this commit: both wake the rows that wait by then. If that one is already
 # locked, it is being processed, and there is no need to park this row.
-PARK = Statement("""
+PARK = Statement(f"""
     UPDATE outbox SET waits = 'behind', available_at = 'infinity'
-    WHERE position = ANY(CAST(:positions AS bigint[])) AND CASE WHEN EXISTS (
-        SELECT FROM dead_letters
-        WHERE dead_letters.aggregate = outbox.aggregate AND dead_letters.position < outbox.position AND blocks
-    ) THEN (
-        SELECT position FROM dead_letters
-        WHERE dead_letters.aggregate = outbox.aggregate AND dead_letters.position < outbox.position AND blocks
-        LIMIT 1 FOR SHARE SKIP LOCKED
+    WHERE position = ANY(CAST(:positions AS bigint[])) AND CASE WHEN EXISTS (SELECT {dead_before("outbox")}) THEN (
+        SELECT position {dead_before("outbox")} LIMIT 1 FOR SHARE SKIP LOCKED
     ) ELSE (
         SELECT root.position FROM outbox AS root WHERE root.available_at < 'infinity' AND root.position = (
             SELECT earlier.position FROM outbox AS earlier
@@ -253,7 +256,7 @@ PARK = Statement("""
         ) FOR SHARE SKIP LOCKED
     ) END IS NOT NULL
     RETURNING position, aggregate
-""")
+""")  # noqa: S608
 
 # A failure that does not count as an attempt may recur for ever, so it is added to the history only once.
 PUT_OFF = Statement("""
@@ -354,14 +357,16 @@ WAKE = Statement(f"""
 """)  # noqa: S608
 
 
+def sleeps_for_nothing(row: str) -> str:
+    """A condition for the first waiting row of an aggregate: it sleeps, although nothing is left to wake it."""
+    return f"{row}.available_at = 'infinity' AND NOT EXISTS (SELECT {dead_before(row)})"
+
+
 def _stranded(aggregate: str) -> str:
     """A FROM item: the aggregate's first waiting row, and whether it sleeps although nothing is left to wake it."""
     return f"""LATERAL (
-        SELECT position, available_at = 'infinity' AND NOT EXISTS (
-            SELECT FROM dead_letters
-            WHERE dead_letters.aggregate = {aggregate} AND dead_letters.position < waiting.position AND blocks
-        ) AS stranded FROM (
-            SELECT position, available_at FROM outbox AS later
+        SELECT position, {sleeps_for_nothing("waiting")} AS stranded FROM (
+            SELECT aggregate, position, available_at FROM outbox AS later
             WHERE later.aggregate = {aggregate} AND later.available_at IS NOT NULL AND later.waits <> 'asked'
             ORDER BY later.aggregate, later.position LIMIT 1
         ) AS waiting

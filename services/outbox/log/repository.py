@@ -6,10 +6,8 @@ from uuid import UUID
 
 from services.outbox.log import queries
 from services.outbox.log.schemas import Cursor, Lag, Lease, LoggedEvent, Opened
+from services.outbox.models import NOTHING_SEEN
 from services.sql import SqlAccess
-
-NOTHING_SEEN = "1:1:"
-"""A snapshot in which no transaction has ended yet."""
 
 
 class LogRepository(SqlAccess):
@@ -58,14 +56,7 @@ class LogRepository(SqlAccess):
         return [LoggedEvent(**row) for row in rows]
 
     async def advance(self, name: str, cursor: Cursor) -> None:
-        moved = await self.sql.run(
-            queries.ADVANCE,
-            name=name,
-            seen=cursor.seen,
-            reading=cursor.reading,
-            position=cursor.position,
-            until=cursor.until,
-        )
+        moved = await self.sql.run(queries.ADVANCE, name=name, **asdict(cursor))
         assert moved == 1, "a locked consumer has disappeared"
 
     async def own(self) -> str:
@@ -81,10 +72,7 @@ class LogRepository(SqlAccess):
         moved = await self.sql.run(
             queries.ADVANCE_LEASED,
             name=name,
-            seen=cursor.seen,
-            reading=cursor.reading,
-            position=cursor.position,
-            until=cursor.until,
+            **asdict(cursor),
             stored=[stored.seen, stored.reading, str(stored.position)],
             owner=lease.owner,
             token=lease.token,

@@ -25,8 +25,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from services.errors import AlreadyExists, NotFound
-from services.outbox.log.repository import NOTHING_SEEN
 from services.outbox.log.schemas import Cursor, Lag, Lease, LoggedEvent
+from services.outbox.models import NOTHING_SEEN
 from services.outbox.origin import service as origin
 from services.transaction import Transaction
 

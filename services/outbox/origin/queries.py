@@ -1,5 +1,7 @@
 """The statements that compare stored transaction ids and sequences with the cluster, and that correct them."""
 
+from services.outbox.models import NOTHING_SEEN
+
 # Committed transactions are below the snapshot's upper end; only the asking one may be above it.
 STORED = """
     WITH own AS MATERIALIZED (
@@ -57,10 +59,10 @@ LOCK = (
 FIRST_FOREIGN = "SELECT min(position) FROM events WHERE transaction_id > pg_snapshot_xmax(pg_current_snapshot())"
 
 # The consumers that have not read an event, as text; '[]' if all have. A consumer that has seen nothing stays as it is.
-_UNREAD = """
+_UNREAD = f"""
     CAST(to_jsonb(ARRAY(
         SELECT name FROM log_consumers AS consumer
-        WHERE (consumer.seen::text <> '1:1:' OR consumer.reading IS NOT NULL) AND (
+        WHERE (consumer.seen::text <> '{NOTHING_SEEN}' OR consumer.reading IS NOT NULL) AND (
             (event.position > :first_foreign AND event.transaction_id < pg_snapshot_xmax(pg_current_snapshot()))
             OR (
                 NOT pg_visible_in_snapshot(event.transaction_id, consumer.seen) AND (
@@ -71,7 +73,7 @@ _UNREAD = """
         )
         ORDER BY name
     )) AS text)
-"""
+"""  # noqa: S608
 
 GROUPS = f"SELECT DISTINCT {_UNREAD} AS unread FROM events AS event ORDER BY 1"  # noqa: S608
 
@@ -88,9 +90,9 @@ NOW = """
         CAST(CAST(pg_current_xact_id() AS text) AS bigint) AS own
 """
 
-PLACED = """
-    SELECT name FROM log_consumers WHERE seen::text <> '1:1:' OR reading IS NOT NULL ORDER BY name
-"""
+PLACED = f"""
+    SELECT name FROM log_consumers WHERE seen::text <> '{NOTHING_SEEN}' OR reading IS NOT NULL ORDER BY name
+"""  # noqa: S608
 
 PLACE = """
     UPDATE log_consumers SET seen = CAST(CAST(:seen AS text) AS pg_snapshot), reading = NULL, position = 0,
