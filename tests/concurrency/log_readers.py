@@ -1,6 +1,9 @@
 """An event that is only logged, and a consumer that keeps what it read, for tests of the log's readers."""
 
-from typing import ClassVar
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from sqlalchemy import text
 
@@ -81,3 +84,30 @@ async def lock(uow: UnitOfWork, name: str) -> None:
     """Take the lock under which events about `name` are written."""
     connection = await uow.session.connection()
     await connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": name})
+
+
+def never(_: LoggedEvent) -> bool:
+    return False
+
+
+@dataclass
+class Telling:
+    """A handler that writes each event into the table `told`, and then fails if one of them is poison."""
+
+    name: str = "a"
+    poison: Callable[[LoggedEvent], bool] = never
+    sizes: list[int] = field(default_factory=list)
+    entered: asyncio.Event = field(default_factory=asyncio.Event)
+    may_go: asyncio.Event = field(default_factory=asyncio.Event)
+    waits: bool = False
+
+    async def __call__(self, uow: UnitOfWork, events: Sequence[LoggedEvent]) -> None:
+        self.sizes.append(len(events))
+        connection = await uow.session.connection()
+        given: list[dict[str, Any]] = [{"what": told(event), "by": self.name} for event in events]
+        await connection.execute(text("INSERT INTO told (what, by) VALUES (:what, :by)"), given)
+        self.entered.set()
+        if self.waits:
+            await self.may_go.wait()
+        if any(self.poison(event) for event in events):
+            raise ValueError("poison\x00")

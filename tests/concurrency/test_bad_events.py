@@ -6,12 +6,24 @@ from typing import Any, ClassVar
 import pytest
 
 from services.database import Database
+from services.logs import Repeats
 from services.outbox.engine.service import Processor
 from services.outbox.events import Claimed, Unprocessable
 from services.outbox.policy import OnDeath, RetryPolicy
 from services.outbox.subscription import Subscription, Verdicts
 from services.unit_of_work import UnitOfWork
-from tests.concurrency.ticks import DUE_NOW, LATER, Tick, TickHandler, append, drain, effects, replay_letter, rows
+from tests.concurrency.ticks import (
+    DUE_NOW,
+    LATER,
+    Tick,
+    TickHandler,
+    append,
+    drain,
+    effects,
+    processor,
+    replay_letter,
+    rows,
+)
 
 
 class NewTick(Tick):
@@ -175,3 +187,24 @@ async def test_a_handler_can_declare_an_event_unprocessable(ticking: Database) -
     ((error, attempts),) = await rows(ticking, "SELECT error, attempts FROM dead_letters")
     assert "Unprocessable: no one can" in error
     assert attempts == 1
+
+
+async def test_of_many_failures_of_one_kind_the_log_has_the_first_and_how_many_were_left_out(
+    ticking: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    seconds = 0.0
+
+    async def fails(uow: UnitOfWork, events: Sequence[Claimed[Tick]]) -> None:
+        raise ValueError("of one kind")
+
+    await append(ticking, *(Tick(name=f"bad{number}") for number in range(30)))
+    failing = processor(ticking, fails)
+    failing._repeats = Repeats(60.0, lambda: seconds)
+    await drain(failing)
+    seconds = 61.0
+    await append(ticking, Tick(name="bad"))
+    await drain(failing)
+    said = [record.getMessage() for record in caplog.records if "failed, attempt 1" in record.getMessage()]
+    assert len(said) == 2
+    assert "more like it" not in said[0]
+    assert said[1].endswith("(and 29 more like it since this was last logged)")

@@ -1,6 +1,7 @@
 """Handlers that break the rules: each ends as a retry that says what happened, and its neighbours take effect."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar
@@ -53,6 +54,10 @@ async def raises_no_exception(uow: UnitOfWork) -> None:
     raise NoException("for no one to catch")
 
 
+async def exits(uow: UnitOfWork) -> None:
+    sys.exit("no reason")
+
+
 class Unreadable(Exception):
     """An error that cannot be shown."""
 
@@ -100,6 +105,7 @@ MISDEEDS: dict[Misdeed, str] = {
     violates_a_constraint: "ck_outbox_types_max_batches",
     violates_a_deferred_constraint: "effects_name_number_key",
     lets_out_a_cancellation: "HandlerBroken: the handler of 'test.tick' raised CancelledError()",
+    exits: "HandlerBroken: the handler of 'test.tick' raised SystemExit('no reason')",
     raises_no_exception: "HandlerBroken: the handler of 'test.tick' raised NoException('for no one to catch')",
     raises_what_cannot_be_shown: "Unreadable: <exception str() failed>",
     raises_what_cannot_be_encoded: "ValueError: half a pair ? and nul ",

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
@@ -19,7 +18,7 @@ from services.outbox.log.schemas import Lag, LoggedEvent
 from services.outbox.log.service import Start
 from services.outbox.subscription import HandlerBroken, TimeLimitTooLong
 from services.unit_of_work import UnitOfWork
-from tests.concurrency.log_readers import FEED, Noted, Remarked, note, read_once, told
+from tests.concurrency.log_readers import FEED, Noted, Remarked, Telling, never, note, read_once
 from tests.concurrency.ticks import rows
 from tests.logs import capture_logs
 from worker.follower import Follower
@@ -38,33 +37,6 @@ async def told_log(database: Database) -> Database:
     """A database in which handlers note what they were given."""
     await rows(database, "CREATE TABLE told (id bigint GENERATED ALWAYS AS IDENTITY, what text, by text)")
     return database
-
-
-def never(_: LoggedEvent) -> bool:
-    return False
-
-
-@dataclass
-class Telling:
-    """A handler that writes each event into the table `told`, and then fails if one of them is poison."""
-
-    name: str = "a"
-    poison: Callable[[LoggedEvent], bool] = never
-    sizes: list[int] = field(default_factory=list)
-    entered: asyncio.Event = field(default_factory=asyncio.Event)
-    may_go: asyncio.Event = field(default_factory=asyncio.Event)
-    waits: bool = False
-
-    async def __call__(self, uow: UnitOfWork, events: Sequence[LoggedEvent]) -> None:
-        self.sizes.append(len(events))
-        connection = await uow.session.connection()
-        given: list[dict[str, Any]] = [{"what": told(event), "by": self.name} for event in events]
-        await connection.execute(text("INSERT INTO told (what, by) VALUES (:what, :by)"), given)
-        self.entered.set()
-        if self.waits:
-            await self.may_go.wait()
-        if any(self.poison(event) for event in events):
-            raise ValueError("poison\x00")
 
 
 def follower(database: Database, *consumers: Consumer[UnitOfWork], lease: float = LEASE) -> Follower:

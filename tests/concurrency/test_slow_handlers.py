@@ -14,7 +14,7 @@ from services.outbox.policy import RetryPolicy
 from services.outbox.subscription import Subscription
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork
-from tests.concurrency.ticks import LATER, Tick, TickHandler, append, drain, effects, replay_letter, rows
+from tests.concurrency.ticks import DUE_NOW, LATER, Tick, TickHandler, append, drain, effects, replay_letter, rows
 from worker.context import processing_options
 
 LIMIT = 1.0
@@ -129,6 +129,34 @@ async def test_the_loops_of_a_worker_find_out_together_how_many_events_a_handler
     await other.run_once()
 
     assert [len(batch) for batch in handler.batches] == [8, 4]
+
+
+async def test_an_event_that_hangs_although_it_is_the_only_one_is_tried_once_for_each_attempt(
+    ticking: Database,
+) -> None:
+    handler = Slow(60.0, named="hangs")
+    await append(ticking, Tick(name="hangs"))
+    hanging = engine(ticking, handler)
+    await drain(hanging)
+    assert len(handler.batches) == 1
+    assert await rows(ticking, "SELECT aggregate, attempts FROM outbox") == [("tick/hangs", 1)]
+    await rows(ticking, DUE_NOW)
+    await drain(hanging)
+    assert len(handler.batches) == 2
+    assert await rows(ticking, "SELECT aggregate, attempts FROM outbox") == [("tick/hangs", 2)]
+
+
+async def test_a_transaction_begins_no_event_after_half_the_limit(ticking: Database) -> None:
+    handler = Slow(0.3)
+    await append(ticking, *(Tick(name=f"n{number}") for number in range(6)))
+    # Each is tried on its own, since it has failed before.
+    await rows(ticking, "UPDATE outbox SET attempts = 1, waits = 'retry', available_at = now()")
+    slow = engine(ticking, handler)
+    outcomes = await drain(slow)
+    assert max(outcome.processed for outcome in outcomes) <= 3
+    assert outcomes[0].more
+    assert sum(outcome.processed for outcome in outcomes) == 6
+    assert sum(outcome.retried for outcome in outcomes) == 0
 
 
 async def test_batches_grow_again_once_the_handler_is_fast(ticking: Database) -> None:

@@ -26,12 +26,10 @@ from services.outbox.retention.repository import (
     DEFAULT_PARTITION,
     add_partitions,
     existing_partitions,
-    id_at,
     month_bounds,
-    month_of,
 )
 from services.outbox.retention.service import Changed, Partition
-from services.settings import Environment, Settings
+from services.settings import Settings
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import replay_letter
 from tests.conftest import Administrator, settings_for, temporary_database
@@ -183,11 +181,6 @@ async def test_a_reader_sees_every_stray_event_while_strays_are_moved(old_log: D
         await mover.commit()
         # Planned without the new partition, it would look for the stray where it no longer is.
         assert await asyncio.wait_for(reading, 5) == 8
-
-
-def test_an_id_gives_its_month() -> None:
-    assert month_of(old_id(MARCH, 31)) == (2021, 3)
-    assert id_at(datetime(2021, 4, 1, tzinfo=UTC)) == month_bounds(2021, 4)[0]
 
 
 async def test_writers_and_readers_continue_while_a_month_is_exported_and_dropped(
@@ -432,11 +425,6 @@ async def test_the_job_follows_the_settings_and_zero_days_keep_everything(
     assert await partitions(old_log) == set()
     assert len(files_in(tmp_path)) == 4
     assert len(await rows(old_log, "SELECT id FROM events")) == 1
-
-
-def test_an_empty_export_path_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WAYBILL_EVENT_EXPORT_PATH", "")
-    assert Settings(_env_file=None, environment=Environment.development).event_export_path is None
 
 
 async def test_two_runs_at_once_drop_each_month_once(old_log: Database, tmp_path: Path) -> None:

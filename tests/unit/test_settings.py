@@ -141,3 +141,8 @@ def test_a_replica_has_its_own_address() -> None:
     assert replica is not None
     assert replica.host == "replica"
     assert settings.async_url().host == "localhost"
+
+
+def test_an_empty_export_path_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAYBILL_EVENT_EXPORT_PATH", "")
+    assert Settings(_env_file=None, environment=Environment.development).event_export_path is None
