@@ -10,6 +10,7 @@ from uuid import UUID
 from services.fields import made_storable
 from services.logs import RateLimitedLogger, Shown
 from services.outbox.consumers import Consumer, LeaseLost, claim, run_batch
+from services.outbox.log import service as log
 from services.outbox.log.schemas import Lease
 from services.shielding import end
 from services.unit_of_work import OpenUnitOfWork, UnitOfWork
@@ -178,7 +179,7 @@ class _Running:
         if self._held_until - asked_at > self._seconds / 2:
             return True
         async with asyncio.timeout(_PATIENCE), self._open() as uow:
-            held = await uow.log.renew(self.name, self._lease)
+            held = await log.renew(uow, self.name, self._lease)
             await uow.commit()
         self._held_until = asked_at + self._seconds
         if not held:

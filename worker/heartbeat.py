@@ -1,7 +1,6 @@
 """A row in which each worker reports its state every few seconds, for operators and the health check."""
 
 import asyncio
-import json
 import logging
 import os
 import socket
@@ -21,10 +20,10 @@ from redis.exceptions import RedisError
 
 from services.fields import new_id
 from services.logs import RateLimitedLogger
+from services.outbox.control.schemas import OtherWorker
 from services.outbox.control.service import SILENT
 from services.shielding import end
 from services.skew import Skew
-from services.sql import Row
 from services.startup import Schema
 from services.unit_of_work import OpenUnitOfWork
 from worker.jobs.metrics import JobMetrics
@@ -38,6 +37,9 @@ INTERVAL = 5.0
 
 _PATIENCE = 5.0
 """Time limit for a beat, in seconds."""
+
+_SCHEMA = 6
+"""The revision of the tables is compared at the first of this many beats. It changes only with a migration."""
 
 _RATED = 60.0
 """Seconds over which rates are measured."""
@@ -81,7 +83,7 @@ class Heartbeat:
             "process": identity(),
         }
         self._on_death = on_death
-        self._first = True
+        self._beats = 0
         self.leaves_row = False
         """Whether the row stays at exit: this worker ends abnormally, and its successor has to find that out."""
         self._id = new_id()
@@ -128,39 +130,38 @@ class Heartbeat:
         async with self._open() as uow:
             connection = await uow.session.connection()
             await self._skew.look(connection)
-            await self._schema.follow(connection)
+            if self._beats % _SCHEMA == 0:
+                await self._schema.follow(connection)
             report |= {
                 "clock_skew": round(self._skew.seconds, 3),
                 "clock_complaint": self._skew.complaint,
                 "tables_complaint": self._schema.complaint,
             }
-            await uow.control.beat(
+            others = await uow.control.beat(
                 self._id,
                 socket.gethostname(),
                 os.getpid(),
                 monotonic() - self._started,
                 self._stuck_seconds(),
                 to_json(report).decode(),
+                everywhere=self._beats == 0,
             )
-            others = await uow.control.workers(None if self._first else socket.gethostname())
             dead = self._dead_of_this_host(others)
             await uow.control.clear(list(dead))
             await uow.commit()
         if dead:
             logger.info("deleted the rows of dead workers of this host", extra={"pids": sorted(dead.values())})
-        if dead or any(row["silent_seconds"] > SILENT for row in others):
+        if dead or any(other.silent > SILENT for other in others):
             self._on_death()
-        self._first = False
+        self._beats += 1
 
-    def _dead_of_this_host(self, workers: Sequence[Row]) -> dict[UUID, int]:
-        """The other workers of this host that have died, with their process ids: this one is their successor."""
+    def _dead_of_this_host(self, others: Sequence[OtherWorker]) -> dict[UUID, int]:
+        """The workers of this host that have died, with their process ids: this one is their successor."""
         host = socket.gethostname()
         return {
-            row["id"]: row["pid"]
-            for row in workers
-            if row["id"] != self._id
-            and row["host"] == host
-            and is_dead(row["pid"], json.loads(row["report"]).get("process"), row["silent_seconds"])
+            other.id: other.pid
+            for other in others
+            if other.host == host and is_dead(other.pid, other.process, other.silent)
         }
 
     async def _beat_for_ever(self) -> None:

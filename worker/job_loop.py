@@ -67,13 +67,16 @@ class JobLoop:
         self._woken = asyncio.Event()
         self._runs: dict[str, tuple[JobRun, asyncio.Task[None]]] = {}
         self._rounds = 0
+        self._resting = False
         self._failures = 0
         self.task: asyncio.Task[None] | None = None
 
     def signs(self) -> dict[str, object]:
-        """Values that change with progress: the loop's rounds; a cancelled job's value stays until the job ends."""
+        """Values that change with progress: the loop's rounds, unless it waits for the next one; and of each cancelled
+        job one that stays until it ends.
+        """
         overdue = {f"job {name}": run.told_to_end_at for name, (run, _) in self._runs.items() if run.told_to_end_at}
-        return {"jobs": self._rounds, **overdue}
+        return {**overdue} if self._resting else {"jobs": self._rounds, **overdue}
 
     def start(self, context: object) -> None:
         """Run jobs with `context` as their `ctx["worker"]`."""
@@ -123,9 +126,11 @@ class JobLoop:
                     logger.warning("cannot look for due jobs", extra={"error": repr(error)})
                 self._failures += 1
                 wait = min(_LONGEST_WAIT, 0.25 * 2.0 ** min(self._failures, 10))
+            self._resting = True
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._woken.wait()
+            self._resting = False
 
     async def _look(self) -> list[Seen]:
         """The rows of the jobs that this worker knows, ordered by due time. Wrong rows are corrected."""

@@ -84,9 +84,9 @@ async def run_batch(uow: TransactionT, consumer: Consumer[TransactionT], lease: 
     """
     types = None if consumer.types is None else [event.type for event in consumer.types]
     batch = await log.read_leased(uow, consumer.name, lease, limit, types)
+    if batch is None:
+        raise _lost(consumer)
     if batch.next is None:
-        if not await uow.log.holds(consumer.name, lease):
-            raise _lost(consumer)
         return batch
     own = await uow.log.own()
     async with lent_to(uow, f"the handler of the log consumer {consumer.name!r}"):

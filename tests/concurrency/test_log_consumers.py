@@ -173,6 +173,7 @@ async def test_a_change_by_an_operator_fences_off_the_running_batch(told_log: Da
     assert lease is not None
     async with UnitOfWork(told_log.write) as running:
         batch = await log.read_leased(running, FEED, lease, 10)
+        assert batch is not None
         own = await running.log.own()
         match change_it:
             case "pause":

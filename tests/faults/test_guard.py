@@ -73,3 +73,16 @@ async def test_a_worker_whose_shutdown_does_not_end_ends_itself(
         code = await asyncio.to_thread(worker.terminate, 30)
     assert code == 70, worker.said()
     assert "the shutdown made no progress for 8 s" in worker.said()
+
+
+async def test_a_worker_with_nothing_to_do_is_not_taken_for_a_stuck_one(
+    ticking: Database, settings: Settings, tmp_path: Path
+) -> None:
+    # Less than the job loop waits between two looks.
+    impatient = settings.model_copy(update={"outbox_time_limit": 0.5, "worker_stall_limit": 2.5})
+    with stubborn(impatient, tmp_path, "stay") as worker:
+        await some(ticking, 1)
+        await asyncio.sleep(6)
+        assert worker.process.poll() is None, worker.said()
+        code = await asyncio.to_thread(worker.terminate, 30)
+    assert code == 0, worker.said()

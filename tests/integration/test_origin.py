@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -162,6 +163,12 @@ async def test_after_a_restore_consumers_continue_where_they_were(
             with pytest.raises(RebaseNeeded):
                 async with UnitOfWork(database.write) as uow:
                     await log.reset(uow, "all", start)
+        async with UnitOfWork(database.write) as uow:
+            # A worker that finds nothing new still learns of it, at the latest when it renews its lease.
+            lease = await uow.log.claim("all", uuid4(), 60.0)
+            assert lease is not None
+            with pytest.raises(RebaseNeeded):
+                await log.renew(uow, "all", lease)
         assert "restored from a dump" in str(await complaint(database))
         await rebase(database)
         assert await complaint(database) is None

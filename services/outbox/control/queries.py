@@ -336,15 +336,21 @@ LOOK_AGAIN = Statement(f"""
     ))
 """)  # noqa: S608
 
+# The others are read as they were before it, which is what the caller compares itself with.
 BEAT = Statement("""
-    INSERT INTO workers (id, host, pid, started_at, beat_at, progress_at, report)
-    VALUES (
-        :id, :host, :pid, statement_timestamp() - make_interval(secs => CAST(:age AS double precision)),
-        statement_timestamp(),
-        statement_timestamp() - make_interval(secs => CAST(:stuck AS double precision)), CAST(:report AS jsonb)
+    WITH beat AS (
+        INSERT INTO workers (id, host, pid, started_at, beat_at, progress_at, report)
+        VALUES (
+            :id, :host, :pid, statement_timestamp() - make_interval(secs => CAST(:age AS double precision)),
+            statement_timestamp(),
+            statement_timestamp() - make_interval(secs => CAST(:stuck AS double precision)), CAST(:report AS jsonb)
+        )
+        ON CONFLICT (id) DO UPDATE
+        SET beat_at = excluded.beat_at, progress_at = excluded.progress_at, report = excluded.report
     )
-    ON CONFLICT (id) DO UPDATE
-    SET beat_at = excluded.beat_at, progress_at = excluded.progress_at, report = excluded.report
+    SELECT id, host, pid, CAST(report -> 'process' AS text) AS process,
+        CAST(extract(epoch FROM statement_timestamp() - beat_at) AS double precision) AS silent_seconds
+    FROM workers WHERE id <> :id AND (host = :host OR :everywhere)
 """)
 LEAVE = Statement("DELETE FROM workers WHERE id = :id")
 CLEAR = Statement("""

@@ -1,5 +1,6 @@
 """What operators read and write: dead letters, deferred events, event types, why an event waits, workers."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -9,7 +10,7 @@ from sqlmodel import col, select
 
 from services.fields import Id, Instant, Text
 from services.outbox.control import queries
-from services.outbox.control.schemas import Selection
+from services.outbox.control.schemas import OtherWorker, Selection
 from services.outbox.models import DeadLetter, EventRow, OutboxRow, Waits
 from services.query import EXACT, ORDERED, Filterable, Listing, PageQuery, Rows, Sortable
 from services.sql import Row, SqlAccess
@@ -153,12 +154,20 @@ class ControlRepository(SqlAccess):
         """The position of an event in the outbox or among the dead letters."""
         return next((row["position"] for row in await self.sql.fetch(queries.POSITION, event_id=event_id)), None)
 
-    async def beat(self, worker_id: UUID, host: str, pid: int, age: float, stuck: float, report: str) -> None:
-        """Write a worker's row.
+    async def beat(
+        self, worker_id: UUID, host: str, pid: int, age: float, stuck: float, report: str, *, everywhere: bool
+    ) -> list[OtherWorker]:
+        """Write a worker's row, and return the other workers of its host, or of all hosts.
 
         `age` is the number of seconds since it started, `stuck` the number without progress; `report` is JSON.
         """
-        await self.sql.run(queries.BEAT, id=worker_id, host=host, pid=pid, age=age, stuck=stuck, report=report)
+        rows = await self.sql.fetch(
+            queries.BEAT, id=worker_id, host=host, pid=pid, age=age, stuck=stuck, report=report, everywhere=everywhere
+        )
+        return [
+            OtherWorker(row["id"], row["host"], row["pid"], json.loads(row["process"] or "null"), row["silent_seconds"])
+            for row in rows
+        ]
 
     async def leave(self, worker_id: UUID) -> None:
         """Delete a worker's row."""

@@ -1,7 +1,8 @@
-"""What operators ask about the outbox."""
+"""What operators ask about the outbox, and what workers know of each other."""
 
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 
@@ -20,3 +21,14 @@ class Selection:
     @property
     def is_everything(self) -> bool:
         return all(value is None for value in asdict(self).values())
+
+
+@dataclass(frozen=True, slots=True)
+class OtherWorker:
+    """Another worker, as its row tells: `process` identifies it on its host, `silent` is the seconds since its beat."""
+
+    id: UUID
+    host: str
+    pid: int
+    process: dict[str, Any] | None
+    silent: float

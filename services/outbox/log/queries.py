@@ -20,25 +20,27 @@ EXISTS = Statement("SELECT FROM log_consumers WHERE name = :name")
 
 _MINE = "lease_owner = :owner AND lease_token = :token"
 
-# Finds no row if the consumer has nothing new to read. The ORDER BY keeps the planner on the index. New to a snapshot
-# are the transactions that were running then and those that began later.
-_NEXT = """
-    SELECT CAST(seen AS text) AS seen, CAST(reading AS text) AS reading, position, until FROM log_consumers
-    WHERE name = :name AND (
-        reading IS NOT NULL
-        OR (
-            SELECT transaction_id FROM events WHERE transaction_id >= pg_snapshot_xmax(seen)
-            ORDER BY transaction_id DESC LIMIT 1
-        ) IS NOT NULL
-        OR EXISTS (SELECT FROM events WHERE transaction_id = ANY(ARRAY(SELECT pg_snapshot_xip(seen))))
-    )
-"""
+_PLACE = "CAST(seen AS text) AS seen, CAST(reading AS text) AS reading, position, until"
 
-# An idle look writes nothing.
-LOCK = Statement(f"{_NEXT} FOR NO KEY UPDATE SKIP LOCKED")
+# The ORDER BY keeps the planner on the index. New to a snapshot are the transactions that were running then and those
+# that began later.
+_NEWS = """(
+    reading IS NOT NULL
+    OR (
+        SELECT transaction_id FROM events WHERE transaction_id >= pg_snapshot_xmax(seen)
+        ORDER BY transaction_id DESC LIMIT 1
+    ) IS NOT NULL
+    OR EXISTS (SELECT FROM events WHERE transaction_id = ANY(ARRAY(SELECT pg_snapshot_xip(seen))))
+)"""
 
-# Without a lock on the row: if the worker is suspended in the middle of a batch, another one can take the lease.
-LOOK = Statement(f"{_NEXT} AND {_MINE}")
+# Finds no row if the consumer has nothing new to read. An idle look writes nothing.
+LOCK = Statement(f"""
+    SELECT {_PLACE} FROM log_consumers WHERE name = :name AND {_NEWS} FOR NO KEY UPDATE SKIP LOCKED
+""")  # noqa: S608
+
+# Finds no row if the lease is lost. The row is not locked: if the worker is suspended in the middle of a batch, another
+# one can take the lease.
+LOOK = Statement(f"SELECT {_PLACE}, {_NEWS} AS news FROM log_consumers WHERE name = :name AND {_MINE}")  # noqa: S608
 
 # `first` is where to start: at the beginning of the log if the consumer has seen nothing, otherwise at the lowest new
 # position. Up to 99 new events are found by the index, whatever the statistics of the log; for more, the planner may
@@ -117,8 +119,6 @@ CLAIM = Statement(f"""
     )
     RETURNING lease_token AS token
 """)  # noqa: S608
-
-HOLDS = Statement(f"SELECT FROM log_consumers WHERE name = :name AND {_MINE}")
 
 RENEW = Statement(f"UPDATE log_consumers SET lease_until = {_UNTIL} WHERE name = :name AND {_MINE}")  # noqa: S608
 

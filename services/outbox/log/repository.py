@@ -5,7 +5,7 @@ from dataclasses import asdict
 from uuid import UUID
 
 from services.outbox.log import queries
-from services.outbox.log.schemas import Cursor, Lag, Lease, LoggedEvent, Opened
+from services.outbox.log.schemas import Cursor, Lag, Lease, LoggedEvent, Look, Opened
 from services.outbox.models import NOTHING_SEEN
 from services.sql import SqlAccess
 
@@ -33,10 +33,10 @@ class LogRepository(SqlAccess):
         rows = await self.sql.fetch(queries.LOCK, name=name)
         return Cursor(**rows[0]) if rows else None
 
-    async def look(self, name: str, lease: Lease) -> Cursor | None:
-        """As `lock`, without locking it, and only while the lease is held."""
+    async def look(self, name: str, lease: Lease) -> Look | None:
+        """Where the consumer is, without locking it. None if the lease has been taken away; it may have expired."""
         rows = await self.sql.fetch(queries.LOOK, name=name, owner=lease.owner, token=lease.token)
-        return Cursor(**rows[0]) if rows else None
+        return Look(**rows[0]) if rows else None
 
     async def open(self, seen: str) -> Opened:
         """What is new since the snapshot `seen`."""
@@ -88,10 +88,6 @@ class LogRepository(SqlAccess):
         """
         rows = await self.sql.fetch(queries.CLAIM, name=name, owner=owner, seconds=seconds)
         return next((Lease(owner, int(row["token"]), seconds) for row in rows), None)
-
-    async def holds(self, name: str, lease: Lease) -> bool:
-        """Whether the lease has not been taken away; it may have expired."""
-        return len(await self.sql.fetch(queries.HOLDS, name=name, owner=lease.owner, token=lease.token)) == 1
 
     async def renew(self, name: str, lease: Lease) -> bool:
         """Keep the lease for its time from now; False if it is lost."""

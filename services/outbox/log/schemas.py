@@ -25,6 +25,13 @@ class Cursor:
 
 
 @dataclass(frozen=True, slots=True)
+class Look(Cursor):
+    """How far a consumer has come, and whether there may be `news`: something that it has not read."""
+
+    news: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
     """A worker's right to run a consumer, for `seconds` after each claim or renewal."""
 

@@ -106,10 +106,27 @@ async def read(uow: Transaction, consumer: str, limit: int, types: Sequence[str]
 
 async def read_leased(
     uow: Transaction, consumer: str, lease: Lease, limit: int, types: Sequence[str] | None = None
-) -> LogBatch:
-    """As `read`, for the worker that has the lease: the consumer is not locked. Finish with `advance_leased`."""
+) -> LogBatch | None:
+    """As `read`, for the worker that has the lease: the consumer is not locked. Finish with `advance_leased`.
+
+    Returns None if the lease is lost. As long as nothing is new, only `renew` raises `RebaseNeeded`.
+    """
+    look = await uow.log.look(consumer, lease)
+    if look is None:
+        return None
+    if not look.news:
+        return await _read(uow, consumer, None, limit, types)
     await origin.check(await uow.session.connection())
-    return await _read(uow, consumer, await uow.log.look(consumer, lease), limit, types)
+    return await _read(uow, consumer, Cursor(look.seen, look.reading, look.position, look.until), limit, types)
+
+
+async def renew(uow: Transaction, consumer: str, lease: Lease) -> bool:
+    """Keep the lease for its time from now; False if it is lost. Raises `RebaseNeeded`.
+
+    A database from another cluster may seem to have nothing new for ever, so this is checked at each renewal.
+    """
+    await origin.check(await uow.session.connection())
+    return await uow.log.renew(consumer, lease)
 
 
 async def _read(
