@@ -75,7 +75,7 @@ class Server(uvicorn.Server):
         if self.lifespan.should_exit:
             sys.exit(STARTUP_FAILURE)
         try:
-            listeners = sockets or await _listen(self.config.host, self.config.port, self.config.backlog)
+            listeners = sockets or await listen(self.config.host, self.config.port, self.config.backlog)
         except OSError as error:
             logger.error("cannot listen on %s port %d: %s", self.config.host, self.config.port, error)
             await self.lifespan.shutdown()
@@ -105,7 +105,7 @@ class Server(uvicorn.Server):
                 signal.signal(signal.SIGHUP, before)
 
 
-async def _listen(host: str, port: int, backlog: int) -> list[socket.socket]:
+async def listen(host: str, port: int, backlog: int) -> list[socket.socket]:
     """A socket for each address of `host`. Raises `OSError` if one of them cannot be opened."""
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

@@ -1,14 +1,20 @@
-"""`waybill api` and `waybill worker`: one process each, in the foreground, stopped by SIGTERM, SIGINT or SIGHUP."""
+"""`waybill api` and `waybill worker`: in the foreground, stopped by SIGTERM, SIGINT or SIGHUP."""
 
+import logging
 import os
 import sys
 from contextlib import suppress
 from importlib.util import find_spec
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from services.cli.console import plain_errors
+
+if TYPE_CHECKING:
+    import uvicorn
+
+logger = logging.getLogger(__name__)
 
 STARTUP_FAILURE = 3
 # Together with the process's own exit, below the 10 s that supervisors grant between SIGTERM and SIGKILL.
@@ -18,8 +24,11 @@ GRACEFUL_SHUTDOWN_SECONDS = 8
 def api(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0: any free one.")] = 8000,
+    workers: Annotated[
+        int, typer.Option(min=1, max=64, help="The number of processes that serve the port, each with its own pools.")
+    ] = 1,
 ) -> None:
-    """Serve the HTTP API in this process."""
+    """Serve the HTTP API in this process, or in several that it starts and replaces when they die."""
     # Imported here: the other commands need no web server.
     import uvicorn
 
@@ -29,6 +38,9 @@ def api(
 
     with plain_errors():
         settings = get_settings()
+    if workers > settings.api_processes:
+        # What they compare with the server's limit of connections.
+        os.environ["WAYBILL_API_PROCESSES"] = str(workers)
     config = uvicorn.Config(
         "services.app:serve_app",
         factory=True,
@@ -38,8 +50,9 @@ def api(
         http=LimitedProtocol,
         ws="none",
         lifespan="on",
-        # One process per command: each has its own limits, metrics and port.
-        workers=1,
+        workers=workers,
+        # A process answers its supervisor only when it has loaded the application, which takes long on a busy machine.
+        timeout_worker_healthcheck=60,
         # The application sets up its own logging; access logs are left to the proxy.
         log_config=None,
         access_log=False,
@@ -47,6 +60,9 @@ def api(
         timeout_keep_alive=settings.http_keep_alive_timeout,
         timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
     )
+    if workers > 1:
+        _serve_in_several(config)
+        return
     # First, since it sets up the log that the server writes to.
     config.load()
     server = Server(config, settings)
@@ -54,6 +70,21 @@ def api(
     with suppress(KeyboardInterrupt):
         server.run()
     if not server.started:
+        sys.exit(STARTUP_FAILURE)
+
+
+def _serve_in_several(config: "uvicorn.Config") -> None:
+    from services.api.processes import serve
+    from services.logs import configure_logging
+    from services.settings import get_settings
+
+    configure_logging(get_settings(), "api")
+    try:
+        started = serve(config)
+    except OSError as error:
+        logger.error("cannot listen on %s port %d: %s", config.host, config.port, error)
+        started = False
+    if not started:
         sys.exit(STARTUP_FAILURE)
 
 

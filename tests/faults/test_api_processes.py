@@ -1,0 +1,102 @@
+"""`waybill api --workers N`: several processes behind one port."""
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from services.local.embedded.ports import any_free_port
+from services.settings import Settings
+from tests.faults.test_outage_logs import answers
+from tests.processes import Running, running, wait_until
+
+WORKERS = 3
+
+
+def arguments(port: int) -> list[str]:
+    return ["-m", "services.cli", "api", "--port", str(port), "--workers", str(WORKERS)]
+
+
+@contextmanager
+def serving(settings: Settings, log: Path) -> Iterator[tuple[Running, str]]:
+    """The API in several processes, all of them ready."""
+    port = any_free_port()
+    with running(arguments(port), settings, log) as api:
+        wait_until(lambda: len(serving_pids(api)) == WORKERS, "the processes")
+        yield api, f"http://127.0.0.1:{port}"
+
+
+def serving_pids(api: Running) -> set[int]:
+    """The processes of this API that have begun to listen and still run."""
+    children = Path(f"/proc/{api.process.pid}/task/{api.process.pid}/children").read_text().split()
+    # The interpreter's resource tracker is a child, too.
+    served = {int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+    return served if api.said().count("listening on") >= WORKERS else set()
+
+
+def exists(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def test_several_processes_serve_one_port_and_one_that_dies_is_replaced(
+    settings: Settings, database_url: str, tmp_path: Path
+) -> None:
+    with serving(settings, tmp_path / "api.log") as (api, url):
+        assert answers(url)
+        with psycopg.connect(database_url, autocommit=True) as watch:
+            (number,) = watch.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'waybill-api-probe'"
+                " AND datname = current_database()"
+            ).fetchone() or (0,)
+        # The probe of each process has a connection of its own from the start.
+        assert number >= WORKERS
+        before = serving_pids(api)
+        victim = min(before)
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: len(serving_pids(api) - {victim}) == WORKERS, "a new process")
+        assert all(answers(url) for _ in range(20))
+        assert before - {victim} < serving_pids(api)
+        pids = serving_pids(api)
+        assert api.terminate(30) == 0
+        wait_until(lambda: not any(map(exists, pids)), "their end", 5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_stops_all_processes(settings: Settings, tmp_path: Path, number: signal.Signals) -> None:
+    with serving(settings, tmp_path / "api.log") as (api, _):
+        pids = serving_pids(api)
+        api.process.send_signal(number)
+        assert api.process.wait(30) == 0
+        assert not any(map(exists, pids))
+
+
+def test_the_processes_stop_when_their_parent_is_killed(settings: Settings, tmp_path: Path) -> None:
+    with serving(settings, tmp_path / "api.log") as (api, url):
+        pids = serving_pids(api)
+        api.kill()
+        wait_until(lambda: not any(map(exists, pids)), "their end", 30)
+        assert not answers(url)
+
+
+def test_processes_that_cannot_start_are_not_started_for_ever(settings: Settings, tmp_path: Path) -> None:
+    wrong = settings.model_copy(update={"database_schema": "nowhere"})
+    with running(arguments(any_free_port()), wrong, tmp_path / "api.log") as api:
+        assert api.process.wait(60) == 3
+    assert "the database has no schema nowhere" in api.said()
+    assert "Traceback" not in api.said()
+
+
+def test_a_port_in_use_is_reported_in_one_line(settings: Settings, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with running(arguments(taken.getsockname()[1]), settings, tmp_path / "api.log") as api:
+            assert api.process.wait(30) == 3
+    (line,) = api.said().splitlines()
+    assert "cannot listen on 127.0.0.1 port" in line
