@@ -121,6 +121,7 @@ def make_engine(
     savepoint: a cancelled statement leaves its transaction open.
     """
     limits = limits or Limits.of_jobs()
+    _keep_off_standard_output(pool_class)
     engine = create_async_engine(
         url or settings.async_url(),
         poolclass=pool_class,
@@ -132,6 +133,7 @@ def make_engine(
         # Last in, first out: connections left over from a burst become idle and are closed.
         pool_use_lifo=True,
         echo=settings.database_echo,
+        echo_pool=settings.database_echo_pool,
         connect_args={
             "connection_class": Connection,
             "timeout": settings.database_pool_timeout,
@@ -146,6 +148,14 @@ def make_engine(
     if keep_cancelled:
         event.listen(engine.sync_engine, "handle_error", _keep_where_cancelled)
     return engine
+
+
+def _keep_off_standard_output(pool_class: type[AsyncAdaptedQueuePool]) -> None:
+    """If the process has set up its log, keep SQLAlchemy from also writing what it echoes to standard output."""
+    if logging.getLogger().handlers:
+        for name in ("sqlalchemy.engine.Engine", f"{pool_class.__module__}.{pool_class.__name__}"):
+            if not logging.getLogger(name).handlers:
+                logging.getLogger(name).addHandler(logging.NullHandler())
 
 
 def _server_settings(settings: Settings, process: str, limits: Limits) -> dict[str, str]:

@@ -4,7 +4,7 @@ from decimal import Decimal
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlencode
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -66,6 +66,7 @@ class Settings(BaseSettings):
     database_pool_recycle: Annotated[int, Field(ge=-1)] = 1800
     database_pool_pre_ping: bool = False
     database_echo: bool = False
+    database_echo_pool: bool | Literal["debug"] = False
     database_idle_in_transaction_timeout: Annotated[float, Field(gt=0)] = 40.0
     database_statement_timeout: Annotated[float, Field(gt=0, le=600)] = 10.0
     database_lock_timeout: Annotated[float, Field(gt=0, le=600)] = 2.0

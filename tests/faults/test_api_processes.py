@@ -95,8 +95,26 @@ def test_processes_that_cannot_start_are_not_started_for_ever(settings: Settings
 
 
 def test_a_port_in_use_is_reported_in_one_line(settings: Settings, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        with running(arguments(taken.getsockname()[1]), settings, tmp_path / "api.log") as api:
-            assert api.process.wait(30) == 3
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        running(arguments(taken.getsockname()[1]), settings, tmp_path / "api.log") as api,
+    ):
+        assert api.process.wait(30) == 3
     (line,) = api.said().splitlines()
     assert "cannot listen on 127.0.0.1 port" in line
+
+
+def test_what_a_pool_does_is_logged_on_request_and_only_in_the_log(settings: Settings, tmp_path: Path) -> None:
+    loud = settings.model_copy(update={"database_echo_pool": "debug"})
+    port = any_free_port()
+    script = (
+        "import sys; sys.stdout = open(sys.argv.pop(), 'w', buffering=1); import runpy;"
+        " runpy.run_module('services.cli', run_name='__main__', alter_sys=True)"
+    )
+    stdout = tmp_path / "stdout"
+    with running(["-c", script, "api", "--port", str(port), str(stdout)], loud, tmp_path / "api.log") as api:
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}"), "the API")
+        assert api.terminate(30) in (0, -signal.SIGTERM)
+    assert "checked out from pool" in api.said()
+    assert "being returned to pool" in api.said()
+    assert stdout.read_text() == ""
