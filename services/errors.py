@@ -113,6 +113,12 @@ class AmountInvalid(InvalidInput):
     code = "amount_invalid"
 
 
+class TransferRefused(InvalidInput):
+    """A constraint or trigger of the database that has no code of its own does not allow these credits to move."""
+
+    code = "transfer_refused"
+
+
 class TransferAlreadyPosted(Conflict):
     """The pending transfer has already been posted."""
 

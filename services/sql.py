@@ -26,6 +26,9 @@ CONTENTION = frozenset({"40001", "40P01"})
 LOCK_NOT_AVAILABLE = "55P03"
 """SQLSTATE of a lock that was not granted in time."""
 
+_OBJECTIONS = ("22", "23", "44", "P0001")
+"""Beginnings of SQLSTATEs that object to rows: bad data, a constraint, a view's check option, a trigger's exception."""
+
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z_][a-z_0-9]*)")
 _LOCK = "FOR NO KEY UPDATE"
 _SIZE = re.compile(r"\([^)]*\)")
@@ -325,6 +328,21 @@ def _check_transaction(driver: Connection) -> None:
 def sqlstate(error: DBAPIError) -> str | None:
     """PostgreSQL's five-character error code; None if the server sent none."""
     return getattr(error.orig, "sqlstate", None)
+
+
+def objects_to_rows(error: DBAPIError) -> bool:
+    """Whether the database refused what was to be written. A savepoint before it leaves the transaction usable.
+
+    False if the server cannot work, the statement met contention or took too long, or the connection is lost.
+    """
+    return (sqlstate(error) or "").startswith(_OBJECTIONS)
+
+
+def constraint_of(error: DBAPIError) -> str | None:
+    """The name of the constraint, unique index or trigger that the server says was violated; None if it names none."""
+    # SQLAlchemy's own errors wrap the driver's.
+    driver = error.orig if isinstance(error.orig, asyncpg.PostgresError) else getattr(error.orig, "__cause__", None)
+    return getattr(driver, "constraint_name", None)
 
 
 def violates(error: DBAPIError, constraint: str) -> bool:

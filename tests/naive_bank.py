@@ -80,7 +80,7 @@ def naively(bank: Bank, batch: Sequence[Wanted]) -> tuple[Bank, list[str]]:
                 codes.append(bank.transfer(one))
         poisoned = [number for number, one in enumerate(chain) if one.note == POISON]
         if poisoned and all(code == "posted" for code in codes):
-            codes[poisoned[0]] = "invalid_input"
+            codes[poisoned[0]] = "transfer_refused"
         if any(code != "posted" for code in codes):
             bank = savepoint
             codes = ["linked_failed" if code == "posted" else code for code in codes]

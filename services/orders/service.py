@@ -9,7 +9,17 @@ from uuid import UUID
 from services.catalog.repository import ProductForSale
 from services.catalog.schemas import ProductSummary
 from services.credits.ledger.repository import Share
-from services.errors import AlreadyExists, Conflict, Fault, Forbidden, InsufficientCredits, InvalidInput, NotFound
+from services.credits.ledger.service import moving
+from services.errors import (
+    AlreadyExists,
+    Conflict,
+    Fault,
+    Forbidden,
+    InsufficientCredits,
+    InvalidInput,
+    NotFound,
+    TransferRefused,
+)
 from services.fields import MAX_CREDITS, new_id, now, picked
 from services.orders.events import (
     OrderAwaitingPayment,
@@ -51,9 +61,10 @@ class Patience:
 async def place(uow: UnitOfWork, buyer: Caller, wanted: OrderCreate, patience: Patience) -> OrderPublic:
     """Create an order at the current prices and hold the buyer's credits in a savepoint.
 
-    If the buyer has too few credits, the order becomes `awaiting_payment`, or `InsufficientCredits` is raised if the
-    client asked for that. Raises `InvalidInput` for products that are unknown, not for sale or the buyer's own,
-    `AccountClosed` if the buyer's account is closed, and `AlreadyExists` for a reference that was used before.
+    If the buyer has too few credits, or the database does not allow the hold, the order becomes `awaiting_payment`, or
+    `InsufficientCredits` or `TransferRefused` is raised if the client asked for that. Raises `InvalidInput` for
+    products that are unknown, not for sale or the buyer's own, `AccountClosed` if the buyer's account is closed, and
+    `AlreadyExists` for a reference that was used before.
     """
     products = await uow.products.for_sale(sorted({item.product_id for item in wanted.items}))
     _check_products(buyer, wanted, products)
@@ -65,9 +76,9 @@ async def place(uow: UnitOfWork, buyer: Caller, wanted: OrderCreate, patience: P
     order_id, at = new_id(), now()
     status = OrderStatus.pending
     try:
-        async with uow.savepoint(plain=True):
+        async with moving(uow, total):
             await uow.ledger.hold(order_id, buyer.id, _shares(items, products), patience.hold)
-    except InsufficientCredits:
+    except (InsufficientCredits, TransferRefused):
         if wanted.on_insufficient_credits is OnInsufficientCredits.refuse:
             raise
         status = OrderStatus.awaiting_payment
@@ -126,13 +137,16 @@ async def get(uow: UnitOfWork, caller: Caller, order_id: UUID) -> Order:
 
 
 async def pay(uow: UnitOfWork, buyer: Caller, order_id: UUID, patience: Patience) -> Order:
-    """Hold the buyer's credits for an order that awaits payment. Raises `InsufficientCredits` if there are too few."""
+    """Hold the buyer's credits for an order that awaits payment.
+
+    Raises `InsufficientCredits` if there are too few, `AccountClosed`, or `TransferRefused`.
+    """
     order = await _locked(uow, buyer, order_id)
     if buyer.id != order.buyer_id:
         raise Forbidden("only the buyer can pay for an order")
     _check_move(order, OrderStatus.pending)
     shares = [Share(share.account_id, share.amount) for share in await uow.orders.shares(order_id)]
-    async with uow.savepoint(plain=True):
+    async with moving(uow, order.total):
         await uow.ledger.hold(order_id, buyer.id, shares, patience.hold)
     placed = OrderPlaced(order_id=order_id, buyer_id=buyer.id, total=order.total)
     return await _moved(uow, buyer, order, OrderStatus.pending, "paid", placed)
@@ -150,7 +164,8 @@ async def cancel(uow: UnitOfWork, caller: Caller, order_id: UUID, reason: str) -
     _check_move(order, OrderStatus.cancelled)
     if order.status is OrderStatus.pending:
         found = await uow.ledger.lock_holds([order_id])
-        await uow.ledger.resolve_holds(void=[hold.id for hold in found.holds])
+        async with moving(uow, order.total):
+            await uow.ledger.resolve_holds(void=[hold.id for hold in found.holds])
     if order.status is OrderStatus.confirmed:
         sold = {line.line: line for line in await uow.refunds.sold(order_id)}
         # Pieces that were refunded before are not refunded again.

@@ -218,7 +218,7 @@ async def test_a_transfer_that_the_database_refuses_fails_alone_within_the_savep
         reply = await send(api, sender, *items)
 
     assert reply.status_code == 200
-    assert codes(reply) == ["invalid_input" if n in poisoned else "posted" for n in range(500)]
+    assert codes(reply) == ["transfer_refused" if n in poisoned else "posted" for n in range(500)]
     assert [result["error"]["pointer"] for result in reply.json()["results"] if result["error"]] == [
         f"#/transfers/{n}" for n in poisoned
     ]
@@ -233,7 +233,7 @@ async def test_a_refused_transfer_no_longer_takes_the_credits_of_later_ones(api:
     sender, receiver = await make_user(api.database, credits="10"), await make_user(api.database)
     await refuse_notes_of_poison(api)
     reply = await send(api, sender, item(receiver, "8", note="poison"), item(receiver, "9"), item(receiver, "2"))
-    assert codes(reply) == ["invalid_input", "posted", "insufficient_credits"]
+    assert codes(reply) == ["transfer_refused", "posted", "insufficient_credits"]
     assert (await api.credits_of(receiver))[0] == 9
     await api.assert_books_balance()
 
@@ -251,7 +251,7 @@ async def test_a_chain_that_the_database_refuses_names_the_transfer_it_fails_wit
         reply = await send(api, sender, *items, mode=mode)
 
     assert reply.status_code == (200 if mode == "independent" else 422)
-    assert codes(reply) == ["invalid_input" if n == 301 else "linked_failed" for n in range(500)]
+    assert codes(reply) == ["transfer_refused" if n == 301 else "linked_failed" for n in range(500)]
     assert savepoints(ran) <= SAVEPOINT_BUDGET
     assert await api.everything() == before
 

@@ -187,7 +187,7 @@ async def test_a_transfer_that_the_database_objects_to_is_refused_and_the_refusa
     before = await api.everything()
     wanted = {"to_user_id": receiver.id, "amount": "1", "note": "poison"}
     first = await api.post("/v1/transfers", by=sender, key="k", json=wanted)
-    assert_problem(first, 422, "invalid_input", pointers=["#"])
+    assert_problem(first, 422, "transfer_refused", pointers=["#"])
     again = await api.post("/v1/transfers", by=sender, key="k", json=wanted)
     assert (again.content, again.headers["idempotency-replayed"]) == (first.content, "true")
     assert await api.everything() == before

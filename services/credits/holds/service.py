@@ -12,7 +12,7 @@ from uuid import UUID
 from services.credits.events import CreditsHeld, CreditsReleased
 from services.credits.holds.repository import DueHold
 from services.credits.ledger.rules import Item, Movement, refusal
-from services.credits.ledger.service import record_moved
+from services.credits.ledger.service import moving, record_moved
 from services.credits.models import TransferKind, TransferState
 from services.credits.schemas import HoldCreate
 from services.credits.transfers import service as transfers
@@ -47,7 +47,8 @@ async def hold(uow: UnitOfWork, payer: Caller, wanted: HoldCreate, longest: time
         raise error
     assert item.credit is not None
     transfer_id = new_id()
-    await uow.holds.write(transfer_id, item, wanted.expires_at)
+    async with moving(uow, item.amount, item.pointer):
+        await uow.holds.write(transfer_id, item, wanted.expires_at)
     uow.record(
         CreditsHeld(
             transfer_id=transfer_id,
@@ -71,7 +72,8 @@ async def post(uow: UnitOfWork, caller: Caller, transfer_id: UUID, amount: Decim
     if posted > found.amount:
         raise AmountInvalid(f"the transfer holds only {found.amount}", [Fault("is more than is held", "#/amount")])
     movement = found.movement()
-    await uow.ledger.post_part(movement, posted)
+    async with moving(uow, posted):
+        await uow.ledger.post_part(movement, posted)
     record_moved(uow, replace(movement, amount=posted), TransferKind.transfer)
     return await transfers.get(uow, caller, transfer_id)
 
@@ -82,7 +84,8 @@ async def void(uow: UnitOfWork, caller: Caller, transfer_id: UUID) -> TransferRo
     Raises what `post` raises, except for amounts and accounts.
     """
     found = await _pending(uow, caller, transfer_id)
-    await uow.ledger.resolve_holds(void=[transfer_id])
+    async with moving(uow, found.amount):
+        await uow.ledger.resolve_holds(void=[transfer_id])
     _record_release(uow, found.movement(), TransferState.voided)
     return await transfers.get(uow, caller, transfer_id)
 

@@ -1,10 +1,11 @@
 """The central rule of credits: whether they may move. Pure functions on balances that were read before.
 
 A refusal is the first of `PRECEDENCE` that applies. The hold of an order has the same rule in SQL, in its statement
-(`HOLD` in queries.py); a test compares the two.
+(`HOLD` in queries.py); a test compares the two. Constraints and triggers of the ledger's tables have it as well:
+`refused_by` says which refusal each of them stands for.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -17,6 +18,8 @@ from services.errors import (
     Fault,
     InsufficientCredits,
     SameAccount,
+    TransferAlreadyReversed,
+    TransferRefused,
     UnknownRecipient,
 )
 from services.fields import MAX_CREDITS
@@ -104,23 +107,19 @@ def refusal(item: Item, paid: Decimal | None = None, received: Decimal | None = 
     """
     debit, credit = item.debit, item.credit
     if credit is None:
-        return UnknownRecipient("there is no such recipient", _faults(item, "is unknown", "/to_user_id"))
+        return _unknown_recipient(item.pointer)
     if credit is debit:
-        return SameAccount(
-            "credits cannot be moved to the account they come from", _faults(item, "is the sender", "/to_user_id")
-        )
+        return _same_account(item.pointer)
     if debit.is_closed:
-        return closed(debit.user_id, _faults(item, "comes from a closed account"))
+        return closed(debit.user_id, _faults(item.pointer, "comes from a closed account"))
     if credit.is_closed:
-        return closed(credit.user_id, _faults(item, "is closed", "/to_user_id"))
+        return closed(credit.user_id, _faults(item.pointer, "is closed", "/to_user_id"))
     paid = item.amount if paid is None else paid
     if debit.user_id is not None and debit.posted - debit.held < paid:
-        return not_covered(paid, _faults(item, "is not covered", "/amount"))
+        return _not_covered(paid, item.pointer)
     received = item.amount if received is None else received
     if credit.posted + received > MAX_CREDITS:
-        return AmountInvalid(
-            f"an account holds at most {MAX_CREDITS}", _faults(item, "is more than the account can hold", "/amount")
-        )
+        return _too_much(item.pointer)
     return None
 
 
@@ -141,6 +140,14 @@ def joint_refusal(items: Sequence[Item]) -> DomainError | None:
         for item in items
     ]
     return min((error for error in found if error is not None), key=_place, default=None)
+
+
+def refused_by(rule: str | None, amount: Decimal, pointer: str = "") -> DomainError:
+    """The refusal of `amount` for which a rule of the database stands: the name of a constraint or trigger, or "22003".
+
+    `TransferRefused` for one that is not the ledger's. `pointer` is where the transfer is in the request.
+    """
+    return _REFUSED_BY.get(rule or "", _not_allowed)(amount, pointer)
 
 
 def closed(user_id: int | None, faults: Sequence[Fault] = ()) -> AccountClosed:
@@ -177,5 +184,53 @@ def _place(error: DomainError) -> int:
     return PRECEDENCE.index(type(error))
 
 
-def _faults(item: Item, detail: str, field: str = "") -> Sequence[Fault]:
-    return (Fault(detail, f"{item.pointer}{field}"),) if item.pointer else ()
+def _faults(pointer: str, detail: str, field: str = "") -> Sequence[Fault]:
+    return (Fault(detail, f"{pointer}{field}"),) if pointer else ()
+
+
+def _unknown_recipient(pointer: str) -> UnknownRecipient:
+    return UnknownRecipient("there is no such recipient", _faults(pointer, "is unknown", "/to_user_id"))
+
+
+def _same_account(pointer: str) -> SameAccount:
+    faults = _faults(pointer, "is the sender", "/to_user_id")
+    return SameAccount("credits cannot be moved to the account they come from", faults)
+
+
+def _not_covered(amount: Decimal, pointer: str) -> InsufficientCredits:
+    return not_covered(amount, _faults(pointer, "is not covered", "/amount"))
+
+
+def _too_much(pointer: str) -> AmountInvalid:
+    faults = _faults(pointer, "is more than the account can hold", "/amount")
+    return AmountInvalid(f"an account holds at most {MAX_CREDITS}", faults)
+
+
+def _closed_by_then(_: Decimal, pointer: str) -> AccountClosed:
+    return AccountClosed("one of the accounts is closed", _faults(pointer, "involves a closed account"))
+
+
+def _not_positive(amount: Decimal, pointer: str) -> AmountInvalid:
+    return AmountInvalid(f"{amount} cannot be moved", _faults(pointer, "cannot be moved", "/amount"))
+
+
+def _reversed_by_then(_: Decimal, pointer: str) -> TransferAlreadyReversed:
+    return TransferAlreadyReversed("the transfer was already reversed", _faults(pointer, "was already reversed"))
+
+
+def _not_allowed(_: Decimal, pointer: str) -> TransferRefused:
+    return TransferRefused("the database does not allow this transfer", _faults(pointer, "is not allowed"))
+
+
+_REFUSED_BY: Mapping[str, Callable[[Decimal, str], DomainError]] = {
+    "fk_transfers_credit_account_id_accounts": lambda _, pointer: _unknown_recipient(pointer),
+    "ck_transfers_accounts_differ": lambda _, pointer: _same_account(pointer),
+    "accounts_keep": _closed_by_then,
+    "ck_accounts_closed": _closed_by_then,
+    "ck_accounts_available": _not_covered,
+    "ck_transfers_amount": _not_positive,
+    "ck_transfers_posted_amount": _not_positive,
+    # A balance beyond NUMERIC(18, 2). This alone limits what the issuance account issues.
+    "22003": lambda _, pointer: _too_much(pointer),
+    "uq_transfers_reverses": _reversed_by_then,
+}

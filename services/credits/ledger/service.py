@@ -1,4 +1,15 @@
-"""Operations on accounts, and movements of credits."""
+"""Operations on accounts, and movements of credits.
+
+Credits move in a savepoint, one for each transfer that is refused or takes effect on its own (`moving`). If the
+database refuses, only that is undone, and the caller gets the refusal that the rules would have given.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from decimal import Decimal
+
+from sqlalchemy.exc import DBAPIError
 
 from services.credits import events
 from services.credits.events import CreditsMoved
@@ -6,9 +17,43 @@ from services.credits.ledger import rules
 from services.credits.ledger.rules import Movement
 from services.credits.models import Account, Transfer, TransferKind
 from services.credits.schemas import TopUpCreate
-from services.errors import Conflict, Fault, InvalidInput, NotFound
+from services.errors import Conflict, DomainError, Fault, InvalidInput, NotFound
 from services.fields import new_id, now
+from services.sql import constraint_of, objects_to_rows, sqlstate
 from services.unit_of_work import UnitOfWork
+
+logger = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def moving(uow: UnitOfWork, amount: Decimal, pointer: str = "") -> AsyncIterator[None]:
+    """Move credits in a savepoint. After a refusal, the unit of work is as it was before, and can go on.
+
+    The block raises a refusal (`services/credits/ledger/rules.py`), whether it comes from a check or from the database.
+    Contention and an unusable server are not refusals: they end the transaction, which its edge then tries again.
+    """
+    with refusals(amount, pointer):
+        async with uow.savepoint(plain=True):
+            yield
+
+
+@contextmanager
+def refusals(amount: Decimal, pointer: str = "") -> Iterator[None]:
+    """Turn what the database refuses into a refusal. The caller undoes the block, which is in a savepoint."""
+    try:
+        yield
+    except DBAPIError as error:
+        if not objects_to_rows(error):
+            raise
+        raise refused(error, amount, pointer) from error
+
+
+def refused(error: DBAPIError, amount: Decimal, pointer: str = "") -> DomainError:
+    """The refusal for an error that objects to the rows of a transfer. It is logged, since the rules allowed them."""
+    rule = constraint_of(error) or sqlstate(error)
+    refusal = rules.refused_by(rule, amount, pointer)
+    logger.warning("PostgreSQL refused a transfer that the rules allow (%s: %s): %s", rule, refusal.code, error.orig)
+    return refusal
 
 
 async def account_of(uow: UnitOfWork, user_id: int) -> Account:
@@ -31,7 +76,8 @@ async def top_up(uow: UnitOfWork, wanted: TopUpCreate) -> Transfer:
 
 async def transfer(uow: UnitOfWork, movement: Movement, kind: TransferKind, note: str) -> None:
     """Move credits immediately, or raise a refusal (`services/credits/ledger/rules.py`) and write nothing."""
-    await uow.ledger.transfer([movement], kind, note)
+    async with moving(uow, movement.amount):
+        await uow.ledger.transfer([movement], kind, note)
     record_moved(uow, movement, kind)
 
 

@@ -28,6 +28,7 @@ from services.credits.transfers import planning
 from services.credits.transfers import service as transfers
 from services.credits.transfers.planning import Outcome
 from services.credits.transfers.repository import TransferRow
+from services.errors import DomainError
 
 router = APIRouter(route_class=TransactionRoute, tags=["credits"])
 
@@ -35,17 +36,22 @@ router = APIRouter(route_class=TransactionRoute, tags=["credits"])
 @router.post(
     "/transfers",
     status_code=201,
+    response_model=TransferReply,
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
     responses=responses(400, 401, 402, 409, 413, 422),
 )
 async def create_transfer(
     wanted: TransferCreate, sender: CurrentUser, request: Request, response: Response, uow: Work
-) -> TransferReply:
+) -> TransferReply | Response:
     """Move the caller's credits to another user. A dry run returns 200."""
     if wanted.dry_run:
         forget_key(request)
         response.status_code = 200
-    done = await transfers.transfer(uow, sender, wanted)
+    try:
+        done = await transfers.transfer(uow, sender, wanted)
+    except DomainError as refusal:
+        # As the reply, so that it is stored in this transaction, which the refusal has left as it was.
+        return domain_problem(request, refusal)
     [outcome] = done.outcomes
     assert isinstance(outcome, Posting)
     return TransferReply(**_made(outcome, done.at, wanted.dry_run), dry_run=wanted.dry_run)

@@ -4,7 +4,6 @@ Many are first carried out in memory, on locked balances, and then written toget
 is the same as a savepoint for each, and where savepoints remain.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,19 +12,17 @@ from uuid import UUID
 from sqlalchemy.exc import DBAPIError
 
 from services.credits.ledger.rules import Item, Posting
-from services.credits.ledger.service import record_moved
+from services.credits.ledger.service import record_moved, refused
 from services.credits.models import TransferKind
 from services.credits.schemas import BatchMode, TransferBatchCreate, TransferCreate, TransferItem
 from services.credits.transfers import planning
 from services.credits.transfers.planning import Chain, Outcome
 from services.credits.transfers.repository import Parties, TransferRow
-from services.errors import BatchRefused, DomainError, Fault, InvalidInput, NotFound
-from services.sql import sqlstate
+from services.errors import BatchRefused, DomainError, NotFound
+from services.sql import objects_to_rows
 from services.transaction import SAVEPOINT_BUDGET
 from services.unit_of_work import UnitOfWork
 from services.users.models import Caller, Role
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +36,15 @@ class Transferred:
 async def transfer(uow: UnitOfWork, sender: Caller, wanted: TransferCreate) -> Transferred:
     """Move the sender's credits to another user; a dry run only reports what would happen.
 
-    Raises `InsufficientCredits`, `AccountClosed`, `SameAccount`, `UnknownRecipient` or `AmountInvalid`.
+    Raises `InsufficientCredits`, `AccountClosed`, `SameAccount`, `UnknownRecipient`, `AmountInvalid` or
+    `TransferRefused`. The unit of work is then as it was before, and can go on.
     """
     parties = await uow.transfers.parties(sender.id, [wanted.to_user_id], lock=not wanted.dry_run)
-    item = _item(parties, wanted, "#")
-    [outcome] = planning.carry_out([Chain([item])])
+    chain = Chain([_item(parties, wanted, "#")])
+    [outcome] = planning.carry_out([chain]) if wanted.dry_run else await _Writer(uow).carry_out([chain])
     if isinstance(outcome, DomainError):
         raise outcome
     if not wanted.dry_run:
-        # No savepoint: the transaction has nothing else to keep.
-        try:
-            await uow.ledger.write([outcome], TransferKind.transfer)
-        except DBAPIError as error:
-            raise _refused(error, item) if _is_refusal(error) else error from error
         record_moved(uow, outcome.movement(), TransferKind.transfer)
     return Transferred([outcome], parties.at)
 
@@ -114,18 +107,19 @@ class _Writer:
 
     async def _blame(self, chain: Chain, error: DBAPIError) -> list[Outcome]:
         """Find the item that makes the database refuse a chain: the last one of the shortest prefix that it refuses."""
-        taken, refused = 0, len(chain.items)
-        while refused - taken > 1:
-            middle = (taken + refused) // 2
+        taken, tried = 0, len(chain.items)
+        while tried - taken > 1:
+            middle = (taken + tried) // 2
             beginning = planning.carry_out([Chain(chain.items[:middle])])
             found = await self._write(beginning, keep=False)
             planning.take_back(beginning)
             if found is None:
                 taken = middle
             else:
-                refused, error = middle, found
-        failed = refused - 1
-        return planning.broken(chain, failed, _refused(error, chain.items[failed]))
+                tried, error = middle, found
+        failed = tried - 1
+        item = chain.items[failed]
+        return planning.broken(chain, failed, refused(error, item.amount, item.pointer))
 
     async def _write(self, outcomes: Sequence[Outcome], *, keep: bool = True) -> DBAPIError | None:
         """Write in a savepoint. If the database refuses, nothing is written and its error is returned."""
@@ -141,7 +135,7 @@ class _Writer:
                 if not keep:
                     raise _TakenBack
         except DBAPIError as error:
-            if not _is_refusal(error):
+            if not objects_to_rows(error):
                 raise
             return error
         except _TakenBack:
@@ -155,17 +149,6 @@ class _TakenBack(Exception):
 
 def _item(parties: Parties, wanted: TransferCreate | TransferItem, pointer: str) -> Item:
     return Item(pointer, parties.sender, parties.recipients.get(wanted.to_user_id), wanted.amount, wanted.note)
-
-
-def _is_refusal(error: DBAPIError) -> bool:
-    """Whether the database objects to the rows: bad data, a constraint, or a trigger's exception."""
-    code = sqlstate(error) or ""
-    return code.startswith(("22", "23")) or code == "P0001"
-
-
-def _refused(error: DBAPIError, item: Item) -> DomainError:
-    logger.warning("PostgreSQL refused a transfer that the balances allow: %s", error.orig)
-    return InvalidInput("this transfer is not allowed", [Fault("is not allowed", item.pointer)])
 
 
 def _may_see(caller: Caller, found: TransferRow) -> bool:

@@ -5,6 +5,7 @@ from decimal import Decimal
 from uuid import UUID
 
 from services.credits.ledger.rules import Movement
+from services.credits.ledger.service import refusals
 from services.credits.models import TransferKind
 from services.errors import Fault, InvalidInput
 from services.fields import new_id
@@ -54,7 +55,7 @@ async def give_back(
     """Refund `pieces` of each line of a paid order; returns the refund's id. The caller has locked the order.
 
     Each seller pays for their own lines, at the prices of the sale. Reserved pieces are released; shipped ones are on
-    hand again. Raises `InsufficientCredits`, without moving any credits, if a seller has too few.
+    hand again. Raises `InsufficientCredits` if a seller has too few, or another refusal, and has then changed nothing.
     """
     assert order.status in REFUNDABLE, "nothing was paid"
     goods: dict[int, int] = {}
@@ -63,18 +64,20 @@ async def give_back(
         line = sold[number]
         goods[line.product_id] = goods.get(line.product_id, 0) + quantity
         due[line.seller_account_id] = due.get(line.seller_account_id, Decimal(0)) + quantity * line.unit_price
-    await uow.inventory.lock(sorted(goods))
-    if order.status is OrderStatus.confirmed:
-        await uow.inventory.release(goods)
-    else:
-        await uow.inventory.take_back(goods)
-    buyer = await uow.ledger.account_of(order.buyer_id)
-    assert buyer is not None, "every user has an account"
-    movements = [Movement(new_id(), account_id, buyer.id, due[account_id], order.id) for account_id in sorted(due)]
-    async with uow.savepoint():
-        await uow.ledger.transfer(movements, TransferKind.refund, said.reason)
     refund_id = new_id()
     amount = sum(due.values(), Decimal(0))
-    await uow.refunds.write(refund_id, order.id, amount=amount, pieces=pieces, said=said, requested_by=caller.id)
+    # All of it: goods whose price was not given back stay sold.
+    async with uow.savepoint(plain=True):
+        await uow.inventory.lock(sorted(goods))
+        if order.status is OrderStatus.confirmed:
+            await uow.inventory.release(goods)
+        else:
+            await uow.inventory.take_back(goods)
+        buyer = await uow.ledger.account_of(order.buyer_id)
+        assert buyer is not None, "every user has an account"
+        movements = [Movement(new_id(), account_id, buyer.id, due[account_id], order.id) for account_id in sorted(due)]
+        with refusals(amount):
+            await uow.ledger.transfer(movements, TransferKind.refund, said.reason)
+        await uow.refunds.write(refund_id, order.id, amount=amount, pieces=pieces, said=said, requested_by=caller.id)
     uow.record(OrderRefunded(order_id=order.id, refund_id=refund_id, amount=amount, pieces=dict(pieces)))
     return refund_id
