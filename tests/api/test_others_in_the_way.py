@@ -67,6 +67,19 @@ async def test_requests_that_need_a_locked_account_are_told_to_retry_and_others_
     assert await api.credits_of(buyer) == amounts("999")
 
 
+async def test_an_order_that_needs_a_locked_account_does_not_await_payment_but_is_to_be_sent_again(
+    api: Api, database: Database
+) -> None:
+    buyer, _, product = await api.shop()
+    before = await api.everything()
+    async with locked(database, account_of(buyer.id)):
+        reply = await api.post("/v1/orders", by=buyer, key="k", json=order_of((product, 1)))
+        assert_problem(reply, 503, "busy")
+    assert await api.everything() == before
+    again = await api.post("/v1/orders", by=buyer, key="k", json=order_of((product, 1)))
+    assert (again.status_code, again.json()["status"]) == (201, "pending")
+
+
 async def test_writes_that_wait_longer_than_the_pool_allows_are_told_to_retry(api: Api, database: Database) -> None:
     buyer, seller, _ = await api.shop()
     transfer = {"to_user_id": seller.id, "amount": "1.00"}

@@ -26,7 +26,10 @@ from services.credits.transfers import service as transfers
 from services.errors import TransferRefused
 from services.fields import MAX_CREDITS, now
 from services.orders import service as orders
-from services.orders.schemas import OrderCreate, OrderItemCreate, RefundCreate
+from services.orders.schemas import RefundCreate
+from services.outbox.engine.service import Processor
+from services.outbox.policy import RetryPolicy
+from services.subscriptions import SUBSCRIPTIONS
 from services.unit_of_work import UnitOfWork
 from services.users.models import User
 from tests.api.client import Api, amounts, assert_problem, order_of
@@ -234,6 +237,31 @@ async def test_an_order_whose_hold_the_database_refuses_is_refused_if_the_client
     wanted = order_of((product, 1), on_insufficient_credits="refuse")
     assert_problem(await api.post("/v1/orders", by=buyer, json=wanted), 422, "transfer_refused", pointers=[])
     assert await api.everything() == before
+
+
+async def test_the_workers_batch_goes_on_without_an_order_whose_payment_the_database_refuses(
+    api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    buyer, seller, product = await api.shop(price="10.00", stock=10)
+    poor = await make_user(api.database)
+    of_poor = await make_product(api.database, seller=poor, price="10.00")
+    placed = [await api.place(buyer, (one, 1)) for one in (product, of_poor, product, product)]
+    await freeze(api, poor)
+    soon = RetryPolicy(max_attempts=5, base=0.0, cap=0.0)
+    processor = Processor[UnitOfWork](lambda: UnitOfWork(api.database.write), SUBSCRIPTIONS, retry=soon, batch_size=50)
+
+    outcome = await processor.run_once()
+
+    assert (outcome.processed, outcome.retried, outcome.buried) == (3, 1, 0)
+    told = [await api.status_of(order["id"]) for order in placed]
+    assert told == ["confirmed", "pending", "confirmed", "confirmed"]
+    assert await api.credits_of(buyer) == amounts("970", "10")
+    assert "frozen" in caplog.text
+    await thaw(api)
+    assert (await processor.run_once()).processed == 1
+    assert await api.status_of(placed[1]["id"]) == "confirmed"
+    assert (await api.credits_of(seller), await api.credits_of(poor)) == (amounts("30"), amounts("10"))
+    await api.assert_books_balance()
 
 
 async def test_a_fee_that_only_the_database_knows_leaves_too_few_credits(api: Api) -> None:

@@ -147,7 +147,7 @@ def refused_by(rule: str | None, amount: Decimal, pointer: str = "") -> DomainEr
 
     `TransferRefused` for one that is not the ledger's. `pointer` is where the transfer is in the request.
     """
-    return _REFUSED_BY.get(rule or "", _not_allowed)(amount, pointer)
+    return REFUSED_BY.get(rule or "", _not_allowed)(amount, pointer)
 
 
 def closed(user_id: int | None, faults: Sequence[Fault] = ()) -> AccountClosed:
@@ -222,7 +222,7 @@ def _not_allowed(_: Decimal, pointer: str) -> TransferRefused:
     return TransferRefused("the database does not allow this transfer", _faults(pointer, "is not allowed"))
 
 
-_REFUSED_BY: Mapping[str, Callable[[Decimal, str], DomainError]] = {
+REFUSED_BY: Mapping[str, Callable[[Decimal, str], DomainError]] = {
     "fk_transfers_credit_account_id_accounts": lambda _, pointer: _unknown_recipient(pointer),
     "ck_transfers_accounts_differ": lambda _, pointer: _same_account(pointer),
     "accounts_keep": _closed_by_then,
@@ -234,3 +234,4 @@ _REFUSED_BY: Mapping[str, Callable[[Decimal, str], DomainError]] = {
     "22003": lambda _, pointer: _too_much(pointer),
     "uq_transfers_reverses": _reversed_by_then,
 }
+"""The refusals for which the constraints and triggers of the ledger's tables stand, by their names."""
