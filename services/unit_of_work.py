@@ -1,6 +1,7 @@
 """The unit of work: one transaction over all repositories."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import TypeAlias
 
 from services.audit.repository import AuditRepository
@@ -26,11 +27,8 @@ from services.users.repository import UserRepository
 class UnitOfWork(Transaction):
     """One transaction over all repositories. It rolls back unless `commit` was called.
 
-        async with UnitOfWork(factory, bell) as uow:
-            order = await orders.place(uow, buyer, wanted)
-            await uow.commit()
-
-    Only the edges commit: the API's transaction edge, the worker's processor, a job, a command.
+    Services are given one and never commit. Only the edges do: `services/api/transaction.py` for a request, the
+    worker's processor for a batch of events, and `background` for everything else.
     """
 
     users = RepositoryOf(UserRepository)
@@ -55,3 +53,18 @@ class UnitOfWork(Transaction):
 
 
 OpenUnitOfWork: TypeAlias = Callable[[], UnitOfWork]
+
+
+@asynccontextmanager
+async def background(open_unit_of_work: OpenUnitOfWork) -> AsyncIterator[UnitOfWork]:
+    """A unit of work outside a request: for a job, a command, a worker's own rows.
+
+        async with background(worker.open_unit_of_work) as uow:
+            await audits.keep(uow, result)
+
+    It is committed at the end of the block, and rolled back if the block raises or is cancelled. What the commit raises
+    comes out of the block. Code that only reads opens a `UnitOfWork` itself and commits nothing.
+    """
+    async with open_unit_of_work() as uow:
+        yield uow
+        await uow.commit()

@@ -13,7 +13,7 @@ from services.outbox.consumers import Consumer, LeaseLost, claim, run_batch
 from services.outbox.log import service as log
 from services.outbox.log.schemas import Lease
 from services.shielding import end
-from services.unit_of_work import OpenUnitOfWork, UnitOfWork
+from services.unit_of_work import OpenUnitOfWork, UnitOfWork, background
 
 logger = logging.getLogger(__name__)
 
@@ -121,9 +121,8 @@ class _Running:
         finally:
             if self._lease is not None:
                 with suppress(Exception):
-                    async with asyncio.timeout(_PATIENCE), self._open() as uow:
+                    async with asyncio.timeout(_PATIENCE), background(self._open) as uow:
                         await uow.log.release(self.name, self._lease)
-                        await uow.commit()
 
     async def _run(self) -> None:
         failures = 0
@@ -165,9 +164,8 @@ class _Running:
 
     async def _claim(self) -> bool:
         asked_at = monotonic()
-        async with asyncio.timeout(_PATIENCE), self._open() as uow:
+        async with asyncio.timeout(_PATIENCE), background(self._open) as uow:
             lease = await claim(uow, self._consumer, self._owner, self._seconds)
-            await uow.commit()
         self._lease = lease
         self._held_until = asked_at + self._seconds
         return lease is not None
@@ -178,9 +176,8 @@ class _Running:
         asked_at = monotonic()
         if self._held_until - asked_at > self._seconds / 2:
             return True
-        async with asyncio.timeout(_PATIENCE), self._open() as uow:
+        async with asyncio.timeout(_PATIENCE), background(self._open) as uow:
             held = await log.renew(uow, self.name, self._lease)
-            await uow.commit()
         self._held_until = asked_at + self._seconds
         if not held:
             self._lease = None
@@ -191,9 +188,8 @@ class _Running:
         asked_at = monotonic()
         self.ends_at = asked_at + self._consumer.time_limit
         try:
-            async with asyncio.timeout(self._consumer.time_limit), self._open() as uow:
+            async with asyncio.timeout(self._consumer.time_limit), background(self._open) as uow:
                 batch = await run_batch(uow, self._consumer, self._lease, self._limit)
-                await uow.commit()
         finally:
             self.ends_at = None
         if batch.next is not None:
@@ -215,8 +211,7 @@ class _Running:
         shown = repr(Shown(error))
         if isinstance(error, TimeoutError):
             shown = f"it did not end within {self._consumer.time_limit:g} s"
-        async with asyncio.timeout(_PATIENCE), self._open() as uow:
+        async with asyncio.timeout(_PATIENCE), background(self._open) as uow:
             await uow.log.fail(self.name, self._lease, made_storable(shown)[:_LONGEST_ERROR])
-            await uow.commit()
         self._lease = None
         return _CLAIM

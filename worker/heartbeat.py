@@ -25,7 +25,7 @@ from services.outbox.control.service import SILENT
 from services.shielding import end
 from services.skew import Skew
 from services.startup import Schema
-from services.unit_of_work import OpenUnitOfWork
+from services.unit_of_work import OpenUnitOfWork, background
 from worker.jobs.metrics import JobMetrics
 from worker.neighbours import identity, is_dead
 from worker.poller import Progress
@@ -104,9 +104,8 @@ class Heartbeat:
         if self.leaves_row:
             return
         try:
-            async with asyncio.timeout(_PATIENCE), self._open() as uow:
+            async with asyncio.timeout(_PATIENCE), background(self._open) as uow:
                 await uow.control.leave(self._id)
-                await uow.commit()
         except Exception as error:  # noqa: BLE001  (it exits anyway, and the row is deleted after a day)
             logger.warning("could not delete this worker's row: %r", error)
 
@@ -127,7 +126,7 @@ class Heartbeat:
         errors propagate.
         """
         report = await self._report()
-        async with self._open() as uow:
+        async with background(self._open) as uow:
             connection = await uow.session.connection()
             await self._skew.look(connection)
             if self._beats % _SCHEMA == 0:
@@ -148,7 +147,6 @@ class Heartbeat:
             )
             dead = self._dead_of_this_host(others)
             await uow.control.clear(list(dead))
-            await uow.commit()
         if dead:
             logger.info("deleted the rows of dead workers of this host", extra={"pids": sorted(dead.values())})
         if dead or any(other.silent > SILENT for other in others):

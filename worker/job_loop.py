@@ -14,7 +14,7 @@ from services.jobs import service as jobs
 from services.jobs.schemas import Seen
 from services.logs import Shown
 from services.outbox.control.service import By
-from services.unit_of_work import OpenUnitOfWork
+from services.unit_of_work import OpenUnitOfWork, background
 from worker.failures import Failures
 from worker.job_run import PATIENCE, JobRun, Lease
 from worker.jobs.metrics import JobMetrics
@@ -107,9 +107,8 @@ class JobLoop:
 
     async def request(self, name: str, by: By) -> None:
         """Request a run of the job as soon as a worker is free. Raises `NotFound`; database errors propagate."""
-        async with asyncio.timeout(PATIENCE), self._open() as uow:
+        async with asyncio.timeout(PATIENCE), background(self._open) as uow:
             await jobs.run_now(uow, name, by)
-            await uow.commit()
         self.wake()
 
     async def _run(self) -> None:
@@ -156,12 +155,11 @@ class JobLoop:
     async def _announce(self, scheduled: ScheduledJob) -> None:
         """Create or correct the row. A locked row is left for the next check, and does not delay the others."""
         try:
-            async with asyncio.timeout(_PATIENCE_WITH_A_LOCK), self._open() as uow:
+            async with asyncio.timeout(_PATIENCE_WITH_A_LOCK), background(self._open) as uow:
                 rows = uow.jobs
                 now = await rows.now()
                 due_at = now if scheduled.name in self._at_start else scheduled.schedule.next_after(now)
                 await rows.announce(scheduled.name, str(scheduled.schedule), due_at, 2 * self._lease.seconds)
-                await uow.commit()
         except (TimeoutError, DBAPIError) as error:
             logger.warning("cannot write a job's row", extra={"function": scheduled.name, "error": repr(error)})
         else:
@@ -181,9 +179,8 @@ class JobLoop:
 
     async def _take(self, scheduled: ScheduledJob) -> None:
         claimed_at = monotonic()
-        async with asyncio.timeout(PATIENCE), self._open() as uow:
+        async with asyncio.timeout(PATIENCE), background(self._open) as uow:
             failed = await uow.jobs.claim(scheduled.name, self._lease.owner, self._lease.seconds)
-            await uow.commit()
         if failed is None:
             return
         metrics = self._metrics.of(scheduled.name)

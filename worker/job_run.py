@@ -13,7 +13,7 @@ from uuid import UUID
 from services.fields import made_storable
 from services.jobs.schemas import Ended
 from services.logs import Shown
-from services.unit_of_work import OpenUnitOfWork
+from services.unit_of_work import OpenUnitOfWork, background
 from worker.jobs.metrics import JobRuns
 from worker.jobs.schedule import ScheduledJob
 
@@ -103,9 +103,8 @@ class JobRun:
     async def _renew(self) -> None:
         asked_at = monotonic()
         try:
-            async with asyncio.timeout(min(PATIENCE, self._lease.seconds / 4)), self._open() as uow:
+            async with asyncio.timeout(min(PATIENCE, self._lease.seconds / 4)), background(self._open) as uow:
                 held = await uow.jobs.renew(self._scheduled.name, self._lease.owner, self._lease.seconds)
-                await uow.commit()
         except Exception as error:  # noqa: BLE001  (whatever it is, there is time for another attempt)
             logger.warning(
                 "cannot renew the lease on a job", extra={"function": self._scheduled.name, "error": repr(error)}
@@ -117,11 +116,10 @@ class JobRun:
         """Write the outcome. Gives up when the lease has expired: another worker then runs the job again."""
         while True:
             try:
-                async with asyncio.timeout(PATIENCE), self._open() as uow:
+                async with asyncio.timeout(PATIENCE), background(self._open) as uow:
                     rows = uow.jobs
                     due_at = self._due_after(await rows.now(), failed=ended.error is not None)
                     await rows.finish(self._scheduled.name, self._lease.owner, ended, due_at)
-                    await uow.commit()
                 return
             except Exception as error:  # noqa: BLE001  (whatever it is, the next attempt may succeed)
                 if monotonic() >= self._held_until:
@@ -150,9 +148,8 @@ class JobRun:
             )
         # If this fails, the lease expires.
         with suppress(Exception):
-            async with asyncio.timeout(PATIENCE), self._open() as uow:
+            async with asyncio.timeout(PATIENCE), background(self._open) as uow:
                 await uow.jobs.release(self._scheduled.name, self._lease.owner)
-                await uow.commit()
 
 
 def _error_of(work: asyncio.Task[None]) -> str | None:

@@ -15,7 +15,7 @@ from services.api.probe import on_a_live_connection
 from services.database import SessionFactory
 from services.fields import new_id
 from services.shielding import end
-from services.unit_of_work import UnitOfWork
+from services.unit_of_work import UnitOfWork, background
 
 logger = logging.getLogger(__name__)
 
@@ -95,10 +95,9 @@ class Canary:
             await end(trying)
 
     async def _write_and_read_back(self) -> None:
-        async with UnitOfWork(self._writing, name="the canary's write") as uow:
+        async with background(lambda: UnitOfWork(self._writing, name="the canary's write")) as uow:
             await on_a_live_connection(partial(self._write, uow))
             self._step = _Step.commit
-            await uow.commit()
         self._step = _Step.read_back
         found = await on_a_live_connection(self._read_back)
         if found != self._number:

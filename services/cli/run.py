@@ -20,7 +20,7 @@ from services.settings import get_settings
 from services.skew import follow_database
 from services.sql import CONTENTION, sqlstate
 from services.startup import check_schema, plain_connecting, reason_of
-from services.unit_of_work import UnitOfWork
+from services.unit_of_work import UnitOfWork, background
 
 ResultT = TypeVar("ResultT")
 Work: TypeAlias = Callable[[UnitOfWork], Awaitable[ResultT]]
@@ -107,10 +107,8 @@ def lasting(seconds: float | None) -> str:
 async def _committed(open_unit_of_work: Callable[[], UnitOfWork], work: Work[ResultT]) -> ResultT:
     for left in reversed(range(_TRIES)):
         try:
-            async with open_unit_of_work() as uow:
-                result = await work(uow)
-                await uow.commit()
-                return result
+            async with background(open_unit_of_work) as uow:
+                return await work(uow)
         except DBAPIError as error:
             # Workers keep running, so there may be deadlocks: the victim was rolled back and tries again.
             if sqlstate(error) not in CONTENTION or not left:

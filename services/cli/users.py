@@ -44,7 +44,7 @@ async def _create(settings: Settings, email: str, name: str, password: str) -> N
     # Imported here: this loads all domains, which the other commands do not need.
     from services.database import open_database
     from services.skew import follow_database
-    from services.unit_of_work import UnitOfWork
+    from services.unit_of_work import UnitOfWork, background
     from services.users.models import Role
     from services.users.passwords import Passwords
     from services.users.schemas import UserCreate
@@ -53,6 +53,5 @@ async def _create(settings: Settings, email: str, name: str, password: str) -> N
     wanted = UserCreate.model_validate({"email": email, "full_name": name, "password": password})
     async with open_database(settings, "cli") as database:
         await follow_database(database.engine)
-        async with UnitOfWork(database.write) as uow:
+        async with background(lambda: UnitOfWork(database.write)) as uow:
             await register(uow, Passwords(settings), wanted, Role.operator)
-            await uow.commit()

@@ -13,7 +13,7 @@ from services.credits.schemas import TopUpCreate
 from services.database import open_database
 from services.settings import Settings
 from services.skew import follow_database
-from services.unit_of_work import UnitOfWork
+from services.unit_of_work import UnitOfWork, background
 from services.users import service as users
 from services.users.models import Role, User
 from services.users.passwords import Passwords
@@ -58,7 +58,7 @@ async def seed(settings: Settings, facts: Facts, keep: Callable[[], None]) -> No
     Existing users are left unchanged, but one whose password in `facts` is missing or wrong gets a new password. `keep`
     is called before the commit: credentials that were not saved would be lost.
     """
-    async with open_database(settings, "seed") as database, UnitOfWork(database.write) as uow:
+    async with open_database(settings, "seed") as database, background(lambda: UnitOfWork(database.write)) as uow:
         await follow_database(database.engine)
         people = _People(uow, Passwords(settings), {known.email: known for known in _known(facts)})
         operator = await people.find_or_make(_OPERATOR)
@@ -68,7 +68,6 @@ async def seed(settings: Settings, facts: Facts, keep: Callable[[], None]) -> No
         facts.users = [found[1] for found in (*buyers, seller) if found]
         facts.product_ids = await _find_or_make_products(uow, seller[0]) if seller else []
         keep()
-        await uow.commit()
 
 
 def _known(facts: Facts) -> list[Credentials]:

@@ -1,5 +1,6 @@
 """`UnitOfWork`: rolls back unless told otherwise, savepoints, events and the doorbell."""
 
+import asyncio
 from contextlib import suppress
 from typing import ClassVar
 
@@ -13,8 +14,8 @@ from services.catalog.schemas import CategoryCreate
 from services.database import Database
 from services.fields import new_id
 from services.outbox.events import Event, Recorded, Trace
-from services.sql import Statement
-from services.unit_of_work import UnitOfWork
+from services.sql import Statement, Write, Writing
+from services.unit_of_work import UnitOfWork, background
 from tests.factories import count_statements
 
 DANGLING = text("""
@@ -359,3 +360,37 @@ async def test_all_events_of_a_unit_of_work_are_written_by_one_statement(databas
             await uow.commit()
     assert len(statements) == 1
     assert await count(database, "outbox") == 30
+
+
+async def test_work_in_the_background_is_committed_at_the_end_of_its_block(database: Database) -> None:
+    bell = Bell()
+    async with background(lambda: UnitOfWork(database.write, bell)) as uow:
+        await uow.categories.create(CategoryCreate(name="Lamps"))
+        uow.record(Queued())
+        assert (await count(database, "categories"), bell.rings) == (0, 0)
+    assert (await count(database, "categories"), await count(database, "events"), bell.rings) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("ending", [Undo, asyncio.CancelledError])
+async def test_work_in_the_background_is_rolled_back_if_its_block_does_not_end(
+    database: Database, ending: type[BaseException]
+) -> None:
+    with pytest.raises(ending):
+        async with background(lambda: UnitOfWork(database.write)) as uow:
+            await uow.categories.create(CategoryCreate(name="Lamps"))
+            raise ending
+    assert await count(database, "categories") == 0
+
+
+async def test_what_the_commit_raises_comes_out_of_a_block_in_the_background(database: Database) -> None:
+    async def insert_twice() -> None:
+        async with background(lambda: UnitOfWork(database.write)) as uow:
+            await uow.categories.create(CategoryCreate(name="Lamps"))
+            # Written at the commit, where it is the second of this name.
+            uow.write_with_events(
+                Write(Writing("again AS (INSERT INTO categories (name) VALUES ('Lamps') RETURNING 1)", "again"), {})
+            )
+
+    with pytest.raises(IntegrityError):
+        await insert_twice()
+    assert await count(database, "categories") == 0

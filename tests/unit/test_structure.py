@@ -1,5 +1,6 @@
 """The structure that CONTRIBUTING.md describes: standard file names, layers, no import cycles."""
 
+import ast
 import os
 import shutil
 import subprocess
@@ -59,6 +60,28 @@ def test_every_domain_and_wing_is_a_container_of_the_layers() -> None:
         name for name in dotted.values() if name not in containers and f"{name.rpartition('.')[0]}.*" not in containers
     ]
     assert missing == [], "add them to the containers of the contract in pyproject.toml"
+
+
+EDGES = {"services/api/transaction.py", "services/outbox/engine/service.py", "services/unit_of_work.py"}
+"""Where units of work are committed: a request's, a batch of events', and `background` for everything else."""
+
+
+def calls(attribute: str) -> dict[str, set[str]]:
+    """The files that call a method of this name, each with what it is called on."""
+    found: dict[str, set[str]] = {}
+    for top in ("services", "worker"):
+        for file in (ROOT / top).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == attribute:
+                    found.setdefault(str(file.relative_to(ROOT)), set()).add(ast.unparse(node.func.value))
+    return found
+
+
+def test_only_the_edges_commit_a_unit_of_work() -> None:
+    below = {"services/database.py": {"session", "super()"}, "services/pooler.py": {"connection"}}
+    found = calls("commit")
+    assert {file: found.pop(file) for file in below} == below, "the driver's and the session's own commits"
+    assert found.keys() == EDGES
 
 
 @cache

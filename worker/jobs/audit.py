@@ -6,7 +6,7 @@ from typing import Any
 
 from services.audit.schemas import Difference, DifferenceKind
 from services.audit.service import AuditNotFinished, audit
-from services.unit_of_work import UnitOfWork
+from services.unit_of_work import UnitOfWork, background
 from worker.context import WorkerContext
 
 logger = logging.getLogger(__name__)
@@ -34,9 +34,8 @@ async def audit_ledger(ctx: dict[str, Any]) -> None:
     except AuditNotFinished as error:
         logger.error("ledger audit not finished", extra={"reason": str(error)})
         return
-    async with worker.open_unit_of_work() as uow:
+    async with background(worker.open_unit_of_work) as uow:
         await uow.audits.keep(result, sample)
-        await uow.commit()
     write = logger.error if result.differences else logger.info
     write(
         "ledger audit",

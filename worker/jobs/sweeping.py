@@ -6,7 +6,7 @@ from time import monotonic
 from typing import Any, Generic
 
 from services.sweeps.service import DueT, Refused, Sweep, is_contention, take_slice
-from services.unit_of_work import OpenUnitOfWork
+from services.unit_of_work import OpenUnitOfWork, background
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +30,8 @@ class _Run(Generic[DueT]):
 
     async def take(self, open_unit_of_work: OpenUnitOfWork, slice_size: int) -> None:
         try:
-            async with open_unit_of_work() as uow:
+            async with background(open_unit_of_work) as uow:
                 taken = await take_slice(uow, self.sweep, self._last, slice_size)
-                await uow.commit()
         except Exception as error:  # noqa: BLE001
             # Whatever the error, the other sweeps continue; it is raised when they are done.
             self.goes_on = False
