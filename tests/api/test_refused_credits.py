@@ -26,9 +26,11 @@ from services.credits.transfers import service as transfers
 from services.errors import TransferRefused
 from services.fields import MAX_CREDITS, now
 from services.orders import service as orders
+from services.orders.processing import service as processing
 from services.orders.schemas import RefundCreate
 from services.outbox.engine.service import Processor
 from services.outbox.policy import RetryPolicy
+from services.outbox.subscription import Discarded
 from services.subscriptions import SUBSCRIPTIONS
 from services.unit_of_work import UnitOfWork
 from services.users.models import User
@@ -147,6 +149,12 @@ async def a_cancellation_after_the_payment_was_posted(people: People) -> Move:
     return lambda uow: orders.cancel(uow, people.other, order_id, "")
 
 
+async def a_release_for_a_discarded_event(people: People) -> Move:
+    order_id = await people.ordered(people.frozen, people.other)
+    discarded = Discarded("order.placed", order_id, f"order/{order_id}")
+    return lambda uow: processing.cancel_discarded(uow, [discarded])
+
+
 @pytest.mark.parametrize(
     "prepare",
     [
@@ -162,6 +170,7 @@ async def a_cancellation_after_the_payment_was_posted(people: People) -> Move:
         a_refund,
         a_cancellation_before_the_payment_is_posted,
         a_cancellation_after_the_payment_was_posted,
+        a_release_for_a_discarded_event,
     ],
     ids=lambda prepare: prepare.__name__,
 )

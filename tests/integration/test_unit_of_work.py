@@ -375,10 +375,13 @@ async def test_work_in_the_background_is_committed_at_the_end_of_its_block(datab
 async def test_work_in_the_background_is_rolled_back_if_its_block_does_not_end(
     database: Database, ending: type[BaseException]
 ) -> None:
-    with pytest.raises(ending):
+    async def begin_and_end() -> None:
         async with background(lambda: UnitOfWork(database.write)) as uow:
             await uow.categories.create(CategoryCreate(name="Lamps"))
             raise ending
+
+    with pytest.raises(ending):
+        await begin_and_end()
     assert await count(database, "categories") == 0
 
 

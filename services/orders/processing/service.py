@@ -1,9 +1,11 @@
 """How workers process placed orders: reserve stock, resolve the holds, and confirm, reject or cancel."""
 
 from collections.abc import Collection, Mapping, Sequence
+from decimal import Decimal
 from uuid import UUID
 
 from services.credits.ledger.repository import LockedHolds
+from services.credits.ledger.service import moving
 from services.orders.events import OrderCancelled, OrderConfirmed, OrderPlaced, OrderRejected
 from services.orders.models import OrderStatus
 from services.orders.processing.repository import Placed
@@ -54,7 +56,8 @@ async def cancel_discarded(uow: UnitOfWork, discarded: Sequence[Discarded]) -> N
     if not pending:
         return
     found = await uow.ledger.lock_holds([order.id for order in pending])
-    await uow.ledger.resolve_holds(void=[hold.id for hold in found.holds])
+    async with moving(uow, sum((order.total for order in pending), Decimal(0))):
+        await uow.ledger.resolve_holds(void=[hold.id for hold in found.holds])
     await uow.orders.move([Move(order.id, order.status, OrderStatus.cancelled, DISCARDED) for order in pending])
     for order in pending:
         uow.record(OrderCancelled(order_id=order.id, from_status=order.status.value, reason=DISCARDED))
