@@ -34,6 +34,7 @@ STATUSES = {
     "transfer_expired": 409,
     "transfer_not_reversible": 409,
     "transfer_of_order": 409,
+    "transfer_refused": 422,
     "unauthenticated": 401,
     "unknown_recipient": 422,
     "version_required": 428,

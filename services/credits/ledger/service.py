@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def moving(uow: UnitOfWork, amount: Decimal, pointer: str = "") -> AsyncIterator[None]:
-    """Move credits in a savepoint. After a refusal, the unit of work is as it was before, and can go on.
+    """Move credits in a savepoint. After a refusal, the unit of work is as it was before, and can continue.
 
     The block raises a refusal (`services/credits/ledger/rules.py`), whether it comes from a check or from the database.
     Contention and an unusable server are not refusals: they end the transaction, which its edge then tries again.

@@ -37,7 +37,7 @@ async def transfer(uow: UnitOfWork, sender: Caller, wanted: TransferCreate) -> T
     """Move the sender's credits to another user; a dry run only reports what would happen.
 
     Raises `InsufficientCredits`, `AccountClosed`, `SameAccount`, `UnknownRecipient`, `AmountInvalid` or
-    `TransferRefused`. The unit of work is then as it was before, and can go on.
+    `TransferRefused`. The unit of work is then as it was before, and can continue.
     """
     parties = await uow.transfers.parties(sender.id, [wanted.to_user_id], lock=not wanted.dry_run)
     chain = Chain([_item(parties, wanted, "#")])
