@@ -11,7 +11,6 @@ from uuid import UUID
 import uuid_utils.compat
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -20,7 +19,10 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError
-from sqlalchemy import DateTime, Enum
+from sqlalchemy import DateTime, Enum, Numeric, text
+from sqlalchemy.orm import declared_attr
+from sqlmodel import Field as Column
+from sqlmodel import SQLModel
 
 from services.clock import CLOCK
 
@@ -28,6 +30,9 @@ MAX_BIGINT = 2**63 - 1
 """Largest value of a PostgreSQL bigint."""
 
 TIMESTAMPTZ: Any = DateTime(timezone=True)
+
+CREDITS: Any = Numeric(18, 2)
+"""A column of credits."""
 
 MAX_CREDITS = Decimal("9999999999999999.99")
 """Largest amount a NUMERIC(18, 2) column holds."""
@@ -42,10 +47,10 @@ _MONEY = re.compile(r"(0|[1-9][0-9]{0,15})(\.[0-9]{1,2})?", re.ASCII)
 _PLAIN_WORD = re.compile(r"(?!null$)[\w>]([\w> ]*[\w>])?", re.ASCII | re.IGNORECASE)
 
 
-class RequestBody(BaseModel):
+class RequestBody(SQLModel):
     """What a client sends. An unknown field is an error, since it is probably a typo."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid")  # type: ignore[assignment]  # SQLModel's type for it is private
 
 
 class Changes(RequestBody):
@@ -57,6 +62,26 @@ class Changes(RequestBody):
         if empty:
             raise ValueError(f"{', '.join(sorted(empty))} cannot be null; omit a field to keep its current value")
         return self
+
+
+class Versioned(SQLModel):
+    """A row with a version, which grows by one with each change. It is the row's ETag.
+
+    Every update is conditional on it: an update of a stale copy raises `sqlalchemy.orm.exc.StaleDataError`.
+    """
+
+    version: int = Column(default=1, sa_column_kwargs={"server_default": text("1")})
+
+    @declared_attr.directive
+    def __mapper_args__(cls) -> dict[str, Any]:  # noqa: N805
+        # eager_defaults: RETURNING fetches the new version and times; an expired attribute cannot be awaited.
+        return {"version_id_col": cls.__table__.c.version, "eager_defaults": True}  # type: ignore[attr-defined]
+
+
+class SoftDeletable(SQLModel):
+    """A row that can be hidden from every read and restored. What is unique in it stays taken."""
+
+    deleted_at: datetime | None = Column(default=None, sa_type=TIMESTAMPTZ)
 
 
 def picked(source: object, names: Iterable[str]) -> dict[str, Any]:

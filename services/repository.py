@@ -1,23 +1,44 @@
 """Generic create, read, update and delete over one model; the domains' repositories build on it."""
 
-from collections.abc import AsyncIterator, Sequence
-from datetime import datetime
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from enum import Enum
+from functools import lru_cache
 from typing import Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel
-from sqlalchemy import ARRAY, ColumnElement, any_, func, inspect, literal, update
+import sqlalchemy
+from pydantic import BaseModel, TypeAdapter
+from sqlalchemy import ARRAY, ColumnElement, String, Text, any_, func, inspect, literal, update
+from sqlalchemy import Enum as EnumType
 from sqlalchemy.orm import Mapper
 from sqlalchemy.sql.base import ExecutableOption
-from sqlmodel import select
+from sqlalchemy.types import Numeric, TypeEngine
+from sqlmodel import SQLModel, select
+from sqlmodel.sql.expression import SelectOfScalar
 
-from services.fields import now
+from services.errors import StaleVersion
+from services.fields import SoftDeletable, Versioned, now, picked
+from services.query import Listing, PageQuery, Rows
 from services.sql import SqlAccess
 
-ModelT = TypeVar("ModelT")
+ModelT = TypeVar("ModelT", bound=SQLModel)
+DeletableT = TypeVar("DeletableT", bound=SoftDeletable)
+
+
+class Lock(Enum):
+    """A lock on rows that are read; it is held until the transaction ends, and the rows are read again under it."""
+
+    change = "change"
+    """`FOR NO KEY UPDATE`: nobody else changes them. Rows that refer to them can still be inserted."""
+    keep = "keep"
+    """`FOR SHARE`: they stay as they are. Others may lock them in the same way."""
 
 
 class Repository(SqlAccess, Generic[ModelT]):
-    """One model with a single-column primary key. Nothing here commits."""
+    """One SQLModel table with a single-column primary key. Nothing here commits.
+
+    What goes into a row is validated by the table's own fields, whatever has been validated before. A value that they
+    refuse raises `pydantic.ValidationError`.
+    """
 
     model: ClassVar[type[Any]]
 
@@ -39,110 +60,207 @@ class Repository(SqlAccess, Generic[ModelT]):
         """Conditions that apply to every read."""
         return ()
 
-    async def get(self, key: Any, *, options: Sequence[ExecutableOption] = (), lock: bool = False) -> ModelT | None:
-        """The row with this key, or None. `lock` locks it until the transaction ends and reads it again.
+    def _select(self) -> SelectOfScalar[ModelT]:
+        """The rows, with what every read needs to have joined."""
+        return select(self.model)
 
-        The lock is `FOR NO KEY UPDATE`: rows that refer to this one can still be inserted.
-        """
-        statement = select(self.model).where(self._key == key, *self._visible()).options(*options)
-        if lock:
-            statement = statement.with_for_update(of=self.model, key_share=True)
-            statement = statement.execution_options(populate_existing=True)
-        found: ModelT | None = (await self.session.exec(statement)).one_or_none()
-        return found
+    def _locked(self, statement: SelectOfScalar[ModelT], lock: Lock | None) -> SelectOfScalar[ModelT]:
+        if lock is None:
+            return statement
+        statement = statement.with_for_update(of=self.model, read=lock is Lock.keep, key_share=lock is Lock.change)
+        return statement.execution_options(populate_existing=True)
 
-    async def get_many(self, keys: Sequence[Any], *, options: Sequence[ExecutableOption] = ()) -> list[ModelT]:
-        """The rows with these keys, ordered by key; missing ones are left out."""
-        statement = select(self.model).where(self._among(keys), *self._visible()).options(*options).order_by(self._key)
-        return list(await self.session.exec(statement))
+    async def get(
+        self, key: Any, *, options: Sequence[ExecutableOption] = (), lock: Lock | None = None
+    ) -> ModelT | None:
+        """The row with this key, or None."""
+        statement = self._select().where(self._key == key, *self._visible()).options(*options)
+        return (await self.session.exec(self._locked(statement, lock))).one_or_none()
+
+    async def get_many(
+        self, keys: Sequence[Any], *, options: Sequence[ExecutableOption] = (), lock: Lock | None = None
+    ) -> list[ModelT]:
+        """The rows with these keys, ordered by key, in which order they are locked; missing ones are left out."""
+        statement = self._select().where(self._among(keys), *self._visible()).options(*options).order_by(self._key)
+        return list(await self.session.exec(self._locked(statement, lock)))
+
+    async def list_page(
+        self,
+        listing: Listing[ModelT],
+        wanted: PageQuery,
+        *conditions: ColumnElement[bool],
+        options: Sequence[ExecutableOption] = (),
+    ) -> Rows[ModelT]:
+        """One page of the rows that match the conditions and the client's filters."""
+        statement = self._select().where(*conditions, *self._visible()).options(*options)
+        return await listing.page(self.session, statement, wanted)
 
     async def count(self, *conditions: ColumnElement[bool]) -> int:
+        """How many rows match. It reads all of them."""
         statement = select(func.count()).select_from(self.model).where(*conditions, *self._visible())
         return int((await self.session.exec(statement)).one())
 
-    async def exists(self, *conditions: ColumnElement[bool]) -> bool:
-        statement = select(literal(True)).select_from(self.model).where(*conditions, *self._visible()).limit(1)
+    async def exists(self, *conditions: ColumnElement[bool], hidden: bool = False) -> bool:
+        """Whether any row matches; with `hidden`, rows that no read shows count as well."""
+        visible = () if hidden else self._visible()
+        statement = select(literal(True)).select_from(self.model).where(*conditions, *visible).limit(1)
         return (await self.session.exec(statement)).first() is not None
 
-    async def create(self, schema: BaseModel, **more: Any) -> ModelT:
-        """Write one row from a validated schema; its key and server defaults are read back."""
-        row: ModelT = self.model(**schema.model_dump(), **more)
-        self.session.add(row)
-        await self.session.flush()
+    async def create(self, wanted: BaseModel, *, without: Collection[str] = (), **more: Any) -> ModelT:
+        """Write one row; its key and server defaults are read back. See `bulk_create`."""
+        (row,) = await self.bulk_create([wanted], without=without, **more)
         return row
 
-    async def bulk_create(self, schemas: Sequence[BaseModel], **more: Any) -> list[ModelT]:
-        """Write many rows in the given order, about a thousand per statement."""
-        rows: list[ModelT] = [self.model(**schema.model_dump(), **more) for schema in schemas]
+    async def bulk_create(
+        self, wanted: Sequence[BaseModel], *, without: Collection[str] = (), **more: Any
+    ) -> list[ModelT]:
+        """Write many rows in the given order, about a thousand per statement. `more` is the same for all.
+
+        `without` names the fields that are not stored as they are. Any other one that the table does not have raises
+        `TypeError`: it would be lost.
+        """
+        for kind in {type(one) for one in wanted}:
+            self._check_fields(kind.__name__, kind.model_fields.keys() - set(without))
+        rows: list[ModelT] = [self.model.model_validate(one, update=more) for one in wanted]
         self.session.add_all(rows)
         await self.session.flush()
         return rows
 
-    async def update(self, row: ModelT, changes: BaseModel, **more: Any) -> ModelT:
-        """Set the fields that are set on the schema. Raises `StaleDataError` if a versioned row has changed since."""
-        for name, value in {**changes.model_dump(exclude_unset=True), **more}.items():
-            setattr(row, name, value)
-        await self.session.flush()
-        return row
+    def _check_fields(self, source: str, names: Iterable[str]) -> None:
+        lost = sorted(set(names) - self.model.model_fields.keys())
+        if lost:
+            raise TypeError(f"{self.model.__name__} cannot store {', '.join(lost)} of {source}; say `without` them")
 
-    async def bulk_update(self, keys: Sequence[Any], **values: Any) -> int:
-        """Set the same values on many rows with one statement, and increment their versions. Returns their number."""
+    async def update(
+        self, row: ModelT, changes: BaseModel | None = None, *, without: Collection[str] = (), **more: Any
+    ) -> bool:
+        """Set the fields that are set on the schema, and more. Returns whether any value is another one now.
+
+        If none is, nothing is written, and the version stays. `without` is that of `bulk_create`. Raises
+        `StaleDataError` if a versioned row has changed since it was read.
+        """
+        values = dict(more)
+        if changes is not None:
+            given = changes.model_fields_set - set(without)
+            self._check_fields(type(changes).__name__, given)
+            values = {**picked(changes, given), **more}
+        row.sqlmodel_update(_validated(self.model, values))
+        changed = self.session.is_modified(row)
+        await self.session.flush()
+        return changed
+
+    async def bulk_update(self, changes: Mapping[Any, Mapping[str, Any]]) -> int:
+        """Set values by key, the same fields of each row, with one statement; versions grow. Returns the row count.
+
+        Rows that were read before are read again, without their relationships. To lock in a certain order, use
+        `get_many` first.
+        """
+        if not changes:
+            return 0
+        columns = self._mapper.columns
+        values = [_validated(self.model, one) for one in changes.values()]
+        arrays = {name: _array([one[name] for one in values], columns[name].type) for name in values[0]}
+        named = [sqlalchemy.column(f"new_{name}", columns[name].type) for name in arrays]
+        rows = func.unnest(_array(list(changes), self._key.type), *arrays.values())
+        given = rows.table_valued("key", *named, name="given").render_derived()
+        new: dict[str, Any] = {name: given.c[f"new_{name}"] for name in arrays}
         version = self._mapper.version_id_col
         if version is not None:
-            values[str(version.key)] = version + 1
+            new[str(version.key)] = version + 1
         statement = (
             update(self.model)
-            .where(self._among(keys), *self._visible())
-            .values(**values)
+            .where(self._key == given.c.key, *self._visible())
+            .values(**new)
             .execution_options(synchronize_session=False)
         )
         result = await self.session.exec(statement)
-        # SQLAlchemy would expire what it cannot compute itself, and an expired attribute cannot be awaited.
-        columns = [attribute.key for attribute in self._mapper.column_attrs]
-        changed = set(keys)
-        for row in list(self.session.identity_map.values()):
-            if isinstance(row, self.model) and self._mapper.primary_key_from_instance(row)[0] in changed:
-                await self.session.refresh(row, columns)
+        await self._read_again(list(changes))
         return result.rowcount
 
-    async def delete(self, row: ModelT) -> None:
-        """Delete the row permanently."""
-        await self.session.delete(row)
-        await self.session.flush()
+    async def _read_again(self, keys: Sequence[Any]) -> None:
+        """Refresh the session's objects. SQLAlchemy would expire them, and an expired attribute cannot be awaited."""
+        among = set(keys)
+        held = [row for row in self.session.identity_map.values() if isinstance(row, self.model)]
+        stale = [key for row in held if (key := self._mapper.primary_key_from_instance(row)[0]) in among]
+        if stale:
+            statement = select(self.model).where(self._among(stale))
+            (await self.session.exec(statement.execution_options(populate_existing=True))).all()
 
-    async def stream(self, *conditions: ColumnElement[bool], batch: int = 500) -> AsyncIterator[ModelT]:
-        """Every matching row, ordered by key, through a server-side cursor: `batch` rows in memory at a time."""
-        statement = select(self.model).where(*conditions, *self._visible()).order_by(self._key)
-        result = await self.session.stream_scalars(statement, execution_options={"yield_per": batch})
-        try:
-            async for row in result:
-                yield row
-        finally:
-            await result.close()
+    async def stream(
+        self, columns: Sequence[Any], *conditions: ColumnElement[bool], batch: int = 1000
+    ) -> AsyncIterator[Sequence[Sequence[Any]]]:
+        """Every matching row, ordered by key, as its key and these columns: `batch` rows in memory at a time.
+
+        Each batch is a statement of its own that continues after the last key, so the caller may end the transaction
+        between two batches: then a slow reader of the stream holds neither a connection nor a snapshot. A row that is
+        changed meanwhile is shown as its batch finds it.
+        """
+        after: Sequence[ColumnElement[bool]] = ()
+        while True:
+            statement = sqlalchemy.select(self._key, *columns).where(*conditions, *self._visible(), *after)
+            found = await self.session.exec(statement.order_by(self._key).limit(batch))  # type: ignore[call-overload]
+            rows = found.all()
+            if rows:
+                yield rows
+            if len(rows) < batch:
+                return
+            after = (self._key > rows[-1][0],)
 
 
-class SoftDeleteRepository(Repository[ModelT]):
+class SoftDeleteRepository(Repository[DeletableT]):
     """A repository over a model with `deleted_at`: reads, counts and bulk updates ignore deleted rows."""
 
     def _visible(self) -> Sequence[ColumnElement[bool]]:
         return (self._deleted_at.is_(None),)
 
     @property
-    def _deleted_at(self) -> ColumnElement[datetime | None]:
-        column: ColumnElement[datetime | None] = self._mapper.columns["deleted_at"]
-        return column
+    def _deleted_at(self) -> ColumnElement[Any]:
+        return self._mapper.columns["deleted_at"]
 
-    async def get_deleted(self, key: Any) -> ModelT | None:
+    async def get_deleted(self, key: Any) -> DeletableT | None:
         """The row with this key if it is deleted, locked until the transaction ends."""
-        statement = select(self.model).where(self._key == key, self._deleted_at.is_not(None))
-        found: ModelT | None = (await self.session.exec(statement.with_for_update(key_share=True))).one_or_none()
-        return found
+        statement = self._select().where(self._key == key, self._deleted_at.is_not(None))
+        return (await self.session.exec(self._locked(statement, Lock.change))).one_or_none()
 
-    async def soft_delete(self, row: ModelT) -> None:
-        """Hide the row from every read; `restore` brings it back."""
-        row.deleted_at = now()  # type: ignore[attr-defined]
-        await self.session.flush()
+    async def soft_delete(self, row: DeletableT, **more: Any) -> None:
+        """Hide the row from every read; `restore` brings it back. Sets more fields as well."""
+        await self.update(row, deleted_at=now(), **more)
 
-    async def restore(self, row: ModelT) -> None:
-        row.deleted_at = None  # type: ignore[attr-defined]
-        await self.session.flush()
+    async def restore(self, row: DeletableT) -> None:
+        """Show a deleted row again."""
+        await self.update(row, deleted_at=None)
+
+
+def check_version(row: Versioned, version: int) -> None:
+    """Raises `StaleVersion` if this is not the version that the caller has read.
+
+    The row is not locked: if two edits start from the same version, the second write raises `StaleDataError`, which is
+    the same to a client.
+    """
+    if row.version != version:
+        (key,) = inspect(row).identity
+        name = f"{type(row).__name__.lower()} {key}"
+        raise StaleVersion(f"{name} is now at version {row.version}, not {version}; fetch it and try again")
+
+
+@lru_cache
+def _type_of(model: type[SQLModel], name: str) -> TypeAdapter[Any]:
+    """Validates one field of a table, with all that its definition says."""
+    return TypeAdapter(model.model_fields[name].rebuild_annotation())
+
+
+def _validated(model: type[SQLModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    # Each field alone: what was valid when the rest of the row was written may not be today.
+    return {name: _type_of(model, name).validate_python(value) for name, value in values.items()}
+
+
+def _array(values: Sequence[Any], kind: TypeEngine[Any]) -> ColumnElement[Any]:
+    """An array parameter of a column's values.
+
+    Its type has no length and no precision: a cast to those would cut a value short instead of refusing it.
+    """
+    if isinstance(kind, EnumType):
+        return literal([None if value is None else value.value for value in values], ARRAY(Text))
+    if kind.python_type is str:
+        return literal(values, ARRAY(String))
+    return literal(values, ARRAY(Numeric if isinstance(kind, Numeric) else kind))

@@ -9,7 +9,7 @@ from services.canary.repository import CanaryRepository
 from services.catalog.repository import CategoryRepository, InventoryRepository, ProductRepository
 from services.credits.corrections.repository import AdjustmentRepository
 from services.credits.holds.repository import HoldRepository
-from services.credits.ledger.repository import LedgerRepository
+from services.credits.ledger.repository import AccountRepository, LedgerRepository
 from services.credits.statement.repository import StatementRepository
 from services.credits.transfers.repository import TransferRepository
 from services.idempotency.repository import IdempotencyRepository
@@ -40,6 +40,7 @@ class UnitOfWork(Transaction):
     order_days = RepositoryOf(OrderDayRepository)
     order_expiry = RepositoryOf(OrderExpiryRepository)
     refunds = RepositoryOf(RefundRepository)
+    accounts = RepositoryOf(AccountRepository)
     ledger = RepositoryOf(LedgerRepository)
     transfers = RepositoryOf(TransferRepository)
     holds = RepositoryOf(HoldRepository)

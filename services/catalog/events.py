@@ -35,3 +35,19 @@ class ProductUpdated(ProductEvent):
     product_version: int = Field(description="The product's version after the change, as in its ETag.")
     price: Decimal = Field(description="The price of one piece, in credits.")
     is_active: bool = Field(description="Whether it is for sale.")
+
+
+class ProductArchived(ProductEvent):
+    """A product was archived: it is off sale and hidden, and orders still show it."""
+
+    type: ClassVar[str] = "product.archived"
+
+    product_version: int = Field(description="The product's version after the change.")
+
+
+class ProductRestored(ProductEvent):
+    """An archived product was restored. It stays off sale until it is activated again."""
+
+    type: ClassVar[str] = "product.restored"
+
+    product_version: int = Field(description="The product's version after the change.")

@@ -1,39 +1,37 @@
-"""Categories and stock (SQLModel); products (plain SQLAlchemy on the shared registry)."""
+"""Categories, products and stock."""
 
 from datetime import datetime
-from decimal import Decimal
+from typing import Annotated
 
+import pydantic
+from pydantic import AfterValidator
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
-    ForeignKey,
     Identity,
     Index,
-    Integer,
-    Numeric,
-    String,
-    Text,
     UniqueConstraint,
     func,
     text,
-    true,
 )
-from sqlalchemy.orm import Mapped, mapped_column, relationship
-from sqlmodel import Field, SQLModel
+from sqlalchemy import Text as TextColumn
+from sqlmodel import Field, Relationship, SQLModel
 
-from services.database import DeclarativeTable
-from services.fields import TIMESTAMPTZ, now
+from services.fields import CREDITS, TIMESTAMPTZ, Name, Price, SoftDeletable, Text, Versioned, now, storable
 from services.users.models import User
+
+Sku = Annotated[str, pydantic.Field(min_length=1, max_length=64, pattern=r"\S"), AfterValidator(storable)]
+Description = Annotated[Text, pydantic.Field(max_length=10_000)]
 
 
 class CategoryBase(SQLModel):
     """The fields of a category that operators set."""
 
-    name: str = Field(max_length=200)
+    name: Name
 
 
-class Category(CategoryBase, table=True):
-    """A category of the catalogue."""
+class Category(CategoryBase, Versioned, SoftDeletable, table=True):
+    """A category of the catalogue. The row of a deleted one stays and keeps its name taken."""
 
     __tablename__ = "categories"
     __table_args__ = (
@@ -47,7 +45,15 @@ class Category(CategoryBase, table=True):
     )
 
 
-class Inventory(SQLModel, table=True):
+class InventoryBase(SQLModel):
+    """Stock in pieces: how many are on hand, and how many of those are reserved by confirmed orders."""
+
+    product_id: int = Field(primary_key=True, foreign_key="products.id", ondelete="CASCADE", sa_type=BigInteger)
+    on_hand: int = Field(default=0, ge=0, sa_type=BigInteger, sa_column_kwargs={"server_default": text("0")})
+    reserved: int = Field(default=0, ge=0, sa_type=BigInteger, sa_column_kwargs={"server_default": text("0")})
+
+
+class Inventory(InventoryBase, table=True):
     """The stock of one product, in its own table so that a sale does not change the version of the product."""
 
     __tablename__ = "inventory"
@@ -56,36 +62,20 @@ class Inventory(SQLModel, table=True):
         CheckConstraint("reserved >= 0 AND reserved <= on_hand", name="reserved"),
     )
 
-    product_id: int = Field(primary_key=True, foreign_key="products.id", ondelete="CASCADE", sa_type=BigInteger)
-    on_hand: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": text("0")})
-    reserved: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": text("0")})
+
+class ProductBase(SQLModel):
+    """The fields of a product that its seller sets."""
+
+    sku: Sku
+    name: Name
+    description: Description = Field(default="", sa_type=TextColumn, sa_column_kwargs={"server_default": ""})
+    price: Price = Field(sa_type=CREDITS)
 
 
-class Product(DeclarativeTable):
-    """A product that a seller offers.
-
-    A plain SQLAlchemy model: `version_id_col`, operator-class indexes and server defaults are simpler to write here.
-    An update through a stale copy raises `sqlalchemy.orm.exc.StaleDataError`.
-    """
+class Product(ProductBase, Versioned, SoftDeletable, table=True):
+    """A product that a seller offers. The row of an archived one stays, as orders show it, and keeps its SKU taken."""
 
     __tablename__ = "products"
-
-    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
-    seller_id: Mapped[int] = mapped_column(BigInteger, ForeignKey("users.id"))
-    category_id: Mapped[int] = mapped_column(BigInteger, ForeignKey("categories.id"))
-    sku: Mapped[str] = mapped_column(String(64))
-    name: Mapped[str] = mapped_column(String(200))
-    description: Mapped[str] = mapped_column(Text, server_default="")
-    price: Mapped[Decimal] = mapped_column(Numeric(18, 2))
-    is_active: Mapped[bool] = mapped_column(server_default=true())
-    version: Mapped[int] = mapped_column(Integer, server_default=text("1"))
-    created_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=func.now())
-    updated_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=func.now(), onupdate=func.now())
-
-    seller: Mapped[User] = relationship(lazy="raise")
-    category: Mapped[Category] = relationship(lazy="raise")
-    inventory: Mapped[Inventory] = relationship(lazy="raise")
-
     __table_args__ = (
         UniqueConstraint("seller_id", "sku"),
         CheckConstraint("price > 0", name="price"),
@@ -94,5 +84,17 @@ class Product(DeclarativeTable):
         Index("ix_products_name_trgm", "name", postgresql_using="gin", postgresql_ops={"name": "gin_trgm_ops"}),
         Index("ix_products_active", "id", postgresql_where=text("is_active")),
     )
-    # eager_defaults: RETURNING fetches the new version and times; async code cannot load an expired attribute later.
-    __mapper_args__ = {"version_id_col": version, "eager_defaults": True}
+
+    id: int = Field(default=None, primary_key=True, sa_type=BigInteger, sa_column_args=(Identity(),))
+    seller_id: int = Field(foreign_key="users.id", sa_type=BigInteger)
+    category_id: int = Field(foreign_key="categories.id", sa_type=BigInteger)
+    is_active: bool = Field(default=True, sa_column_kwargs={"server_default": text("true")})
+    # Both by the database, so that they can be compared.
+    created_at: datetime = Field(default=None, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": func.now()})
+    updated_at: datetime = Field(
+        default=None, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": func.now(), "onupdate": func.now()}
+    )
+
+    seller: User = Relationship(sa_relationship_kwargs={"lazy": "raise"})
+    category: Category = Relationship(sa_relationship_kwargs={"lazy": "raise"})
+    inventory: Inventory = Relationship(sa_relationship_kwargs={"lazy": "raise", "uselist": False, "viewonly": True})

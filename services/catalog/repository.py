@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Annotated
 
 from pydantic import Field
-from sqlalchemy import func, literal
+from sqlalchemy import ARRAY, ColumnElement, String, any_, func, literal
 from sqlalchemy.orm import joinedload
 from sqlmodel import col, select
 
@@ -14,8 +14,7 @@ from services.catalog import queries
 from services.catalog.models import Category, Inventory, Product
 from services.fields import Id, Instant, Text
 from services.query import EXACT, ORDERED, TEXT, Filterable, Listing, PageQuery, Rows, Sortable
-from services.repository import Repository
-from services.sql import SqlAccess
+from services.repository import Lock, Repository, SoftDeleteRepository
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,46 +30,48 @@ class ProductForSale:
     seller_account_id: int
 
 
-class CategoryRepository(Repository[Category]):
+class CategoryRepository(SoftDeleteRepository[Category]):
     model = Category
 
-    async def name_taken(self, name: str) -> bool:
-        return await self.exists(func.lower(Category.name) == name.lower())
-
-    async def page(self, wanted: PageQuery) -> Rows[Category]:
-        return await CATEGORIES.page(self.session, select(Category), wanted)
-
     async def by_name(self, name: str) -> Category | None:
-        """The category with this name, ignoring case."""
+        """The category with this name, ignoring case, even if it is deleted."""
         statement = select(Category).where(func.lower(Category.name) == name.lower())
         return (await self.session.exec(statement)).one_or_none()
 
 
-class ProductRepository(Repository[Product]):
+class ProductRepository(SoftDeleteRepository[Product]):
     model = Product
 
-    async def sku_taken(self, seller_id: int, sku: str) -> bool:
-        return await self.exists(Product.seller_id == seller_id, Product.sku == sku)
+    async def by_sku(self, seller_id: int, skus: Sequence[str]) -> dict[str, Product]:
+        """The seller's products with these SKUs, even archived ones, locked until the transaction ends."""
+        statement = (
+            select(Product)
+            .where(col(Product.seller_id) == seller_id, col(Product.sku) == any_(literal(list(skus), ARRAY(String))))
+            .order_by(col(Product.id))
+        )
+        found = await self.session.exec(self._locked(statement, Lock.change))
+        return {product.sku: product for product in found}
 
     async def page(self, wanted: PageQuery, search: str | None = None) -> Rows[Product]:
         """Active products; with `search`, those with a similar name (by `pg_trgm`'s word similarity)."""
-        statement = select(Product).where(Product.is_active).options(*PRODUCT_WITH_DETAILS)
+        conditions: list[ColumnElement[bool]] = [col(Product.is_active).is_(True)]
         if search is not None:
             (trigrams,) = await self.sql.fetch(queries.TRIGRAMS)
             # `<%` is the operator that the trigram index supports.
             is_similar = literal(search).op(f"OPERATOR({trigrams['schema']}.<%)", is_comparison=True)
-            statement = statement.where(is_similar(Product.name))
-        return await PRODUCTS.page(self.session, statement, wanted)
+            conditions.append(is_similar(col(Product.name)))
+        return await self.list_page(PRODUCTS, wanted, *conditions, options=PRODUCT_WITH_DETAILS)
 
     async def refreshed(self, product: Product) -> Product:
         """The product, reloaded with everything that `ProductPublic` shows."""
-        statement = select(Product).where(Product.id == product.id).options(*PRODUCT_WITH_DETAILS)
-        return (await self.session.exec(statement, execution_options={"populate_existing": True})).one()
+        statement = select(Product).where(col(Product.id) == product.id).options(*PRODUCT_WITH_DETAILS)
+        return (await self.session.exec(statement.execution_options(populate_existing=True))).one()
 
     async def take_off_sale(self, seller_id: int) -> int:
         """Deactivate all of the seller's products; returns their number."""
-        offered = select(Product.id).where(Product.seller_id == seller_id, Product.is_active)
-        return await self.bulk_update((await self.session.exec(offered)).all(), is_active=False)
+        offered = select(col(Product.id)).where(col(Product.seller_id) == seller_id, col(Product.is_active))
+        ids = (await self.session.exec(offered)).all()
+        return await self.bulk_update({product_id: {"is_active": False} for product_id in ids})
 
     async def for_sale(self, ids: Sequence[int]) -> dict[int, ProductForSale]:
         """The products with these ids, including inactive ones, in one statement."""
@@ -78,17 +79,15 @@ class ProductRepository(Repository[Product]):
         return {row["id"]: ProductForSale(**row) for row in rows}
 
     async def ids_by_sku(self, seller_id: int) -> dict[str, int]:
-        """The ids of all the seller's products, including inactive ones, by SKU."""
-        statement = select(Product.sku, Product.id).where(Product.seller_id == seller_id)
+        """The ids of all the seller's products, including inactive and archived ones, by SKU."""
+        statement = select(col(Product.sku), col(Product.id)).where(col(Product.seller_id) == seller_id)
         return dict((await self.session.exec(statement)).all())
 
 
-class InventoryRepository(SqlAccess):
+class InventoryRepository(Repository[Inventory]):
     """Stock. Rows are always locked in the order of their product ids."""
 
-    async def open(self, product_id: int, on_hand: int) -> None:
-        self.session.add(Inventory(product_id=product_id, on_hand=on_hand))
-        await self.session.flush()
+    model = Inventory
 
     async def lock(self, product_ids: Sequence[int]) -> dict[int, int]:
         """Lock the rows until the transaction ends; returns the available pieces of each product."""
@@ -122,30 +121,30 @@ class InventoryRepository(SqlAccess):
 
 
 PRODUCT_WITH_DETAILS = (
-    joinedload(Product.seller, innerjoin=True),
-    joinedload(Product.category, innerjoin=True),
-    joinedload(Product.inventory, innerjoin=True),
+    joinedload(Product.seller, innerjoin=True),  # type: ignore[arg-type]
+    joinedload(Product.category, innerjoin=True),  # type: ignore[arg-type]
+    joinedload(Product.inventory, innerjoin=True),  # type: ignore[arg-type]
 )
 """Everything `ProductPublic` shows, in the product's own statement."""
 
 _Amount = Annotated[Decimal, Field(max_digits=18, decimal_places=2)]
 
-_PRODUCT_ID = Sortable(Product.id, Id)
+_PRODUCT_ID = Sortable(col(Product.id), Id)
 
 PRODUCTS = Listing[Product](
     filters={
-        "category_id": Filterable(Product.category_id, Id, EXACT),
-        "seller_id": Filterable(Product.seller_id, Id, EXACT),
-        "sku": Filterable(Product.sku, Text, TEXT),
-        "name": Filterable(Product.name, Text, TEXT),
-        "price": Filterable(Product.price, _Amount, ORDERED),
-        "created_at": Filterable(Product.created_at, Instant, ORDERED),
+        "category_id": Filterable(col(Product.category_id), Id, EXACT),
+        "seller_id": Filterable(col(Product.seller_id), Id, EXACT),
+        "sku": Filterable(col(Product.sku), Text, TEXT),
+        "name": Filterable(col(Product.name), Text, TEXT),
+        "price": Filterable(col(Product.price), _Amount, ORDERED),
+        "created_at": Filterable(col(Product.created_at), Instant, ORDERED),
     },
     sorts={
         "id": _PRODUCT_ID,
-        "price": Sortable(Product.price, _Amount),
-        "name": Sortable(Product.name, Text),
-        "created_at": Sortable(Product.created_at, Instant),
+        "price": Sortable(col(Product.price), _Amount),
+        "name": Sortable(col(Product.name), Text),
+        "created_at": Sortable(col(Product.created_at), Instant),
     },
     key=_PRODUCT_ID,
     default="id",

@@ -14,6 +14,7 @@ from services.catalog.repository import CATEGORIES, PRODUCTS
 from services.catalog.schemas import (
     CategoryCreate,
     CategoryPublic,
+    CategoryUpdate,
     ProductCreate,
     ProductPublic,
     ProductUpdate,
@@ -41,19 +42,55 @@ async def create_category(wanted: CategoryCreate, _: Operator, response: Respons
     """Create a category. Operators only."""
     category = await service.create_category(uow, wanted)
     response.headers["Location"] = f"/v1/categories/{category.id}"
+    response.headers["ETag"] = etag(category.version)
     return category
 
 
 @router.get("/categories", response_model=Page[CategoryPublic], responses=responses(400, 422))
 async def list_categories(page: Annotated[PageQuery, page_of(CATEGORIES)], uow: ReplicaWork) -> Rows[Category]:
     """List categories."""
-    return await uow.categories.page(page)
+    return await uow.categories.list_page(CATEGORIES, page)
 
 
 @router.get("/categories/{category_id}", response_model=CategoryPublic, responses=responses(404, 422))
-async def read_category(category_id: Id, uow: Work) -> Category:
+async def read_category(category_id: Id, response: Response, uow: Work) -> Category:
     """Get a category."""
-    return await service.get_category(uow, category_id)
+    category = await service.get_category(uow, category_id)
+    response.headers["ETag"] = etag(category.version)
+    return category
+
+
+@router.patch(
+    "/categories/{category_id}",
+    response_model=CategoryPublic,
+    responses=responses(400, 401, 403, 404, 409, 412, 413, 422, 428),
+)
+async def update_category(
+    category_id: Id, changes: CategoryUpdate, _: Operator, version: IfMatch, response: Response, uow: Work
+) -> Category:
+    """Rename a category. Operators only."""
+    category = await service.update_category(uow, category_id, changes, version)
+    response.headers["ETag"] = etag(category.version)
+    return category
+
+
+@router.delete("/categories/{category_id}", status_code=204, responses=responses(401, 403, 404, 409, 422))
+async def delete_category(category_id: Id, _: Operator, uow: Work) -> None:
+    """Delete a category without products, so that `restore` can bring it back. Operators only."""
+    await service.delete_category(uow, category_id)
+
+
+@router.post(
+    "/categories/{category_id}/restore",
+    response_model=CategoryPublic,
+    dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
+    responses=responses(400, 401, 403, 404, 409, 422),
+)
+async def restore_category(category_id: Id, _: Operator, response: Response, uow: Work) -> Category:
+    """Restore a deleted category. Operators only."""
+    category = await service.restore_category(uow, category_id)
+    response.headers["ETag"] = etag(category.version)
+    return category
 
 
 @router.post(
@@ -97,6 +134,25 @@ async def update_product(
 ) -> Product:
     """Change a product, for its seller and operators. Orders keep the price at which they were placed."""
     product = await service.update_product(uow, caller, product_id, changes, version)
+    response.headers["ETag"] = etag(product.version)
+    return product
+
+
+@router.delete("/products/{product_id}", status_code=204, responses=responses(401, 403, 404, 422))
+async def archive_product(product_id: Id, caller: CurrentUser, uow: Work) -> None:
+    """Archive a product, for its seller and operators: it is off sale and hidden. Orders still show it."""
+    await service.archive_product(uow, caller, product_id)
+
+
+@router.post(
+    "/products/{product_id}/restore",
+    response_model=ProductPublic,
+    dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
+    responses=responses(400, 401, 403, 404, 409, 422),
+)
+async def restore_product(product_id: Id, caller: CurrentUser, response: Response, uow: Work) -> Product:
+    """Restore an archived product, for its seller and operators. It stays off sale until it is activated."""
+    product = await service.restore_product(uow, caller, product_id)
     response.headers["ETag"] = etag(product.version)
     return product
 

@@ -3,48 +3,38 @@
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import Field
 from sqlmodel import SQLModel
 
-from services.catalog.models import CategoryBase
-from services.fields import Changes, Money, Name, Price, RequestBody, StrictId, Text, storable
+from services.catalog.models import CategoryBase, Description, InventoryBase, ProductBase
+from services.fields import Changes, Name, Price, RequestBody, StrictId
 from services.users.schemas import UserSummary
 
-Sku = Annotated[str, Field(min_length=1, max_length=64, pattern=r"\S"), AfterValidator(storable)]
-Description = Annotated[Text, Field(max_length=10_000)]
 Stock = Annotated[int, Field(strict=True, ge=0, le=1_000_000_000)]
 StockChange = Annotated[int, Field(strict=True, ge=-1_000_000_000, le=1_000_000_000)]
 
 
-class CategoryCreate(CategoryBase, RequestBody):  # type: ignore[misc]  # see UserCreate
+class CategoryCreate(CategoryBase, RequestBody):
     """A new category."""
 
-    name: Name
+
+class CategoryUpdate(Changes):
+    """Changes to a category; omitted fields keep their values."""
+
+    name: Name | None = None
 
 
 class CategoryPublic(CategoryBase):
     """A category."""
 
     id: int
+    version: int
     created_at: datetime
-
-
-class ProductBase(BaseModel):
-    """The fields of a product that its seller sets."""
-
-    sku: str
-    name: str
-    description: str
-    price: Money
 
 
 class ProductCreate(ProductBase, RequestBody):
     """A new product that the caller sells; `stock` is its initial stock in pieces."""
 
-    sku: Sku
-    name: Name
-    description: Description = ""
-    price: Price
     category_id: StrictId
     stock: Stock = 0
 
@@ -65,15 +55,11 @@ class StockUpdate(RequestBody):
     change: StockChange
 
 
-class InventoryPublic(SQLModel):
+class InventoryPublic(InventoryBase):
     """Stock in pieces: how many are on hand, and how many of those are reserved by confirmed orders."""
 
-    product_id: int
-    on_hand: int
-    reserved: int
 
-
-class ProductSummary(BaseModel):
+class ProductSummary(SQLModel):
     """A product, as shown in an order."""
 
     id: int

@@ -54,7 +54,7 @@ class ReversalCreate(RequestBody):
     reason: Reason
 
 
-class AdjustmentCreate(AdjustmentBase, RequestBody):  # type: ignore[misc]  # see UserCreate
+class AdjustmentCreate(AdjustmentBase, RequestBody):
     """Credits that an operator gives to a user or, if negative, takes from them."""
 
     user_id: StrictId

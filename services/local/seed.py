@@ -90,7 +90,7 @@ class _People:
         known = self.known.get(person.email)
         if known is None or not await self.passwords.matches(user.hashed_password, known.password):
             known = Credentials(email=person.email, password=new_password(), full_name=user.full_name)
-            user.hashed_password = await self.passwords.hash(known.password)
+            await self.uow.users.update(user, hashed_password=await self.passwords.hash(known.password))
         return user, known
 
     async def _make(self, person: _Person) -> tuple[User, Credentials]:
@@ -125,4 +125,6 @@ async def _find_or_make_category(uow: UnitOfWork) -> int:
     found = await uow.categories.by_name(_CATEGORY)
     if found is None:
         found = await catalog.create_category(uow, CategoryCreate(name=_CATEGORY))
+    elif found.deleted_at is not None:
+        await uow.categories.restore(found)
     return found.id

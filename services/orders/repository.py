@@ -115,8 +115,8 @@ class OrderRepository(Repository[Order]):
         if buyer_id is not None:
             statement = statement.where(col(Order.buyer_id) == buyer_id)
         if seller_id is not None:
-            sold = select(col(OrderItem.order_id)).join(Product, Product.id == col(OrderItem.product_id))
-            statement = statement.where(col(Order.id).in_(sold.where(Product.seller_id == seller_id)))
+            sold = select(col(OrderItem.order_id)).join(Product, col(Product.id) == col(OrderItem.product_id))
+            statement = statement.where(col(Order.id).in_(sold.where(col(Product.seller_id) == seller_id)))
         return await ORDERS.page(self.session, statement, wanted)
 
     async def number_by_status(self) -> dict[OrderStatus, int]:

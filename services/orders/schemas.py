@@ -20,7 +20,7 @@ Reference = Annotated[str, Field(min_length=1, max_length=64, pattern=r"\S"), Af
 Reason = Annotated[Text, Field(max_length=200)]
 
 
-class OrderItemCreate(OrderItemBase, RequestBody):  # type: ignore[misc]  # see UserCreate
+class OrderItemCreate(OrderItemBase, RequestBody):
     """An order line. Its price is the product's current price; the client does not set it."""
 
     product_id: StrictId
@@ -34,7 +34,7 @@ class OnInsufficientCredits(StrEnum):
     refuse = "refuse"
 
 
-class OrderCreate(OrderBase, RequestBody):  # type: ignore[misc]  # see UserCreate
+class OrderCreate(OrderBase, RequestBody):
     """A new order. `reference` is the buyer's own name for it, such as an invoice number; it cannot be used twice."""
 
     items: Annotated[list[OrderItemCreate], Field(min_length=1, max_length=MAX_ITEMS)]
@@ -55,7 +55,7 @@ class RefundLineCreate(RequestBody):
     quantity: Quantity
 
 
-class RefundCreate(RefundBase, RequestBody):  # type: ignore[misc]  # see UserCreate
+class RefundCreate(RefundBase, RequestBody):
     """What to refund of an order: some lines, or everything that is left if `lines` is omitted."""
 
     lines: Annotated[list[RefundLineCreate], Field(min_length=1, max_length=MAX_ITEMS)] | None = None

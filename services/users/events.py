@@ -7,13 +7,23 @@ from pydantic import Field
 from services.outbox.events import Event
 
 
-class UserRegistered(Event):
-    """A user registered, and an account was opened for them."""
-
-    type: ClassVar[str] = "user.registered"
+class UserEvent(Event):
+    """A fact about one user."""
 
     user_id: int = Field(description="The user.")
 
     @property
     def aggregate(self) -> str:
         return f"user/{self.user_id}"
+
+
+class UserRegistered(UserEvent):
+    """A user registered, and an account was opened for them."""
+
+    type: ClassVar[str] = "user.registered"
+
+
+class UserEmailChanged(UserEvent):
+    """A user has another e-mail address. The log does not keep addresses: it is never changed."""
+
+    type: ClassVar[str] = "user.email_changed"

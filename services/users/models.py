@@ -2,12 +2,16 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Protocol
+from typing import Annotated, Protocol
 
+import pydantic
+from pydantic import AfterValidator, EmailStr
 from sqlalchemy import BigInteger, CheckConstraint, Identity, Index, text
 from sqlmodel import Field, SQLModel
 
-from services.fields import TIMESTAMPTZ, allowed, now, text_enum
+from services.fields import TIMESTAMPTZ, Name, SoftDeletable, Versioned, allowed, now, text_enum
+
+Email = Annotated[EmailStr, pydantic.Field(max_length=254), AfterValidator(str.lower)]
 
 
 class Role(StrEnum):
@@ -33,11 +37,11 @@ class Caller(Protocol):
 class UserBase(SQLModel):
     """The fields that users set themselves."""
 
-    email: str = Field(max_length=254)
-    full_name: str = Field(max_length=200)
+    email: Email
+    full_name: Name
 
 
-class User(UserBase, table=True):
+class User(UserBase, Versioned, SoftDeletable, table=True):
     """A user. The row of a deleted user stays and keeps its address taken, so that the user can be restored."""
 
     __tablename__ = "users"
@@ -53,8 +57,6 @@ class User(UserBase, table=True):
         default=Role.customer, sa_type=text_enum(Role), sa_column_kwargs={"server_default": Role.customer.value}
     )
     hashed_password: str = Field(max_length=255)
-    version: int = Field(default=1, sa_column_kwargs={"server_default": text("1")})
     created_at: datetime = Field(
         default_factory=now, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": text("now()")}
     )
-    deleted_at: datetime | None = Field(default=None, sa_type=TIMESTAMPTZ)

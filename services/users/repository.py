@@ -6,7 +6,7 @@ from sqlalchemy import func
 from sqlmodel import col, select
 
 from services.fields import Id, Instant, Text
-from services.query import EXACT, ORDERED, TEXT, Filterable, Listing, PageQuery, Rows, Sortable
+from services.query import EXACT, ORDERED, TEXT, Filterable, Listing, Sortable
 from services.repository import SoftDeleteRepository
 from services.sql import Statement
 from services.users.models import Role, User
@@ -39,12 +39,7 @@ class UserRepository(SoftDeleteRepository[User]):
 
     async def email_taken(self, email: str) -> bool:
         """Whether any user, even a deleted one, has the address."""
-        statement = select(col(User.id)).where(func.lower(User.email) == email.lower())
-        return (await self.session.exec(statement)).first() is not None
-
-    async def page(self, wanted: PageQuery) -> Rows[User]:
-        """Users who are not deleted."""
-        return await USERS.page(self.session, select(User).where(*self._visible()), wanted)
+        return await self.exists(func.lower(User.email) == email.lower(), hidden=True)
 
 
 _ID = Sortable(col(User.id), Id)

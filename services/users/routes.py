@@ -49,11 +49,11 @@ async def read_self(caller: CurrentUser, response: Response, uow: Work) -> User:
     return user
 
 
-@router.patch("/users/me", response_model=UserPublic, responses=responses(400, 401, 412, 413, 422, 428))
+@router.patch("/users/me", response_model=UserPublic, responses=responses(400, 401, 409, 412, 413, 422, 428))
 async def update_self(
     changes: UserUpdate, user: CurrentUser, version: IfMatch, response: Response, uow: Work, state: State
 ) -> User:
-    """Change the signed-in user's name or password."""
+    """Change the signed-in user's name, e-mail address or password."""
     updated = await service.update_self(uow, state.passwords, user.id, changes, version)
     response.headers["ETag"] = etag(updated.version)
     return updated
@@ -68,7 +68,7 @@ async def delete_self(user: CurrentUser, uow: Work) -> None:
 @router.get("/users", response_model=Page[UserPublic], responses=responses(400, 401, 403, 422))
 async def list_users(_: Operator, page: Annotated[PageQuery, page_of(USERS)], uow: Work) -> Rows[User]:
     """List users. Operators only."""
-    return await uow.users.page(page)
+    return await uow.users.list_page(USERS, page)
 
 
 @router.get("/users/{user_id}", response_model=UserPublic, responses=responses(401, 403, 404, 422))
@@ -85,7 +85,7 @@ async def read_user(user_id: Id, _: Operator, response: Response, uow: Work) -> 
 async def update_user(
     user_id: Id, changes: UserAdminUpdate, operator: Operator, version: IfMatch, response: Response, uow: Work
 ) -> User:
-    """Change a user's name or role, or whether they may sign in. Operators only."""
+    """Change a user's name, e-mail address or role, or whether they may sign in. Operators only."""
     user = await service.update_as_operator(uow, operator, user_id, changes, version)
     response.headers["ETag"] = etag(user.version)
     return user

@@ -3,13 +3,11 @@
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import AfterValidator, EmailStr, Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr
 from sqlmodel import SQLModel
 
 from services.fields import Changes, Name, RequestBody, storable
-from services.users.models import Role, UserBase
-
-Email = Annotated[EmailStr, Field(max_length=254), AfterValidator(str.lower)]
+from services.users.models import Email, Role, UserBase
 
 
 def _hashable(password: SecretStr) -> SecretStr:
@@ -20,17 +18,16 @@ def _hashable(password: SecretStr) -> SecretStr:
 Password = Annotated[SecretStr, Field(min_length=10, max_length=200), AfterValidator(_hashable)]
 
 
-class UserCreate(UserBase, RequestBody):  # type: ignore[misc]  # SQLModel has a wider type for model_config
+class UserCreate(UserBase, RequestBody):
     """A registration. The password must have at least 10 characters."""
 
-    email: Email
-    full_name: Name
     password: Password
 
 
 class UserUpdate(Changes):
     """Changes to the signed-in user; omitted fields keep their values."""
 
+    email: Email | None = None
     full_name: Name | None = None
     password: Password | None = None
 
@@ -38,6 +35,7 @@ class UserUpdate(Changes):
 class UserAdminUpdate(Changes):
     """Changes that an operator makes to a user; omitted fields keep their values."""
 
+    email: Email | None = None
     full_name: Name | None = None
     is_active: bool | None = None
     role: Role | None = None
@@ -46,6 +44,8 @@ class UserAdminUpdate(Changes):
 class UserPublic(UserBase):
     """A user, as seen by themselves and by operators."""
 
+    email: str
+    """As it is stored: it was a valid address when it was set."""
     id: int
     role: Role
     is_active: bool

@@ -1,14 +1,17 @@
 """Operations on users."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy.exc import IntegrityError
 
-from services.errors import AlreadyExists, Conflict, Fault, InvalidInput, NotFound, StaleVersion, Unauthenticated
+from services.credits.models import AccountBase
+from services.errors import AlreadyExists, Conflict, Fault, InvalidInput, NotFound, Unauthenticated
+from services.repository import Lock, check_version
 from services.sql import violates
 from services.unit_of_work import UnitOfWork
-from services.users.events import UserRegistered
+from services.users.events import UserEmailChanged, UserRegistered
 from services.users.models import Caller, Role, User
 from services.users.passwords import Passwords
 from services.users.schemas import UserAdminUpdate, UserCreate, UserUpdate
@@ -18,17 +21,10 @@ async def register(uow: UnitOfWork, passwords: Passwords, wanted: UserCreate, ro
     """Create the user and an empty account. Raises `AlreadyExists` if the address is taken."""
     # Before the first statement: no transaction is open while the hash is computed.
     hashed = await passwords.hash(wanted.password.get_secret_value())
-    taken = AlreadyExists("a user with this e-mail address already exists", [Fault("is taken", "#/email")])
-    if await uow.users.email_taken(wanted.email):
-        raise taken
-    user = User(**wanted.model_dump(exclude={"password"}), hashed_password=hashed, role=role)
-    uow.session.add(user)
-    try:
-        await uow.session.flush()
-    except IntegrityError as error:
-        # Two concurrent registrations both found the address free; the unique index lets only one through.
-        raise taken if violates(error, "uq_users_email_lower") else error from error
-    await uow.ledger.open_account(user.id)
+    await _email_is_free(uow, wanted.email)
+    with _email_may_be_taken():
+        user = await uow.users.create(wanted, without={"password"}, hashed_password=hashed, role=role)
+    await uow.accounts.create(AccountBase(), user_id=user.id)
     uow.record(UserRegistered(user_id=user.id))
     return user
 
@@ -42,45 +38,39 @@ async def sign_in(uow: UnitOfWork, passwords: Passwords, email: str, password: s
     if user is None or not right or not user.is_active:
         raise Unauthenticated("the e-mail address or the password is wrong")
     if passwords.outdated(user.hashed_password):
-        await uow.users.bulk_update([user.id], hashed_password=await passwords.hash(password))
+        await uow.users.bulk_update({user.id: {"hashed_password": await passwords.hash(password)}})
     return user
 
 
 async def update_self(uow: UnitOfWork, passwords: Passwords, user_id: int, changes: UserUpdate, version: int) -> User:
-    """Change the user's own name or password. Raises `StaleVersion` if `version` is not the current one."""
+    """Change the user's own name, e-mail address or password.
+
+    Raises `StaleVersion` if `version` is not the current one, and `AlreadyExists` if the address is taken.
+    """
     # The connection goes back to the pool while the hash is computed.
     await uow.rollback()
     hashed = await passwords.hash(changes.password.get_secret_value()) if changes.password else None
-    user = await _locked(uow, user_id, version)
-    if not changes.model_fields_set:
-        return user
-    _set(user, changes.model_dump(exclude_unset=True, exclude={"password"}))
-    if hashed is not None:
-        user.hashed_password = hashed
-    return await _bumped(uow, user)
+    return await _update(uow, user_id, changes, version, **({"hashed_password": hashed} if hashed else {}))
 
 
 async def update_as_operator(
     uow: UnitOfWork, operator: Caller, user_id: int, changes: UserAdminUpdate, version: int
 ) -> User:
-    """Change a user's name or role, or whether they may sign in. Operators cannot lock themselves out."""
+    """Change a user's name, e-mail address or role, or whether they may sign in. Raises the errors of `update_self`.
+
+    Operators cannot lock themselves out.
+    """
     if operator.id == user_id and (changes.is_active is False or changes.role is Role.customer):
         raise InvalidInput("operators cannot deactivate or demote themselves; ask another operator")
     if changes.is_active is False or changes.role is Role.customer:
         await _keep_an_operator(uow, user_id)
-    user = await _locked(uow, user_id, version)
-    if not changes.model_fields_set:
-        return user
-    _set(user, changes.model_dump(exclude_unset=True))
-    return await _bumped(uow, user)
+    return await _update(uow, user_id, changes, version)
 
 
 async def delete(uow: UnitOfWork, user_id: int) -> None:
     """Soft-delete the user: they can no longer sign in, and their products go off sale. Orders and credits stay."""
     await _keep_an_operator(uow, user_id)
-    user = await get(uow, user_id, lock=True)
-    user.version += 1
-    await uow.users.soft_delete(user)
+    await uow.users.soft_delete(await get(uow, user_id, lock=Lock.change))
     await uow.products.take_off_sale(user_id)
 
 
@@ -96,13 +86,12 @@ async def restore(uow: UnitOfWork, user_id: int) -> User:
     user = await uow.users.get_deleted(user_id)
     if user is None:
         raise NotFound(f"there is no deleted user {user_id}")
-    user.version += 1
     await uow.users.restore(user)
     return user
 
 
-async def get(uow: UnitOfWork, user_id: int, *, lock: bool = False) -> User:
-    """The user; `lock` locks the row until the transaction ends. Raises `NotFound` if there is none."""
+async def get(uow: UnitOfWork, user_id: int, *, lock: Lock | None = None) -> User:
+    """The user. Raises `NotFound` if there is none."""
     user = await uow.users.get(user_id, lock=lock)
     if user is None:
         raise NotFound(f"there is no user {user_id}")
@@ -115,19 +104,34 @@ async def _keep_an_operator(uow: UnitOfWork, leaving: int) -> None:
         raise Conflict("this is the last operator; make another user an operator first")
 
 
-async def _locked(uow: UnitOfWork, user_id: int, version: int) -> User:
-    user = await get(uow, user_id, lock=True)
-    if user.version != version:
-        raise StaleVersion(f"user {user_id} is now at version {user.version}, not {version}; fetch it and try again")
+async def _update(
+    uow: UnitOfWork, user_id: int, changes: UserUpdate | UserAdminUpdate, version: int, **more: Any
+) -> User:
+    user = await get(uow, user_id)
+    check_version(user, version)
+    new_address = changes.email is not None and changes.email != user.email
+    if changes.email is not None and new_address:
+        await _email_is_free(uow, changes.email)
+    with _email_may_be_taken():
+        await uow.users.update(user, changes, without={"password"}, **more)
+    if new_address:
+        uow.record(UserEmailChanged(user_id=user_id))
     return user
 
 
-def _set(user: User, values: Mapping[str, Any]) -> None:
-    for name, value in values.items():
-        setattr(user, name, value)
+async def _email_is_free(uow: UnitOfWork, email: str) -> None:
+    if await uow.users.email_taken(email):
+        raise _taken()
 
 
-async def _bumped(uow: UnitOfWork, user: User) -> User:
-    user.version += 1
-    await uow.session.flush()
-    return user
+@contextmanager
+def _email_may_be_taken() -> Iterator[None]:
+    """Two concurrent requests may both find an address free; the unique index lets only one through."""
+    try:
+        yield
+    except IntegrityError as error:
+        raise _taken() if violates(error, "uq_users_email_lower") else error from error
+
+
+def _taken() -> AlreadyExists:
+    return AlreadyExists("a user with this e-mail address already exists", [Fault("is taken", "#/email")])

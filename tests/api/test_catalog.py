@@ -32,6 +32,108 @@ async def test_category_names_are_unique_regardless_of_case(api: Api) -> None:
     assert await api.scalar("SELECT count(*) FROM categories") == 1
 
 
+async def test_a_category_is_renamed_under_its_version(api: Api) -> None:
+    operator = await make_operator(api.database)
+    lamps, chairs = await make_category(api.database, "Lamps"), await make_category(api.database, "Chairs")
+    path = f"/v1/categories/{lamps.id}"
+    assert (await api.get(path)).headers["etag"] == '"1"'
+    renamed = await api.patch(path, by=operator, version=1, json={"name": "LAMPS"})
+    assert (renamed.status_code, renamed.json()["name"], renamed.headers["etag"]) == (200, "LAMPS", '"2"')
+    assert (await api.get(path)).json() == renamed.json()
+    assert_problem(await api.patch(path, by=operator, version=1, json={"name": "X"}), 412, "stale_version")
+    taken = await api.patch(path, by=operator, version=2, json={"name": "chairs"})
+    assert_problem(taken, 409, "already_exists", pointers=["#/name"])
+    by_user = await api.patch(path, by=await make_user(api.database), version=2, json={"name": "X"})
+    assert_problem(by_user, 403, "forbidden")
+    names = ["X"] * 5
+    paths = [path, f"/v1/categories/{chairs.id}"]
+    replies = await asyncio.gather(
+        *[
+            api.patch(paths[index % 2], by=operator, version=2 - index % 2, json={"name": name})
+            for index, name in enumerate(names)
+        ]
+    )
+    assert min(reply.status_code for reply in replies) == 200
+    assert {reply.status_code for reply in replies} <= {200, 409, 412}
+    assert await api.scalar("SELECT count(*) FROM categories WHERE name = 'X'") == 1
+
+
+async def test_an_empty_category_is_deleted_and_restored(api: Api) -> None:
+    operator, seller = await make_operator(api.database), await make_user(api.database)
+    category = await make_category(api.database, "Lamps")
+    path = f"/v1/categories/{category.id}"
+    product = (await api.post("/v1/products", by=seller, json=lamp(category.id))).json()
+    refused = assert_problem(await api.delete(path, by=operator), 409, "conflict")
+    assert "still has 1 product;" in refused["detail"]
+    assert (await api.delete(f"/v1/products/{product['id']}", by=seller)).status_code == 204
+
+    assert_problem(await api.delete(path, by=seller), 403, "forbidden")
+    assert (await api.delete(path, by=operator)).status_code == 204
+    assert_problem(await api.get(path), 404, "not_found")
+    assert_problem(await api.delete(path, by=operator), 404, "not_found")
+    assert_problem(await api.patch(path, by=operator, version=2, json={"name": "X"}), 404, "not_found")
+    assert (await api.get("/v1/categories")).json()["data"] == []
+    new = await api.post("/v1/products", by=seller, json=lamp(category.id, sku="LAMP-2"))
+    assert_problem(new, 422, "invalid_input", pointers=["#/category_id"])
+    again = await api.post("/v1/categories", by=operator, json={"name": "lamps"})
+    problem = assert_problem(again, 409, "already_exists", pointers=["#/name"])
+    assert f"restore category {category.id}" in problem["detail"]
+    orphan = await api.post(f"/v1/products/{product['id']}/restore", by=seller)
+    assert_problem(orphan, 409, "conflict")
+
+    restored = await api.post(f"{path}/restore", by=operator)
+    assert (restored.status_code, restored.json()["name"], restored.headers["etag"]) == (200, "Lamps", '"3"')
+    assert_problem(await api.post(f"{path}/restore", by=operator), 404, "not_found")
+    assert (await api.post(f"/v1/products/{product['id']}/restore", by=seller)).status_code == 200
+
+
+async def test_no_product_gets_into_a_category_while_it_is_deleted(api: Api) -> None:
+    operator, seller = await make_operator(api.database), await make_user(api.database)
+    for number in range(10):
+        category = await make_category(api.database)
+        deleted, created = await asyncio.gather(
+            api.delete(f"/v1/categories/{category.id}", by=operator),
+            api.post("/v1/products", by=seller, json=lamp(category.id, sku=f"LAMP-{number}")),
+        )
+        assert (deleted.status_code, created.status_code) in {(204, 422), (409, 201)}
+    lost = """
+        SELECT count(*) FROM products JOIN categories ON categories.id = category_id
+        WHERE categories.deleted_at IS NOT NULL
+    """
+    assert await api.scalar(lost) == 0
+
+
+async def test_an_archived_product_is_hidden_and_off_sale_until_it_is_restored_and_activated(api: Api) -> None:
+    buyer, seller, product = await api.shop(sku="LAMP-1")
+    placed = await api.place(buyer, (product, 1))
+    path = f"/v1/products/{product.id}"
+    assert_problem(await api.delete(path, by=buyer), 403, "forbidden")
+
+    assert (await api.delete(path, by=seller)).status_code == 204
+
+    assert_problem(await api.get(path), 404, "not_found")
+    assert_problem(await api.delete(path, by=seller), 404, "not_found")
+    assert_problem(await api.patch(path, by=seller, version=2, json={"name": "X"}), 404, "not_found")
+    assert_problem(await api.post(f"{path}/stock", by=seller, json={"change": 1}), 404, "not_found")
+    assert (await api.get("/v1/products")).json()["data"] == []
+    refused = await api.post("/v1/orders", by=buyer, json={"items": [{"product_id": product.id, "quantity": 1}]})
+    assert_problem(refused, 422, "invalid_input", pointers=["#/items/0/product_id"])
+    again = await api.post("/v1/products", by=seller, json=lamp(product.category_id))
+    assert "restore it" in assert_problem(again, 409, "already_exists", pointers=["#/sku"])["detail"]
+    await api.process()
+    shown = (await api.get(f"/v1/orders/{placed['id']}", by=buyer)).json()
+    assert (shown["status"], shown["items"][0]["product"]["sku"]) == ("confirmed", "LAMP-1")
+
+    assert_problem(await api.post(f"{path}/restore", by=buyer), 403, "forbidden")
+    restored = await api.post(f"{path}/restore", by=seller)
+    assert (restored.status_code, restored.json()["is_active"], restored.headers["etag"]) == (200, False, '"3"')
+    assert_problem(await api.post(f"{path}/restore", by=seller), 404, "not_found")
+    assert (await api.patch(path, by=seller, version=3, json={"is_active": True})).status_code == 200
+    await api.place(buyer, (product, 1))
+    types = "SELECT string_agg(type, ' ' ORDER BY position) FROM events WHERE type LIKE 'product.%'"
+    assert await api.scalar(types) == "product.archived product.restored product.updated"
+
+
 async def test_a_product_is_offered_by_its_caller(api: Api) -> None:
     seller = await make_user(api.database, full_name="Sam Seller")
     category = await make_category(api.database)

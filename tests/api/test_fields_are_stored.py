@@ -145,6 +145,14 @@ async def create_category(api: Api, fill: Fill) -> Sent:
     return Sent(body, await row_of(api, "categories", id=made["id"]), [made, read])
 
 
+async def change_category(api: Api, fill: Fill) -> Sent:
+    operator, category = await make_operator(api.database), await make_category(api.database)
+    path = f"/v1/categories/{category.id}"
+    body = fill(good(await api.get(path)))
+    made = good(await api.patch(path, by=operator, version=1, json=body))
+    return Sent(body, await row_of(api, "categories", id=category.id), [made, good(await api.get(path))])
+
+
 def with_category_id(product: dict[str, Any]) -> dict[str, Any]:
     """A product shows its category in full."""
     return {**product, "category_id": product["category"]["id"]}
@@ -326,6 +334,7 @@ CASES: dict[type[RequestBody], Case] = {
     users.UserUpdate: Case(["users"], change_self, PASSWORD),
     users.UserAdminUpdate: Case(["users"], change_user),
     catalog.CategoryCreate: Case(["categories"], create_category),
+    catalog.CategoryUpdate: Case(["categories"], change_category),
     catalog.ProductCreate: Case(["products"], create_product, {"stock": "is stored as inventory.on_hand"}),
     catalog.ProductUpdate: Case(["products"], change_product),
     catalog.StockUpdate: Case(["inventory"], change_stock, {"change": "is added to on_hand"}),

@@ -84,6 +84,43 @@ async def test_users_change_their_own_name_and_password(api: Api) -> None:
     assert (old.status_code, new.status_code) == (401, 200)
 
 
+async def test_users_and_operators_change_an_address(api: Api) -> None:
+    operator = await make_operator(api.database)
+    taken = (await make_user(api.database, email="bob@example.com")).email
+    user_id = (await api.post("/v1/users", key=None, json=ADA)).json()["id"]
+    signed_in = await api.client.post("/v1/token", data={"username": ADA["email"], "password": ADA["password"]})
+    headers = {"Authorization": f"Bearer {signed_in.json()['access_token']}"}
+
+    changed = await api.patch("/v1/users/me", version=1, headers=headers, json={"email": "Ada@New.example.com"})
+    assert (changed.status_code, changed.json()["email"], changed.json()["version"]) == (200, "ada@new.example.com", 2)
+    old = await api.client.post("/v1/token", data={"username": ADA["email"], "password": ADA["password"]})
+    new = await api.client.post("/v1/token", data={"username": "ada@new.example.com", "password": ADA["password"]})
+    assert (old.status_code, new.status_code) == (401, 200)
+    again = await api.patch(f"/v1/users/{user_id}", by=operator, version=2, json={"email": "ada@old.example.com"})
+    assert (again.status_code, again.json()["email"]) == (200, "ada@old.example.com")
+
+    before = await api.everything()
+    for email in (taken, taken.upper()):
+        own = await api.patch("/v1/users/me", version=3, headers=headers, json={"email": email})
+        assert_problem(own, 409, "already_exists", pointers=["#/email"])
+        by_operator = await api.patch(f"/v1/users/{user_id}", by=operator, version=3, json={"email": email})
+        assert_problem(by_operator, 409, "already_exists", pointers=["#/email"])
+    wrong = await api.patch("/v1/users/me", version=3, headers=headers, json={"email": "no address"})
+    assert_problem(wrong, 422, "invalid_input", pointers=["#/email"])
+    assert await api.everything() == before
+    assert await api.scalar("SELECT count(*) FROM events WHERE type = 'user.email_changed'") == 2
+
+
+async def test_of_simultaneous_changes_to_one_address_one_succeeds(api: Api) -> None:
+    users = [await make_user(api.database) for _ in range(6)]
+    changes = [api.patch("/v1/users/me", by=user, version=1, json={"email": "one@example.com"}) for user in users]
+    replies = await asyncio.gather(*changes)
+    assert sorted(reply.status_code for reply in replies) == [200] + [409] * 5
+    for reply in replies:
+        if reply.status_code == 409:
+            assert_problem(reply, 409, "already_exists", pointers=["#/email"])
+
+
 async def test_an_edit_needs_the_version_that_was_read(api: Api) -> None:
     user = await make_user(api.database)
     operator = await make_operator(api.database)

@@ -16,14 +16,14 @@ from services.errors import BadQuery
 from services.fields import Id, Text
 from services.query import EXACT, ORDERED, TEXT, Filterable, Listing, Operator, Sortable, _encode
 
-KEY = Sortable(Product.id, Id)
+KEY = Sortable(col(Product.id), Id)
 FILTERS = {
-    "id": Filterable(Product.id, Id, ORDERED),
-    "name": Filterable(Product.name, Text, TEXT),
-    "active": Filterable(Product.is_active, bool, EXACT),
-    "description": Filterable(Product.description, Text, frozenset({Operator.is_null})),
+    "id": Filterable(col(Product.id), Id, ORDERED),
+    "name": Filterable(col(Product.name), Text, TEXT),
+    "active": Filterable(col(Product.is_active), bool, EXACT),
+    "description": Filterable(col(Product.description), Text, frozenset({Operator.is_null})),
 }
-SORTS = {"id": KEY, "price": Sortable(Product.price, Decimal)}
+SORTS = {"id": KEY, "price": Sortable(col(Product.price), Decimal)}
 
 
 LISTING = Listing[Product](filters=FILTERS, sorts=SORTS, key=KEY, default="id")

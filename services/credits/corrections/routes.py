@@ -61,7 +61,7 @@ async def list_adjustments(
     _: Operator, page: Annotated[PageQuery, page_of(ADJUSTMENTS)], uow: Work
 ) -> Page[AdjustmentPublic]:
     """List all adjustments, newest first. Operators only."""
-    found = await uow.adjustments.page(page)
+    found = await uow.adjustments.list_page(ADJUSTMENTS, page)
     return Page(data=[_public(one) for one in found.data], has_more=found.has_more, next_cursor=found.next_cursor)
 
 

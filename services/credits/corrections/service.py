@@ -17,7 +17,7 @@ from services.credits.holds import service as holds
 from services.credits.ledger import rules
 from services.credits.ledger import service as ledger
 from services.credits.ledger.rules import Movement
-from services.credits.models import Adjustment, AdjustmentBase, AdjustmentState, TransferKind, TransferState
+from services.credits.models import Adjustment, AdjustmentState, TransferKind, TransferState
 from services.credits.schemas import AdjustmentCreate
 from services.credits.transfers import service as transfers
 from services.credits.transfers.repository import TransferRow
@@ -31,7 +31,8 @@ from services.errors import (
     TransferOfOrder,
     UnknownRecipient,
 )
-from services.fields import new_id, now, picked
+from services.fields import new_id, now
+from services.repository import Lock
 from services.unit_of_work import UnitOfWork
 from services.users.models import Caller
 
@@ -53,22 +54,22 @@ async def request(uow: UnitOfWork, operator: Caller, wanted: AdjustmentCreate, a
     if account.closed_at is not None:
         raise rules.closed(wanted.user_id, [Fault("is closed", "#/user_id")])
     needs_approval = abs(wanted.amount) > approval_above
-    adjustment = Adjustment(
-        **picked(wanted, AdjustmentBase.model_fields),
+    adjustment = await uow.adjustments.create(
+        wanted,
+        without={"user_id"},
         account_id=account.id,
         state=AdjustmentState.pending,
         needs_approval=needs_approval,
         requested_by=operator.id,
     )
-    if not needs_approval:
-        await _apply(uow, adjustment)
-    await uow.adjustments.add(adjustment)
     if needs_approval:
         uow.record(
             AdjustmentRequested(
                 adjustment_id=adjustment.id, account_id=account.id, amount=wanted.amount, reason=wanted.reason
             )
         )
+    else:
+        await _apply(uow, adjustment, decided_by=None)
     return await get(uow, adjustment.id)
 
 
@@ -87,19 +88,14 @@ async def approve(uow: UnitOfWork, operator: Caller, adjustment_id: UUID) -> Adj
     `request` about the account.
     """
     adjustment = await _undecided(uow, operator, adjustment_id)
-    await _apply(uow, adjustment)
-    adjustment.decided_by = operator.id
-    await uow.session.flush()
+    await _apply(uow, adjustment, decided_by=operator.id)
     return adjustment
 
 
 async def reject(uow: UnitOfWork, operator: Caller, adjustment_id: UUID) -> Adjustment:
     """Reject a pending adjustment. Raises `Forbidden` and `Conflict` as `approve` does."""
     adjustment = await _undecided(uow, operator, adjustment_id)
-    adjustment.state = AdjustmentState.rejected
-    adjustment.decided_by = operator.id
-    adjustment.decided_at = now()
-    await uow.session.flush()
+    await uow.adjustments.update(adjustment, state=AdjustmentState.rejected, decided_by=operator.id, decided_at=now())
     uow.record(
         AdjustmentRejected(adjustment_id=adjustment.id, account_id=adjustment.account_id, amount=adjustment.amount)
     )
@@ -127,7 +123,7 @@ async def reverse(uow: UnitOfWork, operator: Caller, transfer_id: UUID, reason: 
 
 
 async def _undecided(uow: UnitOfWork, operator: Caller, adjustment_id: UUID) -> Adjustment:
-    adjustment = await uow.adjustments.get(adjustment_id, lock=True)
+    adjustment = await uow.adjustments.get(adjustment_id, lock=Lock.change)
     if adjustment is None:
         raise NotFound(f"there is no adjustment {adjustment_id}")
     if adjustment.requested_by == operator.id:
@@ -137,15 +133,19 @@ async def _undecided(uow: UnitOfWork, operator: Caller, adjustment_id: UUID) -> 
     return adjustment
 
 
-async def _apply(uow: UnitOfWork, adjustment: Adjustment) -> None:
+async def _apply(uow: UnitOfWork, adjustment: Adjustment, *, decided_by: int | None) -> None:
     """Move the credits and mark the adjustment as applied. It is new, or the caller has locked it."""
     issuance, amount = await uow.ledger.issuance_account_id(), adjustment.amount
     debit, credit = (issuance, adjustment.account_id) if amount > 0 else (adjustment.account_id, issuance)
     movement = Movement(new_id(), debit, credit, abs(amount))
     await ledger.transfer(uow, movement, TransferKind.adjustment, adjustment.reason)
-    adjustment.state = AdjustmentState.applied
-    adjustment.transfer_id = movement.transfer_id
-    adjustment.decided_at = now()
+    await uow.adjustments.update(
+        adjustment,
+        state=AdjustmentState.applied,
+        transfer_id=movement.transfer_id,
+        decided_by=decided_by,
+        decided_at=now(),
+    )
     uow.record(
         AdjustmentApplied(
             adjustment_id=adjustment.id,

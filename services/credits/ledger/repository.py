@@ -15,17 +15,18 @@ from services.credits.ledger.rules import Balance, Item, Movement, Posting, join
 from services.credits.models import ISSUANCE, Account, Transfer, TransferKind, TransferState
 from services.errors import DomainError
 from services.fields import new_id
+from services.repository import Repository
 from services.sql import Read, Results, SqlAccess, Write
+
+
+class AccountRepository(Repository[Account]):
+    """Accounts, apart from their balances, which the ledger changes."""
+
+    model = Account
 
 
 class LedgerRepository(SqlAccess):
     """Accounts, entries and transfers, including pending ones and their resolution."""
-
-    async def open_account(self, user_id: int) -> Account:
-        account = Account(user_id=user_id)
-        self.session.add(account)
-        await self.session.flush()
-        return account
 
     async def account_of(self, user_id: int) -> Account | None:
         return (await self.session.exec(select(Account).where(col(Account.user_id) == user_id))).one_or_none()

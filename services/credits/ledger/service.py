@@ -105,8 +105,7 @@ async def close_account(uow: UnitOfWork, user_id: int) -> Account:
         raise Conflict("the account is already closed")
     if account.held:
         raise Conflict(f"{account.held} of the account's credits are held; post or void the holds, or let them expire")
-    account.closed_at = now()
-    await uow.session.flush()
+    await uow.accounts.update(account, closed_at=now())
     uow.record(events.AccountClosed(account_id=account.id))
     return account
 
@@ -116,8 +115,7 @@ async def reopen_account(uow: UnitOfWork, user_id: int) -> Account:
     account = await _locked_account(uow, user_id)
     if account.closed_at is None:
         raise Conflict("the account is not closed")
-    account.closed_at = None
-    await uow.session.flush()
+    await uow.accounts.update(account, closed_at=None)
     uow.record(events.AccountReopened(account_id=account.id))
     return account
 
