@@ -28,7 +28,7 @@ class Lock(Enum):
     """A lock on rows that are read; it is held until the transaction ends, and the rows are read again under it."""
 
     change = "change"
-    """`FOR NO KEY UPDATE`: nobody else changes them. Rows that refer to them can still be inserted."""
+    """`FOR NO KEY UPDATE`: no one else changes them. Rows that refer to them can still be inserted."""
     keep = "keep"
     """`FOR SHARE`: they stay as they are. Others may lock them in the same way."""
 

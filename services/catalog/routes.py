@@ -17,6 +17,8 @@ from services.catalog.schemas import (
     CategoryUpdate,
     ProductCreate,
     ProductPublic,
+    ProductsUpsert,
+    ProductsUpserted,
     ProductUpdate,
     StockUpdate,
 )
@@ -106,6 +108,15 @@ async def create_product(wanted: ProductCreate, seller: CurrentUser, response: R
     response.headers["Location"] = f"/v1/products/{product.id}"
     response.headers["ETag"] = etag(product.version)
     return product
+
+
+@router.put("/products", responses=responses(400, 401, 409, 413, 422))
+async def upsert_products(wanted: ProductsUpsert, seller: CurrentUser, uow: Work) -> ProductsUpserted:
+    """Create or change up to 1000 products that the caller sells, each by its `sku`, and set their stock; all or none.
+
+    The request says what the products are to be like, so sending it again changes nothing.
+    """
+    return ProductsUpserted(products=await service.upsert_products(uow, seller, wanted.products))
 
 
 @router.get("/products", response_model=Page[ProductPublic], responses=responses(400, 422))

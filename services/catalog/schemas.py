@@ -1,6 +1,7 @@
 """Request and response schemas for categories and products."""
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
@@ -47,6 +48,46 @@ class ProductUpdate(Changes):
     price: Price | None = None
     category_id: StrictId | None = None
     is_active: Annotated[bool, Field(strict=True)] | None = None
+
+
+MAX_UPSERTED = 1000
+"""The maximum number of products in a request."""
+
+
+class ProductUpsert(ProductBase, RequestBody):
+    """A product as it is to be. `stock` is what is on hand then, in pieces; null keeps it, and is 0 for a new one."""
+
+    category_id: StrictId
+    stock: Stock | None = None
+
+
+class ProductsUpsert(RequestBody):
+    """Products that the caller sells, each by its `sku`. Those that are not listed stay as they are."""
+
+    products: Annotated[list[ProductUpsert], Field(min_length=1, max_length=MAX_UPSERTED)]
+
+
+class UpsertOutcome(StrEnum):
+    """What happened to a product."""
+
+    created = "created"
+    changed = "changed"
+    unchanged = "unchanged"
+
+
+class ProductUpserted(SQLModel):
+    """A product after the request, and what happened to it."""
+
+    id: int
+    sku: str
+    version: int
+    outcome: UpsertOutcome
+
+
+class ProductsUpserted(SQLModel):
+    """The products, in the order of the request."""
+
+    products: list[ProductUpserted]
 
 
 class StockUpdate(RequestBody):

@@ -1,20 +1,33 @@
 """Operations on the catalogue."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col
 
 from services.catalog.events import ProductArchived, ProductCreated, ProductRestored, ProductUpdated
-from services.catalog.models import Category, InventoryBase, Product
+from services.catalog.models import Category, Inventory, InventoryBase, Product, ProductBase
 from services.catalog.repository import PRODUCT_WITH_DETAILS
-from services.catalog.schemas import CategoryCreate, CategoryUpdate, ProductCreate, ProductUpdate
+from services.catalog.schemas import (
+    CategoryCreate,
+    CategoryUpdate,
+    ProductCreate,
+    ProductUpdate,
+    ProductUpsert,
+    ProductUpserted,
+    UpsertOutcome,
+)
 from services.errors import AlreadyExists, Conflict, Fault, Forbidden, InvalidInput, NotFound
+from services.fields import picked
 from services.repository import Lock, check_version
 from services.sql import violates
 from services.unit_of_work import UnitOfWork
 from services.users.models import Caller, Role
+
+_KEPT = (*ProductBase.model_fields.keys() - {"sku"}, "category_id")
+"""The fields of a product that an upsert sets; the SKU says which product."""
 
 
 async def create_category(uow: UnitOfWork, wanted: CategoryCreate) -> Category:
@@ -79,6 +92,46 @@ async def create_product(uow: UnitOfWork, seller: Caller, wanted: ProductCreate)
     await uow.inventory.create(InventoryBase(product_id=product.id, on_hand=wanted.stock))
     uow.record(ProductCreated(product_id=product.id, seller_id=seller.id, price=product.price))
     return await uow.products.refreshed(product)
+
+
+async def upsert_products(uow: UnitOfWork, seller: Caller, wanted: Sequence[ProductUpsert]) -> list[ProductUpserted]:
+    """Create the products whose SKU the seller does not have yet, change those that differ, and set their stock.
+
+    All or nothing: raises `InvalidInput` for a SKU that is listed twice and for unknown categories, and `Conflict` for
+    archived products and for less stock than orders have reserved. What is as wanted is not written.
+    """
+    # One such request of a seller at a time: of two that create the same product, one would fail.
+    await uow.users.get(seller.id, lock=Lock.change)
+    await _check_upsert(uow, wanted)
+    known = await uow.products.by_sku(seller.id, [one.sku for one in wanted])
+    stock = {row.product_id: row for row in await uow.inventory.get_many(_ids(known.values()), lock=Lock.change)}
+    _check_known(wanted, known, stock)
+
+    new = [one for one in wanted if one.sku not in known]
+    made = await uow.products.bulk_create(new, without={"stock"}, seller_id=seller.id)
+    await uow.inventory.bulk_create(
+        [InventoryBase(product_id=row.id, on_hand=one.stock or 0) for row, one in zip(made, new, strict=True)]
+    )
+    old = [(known[one.sku], one) for one in wanted if one.sku in known]
+    changed = {row.id: picked(one, _KEPT) for row, one in old if picked(one, _KEPT) != picked(row, _KEPT)}
+    await uow.products.bulk_update(changed)
+    counted = {row.id: one.stock for row, one in old if one.stock not in (None, stock[row.id].on_hand)}
+    await uow.inventory.bulk_update({product_id: {"on_hand": pieces} for product_id, pieces in counted.items()})
+
+    for row in made:
+        uow.record(ProductCreated(product_id=row.id, seller_id=seller.id, price=row.price))
+    for row, _ in old:
+        if row.id in changed:
+            uow.record(_updated(row))
+    outcomes = {row.id: UpsertOutcome.created for row in made}
+    outcomes.update(dict.fromkeys(changed.keys() | counted.keys(), UpsertOutcome.changed))
+    rows = known | {row.sku: row for row in made}
+    return [
+        ProductUpserted(
+            id=row.id, sku=row.sku, version=row.version, outcome=outcomes.get(row.id, UpsertOutcome.unchanged)
+        )
+        for row in (rows[one.sku] for one in wanted)
+    ]
 
 
 async def get_product(uow: UnitOfWork, product_id: int) -> Product:
@@ -147,6 +200,46 @@ async def change_stock(uow: UnitOfWork, caller: Caller, product_id: int, pieces:
 def _may_manage(caller: Caller, product: Product) -> None:
     if caller.id != product.seller_id and caller.role is not Role.operator:
         raise Forbidden(f"product {product.id} is sold by someone else")
+
+
+async def _check_upsert(uow: UnitOfWork, wanted: Sequence[ProductUpsert]) -> None:
+    """Raise `InvalidInput` for a SKU that is listed twice and for unknown categories; lock the others."""
+    categories = await uow.categories.get_many(sorted({one.category_id for one in wanted}), lock=Lock.keep)
+    known = {category.id for category in categories}
+    listed = Counter(one.sku for one in wanted)
+    faults = [
+        Fault(f"the sku {one.sku!r} is listed twice", f"#/products/{index}/sku")
+        for index, one in enumerate(wanted)
+        if listed[one.sku] > 1
+    ]
+    faults += [
+        Fault(f"there is no category {one.category_id}", f"#/products/{index}/category_id")
+        for index, one in enumerate(wanted)
+        if one.category_id not in known
+    ]
+    if faults:
+        raise InvalidInput("some products cannot be written", faults)
+
+
+def _check_known(wanted: Sequence[ProductUpsert], known: Mapping[str, Product], stock: Mapping[int, Inventory]) -> None:
+    """Raise `Conflict` for archived products, and for less stock than orders have reserved."""
+    faults = []
+    for index, one in enumerate(wanted):
+        product = known.get(one.sku)
+        if product is None:
+            continue
+        if product.deleted_at is not None:
+            detail = f"product {product.id} has the sku {one.sku!r} and is archived; restore it first"
+            faults.append(Fault(detail, f"#/products/{index}/sku"))
+        elif one.stock is not None and one.stock < stock[product.id].reserved:
+            detail = f"orders have reserved {stock[product.id].reserved} pieces; cannot set the stock to {one.stock}"
+            faults.append(Fault(detail, f"#/products/{index}/stock"))
+    if faults:
+        raise Conflict("some products cannot be changed as requested", faults)
+
+
+def _ids(products: Iterable[Product]) -> list[int]:
+    return sorted(product.id for product in products)
 
 
 async def _keep_category(uow: UnitOfWork, category_id: int) -> None:

@@ -3,10 +3,12 @@
 import asyncio
 from typing import Any
 
+import httpx2
 import pytest
 
+from services.users.models import User
 from tests.api.client import Api, assert_problem
-from tests.factories import make_category, make_operator, make_product, make_user
+from tests.factories import count_statements, make_category, make_operator, make_product, make_user
 
 
 def lamp(category_id: int, **more: Any) -> dict[str, Any]:
@@ -299,3 +301,84 @@ async def test_simultaneous_stock_changes_are_all_counted(api: Api) -> None:
     replies = await asyncio.gather(*[api.post(path, by=seller, json={"change": -1}) for _ in range(20)])
     assert sorted(reply.status_code for reply in replies) == [200] * 10 + [409] * 10
     assert await api.stock_of(product) == (0, 0)
+
+
+async def upsert(api: Api, seller: User, *products: dict[str, Any]) -> httpx2.Response:
+    return await api.request("PUT", "/v1/products", by=seller, json={"products": list(products)})
+
+
+async def outcomes(api: Api, seller: User, *products: dict[str, Any]) -> list[tuple[str, int, str]]:
+    reply = await upsert(api, seller, *products)
+    assert reply.status_code == 200, reply.text
+    return [(one["sku"], one["version"], one["outcome"]) for one in reply.json()["products"]]
+
+
+async def test_an_upsert_creates_changes_and_leaves_alone_what_is_as_wanted(api: Api) -> None:
+    seller, other = await make_user(api.database), await make_user(api.database)
+    category = await make_category(api.database)
+    await make_product(api.database, seller=other, category=category, sku="B", name="Not theirs")
+    a, b = (lamp(category.id, sku=sku, name=f"Lamp {sku}", stock=5) for sku in "AB")
+    assert await outcomes(api, seller, b, a) == [("B", 1, "created"), ("A", 1, "created")]
+    before = await api.everything()
+    assert await outcomes(api, seller, a, b) == [("A", 1, "unchanged"), ("B", 1, "unchanged")]
+    assert await api.everything() == before
+    dearer, counted = a | {"price": "99.00"}, b | {"stock": 8}
+    new = lamp(category.id, sku="C")
+    assert await outcomes(api, seller, dearer, counted, new) == [
+        ("A", 2, "changed"),
+        ("B", 1, "changed"),
+        ("C", 1, "created"),
+    ]
+    shown = {
+        one["sku"]: (one["price"], one["inventory"]["on_hand"], one["description"])
+        for one in (await api.get(f"/v1/products?filter=seller_id:eq:{seller.id}")).json()["data"]
+    }
+    assert shown == {"A": ("99.00", 5, ""), "B": ("12.50", 8, ""), "C": ("12.50", 0, "")}
+    assert await outcomes(api, seller, b | {"stock": None}) == [("B", 1, "unchanged")]
+    types = "SELECT string_agg(type, ' ' ORDER BY position) FROM events"
+    assert await api.scalar(types) == "product.created product.created product.created product.updated"
+
+
+async def test_an_upsert_is_all_or_nothing(api: Api) -> None:
+    buyer, seller, reserved = await api.shop(sku="RESERVED", stock=5)
+    await api.place(buyer, (reserved, 3))
+    await api.process()
+    archived = await make_product(api.database, seller=seller, sku="ARCHIVED")
+    await api.delete(f"/v1/products/{archived.id}", by=seller)
+    good = lamp(reserved.category_id, sku="NEW")
+    before = await api.everything()
+    for wrong, status, code, pointers in (
+        ([good], 422, "invalid_input", ["#/products/0/sku", "#/products/1/sku"]),
+        ([lamp(2**62, sku="X")], 422, "invalid_input", ["#/products/1/category_id"]),
+        ([lamp(1, sku="X", price="0")], 422, "invalid_input", ["#/products/1/price"]),
+        ([lamp(reserved.category_id, sku="ARCHIVED")], 409, "conflict", ["#/products/1/sku"]),
+        ([lamp(reserved.category_id, sku="RESERVED", stock=2)], 409, "conflict", ["#/products/1/stock"]),
+    ):
+        assert_problem(await upsert(api, seller, good, *wrong), status, code, pointers=pointers)
+    assert_problem(await upsert(api, seller), 422, "invalid_input", pointers=["#/products"])
+    many = [lamp(reserved.category_id, sku=f"S{number}") for number in range(1001)]
+    assert_problem(await upsert(api, seller, *many), 422, "invalid_input", pointers=["#/products"])
+    assert await api.everything() == before
+    least = lamp(reserved.category_id, sku="RESERVED", stock=3)
+    assert (await upsert(api, seller, good, least)).status_code == 200
+
+
+async def test_simultaneous_upserts_of_a_seller_take_effect_one_after_another(api: Api) -> None:
+    seller, category = await make_user(api.database), await make_category(api.database)
+    products = [lamp(category.id, sku=f"S{number}", stock=1) for number in range(20)]
+    replies = await asyncio.gather(*[upsert(api, seller, *products[:: (-1) ** turn]) for turn in range(6)])
+    assert [reply.status_code for reply in replies] == [200] * 6
+    found = sorted(one["outcome"] for reply in replies for one in reply.json()["products"])
+    assert found == ["created"] * 20 + ["unchanged"] * 100
+
+
+async def test_a_thousand_products_are_written_with_a_few_statements(api: Api) -> None:
+    seller, category = await make_user(api.database), await make_category(api.database)
+    products = [lamp(category.id, sku=f"S{number}", stock=1) for number in range(1000)]
+    changed = [one | {"name": f"Name {number}", "stock": number} for number, one in enumerate(products)]
+    for wanted in (products, changed):
+        with count_statements(api.app.state.waybill.database.engine) as statements:
+            assert (await upsert(api, seller, *wanted)).status_code == 200
+        assert len(statements) <= 12, str(statements)
+    assert await api.scalar("SELECT sum(on_hand) FROM inventory") == sum(range(1000))
+    assert await api.scalar("SELECT count(*) FROM products WHERE version = 2") == 1000

@@ -176,6 +176,27 @@ async def change_product(api: Api, fill: Fill) -> Sent:
     return Sent(body, await row_of(api, "products", id=product.id), [with_category_id(one) for one in (made, read)])
 
 
+async def upsert(api: Api, fill: Fill) -> Sent:
+    seller = await make_user(api.database)
+    product = await make_product(api.database, seller=seller)
+    path = f"/v1/products/{product.id}"
+    body = fill(good(await api.get(path)), sku=product.sku, category_id=(await make_category(api.database)).id, stock=7)
+    return await upserted(api, seller, body)
+
+
+async def upsert_some(api: Api, fill: Fill) -> Sent:
+    line = {"sku": "LAMP-1", "name": "Lamp", "price": "1.00", "category_id": (await make_category(api.database)).id}
+    sent = await upserted(api, await make_user(api.database), line)
+    return sent._replace(body=fill(products=[line]))
+
+
+async def upserted(api: Api, seller: Any, body: dict[str, Any]) -> Sent:
+    (made,) = good(await api.request("PUT", "/v1/products", by=seller, json={"products": [body]}))["products"]
+    read = with_category_id(good(await api.get(f"/v1/products/{made['id']}")))
+    stock = await row_of(api, "inventory", product_id=made["id"])
+    return Sent(body, {**await row_of(api, "products", id=made["id"]), **stock}, [read | read["inventory"]])
+
+
 async def change_stock(api: Api, fill: Fill) -> Sent:
     seller = await make_user(api.database)
     product = await make_product(api.database, seller=seller, stock=5)
@@ -337,6 +358,8 @@ CASES: dict[type[RequestBody], Case] = {
     catalog.CategoryUpdate: Case(["categories"], change_category),
     catalog.ProductCreate: Case(["products"], create_product, {"stock": "is stored as inventory.on_hand"}),
     catalog.ProductUpdate: Case(["products"], change_product),
+    catalog.ProductUpsert: Case(["products", "inventory"], upsert, renamed={"stock": "on_hand"}),
+    catalog.ProductsUpsert: Case(["products"], upsert_some, {"products": "are rows of products"}),
     catalog.StockUpdate: Case(["inventory"], change_stock, {"change": "is added to on_hand"}),
     orders.OrderCreate: Case(
         ["orders"],

@@ -44,6 +44,7 @@ WITH_BODY = [
     ("POST", "/v1/categories"),
     ("PATCH", "/v1/categories/1"),
     ("POST", "/v1/products"),
+    ("PUT", "/v1/products"),
     ("PATCH", "/v1/products/1"),
     ("POST", "/v1/products/1/stock"),
     ("POST", "/v1/orders"),
