@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 import urllib.request
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -50,7 +51,7 @@ def main() -> int:
             cursor.connection.close()
         check_books(stage, "bank")
         job = {"database_url": url, "postgres_pid": stage.postgres_pid, "user_id": bank.buyer_ids[0]}
-        plain = _measured("plain asyncpg, a cursor", run_beside("benchmarks.plain_export", job))
+        plain = measured("plain asyncpg, a cursor", run_beside("benchmarks.plain_export", job))
         api, growth = _over_http(stage, bank)
     lines = options.entries + 1
     complete = plain.done == api.done == lines
@@ -71,37 +72,46 @@ def _options() -> argparse.Namespace:
 
 
 def _over_http(stage: Stage, bank: Shop) -> tuple[Measured, float]:
-    settings = stage.settings("bank")
-    with running_api(stage, settings) as (pid, port):
-        token = Tokens.from_settings(settings).make(bank.buyer_ids[0])
-
-        def export(path: str) -> Seen:
-            request = urllib.request.Request(f"http://{LOOPBACK}:{port}/v1/accounts/me/{path}")
-            request.add_header("Authorization", f"Bearer {token}")
-            seen, meter = Seen(), Meter(pid, stage.postgres_pid)
-            meter.start()
-            started = time.perf_counter()
-            with urllib.request.urlopen(request) as reply:
-                while piece := reply.read(65_536):
-                    seen.latencies[1:] = [time.perf_counter() - started]
-                    seen.latencies = seen.latencies or [time.perf_counter() - started]
-                    seen.replies += piece.count(b"\n")
-            meter.stop()
-            seen.read(meter, pid)
-            return seen
-
-        # What a process loads for its first request is not part of the statement's cost.
-        export("statement.csv?filter=kind:eq:top_up")
+    # What a process loads for its first request is not part of the statement's cost.
+    warm, path = "/v1/accounts/me/statement.csv?filter=kind:eq:top_up", "/v1/accounts/me/statement.csv"
+    with running_api(stage, stage.settings("bank")) as (pid, port):
+        export = Export(stage, pid, port, Tokens.from_settings(stage.settings("bank")).make(bank.buyer_ids[0]))
+        export(warm)
         before = peak_rss_mib(pid)
-        seen = export("statement.csv")
-        # The header line is not an entry.
-        seen.replies -= 1
-    return _measured("Waybill over HTTP", {name: getattr(seen, name) for name in Seen.__slots__}), (
+        seen = export(path)
+    # The header line is not an entry.
+    seen.replies -= 1
+    return measured("Waybill over HTTP", {name: getattr(seen, name) for name in Seen.__slots__}), (
         seen.peak_rss_mib - before
     )
 
 
-def _measured(name: str, seen: dict[str, Any]) -> Measured:
+@dataclass(frozen=True, slots=True)
+class Export:
+    """Reads exports of a running API over HTTP, and measures them. Their lines are counted as replies."""
+
+    stage: Stage
+    pid: int
+    port: int
+    token: str
+
+    def __call__(self, path: str) -> Seen:
+        request = urllib.request.Request(f"http://{LOOPBACK}:{self.port}{path}")
+        request.add_header("Authorization", f"Bearer {self.token}")
+        seen, meter = Seen(), Meter(self.pid, self.stage.postgres_pid)
+        meter.start()
+        started = time.perf_counter()
+        with urllib.request.urlopen(request) as reply:
+            while piece := reply.read(65_536):
+                seen.latencies[1:] = [time.perf_counter() - started]
+                seen.latencies = seen.latencies or [time.perf_counter() - started]
+                seen.replies += piece.count(b"\n")
+        meter.stop()
+        seen.read(meter, self.pid)
+        return seen
+
+
+def measured(name: str, seen: dict[str, Any]) -> Measured:
     lines = max(1, seen["replies"])
     others = seen["machine_cpu"] - seen["cpu"] - seen["postgres_cpu"]
     return Measured(

@@ -32,6 +32,7 @@ from services.operations import routes as operations
 from services.operations.outbox import routes as outbox_routes
 from services.orders import routes as orders
 from services.orders.days import routes as order_days
+from services.orders.export import routes as order_export
 from services.outbox.doorbell import Doorbell
 from services.outbox.origin import service as origin
 from services.settings import Settings, get_settings
@@ -110,6 +111,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         audit,
         sweeps,
         order_days,
+        order_export,
     ):
         app.include_router(domain.router, prefix="/v1")
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

@@ -15,6 +15,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from sqlmodel.sql.expression import SelectOfScalar
 
 from services.errors import BadQuery
+from services.totals import Count, Total, total_of
 
 ItemT = TypeVar("ItemT")
 
@@ -27,6 +28,8 @@ class Page(BaseModel, Generic[ItemT]):
     data: list[ItemT]
     has_more: bool
     next_cursor: str | None = None
+    total: Total | None = None
+    """Only if the request asks for it with `count`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,7 @@ class Rows(Generic[ItemT]):
     data: list[ItemT]
     has_more: bool
     next_cursor: str | None
+    total: Total | None = None
 
 
 class Operator(StrEnum):
@@ -98,6 +102,8 @@ class PageQuery:
     sort: str | None = None
     limit: int = 50
     cursor: str | None = None
+    count: Count | None = None
+    """Whether to find the total as well."""
 
 
 # Without slots: a frozen generic with slots cannot be made as `Listing[Row](...)` in Python 3.11.
@@ -132,9 +138,19 @@ class Listing(Generic[ItemT]):
         """The statement with these filters."""
         return statement.where(*(self._condition(expression) for expression in filters))
 
-    async def page(self, session: AsyncSession, statement: SelectOfScalar[ItemT], wanted: PageQuery) -> Rows[ItemT]:
-        """Up to `limit` rows after the cursor, with one statement (and one for each `selectinload` option)."""
-        statement = self.where(statement, wanted.filters)
+    async def page(
+        self,
+        session: AsyncSession,
+        statement: SelectOfScalar[ItemT],
+        wanted: PageQuery,
+        *within: ColumnElement[bool],
+    ) -> Rows[ItemT]:
+        """Up to `limit` rows after the cursor, of those that match `within`.
+
+        It takes one statement, one for each `selectinload` option, and one for the total if that is wanted.
+        """
+        statement = self.where(statement.where(*within), wanted.filters)
+        total = None if wanted.count is None else await total_of(session, statement, wanted.count)
         sort = self._sort(wanted.sort)
         by, descending = self.sorts[sort.removeprefix("-")], sort.startswith("-")
         if wanted.cursor is not None:
@@ -149,7 +165,7 @@ class Listing(Generic[ItemT]):
         if has_more:
             last_row = page[-1]
             next_cursor = _encode(sort, getattr(last_row, by.column.key), getattr(last_row, self.key.column.key))
-        return Rows(page, has_more, next_cursor)
+        return Rows(page, has_more, next_cursor, total)
 
     def _sort(self, wanted: str | None) -> str:
         if wanted is None:

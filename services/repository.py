@@ -92,8 +92,8 @@ class Repository(SqlAccess, Generic[ModelT]):
         options: Sequence[ExecutableOption] = (),
     ) -> Rows[ModelT]:
         """One page of the rows that match the conditions and the client's filters."""
-        statement = self._select().where(*conditions, *self._visible()).options(*options)
-        return await listing.page(self.session, statement, wanted)
+        statement = self._select().options(*options)
+        return await listing.page(self.session, statement, wanted, *conditions, *self._visible())
 
     async def count(self, *conditions: ColumnElement[bool]) -> int:
         """How many rows match. It reads all of them."""

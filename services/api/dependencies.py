@@ -10,6 +10,7 @@ from fastapi.security import OAuth2PasswordBearer
 from services.api.state import ApiState, api_state
 from services.errors import Forbidden, InvalidInput, Unauthenticated, VersionRequired
 from services.query import Listing, PageQuery
+from services.totals import MAX_COUNTED, Count
 from services.unit_of_work import UnitOfWork
 from services.users.models import Role
 from services.users.repository import SignedIn
@@ -91,6 +92,9 @@ def filters_of(listing: Listing[Any]) -> Any:
     return Query(alias="filter", max_length=20, description=listing.describe_filters())
 
 
+_COUNT = f"Find the total as well: `exact` counts up to {MAX_COUNTED:,} rows, `estimate` reads none and may be far off."
+
+
 def page_of(listing: Listing[Any]) -> Any:
     """The dependency that reads the requested page of this list: `page: Annotated[PageQuery, page_of(...)]`."""
 
@@ -99,7 +103,8 @@ def page_of(listing: Listing[Any]) -> Any:
         sort: Annotated[str | None, Query(max_length=64, description=listing.describe_sorts())] = None,
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
         cursor: Annotated[str | None, Query(max_length=1000, description="`next_cursor` of the previous page.")] = None,
+        count: Annotated[Count | None, Query(description=_COUNT)] = None,
     ) -> PageQuery:
-        return PageQuery(filters, sort, limit, cursor)
+        return PageQuery(filters, sort, limit, cursor, count)
 
     return Depends(page_query)

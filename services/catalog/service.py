@@ -59,7 +59,7 @@ async def update_category(uow: UnitOfWork, category_id: int, changes: CategoryUp
 async def delete_category(uow: UnitOfWork, category_id: int) -> None:
     """Delete a category, so that `restore_category` can bring it back. Raises `Conflict` if it has products.
 
-    Archived products do not count. Whoever puts a product into a category locks the category as well, so none gets into
+    Archived products do not count. Putting a product into a category locks the category as well, so none gets into
     a deleted one.
     """
     category = await get_category(uow, category_id, lock=Lock.change)

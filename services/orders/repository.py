@@ -1,18 +1,19 @@
 """All SQL about orders, their items and their history."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 from pydantic import Field
+from sqlalchemy import ColumnElement
 from sqlalchemy.orm import joinedload, selectinload
 from sqlmodel import col, select
 
 from services.catalog.models import Product
-from services.fields import Id, Instant, Text, picked
+from services.fields import Id, Instant, Text, new_id, picked
 from services.orders import queries
 from services.orders.models import (
     ITEM_FIELDS,
@@ -111,13 +112,21 @@ class OrderRepository(Repository[Order]):
         self, wanted: PageQuery, *, buyer_id: int | None = None, seller_id: int | None = None
     ) -> Rows[Order]:
         """Orders of one buyer, orders with a product of one seller, or all orders; newest first."""
-        statement = select(Order).options(*ORDER_WITH_ITEMS)
-        if buyer_id is not None:
-            statement = statement.where(col(Order.buyer_id) == buyer_id)
-        if seller_id is not None:
-            sold = select(col(OrderItem.order_id)).join(Product, col(Product.id) == col(OrderItem.product_id))
-            statement = statement.where(col(Order.id).in_(sold.where(col(Product.seller_id) == seller_id)))
-        return await ORDERS.page(self.session, statement, wanted)
+        return await self.list_page(ORDERS, wanted, *_of(buyer_id, seller_id), options=ORDER_WITH_ITEMS)
+
+    def exported(
+        self, filters: Sequence[str], *, buyer_id: int | None, seller_id: int | None
+    ) -> AsyncIterator[Sequence[Sequence[Any]]]:
+        """The same orders without their lines, as rows of `EXPORTED`, oldest first, in batches as `stream` has them.
+
+        Those that are placed from now on are left out. Raises `BadQuery`.
+        """
+        filtered = ORDERS.where(select(Order), filters).whereclause
+        conditions = [*_of(buyer_id, seller_id), col(Order.id) < new_id()]
+        if filtered is not None:
+            conditions.append(filtered)
+        columns = [col(getattr(Order, name)) for name in EXPORTED[1:]]
+        return self.stream(columns, *conditions)
 
     async def number_by_status(self) -> dict[OrderStatus, int]:
         """How many orders there are in each status that any order has."""
@@ -150,6 +159,30 @@ class OrderRepository(Repository[Order]):
         )
         assert moved == len(moves), "an order changed although it was locked"
 
+
+def _of(buyer_id: int | None, seller_id: int | None) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if buyer_id is not None:
+        conditions.append(col(Order.buyer_id) == buyer_id)
+    if seller_id is not None:
+        sold = select(col(OrderItem.order_id)).join(Product, col(Product.id) == col(OrderItem.product_id))
+        conditions.append(col(Order.id).in_(sold.where(col(Product.seller_id) == seller_id)))
+    return conditions
+
+
+EXPORTED = (
+    "id",
+    *ORDER_FIELDS,
+    "buyer_id",
+    "status",
+    "total",
+    "refunded",
+    "item_count",
+    "version",
+    "created_at",
+    "updated_at",
+)
+"""The fields of an order that an export has."""
 
 ORDER_WITH_ITEMS = (
     joinedload(Order.buyer, innerjoin=True),  # type: ignore[arg-type]

@@ -1,33 +1,24 @@
 """HTTP routes for orders."""
 
-from enum import StrEnum
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Response
 
 from services.api.dependencies import CurrentUser, State, Work, etag, page_of
 from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED, IDEMPOTENCY_KEY_REQUIRED
 from services.api.problems import responses
 from services.api.transaction import TransactionRoute
-from services.errors import Forbidden
 from services.orders import service
+from services.orders.export.routes import OfSide
+from services.orders.export.service import of_side
 from services.orders.models import Order, Refund
 from services.orders.refunds.repository import REFUNDS
 from services.orders.repository import ORDERS
-from services.orders.schemas import OrderCancel, OrderCreate, OrderDetail, OrderPublic, RefundCreate, RefundPublic
+from services.orders.schemas import OrderCancel, OrderCreate, OrderDetail, OrderPublic, RefundCreate, RefundPublic, Side
 from services.query import Page, PageQuery, Rows
-from services.users.models import Role
 
 router = APIRouter(route_class=TransactionRoute, tags=["orders"])
-
-
-class Side(StrEnum):
-    """Which orders to list."""
-
-    buyer = "buyer"
-    seller = "seller"
-    everybody = "everybody"
 
 
 @router.post(
@@ -51,16 +42,10 @@ async def list_orders(
     caller: CurrentUser,
     page: Annotated[PageQuery, page_of(ORDERS)],
     uow: Work,
-    side: Annotated[Side, Query(alias="as", description="`everybody` is for operators only.")] = Side.buyer,
+    side: OfSide = Side.buyer,
 ) -> Rows[Order]:
     """List the caller's orders, newest first."""
-    if side is Side.everybody and caller.role is not Role.operator:
-        raise Forbidden("only operators may list all orders")
-    return await uow.orders.page(
-        page,
-        buyer_id=caller.id if side is Side.buyer else None,
-        seller_id=caller.id if side is Side.seller else None,
-    )
+    return await uow.orders.page(page, **of_side(caller, side))
 
 
 @router.get("/orders/{order_id}", response_model=OrderDetail, responses=responses(401, 404, 422))

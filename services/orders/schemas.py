@@ -20,6 +20,14 @@ Reference = Annotated[str, Field(min_length=1, max_length=64, pattern=r"\S"), Af
 Reason = Annotated[Text, Field(max_length=200)]
 
 
+class Side(StrEnum):
+    """Whose orders are meant: those the caller placed, those with something the caller sells, or all."""
+
+    buyer = "buyer"
+    seller = "seller"
+    everybody = "everybody"
+
+
 class OrderItemCreate(OrderItemBase, RequestBody):
     """An order line. Its price is the product's current price; the client does not set it."""
 

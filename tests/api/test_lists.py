@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from services.totals import MAX_COUNTED
 from tests.api.client import Api, assert_problem
-from tests.factories import make_category, make_operator, make_product
+from tests.factories import count_statements, make_category, make_operator, make_product
 
 LISTS = {
     "/v1/users": ({"created_at", "email", "full_name", "is_active", "role"}, {"created_at", "email", "id"}),
@@ -208,3 +209,53 @@ def test_each_request_body_refuses_fields_that_it_does_not_know(api: Api) -> Non
                 assert schemas[name]["additionalProperties"] is False, name
                 checked.add(name)
     assert len(checked) >= 15
+
+
+async def total(api: Api, path: str, **more: Any) -> Any:
+    reply = await api.get(path, **more)
+    assert reply.status_code == 200, reply.text
+    return reply.json()["total"]
+
+
+@pytest.mark.parametrize("path", [*LISTS, "/v1/orders/{order_id}/refunds"])
+async def test_each_list_has_a_total_if_asked_for(api: Api, path: str) -> None:
+    operator = await make_operator(api.database)
+    if "{order_id}" in path:
+        buyer, _, product = await api.shop()
+        path = path.format(order_id=(await api.place(buyer, (product, 1)))["id"])
+    assert await total(api, path, by=operator) is None
+    counted = await total(api, f"{path}?count=exact", by=operator)
+    assert counted == {"value": len((await api.get(path, by=operator)).json()["data"]), "precision": "exact"}
+    estimated = await total(api, f"{path}?count=estimate", by=operator)
+    assert (estimated["precision"], estimated["value"] >= 0) == ("estimate", True)
+    reply = await api.get(f"{path}?count=all", by=operator)
+    assert_problem(reply, 422, "invalid_input", pointers=["query/count"])
+
+
+async def test_a_total_counts_what_the_filters_let_through_on_every_page(api: Api) -> None:
+    lamps, chairs = await make_category(api.database), await make_category(api.database)
+    for category in (lamps, lamps, lamps, chairs):
+        await make_product(api.database, category=category)
+    await make_product(api.database, category=lamps, is_active=False)
+    path = f"/v1/products?filter=category_id:eq:{lamps.id}&limit=2&count=exact"
+    first = (await api.get(path)).json()
+    second = (await api.get(f"{path}&cursor={first['next_cursor']}")).json()
+    assert [len(page["data"]) for page in (first, second)] == [2, 1]
+    assert first["total"] == second["total"] == {"value": 3, "precision": "exact"}
+
+
+async def test_counting_stops_at_a_bound_and_an_estimate_reads_nothing(api: Api) -> None:
+    async with api.database.engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        rows = "INSERT INTO categories (name) SELECT 'Shelf ' || n FROM generate_series(1, 20000) AS n"
+        await connection.exec_driver_sql(rows)
+        await connection.exec_driver_sql("ANALYZE categories")
+    assert await total(api, "/v1/categories?count=exact") == {"value": MAX_COUNTED, "precision": "at_least"}
+    assert await total(api, "/v1/categories?count=exact&filter=name:eq:Shelf 7") == {"value": 1, "precision": "exact"}
+    estimated = await total(api, "/v1/categories?count=estimate")
+    assert estimated == {"value": pytest.approx(20_000, rel=0.1), "precision": "estimate"}
+    with count_statements(api.app.state.waybill.database.engine) as statements:
+        await total(api, "/v1/categories?count=estimate&filter=name:like:shelf&limit=1")
+    explained, page = statements.statements
+    assert explained.startswith("EXPLAIN (FORMAT JSON) SELECT")
+    assert page.startswith("SELECT")

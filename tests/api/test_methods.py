@@ -158,7 +158,7 @@ async def served(api: Api) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.
     ("path", "allow"),
     [
         ("/v1/users/me", "GET, HEAD, PATCH, DELETE"),
-        ("/v1/products/1", "GET, HEAD, PATCH"),
+        ("/v1/products/1", "GET, HEAD, PATCH, DELETE"),
         ("/v1/orders", "GET, HEAD, POST"),
         ("/v1/top-ups", "POST"),
         ("/healthz", "GET, HEAD"),

@@ -62,7 +62,12 @@ async def list_adjustments(
 ) -> Page[AdjustmentPublic]:
     """List all adjustments, newest first. Operators only."""
     found = await uow.adjustments.list_page(ADJUSTMENTS, page)
-    return Page(data=[_public(one) for one in found.data], has_more=found.has_more, next_cursor=found.next_cursor)
+    return Page(
+        data=[_public(one) for one in found.data],
+        has_more=found.has_more,
+        next_cursor=found.next_cursor,
+        total=found.total,
+    )
 
 
 @router.get("/adjustments/{adjustment_id}", responses=responses(401, 403, 404, 422))

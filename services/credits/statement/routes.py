@@ -1,6 +1,5 @@
 """HTTP routes for the statement of an account."""
 
-from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter
@@ -14,6 +13,7 @@ from services.credits.models import Entry
 from services.credits.schemas import EntryPublic
 from services.credits.statement.repository import ENTRIES
 from services.credits.statement.service import statement_csv
+from services.exports import begun
 from services.query import Page, PageQuery, Rows
 from services.unit_of_work import UnitOfWork
 
@@ -42,16 +42,8 @@ async def export_statement(
     # The connection goes back to the pool: the export takes one only briefly for each piece.
     await uow.rollback()
     pieces = statement_csv(lambda: UnitOfWork(state.database.read), user.id, filters)
-    # Errors in the request are raised here, while the response can still be an error.
-    first = await anext(pieces)
     return StreamingResponse(
-        _joined(first, pieces),
+        await begun(pieces),
         media_type="text/csv; charset=utf-8; header=present",
         headers={"Content-Disposition": 'attachment; filename="statement.csv"'},
     )
-
-
-async def _joined(first: bytes, others: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for piece in others:
-        yield piece

@@ -1,0 +1,1 @@
+"""Orders as CSV and as newline-delimited JSON."""

@@ -1,0 +1,73 @@
+"""HTTP routes for exports of orders."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from fastapi.responses import StreamingResponse
+
+from services.api.dependencies import CurrentUser, State, Work, filters_of
+from services.api.problems import responses
+from services.api.transaction import TransactionRoute
+from services.exports import begun
+from services.orders.export.service import Format, export, of_side
+from services.orders.repository import ORDERS
+from services.orders.schemas import Side
+from services.unit_of_work import UnitOfWork
+from services.users.repository import SignedIn
+
+router = APIRouter(route_class=TransactionRoute, tags=["orders"])
+
+OfSide = Annotated[Side, Query(alias="as", description="`everybody` is for operators only.")]
+Filters = Annotated[list[str], filters_of(ORDERS)]
+
+_TYPES = {Format.csv: "text/csv; charset=utf-8; header=present", Format.ndjson: "application/x-ndjson"}
+
+
+def _content(media_type: str) -> dict[int | str, dict[str, object]]:
+    return {200: {"content": {media_type: {"schema": {"type": "string"}}}}}
+
+
+@router.get(
+    "/orders.csv",
+    response_class=StreamingResponse,
+    responses={**_content("text/csv"), **responses(400, 401, 403, 422)},
+)
+async def export_orders_as_csv(
+    caller: CurrentUser,
+    uow: Work,
+    state: State,
+    side: OfSide = Side.buyer,
+    filters: Filters = [],  # noqa: B006  (FastAPI copies it)
+) -> StreamingResponse:
+    """Export the caller's orders as CSV (RFC 4180), in the order in which they were placed."""
+    return await _export(Format.csv, caller, uow, state, side, filters)
+
+
+@router.get(
+    "/orders.ndjson",
+    response_class=StreamingResponse,
+    responses={**_content("application/x-ndjson"), **responses(400, 401, 403, 422)},
+)
+async def export_orders_as_json(
+    caller: CurrentUser,
+    uow: Work,
+    state: State,
+    side: OfSide = Side.buyer,
+    filters: Filters = [],  # noqa: B006  (FastAPI copies it)
+) -> StreamingResponse:
+    """Export the caller's orders as one JSON object a line, in the order in which they were placed."""
+    return await _export(Format.ndjson, caller, uow, state, side, filters)
+
+
+async def _export(
+    form: Format, caller: SignedIn, uow: UnitOfWork, state: State, side: Side, filters: list[str]
+) -> StreamingResponse:
+    wanted = of_side(caller, side)
+    # The connection goes back to the pool: the export takes one only briefly for each piece.
+    await uow.rollback()
+    pieces = export(lambda: UnitOfWork(state.database.read), form, filters, **wanted)
+    return StreamingResponse(
+        await begun(pieces),
+        media_type=_TYPES[form],
+        headers={"Content-Disposition": f'attachment; filename="orders.{form.value}"'},
+    )
