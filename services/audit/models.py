@@ -5,14 +5,22 @@ from typing import Any
 
 from sqlalchemy import BigInteger, CheckConstraint, Identity, Index
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlmodel import Field, SQLModel
 
-from services.database import DeclarativeTable
 from services.fields import TIMESTAMPTZ
 
 
-class LedgerAudit(DeclarativeTable):
-    """A finished audit, stored so that every process can show it. `seconds` is how long it took."""
+class LedgerAuditBase(SQLModel):
+    """When an audit started, how long it took in seconds, and how many differences it found in how many rows."""
+
+    started_at: datetime = Field(sa_type=TIMESTAMPTZ)
+    seconds: float
+    rows_checked: int = Field(sa_type=BigInteger)
+    differences: int = Field(sa_type=BigInteger)
+
+
+class LedgerAudit(LedgerAuditBase, table=True):
+    """A finished audit, stored so that every process can show it."""
 
     __tablename__ = "ledger_audits"
     __table_args__ = (
@@ -20,10 +28,6 @@ class LedgerAudit(DeclarativeTable):
         Index("ix_ledger_audits_started_at", "started_at"),
     )
 
-    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
-    started_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ)
-    seconds: Mapped[float]
-    rows_checked: Mapped[int] = mapped_column(BigInteger)
-    differences: Mapped[int] = mapped_column(BigInteger)
+    id: int = Field(default=None, primary_key=True, sa_type=BigInteger, sa_column_args=(Identity(),))
     # The first few of each kind, as the command prints them with --json.
-    sample: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)
+    sample: list[dict[str, Any]] = Field(sa_type=JSONB)

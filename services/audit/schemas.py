@@ -7,7 +7,8 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from pydantic import BaseModel
+from services.audit.models import LedgerAuditBase
+from services.fields import Schema
 
 
 class DifferenceKind(StrEnum):
@@ -140,7 +141,7 @@ class AuditResult:
     differences: int
 
 
-class DifferencePublic(BaseModel):
+class DifferencePublic(Schema):
     """Two values that do not agree. `subject` has the ids of what they belong to, by name."""
 
     kind: DifferenceKind
@@ -150,11 +151,7 @@ class DifferencePublic(BaseModel):
     message: str
 
 
-class LedgerAuditPublic(BaseModel):
+class LedgerAuditPublic(LedgerAuditBase, Schema):
     """A finished audit: how many differences it found, and the first few of each kind."""
 
-    started_at: datetime
-    seconds: float
-    rows_checked: int
-    differences: int
     sample: list[DifferencePublic]

@@ -3,20 +3,19 @@
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Integer, String
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy import BigInteger
+from sqlmodel import Field, SQLModel
 
-from services.database import DeclarativeTable
 from services.fields import TIMESTAMPTZ
 
 
-class CanaryRow(DeclarativeTable):
+class CanaryRow(SQLModel, table=True):
     """One API process, and how often its canary has written. No other process reads its row."""
 
     __tablename__ = "canaries"
 
-    id: Mapped[UUID] = mapped_column(primary_key=True)
-    host: Mapped[str] = mapped_column(String(255))
-    pid: Mapped[int] = mapped_column(Integer)
-    number: Mapped[int] = mapped_column(BigInteger)
-    written_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ)
+    id: UUID = Field(primary_key=True)
+    host: str = Field(max_length=255)
+    pid: int
+    number: int = Field(sa_type=BigInteger)
+    written_at: datetime = Field(sa_type=TIMESTAMPTZ)

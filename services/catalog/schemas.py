@@ -5,10 +5,9 @@ from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
-from sqlmodel import SQLModel
 
 from services.catalog.models import CategoryBase, Description, InventoryBase, ProductBase
-from services.fields import Changes, Name, Price, RequestBody, StrictId
+from services.fields import Changes, Name, Price, RequestBody, Schema, StrictId
 from services.users.schemas import UserSummary
 
 Stock = Annotated[int, Field(strict=True, ge=0, le=1_000_000_000)]
@@ -25,7 +24,7 @@ class CategoryUpdate(Changes):
     name: Name | None = None
 
 
-class CategoryPublic(CategoryBase):
+class CategoryPublic(CategoryBase, Schema):
     """A category."""
 
     id: int
@@ -75,7 +74,7 @@ class UpsertOutcome(StrEnum):
     unchanged = "unchanged"
 
 
-class ProductUpserted(SQLModel):
+class ProductUpserted(Schema):
     """A product after the request, and what happened to it."""
 
     id: int
@@ -84,7 +83,7 @@ class ProductUpserted(SQLModel):
     outcome: UpsertOutcome
 
 
-class ProductsUpserted(SQLModel):
+class ProductsUpserted(Schema):
     """The products, in the order of the request."""
 
     products: list[ProductUpserted]
@@ -96,11 +95,11 @@ class StockUpdate(RequestBody):
     change: StockChange
 
 
-class InventoryPublic(InventoryBase):
+class InventoryPublic(InventoryBase, Schema):
     """Stock in pieces: how many are on hand, and how many of those are reserved by confirmed orders."""
 
 
-class ProductSummary(SQLModel):
+class ProductSummary(Schema):
     """A product, as shown in an order."""
 
     id: int
@@ -108,7 +107,7 @@ class ProductSummary(SQLModel):
     name: str
 
 
-class ProductPublic(ProductBase):
+class ProductPublic(ProductBase, Schema):
     """A product with its seller, category and stock."""
 
     id: int

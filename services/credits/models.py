@@ -3,14 +3,30 @@
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Optional
+from typing import Annotated, Optional
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, ForeignKey, Identity, Index, text
+import pydantic
+from sqlalchemy import BigInteger, CheckConstraint, Column, ForeignKey, Identity, Index, PrimaryKeyConstraint, text
 from sqlmodel import Field, Relationship, SQLModel
 
-from services.fields import TIMESTAMPTZ, allowed, new_id, now, text_enum
+from services.fields import (
+    CREDITS,
+    TIMESTAMPTZ,
+    Amount,
+    Money,
+    SignedAmount,
+    Text,
+    allowed,
+    new_id,
+    now,
+    text_enum,
+)
 from services.users.models import User
+
+Note = Annotated[Text, pydantic.Field(max_length=200)]
+Reason = Annotated[Text, pydantic.Field(min_length=1, max_length=200, pattern=r"\S")]
+"""Why an operator does something; must not be blank."""
 
 ISSUANCE = "issuance"
 """The name of the system account that issues credits; its balance is minus the credits of all users together."""
@@ -47,12 +63,12 @@ class AdjustmentState(StrEnum):
 class AccountBase(SQLModel):
     """The balance of an account. Available credits are `posted - held`."""
 
-    posted: Decimal = Field(
-        default=Decimal(0), max_digits=18, decimal_places=2, sa_column_kwargs={"server_default": text("0")}
-    )
-    held: Decimal = Field(
-        default=Decimal(0), max_digits=18, decimal_places=2, sa_column_kwargs={"server_default": text("0")}
-    )
+    posted: Money = Field(default=Decimal(0), sa_type=CREDITS, sa_column_kwargs={"server_default": text("0")})
+    held: Money = Field(default=Decimal(0), sa_type=CREDITS, sa_column_kwargs={"server_default": text("0")})
+    version: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": text("0")})
+    """Number of entries so far; the version of the newest one."""
+    closed_at: datetime | None = Field(default=None, sa_type=TIMESTAMPTZ)
+    """A closed account can neither send nor receive; a trigger prevents changes to its balance."""
 
 
 class Account(AccountBase, table=True):
@@ -69,10 +85,6 @@ class Account(AccountBase, table=True):
     id: int = Field(default=None, primary_key=True, sa_type=BigInteger, sa_column_args=(Identity(),))
     user_id: int | None = Field(default=None, foreign_key="users.id", unique=True, sa_type=BigInteger)
     system_name: str | None = Field(default=None, max_length=32, unique=True)
-    version: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": text("0")})
-    """Number of entries so far; the version of the newest one."""
-    closed_at: datetime | None = Field(default=None, sa_type=TIMESTAMPTZ)
-    """A closed account can neither send nor receive; a trigger prevents changes to its balance."""
 
     user: Optional["User"] = Relationship(sa_relationship_kwargs={"lazy": "raise"})
 
@@ -80,7 +92,8 @@ class Account(AccountBase, table=True):
 class TransferBase(SQLModel):
     """An amount of credits to move from one account to another."""
 
-    amount: Decimal = Field(max_digits=18, decimal_places=2)
+    amount: Amount = Field(sa_type=CREDITS)
+    note: Note = Field(default="", sa_column_kwargs={"server_default": ""})
 
 
 class Transfer(TransferBase, table=True):
@@ -128,7 +141,6 @@ class Transfer(TransferBase, table=True):
         sa_column=Column(ForeignKey("orders.id", deferrable=True, initially="DEFERRED")),
     )
     reverses: UUID | None = Field(default=None, foreign_key="transfers.id")
-    note: str = Field(default="", max_length=200, sa_column_kwargs={"server_default": ""})
     created_at: datetime = Field(
         default_factory=now, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": text("now()")}
     )
@@ -137,7 +149,18 @@ class Transfer(TransferBase, table=True):
     resolved_at: datetime | None = Field(default=None, sa_type=TIMESTAMPTZ)
 
 
-class Entry(SQLModel, table=True):
+class EntryBase(SQLModel):
+    """One side of a posted transfer: a signed amount and the account's balance after it, numbered without gaps."""
+
+    version: int = Field(primary_key=True, sa_type=BigInteger)
+    amount: Money = Field(sa_type=CREDITS)
+    balance: Money = Field(sa_type=CREDITS)
+    created_at: datetime = Field(
+        default_factory=now, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": text("clock_timestamp()")}
+    )
+
+
+class Entry(EntryBase, table=True):
     """One side of a posted transfer: a signed amount and the account's balance after it, numbered without gaps.
 
     A trigger makes the table append-only. `created_at` is read under the account's lock, so it grows with the version.
@@ -145,19 +168,14 @@ class Entry(SQLModel, table=True):
 
     __tablename__ = "entries"
     __table_args__ = (
+        PrimaryKeyConstraint("account_id", "version"),
         CheckConstraint("amount <> 0", name="amount"),
         CheckConstraint("version > 0", name="version"),
         Index("ix_entries_account_id_created_at", "account_id", "created_at"),
     )
 
     account_id: int = Field(primary_key=True, foreign_key="accounts.id", sa_type=BigInteger)
-    version: int = Field(primary_key=True, sa_type=BigInteger)
     transfer_id: UUID = Field(foreign_key="transfers.id")
-    amount: Decimal = Field(max_digits=18, decimal_places=2)
-    balance: Decimal = Field(max_digits=18, decimal_places=2)
-    created_at: datetime = Field(
-        default_factory=now, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": text("clock_timestamp()")}
-    )
 
     transfer: Transfer = Relationship(sa_relationship_kwargs={"lazy": "raise"})
 
@@ -165,8 +183,8 @@ class Entry(SQLModel, table=True):
 class AdjustmentBase(SQLModel):
     """A correction of a balance: credits given (positive) or taken (negative)."""
 
-    amount: Decimal = Field(max_digits=18, decimal_places=2)
-    reason: str = Field(max_length=200)
+    amount: SignedAmount = Field(sa_type=CREDITS)
+    reason: Reason
 
 
 class Adjustment(AdjustmentBase, table=True):

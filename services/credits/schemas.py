@@ -5,29 +5,30 @@ from enum import StrEnum
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import BaseModel, Field, StrictBool
+from pydantic import Field, StrictBool
 
-from services.credits.models import AdjustmentBase, AdjustmentState, TransferKind, TransferState
-from services.fields import Amount, Instant, Money, RequestBody, SignedAmount, StrictId, Text
+from services.credits.models import (
+    AccountBase,
+    AdjustmentBase,
+    AdjustmentState,
+    EntryBase,
+    Reason,
+    TransferBase,
+    TransferKind,
+    TransferState,
+)
+from services.fields import Amount, Instant, Money, RequestBody, Schema, StrictId
 from services.users.schemas import UserSummary
 
-Note = Annotated[Text, Field(max_length=200)]
-Reason = Annotated[Text, Field(min_length=1, max_length=200, pattern=r"\S")]
-"""Why an operator does something; must not be blank."""
 
-
-class TopUpCreate(RequestBody):
+class TopUpCreate(TransferBase, RequestBody):
     """Credits that an operator issues to a user."""
 
     user_id: StrictId
-    amount: Amount
-    note: Note = ""
 
 
-class _Transfer(RequestBody):
+class _Transfer(TransferBase, RequestBody):
     to_user_id: StrictId
-    amount: Amount
-    note: Note = ""
 
 
 class TransferCreate(_Transfer):
@@ -58,8 +59,6 @@ class AdjustmentCreate(AdjustmentBase, RequestBody):
     """Credits that an operator gives to a user or, if negative, takes from them."""
 
     user_id: StrictId
-    amount: SignedAmount
-    reason: Reason
 
 
 class TransferItem(_Transfer):
@@ -83,14 +82,12 @@ class TransferBatchCreate(RequestBody):
     dry_run: StrictBool = False
 
 
-class TransferPublic(BaseModel):
+class TransferPublic(TransferBase, Schema):
     """A movement of credits."""
 
     id: UUID
     kind: TransferKind
     state: TransferState
-    amount: Money
-    note: str
     created_at: datetime
 
 
@@ -111,14 +108,12 @@ class TransferDetail(TransferPublic):
     reversed_by: UUID | None
 
 
-class TransferMade(BaseModel):
+class TransferMade(TransferBase, Schema):
     """A transfer that took effect or, in a dry run, would take effect; `id` is null in a dry run."""
 
     id: UUID | None
     kind: TransferKind
     state: TransferState
-    amount: Money
-    note: str
     created_at: datetime
 
 
@@ -128,7 +123,7 @@ class TransferReply(TransferMade):
     dry_run: bool
 
 
-class ItemError(BaseModel):
+class ItemError(Schema):
     """Why a transfer of a batch failed: the error that the same transfer would have had on its own."""
 
     code: str
@@ -141,7 +136,7 @@ class ItemStatus(StrEnum):
     failed = "failed"
 
 
-class ItemResult(BaseModel):
+class ItemResult(Schema):
     """The result of one transfer of a batch: `transfer` if it was posted, `error` if it failed."""
 
     status: ItemStatus
@@ -149,7 +144,7 @@ class ItemResult(BaseModel):
     error: ItemError | None = None
 
 
-class TransferBatchReply(BaseModel):
+class TransferBatchReply(Schema):
     """The results of the transfers, in the order of the request."""
 
     mode: BatchMode
@@ -159,17 +154,13 @@ class TransferBatchReply(BaseModel):
     results: list[ItemResult]
 
 
-class AccountPublic(BaseModel):
+class AccountPublic(AccountBase, Schema):
     """A user's credits: all of them, those held for orders and other users, and those available to spend.
 
     A closed account can neither send nor receive.
     """
 
-    posted: Money
-    held: Money
     available: Money
-    version: int
-    closed_at: datetime | None
 
 
 class AccountStatus(AccountPublic):
@@ -178,12 +169,11 @@ class AccountStatus(AccountPublic):
     user: UserSummary
 
 
-class AdjustmentPublic(AdjustmentBase):
+class AdjustmentPublic(AdjustmentBase, Schema):
     """An adjustment of a user's balance. `transfer_id` is set once applied; `decided_by` is the second operator."""
 
     id: UUID
     user: UserSummary
-    amount: Money
     state: AdjustmentState
     needs_approval: bool
     requested_by: int
@@ -193,7 +183,7 @@ class AdjustmentPublic(AdjustmentBase):
     decided_at: datetime | None
 
 
-class TransferSummary(BaseModel):
+class TransferSummary(Schema):
     """The transfer that an entry belongs to."""
 
     id: UUID
@@ -202,11 +192,7 @@ class TransferSummary(BaseModel):
     note: str
 
 
-class EntryPublic(BaseModel):
+class EntryPublic(EntryBase, Schema):
     """One line of a statement: a signed amount and the balance after it. Versions have no gaps."""
 
-    version: int
-    amount: Money
-    balance: Money
-    created_at: datetime
     transfer: TransferSummary

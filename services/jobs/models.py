@@ -3,14 +3,13 @@
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, Integer, String, Text, text
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy import BigInteger, CheckConstraint, Text, text
+from sqlmodel import Field, SQLModel
 
-from services.database import DeclarativeTable
 from services.fields import TIMESTAMPTZ
 
 
-class JobRow(DeclarativeTable):
+class JobRow(SQLModel, table=True):
     """One schedule. All times are by the database's clock.
 
     It is due when `due_at` has passed, or when an operator has requested a run. The worker that runs it holds a lease,
@@ -26,28 +25,28 @@ class JobRow(DeclarativeTable):
         CheckConstraint("0 <= failed_in_a_row AND failed_in_a_row <= failures AND failures <= runs", name="counted"),
     )
 
-    name: Mapped[str] = mapped_column(String(100), primary_key=True)
-    schedule: Mapped[str] = mapped_column(Text)
+    name: str = Field(max_length=100, primary_key=True)
+    schedule: str = Field(sa_type=Text)
     """A description for people; the workers follow the schedule in their code."""
-    due_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ)
+    due_at: datetime = Field(sa_type=TIMESTAMPTZ)
 
-    started_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
+    started_at: datetime | None = Field(default=None, sa_type=TIMESTAMPTZ)
     """When the latest run began; it may still be running. The next four columns are about the latest run that ended."""
-    finished_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
-    ok: Mapped[bool | None]
-    seconds: Mapped[float | None]
-    error: Mapped[str | None] = mapped_column(Text)
-    runs: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    failures: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    failed_in_a_row: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    finished_at: datetime | None = Field(default=None, sa_type=TIMESTAMPTZ)
+    ok: bool | None = None
+    seconds: float | None = None
+    error: str | None = Field(default=None, sa_type=Text)
+    runs: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": text("0")})
+    failures: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": text("0")})
+    failed_in_a_row: int = Field(default=0, sa_column_kwargs={"server_default": text("0")})
 
-    lease_owner: Mapped[UUID | None]
+    lease_owner: UUID | None = None
     """The id of a worker."""
-    lease_until: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
+    lease_until: datetime | None = Field(default=None, sa_type=TIMESTAMPTZ)
 
-    paused_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
-    paused_by: Mapped[str | None] = mapped_column(String(200))
-    paused_reason: Mapped[str | None] = mapped_column(String(500))
-    requested_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
+    paused_at: datetime | None = Field(default=None, sa_type=TIMESTAMPTZ)
+    paused_by: str | None = Field(default=None, max_length=200)
+    paused_reason: str | None = Field(default=None, max_length=500)
+    requested_at: datetime | None = Field(default=None, sa_type=TIMESTAMPTZ)
     """Set while a requested run has not begun. The run takes place even if the job is paused."""
-    requested_by: Mapped[str | None] = mapped_column(String(200))
+    requested_by: str | None = Field(default=None, max_length=200)

@@ -1,12 +1,10 @@
 """Response schemas for operators."""
 
-from pydantic import BaseModel
-
-from services.fields import Money
+from services.fields import Money, Schema
 from services.orders.models import OrderStatus
 
 
-class Books(BaseModel):
+class Books(Schema):
     """Whether the books and the stock balance.
 
     `balanced` is true if both sums and all counts are zero. Each count is the number of rows that contradict the
@@ -23,7 +21,7 @@ class Books(BaseModel):
     mispaid_orders: int
 
 
-class Backlog(BaseModel):
+class Backlog(Schema):
     """Waiting events, dead letters, and orders by status.
 
     Counts of events stop at 10,000; `waiting_is_more`, `retrying_is_more` and `dead_letters_is_more` say that there are

@@ -3,14 +3,44 @@
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
+from typing import Annotated
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKeyConstraint, Identity, Index, Integer, text
+import pydantic
+from pydantic import AfterValidator
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKeyConstraint,
+    Identity,
+    Index,
+    Integer,
+    PrimaryKeyConstraint,
+    text,
+)
 from sqlmodel import Field, Relationship, SQLModel
 
 from services.catalog.models import Product
-from services.fields import TIMESTAMPTZ, allowed, new_id, now, one_of, text_enum
+from services.fields import (
+    TIMESTAMPTZ,
+    Quantity,
+    StrictId,
+    Text,
+    allowed,
+    new_id,
+    now,
+    one_of,
+    storable,
+    text_enum,
+)
 from services.users.models import User
+
+MAX_ITEMS = 750
+"""The maximum number of lines in an order."""
+
+Reference = Annotated[str, pydantic.Field(min_length=1, max_length=64, pattern=r"\S"), AfterValidator(storable)]
+Reason = Annotated[Text, pydantic.Field(max_length=200)]
+LineNumber = Annotated[int, pydantic.Field(strict=True, ge=1, le=MAX_ITEMS)]
 
 
 class OrderStatus(StrEnum):
@@ -50,7 +80,7 @@ def allowed_moves() -> str:
 class OrderBase(SQLModel):
     """The fields of an order that its buyer sets."""
 
-    reference: str | None = Field(default=None, max_length=64)
+    reference: Reference | None = None
 
 
 ORDER_FIELDS = tuple(OrderBase.model_fields)
@@ -108,10 +138,10 @@ class Order(OrderBase, table=True):
 
 
 class OrderItemBase(SQLModel):
-    """One line of an order."""
+    """What the buyer says of a line."""
 
-    product_id: int
-    quantity: int
+    product_id: StrictId = Field(foreign_key="products.id", sa_type=BigInteger)
+    quantity: Quantity = Field(sa_type=Integer)
 
 
 ITEM_FIELDS = tuple(OrderItemBase.model_fields)
@@ -131,8 +161,6 @@ class OrderItem(OrderItemBase, table=True):
 
     order_id: UUID = Field(primary_key=True, foreign_key="orders.id")
     line: int = Field(primary_key=True, sa_type=Integer)
-    product_id: int = Field(foreign_key="products.id", sa_type=BigInteger)
-    quantity: int = Field(sa_type=Integer)
     unit_price: Decimal = Field(max_digits=18, decimal_places=2)
     returned: int = Field(default=0, sa_type=Integer, sa_column_kwargs={"server_default": text("0")})
     """Pieces that were refunded."""
@@ -141,7 +169,18 @@ class OrderItem(OrderItemBase, table=True):
     product: Product = Relationship(sa_relationship_kwargs={"lazy": "raise"})
 
 
-class OrderTransition(SQLModel, table=True):
+class OrderTransitionBase(SQLModel):
+    """One move of an order."""
+
+    from_status: OrderStatus | None = Field(default=None, sa_type=text_enum(OrderStatus))
+    to_status: OrderStatus = Field(sa_type=text_enum(OrderStatus))
+    reason: Reason = Field(default="", sa_column_kwargs={"server_default": ""})
+    created_at: datetime = Field(
+        default_factory=now, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": text("now()")}
+    )
+
+
+class OrderTransition(OrderTransitionBase, table=True):
     """One move of an order. A trigger makes the table append-only."""
 
     __tablename__ = "order_transitions"
@@ -152,12 +191,6 @@ class OrderTransition(SQLModel, table=True):
 
     id: int = Field(default=None, primary_key=True, sa_type=BigInteger, sa_column_args=(Identity(),))
     order_id: UUID = Field(foreign_key="orders.id")
-    from_status: OrderStatus | None = Field(default=None, sa_type=text_enum(OrderStatus))
-    to_status: OrderStatus = Field(sa_type=text_enum(OrderStatus))
-    reason: str = Field(default="", max_length=200, sa_column_kwargs={"server_default": ""})
-    created_at: datetime = Field(
-        default_factory=now, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": text("now()")}
-    )
 
     order: Order = Relationship(back_populates="transitions", sa_relationship_kwargs={"lazy": "raise"})
 
@@ -165,7 +198,7 @@ class OrderTransition(SQLModel, table=True):
 class RefundBase(SQLModel):
     """Credits of an order that go back to its buyer."""
 
-    reason: str = Field(default="", max_length=200, sa_column_kwargs={"server_default": ""})
+    reason: Reason = Field(default="", sa_column_kwargs={"server_default": ""})
 
 
 class Refund(RefundBase, table=True):
@@ -190,17 +223,23 @@ class Refund(RefundBase, table=True):
     )
 
 
-class RefundLine(SQLModel, table=True):
+class RefundLineBase(SQLModel):
+    """Refunded pieces of one line of an order."""
+
+    line: LineNumber = Field(primary_key=True, sa_type=Integer)
+    quantity: Quantity = Field(sa_type=Integer)
+
+
+class RefundLine(RefundLineBase, table=True):
     """Refunded pieces of one line of the order. A trigger makes the table append-only."""
 
     __tablename__ = "refund_lines"
     __table_args__ = (
+        PrimaryKeyConstraint("refund_id", "line"),
         CheckConstraint("quantity > 0", name="quantity"),
         ForeignKeyConstraint(["order_id", "line"], ["order_items.order_id", "order_items.line"]),
         Index("ix_refund_lines_order_id_line", "order_id", "line"),
     )
 
     refund_id: UUID = Field(primary_key=True, foreign_key="refunds.id")
-    line: int = Field(primary_key=True, sa_type=Integer)
     order_id: UUID
-    quantity: int = Field(sa_type=Integer)

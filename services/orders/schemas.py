@@ -6,18 +6,21 @@ from enum import StrEnum
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, Field, computed_field
+from pydantic import Field, computed_field
 
 from services.catalog.schemas import ProductSummary
-from services.fields import Money, Quantity, RequestBody, StrictId, Text, storable
-from services.orders.models import OrderBase, OrderItemBase, OrderStatus, RefundBase
+from services.fields import Money, RequestBody, Schema
+from services.orders.models import (
+    MAX_ITEMS,
+    OrderBase,
+    OrderItemBase,
+    OrderStatus,
+    OrderTransitionBase,
+    Reason,
+    RefundBase,
+    RefundLineBase,
+)
 from services.users.schemas import UserSummary
-
-MAX_ITEMS = 750
-"""The maximum number of lines in an order."""
-
-Reference = Annotated[str, Field(min_length=1, max_length=64, pattern=r"\S"), AfterValidator(storable)]
-Reason = Annotated[Text, Field(max_length=200)]
 
 
 class Side(StrEnum):
@@ -31,9 +34,6 @@ class Side(StrEnum):
 class OrderItemCreate(OrderItemBase, RequestBody):
     """An order line. Its price is the product's current price; the client does not set it."""
 
-    product_id: StrictId
-    quantity: Quantity
-
 
 class OnInsufficientCredits(StrEnum):
     """What to do with an order that the buyer's credits do not cover."""
@@ -46,7 +46,6 @@ class OrderCreate(OrderBase, RequestBody):
     """A new order. `reference` is the buyer's own name for it, such as an invoice number; it cannot be used twice."""
 
     items: Annotated[list[OrderItemCreate], Field(min_length=1, max_length=MAX_ITEMS)]
-    reference: Reference | None = None
     on_insufficient_credits: OnInsufficientCredits = OnInsufficientCredits.await_payment
 
 
@@ -56,39 +55,31 @@ class OrderCancel(RequestBody):
     reason: Reason = ""
 
 
-class RefundLineCreate(RequestBody):
+class RefundLineCreate(RefundLineBase, RequestBody):
     """Pieces of one line to refund."""
-
-    line: Annotated[int, Field(strict=True, ge=1, le=MAX_ITEMS)]
-    quantity: Quantity
 
 
 class RefundCreate(RefundBase, RequestBody):
     """What to refund of an order: some lines, or everything that is left if `lines` is omitted."""
 
     lines: Annotated[list[RefundLineCreate], Field(min_length=1, max_length=MAX_ITEMS)] | None = None
-    reason: Reason = ""
 
 
-class RefundLinePublic(BaseModel):
+class RefundLinePublic(RefundLineBase, Schema):
     """Refunded pieces of one line."""
 
-    line: int
-    quantity: int
 
-
-class RefundPublic(RefundBase):
+class RefundPublic(RefundBase, Schema):
     """A refund of pieces of an order; `amount` is what was paid for them."""
 
     id: UUID
     order_id: UUID
     amount: Money
-    reason: str
     created_at: datetime
     lines: list[RefundLinePublic]
 
 
-class OrderItemPublic(OrderItemBase):
+class OrderItemPublic(OrderItemBase, Schema):
     """One line of an order, at the price of the sale. `returned` is the number of refunded pieces."""
 
     line: int
@@ -102,7 +93,7 @@ class OrderItemPublic(OrderItemBase):
         return Decimal(self.unit_price * self.quantity)
 
 
-class OrderPublic(OrderBase):
+class OrderPublic(OrderBase, Schema):
     """An order with its lines and its buyer. `refunded` is the part of the total that went back to the buyer."""
 
     id: UUID
@@ -117,13 +108,8 @@ class OrderPublic(OrderBase):
     items: list[OrderItemPublic]
 
 
-class OrderTransitionPublic(BaseModel):
+class OrderTransitionPublic(OrderTransitionBase, Schema):
     """One change of an order's status."""
-
-    from_status: OrderStatus | None
-    to_status: OrderStatus
-    reason: str
-    created_at: datetime
 
 
 class OrderDetail(OrderPublic):

@@ -7,7 +7,6 @@ from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
-    Boolean,
     CheckConstraint,
     Identity,
     Index,
@@ -22,6 +21,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import UserDefinedType
+from sqlmodel import Field, SQLModel
 
 from services.database import DeclarativeTable, metadata
 from services.fields import TIMESTAMPTZ, allowed, text_enum
@@ -138,16 +138,16 @@ class LogConsumer(DeclarativeTable):
     paused_by: Mapped[str | None] = mapped_column(String(200))
 
 
-class LogOrigin(DeclarativeTable):
+class LogOrigin(SQLModel, table=True):
     """The cluster to which the stored transaction ids belong: those of `events` and `log_consumers`."""
 
     __tablename__ = "log_origin"
     __table_args__ = (CheckConstraint("id = 1", name="single"),)
 
-    id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
-    system_identifier: Mapped[int | None] = mapped_column(BigInteger)
+    id: int = Field(primary_key=True, sa_type=SmallInteger, sa_column_kwargs={"autoincrement": False})
+    system_identifier: int | None = Field(default=None, sa_type=BigInteger)
     """PostgreSQL's identifier of the cluster; None if the role may not read it."""
-    noted_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=func.now())
+    noted_at: datetime = Field(default=None, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": func.now()})
 
 
 class Waits(StrEnum):
@@ -219,7 +219,20 @@ class OutboxRow(DeclarativeTable):
     failures: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB)
 
 
-class DeadLetter(DeclarativeTable):
+class DeadLetterBase(SQLModel):
+    """An event whose attempts are used up."""
+
+    # The outbox position it had. A replay puts it back there, before the aggregate's later events.
+    position: int = Field(primary_key=True, sa_type=BigInteger, sa_column_kwargs={"autoincrement": False})
+    event_id: UUID
+    aggregate: str = Field(max_length=100)
+    type: str = Field(max_length=100)
+    attempts: int = Field(sa_type=SmallInteger)
+    error: str = Field(sa_type=Text)
+    died_at: datetime = Field(default=None, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": func.now()})
+
+
+class DeadLetter(DeadLetterBase, table=True):
     """An event whose attempts are used up, with everything that is known about why.
 
     If it `blocks`, later events of its aggregate wait until it is replayed or discarded.
@@ -234,72 +247,68 @@ class DeadLetter(DeclarativeTable):
         Index("ix_dead_letters_blocking", "aggregate", "position", postgresql_where=text("blocks")),
     )
 
-    # The outbox position it had. A replay puts it back there, before the aggregate's later events.
-    position: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-    event_id: Mapped[UUID]
-    aggregate: Mapped[str] = mapped_column(String(100))
-    type: Mapped[str] = mapped_column(String(100))
-    attempts: Mapped[int] = mapped_column(SmallInteger)
-    error: Mapped[str] = mapped_column(Text)
-    fingerprint: Mapped[str] = mapped_column(String(16), server_default="")
+    fingerprint: str = Field(default="", max_length=16, sa_column_kwargs={"server_default": ""})
     """The same for errors of the same kind from the same place in the code; see `services.outbox.summary`."""
-    failures: Mapped[list[dict[str, Any]]] = mapped_column(JSONB, server_default=text("'[]'"))
-    blocks: Mapped[bool] = mapped_column(Boolean, server_default=text("true"))
-    died_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=func.now())
+    failures: list[dict[str, Any]] = Field(
+        default_factory=list, sa_type=JSONB, sa_column_kwargs={"server_default": text("'[]'")}
+    )
+    blocks: bool = Field(default=True, sa_column_kwargs={"server_default": text("true")})
 
 
-class EventTypeControl(DeclarativeTable):
+class EventTypeControl(SQLModel, table=True):
     """The operators' settings for one event type. Every claim reads them, so they take effect with the next batch."""
 
     __tablename__ = "outbox_types"
     __table_args__ = (CheckConstraint("max_batches > 0", name="max_batches"),)
 
-    type: Mapped[str] = mapped_column(String(100), primary_key=True)
-    paused: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
-    max_batches: Mapped[int | None] = mapped_column(Integer)
+    type: str = Field(max_length=100, primary_key=True)
+    paused: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
+    max_batches: int | None = None
     """The maximum number of transactions, across all workers, that process events of this type at the same time."""
-    changed_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=func.now())
-    changed_by: Mapped[str] = mapped_column(String(200), server_default="")
+    changed_at: datetime = Field(default=None, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": func.now()})
+    changed_by: str = Field(default="", max_length=200, sa_column_kwargs={"server_default": ""})
 
 
-class OutboxError(DeclarativeTable):
+class OutboxError(SQLModel, table=True):
     """One full error of each kind. Rows of `outbox_actions` refer to it by its fingerprint."""
 
     __tablename__ = "outbox_errors"
 
-    fingerprint: Mapped[str] = mapped_column(String(16), primary_key=True)
-    error: Mapped[str] = mapped_column(Text)
-    kept_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=func.now())
+    fingerprint: str = Field(max_length=16, primary_key=True)
+    error: str = Field(sa_type=Text)
+    kept_at: datetime = Field(default=None, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": func.now()})
 
 
-class OutboxAction(DeclarativeTable):
+class OutboxAction(SQLModel, table=True):
     """What an operator did to events, event types and consumers of the log. Append-only."""
 
     __tablename__ = "outbox_actions"
     __table_args__ = (Index("ix_outbox_actions_event_id", "event_id"),)
 
-    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
-    at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=func.now())
-    actor: Mapped[str] = mapped_column(String(200))
-    action: Mapped[str] = mapped_column(String(32))
-    type: Mapped[str] = mapped_column(String(100))
-    event_id: Mapped[UUID | None]
-    aggregate: Mapped[str | None] = mapped_column(String(100))
-    reason: Mapped[str] = mapped_column(String(500), server_default="")
-    detail: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
+    id: int = Field(default=None, primary_key=True, sa_type=BigInteger, sa_column_args=(Identity(),))
+    at: datetime = Field(default=None, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": func.now()})
+    actor: str = Field(max_length=200)
+    action: str = Field(max_length=32)
+    type: str = Field(max_length=100)
+    event_id: UUID | None = None
+    aggregate: str | None = Field(default=None, max_length=100)
+    reason: str = Field(default="", max_length=500, sa_column_kwargs={"server_default": ""})
+    detail: dict[str, Any] = Field(
+        default_factory=dict, sa_type=JSONB, sa_column_kwargs={"server_default": text("'{}'")}
+    )
 
 
-class WorkerRow(DeclarativeTable):
+class WorkerRow(SQLModel, table=True):
     """One worker process, as it reports itself every few seconds. The row is deleted on an orderly shutdown."""
 
     __tablename__ = "workers"
 
-    id: Mapped[UUID] = mapped_column(primary_key=True)
-    host: Mapped[str] = mapped_column(String(255))
-    pid: Mapped[int] = mapped_column(Integer)
-    started_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ)
-    beat_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ)
-    progress_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ)
+    id: UUID = Field(primary_key=True)
+    host: str = Field(max_length=255)
+    pid: int
+    started_at: datetime = Field(sa_type=TIMESTAMPTZ)
+    beat_at: datetime = Field(sa_type=TIMESTAMPTZ)
+    progress_at: datetime = Field(sa_type=TIMESTAMPTZ)
     """When the slowest of its poll loops last finished a look at the outbox. It stops advancing if one hangs."""
-    report: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    report: dict[str, Any] = Field(sa_type=JSONB)
     """What it does: types, batches, events processed, failed and buried, rates, its last batch, its ARQ jobs."""

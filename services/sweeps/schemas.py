@@ -1,17 +1,8 @@
 """Response schemas for sweeps."""
 
-from datetime import datetime
+from services.fields import Schema
+from services.sweeps.models import SweepFailureBase
 
-from pydantic import BaseModel
 
-
-class SweepFailurePublic(BaseModel):
+class SweepFailurePublic(SweepFailureBase, Schema):
     """A row that a sweep could not end. It is retried at `next_at`, and leaves the list once it has ended."""
-
-    sweep: str
-    subject: str
-    attempts: int
-    error: str
-    first_at: datetime
-    last_at: datetime
-    next_at: datetime

@@ -4,9 +4,8 @@ from datetime import datetime
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, SecretStr
-from sqlmodel import SQLModel
 
-from services.fields import Changes, Name, RequestBody, storable
+from services.fields import Changes, Name, RequestBody, Schema, storable
 from services.users.models import Email, Role, UserBase
 
 
@@ -41,7 +40,7 @@ class UserAdminUpdate(Changes):
     role: Role | None = None
 
 
-class UserPublic(UserBase):
+class UserPublic(UserBase, Schema):
     """A user, as seen by themselves and by operators."""
 
     email: str
@@ -53,14 +52,14 @@ class UserPublic(UserBase):
     created_at: datetime
 
 
-class UserSummary(SQLModel):
+class UserSummary(Schema):
     """A user, as seen by others."""
 
     id: int
     full_name: str
 
 
-class Token(SQLModel):
+class Token(Schema):
     """An access token (OAuth 2.0, RFC 6749 section 5.1); `expires_in` is in seconds."""
 
     access_token: str

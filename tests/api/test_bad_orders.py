@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from services.orders.schemas import MAX_ITEMS
+from services.orders.models import MAX_ITEMS
 from tests.api.client import FRESH, Api, assert_problem, order_of
 from tests.factories import make_product, make_user
 

@@ -13,7 +13,7 @@ from services.cli.retail.plan import GUEST, MAX_QUANTITY, MAX_STOCK, Plan, Produ
 from services.cli.retail.reasons import InvoiceReason, LineReason
 from services.cli.retail.source import BadLine, Line
 from services.fields import Quantity
-from services.orders.schemas import MAX_ITEMS
+from services.orders.models import MAX_ITEMS
 
 
 def line(

@@ -13,7 +13,7 @@ from fractions import Fraction
 from services.cli.retail.reasons import InvoiceReason, LineReason
 from services.cli.retail.source import BadLine, Line
 from services.fields import MAX_CREDITS
-from services.orders.schemas import MAX_ITEMS
+from services.orders.models import MAX_ITEMS
 
 MAX_QUANTITY = 1_000_000
 """The most units in one line of an order (`services.fields.Quantity`)."""

@@ -4,17 +4,17 @@ from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, Field
 
-from services.fields import Instant, RequestBody, StrictId, storable
+from services.fields import Instant, RequestBody, Schema, StrictId, storable
 from services.outbox.control.schemas import Selection
-from services.outbox.models import DeadLetter, EventRow
+from services.outbox.models import DeadLetter, DeadLetterBase, EventRow
 
 Short = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(storable)]
 Reason = Annotated[str, Field(max_length=500), AfterValidator(storable)]
 
 
-class DeferredPublic(BaseModel):
+class DeferredPublic(Schema):
     """A deferred event; it becomes available at `available_at`."""
 
     position: int
@@ -24,31 +24,16 @@ class DeferredPublic(BaseModel):
     available_at: datetime
 
 
-class DeadLetterPublic(BaseModel):
+class DeadLetterPublic(DeadLetterBase, Schema):
     """A dead letter: an event that is no longer attempted."""
 
-    position: int
-    event_id: UUID
-    aggregate: str
-    type: str
-    attempts: int
-    error: str
-    died_at: datetime
 
-
-class DeadLetterDetail(BaseModel):
+class DeadLetterDetail(DeadLetterBase, Schema):
     """A dead letter with its history and its event; `version` to `payload` are null if the log no longer has it."""
 
-    position: int
-    event_id: UUID
-    aggregate: str
-    type: str
-    attempts: int
-    error: str
     fingerprint: str
     failures: list[dict[str, Any]]
     blocks: bool
-    died_at: datetime
     version: int | None
     occurred_at: datetime | None
     request_id: str | None
@@ -56,11 +41,9 @@ class DeadLetterDetail(BaseModel):
 
     @classmethod
     def of(cls, letter: DeadLetter, event: EventRow | None) -> "DeadLetterDetail":
-        names = cls.model_fields.keys() & set(DeadLetter.__table__.columns.keys())
         logged = ("version", "occurred_at", "request_id", "payload")
-        return cls(
-            **{name: getattr(letter, name) for name in names},
-            **{name: None if event is None else getattr(event, name) for name in logged},
+        return cls.model_validate(
+            letter, update={name: None if event is None else getattr(event, name) for name in logged}
         )
 
 

@@ -3,13 +3,13 @@
 from datetime import date
 from decimal import Decimal
 
-from sqlalchemy import BigInteger, CheckConstraint, Date, Numeric, String
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy import BigInteger, CheckConstraint
+from sqlmodel import Field, SQLModel
 
-from services.database import DeclarativeTable
+from services.fields import CREDITS
 
 
-class OrderDay(DeclarativeTable):
+class OrderDay(SQLModel, table=True):
     """How many events of one type about orders were made on one day (UTC), and their amounts in credits.
 
     It stays when the log drops the events.
@@ -21,7 +21,7 @@ class OrderDay(DeclarativeTable):
         CheckConstraint("amount >= 0", name="amount"),
     )
 
-    day: Mapped[date] = mapped_column(Date, primary_key=True)
-    type: Mapped[str] = mapped_column(String(100), primary_key=True)
-    orders: Mapped[int] = mapped_column(BigInteger)
-    amount: Mapped[Decimal] = mapped_column(Numeric(18, 2))
+    day: date = Field(primary_key=True)
+    type: str = Field(max_length=100, primary_key=True)
+    orders: int = Field(sa_type=BigInteger)
+    amount: Decimal = Field(sa_type=CREDITS)

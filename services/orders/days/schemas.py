@@ -5,7 +5,7 @@ from decimal import Decimal
 from typing import NamedTuple
 from uuid import UUID
 
-from pydantic import BaseModel
+from services.fields import Schema
 
 
 class Happened(NamedTuple):
@@ -17,14 +17,14 @@ class Happened(NamedTuple):
     amount: Decimal | None
 
 
-class Tally(BaseModel):
+class Tally(Schema):
     """How often it happened on a day, and the credits: the totals of the orders, or the amounts of the refunds."""
 
     orders: int = 0
     amount: Decimal = Decimal("0.00")
 
 
-class OrderDayPublic(BaseModel):
+class OrderDayPublic(Schema):
     """What happened to orders on one day, UTC. An order may have been placed on another day than it was confirmed.
 
     Cancelling a confirmed order also refunds it, so what sellers earned is `confirmed` less `refunded`.

@@ -26,7 +26,7 @@ class ControlRepository(SqlAccess):
         """A dead letter with its event from the log (None if the log no longer has it)."""
         statement = (
             select(DeadLetter, EventRow)
-            .outerjoin(EventRow, col(EventRow.id) == DeadLetter.event_id)
+            .outerjoin(EventRow, col(EventRow.id) == col(DeadLetter.event_id))
             .where(col(DeadLetter.position) == position)
         )
         found = (await self.session.exec(statement)).first()
@@ -192,14 +192,14 @@ class ControlRepository(SqlAccess):
         return await self.sql.fetch(queries.WORKERS, host=host)
 
 
-_LETTER = Sortable(DeadLetter.position, Id)
+_LETTER = Sortable(col(DeadLetter.position), Id)
 
 DEAD_LETTERS = Listing[DeadLetter](
     filters={
-        "aggregate": Filterable(DeadLetter.aggregate, Text, EXACT),
-        "type": Filterable(DeadLetter.type, Text, EXACT),
-        "fingerprint": Filterable(DeadLetter.fingerprint, Text, EXACT),
-        "died_at": Filterable(DeadLetter.died_at, Instant, ORDERED),
+        "aggregate": Filterable(col(DeadLetter.aggregate), Text, EXACT),
+        "type": Filterable(col(DeadLetter.type), Text, EXACT),
+        "fingerprint": Filterable(col(DeadLetter.fingerprint), Text, EXACT),
+        "died_at": Filterable(col(DeadLetter.died_at), Instant, ORDERED),
     },
     sorts={"position": _LETTER},
     key=_LETTER,
