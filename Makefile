@@ -8,6 +8,8 @@ BIN := .venv/bin
 READY := .venv/ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
+export NAME ?=
+FILE ?=
 # One of the peers needs Python 3.12; the others run with any version. `make` finds pyenv's versions, too.
 PEERS_PYTHON ?= $(firstword $(foreach name,python3.14 python3.13 python3.12 \
 	$(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python),$(shell $(name) -c '$(ENOUGH)' 2>/dev/null && echo $(name))) \
@@ -19,7 +21,7 @@ COMPILE := $(UV) pip compile --universal --python-version 3.11 --generate-hashes
 	--no-emit-find-links --no-header -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check lint format types imports drift bench-peers clean-data clean lock
+.PHONY: help setup run test check lint format types imports drift migration renumber bench-peers clean-data clean lock
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -66,6 +68,12 @@ imports: $(READY) ## Check which package imports which
 
 drift: $(READY) ## Check that the migrations match the models
 	$(BIN)/python .ci/drift.py
+
+migration: $(READY) ## Write a migration from the changed models: NAME="order note"
+	@$(BIN)/python .ci/migration.py "$$NAME"
+
+renumber: $(READY) ## Check the numbers of the migrations; FILE="..." moves one to the end
+	@$(BIN)/python .ci/renumber.py $(FILE)
 
 bench-peers: $(PEERS)/ready ## Create .venv-bench with the job queues that benchmarks/outbox compares with
 

@@ -15,6 +15,8 @@ def alembic_config(database_url: str | None = None, schema: str | None = None) -
     # The configuration parser interpolates percent signs.
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
+    # As in alembic.ini: env.py numbers new files.
+    config.set_main_option("revision_environment", "true")
     if database_url is not None:
         config.attributes["database_url"] = database_url
     if schema is not None:

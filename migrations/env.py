@@ -8,6 +8,8 @@ URL and schema come from the settings (`WAYBILL_DATABASE_URL`, `WAYBILL_DATABASE
 - `config.attributes["connection"]` or `["engine"]` is a `Connection`, an `Engine` or an `AsyncEngine` to use. A
   connection must not be in a transaction, since steps commit one by one.
 
+`alembic revision` without `--autogenerate`, `alembic merge` and `alembic history` need no database.
+
 Upgrades and downgrades hold a session-level advisory lock, so that concurrent runs wait for each other. Connect to
 PostgreSQL directly or through a pooler in session mode: in transaction mode, such a lock would belong to a connection
 that others use, too.
@@ -15,30 +17,33 @@ that others use, too.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from hashlib import blake2b
 from logging.config import fileConfig
+from pathlib import Path
 from typing import Any, Literal
 
 from alembic import context
 from alembic.autogenerate.api import AutogenContext
-from alembic.operations import MigrationScript
-from alembic.runtime.migration import MigrationContext
+from alembic.command import history
 from alembic.util import CommandError
+from asyncpg import InterfaceError, PostgresError
 from pydantic import ValidationError
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.dialects.postgresql import dialect as postgresql
 from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlmodel import AutoString
 
 from migrations import column_types
+from migrations.numbering import duplicates, faults, number_new_files
 from services.database import Limits, make_engine
 from services.models import metadata
 from services.outbox.models import PgSnapshot, Xid8
 from services.outbox.retention.repository import is_partition
-from services.settings import Environment, Settings
+from services.settings import Environment, Settings, explain
 from services.startup import reason_of
 
 logger = logging.getLogger("alembic.env")
@@ -75,7 +80,7 @@ def read_settings() -> Settings:
         # As in development: a release step needs the database's URL, but not the services' secrets.
         settings = Settings(environment=Environment.development, **chosen)
     except ValidationError as error:
-        raise CommandError(str(error)) from error
+        raise CommandError(explain(error)) from error
     if settings.database_schema.startswith("pg_") or settings.database_schema == "information_schema":
         raise CommandError(f"{settings.database_schema} belongs to PostgreSQL; choose another schema")
     return settings
@@ -93,7 +98,6 @@ def options(settings: Settings) -> dict[str, Any]:
         "compare_server_default": True,
         "include_name": include_name,
         "render_item": render_item,
-        "process_revision_directives": number_revision,
     }
 
 
@@ -107,6 +111,10 @@ def render_item(type_: str, item: object, autogen_context: AutogenContext) -> st
 
     Raises `CommandError` if the migrations have no copy of the type: they import nothing from the services.
     """
+    if isinstance(item, AutoString):
+        # SQLModel's type for str. The migration gets the column's type, and need not import SQLModel.
+        length = getattr(item.impl, "length", None)
+        return f"sa.String(length={length})" if length else "sa.String()"
     module, name = type(item).__module__, type(item).__name__
     if type_ != "type" or not module.startswith("services."):
         return False
@@ -114,20 +122,6 @@ def render_item(type_: str, item: object, autogen_context: AutogenContext) -> st
         raise CommandError(f"a migration cannot import {name} from {module}; copy it to migrations/column_types.py")
     autogen_context.imports.add(f"from {column_types.__name__} import {name}")
     return f"{name}()"
-
-
-def number_revision(
-    migration_context: MigrationContext,
-    _revision: str | Iterable[str | None] | Iterable[str],
-    directives: list[MigrationScript],
-) -> None:
-    """Give the new file the next number instead of a random id, so that files are listed in order."""
-    script = migration_context.script
-    if script is None or getattr(context.config.cmd_opts, "rev_id", None):
-        return
-    for directive in directives:
-        head = script.get_current_head()
-        directive.rev_id = f"{int(head) + 1 if head else 1:04d}"
 
 
 def quoted(schema: str) -> str:
@@ -151,6 +145,7 @@ def search_path(schema: str) -> str:
 def run_offline(settings: Settings) -> None:
     """Print the SQL, without a connection."""
     schema = settings.database_schema
+    changes_the_database()  # raises if it is not clear how
     context.configure(
         dialect_name="postgresql", literal_binds=True, dialect_opts={"paramstyle": "named"}, **options(settings)
     )
@@ -203,11 +198,37 @@ def one_at_a_time(connection: Connection, lock: int) -> Iterator[None]:
 
 
 def changes_the_database() -> bool:
+    """Whether the command has a target. Raises `CommandError` if the history does not say which step that is."""
+    folder = Path(context.script.versions)
     try:
         context.get_revision_argument()
     except KeyError:
         return False
+    except CommandError as error:
+        raise CommandError("; ".join(faults(folder)) or str(error)) from error
+    if wrong := duplicates(folder):
+        raise CommandError("; ".join(wrong))
     return True
+
+
+def needs_no_database() -> bool:
+    """Whether the command is `revision` without `--autogenerate`, `merge`, or `history` without the current revision.
+
+    With `revision_environment`, Alembic runs this file for them, too.
+    """
+    given = context.config.cmd_opts
+    if given is not None and given.cmd[0] is history:
+        return not (given.indicate_current or "current" in (given.rev_range or ""))
+    context.configure(dialect_name="postgresql")
+    options = context.get_context().opts
+    # Only commands that write a file from the template give arguments for it.
+    revision = options.get("revision_context")
+    return "template_args" in options and (revision is None or not revision.command_args["autogenerate"])
+
+
+def run_without_database() -> None:
+    context.configure(dialect_name="postgresql", as_sql=True)
+    context.run_migrations()
 
 
 @contextmanager
@@ -244,9 +265,11 @@ async def connected(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """A connection. Raises `CommandError`, with the URL, if there is none."""
     try:
         connection = await engine.connect()
-    except (OSError, SQLAlchemyError) as error:
-        address = engine.url.set(query={}).render_as_string(hide_password=True)
-        raise CommandError(f"cannot connect to {address}: {reason_of(error)}") from error
+    except (OSError, SQLAlchemyError, PostgresError, InterfaceError) as error:
+        address = engine.url.set(drivername="postgresql", query={}).render_as_string(hide_password=True)
+        raise CommandError(
+            f"cannot connect to the database at {address}: {reason_of(error)}. {origin_of_the_address()}"
+        ) from error
     try:
         if getattr((await connection.get_raw_connection()).driver_connection, "is_pooled", False):
             raise CommandError(
@@ -258,6 +281,17 @@ async def connected(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         await connection.close()
 
 
+def origin_of_the_address() -> str:
+    """Where the address of the database comes from."""
+    if context.config.attributes.keys() & {"database_url", "engine"}:
+        return "The program that runs the migrations gave this address"
+    if "database_url" in Settings(environment=Environment.development).model_fields_set:
+        return "The address is that of WAYBILL_DATABASE_URL"
+    return (
+        "WAYBILL_DATABASE_URL is not set, so this is its default; set it to postgresql://USER:PASSWORD@HOST:PORT/NAME"
+    )
+
+
 def own_engine(settings: Settings) -> AsyncEngine:
     """An engine that caches no prepared statements, since each step may invalidate them."""
     url = settings.async_url().update_query_dict({"prepared_statement_cache_size": "0"})
@@ -265,6 +299,10 @@ def own_engine(settings: Settings) -> AsyncEngine:
 
 
 def run() -> None:
+    number_new_files(context.script)
+    if needs_no_database():
+        run_without_database()
+        return
     # Only for Alembic's command line; callers in Python have set up logging already.
     if context.config.config_file_name is not None and context.config.cmd_opts is not None:
         fileConfig(context.config.config_file_name, disable_existing_loggers=False)

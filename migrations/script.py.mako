@@ -1,3 +1,9 @@
+<%!
+def statements(text):
+    # Alembic puts comments around them.
+    lines = (text or "").splitlines()
+    return "\n".join(line for line in lines if not line.strip().startswith("# ###")).strip()
+%>\
 """${message}
 
 Revision ID: ${up_revision}
@@ -8,12 +14,11 @@ Create Date: ${create_date}
 from collections.abc import Sequence
 
 import sqlalchemy as sa
-import sqlmodel
 from alembic import op
 ${imports if imports else ""}
 
 revision: str = ${repr(up_revision)}
-down_revision: str | None = ${repr(down_revision)}
+down_revision: str | Sequence[str] | None = ${repr(down_revision)}
 branch_labels: str | Sequence[str] | None = ${repr(branch_labels)}
 depends_on: str | Sequence[str] | None = ${repr(depends_on)}
 
@@ -21,9 +26,9 @@ depends_on: str | Sequence[str] | None = ${repr(depends_on)}
 def upgrade() -> None:
     # While a table lock waits, everything behind it waits, too: give up, and let the release step try again.
     op.execute("SET LOCAL lock_timeout = '5s'")
-    ${upgrades if upgrades else ""}
+    ${statements(upgrades)}
 
 
 def downgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '5s'")
-    ${downgrades if downgrades else ""}
+    ${statements(downgrades)}

@@ -221,7 +221,13 @@ def get_settings() -> Settings:
 
 
 def explain(error: ValidationError) -> str:
-    """What is not valid, one fault per line, without the values."""
-    faults = (f"  {'.'.join(map(str, fault['loc'])) or error.title}: {fault['msg']}" for fault in error.errors())
-    subject = "the settings are" if error.title == "Settings" else "the input is"
+    """What is not valid, one fault per line, without the values. Settings are called by their variable."""
+    ours = error.title == "Settings"
+    prefix = "WAYBILL_" if ours else ""
+    named = ((".".join(map(str, fault["loc"])), fault["msg"]) for fault in error.errors())
+    faults = (
+        f"  {prefix}{name.upper() if ours else name}: {msg}" if name else f"  {error.title}: {msg}"
+        for name, msg in named
+    )
+    subject = "the settings are" if ours else "the input is"
     return "\n".join((f"{subject} not valid:", *faults))

@@ -99,7 +99,7 @@ async def test_an_audit_that_cannot_be_done_exits_2_and_says_why(
 
     assert [ran.exit_code for ran in (slow, invalid, away)] == [2, 2, 2]
     assert "stopped after 0.5 s; raise WAYBILL_AUDIT_TIME_LIMIT" in slow.output
-    assert "the settings are not valid:\n  audit_time_limit: " in invalid.output
+    assert "the settings are not valid:\n  WAYBILL_AUDIT_TIME_LIMIT: " in invalid.output
     assert "cannot connect to the database at postgresql" in away.output
     assert "127.0.0.1:1/nowhere: " in away.output
     assert "hidden" not in away.output

@@ -89,7 +89,7 @@ def test_settings_that_are_not_valid_are_named(
     wrong = development.model_copy(update={"log_level": "LOUD"})
     exit_code, worker = ended(wrong, tmp_path / "log", *arguments)
     assert exit_code == code
-    assert "the settings are not valid:\n  log_level: " in worker.said()
+    assert "the settings are not valid:\n  WAYBILL_LOG_LEVEL: " in worker.said()
     assert "Traceback" not in worker.said()
 
 
