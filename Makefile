@@ -21,7 +21,7 @@ COMPILE := $(UV) pip compile --universal --python-version 3.11 --generate-hashes
 	--no-emit-find-links --no-header -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check lint format types imports drift migration renumber bench-peers clean-data clean lock
+.PHONY: help setup run test check lint format types imports drift lint-migrations release-before migration renumber bench-peers clean-data clean lock
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -50,7 +50,7 @@ run: $(READY) ## Run everything on this machine until Ctrl-C; ARGS="--port 9000 
 test: $(READY) ## Run the tests; ARGS="-k words" passes options
 	@$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
-check: lint types imports drift ## Run everything CI checks besides the tests
+check: lint types imports drift lint-migrations ## Run everything CI checks besides the tests
 
 lint: $(READY) ## Lint, and check the formatting
 	$(BIN)/ruff check
@@ -68,6 +68,13 @@ imports: $(READY) ## Check which package imports which
 
 drift: $(READY) ## Check that the migrations match the models
 	$(BIN)/python .ci/drift.py
+
+lint-migrations: $(READY) ## Check the numbers of the migrations, and that new ones block nobody
+	@$(BIN)/python .ci/renumber.py
+	@$(BIN)/python .ci/lint_migrations.py
+
+release-before: $(READY) ## Run the tests of the release before on the tables of this one; ARGS="..." runs some
+	@$(BIN)/python .ci/release_before.py $(ARGS)
 
 migration: $(READY) ## Write a migration from the changed models: NAME="order note"
 	@$(BIN)/python .ci/migration.py "$$NAME"

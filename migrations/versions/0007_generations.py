@@ -18,16 +18,34 @@ depends_on: str | Sequence[str] | None = None
 
 def upgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '5s'")
-    op.create_index(
-        "ix_outbox_ready_aggregate",
-        "outbox",
-        [sa.text("(position >> 21)"), "aggregate", "position"],
-        postgresql_where=sa.text("available_at IS NULL"),
-    )
-    op.drop_index("ix_outbox_aggregate_position", "outbox")
+    # Without blocking writers. It can run again after an interruption: an invalid index is rebuilt.
+    schema = op.get_context().version_table_schema
+    with op.get_context().autocommit_block():
+        op.drop_index(
+            "ix_outbox_ready_aggregate", "outbox", schema=schema, if_exists=True, postgresql_concurrently=True
+        )
+        op.create_index(
+            "ix_outbox_ready_aggregate",
+            "outbox",
+            [sa.text("(position >> 21)"), "aggregate", "position"],
+            postgresql_where=sa.text("available_at IS NULL"),
+            postgresql_concurrently=True,
+        )
+        op.drop_index(
+            "ix_outbox_aggregate_position", "outbox", schema=schema, if_exists=True, postgresql_concurrently=True
+        )
 
 
 def downgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '5s'")
-    op.create_index("ix_outbox_aggregate_position", "outbox", ["aggregate", "position"])
-    op.drop_index("ix_outbox_ready_aggregate", "outbox")
+    schema = op.get_context().version_table_schema
+    with op.get_context().autocommit_block():
+        op.drop_index(
+            "ix_outbox_aggregate_position", "outbox", schema=schema, if_exists=True, postgresql_concurrently=True
+        )
+        op.create_index(
+            "ix_outbox_aggregate_position", "outbox", ["aggregate", "position"], postgresql_concurrently=True
+        )
+        op.drop_index(
+            "ix_outbox_ready_aggregate", "outbox", schema=schema, if_exists=True, postgresql_concurrently=True
+        )

@@ -24,13 +24,28 @@ def upgrade() -> None:
         sa.Column("error", sa.Text(), nullable=False),
         sa.Column("kept_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.PrimaryKeyConstraint("fingerprint", name=op.f("pk_outbox_errors")),
+        if_not_exists=True,
     )
-    op.create_index(
-        "ix_dead_letters_blocking", "dead_letters", ["aggregate", "position"], postgresql_where=sa.text("blocks")
-    )
+    # Without blocking writers. It can run again after an interruption: an invalid index is rebuilt.
+    schema = op.get_context().version_table_schema
+    with op.get_context().autocommit_block():
+        op.drop_index(
+            "ix_dead_letters_blocking", "dead_letters", schema=schema, if_exists=True, postgresql_concurrently=True
+        )
+        op.create_index(
+            "ix_dead_letters_blocking",
+            "dead_letters",
+            ["aggregate", "position"],
+            postgresql_where=sa.text("blocks"),
+            postgresql_concurrently=True,
+        )
 
 
 def downgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '5s'")
-    op.drop_index("ix_dead_letters_blocking", "dead_letters")
-    op.drop_table("outbox_errors")
+    schema = op.get_context().version_table_schema
+    op.drop_table("outbox_errors", schema=schema, if_exists=True)
+    with op.get_context().autocommit_block():
+        op.drop_index(
+            "ix_dead_letters_blocking", "dead_letters", schema=schema, if_exists=True, postgresql_concurrently=True
+        )

@@ -121,7 +121,7 @@ def test_upgrading_to_the_head_of_two_branches_says_how_to_mend_it(config: Confi
     parent = head_of(config)
     command.revision(config, "one")
     command.revision(config, "other", head=parent, splice=True)
-    with pytest.raises(CommandError, match="are both newest.*make renumber"):
+    with pytest.raises(CommandError, match=r"are both newest.*make renumber"):
         command.upgrade(config, "head", sql=True)
 
 
