@@ -5,43 +5,63 @@ commit releases its rows, and an interrupted run continues where it stopped.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from alembic import context, op
-from sqlalchemy import ColumnElement, Connection, TableClause, select, update
+from sqlalchemy import ColumnElement, Connection, TableClause, Update, select, update
 
 BATCH_SIZE = 5000
 """Rows per transaction: a few hundred milliseconds of work."""
 
 
 def update_in_batches(
-    table: TableClause, key: ColumnElement[Any], values: Mapping[str, Any], pending: ColumnElement[bool]
+    table: TableClause,
+    key: ColumnElement[Any],
+    values: Mapping[str, Any],
+    pending: ColumnElement[bool],
+    *,
+    skip_locked: bool = False,
 ) -> int:
     """Set `values` on the rows for which `pending` is true, `BATCH_SIZE` at a time in the order of `key`.
 
-    `key` must be unique and indexed; `pending` must be false for a row once it is updated. Commits the migration's
-    transaction, then each batch, so everything before it in the migration must be safe to repeat. Returns the number of
-    rows updated. With `--sql`, which cannot query the database, it prints one UPDATE for all rows and returns 0.
+    `key` must be unique and indexed; `pending` must be false for a row once it is updated. With `skip_locked`, rows
+    that another transaction has locked are left as they are: a batch that waited for one would keep all others locked.
+
+    Commits the migration's transaction, then each batch, so everything before it in the migration must be safe to
+    repeat. Returns the number of rows updated. With `--sql`, which cannot query the database, it prints one UPDATE for
+    all rows and returns 0.
     """
-    everything = update(table).values(dict(values)).where(pending)
+    batches = _Batches(table, key, values, skip_locked)
     with op.get_context().autocommit_block():
         if context.is_offline_mode():
-            op.execute(everything)
+            op.execute(batches.update(pending))
             return 0
-        return _in_batches(op.get_bind(), table, key, everything, pending)
+        return batches.run(op.get_bind(), pending)
 
 
-def _in_batches(
-    connection: Connection, table: TableClause, key: ColumnElement[Any], everything: Any, pending: ColumnElement[bool]
-) -> int:
-    updated = 0
-    rest = pending
-    while True:
-        last_key = connection.scalar(
-            select(key).select_from(table).where(rest).order_by(key).offset(BATCH_SIZE - 1).limit(1)
-        )
-        batch = everything.where(rest) if last_key is None else everything.where(rest, key <= last_key)
-        updated += connection.execute(batch).rowcount
-        if last_key is None:
-            return updated
-        rest = pending & (key > last_key)
+@dataclass(frozen=True, slots=True)
+class _Batches:
+    table: TableClause
+    key: ColumnElement[Any]
+    values: Mapping[str, Any]
+    skip_locked: bool
+
+    def update(self, condition: ColumnElement[bool]) -> Update:
+        if self.skip_locked:
+            free = select(self.key).select_from(self.table).where(condition).with_for_update(skip_locked=True)
+            condition = self.key.in_(free.correlate(None))
+        return update(self.table).values(dict(self.values)).where(condition)
+
+    def run(self, connection: Connection, pending: ColumnElement[bool]) -> int:
+        updated = 0
+        rest = pending
+        while True:
+            last_key = connection.scalar(
+                select(self.key).select_from(self.table).where(rest).order_by(self.key).offset(BATCH_SIZE - 1).limit(1)
+            )
+            batch = rest if last_key is None else rest & (self.key <= last_key)
+            updated += connection.execute(self.update(batch)).rowcount
+            if last_key is None:
+                return updated
+            rest = pending & (self.key > last_key)

@@ -208,8 +208,8 @@ class OutboxRow(DeclarativeTable):
     event_id: Mapped[UUID]
     aggregate: Mapped[str] = mapped_column(String(100))
     type: Mapped[str] = mapped_column(String(100))
-    # The event's version: a worker leaves alone what is newer than it knows. Null in rows of an earlier release, whose
-    # version is only in the log.
+    # The event's version: a worker leaves alone what is newer than it knows. Null in rows that the release before wrote
+    # when it replayed a dead letter: their version is only in the log.
     version: Mapped[int | None] = mapped_column(SmallInteger)
     available_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
     waits: Mapped[Waits | None] = mapped_column(text_enum(Waits))

@@ -144,6 +144,7 @@ async def test_all_of_one_fingerprint_are_replayed_slice_by_slice(database: Data
         if not done.more:
             break
     assert counts == [2, 1]
+    assert await rows(database, "SELECT version FROM outbox") == [1, 1, 1]
     await drain(processor(database))
     assert sorted(await effects(database)) == [("a", 0), ("b", 0), ("c", 0)]
     assert [action for action, *_ in await actions(database)] == ["replay"] * 3

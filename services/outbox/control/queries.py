@@ -76,8 +76,10 @@ REPLAY = Statement(f"""
     WITH taken AS (
         DELETE FROM dead_letters WHERE position = ANY(CAST(:positions AS bigint[])) RETURNING *
     ), {_audit_letters("replay")}
-    INSERT INTO outbox (position, event_id, aggregate, type, available_at, waits, failures)
-    SELECT position, event_id, aggregate, type, statement_timestamp(), 'retry', failures FROM taken
+    INSERT INTO outbox (position, event_id, aggregate, type, version, available_at, waits, failures)
+    SELECT position, event_id, aggregate, type, (SELECT version FROM events WHERE events.id = taken.event_id LIMIT 1),
+        statement_timestamp(), 'retry', failures
+    FROM taken
 """)  # noqa: S608
 
 DISCARD = Statement(f"""
