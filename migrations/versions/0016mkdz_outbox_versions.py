@@ -1,7 +1,7 @@
 """outbox versions: fill in the version of events that were written before outbox rows had one
 
-Revision ID: 0015mkdz
-Revises: 0014
+Revision ID: 0016mkdz
+Revises: 0015
 Create Date: 2026-11-27 21:23:36.000000+00:00
 
 The second of three steps: 0014 added the column, and this release writes it everywhere. The next release can then
@@ -16,8 +16,8 @@ from alembic import op
 
 from migrations.batches import update_in_batches
 
-revision: str = "0015mkdz"
-down_revision: str | Sequence[str] | None = "0014"
+revision: str = "0016mkdz"
+down_revision: str | Sequence[str] | None = "0015"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
