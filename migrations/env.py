@@ -10,6 +10,9 @@ URL and schema come from the settings (`WAYBILL_DATABASE_URL`, `WAYBILL_DATABASE
 
 `alembic revision` without `--autogenerate`, `alembic merge` and `alembic history` need no database.
 
+The analytics database (`alembic -n analytics`, `WAYBILL_ANALYTICS_URL`) has a history of its own in
+`analytics/versions`, and is treated in the same way.
+
 Upgrades and downgrades hold a session-level advisory lock, so that concurrent runs wait for each other. Connect to
 PostgreSQL directly or through a pooler in session mode: in transaction mode, such a lock would belong to a connection
 that others use, too.
@@ -38,11 +41,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlmodel import AutoString
 
 from migrations import column_types
+from migrations.config import ANALYTICS
 from migrations.numbering import duplicates, faults, number_new_files
 from services.database import Limits, make_engine
 from services.models import metadata
 from services.outbox.models import PgSnapshot, Xid8
 from services.outbox.retention.repository import is_partition
+from services.reports.models import metadata as analytics_metadata
 from services.settings import Environment, Settings, explain
 from services.startup import reason_of
 
@@ -60,6 +65,9 @@ _SEARCH_PATH = """
 
 VERSION_TABLE = "alembic_version"
 
+OF_ANALYTICS = context.config.config_ini_section == ANALYTICS
+"""Whether this run is about the analytics database."""
+
 # SQLAlchemy does not know these types by name, and would not compare the columns.
 ischema_names["xid8"] = Xid8
 ischema_names["pg_snapshot"] = PgSnapshot
@@ -72,7 +80,7 @@ def read_settings() -> Settings:
         raise CommandError(f"unknown -x argument: {', '.join(sorted(unknown))}; known: schema=NAME")
     attributes = context.config.attributes
     given: dict[str, Any] = {
-        "database_url": attributes.get("database_url"),
+        "analytics_url" if OF_ANALYTICS else "database_url": attributes.get("database_url"),
         "database_schema": arguments.get("schema", attributes.get("schema")),
     }
     chosen = {name: value for name, value in given.items() if value is not None}
@@ -83,13 +91,16 @@ def read_settings() -> Settings:
         raise CommandError(explain(error)) from error
     if settings.database_schema.startswith("pg_") or settings.database_schema == "information_schema":
         raise CommandError(f"{settings.database_schema} belongs to PostgreSQL; choose another schema")
+    given_one = attributes.get("connection") or attributes.get("engine") or context.is_offline_mode()
+    if OF_ANALYTICS and settings.analytics_url is None and not given_one:
+        raise CommandError("reports are off: set WAYBILL_ANALYTICS_URL to the address of the analytics database")
     return settings
 
 
 def options(settings: Settings) -> dict[str, Any]:
     """Options that online and offline runs share."""
     return {
-        "target_metadata": metadata,
+        "target_metadata": analytics_metadata if OF_ANALYTICS else metadata,
         "version_table": VERSION_TABLE,
         # Always set: by the search path, a new tenant would find the version table of public.
         "version_table_schema": settings.database_schema,
@@ -294,7 +305,9 @@ def origin_of_the_address() -> str:
 
 def own_engine(settings: Settings) -> AsyncEngine:
     """An engine that caches no prepared statements, since each step may invalidate them."""
-    url = settings.async_url().update_query_dict({"prepared_statement_cache_size": "0"})
+    address = settings.analytics_async_url() if OF_ANALYTICS else settings.async_url()
+    assert address is not None, "read_settings refuses to run without it"
+    url = address.update_query_dict({"prepared_statement_cache_size": "0"})
     return make_engine(settings, "migrate", url, limits=Limits.of_migrations())
 
 

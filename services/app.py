@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from redis.asyncio import Redis
 
+from services.analytics import open_analytics
 from services.api import health, metrics, problems
 from services.api.canary import Canary
 from services.api.methods import HeadMiddleware
@@ -35,6 +36,7 @@ from services.orders.days import routes as order_days
 from services.orders.export import routes as order_export
 from services.outbox.doorbell import Doorbell
 from services.outbox.origin import service as origin
+from services.reports import routes as reports
 from services.settings import Settings, get_settings
 from services.skew import watched_clock
 from services.startup import check_schema, plain_connecting
@@ -62,6 +64,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 await check_pool_budget(database.engine, settings)
                 if schema.complaint is None:
                     await origin.check_start(database.engine)
+            size = settings.analytics_pool_size
+            analytics = await enter(open_analytics(settings, "api", Limits.of_requests(settings), size))
             await enter(redis)
             doorbell = await enter(Doorbell(redis, Keys.of(settings).doorbell))
             probe = await enter(open_probe(settings, redis, schema))
@@ -69,6 +73,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             app.state.waybill = ApiState(
                 settings=settings,
                 database=database,
+                analytics=analytics,
                 redis=redis,
                 doorbell=doorbell,
                 passwords=Passwords(settings),
@@ -112,6 +117,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         sweeps,
         order_days,
         order_export,
+        reports,
     ):
         app.include_router(domain.router, prefix="/v1")
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

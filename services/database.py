@@ -97,6 +97,11 @@ class Limits:
         return cls(statement=3600.0, lock=30.0)
 
     @classmethod
+    def of_sinks(cls) -> "Limits":
+        """For consumers of the log that write to another database: a batch takes well below a second."""
+        return cls(statement=15.0, lock=5.0)
+
+    @classmethod
     def of_migrations(cls) -> "Limits":
         """For migrations: `CREATE INDEX CONCURRENTLY` waits for every older snapshot. Steps set their own limits."""
         return cls(statement=86_400.0, lock=3600.0)
@@ -366,7 +371,8 @@ class PoolBudget:
     per_process: int
     processes: int
     beside: int
-    """Connections outside the pools: the poll loops of all workers and the probes of all API processes."""
+    """Connections outside the pools: the poll loops of all workers, the probes of all API processes, and those to an
+    analytics database on the same server."""
     available: int
 
     @property
@@ -381,8 +387,8 @@ class PoolBudget:
     def describe(self) -> str:
         return (
             f"{self.processes} processes x {self.per_process} connections (pool size + overflow) + {self.beside} for "
-            f"poll loops and probes = {self.wanted}; the server allows {self.available} (max_connections minus "
-            "reserved ones)"
+            f"poll loops, probes and reports = {self.wanted}; the server allows {self.available} (max_connections "
+            "minus reserved ones)"
         )
 
 
@@ -398,7 +404,9 @@ async def check_pool_budget(engine: AsyncEngine, settings: Settings) -> PoolBudg
     budget = PoolBudget(
         per_process=settings.database_pool_size + settings.database_max_overflow,
         processes=settings.api_processes + settings.worker_processes,
-        beside=settings.worker_processes * settings.polling_connections + settings.api_processes * PROBE_CONNECTIONS,
+        beside=settings.worker_processes * settings.polling_connections
+        + settings.api_processes * PROBE_CONNECTIONS
+        + settings.analytics_connections,
         available=available,
     )
     if not (budget.fits or driver.is_pooled):

@@ -59,6 +59,18 @@ class NotFound(DomainError):
     code = "not_found"
 
 
+class ReportsOff(NotFound):
+    """This installation has no analytics database."""
+
+    code = "reports_off"
+
+
+class ReportsUnavailable(DomainError):
+    """The analytics database cannot be used now."""
+
+    code = "reports_unavailable"
+
+
 class Conflict(DomainError):
     """The current state does not allow this."""
 

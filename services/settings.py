@@ -32,6 +32,10 @@ _TLS = frozenset(
 _OTHER_OPTIONS = frozenset({"host", "port", "passfile", "ssl", "target_session_attrs", "krbsrvname", "gsslib"})
 
 
+ANALYTICS_WORKER_CONNECTIONS = 2
+"""The most connections of a worker to the analytics database: a batch, and one that was given up and still ends."""
+
+
 class Environment(StrEnum):
     development = "development"
     production = "production"
@@ -71,6 +75,8 @@ class Settings(BaseSettings):
     database_statement_timeout: Annotated[float, Field(gt=0, le=600)] = 10.0
     database_lock_timeout: Annotated[float, Field(gt=0, le=600)] = 2.0
     database_transaction_timeout: Annotated[float, Field(gt=0, le=600)] = 20.0
+    analytics_url: str | None = None
+    analytics_pool_size: Annotated[int, Field(ge=1, le=100)] = 3
     api_processes: Annotated[int, Field(ge=1)] = 1
     worker_processes: Annotated[int, Field(ge=0)] = 1
 
@@ -121,7 +127,15 @@ class Settings(BaseSettings):
         """Connections of one worker's poll loops, outside its pool: one for each, and one that listens for all."""
         return self.outbox_concurrency + 1
 
-    @field_validator("database_url", "database_replica_url")
+    @property
+    def analytics_connections(self) -> int:
+        """Connections of all processes to the analytics database if it is on the primary's server; otherwise 0."""
+        url = self.analytics_async_url()
+        if url is None or (url.host, url.port or 5432) != (self.async_url().host, self.async_url().port or 5432):
+            return 0
+        return self.api_processes * self.analytics_pool_size + self.worker_processes * ANALYTICS_WORKER_CONNECTIONS
+
+    @field_validator("database_url", "database_replica_url", "analytics_url")
     @classmethod
     def _is_postgresql(cls, value: str | None) -> str | None:
         if value is None:
@@ -151,7 +165,7 @@ class Settings(BaseSettings):
         # A compose file can pass a variable on only by setting it, even if it is empty.
         return value if value is not None and value.get_secret_value() else None
 
-    @field_validator("event_export_path", "outbox_order_check", mode="before")
+    @field_validator("event_export_path", "outbox_order_check", "analytics_url", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         # An empty path would be the current directory, and an empty string is not a boolean.
@@ -166,6 +180,15 @@ class Settings(BaseSettings):
                 f"WAYBILL_WORKER_STALL_LIMIT must be at least {least:g}: four times WAYBILL_OUTBOX_TIME_LIMIT and "
                 "twice WAYBILL_OUTBOX_POLL_INTERVAL; otherwise workers would exit in the middle of their work"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _analytics_are_elsewhere(self) -> Self:
+        url, primary = self.analytics_async_url(), self.async_url()
+        if url is not None and all(
+            getattr(url, name) == getattr(primary, name) for name in ("host", "port", "database", "query")
+        ):
+            raise ValueError("WAYBILL_ANALYTICS_URL must name another database than WAYBILL_DATABASE_URL")
         return self
 
     @model_validator(mode="after")
@@ -202,6 +225,10 @@ class Settings(BaseSettings):
     def replica_url(self) -> URL | None:
         """The read replica's address for asyncpg, if there is one."""
         return _for_asyncpg(self.database_replica_url) if self.database_replica_url else None
+
+    def analytics_async_url(self) -> URL | None:
+        """The analytics database's address for asyncpg; None if reports are off."""
+        return _for_asyncpg(self.analytics_url) if self.analytics_url else None
 
 
 def _for_asyncpg(address: str) -> URL:

@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 
+from services.analytics import Analytics
 from services.orders.days import service as days
 from services.orders.events import OrderPlaced
 from services.orders.processing.service import cancel_discarded, explain_status, process_placed
 from services.outbox.consumers import Consumer
+from services.outbox.sink import AnyConsumer
 from services.outbox.subscription import AnySubscription, Subscription
+from services.reports import service as reports
 from services.unit_of_work import UnitOfWork
 
 SUBSCRIPTIONS: Sequence[AnySubscription[UnitOfWork]] = (
@@ -16,3 +19,8 @@ SUBSCRIPTIONS: Sequence[AnySubscription[UnitOfWork]] = (
 CONSUMERS: Sequence[Consumer[UnitOfWork]] = (
     Consumer("orders-by-day", days.count, types=tuple(days.COUNTED.values()), on_start=days.start_over),
 )
+
+
+def consumers_of(analytics: Analytics | None) -> Sequence[AnyConsumer[UnitOfWork]]:
+    """The consumers that workers run; that of reports only if there is an analytics database."""
+    return CONSUMERS if analytics is None else (*CONSUMERS, reports.consumer(analytics.open))

@@ -19,6 +19,7 @@ from services.orders.expiry.repository import OrderExpiryRepository
 from services.orders.processing.repository import ProcessingRepository
 from services.orders.refunds.repository import RefundRepository
 from services.orders.repository import OrderRepository
+from services.reports.repository import HappenedRepository
 from services.sweeps.repository import SweepRepository
 from services.transaction import RepositoryOf, Transaction
 from services.users.repository import UserRepository
@@ -48,6 +49,7 @@ class UnitOfWork(Transaction):
     statements = RepositoryOf(StatementRepository)
     idempotency = RepositoryOf(IdempotencyRepository)
     audits = RepositoryOf(AuditRepository)
+    happened = RepositoryOf(HappenedRepository)
     jobs = RepositoryOf(JobRepository)
     sweeps = RepositoryOf(SweepRepository)
     canaries = RepositoryOf(CanaryRepository)

@@ -20,7 +20,7 @@ from psycopg import sql
 from redis import Redis
 from sqlalchemy import make_url
 
-from migrations.config import alembic_config
+from migrations.config import ANALYTICS, alembic_config
 from services.app import create_app
 from services.database import Database, open_database
 from services.settings import Environment, LogFormat, Settings, get_settings
@@ -93,6 +93,23 @@ def template_database(administrator: Administrator, servers: TestServers) -> Ite
 def database_url(administrator: Administrator, servers: TestServers, template_database: str) -> Iterator[str]:
     """The address (postgresql://...) of a migrated database that belongs to this test."""
     with temporary_database(administrator, servers, template_database) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def analytics_template(administrator: Administrator, servers: TestServers) -> Iterator[str]:
+    """The name of an otherwise empty analytics database that was migrated to the newest revision."""
+    with temporary_database(administrator, servers, "template0") as url:
+        command.upgrade(alembic_config(url, section=ANALYTICS), "head")
+        name = make_url(url).database
+        assert name is not None
+        yield name
+
+
+@pytest.fixture
+def analytics_url(administrator: Administrator, servers: TestServers, analytics_template: str) -> Iterator[str]:
+    """The address of a migrated analytics database that belongs to this test."""
+    with temporary_database(administrator, servers, analytics_template) as url:
         yield url
 
 

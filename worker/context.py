@@ -8,6 +8,7 @@ from typing import TypedDict
 
 from redis.asyncio import Redis
 
+from services.analytics import open_analytics
 from services.database import (
     Database,
     Limits,
@@ -27,10 +28,10 @@ from services.outbox.engine.window import Pace, Window
 from services.outbox.origin import service as origin
 from services.outbox.policy import RetryPolicy
 from services.outbox.subscription import check_time_limits, longest_limit
-from services.settings import Settings
+from services.settings import ANALYTICS_WORKER_CONNECTIONS, Settings
 from services.skew import check_clock
 from services.startup import check_schema
-from services.subscriptions import CONSUMERS, SUBSCRIPTIONS
+from services.subscriptions import SUBSCRIPTIONS, consumers_of
 from services.unit_of_work import UnitOfWork
 from worker.follower import LEASE, Follower
 from worker.heartbeat import Heartbeat, queue_length_of
@@ -119,7 +120,6 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
     """
     idle_limit = settings.database_idle_in_transaction_timeout
     check_time_limits(SUBSCRIPTIONS, settings.outbox_time_limit, idle_limit)
-    check_consumers(CONSUMERS, LEASE, idle_limit)
     redis = open_redis(settings)
     # The listener waits at the doorbell for a whole poll interval.
     ear = open_redis(settings, patience=settings.outbox_poll_interval + REDIS_PATIENCE)
@@ -131,7 +131,11 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
         redis,
         ear,
         Doorbell(redis, keys.doorbell) as doorbell,
+        # It connects when there is something to count, so that a worker starts without it.
+        open_analytics(settings, "worker", Limits.of_sinks(), ANALYTICS_WORKER_CONNECTIONS) as analytics,
     ):
+        consumers = consumers_of(analytics)
+        check_consumers(consumers, LEASE, idle_limit)
         schema = await check_schema(database.engine, settings)
         await check_pool_budget(database.engine, settings)
         skew = await check_clock(database.engine, settings.max_clock_skew)
@@ -166,7 +170,7 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
         )
         follower = Follower(
             lambda: UnitOfWork(database.write, doorbell, name="a log consumer"),
-            CONSUMERS,
+            consumers,
             heartbeat.worker_id,
             processed=lambda: poller.progress.processed,
         )

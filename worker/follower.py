@@ -9,9 +9,10 @@ from uuid import UUID
 
 from services.fields import made_storable
 from services.logs import RateLimitedLogger, Shown
-from services.outbox.consumers import Consumer, LeaseLost, claim, run_batch
+from services.outbox.consumers import LeaseLost, claim
 from services.outbox.log import service as log
 from services.outbox.log.schemas import Lease
+from services.outbox.sink import AnyConsumer, SinkUnusable, run
 from services.shielding import end
 from services.unit_of_work import OpenUnitOfWork, UnitOfWork, background
 
@@ -49,7 +50,7 @@ class Follower:
     def __init__(
         self,
         open_unit_of_work: OpenUnitOfWork,
-        consumers: Sequence[Consumer[UnitOfWork]],
+        consumers: Sequence[AnyConsumer[UnitOfWork]],
         owner: UUID,
         *,
         lease: float = LEASE,
@@ -93,7 +94,7 @@ class _Running:
     def __init__(
         self,
         open_unit_of_work: OpenUnitOfWork,
-        consumer: Consumer[UnitOfWork],
+        consumer: AnyConsumer[UnitOfWork],
         owner: UUID,
         lease: float,
         processed: Callable[[], int],
@@ -188,8 +189,8 @@ class _Running:
         asked_at = monotonic()
         self.ends_at = asked_at + self._consumer.time_limit
         try:
-            async with asyncio.timeout(self._consumer.time_limit), background(self._open) as uow:
-                batch = await run_batch(uow, self._consumer, self._lease, self._limit)
+            async with asyncio.timeout(self._consumer.time_limit):
+                batch = await run(self._open, self._consumer, self._lease, self._limit)
         finally:
             self.ends_at = None
         if batch.next is not None:
@@ -202,13 +203,16 @@ class _Running:
         return wait
 
     async def _failed(self, error: BaseException) -> float:
-        """Try a smaller batch immediately; note the failure of a single event, and give the lease back."""
+        """Try a smaller batch immediately; note the failure of a single event, and give the lease back.
+
+        Also if it is not the events that are to blame.
+        """
         assert self._lease is not None
         self._log.warning("the log consumer %s failed on a batch of up to %d: %r", self.name, self._limit, error)
-        if self._limit > 1:
+        if self._limit > 1 and not isinstance(error, SinkUnusable):
             self._limit //= 2
             return 0.0
-        shown = repr(Shown(error))
+        shown = str(error) if isinstance(error, SinkUnusable) else repr(Shown(error))
         if isinstance(error, TimeoutError):
             shown = f"it did not end within {self._consumer.time_limit:g} s"
         async with asyncio.timeout(_PATIENCE), background(self._open) as uow:

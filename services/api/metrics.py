@@ -124,7 +124,8 @@ def _consumers(lags: Iterable[Lag]) -> list[Metric]:
 
 
 def _pools(state: ApiState) -> Metric:
-    """Connections of this process. The replica's pool is `read`; without a replica, reads use `write`."""
+    """Connections of this process. `read` is the replica's pool; without a replica, reads use `write`. Reports use
+    `analytics`."""
     family = GaugeMetricFamily(
         "waybill_database_pool_connections", "Connections of this process by pool.", labels=("pool", "state")
     )
@@ -132,6 +133,8 @@ def _pools(state: ApiState) -> Metric:
     reading: AsyncEngine = state.database.read.kw["bind"]
     if reading is not state.database.engine:
         engines["read"] = reading
+    if state.analytics is not None:
+        engines["analytics"] = state.analytics.engine
     for name, engine in engines.items():
         pool = engine.pool
         assert isinstance(pool, QueuePool)

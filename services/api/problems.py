@@ -30,6 +30,7 @@ from services.errors import (
     InsufficientCredits,
     InvalidInput,
     NotFound,
+    ReportsUnavailable,
     RequestInFlight,
     StaleVersion,
     Unauthenticated,
@@ -55,6 +56,7 @@ _STATUS: Mapping[type[DomainError], int] = {
     InsufficientCredits: 402,
     InvalidInput: 422,
     NotFound: 404,
+    ReportsUnavailable: 503,
     StaleVersion: 412,
     Unauthenticated: 401,
     VersionRequired: 428,
@@ -121,7 +123,7 @@ def domain_problem(request: Request, error: DomainError, members: Mapping[str, A
     headers = {}
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, RequestInFlight):
+    if isinstance(error, RequestInFlight | ReportsUnavailable):
         headers["Retry-After"] = "1"
     return problem(request, status_of(type(error)), error.code, error.detail, error.faults, headers, members)
 

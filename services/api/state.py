@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from fastapi import Request
 from redis.asyncio import Redis
 
+from services.analytics import Analytics
 from services.api.canary import Canary
 from services.api.probe import Probe
 from services.api.request_times import RequestTimes
@@ -22,6 +23,7 @@ class ApiState:
 
     settings: Settings
     database: Database
+    analytics: Analytics | None
     redis: Redis
     doorbell: Doorbell
     probe: Probe

@@ -35,6 +35,8 @@ class Facts(BaseModel):
     api_url: str
     docs_url: str
     database_url: str
+    analytics_url: str | None = None
+    """The analytics database; None if reports are off."""
     redis_url: str
     data_dir: Path
     environment: str

@@ -25,6 +25,7 @@ COMMANDS = {
     "create-operator": Command("services.cli.users:create_operator", "Create a user with the operator role."),
     "outbox": Command("services.cli.outbox:outbox", "Inspect and control the outbox."),
     "orders-by-day": Command("services.cli.orders:orders_by_day", "Show what happened to orders on the last days."),
+    "reports": Command("services.cli.reports:reports", "Rebuild the reports in the analytics database."),
     "jobs": Command("services.cli.jobs:jobs", "List and control the scheduled jobs."),
     "ledger": Command("services.cli.ledger:ledger", "Check that the books balance."),
     "import-retail": Command("services.cli.retail.command:import_retail", "Place a real shop's invoices as orders."),

@@ -1,6 +1,7 @@
 """`waybill migrate`: upgrade a database to the newest schema."""
 
 import asyncio
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -13,15 +14,34 @@ from services.sql import LOCK_NOT_AVAILABLE, sqlstate
 from services.startup import check_schema, check_server
 
 
+class Which(StrEnum):
+    """The databases that have migrations."""
+
+    primary = "primary"
+    analytics = "analytics"
+
+
 def migrate(
     schema: Annotated[str | None, typer.Option(help="The schema to migrate. Default: the one in the settings.")] = None,
+    database: Annotated[Which, typer.Option(help="The database to migrate.")] = Which.primary,
 ) -> None:
     """Upgrade the database to the newest schema. Concurrent runs wait for each other."""
     with plain_errors():
         # As in migrations/env.py: a release step needs the database's address, but not the services' secrets.
-        check_database(Settings(environment=Environment.development), migrated=False)
+        migrate_database(Settings(environment=Environment.development), database, schema)
+    say(f"The {'' if database is Which.primary else 'analytics '}database is at the newest revision.")
+
+
+def migrate_database(settings: Settings, which: Which, schema: str | None = None) -> None:
+    """Check that the database answers and is new enough, and upgrade it. Raises `CannotStart` and `CommandError`."""
+    if which is Which.primary:
+        check_database(settings, migrated=False)
         upgrade_to_head(schema)
-    say("The database is at the newest revision.")
+        return
+    if settings.analytics_url is None:
+        raise CommandError("reports are off: set WAYBILL_ANALYTICS_URL to the address of an analytics database")
+    check_database(settings.model_copy(update={"database_url": settings.analytics_url}), migrated=False)
+    upgrade_to_head(schema, which)
 
 
 def check_database(settings: Settings, *, migrated: bool = True) -> None:
@@ -40,7 +60,7 @@ def check_database(settings: Settings, *, migrated: bool = True) -> None:
     asyncio.run(check())
 
 
-def upgrade_to_head(schema: str | None = None) -> None:
+def upgrade_to_head(schema: str | None = None, which: Which = Which.primary) -> None:
     """Run the migrations with the settings of this process.
 
     Raises `CommandError` if Alembic refuses, or if another session locks a table for longer than a step waits.
@@ -49,10 +69,11 @@ def upgrade_to_head(schema: str | None = None) -> None:
     from alembic import command
     from alembic.util import CommandError as AlembicError
 
-    from migrations.config import alembic_config
+    from migrations.config import ANALYTICS, alembic_config
 
+    section = ANALYTICS if which is Which.analytics else "alembic"
     try:
-        command.upgrade(alembic_config(schema=schema), "head")
+        command.upgrade(alembic_config(schema=schema, section=section), "head")
     except AlembicError as error:
         raise CommandError(str(error)) from error
     except DBAPIError as error:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from services.cli.console import CommandError, plain_errors, say
 from services.cli.facts import DEFAULT_DATA_DIR, FILE_NAME, Facts, ProcessIds, read_facts
-from services.cli.migrate import check_database, upgrade_to_head
+from services.cli.migrate import Which, check_database, migrate_database, upgrade_to_head
 from services.local.announcement import announcement
 from services.local.embedded import EmbeddedPostgres, EmbeddedRedis, PortTaken, child
 from services.local.embedded.ports import LOOPBACK, next_free_port
@@ -24,6 +24,8 @@ from services.settings import Environment, Settings
 from services.sql import sqlstate
 
 DATABASE_NAME = "waybill"
+ANALYTICS_NAME = "waybill_analytics"
+"""The second database of the same server, for reports."""
 READY_SECONDS = 60.0
 _PORTS_TRIED = 20
 _NOT_OUR_FAULT = ("08", "53", "57", "58")
@@ -37,7 +39,8 @@ def up(
 ) -> None:
     """Run everything on this machine: PostgreSQL, Redis, the API and workers. Ctrl-C stops it; the data is kept.
 
-    If WAYBILL_DATABASE_URL or WAYBILL_REDIS_URL is set, that server is used instead of the embedded one.
+    If WAYBILL_DATABASE_URL or WAYBILL_REDIS_URL is set, that server is used instead of the embedded one. Reports use a
+    second database of the embedded server, or that of WAYBILL_ANALYTICS_URL; if that is set but empty, they are off.
     """
     with plain_errors(), hold(data_dir) as home:
         _House(home, port, workers).run()
@@ -78,7 +81,7 @@ class _House:
 
     def _start(self) -> None:
         settings = self._start_servers()
-        say("Upgrading the database to the newest schema ...")
+        say("Upgrading the databases to the newest schema ...")
         check_database(settings, migrated=False)
         try:
             self._prepare_database(settings)
@@ -95,6 +98,8 @@ class _House:
 
     def _prepare_database(self, settings: Settings) -> None:
         upgrade_to_head()
+        if settings.analytics_url is not None:
+            migrate_database(settings, Which.analytics)
         self.facts = self._first_facts(settings)
         if settings.is_development:
             # Imported here: this loads all domains, which nothing else in this process needs.
@@ -114,6 +119,10 @@ class _House:
             self._start_server(self.postgres, 5432)
             self.postgres.create_database(DATABASE_NAME)
             chosen["WAYBILL_DATABASE_URL"] = self.postgres.url(DATABASE_NAME)
+            # An empty value turns reports off.
+            if "analytics_url" not in self.given:
+                self.postgres.create_database(ANALYTICS_NAME)
+                chosen["WAYBILL_ANALYTICS_URL"] = self.postgres.url(ANALYTICS_NAME)
         if not self.given.get("redis_url"):
             self.redis = EmbeddedRedis(self.home.path / "redis", say=say)
             self._start_server(self.redis, 6379)
@@ -199,6 +208,7 @@ class _House:
             api_url="",
             docs_url="",
             database_url=settings.database_url,
+            analytics_url=settings.analytics_url,
             redis_url=settings.redis_url,
             data_dir=self.home.path,
             environment=settings.environment.value,

@@ -6,7 +6,7 @@ handler's effects in the database happen exactly once. `worker/follower.py` deci
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeAlias
+from typing import Generic, Protocol, TypeAlias
 from uuid import UUID
 
 from services.outbox.events import Event
@@ -49,7 +49,20 @@ class Consumer(Generic[TransactionT]):
     on_start: Callable[[TransactionT], Awaitable[None]] | None = None
 
 
-def check_consumers(consumers: Sequence[Consumer[TransactionT]], lease: float, idle_limit: float) -> None:
+class Known(Protocol):
+    """A consumer of any kind (`services/outbox/sink.py` has another one)."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def start(self) -> Start: ...
+
+    @property
+    def time_limit(self) -> float: ...
+
+
+def check_consumers(consumers: Sequence[Known], lease: float, idle_limit: float) -> None:
     """Raises `TimeLimitTooLong` unless each batch ends within half a lease and the limit of an idle transaction.
 
     Both limits are seconds. A batch that outlasts them would be rolled back each time. Raises `ValueError` if two
@@ -67,7 +80,7 @@ def check_consumers(consumers: Sequence[Consumer[TransactionT]], lease: float, i
             )
 
 
-async def claim(uow: Transaction, consumer: Consumer[TransactionT], owner: UUID, seconds: float) -> Lease | None:
+async def claim(uow: Transaction, consumer: Known, owner: UUID, seconds: float) -> Lease | None:
     """Take the lease on the consumer, which is created if it does not exist. None if it cannot be run now."""
     lease = await uow.log.claim(consumer.name, owner, seconds)
     if lease is None and not await uow.log.exists(consumer.name):
@@ -85,7 +98,7 @@ async def run_batch(uow: TransactionT, consumer: Consumer[TransactionT], lease: 
     types = None if consumer.types is None else [event.type for event in consumer.types]
     batch = await log.read_leased(uow, consumer.name, lease, limit, types)
     if batch is None:
-        raise _lost(consumer)
+        raise lost(consumer.name)
     if batch.next is None:
         return batch
     own = await uow.log.own()
@@ -100,11 +113,12 @@ async def run_batch(uow: TransactionT, consumer: Consumer[TransactionT], lease: 
         return batch
     if await uow.log.own() != own:
         raise HandlerBroken(f"the handler of the log consumer {consumer.name!r} ended the transaction")
-    raise _lost(consumer)
+    raise lost(consumer.name)
 
 
-def _lost(consumer: Consumer[TransactionT]) -> LeaseLost:
+def lost(consumer: str) -> LeaseLost:
+    """The error for a batch of this consumer that must not be committed."""
     return LeaseLost(
-        f"the lease on the log consumer {consumer.name!r} is lost: another worker runs it, an operator changed it, or "
+        f"the lease on the log consumer {consumer!r} is lost: another worker runs it, an operator changed it, or "
         "a late commit has moved it"
     )

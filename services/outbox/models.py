@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
+    ForeignKey,
     Identity,
     Index,
     Integer,
@@ -136,6 +137,34 @@ class LogConsumer(DeclarativeTable):
     retry_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
     paused_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
     paused_by: Mapped[str | None] = mapped_column(String(200))
+
+
+class LogSink(DeclarativeTable):
+    """What was handed out to a log consumer whose place is kept in another database, together with its effects.
+
+    Its row in `log_consumers` follows that place: it never says more than the other database has committed. `reads`
+    and `stored` tell whether one of the two databases was restored to an earlier state (`services/outbox/sink.py`).
+    """
+
+    __tablename__ = "log_sinks"
+    __table_args__ = (
+        CheckConstraint("stored >= 0 AND stored <= reads", name="stored"),
+        CheckConstraint("(dropped_transaction_id IS NULL) = (dropped_position IS NULL)", name="dropped"),
+    )
+
+    name: Mapped[str] = mapped_column(
+        String(100), ForeignKey("log_consumers.name", ondelete="CASCADE"), primary_key=True
+    )
+    series: Mapped[UUID] = mapped_column(server_default=text("gen_random_uuid()"))
+    """Changes when the consumer starts over: what the other database has read of another series is not continued."""
+    reads: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """The number of the last read that was handed out."""
+    stored: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """The number of the read that the place in `log_consumers` comes after."""
+    dropped_transaction_id: Mapped[int | None] = mapped_column(Xid8)
+    """The highest transaction id of an event that retention has dropped since the series began."""
+    dropped_position: Mapped[int | None] = mapped_column(BigInteger)
+    """The highest position of such an event."""
 
 
 class LogOrigin(SQLModel, table=True):

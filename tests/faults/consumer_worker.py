@@ -33,7 +33,8 @@ def main(seconds: float) -> None:
         await asyncio.sleep(seconds)
 
     # Longer than its lease: what a suspended process has done is not cut short by its time limit.
-    vars(worker.context)["CONSUMERS"] = (Consumer("feed", handle, batch=10, time_limit=3600),)
+    consumers = (Consumer("feed", handle, batch=10, time_limit=3600),)
+    vars(worker.context)["consumers_of"] = lambda _: consumers
     vars(worker.context)["check_consumers"] = lambda *_: None
     vars(worker.context)["Follower"] = partial(Follower, lease=LEASE)
     # Imported here, because it takes the consumers as they are at that time.

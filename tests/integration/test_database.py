@@ -160,7 +160,13 @@ async def test_a_pool_budget_that_does_not_fit_logs_a_warning_with_the_numbers(
     assert (budget.per_process, budget.processes, budget.wanted, budget.available) == (47, 13, 645, granted)
     assert not budget.fits
     [record] = caplog.records
-    for number in ("13 processes", "47 connections", "34 for poll loops and probes", "= 645", f"allows {granted}"):
+    for number in (
+        "13 processes",
+        "47 connections",
+        "34 for poll loops, probes",
+        "= 645",
+        f"allows {granted}",
+    ):
         assert number in record.getMessage()
 
 

@@ -67,7 +67,7 @@ async def test_a_look_at_the_log_costs_what_is_new(connection: asyncpg.Connectio
     last = await connection.fetchval("SELECT max(position) FROM events")
     read = {"seen": seen, "reading": reading, "types": None, "limit": 100}
 
-    page, span = queries.PAGE, log.POSITIONS_PER_READ
+    page, span = queries.READ_PAGE, log.POSITIONS_PER_READ
 
     await touches(50, connection, queries.LOCK, name="feed")
     await touches(50, connection, queries.OPEN, seen=seen, nothing=NOTHING_SEEN)

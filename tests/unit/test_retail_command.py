@@ -8,8 +8,8 @@ from typer.testing import CliRunner, Result
 
 from services.cli.console import CommandError
 from services.cli.main import app
+from services.cli.progress import Lines
 from services.cli.retail.command import NOT_DONE, find_target
-from services.cli.retail.progress import Lines
 
 HEADER = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n"
 GOOD = HEADER + "536365,85123A,HEART,6,2010-12-01 08:26:00,2.55,17850,United Kingdom\n"

@@ -41,7 +41,7 @@ def import_retail(
     Running it again places nothing twice. Exit codes: 0 all checks are true; 1 a check is false; 2 it could not finish.
     """
     # Imported here: they load the domains, which other commands do not need.
-    from services.cli.retail.progress import open_display
+    from services.cli.progress import open_display
     from services.cli.retail.report import print_table
     from services.cli.retail.run import read_plan
     from services.cli.retail.run import replay as run_replay

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import httpx2
 
+from services.cli.progress import Display
 from services.cli.retail.client import REQUEST_SECONDS, Patience, Service, ServiceError, Target
 from services.cli.retail.orders import OrderDesk
 from services.cli.retail.plan import Plan, make_plan
-from services.cli.retail.progress import Display
 from services.cli.retail.report import Outcome, Summary, summarize
 from services.cli.retail.shop import ShopKeeper
 from services.cli.retail.source import RetailFile

@@ -12,9 +12,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from services.cli.progress import Display
 from services.cli.retail.client import Login, Query, Service, ServiceError, expect, for_each, together
 from services.cli.retail.plan import GUEST, Invoice, Plan, Product, credits_of
-from services.cli.retail.progress import Display
 
 DOMAIN = "replay.waybill.example"
 PAGE = 200

@@ -11,7 +11,7 @@ RESET = Statement("""
     UPDATE log_consumers SET seen = CAST(CAST(:seen AS text) AS pg_snapshot), reading = NULL, position = 0,
         until = NULL, updated_at = clock_timestamp(), failed_in_a_row = 0, error = NULL, retry_at = NULL,
         lease_owner = NULL, lease_until = NULL
-    WHERE name = :name
+    WHERE name = :name AND EXISTS (SELECT FROM log_sinks WHERE log_sinks.name = :name) = :is_sink
 """)
 
 DELETE = Statement("DELETE FROM log_consumers WHERE name = :name")
@@ -25,22 +25,23 @@ _PLACE = "CAST(seen AS text) AS seen, CAST(reading AS text) AS reading, position
 # The ORDER BY keeps the planner on the index. New to a snapshot are the transactions that were running then and those
 # that began later.
 _NEWS = """(
-    reading IS NOT NULL
+    {reading} IS NOT NULL
     OR (
-        SELECT transaction_id FROM events WHERE transaction_id >= pg_snapshot_xmax(seen)
+        SELECT transaction_id FROM events WHERE transaction_id >= pg_snapshot_xmax({seen})
         ORDER BY transaction_id DESC LIMIT 1
     ) IS NOT NULL
-    OR EXISTS (SELECT FROM events WHERE transaction_id = ANY(ARRAY(SELECT pg_snapshot_xip(seen))))
+    OR EXISTS (SELECT FROM events WHERE transaction_id = ANY(ARRAY(SELECT pg_snapshot_xip({seen}))))
 )"""
+_NEWS_OF_ROW = _NEWS.format(seen="seen", reading="reading")
 
 # Finds no row if the consumer has nothing new to read. An idle look writes nothing.
 LOCK = Statement(f"""
-    SELECT {_PLACE} FROM log_consumers WHERE name = :name AND {_NEWS} FOR NO KEY UPDATE SKIP LOCKED
+    SELECT {_PLACE} FROM log_consumers WHERE name = :name AND {_NEWS_OF_ROW} FOR NO KEY UPDATE SKIP LOCKED
 """)  # noqa: S608
 
 # Finds no row if the lease is lost. The row is not locked: if the worker is suspended in the middle of a batch, another
 # one can take the lease.
-LOOK = Statement(f"SELECT {_PLACE}, {_NEWS} AS news FROM log_consumers WHERE name = :name AND {_MINE}")  # noqa: S608
+LOOK = Statement(f"SELECT {_PLACE}, {_NEWS_OF_ROW} AS news FROM log_consumers WHERE name = :name AND {_MINE}")  # noqa: S608
 
 # `first` is where to start: at the beginning of the log if the consumer has seen nothing, otherwise at the lowest new
 # position. Up to 99 new events are found by the index, whatever the statistics of the log; for more, the planner may
@@ -72,14 +73,17 @@ OPEN = Statement("""
         (SELECT max(position) FROM events) AS last
 """)
 
-PAGE = Statement("""
+PAGE = """
     SELECT position, id, type, version, aggregate, payload, occurred_at, request_id, traceparent FROM events
     WHERE position > :after AND position <= :until
     AND NOT pg_visible_in_snapshot(transaction_id, CAST(CAST(:seen AS text) AS pg_snapshot))
     AND pg_visible_in_snapshot(transaction_id, CAST(CAST(:reading AS text) AS pg_snapshot))
     AND (CAST(:types AS text[]) IS NULL OR type = ANY(CAST(:types AS text[])))
     ORDER BY position LIMIT :limit
-""")
+"""
+"""A page of events. Consumers that add up in SQL put it into a statement of their own."""
+
+READ_PAGE = Statement(PAGE)
 
 _ADVANCE = """
     UPDATE log_consumers SET seen = CAST(CAST(:seen AS text) AS pg_snapshot),
@@ -119,6 +123,51 @@ CLAIM = Statement(f"""
     )
     RETURNING lease_token AS token
 """)  # noqa: S608
+
+_SEEN = "CAST(CAST(:seen AS text) AS pg_snapshot)"
+_READING = "CAST(CAST(:reading AS text) AS pg_snapshot)"
+
+LOOK_AT_SINK = Statement(f"""
+    SELECT sink.series, sink.reads, sink.stored, consumer.failed_in_a_row > 0 AS failed,
+        {_NEWS.format(seen=_SEEN, reading=_READING)} AS news
+    FROM log_sinks AS sink JOIN log_consumers AS consumer USING (name)
+    WHERE name = :name AND {_MINE}
+""")  # noqa: S608
+
+ADD_SINK = Statement("INSERT INTO log_sinks (name) SELECT name FROM log_consumers WHERE name = :name")
+
+# The consumer follows the place that the sink has committed. `whole` is whether every dropped event comes before it.
+# If a transaction waits here for one that drops a month, it sees afterwards what was dropped.
+HAND_OUT = Statement(f"""
+    WITH moved AS (
+        UPDATE log_consumers SET seen = {_SEEN}, reading = {_READING}, position = :position, until = :until,
+            updated_at = clock_timestamp(), lease_until = {_UNTIL},
+            failed_in_a_row = CASE WHEN :clear THEN 0 ELSE failed_in_a_row END,
+            error = CASE WHEN :clear THEN NULL ELSE error END,
+            retry_at = CASE WHEN :clear THEN NULL ELSE retry_at END
+        WHERE name = :name AND {_MINE}
+        RETURNING name
+    )
+    UPDATE log_sinks SET reads = reads + CAST(:handed AS integer), stored = :number
+    FROM moved
+    WHERE log_sinks.name = moved.name AND series = :series AND reads = :reads AND stored = :stored
+    RETURNING reads, dropped_transaction_id IS NULL
+        OR dropped_transaction_id < pg_snapshot_xmin({_SEEN})
+        OR (dropped_transaction_id < pg_snapshot_xmin({_READING}) AND dropped_position <= :position) IS TRUE AS whole
+""")  # noqa: S608
+
+RESTART_SINK = Statement("""
+    UPDATE log_sinks SET series = gen_random_uuid(), reads = 0, stored = 0, dropped_transaction_id = NULL,
+        dropped_position = NULL
+    WHERE name = :name RETURNING series
+""")
+
+EXTENT = Statement("""
+    SELECT (SELECT id FROM events ORDER BY id LIMIT 1) AS oldest, (SELECT min(position) FROM events) AS first,
+        (SELECT max(position) FROM events) AS last
+""")
+
+HOLDS = Statement(f"SELECT FROM log_consumers WHERE name = :name AND {_MINE}")
 
 RENEW = Statement(f"UPDATE log_consumers SET lease_until = {_UNTIL} WHERE name = :name AND {_MINE}")  # noqa: S608
 

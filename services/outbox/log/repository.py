@@ -5,7 +5,7 @@ from dataclasses import asdict
 from uuid import UUID
 
 from services.outbox.log import queries
-from services.outbox.log.schemas import Cursor, Lag, Lease, LoggedEvent, Look, Opened
+from services.outbox.log.schemas import Cursor, Extent, Lag, Lease, LoggedEvent, Look, Opened, Place, SinkState
 from services.outbox.models import NOTHING_SEEN
 from services.sql import SqlAccess
 
@@ -17,9 +17,12 @@ class LogRepository(SqlAccess):
         """Add a consumer. Returns False if there is already one of that name."""
         return await self.sql.run(queries.CREATE, name=name, seen=seen) == 1
 
-    async def reset(self, name: str, seen: str) -> bool:
-        """Set a consumer back to `seen`, after any running read. Returns False if there is no consumer of that name."""
-        return await self.sql.run(queries.RESET, name=name, seen=seen) == 1
+    async def reset(self, name: str, seen: str, *, is_sink: bool = False) -> bool:
+        """Set a consumer back to `seen`, after any running read. Returns False if there is none of that name and kind.
+
+        `is_sink` is whether its place is kept in another database.
+        """
+        return await self.sql.run(queries.RESET, name=name, seen=seen, is_sink=is_sink) == 1
 
     async def delete(self, name: str) -> bool:
         """Delete a consumer, after any running read. Returns False if there is no consumer of that name."""
@@ -45,7 +48,7 @@ class LogRepository(SqlAccess):
     async def page(self, cursor: Cursor, until: int, types: Sequence[str] | None, limit: int) -> list[LoggedEvent]:
         """The next events that are visible in `reading` but not in `seen`, by position."""
         rows = await self.sql.fetch(
-            queries.PAGE,
+            queries.READ_PAGE,
             after=cursor.position,
             until=until,
             seen=cursor.seen,
@@ -81,6 +84,56 @@ class LogRepository(SqlAccess):
         )
         return moved == 1
 
+    async def look_at_sink(self, name: str, lease: Lease, cursor: Cursor) -> SinkState | None:
+        """What was handed out to the sink at this place. None if the lease is lost, or nothing was ever handed out."""
+        rows = await self.sql.fetch(
+            queries.LOOK_AT_SINK,
+            name=name,
+            owner=lease.owner,
+            token=lease.token,
+            seen=cursor.seen,
+            reading=cursor.reading,
+        )
+        return SinkState(**rows[0]) if rows else None
+
+    async def add_sink(self, name: str) -> None:
+        """Note that the consumer's place is kept in another database."""
+        await self.sql.run(queries.ADD_SINK, name=name)
+
+    async def hand_out(
+        self, name: str, lease: Lease, state: SinkState, place: Place, *, handed: int, clear: bool
+    ) -> tuple[int, bool] | None:
+        """Move the consumer to the sink's place and count `handed` more reads; None if it has changed, or is lost.
+
+        Returns the number of the last read, and whether every event that was dropped comes before the place. `clear`
+        ends a series of failures.
+        """
+        rows = await self.sql.fetch(
+            queries.HAND_OUT,
+            name=name,
+            **asdict(place.cursor),
+            number=place.number,
+            owner=lease.owner,
+            token=lease.token,
+            seconds=lease.seconds,
+            series=state.series,
+            reads=state.reads,
+            stored=state.stored,
+            handed=handed,
+            clear=clear,
+        )
+        return next(((int(row["reads"]), bool(row["whole"])) for row in rows), None)
+
+    async def restart_sink(self, name: str) -> UUID:
+        """Begin another series; returns it."""
+        (row,) = await self.sql.fetch(queries.RESTART_SINK, name=name)
+        series: UUID = row["series"]
+        return series
+
+    async def extent(self) -> Extent:
+        """What the log holds."""
+        return Extent(**(await self.sql.fetch(queries.EXTENT))[0])
+
     async def claim(self, name: str, owner: UUID, seconds: float) -> Lease | None:
         """Take the lease. None if another worker has it, or the consumer is paused or waits after a failure.
 
@@ -88,6 +141,10 @@ class LogRepository(SqlAccess):
         """
         rows = await self.sql.fetch(queries.CLAIM, name=name, owner=owner, seconds=seconds)
         return next((Lease(owner, int(row["token"]), seconds) for row in rows), None)
+
+    async def holds(self, name: str, lease: Lease) -> bool:
+        """Whether the lease has not been taken away; it may have expired."""
+        return len(await self.sql.fetch(queries.HOLDS, name=name, owner=lease.owner, token=lease.token)) == 1
 
     async def renew(self, name: str, lease: Lease) -> bool:
         """Keep the lease for its time from now; False if it is lost."""

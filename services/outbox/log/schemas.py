@@ -54,6 +54,38 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """How far the database of a sink has come: after the read with this `number` of the `series`."""
+
+    series: UUID
+    number: int
+    cursor: Cursor
+
+
+@dataclass(frozen=True, slots=True)
+class SinkState:
+    """What was handed out to a sink (see `LogSink`). `news` is whether there is something new after its place.
+
+    `failed` is whether the last attempt to run the consumer has failed.
+    """
+
+    series: UUID
+    reads: int
+    stored: int
+    failed: bool
+    news: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """What the log holds: its lowest event id, its lowest and its highest position; None if it is empty."""
+
+    oldest: UUID | None
+    first: int | None
+    last: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class LoggedEvent:
     """An event as the log holds it."""
 

@@ -23,9 +23,10 @@ the lock under which it writes, and event ids are made by the clocks of several 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from uuid import UUID
 
-from services.errors import AlreadyExists, NotFound
-from services.outbox.log.schemas import Cursor, Lag, Lease, LoggedEvent
+from services.errors import AlreadyExists, Conflict, NotFound
+from services.outbox.log.schemas import Cursor, Extent, Lag, Lease, LoggedEvent
 from services.outbox.models import NOTHING_SEEN
 from services.outbox.origin import service as origin
 from services.transaction import Transaction
@@ -70,10 +71,16 @@ async def create(uow: Transaction, consumer: str, start: Start = Start.beginning
 async def reset(uow: Transaction, consumer: str, start: Start) -> None:
     """Move a consumer to the beginning of the log or to now, after any running read.
 
-    Raises `NotFound` and `RebaseNeeded`.
+    Raises `NotFound`, `RebaseNeeded`, and `Conflict` if its place is kept in another database.
     """
-    if not await uow.log.reset(consumer, await _start(uow, start)):
-        raise _unknown(consumer)
+    if await uow.log.reset(consumer, await _start(uow, start)):
+        return
+    if await uow.log.exists(consumer):
+        raise Conflict(
+            f"the place of the log consumer {consumer!r} is kept in another database and cannot be reset alone: "
+            "rebuild what the consumer writes there"
+        )
+    raise _unknown(consumer)
 
 
 async def delete(uow: Transaction, consumer: str) -> None:
@@ -134,26 +141,65 @@ async def _read(
 ) -> LogBatch:
     if cursor is None:
         return LogBatch(consumer, (), more=False, next=None)
-    stored = cursor
     resumed = cursor.reading is not None
     begins = not resumed and cursor.seen == NOTHING_SEEN
-    if not resumed:
-        opened = await uow.log.open(cursor.seen)
-        if opened.first is None:
-            # There was something new when the consumer was looked at, but retention has dropped it since.
-            return LogBatch(consumer, (), more=False, next=None)
-        reading = _without(opened.snapshot, opened.own)
-        cursor = replace(cursor, reading=reading, position=opened.first - 1, until=opened.last)
-    assert cursor.reading is not None
-    assert cursor.until is not None
-    until = min(cursor.until, cursor.position + POSITIONS_PER_READ)
-    events = await uow.log.page(cursor, until, types, limit)
-    position = events[-1].position if len(events) == limit else until
-    if position < cursor.until:
-        return LogBatch(consumer, events, True, replace(cursor, position=position), begins, stored)
+    page = await opened(uow, cursor)
+    if page is None:
+        return LogBatch(consumer, (), more=False, next=None)
+    events = await uow.log.page(page.cursor, page.until, types, limit)
+    following = page.following(events[-1].position if len(events) == limit else None)
     # If an earlier read took the snapshot, more may have been committed since.
-    following = Cursor(cursor.reading, None, position, None)
-    return LogBatch(consumer, events, resumed, following, begins, stored)
+    more = resumed or following.reading is not None
+    return LogBatch(consumer, events, more, following, begins, cursor)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The part of the log that one read looks at: what is new to the cursor, up to the position `until`."""
+
+    cursor: Cursor
+    until: int
+
+    def following(self, last: int | None) -> Cursor:
+        """Where the consumer is after this read. `last` is the last event's position if the read was full."""
+        assert self.cursor.until is not None
+        position = self.until if last is None else last
+        if position < self.cursor.until:
+            return replace(self.cursor, position=position)
+        assert self.cursor.reading is not None
+        return Cursor(self.cursor.reading, None, position, None)
+
+
+async def opened(uow: Transaction, cursor: Cursor) -> Page | None:
+    """The next page after the cursor, with a new snapshot unless one is being read. None if there is nothing new."""
+    if cursor.reading is None:
+        found = await uow.log.open(cursor.seen)
+        if found.first is None:
+            # There was something new when the consumer was looked at, but retention has dropped it since.
+            return None
+        reading = _without(found.snapshot, found.own)
+        cursor = replace(cursor, reading=reading, position=found.first - 1, until=found.last)
+    assert cursor.until is not None
+    return Page(cursor, min(cursor.until, cursor.position + POSITIONS_PER_READ))
+
+
+async def restart_sink(uow: Transaction, consumer: str, owner: UUID, seconds: float) -> tuple[UUID, Lease, Extent]:
+    """Begin another series of a consumer whose place is kept in another database, which has to start over, too.
+
+    Creates the consumer if it does not exist. Returns the series, the lease, and what the log holds: until the consumer
+    has read it, none of it is dropped. Raises `Conflict` if the consumer is paused, and `RebaseNeeded`.
+    """
+    beginning = await _start(uow, Start.beginning)
+    if not await uow.log.reset(consumer, beginning, is_sink=True):
+        if await uow.log.create(consumer, beginning):
+            await uow.log.add_sink(consumer)
+        else:
+            raise Conflict(f"the place of the log consumer {consumer!r} is kept in this database")
+    series = await uow.log.restart_sink(consumer)
+    lease = await uow.log.claim(consumer, owner, seconds)
+    if lease is None:
+        raise Conflict(f"the log consumer {consumer!r} is paused: run `waybill outbox consumers resume {consumer}`")
+    return series, lease, await uow.log.extent()
 
 
 async def advance(uow: Transaction, batch: LogBatch) -> None:

@@ -100,6 +100,11 @@ PLACE = """
     WHERE name = :name
 """
 
+# What another database has stored are ids of the other cluster: it has to start over.
+RESTART_SINKS = """
+    UPDATE log_sinks SET series = gen_random_uuid(), dropped_transaction_id = NULL, dropped_position = NULL
+"""
+
 NOTE = """
     INSERT INTO log_origin (id, system_identifier) VALUES (1, :identifier)
     ON CONFLICT (id) DO UPDATE SET system_identifier = excluded.system_identifier, noted_at = now()

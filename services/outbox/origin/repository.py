@@ -84,7 +84,10 @@ async def renumber(connection: AsyncConnection, first_foreign: int | None, group
 
 
 async def place(connection: AsyncConnection, groups: Sequence[str]) -> list[str]:
-    """Have each consumer continue with the events of its groups; returns the consumers' names."""
+    """Have each consumer continue with the events of its groups; returns the consumers' names.
+
+    One whose place is kept in another database cannot continue there, and has to be rebuilt.
+    """
     row = (await connection.execute(text(queries.NOW))).mappings().one()
     running = {*row["running"], row["own"]}
     names = list(await connection.scalars(text(queries.PLACED)))
@@ -95,6 +98,7 @@ async def place(connection: AsyncConnection, groups: Sequence[str]) -> list[str]
         oldest = listed[0] if listed else row["following"]
         seen = f"{oldest}:{row['following']}:{','.join(map(str, listed))}"
         await connection.execute(text(queries.PLACE), {"name": name, "seen": seen})
+    await connection.execute(text(queries.RESTART_SINKS))
     return names
 
 

@@ -54,6 +54,19 @@ _NEEDED = """
 """
 
 
+# A transaction that hands events out to another database changes these rows: it waits until the month is dropped, or is
+# finished first, and then its consumer's place is the one that counts here.
+_LOCK_SINKS = "SELECT FROM log_sinks ORDER BY name FOR UPDATE"
+
+_NOTE_DROPPED = """
+    UPDATE log_sinks SET
+        dropped_transaction_id = greatest(
+            dropped_transaction_id, (SELECT transaction_id FROM {partition} ORDER BY transaction_id DESC LIMIT 1)
+        ),
+        dropped_position = greatest(dropped_position, (SELECT max(position) FROM {partition}))
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Partition:
     """One month of the log."""
@@ -156,9 +169,11 @@ async def drop(connection: AsyncConnection, partition: Partition, exported: int 
     # From here on, no event can be written to this month, and no writer is running: the next statement sees all events.
     # The lock excludes itself, so that two runs do not both hold it and deadlock at the drop.
     await connection.execute(text(f"LOCK TABLE ONLY {partition.name} IN SHARE ROW EXCLUSIVE MODE"))
+    await connection.execute(text(_LOCK_SINKS))
     reasons = await needed(connection, partition)
     if reasons:
         return reasons
+    await connection.execute(text(_NOTE_DROPPED.format(partition=partition.name)))
     if exported is not None:
         held = await connection.scalar(text(f"SELECT count(*) FROM {partition.name}"))  # noqa: S608
         if held != exported:

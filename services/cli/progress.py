@@ -1,4 +1,4 @@
-"""The progress of the import, on stderr: a bar on a terminal, otherwise a plain line from time to time."""
+"""The progress of a long command, on stderr: a bar on a terminal, otherwise a plain line from time to time."""
 
 import sys
 import time

@@ -1,0 +1,1 @@
+"""Reports: what was sold and refunded, and what became of orders, in the analytics database."""
