@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 from alembic.script import ScriptDirectory
 
-from migrations.config import alembic_config
+from migrations.config import ANALYTICS, alembic_config
 
 PROJECT = Path(__file__).parents[2]
-VERSIONS = [Path(script.path) for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()]
+VERSIONS = [
+    Path(script.path)
+    for section in ("alembic", ANALYTICS)
+    for script in ScriptDirectory.from_config(alembic_config(section=section)).walk_revisions()
+]
 BESIDE_THEM = [PROJECT / "migrations" / name for name in ("batches.py", "column_types.py")]
 LIVING = {"services", "worker"}
 """Packages that a migration must not import."""

@@ -134,7 +134,9 @@ LOOK_AT_SINK = Statement(f"""
     WHERE name = :name AND {_MINE}
 """)  # noqa: S608
 
-ADD_SINK = Statement("INSERT INTO log_sinks (name) SELECT name FROM log_consumers WHERE name = :name")
+ADD_SINK = Statement(
+    "INSERT INTO log_sinks (name) SELECT name FROM log_consumers WHERE name = :name ON CONFLICT DO NOTHING"
+)
 
 # The consumer follows the place that the sink has committed. `whole` is whether every dropped event comes before it.
 # If a transaction waits here for one that drops a month, it sees afterwards what was dropped.
