@@ -7,7 +7,7 @@ from services.outbox.log.queries import PAGE
 from services.sql import Reading, Statement
 
 # The first 48 bits of an event's id are its time, which also decides in which month it is stored.
-_MADE_AT = "CAST(CAST('x0000' || left(replace(CAST({id} AS text), '-', ''), 12) AS bit(64)) AS bigint)"
+_MADE_AT = "CAST(CAST('x0000' || left(replace(CAST(id AS text), '-', ''), 12) AS bit(64)) AS bigint)"
 
 _WITHIN = (("1s", 1), ("10s", 10), ("1m", 60), ("10m", 600), ("1h", 3600))
 WITHIN = tuple(f"within_{name}" for name, _ in _WITHIN)
@@ -17,15 +17,15 @@ _COUNTED = ", ".join(
     f"count(*) FILTER (WHERE waited <= {1000 * seconds}) AS within_{name}" for name, seconds in _WITHIN
 )
 
-# An event says which order it is about, and a refund which pieces of which lines. The lines of an order never change.
+# An event says which order it is about, and a refund which pieces of which lines. The lines of an order never change,
+# and an order becomes pending only once.
 GATHER = Reading(
     f"""
-    fresh AS MATERIALIZED ({PAGE}),
-    happened AS MATERIALIZED (
-        SELECT position, type, payload, CAST(payload->>'order_id' AS uuid) AS order_id,
-            {_MADE_AT.format(id="id")} AS made_at,
-            CAST(timezone('UTC', to_timestamp({_MADE_AT.format(id="id")} / 1000.0)) AS date) AS day
-        FROM fresh
+    fresh AS MATERIALIZED (
+        SELECT position, type, payload, CAST(payload->>'order_id' AS uuid) AS order_id, {_MADE_AT} AS made_at
+        FROM ({PAGE}) AS page
+    ), happened AS MATERIALIZED (
+        SELECT *, CAST(timezone('UTC', to_timestamp(made_at / 1000.0)) AS date) AS day FROM fresh
     ), lines AS MATERIALIZED (
         SELECT position, day, type, seller_id, product_id, moved.pieces, moved.pieces * unit_price AS amount
         FROM happened JOIN order_items USING (order_id) JOIN products ON products.id = order_items.product_id
@@ -43,11 +43,8 @@ GATHER = Reading(
     ), confirmed AS MATERIALIZED (
         SELECT position, day,
             greatest(0, made_at - CAST(1000 * extract(epoch FROM pending.created_at) AS bigint)) AS waited
-        FROM happened CROSS JOIN LATERAL (
-            SELECT created_at FROM order_transitions
-            WHERE order_transitions.order_id = happened.order_id AND to_status = 'pending' ORDER BY id DESC LIMIT 1
-        ) AS pending
-        WHERE type = :confirmed
+        FROM happened JOIN order_transitions AS pending USING (order_id)
+        WHERE type = :confirmed AND to_status = 'pending'
     ), waits AS MATERIALIZED (
         SELECT seller_id, day, count(*) AS orders, CAST(sum(waited) AS bigint) AS milliseconds,
             max(waited) AS slowest, {_COUNTED}
@@ -55,7 +52,9 @@ GATHER = Reading(
             SELECT 0 AS seller_id, day, waited FROM confirmed
             UNION ALL
             SELECT seller_id, confirmed.day, waited
-            FROM confirmed JOIN (SELECT DISTINCT position, seller_id FROM lines) AS sold USING (position)
+            FROM confirmed JOIN (
+                SELECT DISTINCT position, seller_id FROM lines WHERE type = :confirmed
+            ) AS sold USING (position)
         ) AS one
         GROUP BY seller_id, day
     ), page AS MATERIALIZED (
