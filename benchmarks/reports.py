@@ -3,8 +3,8 @@
 import argparse
 import asyncio
 import json
+import os
 import sys
-import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from benchmarks import plain_reports
 from benchmarks.report import Target, machine
 from benchmarks.shop import open_shop, place_waiting
 from benchmarks.stage import Stage, open_stage
+from benchmarks.usage import Meter
 from migrations.config import ANALYTICS, alembic_config
 from services.analytics import open_analytics
 from services.database import Limits, open_database
@@ -59,6 +60,12 @@ class Counted:
     name: str
     events: int
     seconds: float
+    cpu_us: float
+    """CPU time of this process for an event, in microseconds."""
+    postgres_cpu_us: float
+    """The same of PostgreSQL, for both databases."""
+    others_cpu: float
+    """CPUs that other processes on the machine kept busy meanwhile."""
 
     @property
     def rate(self) -> float:
@@ -110,17 +117,25 @@ def _measure(stage: Stage, name: str, batch: int, *, plain: bool) -> Counted:
         connection.execute("DELETE FROM log_consumers")
     types = [event.type for event in COUNTED.values()]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        began = time.perf_counter()
+        meter = Meter(os.getpid(), stage.postgres_pid)
+        meter.start()
         if plain:
             runner.run(plain_reports.count(primary, analytics, types, batch, last))
         else:
             runner.run(_count(stage, analytics, batch))
-        seconds = time.perf_counter() - began
+        meter.stop()
     with psycopg.connect(primary) as connection, psycopg.connect(analytics) as other:
         truth, found = connection.execute(_TRUTH).fetchone(), other.execute(_FOUND).fetchone()
         if truth != found:
             sys.exit(f"{name}: the reports say {found}, and the orders {truth}")
-    return Counted("plain loop" if plain else "reports", events, seconds)
+    return Counted(
+        "plain loop" if plain else "reports",
+        events,
+        meter.seconds,
+        meter.cpu / events * 1e6,
+        meter.postgres_cpu / events * 1e6,
+        (meter.machine_cpu - meter.cpu - meter.postgres_cpu) / meter.seconds,
+    )
 
 
 async def _count(stage: Stage, analytics_url: str, batch: int) -> None:
@@ -148,12 +163,20 @@ def _report(options: argparse.Namespace, runs: list[Counted], plain: Counted, ta
         }
         print(json.dumps(document, indent=2))
         return
-    table = Table("", "events", "seconds", "events/s", "ratio to the fastest plain loop")
+    table = Table("", "events", "seconds", "events/s", "ratio", "CPU µs", "PostgreSQL CPU µs", "others' CPUs")
     for column in table.columns[1:]:
         column.justify = "right"
     for one in runs:
-        figures = (f"{one.events:,}", f"{one.seconds:.2f}", f"{one.rate:,.0f}", f"{one.rate / plain.rate:.2f}")
-        table.add_row(one.name, *figures)
+        table.add_row(
+            one.name,
+            f"{one.events:,}",
+            f"{one.seconds:.2f}",
+            f"{one.rate:,.0f}",
+            f"{one.rate / plain.rate:.2f}",
+            f"{one.cpu_us:.1f}",
+            f"{one.postgres_cpu_us:.1f}",
+            f"{one.others_cpu:.1f}",
+        )
     console = Console(width=120, highlight=False)
     console.print(
         f"{options.orders:,} orders of {options.items} lines, {options.batch_size:,} events a batch", style="bold"
