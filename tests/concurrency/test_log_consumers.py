@@ -16,6 +16,7 @@ from services.outbox.consumers import Consumer, check_consumers, claim, run_batc
 from services.outbox.log import service as log
 from services.outbox.log.schemas import Lag, LoggedEvent
 from services.outbox.log.service import Start
+from services.outbox.sink import run
 from services.outbox.subscription import HandlerBroken, TimeLimitTooLong
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.log_readers import FEED, Noted, Remarked, Telling, never, note, read_once
@@ -414,9 +415,9 @@ async def test_an_idle_consumer_looks_less_and_less_often_until_its_worker_has_p
     async def counted(*arguments: Any) -> Any:
         nonlocal looks
         looks += 1
-        return await run_batch(*arguments)
+        return await run(*arguments)
 
-    monkeypatch.setattr(worker.follower, "run_batch", counted)
+    monkeypatch.setattr(worker.follower, "run", counted)
     monkeypatch.setattr(worker.follower, "_LONGEST_IDLE", 10_000)
     idle = Follower(
         lambda: UnitOfWork(told_log.write), [Consumer(FEED, Telling())], uuid4(), processed=lambda: processed

@@ -156,6 +156,24 @@ def test_an_order_is_placed_and_confirmed(running: Up) -> None:
 
 
 @pytest.mark.skipif(not (shutil.which("curl") and shutil.which("bash")), reason="needs curl and bash")
+def test_reports_are_in_a_second_database_of_the_same_server(running: Up) -> None:
+    facts = running.facts()
+    assert facts.analytics_url is not None
+    server, _, name = facts.analytics_url.rpartition("/")
+    assert (name, server) == ("waybill_analytics", facts.database_url.rpartition("/")[0])
+    order_is_confirmed(facts)
+    seller = facts.users[-1]
+    with httpx2.Client(base_url=facts.api_url, trust_env=False, timeout=10) as client:
+        token = client.post("/v1/token", data={"username": seller.email, "password": seller.password}).json()
+        client.headers["Authorization"] = f"Bearer {token['access_token']}"
+
+        def is_reported() -> bool:
+            reply = client.get("/v1/reports/sales")
+            return reply.is_success and bool(reply.json()["data"])
+
+        wait_for(is_reported, "the sale to be reported")
+
+
 def test_the_printed_commands_work_as_they_are(running: Up) -> None:
     printed = [line.strip() for line in running.said().splitlines()]
     sign_in_line, order_line, look_line = [line for line in printed if line.startswith(("TOKEN=", "curl "))]

@@ -186,6 +186,26 @@ async def test_after_a_restore_consumers_continue_where_they_were(
             assert await read_all(database, consumer=name) == ["later 0"]
 
 
+async def test_after_a_restore_what_another_database_has_read_is_not_continued(old: str, new: str) -> None:
+    series = text("SELECT series, dropped_position FROM log_sinks")
+    async with opened(old) as database:
+        await fill(database)
+        async with UnitOfWork(database.write) as uow:
+            await uow.log.add_sink("all")
+            await uow.commit()
+        async with database.engine.begin() as connection:
+            dropped = "UPDATE log_sinks SET dropped_transaction_id = '900000000', dropped_position = 1"
+            await connection.execute(text(dropped))
+            before = (await connection.execute(series)).one()
+    copy(old, new)
+    async with opened(new) as database:
+        await rebase(database)
+        async with database.engine.connect() as connection:
+            after = (await connection.execute(series)).one()
+    assert after[0] != before[0]
+    assert after[1] is None
+
+
 async def test_retention_drops_nothing_after_a_restore_until_the_database_is_adapted(old: str, new: str) -> None:
     before = datetime(2022, 1, 1, tzinfo=UTC)
     async with opened(old) as database:

@@ -146,3 +146,29 @@ def test_a_replica_has_its_own_address() -> None:
 def test_an_empty_export_path_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAYBILL_EVENT_EXPORT_PATH", "")
     assert Settings(_env_file=None, environment=Environment.development).event_export_path is None
+
+
+@pytest.mark.parametrize("url", ["postgresql://a@db:5432/shop", "postgresql://b:c@db:5432/shop"])
+def test_the_analytics_database_is_another_one(url: str) -> None:
+    given: dict[str, Any] = {"environment": Environment.development, "database_url": "postgresql://a@db:5432/shop"}
+    with pytest.raises(ValidationError, match="WAYBILL_ANALYTICS_URL must name another database"):
+        Settings(_env_file=None, analytics_url=url, **given)
+    assert Settings(_env_file=None, analytics_url="", **given).analytics_url is None
+
+
+@pytest.mark.parametrize(
+    ("url", "connections"),
+    [("postgresql://a@db/reports", 4 * 3 + 5 * 2), ("postgresql://a@other/reports", 0), (None, 0)],
+)
+def test_connections_to_an_analytics_database_on_the_primarys_server_are_counted(
+    url: str | None, connections: int
+) -> None:
+    settings = Settings(
+        _env_file=None,
+        environment=Environment.development,
+        database_url="postgresql://a@db:5432/shop",
+        analytics_url=url,
+        api_processes=4,
+        worker_processes=5,
+    )
+    assert settings.analytics_connections == connections
