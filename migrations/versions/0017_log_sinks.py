@@ -1,7 +1,7 @@
 """log sinks: what was handed out to log consumers whose place is kept in another database
 
-Revision ID: 0015
-Revises: 0014
+Revision ID: 0017
+Revises: 0016mkdz
 Create Date: 2026-11-27 21:10:00.000000+00:00
 """
 
@@ -12,8 +12,8 @@ from alembic import op
 
 from migrations.column_types import Xid8
 
-revision: str = "0015"
-down_revision: str | None = "0014"
+revision: str = "0017"
+down_revision: str | None = "0016mkdz"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
