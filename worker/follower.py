@@ -208,10 +208,13 @@ class _Running:
         Also if it is not the events that are to blame.
         """
         assert self._lease is not None
-        self._log.warning("the log consumer %s failed on a batch of up to %d: %r", self.name, self._limit, error)
-        if self._limit > 1 and not isinstance(error, SinkUnusable):
-            self._limit //= 2
-            return 0.0
+        if isinstance(error, SinkUnusable):
+            self._log.warning("cannot run the log consumer %s: %s", self.name, error)
+        else:
+            self._log.warning("the log consumer %s failed on a batch of up to %d: %r", self.name, self._limit, error)
+            if self._limit > 1:
+                self._limit //= 2
+                return 0.0
         shown = str(error) if isinstance(error, SinkUnusable) else repr(Shown(error))
         if isinstance(error, TimeoutError):
             shown = f"it did not end within {self._consumer.time_limit:g} s"

@@ -25,6 +25,7 @@ def upgrade() -> None:
         sa.Column("name", sa.String(length=100), nullable=False),
         sa.Column("series", sa.Uuid(), server_default=sa.text("gen_random_uuid()"), nullable=False),
         sa.Column("reads", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("last_read", sa.Uuid(), nullable=True),
         sa.Column("stored", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("dropped_transaction_id", Xid8(), nullable=True),
         sa.Column("dropped_position", sa.BigInteger(), nullable=True),

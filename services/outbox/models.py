@@ -159,6 +159,8 @@ class LogSink(DeclarativeTable):
     """Changes when the consumer starts over: what the other database has read of another series is not continued."""
     reads: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     """The number of the last read that was handed out."""
+    last_read: Mapped[UUID | None]
+    """Its id. After a failover that lost a read, another one may have its number."""
     stored: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     """The number of the read that the place in `log_consumers` comes after."""
     dropped_transaction_id: Mapped[int | None] = mapped_column(Xid8)

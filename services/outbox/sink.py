@@ -12,8 +12,9 @@ So each event takes effect once, whatever is killed in between and however many 
 is never ahead of what the sink has committed, so retention keeps what the sink still needs. Reads are numbered, and a
 number is committed before the sink can store it. So each of the two databases may be restored to an earlier state:
 
-- the sink has a number that was never handed out: the log's database was restored, or is another one. Its transaction
-  ids may since have been used again, so the batch is refused with `RebuildNeeded`;
+- the sink has a number that was never handed out, or the last number with another id: the log's database was restored,
+  has lost transactions in a failover, or is another one. Its transaction ids may since have been used again, so the
+  batch is refused with `RebuildNeeded`;
 - the sink has a number before the one in the row: the sink was restored. The row is moved back, and the sink catches
   up. If the log has dropped events meanwhile that the sink no longer has, the batch is refused, too.
 """
@@ -27,6 +28,7 @@ from typing import Any, Generic, Protocol, Self, TypeAlias, TypeVar
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from services.fields import new_id
 from services.outbox.consumers import Consumer, lost, run_batch
 from services.outbox.events import Event
 from services.outbox.log import service as log
@@ -171,8 +173,8 @@ async def _hand_out(
     await origin.check(await uow.session.connection())
     cursor = BEGINNING if before is None else before.cursor
     state = await _state(uow, consumer.name, lease, cursor)
-    place = before or Place(state.series, 0, cursor)
-    if place.series != state.series or place.number > state.reads:
+    place = before or Place(state.series, 0, None, cursor)
+    if _is_foreign(place, state):
         raise RebuildNeeded(
             f"what the log consumer {consumer.name!r} has stored does not continue this event log (was one of the two "
             f"databases restored or replaced?): {consumer.mend}"
@@ -180,12 +182,13 @@ async def _hand_out(
     page = await log.opened(uow, cursor) if state.news else None
     if page is None and place.number == state.stored and not state.failed:
         return None
+    read_id = None if page is None else new_id()
     handed = await uow.log.hand_out(
         consumer.name,
         lease,
         state,
         place,
-        handed=int(page is not None),
+        read_id=read_id,
         clear=page is None or place.number > state.stored,
     )
     if handed is None:
@@ -201,7 +204,14 @@ async def _hand_out(
     # After the row was moved: what the log holds now, it keeps.
     gathered = await consumer.gather(uow, page, [event.type for event in consumer.types], limit)
     following = page.following(gathered.last if gathered.number == limit else None)
-    return Place(state.series, number, following), gathered.found
+    return Place(state.series, number, read_id, following), gathered.found
+
+
+def _is_foreign(place: Place, state: SinkState) -> bool:
+    """Whether the log's database has not handed out the read that the place comes after."""
+    if place.series != state.series or place.number > state.reads:
+        return True
+    return place.number == state.reads > 0 and place.read_id != state.last_read
 
 
 async def _state(uow: Transaction, name: str, lease: Lease, cursor: Cursor) -> SinkState:

@@ -89,6 +89,7 @@ class LogPlace(AnalyticsTable):
     name: Mapped[str] = mapped_column(String(100), primary_key=True)
     series: Mapped[UUID]
     number: Mapped[int] = mapped_column(BigInteger)
+    read_id: Mapped[UUID | None]
     seen: Mapped[str] = mapped_column(Text)
     reading: Mapped[str | None] = mapped_column(Text)
     position: Mapped[int] = mapped_column(BigInteger)

@@ -95,16 +95,17 @@ ADD_WAITS = Statement(f"""
 
 REVISION = Statement("SELECT max(version_num) AS revision FROM alembic_version")
 
-PLACE = Statement("SELECT series, number, seen, reading, position, until FROM log_places WHERE name = :name")
+PLACE = Statement("SELECT series, number, read_id, seen, reading, position, until FROM log_places WHERE name = :name")
 
 # Only the consumer's very first read finds no row.
 BEGIN = Statement("""
-    INSERT INTO log_places (name, series, number, seen, reading, position, until)
-    VALUES (:name, :series, :number, :seen, :reading, :position, :until) ON CONFLICT DO NOTHING
+    INSERT INTO log_places (name, series, number, read_id, seen, reading, position, until)
+    VALUES (:name, :series, :number, :read_id, :seen, :reading, :position, :until) ON CONFLICT DO NOTHING
 """)
 
 MOVE = Statement("""
-    UPDATE log_places SET number = :number, seen = :seen, reading = :reading, position = :position, until = :until
+    UPDATE log_places SET number = :number, read_id = :read_id, seen = :seen, reading = :reading, position = :position,
+        until = :until
     WHERE name = :name AND series = :series AND number = :before
 """)
 
@@ -112,8 +113,8 @@ NOTE_NEWEST = Statement("UPDATE log_places SET newest = greatest(newest, :newest
 
 START_OVER = Statement("""
     INSERT INTO log_places (name, series, number, seen, position) VALUES (:name, :series, 0, :seen, 0)
-    ON CONFLICT (name) DO UPDATE SET series = excluded.series, number = 0, seen = excluded.seen, reading = NULL,
-        position = 0, until = NULL
+    ON CONFLICT (name) DO UPDATE SET series = excluded.series, number = 0, read_id = NULL,
+        seen = excluded.seen, reading = NULL, position = 0, until = NULL
 """)
 
 FORGET_DAYS = Statement("DELETE FROM report_days WHERE day >= :day")

@@ -50,12 +50,18 @@ class ReportRepository(SqlAccess):
         """How far the consumer has come; None if it has read nothing."""
         for row in await self.sql.fetch(queries.PLACE, name=consumer):
             cursor = Cursor(row["seen"], row["reading"], row["position"], row["until"])
-            return Place(row["series"], row["number"], cursor)
+            return Place(row["series"], row["number"], row["read_id"], cursor)
         return None
 
     async def move(self, consumer: str, before: Place | None, after: Place) -> bool:
         """Store the place, and lock it. Returns False if it is not `before` any more."""
-        values = {"name": consumer, "series": after.series, "number": after.number, **asdict(after.cursor)}
+        values = {
+            "name": consumer,
+            "series": after.series,
+            "number": after.number,
+            "read_id": after.read_id,
+            **asdict(after.cursor),
+        }
         if before is None:
             return await self.sql.run(queries.BEGIN, **values) == 1
         return await self.sql.run(queries.MOVE, **values, before=before.number) == 1

@@ -17,6 +17,7 @@ from services.database import Database
 from services.errors import Conflict
 from services.fields import new_id
 from services.orders.events import OrderConfirmed, OrderPlaced
+from services.outbox import sink
 from services.outbox.consumers import LeaseLost
 from services.outbox.log import service as log
 from services.outbox.log.schemas import Lag
@@ -393,6 +394,40 @@ async def test_a_primary_that_was_restored_to_an_earlier_state_is_found(
     await rebuild(reporter)
     await reporter.catch_up()
     assert await confirmed(reporter.analytics) == 2 + int(moved_on)
+
+
+async def test_a_read_that_a_failover_has_lost_is_found_even_if_another_one_has_its_number(
+    shop: Shop, reporter: Reporter
+) -> None:
+    await shop.confirm(2)
+    await reporter.catch_up()
+    assert reporter.lease is not None
+    before = await sink._place(reporter.consumer)
+    assert before is not None
+    reads, last_read = (await rows(reporter.database.engine, "SELECT reads, last_read FROM log_sinks"))[0]
+
+    async def hand_out() -> Any:
+        assert reporter.lease is not None
+        async with reporter.open() as uow:
+            read = await sink._hand_out(uow, reporter.consumer, reporter.lease, before, 10)
+            await uow.commit()
+        return read
+
+    await shop.confirm(1)
+    # One worker is suspended after its read, which the failover loses; another one reads, too.
+    lost, found = await hand_out()
+    undone = "UPDATE log_sinks SET reads = :reads, last_read = :last_read"
+    await rows(reporter.database.engine, undone, reads=reads, last_read=last_read)
+    other, _ = await hand_out()
+    assert other.number == lost.number
+    async with reporter.analytics.open() as work:
+        assert await work.move(reports.CONSUMER, before, lost)
+        await reporter.consumer.apply(work, found)
+        await work.commit()
+    async with reporter.analytics.open() as work:
+        assert not await work.move(reports.CONSUMER, before, other)
+    with pytest.raises(RebuildNeeded):
+        await reporter.step()
 
 
 async def test_reports_of_another_primary_are_refused(shop: Shop, reporter: Reporter) -> None:

@@ -54,6 +54,7 @@ def upgrade() -> None:
         sa.Column("name", sa.String(100), nullable=False),
         sa.Column("series", sa.Uuid(), nullable=False),
         sa.Column("number", sa.BigInteger(), nullable=False),
+        sa.Column("read_id", sa.Uuid(), nullable=True),
         sa.Column("seen", sa.Text(), nullable=False),
         sa.Column("reading", sa.Text(), nullable=True),
         sa.Column("position", sa.BigInteger(), nullable=False),

@@ -128,7 +128,7 @@ _SEEN = "CAST(CAST(:seen AS text) AS pg_snapshot)"
 _READING = "CAST(CAST(:reading AS text) AS pg_snapshot)"
 
 LOOK_AT_SINK = Statement(f"""
-    SELECT sink.series, sink.reads, sink.stored, consumer.failed_in_a_row > 0 AS failed,
+    SELECT sink.series, sink.reads, sink.last_read, sink.stored, consumer.failed_in_a_row > 0 AS failed,
         {_NEWS.format(seen=_SEEN, reading=_READING)} AS news
     FROM log_sinks AS sink JOIN log_consumers AS consumer USING (name)
     WHERE name = :name AND {_MINE}
@@ -150,7 +150,8 @@ HAND_OUT = Statement(f"""
         WHERE name = :name AND {_MINE}
         RETURNING name
     )
-    UPDATE log_sinks SET reads = reads + CAST(:handed AS integer), stored = :number
+    UPDATE log_sinks SET stored = :number, last_read = coalesce(CAST(:read_id AS uuid), last_read),
+        reads = reads + CASE WHEN CAST(:read_id AS uuid) IS NULL THEN 0 ELSE 1 END
     FROM moved
     WHERE log_sinks.name = moved.name AND series = :series AND reads = :reads AND stored = :stored
     RETURNING reads, dropped_transaction_id IS NULL
@@ -159,8 +160,8 @@ HAND_OUT = Statement(f"""
 """)  # noqa: S608
 
 RESTART_SINK = Statement("""
-    UPDATE log_sinks SET series = gen_random_uuid(), reads = 0, stored = 0, dropped_transaction_id = NULL,
-        dropped_position = NULL
+    UPDATE log_sinks SET series = gen_random_uuid(), reads = 0, last_read = NULL, stored = 0,
+        dropped_transaction_id = NULL, dropped_position = NULL
     WHERE name = :name RETURNING series
 """)
 

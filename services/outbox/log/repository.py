@@ -101,9 +101,9 @@ class LogRepository(SqlAccess):
         await self.sql.run(queries.ADD_SINK, name=name)
 
     async def hand_out(
-        self, name: str, lease: Lease, state: SinkState, place: Place, *, handed: int, clear: bool
+        self, name: str, lease: Lease, state: SinkState, place: Place, *, read_id: UUID | None, clear: bool
     ) -> tuple[int, bool] | None:
-        """Move the consumer to the sink's place and count `handed` more reads; None if it has changed, or is lost.
+        """Move the consumer to the sink's place, and count a read if it has an id; None if it has changed, or is lost.
 
         Returns the number of the last read, and whether every event that was dropped comes before the place. `clear`
         ends a series of failures.
@@ -119,7 +119,7 @@ class LogRepository(SqlAccess):
             series=state.series,
             reads=state.reads,
             stored=state.stored,
-            handed=handed,
+            read_id=read_id,
             clear=clear,
         )
         return next(((int(row["reads"]), bool(row["whole"])) for row in rows), None)

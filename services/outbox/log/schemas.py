@@ -55,10 +55,11 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """How far the database of a sink has come: after the read with this `number` of the `series`."""
+    """How far the database of a sink has come: after the read with this number and id of the `series`."""
 
     series: UUID
     number: int
+    read_id: UUID | None
     cursor: Cursor
 
 
@@ -71,6 +72,7 @@ class SinkState:
 
     series: UUID
     reads: int
+    last_read: UUID | None
     stored: int
     failed: bool
     news: bool
