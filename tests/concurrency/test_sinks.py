@@ -245,9 +245,14 @@ async def test_two_workers_at_once_count_each_event_once(shop: Shop, reporter: R
     assert await confirmed(reporter.analytics) == 40
 
 
-async def test_a_worker_that_has_lost_the_lease_reads_and_stores_nothing(shop: Shop, reporter: Reporter) -> None:
-    await shop.confirm(3)
-    await reporter.step(1)
+@pytest.mark.parametrize("news", [True, False])
+async def test_a_worker_that_has_lost_the_lease_reads_and_stores_nothing(
+    shop: Shop, reporter: Reporter, news: bool
+) -> None:
+    await shop.confirm(1)
+    await reporter.catch_up()
+    if news:
+        await shop.confirm(2)
     async with reporter.open() as uow:
         await log.pause(uow, reports.CONSUMER, "an operator")
         await uow.commit()
