@@ -19,6 +19,7 @@ from services.orders.expiry.repository import OrderExpiryRepository
 from services.orders.processing.repository import ProcessingRepository
 from services.orders.refunds.repository import RefundRepository
 from services.orders.repository import OrderRepository
+from services.outbox.subscription import TransactionT
 from services.reports.repository import HappenedRepository
 from services.sweeps.repository import SweepRepository
 from services.transaction import RepositoryOf, Transaction
@@ -59,7 +60,7 @@ OpenUnitOfWork: TypeAlias = Callable[[], UnitOfWork]
 
 
 @asynccontextmanager
-async def background(open_unit_of_work: OpenUnitOfWork) -> AsyncIterator[UnitOfWork]:
+async def background(open_unit_of_work: Callable[[], TransactionT]) -> AsyncIterator[TransactionT]:
     """A unit of work outside a request: for a job, a command, a worker's own rows.
 
         async with background(worker.open_unit_of_work) as uow:

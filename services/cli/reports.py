@@ -22,7 +22,7 @@ from services.reports import service
 from services.settings import ANALYTICS_WORKER_CONNECTIONS, Settings, get_settings
 from services.skew import follow_database
 from services.startup import check_schema, plain_connecting, reason_of
-from services.unit_of_work import UnitOfWork
+from services.unit_of_work import UnitOfWork, background
 
 LEASE = 60.0
 """Seconds after which a worker continues the rebuild if this process is killed."""
@@ -80,14 +80,12 @@ async def _rebuild(settings: Settings, display: Display, actor: str, reason: str
             await work.check_tables()
         series, lease, extent = await _restart(database, actor, reason)
         try:
-            async with analytics.open() as work:
+            async with background(analytics.open) as work:
                 kept = await service.start_over(work, series, extent.oldest)
-                await work.commit()
             await _count(database, analytics, lease, extent, display)
         finally:
-            async with UnitOfWork(database.write) as uow:
+            async with background(lambda: UnitOfWork(database.write)) as uow:
                 await uow.log.release(service.CONSUMER, lease)
-                await uow.commit()
     if extent.oldest is None:
         return "The log holds no events; what was counted before is kept."
     begin = f"The reports are rebuilt from the events since {time_of(extent.oldest):%Y-%m-%d}, the oldest in the log."
@@ -96,10 +94,9 @@ async def _rebuild(settings: Settings, display: Display, actor: str, reason: str
 
 async def _restart(database: Database, actor: str, reason: str) -> tuple[UUID, Lease, Extent]:
     """From its commit on, the log keeps all that it holds, and no worker counts."""
-    async with UnitOfWork(database.write) as uow:
+    async with background(lambda: UnitOfWork(database.write)) as uow:
         restarted = await log.restart_sink(uow, service.CONSUMER, new_id(), LEASE)
         await uow.control.audit_consumer(service.CONSUMER, "rebuild", actor, reason)
-        await uow.commit()
     return restarted
 
 

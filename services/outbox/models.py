@@ -8,7 +8,6 @@ from uuid import UUID
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
-    ForeignKey,
     Identity,
     Index,
     Integer,
@@ -139,7 +138,7 @@ class LogConsumer(DeclarativeTable):
     paused_by: Mapped[str | None] = mapped_column(String(200))
 
 
-class LogSink(DeclarativeTable):
+class LogSink(SQLModel, table=True):
     """What was handed out to a log consumer whose place is kept in another database, together with its effects.
 
     Its row in `log_consumers` follows that place: it never says more than the other database has committed. `reads`
@@ -152,20 +151,18 @@ class LogSink(DeclarativeTable):
         CheckConstraint("(dropped_transaction_id IS NULL) = (dropped_position IS NULL)", name="dropped"),
     )
 
-    name: Mapped[str] = mapped_column(
-        String(100), ForeignKey("log_consumers.name", ondelete="CASCADE"), primary_key=True
-    )
-    series: Mapped[UUID] = mapped_column(server_default=text("gen_random_uuid()"))
+    name: str = Field(max_length=100, foreign_key="log_consumers.name", ondelete="CASCADE", primary_key=True)
+    series: UUID = Field(default=None, sa_column_kwargs={"server_default": text("gen_random_uuid()")})
     """Changes when the consumer starts over: what the other database has read of another series is not continued."""
-    reads: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    reads: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": text("0")})
     """The number of the last read that was handed out."""
-    last_read: Mapped[UUID | None]
+    last_read: UUID | None = None
     """Its id. After a failover that lost a read, another one may have its number."""
-    stored: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    stored: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": text("0")})
     """The number of the read that the place in `log_consumers` comes after."""
-    dropped_transaction_id: Mapped[int | None] = mapped_column(Xid8)
+    dropped_transaction_id: int | None = Field(default=None, sa_type=Xid8)
     """The highest transaction id of an event that retention has dropped since the series began."""
-    dropped_position: Mapped[int | None] = mapped_column(BigInteger)
+    dropped_position: int | None = Field(default=None, sa_type=BigInteger)
     """The highest position of such an event."""
 
 

@@ -6,9 +6,9 @@ from datetime import date, datetime
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from services.fields import Money
+from services.fields import Money, Schema
 
 
 class By(StrEnum):
@@ -44,7 +44,7 @@ class Summed:
     newest: datetime | None
 
 
-class SalesRow(BaseModel):
+class SalesRow(Schema):
     """What was sold and refunded of a day, a seller, a product or a combination: those it is not grouped by are null.
 
     A sale counts on the day on which its order was confirmed, a refund on the day of the refund.
@@ -62,7 +62,7 @@ class SalesRow(BaseModel):
     net: Money = Field(description="`revenue` less `refunded`.")
 
 
-class WaitRow(BaseModel):
+class WaitRow(Schema):
     """How long the orders that were confirmed on a day had waited, from when their credits were held."""
 
     day: date
@@ -76,10 +76,10 @@ class WaitRow(BaseModel):
     within_1h: int
 
 
-RowT = TypeVar("RowT", bound=BaseModel)
+RowT = TypeVar("RowT", bound=Schema)
 
 
-class Report(BaseModel, Generic[RowT]):
+class Report(Schema, Generic[RowT]):
     """Rows about a period, and how complete they are.
 
     While reports are rebuilt (`rebuilding`), days that have not been counted again yet are missing or too low.

@@ -25,6 +25,8 @@ STATUSES = {
     "linked_chain_open": 422,
     "linked_failed": 409,
     "not_found": 404,
+    "reports_off": 404,
+    "reports_unavailable": 503,
     "request_in_flight": 409,
     "same_account": 422,
     "stale_version": 412,

@@ -62,8 +62,13 @@ def test_every_domain_and_wing_is_a_container_of_the_layers() -> None:
     assert missing == [], "add them to the containers of the contract in pyproject.toml"
 
 
-EDGES = {"services/api/transaction.py", "services/outbox/engine/service.py", "services/unit_of_work.py"}
-"""Where units of work are committed: a request's, a batch of events', and `background` for everything else."""
+EDGES = {
+    "services/api/transaction.py",
+    "services/outbox/engine/service.py",
+    "services/outbox/sink.py",
+    "services/unit_of_work.py",
+}
+"""Where units of work are committed: a request's, a batch's of events or of the log, `background` for the rest."""
 
 
 def calls(attribute: str) -> dict[str, set[str]]:
