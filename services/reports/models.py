@@ -4,8 +4,9 @@ from datetime import date, datetime
 from decimal import Decimal
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, Date, Index, MetaData, Numeric, String, Text
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy import BigInteger, CheckConstraint, Index, MetaData, Text
+from sqlalchemy.orm import registry
+from sqlmodel import Field, SQLModel
 
 from services.database import metadata as primary_metadata
 from services.fields import TIMESTAMPTZ
@@ -16,13 +17,11 @@ WHOLE = 0
 """In place of a seller or product: the row is about all of them. No seller and no product has this id."""
 
 
-class AnalyticsTable(DeclarativeBase):
+class AnalyticsTable(SQLModel, registry=registry(metadata=metadata)):
     """Base of the tables of the analytics database."""
 
-    metadata = metadata
 
-
-class ReportDay(AnalyticsTable):
+class ReportDay(AnalyticsTable, table=True):
     """What happened to orders on one day, UTC: events of one type, their pieces and amounts in credits.
 
     There is a row for each product of each seller, one for each seller and one for the whole shop. The others could not
@@ -38,16 +37,16 @@ class ReportDay(AnalyticsTable):
         Index("ix_report_days_day", "day"),
     )
 
-    seller_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-    day: Mapped[date] = mapped_column(Date, primary_key=True)
-    product_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-    type: Mapped[str] = mapped_column(String(100), primary_key=True)
-    orders: Mapped[int] = mapped_column(BigInteger)
-    pieces: Mapped[int] = mapped_column(BigInteger)
-    amount: Mapped[Decimal] = mapped_column(Numeric(18, 2))
+    seller_id: int = Field(primary_key=True, sa_type=BigInteger, sa_column_kwargs={"autoincrement": False})
+    day: date = Field(primary_key=True)
+    product_id: int = Field(primary_key=True, sa_type=BigInteger, sa_column_kwargs={"autoincrement": False})
+    type: str = Field(max_length=100, primary_key=True)
+    orders: int = Field(sa_type=BigInteger)
+    pieces: int = Field(sa_type=BigInteger)
+    amount: Decimal = Field(max_digits=18, decimal_places=2)
 
 
-class ReportWait(AnalyticsTable):
+class ReportWait(AnalyticsTable, table=True):
     """How long the orders that were confirmed on one day, UTC, had waited for it since their credits were held."""
 
     __tablename__ = "report_waits"
@@ -60,21 +59,21 @@ class ReportWait(AnalyticsTable):
         Index("ix_report_waits_day", "day"),
     )
 
-    seller_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-    day: Mapped[date] = mapped_column(Date, primary_key=True)
-    orders: Mapped[int] = mapped_column(BigInteger)
-    milliseconds: Mapped[int] = mapped_column(BigInteger)
+    seller_id: int = Field(primary_key=True, sa_type=BigInteger, sa_column_kwargs={"autoincrement": False})
+    day: date = Field(primary_key=True)
+    orders: int = Field(sa_type=BigInteger)
+    milliseconds: int = Field(sa_type=BigInteger)
     """The sum over the orders."""
-    slowest: Mapped[int] = mapped_column(BigInteger)
+    slowest: int = Field(sa_type=BigInteger)
     """In milliseconds."""
-    within_1s: Mapped[int] = mapped_column(BigInteger)
-    within_10s: Mapped[int] = mapped_column(BigInteger)
-    within_1m: Mapped[int] = mapped_column(BigInteger)
-    within_10m: Mapped[int] = mapped_column(BigInteger)
-    within_1h: Mapped[int] = mapped_column(BigInteger)
+    within_1s: int = Field(sa_type=BigInteger)
+    within_10s: int = Field(sa_type=BigInteger)
+    within_1m: int = Field(sa_type=BigInteger)
+    within_10m: int = Field(sa_type=BigInteger)
+    within_1h: int = Field(sa_type=BigInteger)
 
 
-class LogPlace(AnalyticsTable):
+class LogPlace(AnalyticsTable, table=True):
     """How far a consumer of the primary's event log has come, stored with its effects (`services/outbox/sink.py`).
 
     The snapshots are only kept here, and mean nothing to this database: they are the primary's.
@@ -86,13 +85,13 @@ class LogPlace(AnalyticsTable):
         CheckConstraint("(reading IS NULL) = (until IS NULL)", name="reading"),
     )
 
-    name: Mapped[str] = mapped_column(String(100), primary_key=True)
-    series: Mapped[UUID]
-    number: Mapped[int] = mapped_column(BigInteger)
-    read_id: Mapped[UUID | None]
-    seen: Mapped[str] = mapped_column(Text)
-    reading: Mapped[str | None] = mapped_column(Text)
-    position: Mapped[int] = mapped_column(BigInteger)
-    until: Mapped[int | None] = mapped_column(BigInteger)
-    newest: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
+    name: str = Field(max_length=100, primary_key=True)
+    series: UUID
+    number: int = Field(sa_type=BigInteger)
+    read_id: UUID | None = None
+    seen: str = Field(sa_type=Text)
+    reading: str | None = Field(default=None, sa_type=Text)
+    position: int = Field(sa_type=BigInteger)
+    until: int | None = Field(default=None, sa_type=BigInteger)
+    newest: datetime | None = Field(default=None, sa_type=TIMESTAMPTZ)
     """When the newest event was made that has been counted."""

@@ -44,7 +44,10 @@ def bases() -> list[type[Any]]:
     return [
         kind
         for kind in everything()
-        if kind.__module__.endswith(".models") and issubclass(kind, SQLModel) and not is_table(kind)
+        if kind.__module__.endswith(".models")
+        and issubclass(kind, SQLModel)
+        and not is_table(kind)
+        and kind.model_fields
     ]
 
 
