@@ -35,7 +35,7 @@ from services.subscriptions import SUBSCRIPTIONS
 from services.unit_of_work import UnitOfWork
 from services.users.models import User
 from tests.api.client import Api, amounts, assert_problem, order_of
-from tests.factories import make_operator, make_product, make_user
+from tests.factories import make_operator, make_product, make_user, plain_sql
 
 PATIENCE = orders.Patience(timedelta(hours=1), timedelta(hours=1))
 LIMIT = Decimal(100)
@@ -319,3 +319,23 @@ async def test_no_more_is_issued_than_the_issuance_account_can_hold(api: Api) ->
         await transfers.transfer(uow, rich, TransferCreate(to_user_id=other.id, amount=Decimal(1)))
         await uow.commit()
     await api.assert_books_balance()
+
+
+async def test_a_savepoint_is_one_trip_and_a_refused_transfer_is_one_transaction(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buyer, seller, product = await api.shop(credits="10.00", price="10.00")
+    transfer = {"to_user_id": seller.id, "amount": "1.00"}
+    order = order_of((product, 1))
+    trips = []
+    for path, wanted, status in (
+        ("/v1/transfers", transfer, 201),
+        ("/v1/transfers", transfer | {"amount": "10.00"}, 402),
+        ("/v1/orders", order, 201),
+    ):
+        with plain_sql(monkeypatch) as ran:
+            reply = await api.post(path, by=buyer, json=wanted)
+        assert reply.status_code == status
+        trips.append((len(ran), sum("SAVEPOINT" in sql for sql in ran)))
+    # The order awaits payment: rolling back to the savepoint is a trip, and why it was refused is another one.
+    assert trips == [(6, 1), (4, 0), (8, 2)]
