@@ -260,3 +260,37 @@ async def test_endless_deadlocks_end_in_a_5xx_after_a_bounded_number_of_tries(
     assert_problem(reply, reply.status_code, reply.json()["code"])
     assert len(tries) == api.settings.transaction_attempts
     assert await api.everything() == before
+
+
+async def test_a_request_has_one_unit_of_work_which_is_committed_once_if_it_writes_and_never_if_it_reads(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buyer, _, product = await api.shop()
+    opened: list[UnitOfWork] = []
+    committed: list[UnitOfWork] = []
+    closed: list[UnitOfWork] = []
+    enter, commit, leave = UnitOfWork.__aenter__, UnitOfWork.commit, UnitOfWork.__aexit__
+
+    async def note_opened(uow: UnitOfWork) -> UnitOfWork:
+        opened.append(uow)
+        return await enter(uow)
+
+    async def note_committed(uow: UnitOfWork) -> None:
+        committed.append(uow)
+        await commit(uow)
+
+    async def note_closed(uow: UnitOfWork, *error: Any) -> None:
+        await leave(uow, *error)
+        closed.append(uow)
+
+    monkeypatch.setattr(UnitOfWork, "__aenter__", note_opened)
+    monkeypatch.setattr(UnitOfWork, "commit", note_committed)
+    monkeypatch.setattr(UnitOfWork, "__aexit__", note_closed)
+
+    # The caller, the key and the order are read and written in the same one.
+    assert (await api.post("/v1/orders", by=buyer, json=order_of((product, 1)))).status_code == 201
+    assert opened == committed == closed
+    assert len(opened) == 1
+    assert (await api.get("/v1/orders", by=buyer)).status_code == 200
+    assert (len(opened), len(committed)) == (2, 1)
+    assert opened == closed

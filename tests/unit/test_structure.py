@@ -89,6 +89,17 @@ def test_only_the_edges_commit_a_unit_of_work() -> None:
     assert found.keys() == EDGES
 
 
+def test_routes_are_given_their_unit_of_work_and_open_none() -> None:
+    opening = {
+        str(file.relative_to(ROOT))
+        for file in (ROOT / "services").rglob("routes.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("UnitOfWork", "background"))
+    }
+    # A stream is sent after the request's own unit of work has ended.
+    assert opening <= {"services/credits/statement/routes.py"}
+
+
 @cache
 def imports() -> grimp.ImportGraph:
     return grimp.build_graph("services", "worker", "migrations", cache_dir=None)
