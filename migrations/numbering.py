@@ -17,7 +17,7 @@ from alembic.script.revision import Revision
 
 ID = re.compile(r"(?P<number>\d{4})(?P<letters>[a-z]{4})?")
 _ALEMBICS_OWN = re.compile(r"[0-9a-f]{12}")
-"""What `alembic.util.rev_id()` makes; any other id was chosen by a person."""
+"""What `alembic.util.rev_id()` makes; any other id was given with `--rev-id`."""
 _LETTERS = "bcdfghjkmnpqrstvwxyz"
 """Without vowels, so that they spell no words, and without l, which looks like 1."""
 

@@ -1,1 +1,1 @@
-"""One numbered file per step; each is self-contained and never edited after its release."""
+"""One numbered file per step; each is self-contained and never changed in what it makes after its release."""
