@@ -35,6 +35,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--migrations", type=Path, default=ROOT / "migrations", help="the folder with the new ones")
     parser.add_argument("--check", action="store_true", help="only check that the file names a release")
+    parser.add_argument("--python", default=sys.executable, help="that of an environment with the release's packages")
     arguments, rest = parser.parse_known_args()
     named = tomllib.loads(FILE.read_text())
     try:
@@ -48,7 +49,7 @@ def main() -> int:
             if arguments.check:
                 return 0
             replace_migrations(release, arguments.migrations)
-            return run_tests(release, rest or ["-n", "3", "--dist", "loadfile", *named["tests"]])
+            return run_tests(arguments.python, release, rest or ["-n", "3", "--dist", "loadfile", *named["tests"]])
     except WrongRelease as error:
         sys.stderr.write(f".ci/release_before.toml: {error}\n")
         return 1
@@ -100,10 +101,10 @@ def replace_migrations(release: Path, new: Path) -> None:
         shutil.copy(new / name, release / "migrations" / name)
 
 
-def run_tests(release: Path, arguments: Sequence[str]) -> int:
+def run_tests(python: str, release: Path, arguments: Sequence[str]) -> int:
     # The installed package is this tree; the release's comes first on the path.
     environment = {**os.environ, "PYTHONPATH": str(release), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
     return subprocess.run(command, cwd=release, env=environment, check=False).returncode
 
 

@@ -17,9 +17,11 @@ def main(arguments: list[str]) -> int:
     files = [Path(argument).absolute() for argument in arguments]
     if missing := [str(file) for file in files if not file.is_file()]:
         return fail(f"no such file: {', '.join(missing)}")
-    folder = files[0].parent if files else ROOT / "migrations" / "versions"
+    folders = sorted({file.parent for file in files}) if files else sorted(ROOT.glob("migrations/**/versions"))
+    if files and len(folders) > 1:
+        return fail("the files are in several folders; move those of one at a time")
     try:
-        moved = move_to_the_end(folder, files) if files else []
+        moved = move_to_the_end(folders[0], files) if files else []
     except ValueError as error:
         return fail(str(error))
     for before, after in moved:
@@ -30,11 +32,11 @@ def main(arguments: list[str]) -> int:
         if before.id != after.id:
             for place in mentions(before.id):
                 sys.stdout.write(f"  check this line, which names {before.id}: {place}\n")
-    wrong = faults(folder)
+    wrong = [line for folder in folders for line in faults(folder)]
     for line in wrong:
         sys.stderr.write(f"{line}\n")
     if not wrong and not files:
-        sys.stdout.write("The history is one line; every file has its number.\n")
+        sys.stdout.write("Every migration has its number and its place.\n")
     return 1 if wrong else 0
 
 
