@@ -38,6 +38,9 @@ def main() -> int:
     parser.add_argument("--python", default=sys.executable, help="that of an environment with the release's packages")
     arguments, rest = parser.parse_known_args()
     named = tomllib.loads(FILE.read_text())
+    if missing := no_history():
+        sys.stderr.write(f"The release before is not run: {missing}, so its code is not here.\n")
+        return 0
     try:
         check(named["commit"], newest_tag())
         with tempfile.TemporaryDirectory(prefix="waybill-release-before-") as folder:
@@ -56,7 +59,17 @@ def main() -> int:
 
 
 def git(*arguments: str) -> "subprocess.CompletedProcess[bytes]":
-    return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, check=False)
+    # The checkout may belong to another user.
+    return subprocess.run(["git", "-c", "safe.directory=*", "-C", ROOT, *arguments], capture_output=True, check=False)
+
+
+def no_history() -> str | None:
+    """Why no earlier commit can be looked at; None if they can, or if it is a clone that should have them."""
+    if shutil.which("git") is None:
+        return "git is not installed"
+    if not (ROOT / ".git").exists():
+        return "this is a copy of one version and not a clone"
+    return None
 
 
 def newest_tag() -> str | None:

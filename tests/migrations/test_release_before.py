@@ -1,7 +1,6 @@
 """The release before on the tables of this one: which release it is, and that a migration that breaks it is found."""
 
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
@@ -20,8 +19,7 @@ PROJECT = Path(__file__).parents[2]
 SCRIPT = PROJECT / ".ci" / "release_before.py"
 
 pytestmark = pytest.mark.skipif(
-    not (PROJECT / ".git").exists() and not os.environ.get("WAYBILL_TEST_NEEDS_ALL"),
-    reason="the code of the release before comes from git",
+    not (PROJECT / ".git").exists(), reason="the code of the release before comes from git, and this is not a clone"
 )
 
 A_TEST = "tests/api/test_orders.py::test_two_lines_of_one_product_count_together"
@@ -107,6 +105,14 @@ def test_a_release_that_is_not_the_newest_or_not_there_is_refused(
         script.check(other, None)
     with pytest.raises(script.WrongRelease, match="git fetch --unshallow"):
         script.check("0" * 40, None)
+
+
+def test_a_copy_without_history_is_told_apart_from_a_clone(
+    script: ModuleType, history: tuple[str, str, str], tmp_path: Path
+) -> None:
+    assert script.no_history() is None
+    (tmp_path / ".git").rename(tmp_path / "elsewhere")
+    assert script.no_history() == "this is a copy of one version and not a clone"
 
 
 def test_other_migrations_than_the_file_says_are_refused(script: ModuleType, tmp_path: Path) -> None:
