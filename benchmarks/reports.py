@@ -71,6 +71,11 @@ class Counted:
     def rate(self) -> float:
         return self.events / self.seconds
 
+    @property
+    def rate_of_a_cpu(self) -> float:
+        """Events for each second of CPU time: what a CPU reaches that no one else uses."""
+        return 1e6 / (self.cpu_us + self.postgres_cpu_us)
+
 
 def main() -> int:
     options = _options()
@@ -163,7 +168,9 @@ def _report(options: argparse.Namespace, runs: list[Counted], plain: Counted, ta
         }
         print(json.dumps(document, indent=2))
         return
-    table = Table("", "events", "seconds", "events/s", "ratio", "CPU µs", "PostgreSQL CPU µs", "others' CPUs")
+    table = Table(
+        "", "events", "seconds", "events/s", "ratio", "CPU µs", "PostgreSQL CPU µs", "events/CPU s", "others' CPUs"
+    )
     for column in table.columns[1:]:
         column.justify = "right"
     for one in runs:
@@ -175,6 +182,7 @@ def _report(options: argparse.Namespace, runs: list[Counted], plain: Counted, ta
             f"{one.rate / plain.rate:.2f}",
             f"{one.cpu_us:.1f}",
             f"{one.postgres_cpu_us:.1f}",
+            f"{one.rate_of_a_cpu:,.0f}",
             f"{one.others_cpu:.1f}",
         )
     console = Console(width=120, highlight=False)
