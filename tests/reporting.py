@@ -1,22 +1,30 @@
-"""Runs the consumer of reports as a worker does, and reads what it left in the analytics database."""
+"""Runs the consumer of reports as a worker does, writes events for it, and reads what it left behind."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import datetime
+from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
+from uuid_utils.compat import uuid7
 
 from services.analytics import Analytics, open_analytics
 from services.database import Database, Limits
+from services.orders.events import OrderConfirmed, OrderPlaced
 from services.outbox.consumers import claim
-from services.outbox.log.schemas import Lease
+from services.outbox.log import service as log
+from services.outbox.log.schemas import Lag, Lease
+from services.outbox.retention.repository import add_partitions
 from services.outbox.sink import SinkConsumer, run
 from services.reports import service
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork
+from services.users.models import User
+from tests.factories import make_order, make_product, make_user
 
 TABLES = ("report_days", "report_waits")
 
@@ -76,3 +84,91 @@ async def content(analytics: Analytics) -> dict[str, list[Any]]:
         table: sorted(await rows(analytics.engine, f"SELECT * FROM {table}"), key=lambda row: repr(row))
         for table in TABLES
     }
+
+
+CONFIRMED = "SELECT coalesce(sum(orders), 0)::int FROM report_days WHERE seller_id = 0 AND type = 'order.confirmed'"
+
+
+class Shop:
+    """Writes events about an order of two lines, as often as a test wants."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    async def open(self) -> "Shop":
+        buyer: User = await make_user(self.database)
+        lines = [(await make_product(self.database), 2), (await make_product(self.database), 1)]
+        self.order_id: UUID = (await make_order(self.database, buyer=buyer, lines=lines)).id
+        await rows(
+            self.database.engine,
+            "INSERT INTO order_transitions (order_id, to_status) VALUES (:order, 'pending')",
+            order=self.order_id,
+        )
+        return self
+
+    def placed(self) -> OrderPlaced:
+        return OrderPlaced(order_id=self.order_id, buyer_id=1, total=Decimal(30))
+
+    async def confirm(self, times: int = 1) -> None:
+        async with UnitOfWork(self.database.write) as uow:
+            for _ in range(times):
+                uow.record(OrderConfirmed(order_id=self.order_id, total=Decimal(30)))
+            await uow.commit()
+
+    async def confirm_on(self, moment: datetime) -> None:
+        """An event of an earlier month, which has a partition of its own."""
+        async with self.database.engine.begin() as connection:
+            await add_partitions(connection, [(moment.year, moment.month)])
+        await rows(
+            self.database.engine,
+            "INSERT INTO events (id, type, version, aggregate, payload) VALUES"
+            " (:id, 'order.confirmed', 1, 'order/x', jsonb_build_object('order_id', CAST(:order AS text)))",
+            id=uuid7(nanoseconds=int(moment.timestamp()) * 1_000_000_000),
+            order=str(self.order_id),
+        )
+
+
+async def confirmed(analytics: Analytics) -> int:
+    return int((await rows(analytics.engine, CONFIRMED))[0][0])
+
+
+async def lag(database: Database) -> Lag:
+    async with UnitOfWork(database.write) as uow:
+        (found,) = await log.lags(uow)
+    return found
+
+
+async def state(analytics: Analytics) -> dict[str, list[Any]]:
+    """Everything in the analytics database, as a backup would have it."""
+    return {**await content(analytics), "log_places": await rows(analytics.engine, "SELECT * FROM log_places")}
+
+
+async def restore(analytics: Analytics, backup: dict[str, list[Any]]) -> None:
+    for table, kept in backup.items():
+        await rows(analytics.engine, f"DELETE FROM {table}")
+        for row in kept:
+            names = {f"v{number}": value for number, value in enumerate(row)}
+            await rows(
+                analytics.engine, f"INSERT INTO {table} VALUES ({', '.join(f':{name}' for name in names)})", **names
+            )
+
+
+async def sink_of(database: Database) -> tuple[Any, ...]:
+    """The row of the primary about the sink, and that of its consumer's place, as a backup would have them."""
+    (found,) = await rows(
+        database.engine,
+        "SELECT reads, stored, CAST(seen AS text), CAST(reading AS text), position, until"
+        " FROM log_sinks JOIN log_consumers USING (name)",
+    )
+    return tuple(found)
+
+
+async def rebuild(reporter: Reporter) -> Any:
+    """What `waybill reports rebuild` does, up to the first batch."""
+    async with reporter.open() as uow:
+        series, reporter.lease, extent = await log.restart_sink(uow, service.CONSUMER, reporter.owner, 60)
+        await uow.commit()
+    async with reporter.analytics.open() as work:
+        kept = await service.start_over(work, series, extent.oldest)
+        await work.commit()
+    return kept
