@@ -66,8 +66,15 @@ def filled(url: str) -> dict[int, bool]:
 
 @contextmanager
 def updates(url: str, at_each: Callable[[int], None]) -> Iterator[list[str]]:
-    """Upgrade when the block ends, and call `at_each` with its number before each UPDATE of the outbox."""
-    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"), poolclass=NullPool)
+    """Upgrade when the block ends, and call `at_each` with its number before each UPDATE of the outbox.
+
+    Fails if a statement waits for a lock.
+    """
+    engine = create_engine(
+        make_url(url).set(drivername="postgresql+psycopg"),
+        poolclass=NullPool,
+        connect_args={"options": "-c lock_timeout=5s"},
+    )
     seen: list[str] = []
 
     def show(_connection: Connection, _cursor: object, statement: str, *_rest: object) -> None:
@@ -117,7 +124,8 @@ def test_an_event_that_a_worker_holds_is_left_out_and_holds_nothing_up(url: str)
     held = next(position for position, has in filled(url).items() if not has)
     with psycopg.connect(url) as worker:
         worker.execute("SELECT FROM outbox WHERE position = %s FOR UPDATE", [held])
-        command.upgrade(alembic_config(url), STEP.revision)
+        with updates(url, lambda _: None):
+            pass
         assert [position for position, has in filled(url).items() if not has] == [held]
         worker.rollback()
     downgrade(url, BEFORE)
