@@ -14,11 +14,13 @@ from services.api.canary import Canary
 from services.api.methods import HeadMiddleware
 from services.api.middleware import BodyLimitMiddleware, RequestContextMiddleware, StartMiddleware
 from services.api.probe import open_probe
+from services.api.reads import Reads
 from services.api.request_times import RequestTimes, RequestTimesMiddleware
 from services.api.shares import SharingPool
 from services.api.state import ApiState
 from services.api.tokens import Tokens
 from services.audit import routes as audit
+from services.budget import check_pool_budget, check_replica_budget
 from services.catalog import routes as catalog
 from services.collector import spare_what_stays
 from services.credits.corrections import routes as corrections
@@ -26,7 +28,7 @@ from services.credits.holds import routes as holds
 from services.credits.ledger import routes as ledger
 from services.credits.statement import routes as statement
 from services.credits.transfers import routes as transfers
-from services.database import Limits, check_pool_budget, open_database
+from services.database import Limits, open_database
 from services.keys import Keys
 from services.logs import configure_logging
 from services.operations import routes as operations
@@ -64,6 +66,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 await check_pool_budget(database.engine, settings)
                 if schema.complaint is None:
                     await origin.check_start(database.engine)
+            if database.replica is not None:
+                await enter(database.replica.watched())
+                await check_replica_budget(database.replica, settings)
             size = settings.analytics_pool_size
             analytics = await enter(open_analytics(settings, "api", Limits.of_requests(settings), size))
             await enter(redis)
@@ -73,6 +78,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             app.state.waybill = ApiState(
                 settings=settings,
                 database=database,
+                reads=Reads(database, settings.database_statement_timeout),
                 analytics=analytics,
                 redis=redis,
                 doorbell=doorbell,

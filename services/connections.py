@@ -7,20 +7,22 @@ import asyncio
 import logging
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from time import monotonic
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary, WeakSet
 
 import asyncpg
 from sqlalchemy import Engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 logger = logging.getLogger(__name__)
+
+FoundT = TypeVar("FoundT")
 
 PROMPT = 5.0
 """Time limit, in seconds, for a statement that never waits at the server, such as BEGIN or ROLLBACK."""
@@ -235,6 +237,16 @@ async def driver_of(connection: AsyncConnection) -> Connection:
     return driver
 
 
+async def on_a_live_connection(do: Callable[[], Awaitable[FoundT]]) -> FoundT:
+    """Do it, and once more if the connection was dead: a restarted server leaves dead connections in the pool."""
+    try:
+        return await do()
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+        return await do()
+
+
 def quoted(value: str) -> str:
     """The value as an SQL literal."""
     return "'" + value.replace("'", "''") + "'"
@@ -288,8 +300,12 @@ class PoolGuard:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._generation = 0
+        self.is_closed = False
+        """Whether a new connection is refused, with `ConnectionRefusedError`."""
         self._idle: set[Connection] = set()
+        self._all: WeakSet[Connection] = WeakSet()
         _guards[engine.sync_engine] = self
+        event.listen(engine.sync_engine, "do_connect", self._before_connecting)
         event.listen(engine.sync_engine, "connect", self._made)
         event.listen(engine.sync_engine, "checkout", self._given_out)
         event.listen(engine.sync_engine, "checkin", self._taken_back)
@@ -306,9 +322,23 @@ class PoolGuard:
         for driver in list(self._idle):
             driver.terminate()
 
+    def opened(self, driver: Connection) -> None:
+        """Take note of a new connection, which may still wait for its first answer."""
+        self._all.add(driver)
+
+    def cut(self) -> None:
+        """Close all connections, those in use included: what waits for an answer fails immediately."""
+        self._generation += 1
+        for driver in list(self._all):
+            driver.terminate()
+
     async def close_idle(self) -> None:
         """Close idle connections concurrently: one by one, each could wait for a silent server."""
         await asyncio.gather(*(driver.close() for driver in self._idle))
+
+    def _before_connecting(self, *_: object) -> None:
+        if self.is_closed:
+            raise ConnectionRefusedError("the server did not answer before")
 
     def _made(self, _: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
         entry.info["fresh"] = True

@@ -3,12 +3,12 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import asyncpg
-from sqlalchemy import URL, ExceptionContext, event, text
+from sqlalchemy import URL, ExceptionContext, event
 from sqlalchemy import Connection as SqlConnection
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
@@ -32,9 +32,9 @@ from services.connections import (
     NotYours,
     PoolGuard,
     concerns_one_session,
-    driver_of,
 )
 from services.pooler import Connector
+from services.replica import PATIENCE, Replica
 from services.settings import Settings
 from services.shielding import settled
 
@@ -117,13 +117,15 @@ def make_engine(
     server_settings: Mapping[str, str] | None = None,
     pool_class: type[AsyncAdaptedQueuePool] = AsyncAdaptedQueuePool,
     keep_cancelled: bool = False,
+    connect_timeout: float | None = None,
 ) -> AsyncEngine:
     """An asyncpg engine for one process; `process` shows as `application_name` in `pg_stat_activity`.
 
     The caller disposes of it. It connects at the first statement. The default limits are those of jobs. With
     `pool_size`, it never has more connections than that; `server_settings` are further PostgreSQL settings.
     `keep_cancelled` is for an engine whose callers cancel slow statements themselves and then continue from a
-    savepoint: a cancelled statement leaves its transaction open.
+    savepoint: a cancelled statement leaves its transaction open. `connect_timeout` is in seconds; the default is the
+    pool's timeout.
     """
     limits = limits or Limits.of_jobs()
     _keep_off_standard_output(pool_class)
@@ -141,14 +143,15 @@ def make_engine(
         echo_pool=settings.database_echo_pool,
         connect_args={
             "connection_class": Connection,
-            "timeout": settings.database_pool_timeout,
+            "timeout": connect_timeout or settings.database_pool_timeout,
             "command_timeout": limits.statement + PROMPT,
         },
     )
     of_17 = {} if limits.transaction is None else {"transaction_timeout": _milliseconds(limits.transaction)}
-    connector = Connector({**_server_settings(settings, process, limits), **(server_settings or {})}, of_17)
-    event.listen(engine.sync_engine, "do_connect", connector)
-    PoolGuard(engine)
+    # It listens first: it may refuse to connect.
+    guard = PoolGuard(engine)
+    of_all = {**_server_settings(settings, process, limits), **(server_settings or {})}
+    event.listen(engine.sync_engine, "do_connect", Connector(of_all, of_17, guard.opened))
     event.listen(engine.sync_engine, "handle_error", _judge)
     if keep_cancelled:
         event.listen(engine.sync_engine, "handle_error", _keep_where_cancelled)
@@ -322,15 +325,26 @@ def _driver_error(error: BaseException) -> BaseException | None:
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """The engines and session factories of one process.
-
-    `write` is the primary. `read` is the replica if one is configured, else the primary; use it only for answers that
-    may lag behind the caller's latest commit.
-    """
+    """The engines and session factories of one process. `write` is the primary."""
 
     engine: AsyncEngine
     write: SessionFactory
-    read: SessionFactory
+    replica: Replica | None = None
+    replicated: SessionFactory | None = None
+    """Sessions on the replica, if one is configured."""
+
+    @property
+    def read(self) -> SessionFactory:
+        """Where to read what may lag: the replica while it is fit, otherwise the primary."""
+        if self.replica is None or self.replicated is None or not self.replica.is_fit:
+            return self.write
+        return self.replicated
+
+    async def look_and_read(self) -> SessionFactory:
+        """`read`, after a look at the replica: for a process that does not watch it."""
+        if self.replica is not None:
+            await self.replica.look()
+        return self.read
 
 
 @asynccontextmanager
@@ -340,17 +354,28 @@ async def open_database(
     limits: Limits | None = None,
     pool_class: type[AsyncAdaptedQueuePool] = AsyncAdaptedQueuePool,
 ) -> AsyncIterator[Database]:
-    """The process's engines, created on entry and disposed of on exit. The default limits are those of jobs."""
-    engine = make_engine(settings, process, limits=limits, pool_class=pool_class)
-    replica_url = settings.replica_url()
-    replica = make_engine(settings, f"{process}-read", replica_url, limits=limits) if replica_url else None
-    try:
+    """The process's engines, created on entry and disposed of on exit. The default limits are those of jobs.
+
+    A replica is not read before someone looks at it (`Replica.watched`, `Database.look_and_read`).
+    """
+    async with AsyncExitStack() as stack:
+        engine = make_engine(settings, process, limits=limits, pool_class=pool_class)
+        stack.push_async_callback(close, engine)
         write = make_session_factory(engine, checks_order=settings.checks_order)
-        yield Database(engine, write, make_session_factory(replica or engine))
-    finally:
-        await close(engine)
-        if replica is not None:
-            await close(replica)
+        url = settings.replica_url()
+        if url is None:
+            yield Database(engine, write)
+            return
+        reading = make_engine(settings, f"{process}-read", url, limits=limits, connect_timeout=PATIENCE)
+        watching = make_engine(
+            settings, f"{process}-replica", url, limits=limits, pool_size=1, connect_timeout=PATIENCE
+        )
+        position = make_engine(settings, f"{process}-position", limits=limits, pool_size=1)
+        for one in (reading, watching, position):
+            stack.push_async_callback(close, one)
+        replica = Replica(reading, watching, position, settings.database_replica_max_lag)
+        stack.push_async_callback(replica.close)
+        yield Database(engine, write, replica, make_session_factory(reading))
 
 
 async def close(engine: AsyncEngine) -> None:
@@ -358,61 +383,3 @@ async def close(engine: AsyncEngine) -> None:
     await settled()
     await PoolGuard.of(engine.sync_engine).close_idle()
     await engine.dispose()
-
-
-PROBE_CONNECTIONS = 2
-"""Connections of an API process in addition to its pool: one for short checks and one for a concurrent scrape."""
-
-
-@dataclass(frozen=True, slots=True)
-class PoolBudget:
-    """Connections that all processes may open together, compared with what the server allows."""
-
-    per_process: int
-    processes: int
-    beside: int
-    """Connections outside the pools: the poll loops of all workers, the probes of all API processes, and those to an
-    analytics database on the same server."""
-    available: int
-
-    @property
-    def wanted(self) -> int:
-        """Connections if every pool is full."""
-        return self.per_process * self.processes + self.beside
-
-    @property
-    def fits(self) -> bool:
-        return self.wanted <= self.available
-
-    def describe(self) -> str:
-        return (
-            f"{self.processes} processes x {self.per_process} connections (pool size + overflow) + {self.beside} for "
-            f"poll loops, probes and reports = {self.wanted}; the server allows {self.available} (max_connections "
-            "minus reserved ones)"
-        )
-
-
-async def check_pool_budget(engine: AsyncEngine, settings: Settings) -> PoolBudget:
-    """Compare the pools' budget with the server's limit; log a warning if it does not fit and there is no pooler."""
-    statement = text(
-        "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
-        " - coalesce(current_setting('reserved_connections', true)::int, 0)"
-    )
-    async with engine.connect() as connection:
-        available = int((await connection.execute(statement)).scalar_one())
-        driver = await driver_of(connection)
-    budget = PoolBudget(
-        per_process=settings.database_pool_size + settings.database_max_overflow,
-        processes=settings.api_processes + settings.worker_processes,
-        beside=settings.worker_processes * settings.polling_connections
-        + settings.api_processes * PROBE_CONNECTIONS
-        + settings.analytics_connections,
-        available=available,
-    )
-    if not (budget.fits or driver.is_pooled):
-        logger.warning(
-            "connection pools may exhaust PostgreSQL: %s. Lower WAYBILL_DATABASE_POOL_SIZE or "
-            "WAYBILL_DATABASE_MAX_OVERFLOW, or raise max_connections",
-            budget.describe(),
-        )
-    return budget

@@ -6,7 +6,7 @@ pooler, each BEGIN sets everything for its transaction, and statements are not k
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sqlalchemy import Dialect
@@ -33,10 +33,16 @@ class Connector:
     from then on. That also works on a direct connection, where it is only a little slower.
     """
 
-    def __init__(self, settings: Mapping[str, str], settings_of_17: Mapping[str, str]) -> None:
-        """`settings` are for every connection, `settings_of_17` for servers from PostgreSQL 17 on."""
+    def __init__(
+        self, settings: Mapping[str, str], settings_of_17: Mapping[str, str], opened: Callable[[Connection], None]
+    ) -> None:
+        """`settings` are for every connection, `settings_of_17` for servers from PostgreSQL 17 on.
+
+        `opened` is called with each connection before anything is asked of it.
+        """
         self._settings = settings
         self._settings_of_17 = settings_of_17
+        self._opened = opened
         self._pooled = False
 
     def __call__(
@@ -59,6 +65,7 @@ class Connector:
                 return None
             raise
         driver = _driver_of(dialect, connection)
+        self._opened(driver)
         try:
             is_direct = self._prepare(connection, driver)
         except BaseException:
@@ -98,6 +105,7 @@ class Connector:
         }
         connection = dialect.connect(*cargs, **options)
         driver = _driver_of(dialect, connection)
+        self._opened(driver)
         settings = {name: value for name, value in self._settings.items() if not name.startswith(_OF_THE_SOCKET)}
         del settings[_NAME]
         # The default would only apply to later transactions.

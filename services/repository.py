@@ -187,24 +187,25 @@ class Repository(SqlAccess, Generic[ModelT]):
             (await self.session.exec(statement.execution_options(populate_existing=True))).all()
 
     async def stream(
-        self, columns: Sequence[Any], *conditions: ColumnElement[bool], batch: int = 1000
+        self, columns: Sequence[Any], *conditions: ColumnElement[bool], after: Any = None, batch: int = 1000
     ) -> AsyncIterator[Sequence[Sequence[Any]]]:
-        """Every matching row, ordered by key, as its key and these columns: `batch` rows in memory at a time.
+        """Every matching row after the key `after`, ordered by key, as its key and these columns.
 
-        Each batch is a statement of its own that continues after the last key, so the caller may end the transaction
-        between two batches: then a slow reader of the stream holds neither a connection nor a snapshot. A row that is
-        changed meanwhile is shown as its batch finds it.
+        `batch` rows are in memory at a time. Each batch is a statement of its own that continues after the last key, so
+        the caller may end the transaction between two batches, or stop and continue in another one: then a slow reader
+        of the stream holds neither a connection nor a snapshot. A row that is changed meanwhile is shown as its batch
+        finds it.
         """
-        after: Sequence[ColumnElement[bool]] = ()
         while True:
-            statement = sqlalchemy.select(self._key, *columns).where(*conditions, *self._visible(), *after)
+            following = () if after is None else (self._key > after,)
+            statement = sqlalchemy.select(self._key, *columns).where(*conditions, *self._visible(), *following)
             found = await self.session.exec(statement.order_by(self._key).limit(batch))  # type: ignore[call-overload]
             rows = found.all()
             if rows:
                 yield rows
             if len(rows) < batch:
                 return
-            after = (self._key > rows[-1][0],)
+            after = rows[-1][0]
 
 
 class SoftDeleteRepository(Repository[DeletableT]):

@@ -63,6 +63,7 @@ class Settings(BaseSettings):
 
     database_url: str = "postgresql://waybill@localhost:5432/waybill"
     database_replica_url: str | None = None
+    database_replica_max_lag: Annotated[float, Field(ge=1, le=86_400)] = 10.0
     database_schema: Annotated[str, Field(pattern="^[a-z_][a-z0-9_]{0,62}$")] = "public"
     database_pool_size: Annotated[int, Field(ge=1, le=1000)] = 10
     database_max_overflow: Annotated[int, Field(ge=0, le=1000)] = 5
@@ -165,10 +166,10 @@ class Settings(BaseSettings):
         # A compose file can pass a variable on only by setting it, even if it is empty.
         return value if value is not None and value.get_secret_value() else None
 
-    @field_validator("event_export_path", "outbox_order_check", "analytics_url", mode="before")
+    @field_validator("database_replica_url", "event_export_path", "outbox_order_check", "analytics_url", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
-        # An empty path would be the current directory, and an empty string is not a boolean.
+        # An empty path would be the current directory, and an empty string is neither a boolean nor an address.
         return None if value == "" else value
 
     @model_validator(mode="after")

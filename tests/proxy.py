@@ -19,6 +19,7 @@ class Proxy:
         self._target = make_url(url)
         self.cut = cut
         self.cuts = 0
+        self.accepted = 0
         self.silent = False
 
     @property
@@ -42,6 +43,7 @@ class Proxy:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
+        self.accepted += 1
         try:
             up_reader, up_writer = await asyncio.open_connection(self._target.host, self._target.port)
             ways = {

@@ -9,11 +9,11 @@ from typing import TypedDict
 from redis.asyncio import Redis
 
 from services.analytics import open_analytics
+from services.budget import check_pool_budget
 from services.database import (
     Database,
     Limits,
     SessionFactory,
-    check_pool_budget,
     close,
     make_engine,
     make_session_factory,

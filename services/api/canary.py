@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from services.api.probe import on_a_live_connection
+from services.connections import on_a_live_connection
 from services.database import SessionFactory
 from services.fields import new_id
 from services.shielding import end

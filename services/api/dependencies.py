@@ -4,12 +4,14 @@ import re
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import Depends, Header, Query, Request
+from fastapi import Depends, Header, Query, Request, Response
 from fastapi.security import OAuth2PasswordBearer
 
+from services.api.reads import LAG_HEADER, POSITION_HEADER, parse_position, shown_lag
 from services.api.state import ApiState, api_state
 from services.errors import Forbidden, InvalidInput, Unauthenticated, VersionRequired
 from services.query import Listing, PageQuery
+from services.replica import Position
 from services.totals import MAX_COUNTED, Count
 from services.unit_of_work import UnitOfWork
 from services.users.models import Role
@@ -36,13 +38,42 @@ Work = Annotated[UnitOfWork, Depends(_work)]
 """The request's unit of work. Routes and services never commit it; the transaction edge does."""
 
 
-async def _replica_work(state: State) -> AsyncIterator[UnitOfWork]:
-    async with UnitOfWork(state.database.read) as uow:
-        yield uow
+async def _position(
+    position: Annotated[
+        str | None,
+        Header(
+            alias=POSITION_HEADER,
+            description="The header of this name in the reply to a write: the reply here includes that write.",
+        ),
+    ] = None,
+) -> Position | None:
+    return None if position is None else parse_position(position)
+
+
+async def _replica_work(
+    request: Request, response: Response, state: State, position: Annotated[Position | None, Depends(_position)]
+) -> AsyncIterator[UnitOfWork]:
+    primary: UnitOfWork = request.state.uow
+    current_at = None if request.state.avoids_replica else state.reads.choose()
+    if current_at is None:
+        yield primary
+        return
+    # From here on, what fails is repeated on the primary. Its connection goes back to the pool.
+    request.state.on_replica = True
+    await primary.rollback()
+    async with state.reads.open(position) as uow:
+        if uow is not None:
+            # A look that has ended meanwhile may no longer know.
+            response.headers[LAG_HEADER] = shown_lag(current_at)
+        request.state.on_replica = uow is not None
+        yield uow or primary
 
 
 ReplicaWork = Annotated[UnitOfWork, Depends(_replica_work, scope="function")]
-"""A unit of work for answers that may lag behind the caller's latest commit."""
+"""A unit of work for lists, searches and reports: they may lag behind the caller's writes unless it sends a position.
+
+Only for routes that write nothing, and for nothing that decides, such as what the caller may do.
+"""
 
 
 async def _current_user(request: Request, token: Annotated[str | None, Depends(_bearer)]) -> SignedIn:

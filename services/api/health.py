@@ -9,11 +9,13 @@ from pydantic import BaseModel
 from services.api.canary import CanaryState
 from services.api.dependencies import State
 from services.api.probe import DatabaseState, RedisState
+from services.replica import ReplicaState
 from services.startup import SchemaState
 
 router = APIRouter(tags=["health"])
 
 ClockState: TypeAlias = Literal["ok", "wrong"]
+ReplicaUse: TypeAlias = ReplicaState | Literal["none"]
 
 
 class Health(BaseModel):
@@ -29,13 +31,15 @@ class Readiness(BaseModel):
     this host's clock is close enough to the database's. `read_only`: this server was demoted or is configured to refuse
     writes. `copied`: the database came from another cluster; the log names the command that adapts it. `missing`,
     `behind`: the database has to be migrated. `pending`: the canary has not finished an attempt since the process
-    started. Redis is a hint: without it Waybill keeps serving, but orders are processed later.
+    started. Redis is a hint: without it Waybill keeps serving, but orders are processed later. `replica` is `none` if
+    none is configured; unless it is `ok`, everything is read from the primary, and the log says why.
     """
 
     ready: bool
     database: DatabaseState
     tables: SchemaState
     redis: RedisState
+    replica: ReplicaUse
     canary: CanaryState
     clock: ClockState
 
@@ -64,8 +68,11 @@ async def read_readiness(state: State, response: Response) -> Readiness:
     clock: ClockState = "ok" if state.skew.complaint is None else "wrong"
     # Of the last answer, if there is none now.
     tables = state.probe.schema.state
+    replica: ReplicaUse = "none" if state.database.replica is None else state.database.replica.state
     ready = database == "ok" and tables == "ok" and canary != "failed" and clock == "ok"
     if not ready:
         response.status_code = 503
         response.headers["Retry-After"] = "1"
-    return Readiness(ready=ready, database=database, tables=tables, redis=redis, canary=canary, clock=clock)
+    return Readiness(
+        ready=ready, database=database, tables=tables, redis=redis, replica=replica, canary=canary, clock=clock
+    )

@@ -19,6 +19,7 @@ from services.api import pressure
 from services.api.canary import Canary
 from services.api.dependencies import State
 from services.api.problems import responses
+from services.api.reads import Outcome, Reads
 from services.api.state import ApiState
 from services.errors import NotFound, Unauthenticated
 from services.fields import now
@@ -61,7 +62,7 @@ async def read_metrics(state: Annotated[ApiState, Depends(_scraped)]) -> PlainTe
     explained = "How far this host's clock is ahead of the database's."
     skew = _gauge("waybill_clock_skew_seconds", explained, state.skew.seconds)
     own = [*state.request_times.registry.collect(), *pressure.registry.collect()]
-    own += [skew, _pools(state), *_canary(state.canary)]
+    own += [skew, _pools(state), *_canary(state.canary), *_replica(state.reads)]
     scrape = _Scrape([*own, *await _read_database(state)])
     return PlainTextResponse(generate_latest(scrape), media_type=CONTENT_TYPE_LATEST)
 
@@ -124,15 +125,13 @@ def _consumers(lags: Iterable[Lag]) -> list[Metric]:
 
 
 def _pools(state: ApiState) -> Metric:
-    """Connections of this process. `read` is the replica's pool; without a replica, reads use `write`. Reports use
-    `analytics`."""
+    """Connections of this process. The replica's pool is `read`; reports use `analytics`."""
     family = GaugeMetricFamily(
         "waybill_database_pool_connections", "Connections of this process by pool.", labels=("pool", "state")
     )
     engines: dict[str, AsyncEngine] = {"write": state.database.engine, "probe": state.probe.engine}
-    reading: AsyncEngine = state.database.read.kw["bind"]
-    if reading is not state.database.engine:
-        engines["read"] = reading
+    if state.database.replica is not None:
+        engines["read"] = state.database.replica.engine
     if state.analytics is not None:
         engines["analytics"] = state.analytics.engine
     for name, engine in engines.items():
@@ -146,6 +145,21 @@ def _pools(state: ApiState) -> Metric:
 def _canary(canary: Canary) -> Iterable[Metric]:
     yield _gauge("waybill_canary_age_seconds", "Time since the canary's last write was read back.", canary.age)
     yield CounterMetricFamily("waybill_canary_failures", "Failed attempts of the canary.", value=canary.failures)
+
+
+def _replica(reads: Reads) -> Iterable[Metric]:
+    """What this process knows about the replica; nothing if none is configured."""
+    if reads.replica is None:
+        return
+    yield _gauge("waybill_replica_used", "Whether reads that may lag go to the replica.", reads.replica.is_fit)
+    explained = "The replica has everything that was committed until so long ago."
+    yield _gauge("waybill_replica_lag_seconds", explained, reads.replica.lag)
+    family = CounterMetricFamily(
+        "waybill_replica_reads", "Reads that may lag, by where they went and why.", labels=("outcome",)
+    )
+    for outcome in Outcome:
+        family.add_metric((outcome.value,), reads.outcomes[outcome])
+    yield family
 
 
 def _gauge(name: str, explained: str, value: float) -> Metric:

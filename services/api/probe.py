@@ -10,10 +10,12 @@ from typing import Generic, Literal, TypeAlias, TypeVar
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.database import PROBE_CONNECTIONS, Limits, SessionFactory, close, make_engine, make_session_factory
+from services.budget import PROBE_CONNECTIONS
+from services.connections import on_a_live_connection
+from services.database import Limits, SessionFactory, close, make_engine, make_session_factory
 from services.outbox.origin import service as origin
 from services.settings import Settings
 from services.shielding import end
@@ -149,13 +151,3 @@ async def open_probe(settings: Settings, redis: Redis, schema: Schema) -> AsyncI
     finally:
         await probe.close()
         await close(engine)
-
-
-async def on_a_live_connection(do: Callable[[], Awaitable[FoundT]]) -> FoundT:
-    """Do it, and once more if the connection was dead: a restarted server leaves dead connections in the pool."""
-    try:
-        return await do()
-    except DBAPIError as error:
-        if not error.connection_invalidated:
-            raise
-        return await do()

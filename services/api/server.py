@@ -50,8 +50,10 @@ def make_room(settings: Settings) -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
             soft = wanted
     descriptors = _MOST_DESCRIPTORS if soft == infinite else soft
-    pools = 1 if settings.database_replica_url is None else 2
-    database = pools * (settings.database_pool_size + settings.database_max_overflow)
+    database = settings.database_pool_size + settings.database_max_overflow
+    if settings.database_replica_url is not None:
+        # A second pool, and the two connections that compare the servers.
+        database = 2 * (database + 1)
     possible = max(_FEWEST_CONNECTIONS, descriptors - database - _RESERVED_DESCRIPTORS)
     asked_for = settings.http_max_connections
     if asked_for > possible or possible == _FEWEST_CONNECTIONS:

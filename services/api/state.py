@@ -8,6 +8,7 @@ from redis.asyncio import Redis
 from services.analytics import Analytics
 from services.api.canary import Canary
 from services.api.probe import Probe
+from services.api.reads import Reads
 from services.api.request_times import RequestTimes
 from services.api.tokens import Tokens
 from services.database import Database
@@ -24,6 +25,7 @@ class ApiState:
     settings: Settings
     database: Database
     analytics: Analytics | None
+    reads: Reads
     redis: Redis
     doorbell: Doorbell
     probe: Probe

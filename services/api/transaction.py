@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from services.api.idempotency import Claim, ReplayStored, kept_headers, replayed
 from services.api.problems import domain_problem, is_unavailable, outcome_unknown_problem
+from services.api.reads import FAILURES, POSITION_HEADER
 from services.api.shares import writes
 from services.api.state import api_state
 from services.errors import DomainError, IdempotencyKeyReused, RequestInFlight
@@ -52,12 +53,37 @@ class TransactionRoute(APIRoute):
             # The whole body before the first statement: no transaction waits for a client.
             await _read_body(request)
             writes.set(request.method not in _READING)
-            return await _try(request, handle, api_state(request).settings.transaction_attempts)
+            response = await _try_on_both(request, handle)
+            if request.method not in _READING and response.status_code < 400:
+                await _add_position(request, response)
+            return response
 
         return handle_in_transaction
 
 
 Handle: TypeAlias = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+async def _try_on_both(request: Request, handle: Handle) -> Response:
+    """Handle the request; if what it read on the replica failed there, handle it once more without the replica."""
+    state = api_state(request)
+    attempts = state.settings.transaction_attempts
+    request.state.avoids_replica = False
+    started = monotonic()
+    try:
+        return await _try(request, handle, attempts)
+    except FAILURES as error:
+        if not (request.state.on_replica and state.reads.may_repeat(error, started)):
+            raise
+    request.state.avoids_replica = True
+    return await _try(request, handle, attempts)
+
+
+async def _add_position(request: Request, response: Response) -> None:
+    """Say where in the primary's log the write is, so that later reads can ask for a server that has it."""
+    position = await api_state(request).reads.position()
+    if position is not None:
+        response.headers[POSITION_HEADER] = str(position)
 
 
 async def _try(request: Request, handle: Handle, attempts: int) -> Response:
@@ -66,7 +92,9 @@ async def _try(request: Request, handle: Handle, attempts: int) -> Response:
         try:
             return await _run(request, handle)
         except DBAPIError as error:
-            if not (_may_succeed_again(error) or _was_lost_before_the_commit(request, error)):
+            if request.state.on_replica or not (
+                _may_succeed_again(error) or _was_lost_before_the_commit(request, error)
+            ):
                 raise
             pause = random.uniform(0, 0.01 * 2**attempt)  # noqa: S311
             if attempt == attempts or monotonic() + pause > last_start:
@@ -86,6 +114,7 @@ async def _read_body(request: Request) -> None:
 async def _run(request: Request, handle: Handle) -> Response:
     request.state.claim = None
     request.state.committing = False
+    request.state.on_replica = False
     try:
         async with open_unit_of_work(request) as uow:
             request.state.uow = uow

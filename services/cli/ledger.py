@@ -53,7 +53,7 @@ async def _audit(settings: Settings, printer: "_Printer") -> "AuditResult":
     from services.database import open_database
     from services.unit_of_work import UnitOfWork
 
-    async with open_database(settings, "audit") as database, UnitOfWork(database.read) as uow:
+    async with open_database(settings, "audit") as database, UnitOfWork(await database.look_and_read()) as uow:
         try:
             return await audit(uow, settings.audit_time_limit, printer.tell)
         except AuditNotFinished as error:

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from services.api.dependencies import Operator, Work
+from services.api.dependencies import Operator, ReplicaWork, Work
 from services.api.problems import responses
 from services.api.transaction import TransactionRoute
 from services.operations import service
@@ -11,8 +11,8 @@ from services.operations.schemas import Backlog, Books
 router = APIRouter(route_class=TransactionRoute, tags=["operations"], prefix="/operations")
 
 
-@router.get("/books", responses=responses(401, 403))
-async def read_books(_: Operator, uow: Work) -> Books:
+@router.get("/books", responses=responses(401, 403, 422))
+async def read_books(_: Operator, uow: ReplicaWork) -> Books:
     """Check whether the books and the stock balance. Recounts everything; do not call it often."""
     return await service.books(uow)
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import joinedload, selectinload
 from sqlmodel import col, select
 
 from services.catalog.models import Product
-from services.fields import Id, Instant, Text, new_id, picked
+from services.fields import Id, Instant, Text, picked
 from services.orders import queries
 from services.orders.models import (
     ITEM_FIELDS,
@@ -115,18 +115,18 @@ class OrderRepository(Repository[Order]):
         return await self.list_page(ORDERS, wanted, *_of(buyer_id, seller_id), options=ORDER_WITH_ITEMS)
 
     def exported(
-        self, filters: Sequence[str], *, buyer_id: int | None, seller_id: int | None
+        self, filters: Sequence[str], *, before: UUID, after: UUID | None, buyer_id: int | None, seller_id: int | None
     ) -> AsyncIterator[Sequence[Sequence[Any]]]:
         """The same orders without their lines, as rows of `EXPORTED`, oldest first, in batches as `stream` has them.
 
-        Those that are placed from now on are left out. Raises `BadQuery`.
+        Only those with an id between `after` and `before`. Raises `BadQuery`.
         """
         filtered = ORDERS.where(select(Order), filters).whereclause
-        conditions = [*_of(buyer_id, seller_id), col(Order.id) < new_id()]
+        conditions = [*_of(buyer_id, seller_id), col(Order.id) < before]
         if filtered is not None:
             conditions.append(filtered)
         columns = [col(getattr(Order, name)) for name in EXPORTED[1:]]
-        return self.stream(columns, *conditions)
+        return self.stream(columns, *conditions, after=after)
 
     async def number_by_status(self) -> dict[OrderStatus, int]:
         """How many orders there are in each status that any order has."""

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Response
 
-from services.api.dependencies import CurrentUser, State, Work, etag, page_of
+from services.api.dependencies import CurrentUser, ReplicaWork, State, Work, etag, page_of
 from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED, IDEMPOTENCY_KEY_REQUIRED
 from services.api.problems import responses
 from services.api.transaction import TransactionRoute
@@ -41,7 +41,7 @@ async def place_order(
 async def list_orders(
     caller: CurrentUser,
     page: Annotated[PageQuery, page_of(ORDERS)],
-    uow: Work,
+    uow: ReplicaWork,
     side: OfSide = Side.buyer,
 ) -> Rows[Order]:
     """List the caller's orders, newest first."""
@@ -98,10 +98,12 @@ async def refund_order(order_id: UUID, wanted: RefundCreate, caller: CurrentUser
 
 @router.get("/orders/{order_id}/refunds", response_model=Page[RefundPublic], responses=responses(400, 401, 404, 422))
 async def list_refunds(
-    order_id: UUID, caller: CurrentUser, page: Annotated[PageQuery, page_of(REFUNDS)], uow: Work
+    order_id: UUID, caller: CurrentUser, page: Annotated[PageQuery, page_of(REFUNDS)], primary: Work, uow: ReplicaWork
 ) -> Rows[Refund]:
     """List the refunds of an order, oldest first, for its buyer, its sellers and operators."""
-    await service.get(uow, caller, order_id)
+    await service.get(primary, caller, order_id)
+    # Its connection goes back to the pool.
+    await primary.rollback()
     return await uow.refunds.page(order_id, page)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Response
 from fastapi.security import OAuth2PasswordRequestForm
 
-from services.api.dependencies import CurrentUser, IfMatch, Operator, State, Work, etag, page_of
+from services.api.dependencies import CurrentUser, IfMatch, Operator, ReplicaWork, State, Work, etag, page_of
 from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED
 from services.api.problems import responses
 from services.api.transaction import TransactionRoute
@@ -66,7 +66,7 @@ async def delete_self(user: CurrentUser, uow: Work) -> None:
 
 
 @router.get("/users", response_model=Page[UserPublic], responses=responses(400, 401, 403, 422))
-async def list_users(_: Operator, page: Annotated[PageQuery, page_of(USERS)], uow: Work) -> Rows[User]:
+async def list_users(_: Operator, page: Annotated[PageQuery, page_of(USERS)], uow: ReplicaWork) -> Rows[User]:
     """List users. Operators only."""
     return await uow.users.list_page(USERS, page)
 

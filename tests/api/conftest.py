@@ -1,14 +1,16 @@
 """The application under test, with its lifespan running."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import httpx2
 import pytest
 
+from services import replica
 from services.app import create_app
 from services.database import Database
 from services.settings import Settings
 from tests.api.client import Api
+from tests.replicated import Pair, replicated_servers
 
 
 @pytest.fixture
@@ -21,3 +23,18 @@ async def api(settings: Settings, database: Database) -> AsyncIterator[Api]:
         httpx2.AsyncClient(transport=transport, base_url="http://api.test") as client,
     ):
         yield Api(app, client, settings, database)
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """A primary of its own, with a streaming replica."""
+    with replicated_servers(tmp_path_factory.mktemp("pair")) as servers:
+        yield servers
+
+
+@pytest.fixture
+def replicated(pair: Pair, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    """Settings for a database on this primary, with the replica. It is looked at often, so that tests wait less."""
+    monkeypatch.setattr(replica, "INTERVAL", 0.05)
+    with pair.settings(redis_url) as made:
+        yield made

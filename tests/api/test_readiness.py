@@ -17,7 +17,15 @@ from tests.api.client import Api
 from tests.api.test_unavailable import refusing_connections
 from tests.conftest import Administrator
 
-WELL = {"ready": True, "database": "ok", "tables": "ok", "redis": "ok", "canary": "ok", "clock": "ok"}
+WELL = {
+    "ready": True,
+    "database": "ok",
+    "tables": "ok",
+    "redis": "ok",
+    "replica": "none",
+    "canary": "ok",
+    "clock": "ok",
+}
 SESSIONS = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()"
 
 

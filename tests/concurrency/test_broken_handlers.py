@@ -122,7 +122,7 @@ async def ticking(ticking: Database, settings: Settings) -> AsyncIterator[Databa
     """A database in which ticks take effect, with connections like those of the poll loops."""
     engine = make_engine(settings, "polling", keep_cancelled=True)
     sessions = make_session_factory(engine)
-    yield Database(engine, sessions, sessions)
+    yield Database(engine, sessions)
     await close(engine)
 
 

@@ -79,7 +79,7 @@ async def test_each_transaction_has_its_settings_and_leaves_none_behind(settings
             open_database(given, "api", Limits(statement=7.0, lock=3.0)) as requests,
             open_polling(given, 9.0) as polling,
         ):
-            claims = Database(requests.engine, polling, polling)
+            claims = Database(requests.engine, polling)
             # One after the other, on the same server connection.
             for _ in range(3):
                 assert await shown(requests) == ["public", "read committed", "off", "1.1", "7s", "3s"]

@@ -13,10 +13,8 @@ from services.database import Database
 from services.settings import Settings, get_settings
 from services.unit_of_work import UnitOfWork
 from tests.api.audited import corrupt
-from tests.conftest import Administrator, temporary_database
 from tests.factories import make_user
 from tests.logs import capture_logs
-from tests.servers import TestServers
 from worker.context import open_worker
 from worker.jobs.audit import audit_ledger
 
@@ -138,20 +136,6 @@ async def test_the_job_logs_and_keeps_what_it_found(settings: Settings, database
     assert kept.started_at > first.started_at
     assert (kept.differences, len(kept.sample), kept.sample[0]["kind"]) == (7, 5, "account_posted")
     assert kept.seconds == pytest.approx(line["seconds"], abs=0.001)
-
-
-async def test_a_replica_is_read_where_there_is_one_and_the_outcome_kept_on_the_primary(
-    settings: Settings, database: Database, administrator: Administrator, servers: TestServers, template_database: str
-) -> None:
-    with temporary_database(administrator, servers, template_database) as replica_url:
-        with psycopg.connect(replica_url) as replica:
-            replica.execute("UPDATE accounts SET posted = -1")
-        (line,) = await run_job(settings.model_copy(update={"database_replica_url": replica_url}))
-    assert line["kinds"] == {"account_posted": 1}
-    async with UnitOfWork(database.write) as uow:
-        kept = await uow.audits.latest()
-    assert kept is not None
-    assert kept.differences == 1
 
 
 async def test_a_job_that_does_not_finish_logs_it_and_keeps_nothing(

@@ -53,6 +53,13 @@ def test_an_empty_metrics_token_is_none() -> None:
     assert production(metrics_token="").metrics_token is None
 
 
+def test_an_empty_address_of_a_replica_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAYBILL_DATABASE_REPLICA_URL", "")
+    settings = production()
+    assert settings.database_replica_url is None
+    assert settings.replica_url() is None
+
+
 def test_a_refusal_does_not_print_the_secret() -> None:
     with pytest.raises(ValidationError) as refused:
         production(secret_key="hunter2-hunter2")
@@ -70,6 +77,7 @@ def test_a_refusal_does_not_print_the_secret() -> None:
         ("database_url", "not a url"),
         ("database_url", ""),
         ("database_replica_url", "sqlite:///x"),
+        ("database_replica_max_lag", 0.5),
         ("database_schema", "Robert'); DROP TABLE users"),
         ("database_schema", ""),
         ("database_schema", "x" * 64),

@@ -29,7 +29,7 @@ async def audit_ledger(ctx: dict[str, Any]) -> None:
             sample.append(difference)
 
     try:
-        async with UnitOfWork(worker.database.read) as uow:
+        async with UnitOfWork(await worker.database.look_and_read()) as uow:
             result = await audit(uow, worker.settings.audit_time_limit, tell)
     except AuditNotFinished as error:
         logger.error("ledger audit not finished", extra={"reason": str(error)})

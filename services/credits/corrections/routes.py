@@ -5,7 +5,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Response
 
-from services.api.dependencies import Operator, State, Work, page_of
+from services.api.dependencies import Operator, ReplicaWork, State, Work, page_of
 from services.api.idempotency import IDEMPOTENCY_KEY_REQUIRED
 from services.api.problems import responses
 from services.api.transaction import TransactionRoute
@@ -58,7 +58,7 @@ async def create_adjustment(
 
 @router.get("/adjustments", responses=responses(400, 401, 403, 422))
 async def list_adjustments(
-    _: Operator, page: Annotated[PageQuery, page_of(ADJUSTMENTS)], uow: Work
+    _: Operator, page: Annotated[PageQuery, page_of(ADJUSTMENTS)], uow: ReplicaWork
 ) -> Page[AdjustmentPublic]:
     """List all adjustments, newest first. Operators only."""
     found = await uow.adjustments.list_page(ADJUSTMENTS, page)

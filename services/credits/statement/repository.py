@@ -32,21 +32,17 @@ class Line(Protocol):
 class StatementRepository(SqlAccess):
     """The entries of an account. They are never changed, and their versions have no gaps."""
 
-    async def page(self, account_id: int, wanted: PageQuery) -> Rows[Entry]:
-        """Entries with their transfers, newest first unless sorted otherwise."""
+    async def page(self, user_id: int, wanted: PageQuery) -> Rows[Entry]:
+        """Entries of the user's account with their transfers, newest first unless sorted otherwise."""
+        # In the same statement: a replica may not have the account of a new user yet, which is then empty.
+        account = select(col(Account.id)).where(col(Account.user_id) == user_id).scalar_subquery()
         statement = (
             select(Entry)
             .join(Transfer, col(Transfer.id) == col(Entry.transfer_id))
-            .where(col(Entry.account_id) == account_id)
+            .where(col(Entry.account_id) == account)
             .options(contains_eager(Entry.transfer))  # type: ignore[arg-type]
         )
         return await ENTRIES.page(self.session, statement, wanted)
-
-    async def bounds(self, user_id: int) -> tuple[int, int] | None:
-        """The user's account and the version of its newest entry; None if there is no such account."""
-        statement = select(col(Account.id), col(Account.version)).where(col(Account.user_id) == user_id)
-        row = (await self.session.exec(statement)).one_or_none()
-        return None if row is None else (row[0], row[1])
 
     async def lines(self, account_id: int, last_version: int, wanted: PageQuery) -> Rows[Line]:
         """Entries up to `last_version`, oldest first."""

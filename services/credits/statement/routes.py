@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
-from services.api.dependencies import CurrentUser, State, Work, filters_of, page_of
+from services.api.dependencies import CurrentUser, ReplicaWork, State, Work, filters_of, page_of
 from services.api.problems import responses
 from services.api.transaction import TransactionRoute
 from services.credits.ledger import service
@@ -15,16 +15,16 @@ from services.credits.statement.repository import ENTRIES
 from services.credits.statement.service import statement_csv
 from services.exports import begun
 from services.query import Page, PageQuery, Rows
-from services.unit_of_work import UnitOfWork
 
 router = APIRouter(route_class=TransactionRoute, tags=["credits"])
 
 
 @router.get("/accounts/me/statement", response_model=Page[EntryPublic], responses=responses(400, 401, 422))
-async def read_statement(user: CurrentUser, page: Annotated[PageQuery, page_of(ENTRIES)], uow: Work) -> Rows[Entry]:
+async def read_statement(
+    user: CurrentUser, page: Annotated[PageQuery, page_of(ENTRIES)], uow: ReplicaWork
+) -> Rows[Entry]:
     """List the entries of the caller's account, newest first, each with the balance after it."""
-    account = await service.account_of(uow, user.id)
-    return await uow.statements.page(account.id, page)
+    return await uow.statements.page(user.id, page)
 
 
 @router.get(
@@ -39,9 +39,12 @@ async def export_statement(
     filters: Annotated[list[str], filters_of(ENTRIES)] = [],  # noqa: B006  (FastAPI copies it)
 ) -> StreamingResponse:
     """Export the caller's whole statement as CSV (RFC 4180), oldest entry first."""
+    account = await service.account_of(uow, user.id)
     # The connection goes back to the pool: the export takes one only briefly for each piece.
     await uow.rollback()
-    pieces = statement_csv(lambda: UnitOfWork(state.database.read), user.id, filters)
+    # Pieces are read where the account's newest entry is, so that none is missing.
+    position = await state.reads.position()
+    pieces = statement_csv(lambda read: state.reads.run(read, position), account.id, account.version, filters)
     return StreamingResponse(
         await begun(pieces),
         media_type="text/csv; charset=utf-8; header=present",

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Path, Query
 
-from services.api.dependencies import Operator, Work, page_of
+from services.api.dependencies import Operator, ReplicaWork, Work, page_of
 from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED
 from services.api.problems import responses
 from services.api.transaction import TransactionRoute
@@ -93,7 +93,7 @@ async def explain_wait(
 @router.get("/dead-letter-groups", responses=_READ)
 async def list_groups(
     _: Operator,
-    uow: Work,
+    uow: ReplicaWork,
     type: Annotated[Short | None, Query()] = None,  # noqa: A002  (the name of the parameter)
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> list[Group]:
@@ -103,7 +103,7 @@ async def list_groups(
 
 @router.get("/dead-letters", response_model=Page[DeadLetterPublic], responses=_READ)
 async def list_dead_letters(
-    _: Operator, page: Annotated[PageQuery, page_of(DEAD_LETTERS)], uow: Work
+    _: Operator, page: Annotated[PageQuery, page_of(DEAD_LETTERS)], uow: ReplicaWork
 ) -> Rows[DeadLetter]:
     """List dead letters, oldest first."""
     return await uow.control.dead_letters(page)
@@ -165,7 +165,9 @@ async def discard_waiting(position: Id, wanted: Because, user: Operator, uow: Wo
 
 
 @router.get("/deferred", response_model=Page[DeferredPublic], responses=_READ)
-async def list_deferred(_: Operator, page: Annotated[PageQuery, page_of(DEFERRED)], uow: Work) -> Rows[OutboxRow]:
+async def list_deferred(
+    _: Operator, page: Annotated[PageQuery, page_of(DEFERRED)], uow: ReplicaWork
+) -> Rows[OutboxRow]:
     """List deferred events."""
     return await uow.control.deferred(page)
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from services.api.dependencies import Operator, Work
+from services.api.dependencies import Operator, ReplicaWork
 from services.api.problems import responses
 from services.api.transaction import TransactionRoute
 from services.orders.days import service
@@ -16,7 +16,7 @@ Days = Annotated[int, Query(ge=1, le=366, description="How many days, today (UTC
 
 
 @router.get("/orders-by-day", responses=responses(401, 403, 422))
-async def list_orders_by_day(_: Operator, uow: Work, days: Days = 31) -> list[OrderDayPublic]:
+async def list_orders_by_day(_: Operator, uow: ReplicaWork, days: Days = 31) -> list[OrderDayPublic]:
     """List what happened to orders on each of the last days, the newest first; days without events are left out.
 
     Workers count the events within a second or two if they are busy, and within about 16 s otherwise.

@@ -65,7 +65,9 @@ async def _export(
     wanted = of_side(caller, side)
     # The connection goes back to the pool: the export takes one only briefly for each piece.
     await uow.rollback()
-    pieces = export(lambda: UnitOfWork(state.database.read), form, filters, **wanted)
+    # Pieces are read where the newest order is, so that none is missing.
+    position = await state.reads.position()
+    pieces = export(lambda read: state.reads.run(read, position), form, filters, wanted)
     return StreamingResponse(
         await begun(pieces),
         media_type=_TYPES[form],

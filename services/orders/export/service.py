@@ -1,11 +1,14 @@
 """Exports orders in pieces, so that many need no more memory than a few."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from enum import StrEnum
-from typing import Any, TypedDict
+from functools import partial
+from typing import Any, TypeAlias, TypedDict
+from uuid import UUID
 
 from services.errors import Forbidden
 from services.exports import CsvLines, JsonLines, harmless, instant
+from services.fields import new_id
 from services.orders.models import ORDER_FIELDS
 from services.orders.repository import EXPORTED
 from services.orders.schemas import Side
@@ -36,29 +39,33 @@ def of_side(caller: Caller, side: Side) -> Parties:
     )
 
 
-async def export(
-    open_work: Callable[[], UnitOfWork],
-    form: Format,
-    filters: Sequence[str],
-    *,
-    buyer_id: int | None,
-    seller_id: int | None,
-) -> AsyncIterator[bytes]:
+Rows: TypeAlias = Sequence[Sequence[Any]]
+
+RunRead: TypeAlias = Callable[[Callable[[UnitOfWork], Awaitable[Rows]]], Awaitable[Rows]]
+"""Runs a read in a transaction of its own, on whichever server has what is asked for."""
+
+
+async def export(run: RunRead, form: Format, filters: Sequence[str], wanted: Parties) -> AsyncIterator[bytes]:
     """A line for each order, in the order in which they were placed, up to those placed when the export begins.
 
     Each piece is read in a transaction of its own, which ends before the piece is yielded, so a slow reader keeps none
     open. An order is shown as its piece finds it. Raises `BadQuery` before the first piece.
     """
     text = CsvLines(EXPORTED) if form is Format.csv else JsonLines(EXPORTED)
-    empty = True
-    async with open_work() as uow:
-        async for batch in uow.orders.exported(filters, buyer_id=buyer_id, seller_id=seller_id):
-            # The connection goes back to the pool while the piece is sent.
-            await uow.rollback()
-            yield text.piece(map(_csv, batch) if form is Format.csv else batch)
-            empty = False
-    if empty:
-        yield text.piece([])
+    before, after = new_id(), None
+    while True:
+        rows = await run(partial(_next, filters, wanted, before, after))
+        if rows or after is None:
+            yield text.piece(map(_csv, rows) if form is Format.csv else rows)
+        if not rows:
+            return
+        after = rows[-1][0]
+
+
+async def _next(filters: Sequence[str], wanted: Parties, before: UUID, after: UUID | None, uow: UnitOfWork) -> Rows:
+    async for rows in uow.orders.exported(filters, before=before, after=after, **wanted):
+        return rows
+    return []
 
 
 _SAID = frozenset(EXPORTED.index(name) for name in ORDER_FIELDS)

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any, LiteralString
 
-from services.database import PROBE_CONNECTIONS, open_database
+from services.budget import PROBE_CONNECTIONS
+from services.database import open_database
 from services.operations import service as operations
 from services.unit_of_work import UnitOfWork
 from tests.faults.storm.clients import Load, unanswered
