@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 import httpx2
 import pytest
 
-from services import replica
+from services import database, replica
 from services.app import create_app
 from services.database import Database
 from services.settings import Settings
@@ -36,5 +36,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 def replicated(pair: Pair, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     """Settings for a database on this primary, with the replica. It is looked at often, so that tests wait less."""
     monkeypatch.setattr(replica, "INTERVAL", 0.05)
+    # On a busy machine, an answer may take longer than a healthy server needs.
+    monkeypatch.setattr(replica, "PATIENCE", 10.0)
+    monkeypatch.setattr(replica, "_POSITION_PATIENCE", 10.0)
+    monkeypatch.setattr(database, "PATIENCE", 10.0)
     with pair.settings(redis_url) as made:
         yield made

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import make_url, text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+import services.database
 from services import replica
 from services.api.reads import Outcome
 from services.catalog.repository import CategoryRepository
@@ -131,6 +132,8 @@ async def test_a_silent_replica_costs_a_few_requests_a_short_time(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(replica, "PATIENCE", 1.0)
+    monkeypatch.setattr(services.database, "PATIENCE", 1.0)
     assert settings.database_replica_url is not None
     await make_category(database, "Lamps")
     pair.catch_up()
