@@ -7,11 +7,10 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import sqlalchemy
 from pydantic import BaseModel, TypeAdapter
-from sqlalchemy import ARRAY, ColumnElement, String, Text, any_, func, inspect, literal, update
-from sqlalchemy import Enum as EnumType
+from sqlalchemy import ARRAY, ColumnElement, any_, func, inspect, literal, update
 from sqlalchemy.orm import Mapper
 from sqlalchemy.sql.base import ExecutableOption
-from sqlalchemy.types import Numeric, TypeEngine
+from sqlalchemy.types import TypeEngine
 from sqlmodel import SQLModel, select
 from sqlmodel.sql.expression import SelectOfScalar
 
@@ -256,12 +255,5 @@ def _validated(model: type[SQLModel], values: Mapping[str, Any]) -> dict[str, An
 
 
 def _array(values: Sequence[Any], kind: TypeEngine[Any]) -> ColumnElement[Any]:
-    """An array parameter of a column's values.
-
-    Its type has no length and no precision: a cast to those would cut a value short instead of refusing it.
-    """
-    if isinstance(kind, EnumType):
-        return literal([None if value is None else value.value for value in values], ARRAY(Text))
-    if kind.python_type is str:
-        return literal(values, ARRAY(String))
-    return literal(values, ARRAY(Numeric if isinstance(kind, Numeric) else kind))
+    """An array parameter of a column's values. They are valid: a cast to the column's type cuts none of them short."""
+    return literal(values, ARRAY(kind))
