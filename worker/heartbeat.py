@@ -38,6 +38,9 @@ INTERVAL = 5.0
 _PATIENCE = 5.0
 """Time limit for a beat, in seconds."""
 
+_CLOCK = 2
+"""The clocks are compared at the first of this many beats."""
+
 _SCHEMA = 6
 """The revision of the tables is compared at the first of this many beats. It changes only with a migration."""
 
@@ -128,7 +131,8 @@ class Heartbeat:
         report = await self._report()
         async with background(self._open) as uow:
             connection = await uow.session.connection()
-            await self._skew.look(connection)
+            if self._beats % _CLOCK == 0:
+                await self._skew.look(connection)
             if self._beats % _SCHEMA == 0:
                 await self._schema.follow(connection)
             report |= {

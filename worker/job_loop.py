@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from time import monotonic
 from typing import Any
 from uuid import UUID
@@ -135,8 +136,9 @@ class JobLoop:
         """The rows of the jobs that this worker knows, ordered by due time. Wrong rows are corrected."""
         seen = await self._read()
         wrong = [one for one in self._scheduled.values() if self._is_wrong(one, seen.get(one.name))]
+        at = next((one.now for one in seen.values()), None)
         for one in wrong:
-            await self._announce(one)
+            await self._announce(one, at)
         if wrong:
             seen = await self._read()
         return sorted(seen.values(), key=lambda one: one.due_at)
@@ -152,14 +154,16 @@ class JobLoop:
         leased = 0.0 if seen.lease_until is None else (seen.lease_until - seen.now).total_seconds()
         return seen.due_at > scheduled.schedule.next_after(seen.now) or leased > 2 * self._lease.seconds
 
-    async def _announce(self, scheduled: ScheduledJob) -> None:
-        """Create or correct the row. A locked row is left for the next check, and does not delay the others."""
+    async def _announce(self, scheduled: ScheduledJob, at: datetime | None) -> None:
+        """Create or correct the row; it is now `at`, by the database's clock.
+
+        A locked row is left for the next check, and does not delay the others.
+        """
         try:
             async with asyncio.timeout(_PATIENCE_WITH_A_LOCK), background(self._open) as uow:
-                rows = uow.jobs
-                now = await rows.now()
+                now = at or await uow.jobs.now()
                 due_at = now if scheduled.name in self._at_start else scheduled.schedule.next_after(now)
-                await rows.announce(scheduled.name, str(scheduled.schedule), due_at, 2 * self._lease.seconds)
+                await uow.jobs.announce(scheduled.name, str(scheduled.schedule), due_at, 2 * self._lease.seconds)
         except (TimeoutError, DBAPIError) as error:
             logger.warning("cannot write a job's row", extra={"function": scheduled.name, "error": repr(error)})
         else:
@@ -193,5 +197,6 @@ class JobLoop:
         del self._runs[task.get_name()]
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a job's run was lost", extra={"function": task.get_name(), "error": repr(Shown(error))})
-        # There is capacity for another job, and this one has a new due time.
-        self.wake()
+        if len(self._runs) == AT_ONCE - 1:
+            # Another job may have been waiting for its place.
+            self.wake()

@@ -35,7 +35,7 @@ _SHARED = 0.02
 _SOONEST = 10
 """The most timed checks per poll interval, while each finds events for which the doorbell did not ring."""
 
-_UPKEEP = 5.0
+_UPKEEP = 15.0
 """Seconds between checks for events that no worker of this release can process."""
 
 
