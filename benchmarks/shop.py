@@ -55,6 +55,8 @@ _PLACE = f"""
     ORDER BY order_id;
     INSERT INTO order_items (order_id, line, product_id, quantity, unit_price)
     SELECT order_id, line, product_id, quantity, price FROM line ORDER BY order_id, line;
+    INSERT INTO order_sellers (seller_id, order_id)
+    SELECT DISTINCT products.seller_id, order_id FROM line JOIN products ON products.id = product_id;
     INSERT INTO order_transitions (order_id, to_status) SELECT id, 'pending' FROM placed ORDER BY id;
 
     INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, order_id, expires_at)

@@ -1,15 +1,15 @@
-"""Fill a column of a table that is in use, in many short transactions instead of a long one.
+"""Fill a column or a table from a table that is in use, in many short transactions instead of a long one.
 
 One UPDATE of a whole table locks every row until it ends, and leaves as many dead rows behind. In batches by key, each
 commit releases its rows, and an interrupted run continues where it stopped.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from alembic import context, op
-from sqlalchemy import ColumnElement, Connection, TableClause, Update, select, update
+from sqlalchemy import ColumnElement, Connection, Executable, TableClause, Update, select, true, update
 
 BATCH_SIZE = 5000
 """Rows per transaction: a few hundred milliseconds of work."""
@@ -65,3 +65,27 @@ class _Batches:
             if last_key is None:
                 return updated
             rest = pending & (self.key > last_key)
+
+
+def copy_in_batches(
+    table: TableClause, key: ColumnElement[Any], copy: Callable[[ColumnElement[bool]], Executable]
+) -> None:
+    """Run `copy`, a statement for the rows of `table` that match a condition, for `BATCH_SIZE` rows at a time.
+
+    `key` must be unique and indexed. Commits the migration's transaction, then each batch; an interrupted run starts at
+    the beginning, so the statement must leave out what was copied before. With `--sql` it prints one for all rows.
+    """
+    with op.get_context().autocommit_block():
+        if context.is_offline_mode():
+            op.execute(copy(true()))
+            return
+        connection = op.get_bind()
+        rest: ColumnElement[bool] = true()
+        while True:
+            last_key = connection.scalar(
+                select(key).select_from(table).where(rest).order_by(key).offset(BATCH_SIZE - 1).limit(1)
+            )
+            connection.execute(copy(rest if last_key is None else rest & (key <= last_key)))
+            if last_key is None:
+                return
+            rest = key > last_key

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Any, Self
@@ -145,6 +145,17 @@ def new_id() -> UUID:
     made = uuid_utils.compat.uuid7()
     ahead = (made.int >> _UUID_TIME) - int(CLOCK.time() * 1000)
     return made if abs(ahead) <= _CLOSE else UUID(int=made.int - (ahead << _UUID_TIME))
+
+
+def id_at(moment: datetime) -> UUID:
+    """A lower bound of the ids made from that moment on, above all earlier ones. No id is from before 1970."""
+    return UUID(int=max(0, int(moment.timestamp() * 1000)) << _UUID_TIME)
+
+
+def made_around(moment: datetime) -> tuple[UUID, UUID]:
+    """The ids between which one is that was made with `new_id` while `now()` was this time."""
+    spread = timedelta(milliseconds=2 * _CLOSE)
+    return id_at(moment - spread), id_at(moment + spread)
 
 
 def time_of(event_id: UUID) -> datetime:

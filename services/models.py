@@ -8,7 +8,7 @@ from services.database import metadata
 from services.idempotency.models import IdempotencyKey
 from services.jobs.models import JobRow
 from services.orders.days.models import OrderDay
-from services.orders.models import Order, OrderItem, OrderTransition, Refund, RefundLine
+from services.orders.models import Order, OrderItem, OrderSeller, OrderTransition, Refund, RefundLine
 from services.outbox.models import (
     DeadLetter,
     EventRow,
@@ -43,6 +43,7 @@ __all__ = [
     "Order",
     "OrderDay",
     "OrderItem",
+    "OrderSeller",
     "OrderTransition",
     "OutboxAction",
     "OutboxError",

@@ -6,24 +6,41 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
+import sqlalchemy
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
-from sqlalchemy import ColumnElement, tuple_
+from sqlalchemy import ColumnElement, func, literal, literal_column, true, tuple_, union_all
+from sqlmodel import select
 from sqlmodel.ext.asyncio.session import AsyncSession
 from sqlmodel.sql.expression import SelectOfScalar
 
 from services.errors import BadQuery
+from services.fields import made_around
 from services.totals import Count, Total, total_of
 
 ItemT = TypeVar("ItemT")
 
 MAX_IN_VALUES = 100
 
+EXAMINED = 2000
+"""The most rows that a page examines for filters without an index. A page that finds fewer than its limit among them
+ends there, and the next one continues."""
+
+_SIZES = (51, 201, 1001)
+"""How many keys are read for a page: few numbers, since each makes another prepared statement."""
+
+_CUSTOM_PLAN = select(func.set_config("plan_cache_mode", "force_custom_plan", True))
+"""For this transaction. A plan for any value would be wrong for some: rare ones are found by an index on the column,
+and common ones by looking at each row."""
+
 
 class Page(BaseModel, Generic[ItemT]):
-    """One page of a list. `next_cursor` asks for the next one and is null on the last."""
+    """One page of a list. `next_cursor` asks for the next one and is null on the last.
+
+    With filters, a page may have fewer items than its limit, or none, although `has_more` is true.
+    """
 
     data: list[ItemT]
     has_more: bool
@@ -65,6 +82,9 @@ _COMPARE: Mapping[Operator, Callable[[Any, Any], ColumnElement[bool]]] = {
     Operator.lte: operator.le,
 }
 
+_VALUES = frozenset({Operator.eq, Operator.in_})
+_RANGES = frozenset({Operator.eq, Operator.gt, Operator.gte, Operator.lt, Operator.lte})
+
 EXACT = frozenset({Operator.eq, Operator.ne, Operator.in_})
 ORDERED = EXACT | {Operator.gt, Operator.gte, Operator.lt, Operator.lte}
 TEXT = EXACT | {Operator.like}
@@ -72,11 +92,21 @@ TEXT = EXACT | {Operator.like}
 
 @dataclass(frozen=True, slots=True)
 class Filterable:
-    """A column that a client may filter by: what its values look like and which operators it takes."""
+    """A column that a client may filter by: what its values look like and which operators it takes.
+
+    Without more, a page examines rows in the order of its sort, `EXAMINED` at most. A comparison with the column of the
+    sort itself reads only rows that match.
+    """
 
     column: Any
     type: Any
     operators: frozenset[Operator]
+    indexed: frozenset[str] = frozenset()
+    """The sorts for which an index has the rows of each value in order, so that `eq` and `in` read only those."""
+    trigrams: bool = False
+    """Whether a trigram index finds what `like` looks for."""
+    bounds: "Bounds | None" = None
+    """A condition that holds for all rows that match, and that an index supports in the order of each sort."""
 
     def parse(self, name: str, text: str) -> Any:
         """Raises `BadQuery` if the text is not a valid value of this field."""
@@ -86,12 +116,77 @@ class Filterable:
             raise BadQuery(f"filter on '{name}': {error.errors()[0]['msg']}") from error
 
 
+Bounds: TypeAlias = Callable[[Any, Operator, Sequence[Any]], ColumnElement[bool] | None]
+"""What is known of the key, or of other columns of its table, if a filter has this operator and these values."""
+
+
+def made_then(key: Any, operator: Operator, values: Sequence[Any]) -> ColumnElement[bool] | None:
+    """The `bounds` of the time at which rows were made, if their key is an id from the same moment."""
+    if operator not in _RANGES:
+        return None
+    first, last = made_around(values[0])
+    condition: ColumnElement[bool]
+    match operator:
+        case Operator.eq:
+            condition = key.between(first, last)
+        case Operator.gt | Operator.gte:
+            condition = key >= first
+        case _:
+            condition = key <= last
+    return condition
+
+
 @dataclass(frozen=True, slots=True)
 class Sortable:
     """A column that is never null and that a list may be sorted by."""
 
     column: Any
     type: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """The rows of a list that another table assigns to one owner, with an index by owner and key."""
+
+    key: Any
+    """The column of that table that holds the list's key."""
+    condition: ColumnElement[bool]
+
+    def has(self, key: Any) -> ColumnElement[bool]:
+        """Whether the row with this key is one of them."""
+        is_one: ColumnElement[bool] = key.in_(sqlalchemy.select(self.key).where(self.condition))
+        return is_one
+
+
+@dataclass(frozen=True, slots=True)
+class _Filter:
+    """A filter that a client sent."""
+
+    field: Filterable
+    operator: Operator
+    values: Sequence[Any]
+
+    @property
+    def needs_trigrams(self) -> bool:
+        return self.field.trigrams and self.operator is Operator.like
+
+    @property
+    def condition(self) -> ColumnElement[bool]:
+        return self.on(self.field.column)
+
+    def on(self, column: Any) -> ColumnElement[bool]:
+        """The condition on a column with the field's values."""
+        condition: ColumnElement[bool]
+        match self.operator:
+            case Operator.in_:
+                condition = column.in_(self.values)
+            case Operator.is_null:
+                condition = column.is_(None) if self.values[0] else column.is_not(None)
+            case Operator.like:
+                condition = column.icontains(self.values[0], autoescape=True)
+            case comparison:
+                condition = _COMPARE[comparison](column, self.values[0])
+        return condition
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +229,9 @@ class Listing(Generic[ItemT]):
         fields = ", ".join(f"`{name}`" for name in sorted(self.sorts))
         return f"One of {fields}; `-` in front for descending. Default: `{self.default}`."
 
-    def where(self, statement: SelectOfScalar[ItemT], filters: Sequence[str]) -> SelectOfScalar[ItemT]:
-        """The statement with these filters."""
-        return statement.where(*(self._condition(expression) for expression in filters))
+    def conditions(self, filters: Sequence[str]) -> list[ColumnElement[bool]]:
+        """What these filters ask for."""
+        return [self._filter(one).condition for one in filters]
 
     async def page(
         self,
@@ -144,28 +239,42 @@ class Listing(Generic[ItemT]):
         statement: SelectOfScalar[ItemT],
         wanted: PageQuery,
         *within: ColumnElement[bool],
+        members: Members | None = None,
     ) -> Rows[ItemT]:
-        """Up to `limit` rows after the cursor, of those that match `within`.
+        """Up to `limit` rows after the cursor.
 
-        It takes one statement, one for each `selectinload` option, and one for the total if that is wanted.
+        `statement` selects rows with what is shown of them. The list has those that match `within`, conditions on the
+        table of the key, and are among the `members`. An index must have them in the order of each sort: their keys are
+        read first, no more than the page needs, and only these rows are then looked up and joined.
+
+        It takes one statement, and one for each `selectinload` option. With filters that no index supports, another
+        one first finds the last row to examine; a total takes one more.
         """
-        statement = self.where(statement.where(*within), wanted.filters)
-        total = None if wanted.count is None else await total_of(session, statement, wanted.count)
         sort = self._sort(wanted.sort)
-        by, descending = self.sorts[sort.removeprefix("-")], sort.startswith("-")
-        if wanted.cursor is not None:
-            after = tuple_(by.column, self.key.column)
-            last = tuple_(*self._decode(wanted.cursor, sort))
-            statement = statement.where(after < last if descending else after > last)
-        order = [column.desc() if descending else column.asc() for column in (by.column, self.key.column)]
+        total = None
+        if wanted.count is not None:
+            every = [*within, *self.conditions(wanted.filters)]
+            every += [] if members is None else [members.has(self.key.column)]
+            total = await total_of(session, statement.where(*every), wanted.count)
+        walk = _Walk.of(self, sort, [self._filter(one) for one in wanted.filters], within, members)
+        if walk.depends_on_values:
+            await session.exec(_CUSTOM_PLAN)
+        after = None if wanted.cursor is None else self._decode(wanted.cursor, sort)
+        end = (await session.exec(walk.end(after))).all() if walk.others else []
+        page_keys = walk.page(wanted.limit + 1, after, until=end[0] if len(end) == 2 else None)
+        statement = statement.join(page_keys, page_keys.c.key == self.key.column)
         # One extra row shows whether there is a next page.
-        rows = (await session.exec(statement.order_by(*order).limit(wanted.limit + 1))).all()
-        page, has_more = list(rows[: wanted.limit]), len(rows) > wanted.limit
-        next_cursor = None
-        if has_more:
-            last_row = page[-1]
-            next_cursor = _encode(sort, getattr(last_row, by.column.key), getattr(last_row, self.key.column.key))
-        return Rows(page, has_more, next_cursor, total)
+        statement = statement.order_by(*walk.order(page_keys.c.sort, page_keys.c.key)).limit(wanted.limit + 1)
+        rows = (await session.exec(statement)).all()
+        page = list(rows[: wanted.limit])
+        if len(rows) > wanted.limit:
+            by = self.sorts[sort.removeprefix("-")].column
+            last = getattr(page[-1], by.key), getattr(page[-1], self.key.column.key)
+        elif len(end) == 2:
+            last = end[0]
+        else:
+            return Rows(page, False, None, total)
+        return Rows(page, True, _encode(sort, *last), total)
 
     def _sort(self, wanted: str | None) -> str:
         if wanted is None:
@@ -174,7 +283,7 @@ class Listing(Generic[ItemT]):
             raise BadQuery(f"cannot sort by '{wanted}'; allowed: {_names(self.sorts)}, with '-' for descending")
         return wanted
 
-    def _condition(self, expression: str) -> ColumnElement[bool]:
+    def _filter(self, expression: str) -> _Filter:
         name, _, rest = expression.partition(":")
         operator_name, _, value = rest.partition(":")
         field = self.filters.get(name)
@@ -182,21 +291,18 @@ class Listing(Generic[ItemT]):
             raise BadQuery(f"cannot filter by '{name}'; allowed: {_names(self.filters)}, written field:operator:value")
         if operator_name not in {known.value for known in field.operators}:
             raise BadQuery(f"'{name}' has no operator '{operator_name}'; allowed: {_operators(field)}")
-        column: ColumnElement[Any] = field.column
         match Operator(operator_name):
-            case Operator.like:
-                return column.icontains(field.parse(name, value), autoescape=True)
-            case Operator.in_:
-                values = value.split(",")
-                if len(values) > MAX_IN_VALUES:
+            case Operator.in_ as chosen:
+                texts = value.split(",")
+                if len(texts) > MAX_IN_VALUES:
                     raise BadQuery(f"filter on '{name}': at most {MAX_IN_VALUES} values")
-                return column.in_([field.parse(name, text) for text in values])
-            case Operator.is_null:
+                return _Filter(field, chosen, list(dict.fromkeys(field.parse(name, text) for text in texts)))
+            case Operator.is_null as chosen:
                 if value not in ("true", "false"):
                     raise BadQuery(f"filter on '{name}': is_null takes true or false")
-                return column.is_(None) if value == "true" else column.is_not(None)
-            case comparison:
-                return _COMPARE[comparison](column, field.parse(name, value))
+                return _Filter(field, chosen, [value == "true"])
+            case chosen:
+                return _Filter(field, chosen, [field.parse(name, value)])
 
     def _decode(self, cursor: str, sort: str) -> tuple[Any, Any]:
         try:
@@ -208,6 +314,131 @@ class Listing(Generic[ItemT]):
             return TypeAdapter(by.type).validate_python(sort_value), TypeAdapter(self.key.type).validate_python(key)
         except (binascii.Error, ValueError, TypeError) as error:
             raise BadQuery("the cursor was not issued by this list; omit it to start from the first page") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """How the keys of a page are read from an index in the order of the sort, and no more of them than necessary.
+
+    The statements leave PostgreSQL no choice that depends on its estimates: the keys come from one table, by conditions
+    that an index supports, up to a limit that is a constant, and rows to examine are looked up one by one.
+    """
+
+    by: Any
+    key: Any
+    descending: bool
+    conditions: Sequence[ColumnElement[bool]]
+    """What the index supports."""
+    split: tuple[Any, Sequence[Any]] | None
+    """A column of which the index has the rows of each value in order, and the values that are wanted."""
+    others: Sequence[_Filter]
+    """What each row has to be examined for."""
+    row: tuple[Any, Sequence[ColumnElement[bool]]]
+    """The key of the row with the values to examine, and further conditions that make it unique."""
+    depends_on_values: bool
+    """Whether the best plan for one value of a filter can be a bad one for others."""
+
+    @classmethod
+    def of(
+        cls,
+        listing: Listing[Any],
+        sort: str,
+        filters: Sequence[_Filter],
+        within: Sequence[ColumnElement[bool]],
+        members: Members | None,
+    ) -> "_Walk":
+        name, key = sort.removeprefix("-"), listing.key.column
+        by, conditions = listing.sorts[name].column, list(within)
+        others: list[_Filter] = []
+        # Only one: with two, all rows of one of them could be read to find those of the other.
+        chosen = next((one for one in filters if name in one.field.indexed and one.operator in _VALUES), None)
+        if members is not None and chosen is None:
+            by = key = members.key
+            conditions = [members.condition]
+        elif members is not None:
+            is_member = sqlalchemy.select(literal(True)).where(members.key == key, members.condition).scalar_subquery()
+            others.append(_Filter(Filterable(is_member, bool, EXACT), Operator.eq, [True]))
+        for one in filters:
+            bounds = one.field.bounds
+            if bounds is not None and (bound := bounds(key, one.operator, one.values)) is not None:
+                conditions.append(bound)
+            by_sort = one.field.column is by and one.operator in _RANGES
+            if by_sort or one.needs_trigrams:
+                conditions.append(one.condition)
+            elif one is not chosen:
+                others.append(one)
+        return cls(
+            by,
+            key,
+            sort.startswith("-"),
+            conditions,
+            None if chosen is None else (chosen.field.column, chosen.values),
+            others,
+            (listing.key.column, within),
+            chosen is not None or any(one.needs_trigrams for one in filters),
+        )
+
+    def order(self, by: Any, key: Any) -> list[ColumnElement[Any]]:
+        """The order of the sort, on these columns."""
+        columns = [key] if self.by is self.key else [by, key]
+        return [column.desc() if self.descending else column.asc() for column in columns]
+
+    def page(self, most: int, after: Any, until: Any) -> Any:
+        """The first rows, `most` or a few more, with the columns `sort` and `key`."""
+        most = next((size for size in _SIZES if size >= most), most)
+        if not self.others:
+            return self._keys(most, after).subquery("page")
+        # With room for rows that were added after `until` was read.
+        near = self._keys(2 * EXAMINED, after, until).subquery("near")
+        key, conditions = self.row
+        columns = [one.field.column.label(f"value_{number}") for number, one in enumerate(self.others)]
+        # One row each time, whatever is cheaper by PostgreSQL's estimate.
+        row = sqlalchemy.select(*columns).where(key == near.c.key, *conditions).limit(_constant(1)).lateral("row")
+        found = sqlalchemy.select(near.c.sort, near.c.key).select_from(near.join(row, true()))
+        found = found.where(*(one.on(column) for one, column in zip(self.others, row.c, strict=True)))
+        return found.order_by(*self.order(near.c.sort, near.c.key)).limit(_constant(most)).subquery("page")
+
+    def end(self, after: Any) -> Any:
+        """The last row to examine and the one after it; fewer rows if all that are left may be examined."""
+        near = self._keys(EXAMINED + 1, after).subquery("near")
+        order = self.order(near.c.sort, near.c.key)
+        return sqlalchemy.select(near.c.sort, near.c.key).order_by(*order).offset(_constant(EXAMINED - 1))
+
+    def _keys(self, limit: int, after: Any, until: Any = None) -> Any:
+        found = sqlalchemy.select(self.by.label("sort"), self.key.label("key")).where(*self.conditions)
+        if after is not None:
+            found = found.where(self._after(after))
+        if until is not None:
+            found = found.where(self._up_to(until))
+        found = found.order_by(*self.order(self.by, self.key)).limit(_constant(limit))
+        if self.split is None:
+            return found
+        column, values = self.split
+        if len(values) == 1:
+            return found.where(column == values[0])
+        # Each in order, and merged: the rows of several values together would have to be sorted.
+        parts = [found.where(column == value).subquery() for value in values]
+        merged = union_all(*(sqlalchemy.select(part) for part in parts)).subquery()
+        return sqlalchemy.select(merged).order_by(*self.order(merged.c.sort, merged.c.key)).limit(_constant(limit))
+
+    def _after(self, place: Any) -> ColumnElement[bool]:
+        return _COMPARE[Operator.lt if self.descending else Operator.gt](*self._places(place))
+
+    def _up_to(self, place: Any) -> ColumnElement[bool]:
+        return _COMPARE[Operator.gte if self.descending else Operator.lte](*self._places(place))
+
+    def _places(self, place: Any) -> tuple[Any, Any]:
+        """The place of a row and that of the given one, to be compared."""
+        sort, key = place
+        if self.by is self.key:
+            return self.key, literal(key, self.key.type)
+        there = tuple_(literal(sort, self.by.type), literal(key, self.key.type))
+        return tuple_(self.by, self.key), there
+
+
+def _constant(number: int) -> Any:
+    """A number in the SQL itself: for a parameter, a plan for any values assumes a tenth of the table."""
+    return literal_column(str(number))
 
 
 def _encode(sort: str, sort_value: Any, key: Any) -> str:

@@ -16,7 +16,7 @@ from sqlmodel.sql.expression import SelectOfScalar
 
 from services.errors import StaleVersion
 from services.fields import SoftDeletable, Versioned, now, picked
-from services.query import Listing, PageQuery, Rows
+from services.query import Listing, Members, PageQuery, Rows
 from services.sql import SqlAccess
 
 ModelT = TypeVar("ModelT", bound=SQLModel)
@@ -88,11 +88,12 @@ class Repository(SqlAccess, Generic[ModelT]):
         listing: Listing[ModelT],
         wanted: PageQuery,
         *conditions: ColumnElement[bool],
+        members: Members | None = None,
         options: Sequence[ExecutableOption] = (),
     ) -> Rows[ModelT]:
         """One page of the rows that match the conditions and the client's filters."""
         statement = self._select().options(*options)
-        return await listing.page(self.session, statement, wanted, *conditions, *self._visible())
+        return await listing.page(self.session, statement, wanted, *conditions, *self._visible(), members=members)
 
     async def count(self, *conditions: ColumnElement[bool]) -> int:
         """How many rows match. It reads all of them."""

@@ -36,6 +36,7 @@ class Category(CategoryBase, Versioned, SoftDeletable, table=True):
     __tablename__ = "categories"
     __table_args__ = (
         Index("uq_categories_name_lower", text("lower(name)"), unique=True),
+        Index("ix_categories_name_id", "name", "id"),
         CheckConstraint("length(name) > 0", name="named"),
     )
 
@@ -72,6 +73,11 @@ class ProductBase(SQLModel):
     price: Price = Field(sa_type=CREDITS)
 
 
+def _active(*columns: str) -> Index:
+    """An index of active products by these columns, then by id."""
+    return Index(f"ix_products_active_{'_'.join(columns)}_id", *columns, "id", postgresql_where=text("is_active"))
+
+
 class Product(ProductBase, Versioned, SoftDeletable, table=True):
     """A product that a seller offers. The row of an archived one stays, as orders show it, and keeps its SKU taken."""
 
@@ -80,9 +86,12 @@ class Product(ProductBase, Versioned, SoftDeletable, table=True):
         UniqueConstraint("seller_id", "sku"),
         CheckConstraint("price > 0", name="price"),
         CheckConstraint("length(name) > 0 AND length(sku) > 0", name="named"),
-        Index("ix_products_category_id_price", "category_id", "price"),
         Index("ix_products_name_trgm", "name", postgresql_using="gin", postgresql_ops={"name": "gin_trgm_ops"}),
         Index("ix_products_active", "id", postgresql_where=text("is_active")),
+        # Each sort of the list of products, of all and of those of one seller or category.
+        *(_active(*columns) for columns in (("price",), ("name",), ("created_at",), ("sku",))),
+        *(_active("seller_id", *columns) for columns in ((), ("price",), ("name",))),
+        *(_active("category_id", *columns) for columns in ((), ("price",), ("name",))),
     )
 
     id: int = Field(default=None, primary_key=True, sa_type=BigInteger, sa_column_args=(Identity(),))

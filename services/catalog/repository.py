@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
-from sqlalchemy import ARRAY, ColumnElement, String, any_, func, literal
+from sqlalchemy import ARRAY, String, any_, func, literal
 from sqlalchemy.orm import joinedload
 from sqlmodel import col, select
 
@@ -54,13 +54,15 @@ class ProductRepository(SoftDeleteRepository[Product]):
 
     async def page(self, wanted: PageQuery, search: str | None = None) -> Rows[Product]:
         """Active products; with `search`, those with a similar name (by `pg_trgm`'s word similarity)."""
-        conditions: list[ColumnElement[bool]] = [col(Product.is_active).is_(True)]
+        conditions: list[Any] = [col(Product.is_active)]
         if search is not None:
             (trigrams,) = await self.sql.fetch(queries.TRIGRAMS)
             # `<%` is the operator that the trigram index supports.
             is_similar = literal(search).op(f"OPERATOR({trigrams['schema']}.<%)", is_comparison=True)
             conditions.append(is_similar(col(Product.name)))
-        return await self.list_page(PRODUCTS, wanted, *conditions, options=PRODUCT_WITH_DETAILS)
+        # An archived product is never active. Without its own condition, an index of the active ones says it all.
+        statement = self._select().options(*PRODUCT_WITH_DETAILS)
+        return await PRODUCTS.page(self.session, statement, wanted, *conditions)
 
     async def refreshed(self, product: Product) -> Product:
         """The product, reloaded with everything that `ProductPublic` shows."""
@@ -131,12 +133,15 @@ _Amount = Annotated[Decimal, Field(max_digits=18, decimal_places=2)]
 
 _PRODUCT_ID = Sortable(col(Product.id), Id)
 
+_OF_SOME = frozenset({"id", "price", "name"})
+"""The sorts that have an index for the products of one seller or category."""
+
 PRODUCTS = Listing[Product](
     filters={
-        "category_id": Filterable(col(Product.category_id), Id, EXACT),
-        "seller_id": Filterable(col(Product.seller_id), Id, EXACT),
-        "sku": Filterable(col(Product.sku), Text, TEXT),
-        "name": Filterable(col(Product.name), Text, TEXT),
+        "category_id": Filterable(col(Product.category_id), Id, EXACT, indexed=_OF_SOME),
+        "seller_id": Filterable(col(Product.seller_id), Id, EXACT, indexed=_OF_SOME),
+        "sku": Filterable(col(Product.sku), Text, EXACT, indexed=frozenset({"id"})),
+        "name": Filterable(col(Product.name), Text, TEXT, indexed=frozenset({"id", "name"}), trigrams=True),
         "price": Filterable(col(Product.price), _Amount, ORDERED),
         "created_at": Filterable(col(Product.created_at), Instant, ORDERED),
     },
@@ -153,7 +158,7 @@ PRODUCTS = Listing[Product](
 _CATEGORY_ID = Sortable(col(Category.id), Id)
 
 CATEGORIES = Listing[Category](
-    filters={"name": Filterable(col(Category.name), Text, TEXT)},
+    filters={"name": Filterable(col(Category.name), Text, TEXT, indexed=frozenset({"id", "name"}))},
     sorts={"id": _CATEGORY_ID, "name": Sortable(col(Category.name), Text)},
     key=_CATEGORY_ID,
     default="id",

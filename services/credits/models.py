@@ -203,7 +203,7 @@ class Adjustment(AdjustmentBase, table=True):
         ),
         CheckConstraint("(state = 'pending') = (decided_at IS NULL)", name="decided"),
         CheckConstraint("(state = 'applied') = (transfer_id IS NOT NULL)", name="applied"),
-        Index("ix_adjustments_account_id", "account_id"),
+        *(Index(f"ix_adjustments_{column}_id", column, "id") for column in ("account_id", "requested_by", "state")),
     )
 
     id: UUID = Field(default_factory=new_id, primary_key=True)

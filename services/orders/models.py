@@ -107,6 +107,7 @@ class Order(OrderBase, table=True):
             unique=True,
             postgresql_where=text("reference IS NOT NULL"),
         ),
+        Index("ix_orders_reference_id", "reference", "id", postgresql_where=text("reference IS NOT NULL")),
     )
 
     id: UUID = Field(default_factory=new_id, primary_key=True)
@@ -169,6 +170,19 @@ class OrderItem(OrderItemBase, table=True):
     product: Product = Relationship(sa_relationship_kwargs={"lazy": "raise"})
 
 
+class OrderSeller(SQLModel, table=True):
+    """A seller of an order, with a row in the order of the seller's list.
+
+    A trigger writes the rows with the order's lines, whichever release places the order. There are no foreign keys: the
+    values come from rows that have them, and a check would lock the seller's user for each order.
+    """
+
+    __tablename__ = "order_sellers"
+
+    seller_id: int = Field(primary_key=True, sa_type=BigInteger, sa_column_kwargs={"autoincrement": False})
+    order_id: UUID = Field(primary_key=True)
+
+
 class OrderTransitionBase(SQLModel):
     """One move of an order."""
 
@@ -207,7 +221,7 @@ class Refund(RefundBase, table=True):
     __tablename__ = "refunds"
     __table_args__ = (
         CheckConstraint("amount > 0", name="amount"),
-        Index("ix_refunds_order_id", "order_id"),
+        Index("ix_refunds_order_id_id", "order_id", "id"),
     )
 
     id: UUID = Field(default_factory=new_id, primary_key=True)

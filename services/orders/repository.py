@@ -10,9 +10,8 @@ from uuid import UUID
 from pydantic import Field
 from sqlalchemy import ColumnElement
 from sqlalchemy.orm import joinedload, selectinload
-from sqlmodel import col, select
+from sqlmodel import col
 
-from services.catalog.models import Product
 from services.fields import Id, Instant, Text, picked
 from services.orders import queries
 from services.orders.models import (
@@ -22,9 +21,22 @@ from services.orders.models import (
     OrderBase,
     OrderItem,
     OrderItemBase,
+    OrderSeller,
     OrderStatus,
 )
-from services.query import EXACT, ORDERED, TEXT, Filterable, Listing, Operator, PageQuery, Rows, Sortable
+from services.query import (
+    EXACT,
+    ORDERED,
+    TEXT,
+    Filterable,
+    Listing,
+    Members,
+    Operator,
+    PageQuery,
+    Rows,
+    Sortable,
+    made_then,
+)
 from services.repository import Repository
 from services.sql import Write
 
@@ -112,7 +124,8 @@ class OrderRepository(Repository[Order]):
         self, wanted: PageQuery, *, buyer_id: int | None = None, seller_id: int | None = None
     ) -> Rows[Order]:
         """Orders of one buyer, orders with a product of one seller, or all orders; newest first."""
-        return await self.list_page(ORDERS, wanted, *_of(buyer_id, seller_id), options=ORDER_WITH_ITEMS)
+        bought, sold = _parties(buyer_id, seller_id)
+        return await self.list_page(ORDERS, wanted, *bought, members=sold, options=ORDER_WITH_ITEMS)
 
     def exported(
         self, filters: Sequence[str], *, before: UUID, after: UUID | None, buyer_id: int | None, seller_id: int | None
@@ -121,12 +134,10 @@ class OrderRepository(Repository[Order]):
 
         Only those with an id between `after` and `before`. Raises `BadQuery`.
         """
-        filtered = ORDERS.where(select(Order), filters).whereclause
-        conditions = [*_of(buyer_id, seller_id), col(Order.id) < before]
-        if filtered is not None:
-            conditions.append(filtered)
+        bought, sold = _parties(buyer_id, seller_id)
+        conditions = [*bought, *([] if sold is None else [sold.has(col(Order.id))]), col(Order.id) < before]
         columns = [col(getattr(Order, name)) for name in EXPORTED[1:]]
-        return self.stream(columns, *conditions, after=after)
+        return self.stream(columns, *conditions, *ORDERS.conditions(filters), after=after)
 
     async def number_by_status(self) -> dict[OrderStatus, int]:
         """How many orders there are in each status that any order has."""
@@ -160,14 +171,11 @@ class OrderRepository(Repository[Order]):
         assert moved == len(moves), "an order changed although it was locked"
 
 
-def _of(buyer_id: int | None, seller_id: int | None) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = []
-    if buyer_id is not None:
-        conditions.append(col(Order.buyer_id) == buyer_id)
-    if seller_id is not None:
-        sold = select(col(OrderItem.order_id)).join(Product, col(Product.id) == col(OrderItem.product_id))
-        conditions.append(col(Order.id).in_(sold.where(col(Product.seller_id) == seller_id)))
-    return conditions
+def _parties(buyer_id: int | None, seller_id: int | None) -> tuple[list[ColumnElement[bool]], Members | None]:
+    """The conditions for a buyer's orders, and the orders of a seller."""
+    bought = [] if buyer_id is None else [col(Order.buyer_id) == buyer_id]
+    sold = None if seller_id is None else Members(col(OrderSeller.order_id), col(OrderSeller.seller_id) == seller_id)
+    return bought, sold
 
 
 EXPORTED = (
@@ -201,16 +209,12 @@ ORDERS = Listing[Order](
     filters={
         "status": Filterable(col(Order.status), OrderStatus, EXACT),
         "total": Filterable(col(Order.total), _Amount, ORDERED),
-        "reference": Filterable(col(Order.reference), Text, TEXT | {Operator.is_null}),
-        "buyer_id": Filterable(col(Order.buyer_id), Id, EXACT),
-        "created_at": Filterable(col(Order.created_at), Instant, ORDERED),
+        "reference": Filterable(col(Order.reference), Text, TEXT | {Operator.is_null}, indexed=frozenset({"id"})),
+        "buyer_id": Filterable(col(Order.buyer_id), Id, EXACT, indexed=frozenset({"id"})),
+        "created_at": Filterable(col(Order.created_at), Instant, ORDERED, bounds=made_then),
         "updated_at": Filterable(col(Order.updated_at), Instant, ORDERED),
     },
-    sorts={
-        "id": _ID,
-        "created_at": Sortable(col(Order.created_at), Instant),
-        "total": Sortable(col(Order.total), _Amount),
-    },
+    sorts={"id": _ID},
     key=_ID,
     default="-id",
 )

@@ -193,6 +193,10 @@ class Waits(StrEnum):
     """No live worker has a handler for its type and version."""
 
 
+ASKED = "waits = 'asked'"
+"""The rows of deferred events. As a text: a statement with a parameter would not match the indexes."""
+
+
 class OutboxRow(DeclarativeTable):
     """An event that is still to be processed. The row is deleted in the transaction that processes the event.
 
@@ -226,6 +230,10 @@ class OutboxRow(DeclarativeTable):
             "position",
             postgresql_where=text("available_at IS NOT NULL"),
         ),
+        # The list of deferred events. Other events have no entry here.
+        Index("ix_outbox_asked", "position", postgresql_where=text(ASKED)),
+        Index("ix_outbox_asked_type", "type", "position", postgresql_where=text(ASKED)),
+        Index("ix_outbox_asked_available_at", "available_at", "position", postgresql_where=text(ASKED)),
         CheckConstraint("attempts >= 0", name="attempts"),
         CheckConstraint(allowed("waits", Waits), name="waits"),
         CheckConstraint("(available_at IS NULL) = (waits IS NULL)", name="ready_or_waits"),
@@ -268,8 +276,9 @@ class DeadLetter(DeadLetterBase, table=True):
 
     __tablename__ = "dead_letters"
     __table_args__ = (
-        Index("ix_dead_letters_aggregate", "aggregate"),
-        Index("ix_dead_letters_fingerprint", "fingerprint"),
+        Index("ix_dead_letters_aggregate_position", "aggregate", "position"),
+        Index("ix_dead_letters_fingerprint_position", "fingerprint", "position"),
+        Index("ix_dead_letters_type_position", "type", "position"),
         Index("ix_dead_letters_event_id", "event_id"),
         # A claim checks for each aggregate whether a dead letter blocks it, without reading those that do not.
         Index("ix_dead_letters_blocking", "aggregate", "position", postgresql_where=text("blocks")),

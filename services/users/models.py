@@ -47,6 +47,16 @@ class User(UserBase, Versioned, SoftDeletable, table=True):
     __tablename__ = "users"
     __table_args__ = (
         Index("uq_users_email_lower", text("lower(email)"), unique=True),
+        # What the list of users may be sorted and filtered by.
+        Index("ix_users_present", "id", postgresql_where=text("deleted_at IS NULL")),
+        *(
+            Index(f"ix_users_{column}_id", column, "id", postgresql_where=text("deleted_at IS NULL"))
+            for column in ("created_at", "email", "full_name", "role", "is_active")
+        ),
+        *(
+            Index(f"ix_users_{column}_trgm", column, postgresql_using="gin", postgresql_ops={column: "gin_trgm_ops"})
+            for column in ("email", "full_name")
+        ),
         CheckConstraint(allowed("role", Role), name="role"),
         CheckConstraint("length(email) > 0 AND length(full_name) > 0", name="named"),
     )

@@ -46,10 +46,12 @@ _ID = Sortable(col(User.id), Id)
 
 USERS = Listing[User](
     filters={
-        "email": Filterable(col(User.email), Text, TEXT),
-        "full_name": Filterable(col(User.full_name), Text, TEXT),
-        "role": Filterable(col(User.role), Role, EXACT),
-        "is_active": Filterable(col(User.is_active), bool, EXACT),
+        "email": Filterable(
+            col(User.email), Text, TEXT, indexed=frozenset({"id", "created_at", "email"}), trigrams=True
+        ),
+        "full_name": Filterable(col(User.full_name), Text, TEXT, indexed=frozenset({"id"}), trigrams=True),
+        "role": Filterable(col(User.role), Role, EXACT, indexed=frozenset({"id"})),
+        "is_active": Filterable(col(User.is_active), bool, EXACT, indexed=frozenset({"id"})),
         "created_at": Filterable(col(User.created_at), Instant, ORDERED),
     },
     sorts={

@@ -20,7 +20,7 @@ LISTS = {
     ),
     "/v1/orders": (
         {"buyer_id", "created_at", "reference", "status", "total", "updated_at"},
-        {"created_at", "id", "total"},
+        {"id"},
     ),
     "/v1/accounts/me/statement": ({"created_at", "kind"}, {"version"}),
     "/v1/adjustments": ({"created_at", "requested_by", "state", "user_id"}, {"id"}),

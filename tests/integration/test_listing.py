@@ -8,6 +8,7 @@ from pydantic import Field
 from sqlalchemy import text
 from sqlmodel import col, select
 
+from services import query
 from services.catalog.models import Category, Product
 from services.catalog.repository import CategoryRepository
 from services.database import Database
@@ -147,6 +148,96 @@ async def test_rows_added_meanwhile_neither_repeat_nor_hide_others(
     assert set(ids) <= set(seen)
 
 
+@pytest.mark.parametrize("limit", [1, 2, 3, 50])
+@pytest.mark.parametrize("sort", ["id", "-id", "price", "-price"])
+@pytest.mark.parametrize(
+    ("filters", "matching"),
+    [
+        (["price:ne:1.00"], {"2.00", "3.00"}),
+        (["price:in:1.00,3.00"], {"1.00", "3.00"}),
+        (["price:eq:3.00"], {"3.00"}),
+        (["price:gt:1.00", "price:ne:2.00"], {"3.00"}),
+        (["price:gt:9.00"], set()),
+        (["created_at:lt:2020-01-01T00:00:00Z"], set()),
+    ],
+)
+async def test_pages_that_may_examine_few_rows_visit_every_match_once_in_order(
+    database: Database,
+    uow: UnitOfWork,
+    monkeypatch: pytest.MonkeyPatch,
+    filters: list[str],
+    matching: set[str],
+    sort: str,
+    limit: int,
+) -> None:
+    monkeypatch.setattr(query, "EXAMINED", 3)
+    await fill(database, ["1.00"] * 7 + ["3.00"] + ["1.00"] * 4 + ["2.00", "3.00", "3.00", "1.00", "2.00"])
+    rows: list[Product] = []
+    cursor, pages = None, 0
+    while pages == 0 or cursor is not None:
+        page = await uow.products.page(PageQuery(filters, sort, limit, cursor))
+        assert len(page.data) <= limit
+        rows, cursor, pages = [*rows, *page.data], page.next_cursor, pages + 1
+        assert pages < 40, "the pages go round in circles"
+    everything = await visit(uow, sort, 50)
+    assert [row.id for row in rows] == [row.id for row in everything if str(row.price) in matching]
+
+
+async def test_a_page_without_matches_says_that_there_is_more_to_examine(
+    database: Database, uow: UnitOfWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(query, "EXAMINED", 3)
+    await fill(database, ["1.00"] * 5 + ["2.00"])
+    first = await uow.products.page(PageQuery(["price:ne:1.00"], "id"))
+    assert (first.data, first.has_more) == ([], True)
+    second = await uow.products.page(PageQuery(["price:ne:1.00"], "id", cursor=first.next_cursor))
+    assert ([str(row.price) for row in second.data], second.has_more) == (["2.00"], False)
+
+
+@pytest.mark.parametrize("sort", ["id", "-id", "price", "-price", "name"])
+async def test_a_filter_by_several_values_merges_their_rows_in_order(
+    database: Database, uow: UnitOfWork, sort: str
+) -> None:
+    seller, other, nobody = [await make_user(database) for _ in range(3)]
+    category = await make_category(database)
+    for number, price in enumerate(["3.00", "1.00", "2.00", "2.00", "1.00", "3.00"]):
+        owner = (seller, other, nobody)[number % 3]
+        await make_product(database, seller=owner, category=category, price=price, name=f"N{price}")
+    among = f"seller_id:in:{seller.id},{other.id},{other.id}"
+    seen: list[int] = []
+    cursor = None
+    for _ in range(9):
+        page = await uow.products.page(PageQuery([among], sort, 2, cursor))
+        seen += [row.id for row in page.data]
+        if (cursor := page.next_cursor) is None:
+            break
+    assert seen == [row.id for row in await visit(uow, sort, 50) if row.seller_id != nobody.id]
+    assert len(seen) == 4
+
+
+async def test_orders_of_a_seller_are_filtered_like_all_others(database: Database, uow: UnitOfWork) -> None:
+    buyer, other, seller = [await make_user(database) for _ in range(3)]
+    product, foreign = await make_product(database, seller=seller), await make_product(database)
+    mine = await make_order(database, buyer=buyer, lines=[(product, 1), (product, 2)], reference="A")
+    both = await make_order(database, buyer=other, lines=[(foreign, 1), (product, 1)], reference="B")
+    await make_order(database, buyer=buyer, lines=[(foreign, 1)], reference="C")
+
+    async def found(*filters: str) -> list[Any]:
+        page = await uow.orders.page(PageQuery(filters, "id"), seller_id=seller.id)
+        return [order.id for order in page.data]
+
+    assert await found() == [mine.id, both.id]
+    assert await found(f"buyer_id:eq:{buyer.id}") == [mine.id]
+    assert await found("reference:in:A,B,C") == [mine.id, both.id]
+    assert await found("reference:eq:C") == []
+    assert await found("status:eq:pending", "total:lt:25.00") == [both.id]
+    assert await found("status:eq:confirmed") == []
+    moment = both.created_at.isoformat().replace("+00:00", "Z")
+    assert await found(f"created_at:eq:{moment}") == [both.id]
+    assert await found(f"created_at:lt:{moment}") == [mine.id]
+    assert await found(f"created_at:gte:{moment}", f"buyer_id:eq:{other.id}") == [both.id]
+
+
 async def test_an_empty_list_is_one_empty_page(uow: UnitOfWork) -> None:
     page = await products(uow, "id", 10, None)
     assert (page.data, page.has_more, page.next_cursor) == ([], False, None)
@@ -158,7 +249,7 @@ async def test_pages_of_uuid_keys_continue_where_they_stopped(database: Database
     seen: list[Any] = []
     cursor = None
     while True:
-        wanted = PageQuery(sort="total", limit=2, cursor=cursor)
+        wanted = PageQuery(sort="id", limit=2, cursor=cursor)
         page: Rows[Order] = await uow.orders.page(wanted, buyer_id=buyer.id)
         seen += [order.id for order in page.data]
         cursor = page.next_cursor

@@ -6,8 +6,7 @@ from time import monotonic, time
 import pytest
 
 from services.clock import CLOCK, Clock
-from services.fields import new_id, now
-from services.outbox.retention.repository import id_at
+from services.fields import id_at, new_id, now
 from tests.clocks import shift_the_host, step_the_host
 
 HOUR = 3600.0

@@ -4,7 +4,8 @@ from datetime import UTC, datetime
 
 from uuid_utils.compat import uuid7
 
-from services.outbox.retention.repository import id_at, month_bounds, month_of
+from services.fields import id_at
+from services.outbox.retention.repository import month_bounds, month_of
 
 
 def test_an_id_gives_its_month() -> None:

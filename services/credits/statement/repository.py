@@ -1,19 +1,25 @@
 """All SQL about an account's statement."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
-from typing import Protocol, cast
+from functools import partial
+from typing import Any, Protocol, TypeVar, cast
 from uuid import UUID
 
 import sqlalchemy
-from sqlalchemy.orm import contains_eager
+from sqlalchemy import ColumnElement
+from sqlalchemy.orm import aliased, contains_eager
 from sqlmodel import col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
 from services.credits.models import Account, Entry, Transfer, TransferKind
 from services.fields import Id, Instant
-from services.query import EXACT, ORDERED, Filterable, Listing, PageQuery, Rows, Sortable
+from services.query import EXACT, ORDERED, Filterable, Listing, Operator, PageQuery, Rows, Sortable
 from services.sql import SqlAccess
+
+RowT = TypeVar("RowT")
 
 
 class Line(Protocol):
@@ -42,26 +48,29 @@ class StatementRepository(SqlAccess):
             .where(col(Entry.account_id) == account)
             .options(contains_eager(Entry.transfer))  # type: ignore[arg-type]
         )
-        return await ENTRIES.page(self.session, statement, wanted)
+        return await _of(ENTRIES, account).page(self.session, statement, wanted, col(Entry.account_id) == account)
 
     async def lines(self, account_id: int, last_version: int, wanted: PageQuery) -> Rows[Line]:
         """Entries up to `last_version`, oldest first."""
         statement = (
             sqlalchemy.select(*_LINE)
             .join(Transfer, col(Transfer.id) == col(Entry.transfer_id))
-            .where(col(Entry.account_id) == account_id, col(Entry.version) <= last_version)
+            .where(col(Entry.account_id) == account_id)
         )
         # Its rows have the attributes of a `Line`.
         lines = cast("SelectOfScalar[Line]", statement)
-        return await _LINES.page(self.session, lines, wanted)
+        within = col(Entry.account_id) == account_id, col(Entry.version) <= last_version
+        return await _of(_LINES, account_id).page(self.session, lines, wanted, *within)
 
 
 _VERSION = Sortable(col(Entry.version), Id)
 
+_KIND = select(col(Transfer.kind)).where(col(Transfer.id) == col(Entry.transfer_id)).scalar_subquery()
+
 ENTRIES = Listing[Entry](
     filters={
         "created_at": Filterable(col(Entry.created_at), Instant, ORDERED),
-        "kind": Filterable(col(Transfer.kind), TransferKind, EXACT),
+        "kind": Filterable(_KIND, TransferKind, EXACT),
     },
     sorts={"version": _VERSION},
     key=_VERSION,
@@ -80,3 +89,26 @@ _LINE = (
 )
 
 _LINES = Listing[Line](ENTRIES.filters, ENTRIES.sorts, ENTRIES.key, default="version")
+
+
+def _of(listing: Listing[RowT], account_id: Any) -> Listing[RowT]:
+    """The list, as it finds the entries of this account by time."""
+    found = replace(listing.filters["created_at"], bounds=partial(_written, account_id))
+    return replace(listing, filters={**listing.filters, "created_at": found})
+
+
+def _written(account_id: Any, version: Any, operator: Operator, values: Sequence[Any]) -> ColumnElement[bool] | None:
+    """The versions of the account's entries from this time on, or up to it: the times of entries grow with them."""
+    one = aliased(Entry)
+    at, number, of_account = col(one.created_at), col(one.version), col(one.account_id) == account_id
+    first = select(number).where(of_account, at >= values[0]).order_by(at, number).limit(1).scalar_subquery()
+    last = select(number).where(of_account, at <= values[0]).order_by(at.desc(), number.desc()).limit(1)
+    from_it, up_to_it = version >= first, version <= last.scalar_subquery()
+    conditions: dict[Operator, ColumnElement[bool]] = {
+        Operator.gt: from_it,
+        Operator.gte: from_it,
+        Operator.lt: up_to_it,
+        Operator.lte: up_to_it,
+        Operator.eq: from_it & up_to_it,
+    }
+    return conditions.get(operator)

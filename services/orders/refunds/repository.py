@@ -67,8 +67,8 @@ class RefundRepository(SqlAccess):
 
     async def page(self, order_id: UUID, wanted: PageQuery) -> Rows[Refund]:
         """Refunds of an order, oldest first."""
-        statement = select(Refund).where(col(Refund.order_id) == order_id).options(_WITH_LINES)
-        return await REFUNDS.page(self.session, statement, wanted)
+        statement = select(Refund).options(_WITH_LINES)
+        return await REFUNDS.page(self.session, statement, wanted, col(Refund.order_id) == order_id)
 
 
 _ID = Sortable(col(Refund.id), UUID)

@@ -6,12 +6,13 @@ from dataclasses import asdict
 from typing import Any
 from uuid import UUID
 
+from sqlalchemy import ColumnElement, literal_column
 from sqlmodel import col, select
 
 from services.fields import Id, Instant, Text
 from services.outbox.control import queries
 from services.outbox.control.schemas import OtherWorker, Selection
-from services.outbox.models import DeadLetter, EventRow, OutboxRow, Waits
+from services.outbox.models import ASKED, DeadLetter, EventRow, OutboxRow
 from services.query import EXACT, ORDERED, Filterable, Listing, PageQuery, Rows, Sortable
 from services.sql import Row, SqlAccess
 
@@ -76,7 +77,8 @@ class ControlRepository(SqlAccess):
 
     async def deferred(self, wanted: PageQuery) -> Rows[OutboxRow]:
         """Events that were deferred by their writers and have not been tried yet."""
-        return await DEFERRED.page(self.session, select(OutboxRow).where(col(OutboxRow.waits) == Waits.asked), wanted)
+        waits: list[ColumnElement[bool]] = [literal_column(ASKED), col(OutboxRow.available_at).is_not(None)]
+        return await DEFERRED.page(self.session, select(OutboxRow), wanted, *waits)
 
     async def cancel(self, event_id: UUID, actor: str, reason: str) -> Row | None:
         """Delete a deferred event's outbox row, and return its `type`, `event_id` and `aggregate`.
@@ -196,9 +198,9 @@ _LETTER = Sortable(col(DeadLetter.position), Id)
 
 DEAD_LETTERS = Listing[DeadLetter](
     filters={
-        "aggregate": Filterable(col(DeadLetter.aggregate), Text, EXACT),
-        "type": Filterable(col(DeadLetter.type), Text, EXACT),
-        "fingerprint": Filterable(col(DeadLetter.fingerprint), Text, EXACT),
+        "aggregate": Filterable(col(DeadLetter.aggregate), Text, EXACT, indexed=frozenset({"position"})),
+        "fingerprint": Filterable(col(DeadLetter.fingerprint), Text, EXACT, indexed=frozenset({"position"})),
+        "type": Filterable(col(DeadLetter.type), Text, EXACT, indexed=frozenset({"position"})),
         "died_at": Filterable(col(DeadLetter.died_at), Instant, ORDERED),
     },
     sorts={"position": _LETTER},
@@ -210,8 +212,8 @@ _PLACE = Sortable(OutboxRow.position, Id)
 
 DEFERRED = Listing[OutboxRow](
     filters={
-        "aggregate": Filterable(OutboxRow.aggregate, Text, EXACT),
-        "type": Filterable(OutboxRow.type, Text, EXACT),
+        "aggregate": Filterable(OutboxRow.aggregate, Text, EXACT, indexed=frozenset({"position"})),
+        "type": Filterable(OutboxRow.type, Text, EXACT, indexed=frozenset({"position"})),
         "available_at": Filterable(OutboxRow.available_at, Instant, ORDERED),
     },
     sorts={"position": _PLACE, "available_at": Sortable(OutboxRow.available_at, Instant)},

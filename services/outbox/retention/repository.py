@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.fields import time_of
+from services.fields import id_at, time_of
 
 DEFAULT_PARTITION = "events_default"
 """Holds the events of months without a partition, so that writing an event never fails."""
@@ -106,11 +106,6 @@ def month_of(event_id: UUID) -> tuple[int, int]:
     """The UTC month in which an event's id was made, as (year, month)."""
     moment = time_of(event_id)
     return moment.year, moment.month
-
-
-def id_at(moment: datetime) -> UUID:
-    """A lower bound of the ids made from that moment on, above all earlier ones. No id is from before 1970."""
-    return UUID(int=max(0, int(moment.timestamp() * 1000)) << 80)
 
 
 async def _add_partition(

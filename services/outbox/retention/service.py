@@ -17,12 +17,12 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from services.fields import id_at
 from services.outbox.origin import service as origin
 from services.outbox.retention.repository import (
     DEFAULT_PARTITION,
     LOCK_TIMEOUT,
     existing_partitions,
-    id_at,
     month_bounds,
     month_of,
     partition_name,

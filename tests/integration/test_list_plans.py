@@ -1,0 +1,231 @@
+"""However many rows there are, a page of a list reads about as many as it shows, or examines a limited number.
+
+Every sort and every filter that a list offers is tried, with values that have most rows, few or none, with plans for
+the given values and for any values. Most rows of the big buyer and seller are old: see `benchmarks/many.py`.
+"""
+
+import pkgutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import event
+
+import services
+import services.query
+from benchmarks import many
+from services.catalog.repository import CATEGORIES, PRODUCTS
+from services.credits.corrections.repository import ADJUSTMENTS
+from services.credits.statement.repository import _LINES, ENTRIES
+from services.database import Database, open_database
+from services.orders.refunds.repository import REFUNDS
+from services.orders.repository import ORDERS
+from services.outbox.control.repository import DEAD_LETTERS, DEFERRED
+from services.query import Listing, Operator, PageQuery, Rows
+from services.unit_of_work import UnitOfWork
+from services.users.repository import USERS
+from tests.conftest import Administrator, settings_for, temporary_database
+from tests.factories import Recorder
+from tests.servers import TestServers
+
+SIZE = many.Size(users=6_000, products=20_000, orders=30_000, others=6_000)
+REFUNDS_OF_ONE = 6_000
+EXAMINED, LIMIT = 200, 20
+
+Read = Callable[[UnitOfWork, PageQuery], Awaitable[Rows[Any]]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A list, how a page of it is read, and its path, for the values of its filters; None if it has none."""
+
+    listing: Listing[Any]
+    read: Read
+    path: str | None
+
+    @property
+    def values(self) -> Mapping[str, Sequence[str]]:
+        return many.VALUES[self.path] if self.path else {}
+
+
+CASES = {
+    "products": Case(PRODUCTS, lambda uow, wanted: uow.products.page(wanted), "/v1/products"),
+    "categories": Case(CATEGORIES, lambda uow, wanted: uow.categories.list_page(CATEGORIES, wanted), "/v1/categories"),
+    "users": Case(USERS, lambda uow, wanted: uow.users.list_page(USERS, wanted), "/v1/users"),
+    "orders of a buyer": Case(
+        ORDERS, lambda uow, wanted: uow.orders.page(wanted, buyer_id=many.BIG_BUYER), "/v1/orders"
+    ),
+    "orders of a seller": Case(
+        ORDERS, lambda uow, wanted: uow.orders.page(wanted, seller_id=many.BIG_SELLER), "/v1/orders"
+    ),
+    "orders of everybody": Case(ORDERS, lambda uow, wanted: uow.orders.page(wanted), "/v1/orders"),
+    "refunds": Case(REFUNDS, lambda uow, wanted: _refunds(uow, wanted), None),
+    "dead letters": Case(
+        DEAD_LETTERS, lambda uow, wanted: uow.control.dead_letters(wanted), "/v1/operations/dead-letters"
+    ),
+    "deferred": Case(DEFERRED, lambda uow, wanted: uow.control.deferred(wanted), "/v1/operations/deferred"),
+    "adjustments": Case(
+        ADJUSTMENTS, lambda uow, wanted: uow.adjustments.list_page(ADJUSTMENTS, wanted), "/v1/adjustments"
+    ),
+    "a statement": Case(ENTRIES, lambda uow, wanted: uow.statements.page(2, wanted), "/v1/accounts/me/statement"),
+    "an export": Case(
+        _LINES, lambda uow, wanted: uow.statements.lines(2, 2**40, wanted), "/v1/accounts/me/statement.csv"
+    ),
+}
+
+
+async def _refunds(uow: UnitOfWork, wanted: PageQuery) -> Rows[Any]:
+    order = (await uow.orders.page(PageQuery(sort="id", limit=1))).data[0]
+    return await uow.refunds.page(order.id, wanted)
+
+
+def test_every_list_is_tried_with_every_filter() -> None:
+    found: dict[int, Listing[Any]] = {}
+    for module in pkgutil.walk_packages(services.__path__, "services."):
+        if module.name.endswith(".repository"):
+            found |= {id(one): one for one in vars(import_module(module.name)).values() if isinstance(one, Listing)}
+    assert {id(case.listing) for case in CASES.values()} == set(found)
+    for name, case in CASES.items():
+        assert case.values.keys() == case.listing.filters.keys(), name
+
+
+@pytest.fixture(scope="module")
+def filled(administrator: Administrator, servers: TestServers, template_database: str) -> Iterator[str]:
+    with temporary_database(administrator, servers, template_database) as url:
+        many.fill(url, SIZE)
+        with psycopg.connect(url) as connection:
+            connection.execute("SET session_replication_role = replica")
+            connection.execute(
+                "INSERT INTO refunds (id, order_id, amount, requested_by) SELECT gen_random_uuid(), first.id, 1, 1"
+                " FROM (SELECT id FROM orders ORDER BY id LIMIT 1) AS first, generate_series(1, %s)",
+                [REFUNDS_OF_ONE],
+            )
+            connection.execute("ANALYZE refunds")
+        yield url
+
+
+@pytest.fixture
+async def database(filled: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Database]:
+    monkeypatch.setattr(services.query, "EXAMINED", EXAMINED)
+    async with open_database(settings_for(filled, "redis://127.0.0.1:1"), "test") as opened:
+        yield opened
+
+
+@contextmanager
+def recorded(database: Database) -> Iterator["Sent"]:
+    sent = Sent()
+    event.listen(database.engine.sync_engine, "before_cursor_execute", sent.record)
+    try:
+        yield sent
+    finally:
+        event.remove(database.engine.sync_engine, "before_cursor_execute", sent.record)
+
+
+class Sent(Recorder):
+    """The statements with their parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parameters: list[Sequence[object]] = []
+
+    def record(self, connection: Any, cursor: Any, statement: str, parameters: Any, *rest: Any) -> None:
+        super().record(connection, cursor, statement, parameters, *rest)
+        self.parameters.append(parameters)
+
+
+def literal(value: object) -> str:
+    return "NULL" if value is None else "'" + str(value).replace("'", "''") + "'"
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for part in plan.get("Plans", ()):
+        yield from nodes(part)
+
+
+def faults(plan: dict[str, Any], most: int) -> list[str]:
+    """The parts of the plan that read, sort or expect more than `most` rows."""
+    found = []
+    for node in nodes(plan):
+        removed = node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Index Recheck", 0)
+        rows = (node["Actual Rows"] + removed) * node["Actual Loops"]
+        if "Scan" in node["Node Type"] and rows > most:
+            found.append(f"{node['Node Type']} of {node.get('Relation Name', node.get('Index Name'))}: {rows:.0f} rows")
+        # From an expectation of many rows it is not far to reading the whole table, in a larger database.
+        if node["Node Type"] == "Limit" and node["Plan Rows"] > most:
+            found.append(f"expects {node['Plan Rows']} rows of a page")
+        if "Sort" in node["Node Type"] and node["Plans"][0]["Actual Rows"] * node["Actual Loops"] > most:
+            found.append(f"{node['Node Type']} of {node['Plans'][0]['Actual Rows']:.0f} rows")
+    return found
+
+
+async def wrong(database: Database, statements: Sent) -> list[str]:
+    """What is wrong with the plans of the statements, for the given values and for any values."""
+    # Some examine more than the page shows, but all are limited.
+    most = 2 * EXAMINED + 51
+    found = []
+    async with database.engine.connect() as connection:
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert driver is not None
+        modes = ["force_custom_plan", "force_generic_plan"]
+        for text, parameters in zip(statements.statements, statements.parameters, strict=True):
+            if "set_config" in text:
+                modes = ["force_custom_plan"]
+                continue
+            await driver.execute(f"PREPARE page AS {text}")
+            for mode in modes:
+                await driver.execute(f"SET plan_cache_mode = {mode}")
+                values = f"({', '.join(map(literal, parameters))})" if parameters else ""
+                said = await driver.fetchval(f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) EXECUTE page{values}")
+                found += [f"{mode}: {fault}" for fault in faults(said[0]["Plan"], most)]
+            await driver.execute("DEALLOCATE page")
+    return found
+
+
+def wanted_filters(case: Case) -> Iterator[list[str]]:
+    yield []
+    for name, field in case.listing.filters.items():
+        for operator in sorted(field.operators):
+            # What a search by trigrams reads depends on how many rows match; see the last test.
+            if case.path and not (operator is Operator.like and field.trigrams):
+                values = many.values_of(case.path, name, operator.value)
+                yield from ([f"{name}:{operator.value}:{value}"] for value in values)
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_a_page_reads_and_sorts_no_more_rows_than_it_may_examine(database: Database, name: str) -> None:
+    case = CASES[name]
+    bad: dict[str, list[str]] = {}
+    for sort in (direction + field for field in case.listing.sorts for direction in ("", "-")):
+        for filters in wanted_filters(case):
+            cursor = None
+            for number in (1, 2):
+                async with UnitOfWork(database.write) as uow:
+                    with recorded(database) as sent:
+                        page = await case.read(uow, PageQuery(filters, sort, LIMIT, cursor))
+                if found := await wrong(database, sent):
+                    bad[f"{sort} {filters} page {number}"] = found
+                if (cursor := page.next_cursor) is None:
+                    break
+    assert bad == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "filter_"),
+    [
+        ("products", "name:like:lantern a87ff6"),
+        ("users", "email:like:er77@example"),
+        ("users", "full_name:like:race 4321"),
+    ],
+)
+async def test_rare_text_is_found_by_its_trigrams(database: Database, name: str, filter_: str) -> None:
+    for sort in CASES[name].listing.sorts:
+        async with UnitOfWork(database.write) as uow:
+            with recorded(database) as sent:
+                page = await CASES[name].read(uow, PageQuery([filter_], sort, LIMIT))
+        assert len(page.data) == 1
+        assert await wrong(database, sent) == []
