@@ -16,6 +16,7 @@ from sqlalchemy import (
     Index,
     Integer,
     PrimaryKeyConstraint,
+    String,
     text,
 )
 from sqlmodel import Field, Relationship, SQLModel
@@ -80,7 +81,8 @@ def allowed_moves() -> str:
 class OrderBase(SQLModel):
     """The fields of an order that its buyer sets."""
 
-    reference: Reference | None = None
+    # SQLModel does not find the length of a column inside the union of one that may be null.
+    reference: Reference | None = Field(default=None, sa_type=String(64))
 
 
 ORDER_FIELDS = tuple(OrderBase.model_fields)
