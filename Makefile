@@ -69,7 +69,7 @@ imports: $(READY) ## Check which package imports which
 drift: $(READY) ## Check that the migrations match the models
 	$(BIN)/python .ci/drift.py
 
-lint-migrations: $(READY) ## Check the numbers of the migrations, and that new ones block nobody
+lint-migrations: $(READY) ## Check the numbers of the migrations, and that new ones do not break the running release
 	@$(BIN)/python .ci/renumber.py
 	@$(BIN)/python .ci/lint_migrations.py
 

@@ -105,7 +105,7 @@ def lint(config: Config, script: Script) -> Iterator[str]:
         if found.rule not in allowed:
             yield f"{found.rule}: {found.message}\n    {found.statement}"
     for rule in sorted(allowed - {found.rule for found in findings}):
-        yield f"unused-ignore: nothing in it is against {rule}"
+        yield f"unused-ignore: nothing in this migration breaks {rule}"
     if text.count("# lint-ignore") > len(IGNORED.findall(text)):
         yield "bad-ignore: write it as `# lint-ignore: RULE, RULE (the reason)`, in a line of its own"
 

@@ -4,7 +4,7 @@ While a release goes out, processes of the release before run on tables that are
 tests of its commit (.ci/release_before.toml) are taken from git into a folder, the migrations of this tree are put into
 it, and its tests are run there: every statement they send is one of that release, and the tables are the new ones.
 
-Exit code 1 if the file is wrong, otherwise that of pytest.
+Exit code 1 if the file is wrong, 0 if this copy has no history, otherwise that of pytest.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Revision ids: a number that says where a step comes, and letters that tell two branches apart, such as `0015kfmw`.
+"""Revision ids: a number for the order, and letters that distinguish two branches, such as `0015kfmw`.
 
 The letters are random, so that two branches can each add a step after 0014: Alembic then sees two heads instead of two
 files with one id. Released steps up to 0014 have no letters.

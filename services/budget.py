@@ -41,8 +41,8 @@ class PoolBudget:
     def describe(self) -> str:
         return (
             f"{self.processes} processes x {self.per_process} connections (pool size + overflow) + {self.beside} for "
-            f"poll loops, probes and reports = {self.wanted}; the server allows {self.available} (max_connections "
-            "minus reserved ones)"
+            f"poll loops, probes, replica checks and reports = {self.wanted}; the server allows {self.available} "
+            "(max_connections minus reserved ones)"
         )
 
 
@@ -61,7 +61,7 @@ async def check_pool_budget(engine: AsyncEngine, settings: Settings) -> PoolBudg
 
 
 async def check_replica_budget(replica: Replica, settings: Settings) -> PoolBudget | None:
-    """The same for the replica; None if it is not in use now. Each process has one connection beside its pool there."""
+    """The same for the replica; None if it is not in use. Each process has one connection there besides its pool."""
     if not replica.is_fit:
         return None
     processes = settings.api_processes + settings.worker_processes

@@ -264,7 +264,7 @@ class Replica:
         return "ok", ""
 
     def _compare(self, replayed: int, behind: float | None) -> None:
-        """Find out until when the replica has everything."""
+        """Find out up to which time the replica has everything."""
         samples = self._samples
         while len(samples) > 1 and samples[1][1] <= replayed:
             samples.popleft()

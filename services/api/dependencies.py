@@ -43,7 +43,7 @@ async def _position(
         str | None,
         Header(
             alias=POSITION_HEADER,
-            description="The header of this name in the reply to a write: the reply here includes that write.",
+            description="The `Waybill-Position` header of the reply to a write: this reply will include that write.",
         ),
     ] = None,
 ) -> Position | None:
@@ -70,7 +70,7 @@ async def _replica_work(
 
 
 ReplicaWork = Annotated[UnitOfWork, Depends(_replica_work, scope="function")]
-"""A unit of work for lists, searches and reports: they may lag behind the caller's writes unless it sends a position.
+"""A unit of work for lists, searches and summaries: they may lag behind the caller's writes unless it sends a position.
 
 Only for routes that write nothing, and for nothing that decides, such as what the caller may do.
 """

@@ -114,7 +114,7 @@ async def create_product(wanted: ProductCreate, seller: CurrentUser, response: R
 async def upsert_products(wanted: ProductsUpsert, seller: CurrentUser, uow: Work) -> ProductsUpserted:
     """Create or change up to 1000 products that the caller sells, each by its `sku`, and set their stock; all or none.
 
-    The request says what the products are to be like, so sending it again changes nothing.
+    The request states the wanted values, so sending it again changes nothing.
     """
     return ProductsUpserted(products=await service.upsert_products(uow, seller, wanted.products))
 

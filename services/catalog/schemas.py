@@ -54,7 +54,7 @@ MAX_UPSERTED = 1000
 
 
 class ProductUpsert(ProductBase, RequestBody):
-    """A product as it is to be. `stock` is what is on hand then, in pieces; null keeps it, and is 0 for a new one."""
+    """The wanted state of a product. `stock` is the pieces on hand; null keeps it, or means 0 for a new one."""
 
     category_id: StrictId
     stock: Stock | None = None

@@ -50,7 +50,9 @@ def rebuild(yes: Yes = False, actor: Actor = None, reason: Reason = "") -> None:
         except (DomainError, SinkUnusable) as error:
             raise CommandError(str(error)) from error
         except LeaseLost as error:
-            raise CommandError("the rebuild was stopped, since the consumer was paused or started over") from error
+            raise CommandError(
+                "the rebuild was stopped because the consumer was paused or rebuilt elsewhere"
+            ) from error
         except (DBAPIError, PoolTimeout, OSError) as error:
             raise CommandError(
                 f"a database does not answer: {reason_of(error)}. Workers continue the rebuild, if it has begun"

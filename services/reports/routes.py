@@ -130,7 +130,7 @@ async def report_statuses(wanted: Wanted) -> Report[OrderDayPublic]:
 
 @router.get("/confirmation-times", responses=_ANSWERS)
 async def report_confirmation_times(wanted: Wanted) -> Report[WaitRow]:
-    """Report how long the orders that were confirmed on each day had waited for it, since their credits were held."""
+    """Report how long the orders that were confirmed on each day had waited since their credits were held."""
     async with _reading(wanted.analytics) as work:
         return await service.waits(work, wanted.days, wanted.seller_id)
 

@@ -74,7 +74,7 @@ def period_of(first: date | None, last: date | None) -> Period:
         raise InvalidInput("last must not be before first", [Fault("is before first", "query/last")])
     if (end - start).days >= MOST_DAYS:
         raise InvalidInput(
-            f"a report is about at most {MOST_DAYS} days", [Fault(f"is more than {MOST_DAYS} days", "query/first")]
+            f"a report covers at most {MOST_DAYS} days", [Fault(f"is more than {MOST_DAYS} days", "query/first")]
         )
     return Period(start, end)
 

@@ -215,7 +215,7 @@ async def test_a_replica_that_is_too_far_behind_is_left_until_it_has_caught_up(
         assert [one["name"] for one in reply.json()["data"]] == ["Lamps"]
 
 
-async def test_a_replica_that_nobody_looks_at_any_more_is_left(
+async def test_a_replica_that_is_no_longer_watched_is_not_read(
     settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replica, "INTERVAL", 3600.0)

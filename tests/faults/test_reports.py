@@ -113,7 +113,7 @@ async def test_while_the_analytics_database_is_away_everything_but_reports_works
         assert scraped["waybill_log_consumer_failures", of] >= 1
 
 
-async def test_a_silent_analytics_database_keeps_nobody_else_waiting_and_then_catches_up(
+async def test_a_silent_analytics_database_delays_nothing_else_and_then_catches_up(
     settings: Settings, database: Database, analytics: Analytics, tmp_path: Path
 ) -> None:
     assert settings.analytics_url is not None

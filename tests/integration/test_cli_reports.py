@@ -102,7 +102,7 @@ def test_a_rebuild_of_a_paused_consumer_is_refused_and_changes_nothing(on: str, 
     assert execute(on, "SELECT count(*) > 0 FROM report_days") == [(True,)]
 
 
-def test_a_database_that_is_away_is_said_in_one_line(
+def test_a_database_that_is_away_is_reported_in_one_line(
     on: str, traded: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WAYBILL_ANALYTICS_URL", "postgresql://ann:hidden@127.0.0.1:1/none")

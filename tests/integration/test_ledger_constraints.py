@@ -1,4 +1,4 @@
-"""Each constraint of the ledger's tables that has a refusal is told as that one, and leaves the transaction usable."""
+"""A violated constraint of the ledger's tables becomes its refusal, and leaves the transaction usable."""
 
 import re
 from decimal import Decimal
@@ -46,7 +46,7 @@ REFUSED = {
     "uq_transfers_reverses": (posted(kind="reversal", of=FIRST), "transfer_already_reversed"),
     "ck_accounts_held": (f"UPDATE accounts SET held = -0.01 {OPEN}", "transfer_refused"),
 }
-"""Statements that violate a rule of the database, and the refusal that a client is told."""
+"""Statements that violate a rule of the database, and the refusal that a client gets."""
 
 WITHOUT_A_CODE = {
     "accounts": {
@@ -80,11 +80,11 @@ WITHOUT_A_CODE = {
         "pk_entries",
     },
 }
-"""Nothing that a client asks for violates these: a violation is told as `transfer_refused`, and logged."""
+"""No request violates these: a violation is answered with `transfer_refused`, and logged."""
 
 
 @pytest.mark.parametrize("rule", REFUSED)
-async def test_a_violated_constraint_is_told_as_its_refusal_and_the_transaction_goes_on(
+async def test_a_violated_constraint_becomes_its_refusal_and_the_transaction_goes_on(
     database: Database, rule: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     statement, code = REFUSED[rule]

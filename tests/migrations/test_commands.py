@@ -67,7 +67,7 @@ class Checkout:
         return self.file(title).name.partition("_")[0]
 
 
-def test_the_life_of_a_migration_as_the_page_tells_it(empty_database_url: str, tmp_path: Path) -> None:
+def test_the_life_of_a_migration_as_the_page_describes_it(empty_database_url: str, tmp_path: Path) -> None:
     url = empty_database_url
     here = Checkout(tmp_path, url)
     models = here.folder / "services" / "orders" / "models.py"

@@ -92,7 +92,7 @@ def test_a_new_file_gets_the_next_number_and_letters_without_a_database(config: 
     assert faults(folder_of(config)) == []
 
 
-def test_an_id_that_somebody_chose_is_kept_and_the_next_one_still_has_a_number(config: Config) -> None:
+def test_an_id_that_was_chosen_is_kept_and_the_next_one_still_has_a_number(config: Config) -> None:
     before = int(head_of(config)[:4])
     assert id_of(command.revision(config, "chosen", rev_id="chosen")) == "chosen"
     assert int(id_of(command.revision(config, "next"))[:4]) == before + 2

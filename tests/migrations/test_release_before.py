@@ -107,7 +107,7 @@ def test_a_release_that_is_not_the_newest_or_not_there_is_refused(
         script.check("0" * 40, None)
 
 
-def test_a_copy_without_history_is_told_apart_from_a_clone(
+def test_a_copy_without_history_is_distinguished_from_a_clone(
     script: ModuleType, history: tuple[str, str, str], tmp_path: Path
 ) -> None:
     assert script.no_history() is None

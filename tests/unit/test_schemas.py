@@ -58,7 +58,7 @@ def test_only_tables_of_the_engines_hot_paths_are_plain_sqlalchemy() -> None:
     assert len(mapped) >= 28
 
 
-def test_every_schema_is_a_sqlmodel_that_shares_its_fields_and_is_no_table() -> None:
+def test_every_schema_is_a_sqlmodel_that_shares_its_fields_and_is_not_a_table() -> None:
     schemas = [kind for kind in everything() if kind.__module__.endswith(".schemas")]
     assert len(schemas) >= 50
     assert [kind.__name__ for kind in schemas if not issubclass(kind, Schema) or is_table(kind)] == []

@@ -2,7 +2,7 @@
 
 A refusal is the first of `PRECEDENCE` that applies. The hold of an order has the same rule in SQL, in its statement
 (`HOLD` in queries.py); a test compares the two. Constraints and triggers of the ledger's tables have it as well:
-`refused_by` says which refusal each of them stands for.
+`refused_by` gives the refusal that belongs to each of them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -143,7 +143,7 @@ def joint_refusal(items: Sequence[Item]) -> DomainError | None:
 
 
 def refused_by(rule: str | None, amount: Decimal, pointer: str = "") -> DomainError:
-    """The refusal of `amount` for which a rule of the database stands: the name of a constraint or trigger, or "22003".
+    """The refusal of `amount` that belongs to a rule of the database: the name of a constraint or trigger, or "22003".
 
     `TransferRefused` for one that is not the ledger's. `pointer` is where the transfer is in the request.
     """
@@ -234,4 +234,4 @@ REFUSED_BY: Mapping[str, Callable[[Decimal, str], DomainError]] = {
     "22003": lambda _, pointer: _too_much(pointer),
     "uq_transfers_reverses": _reversed_by_then,
 }
-"""The refusals for which the constraints and triggers of the ledger's tables stand, by their names."""
+"""The refusal that belongs to each constraint and trigger of the ledger's tables, by its name."""
