@@ -107,7 +107,7 @@ class Reads:
         """Whether to repeat on the primary what failed on the replica; counts and logs it."""
         self.outcomes[Outcome.failed] += 1
         outage.warning("a read failed on the replica: %r", error)
-        # So a replica cancels what is in the way of its replaying, however long that has been running.
+        # A replica cancels what conflicts with replaying, however long that has been running.
         in_the_way = isinstance(error, DBAPIError) and sqlstate(error) in CONTENTION
         return in_the_way or monotonic() - started < self._limit
 

@@ -155,7 +155,7 @@ def faults(plan: dict[str, Any], most: int) -> list[str]:
         rows = (node["Actual Rows"] + removed) * node["Actual Loops"]
         if "Scan" in node["Node Type"] and rows > most:
             found.append(f"{node['Node Type']} of {node.get('Relation Name', node.get('Index Name'))}: {rows:.0f} rows")
-        # From an expectation of many rows it is not far to reading the whole table, in a larger database.
+        # A plan that expects many rows would read the whole table in a larger database.
         if node["Node Type"] == "Limit" and node["Plan Rows"] > most:
             found.append(f"expects {node['Plan Rows']} rows of a page")
         if "Sort" in node["Node Type"] and node["Plans"][0]["Actual Rows"] * node["Actual Loops"] > most:
