@@ -207,8 +207,8 @@ class Replica:
         """
         last_look = monotonic() + patience
         while self.position is not None and self.position.has_history_of(wanted):
-            # Asked on the connection itself: a replica that was restarted begins again a little earlier. One that was
-            # promoted keeps the number that it had then.
+            # Asked on the connection itself: a replica that was restarted begins again a little earlier. On one that
+            # was promoted, the number no longer grows.
             replayed: int | None = (await connection.execute(_REPLAYED)).scalar_one()
             if replayed is not None and replayed >= wanted.lsn:
                 return True

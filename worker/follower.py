@@ -205,7 +205,7 @@ class _Running:
     async def _failed(self, error: BaseException) -> float:
         """Try a smaller batch immediately; note the failure of a single event, and give the lease back.
 
-        Also if it is not the events that are to blame.
+        It does so even if the events are not the cause.
         """
         assert self._lease is not None
         if isinstance(error, SinkUnusable):
