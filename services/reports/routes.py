@@ -107,7 +107,7 @@ async def export_sales(
     by: Grouping = [By.day],  # noqa: B006  (FastAPI copies it)
     product_id: Product = None,
 ) -> StreamingResponse:
-    """Report the same as CSV (RFC 4180), with any number of rows."""
+    """Export the report of sales as CSV (RFC 4180), with any number of rows."""
     pieces = service.sales_csv(lambda: _reading(wanted.analytics), by, wanted.days, wanted.seller_id, product_id)
     # Errors of the first piece are raised here, while the response can still be an error.
     first = await anext(pieces)
