@@ -37,7 +37,7 @@ REPLICATED = {
     "/v1/operations/dead-letter-groups",
     "/v1/operations/deferred",
 }
-"""Lists, searches and reports."""
+"""Lists, searches and operators' summaries."""
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ async def names(api: Api, **headers: str) -> tuple[list[str], bool]:
     return [one["name"] for one in reply.json()["data"]], read_from_replica(reply)
 
 
-async def test_lists_searches_and_reports_are_read_on_the_replica(api: Api, pair: Pair) -> None:
+async def test_lists_searches_and_summaries_are_read_on_the_replica(api: Api, pair: Pair) -> None:
     buyer, _, product = await api.shop()
     operator = await make_operator(api.database)
     order = await api.place(buyer, (product, 1))

@@ -71,7 +71,7 @@ def test_the_life_of_a_migration_as_the_page_describes_it(empty_database_url: st
     url = empty_database_url
     here = Checkout(tmp_path, url)
     models = here.folder / "services" / "orders" / "models.py"
-    base = "    reference: str | None = Field(default=None, max_length=64)\n"
+    base = "    reference: Reference | None = Field(default=None, sa_type=String(64))\n"
     assert base in models.read_text()
     models.write_text(
         models.read_text().replace(base, f"{base}    note: str | None = Field(default=None, max_length=200)\n")

@@ -71,7 +71,7 @@ def test_each_base_has_one_table_and_at_least_one_schema() -> None:
         tables = [kind.__name__ for kind in children if is_table(kind)]
         if len(tables) != 1 or len(children) < 2:
             wrong[base.__name__] = [kind.__name__ for kind in children]
-    assert wrong == {}, "a base is what a table and its schemas share; without them it goes"
+    assert wrong == {}, "a base is what a table and its schemas share; otherwise remove it"
     assert len(bases()) >= 15
 
 
