@@ -255,7 +255,8 @@ class Listing(Generic[ItemT]):
         if wanted.count is not None:
             every = [*within, *self.conditions(wanted.filters)]
             every += [] if members is None else [members.has(self.key.column)]
-            total = await total_of(session, statement.where(*every), wanted.count)
+            # Without what is joined to show a row: a filter may look it up in the same table.
+            total = await total_of(session, sqlalchemy.select(self.key.column).where(*every), wanted.count)
         walk = _Walk.of(self, sort, [self._filter(one) for one in wanted.filters], within, members)
         if walk.depends_on_values:
             await session.exec(_CUSTOM_PLAN)

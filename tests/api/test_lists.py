@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from services.totals import MAX_COUNTED
+from services.users.models import User
 from tests.api.client import Api, assert_problem
 from tests.factories import count_statements, make_category, make_operator, make_product
 
@@ -244,6 +245,28 @@ async def test_a_total_counts_what_the_filters_let_through_on_every_page(api: Ap
     second = (await api.get(f"{path}&cursor={first['next_cursor']}")).json()
     assert [len(page["data"]) for page in (first, second)] == [2, 1]
     assert first["total"] == second["total"] == {"value": 3, "precision": "exact"}
+
+
+async def test_a_total_counts_by_what_is_looked_up_in_another_table(api: Api) -> None:
+    operator = await make_operator(api.database)
+    buyer, seller, product = await api.shop()
+    await api.place(buyer, (product, 1))
+    for user in (buyer, buyer, seller):
+        wanted = {"user_id": user.id, "amount": "5.00", "reason": "a mistake"}
+        reply = await api.post("/v1/adjustments", by=operator, json=wanted)
+        assert reply.status_code == 201, reply.text
+
+    async def of(path: str, by: User) -> int:
+        counted = await total(api, f"{path}&count=exact", by=by)
+        assert counted == {"value": len((await api.get(path, by=by)).json()["data"]), "precision": "exact"}
+        assert (await total(api, f"{path}&count=estimate", by=by))["precision"] == "estimate"
+        return int(counted["value"])
+
+    assert await of(f"/v1/adjustments?filter=user_id:eq:{buyer.id}", operator) == 2
+    assert await of(f"/v1/adjustments?filter=user_id:ne:{buyer.id}", operator) == 1
+    assert await of(f"/v1/adjustments?filter=user_id:in:{buyer.id},{seller.id}", operator) == 3
+    assert await of("/v1/accounts/me/statement?filter=kind:eq:adjustment", buyer) == 2
+    assert await of("/v1/accounts/me/statement?filter=kind:ne:adjustment", buyer) == 1
 
 
 async def test_counting_stops_at_a_bound_and_an_estimate_reads_nothing(api: Api) -> None:
