@@ -12,7 +12,8 @@ TRIGRAMS = Statement("""
 
 FOR_SALE = Statement("""
     SELECT products.id, products.seller_id, products.sku, products.name, products.price,
-        products.is_active AND users.is_active AND users.deleted_at IS NULL AND accounts.closed_at IS NULL AS is_active,
+        products.is_active AND products.deleted_at IS NULL AND users.is_active AND users.deleted_at IS NULL
+            AND accounts.closed_at IS NULL AS is_active,
         accounts.id AS seller_account_id
     FROM products
     JOIN users ON users.id = products.seller_id

@@ -60,9 +60,8 @@ class ProductRepository(SoftDeleteRepository[Product]):
             # `<%` is the operator that the trigram index supports.
             is_similar = literal(search).op(f"OPERATOR({trigrams['schema']}.<%)", is_comparison=True)
             conditions.append(is_similar(col(Product.name)))
-        # An archived product is never active. Without its own condition, an index of the active ones says it all.
-        statement = self._select().options(*PRODUCT_WITH_DETAILS)
-        return await PRODUCTS.page(self.session, statement, wanted, *conditions)
+        # An archived product is not active, unless the release before, which does not know archived ones, activates it.
+        return await self.list_page(PRODUCTS, wanted, *conditions, options=PRODUCT_WITH_DETAILS)
 
     async def refreshed(self, product: Product) -> Product:
         """The product, reloaded with everything that `ProductPublic` shows."""

@@ -136,6 +136,20 @@ async def test_an_archived_product_is_hidden_and_off_sale_until_it_is_restored_a
     assert await api.scalar(types) == "product.archived product.restored product.updated"
 
 
+async def test_an_archived_product_stays_hidden_although_the_release_before_activates_it(api: Api) -> None:
+    buyer, seller, product = await api.shop()
+    path = f"/v1/products/{product.id}"
+    assert (await api.delete(path, by=seller)).status_code == 204
+    async with api.database.engine.begin() as connection:
+        await connection.exec_driver_sql("UPDATE products SET is_active = true, version = version + 1")
+
+    assert (await api.get("/v1/products?count=exact")).json()["total"]["value"] == 0
+    assert (await api.get("/v1/products")).json()["data"] == []
+    assert_problem(await api.get(path), 404, "not_found")
+    refused = await api.post("/v1/orders", by=buyer, json={"items": [{"product_id": product.id, "quantity": 1}]})
+    assert_problem(refused, 422, "invalid_input", pointers=["#/items/0/product_id"])
+
+
 async def test_a_product_is_offered_by_its_caller(api: Api) -> None:
     seller = await make_user(api.database, full_name="Sam Seller")
     category = await make_category(api.database)
