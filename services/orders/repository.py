@@ -10,7 +10,7 @@ from uuid import UUID
 from pydantic import Field
 from sqlalchemy import ColumnElement
 from sqlalchemy.orm import joinedload, selectinload
-from sqlmodel import col
+from sqlmodel import col, select
 
 from services.fields import Id, Instant, Text, picked
 from services.orders import queries
@@ -127,15 +127,21 @@ class OrderRepository(Repository[Order]):
         bought, sold = _parties(buyer_id, seller_id)
         return await self.list_page(ORDERS, wanted, *bought, members=sold, options=ORDER_WITH_ITEMS)
 
+    async def newest(self, *, buyer_id: int | None, seller_id: int | None) -> UUID | None:
+        """The id of the newest of these orders; None if there are none."""
+        bought, sold = _parties(buyer_id, seller_id)
+        key, conditions = (col(Order.id), bought) if sold is None else (sold.key, [sold.condition])
+        return (await self.session.exec(select(key).where(*conditions).order_by(key.desc()).limit(1))).first()
+
     def exported(
-        self, filters: Sequence[str], *, before: UUID, after: UUID | None, buyer_id: int | None, seller_id: int | None
+        self, filters: Sequence[str], *, last: UUID, after: UUID | None, buyer_id: int | None, seller_id: int | None
     ) -> AsyncIterator[Sequence[Sequence[Any]]]:
         """The same orders without their lines, as rows of `EXPORTED`, oldest first, in batches as `stream` has them.
 
-        Only those with an id between `after` and `before`. Raises `BadQuery`.
+        Only those after `after`, up to `last`. Raises `BadQuery`.
         """
         bought, sold = _parties(buyer_id, seller_id)
-        conditions = [*bought, *([] if sold is None else [sold.has(col(Order.id))]), col(Order.id) < before]
+        conditions = [*bought, *([] if sold is None else [sold.has(col(Order.id))]), col(Order.id) <= last]
         columns = [col(getattr(Order, name)) for name in EXPORTED[1:]]
         return self.stream(columns, *conditions, *ORDERS.conditions(filters), after=after)
 

@@ -93,6 +93,16 @@ async def test_an_export_has_each_order_once_whatever_their_number(api: Api, num
         assert (await api.get(PATHS[0], by=buyer)).text == ",".join(EXPORTED) + "\r\n"
 
 
+async def test_an_export_has_what_a_process_whose_clock_is_ahead_has_just_placed(api: Api) -> None:
+    buyer = await with_orders(api, 1)
+    async with api.database.engine.begin() as connection:
+        await connection.exec_driver_sql(
+            "INSERT INTO orders (id, buyer_id, status, total, item_count)"
+            f" VALUES (uuidv7(interval '1 second'), {buyer.id}, 'pending', 2, 1)"
+        )
+    assert [line["total"] for line in lines(await api.get(PATHS[1], by=buyer))] == ["1.00", "2.00"]
+
+
 @pytest.mark.parametrize("path", PATHS)
 async def test_a_slow_reader_holds_no_connection_and_new_orders_are_left_out(api: Api, path: str) -> None:
     buyer = await with_orders(api, 2500)

@@ -8,12 +8,15 @@ from uuid import UUID
 
 from services.errors import Forbidden
 from services.exports import CsvLines, JsonLines, harmless, instant
-from services.fields import new_id
 from services.orders.models import ORDER_FIELDS
 from services.orders.repository import EXPORTED
 from services.orders.schemas import Side
 from services.unit_of_work import UnitOfWork
 from services.users.models import Caller, Role
+
+
+NIL = UUID(int=0)
+"""Before every order."""
 
 
 class Format(StrEnum):
@@ -39,9 +42,10 @@ def of_side(caller: Caller, side: Side) -> Parties:
     )
 
 
-Rows: TypeAlias = Sequence[Sequence[Any]]
+Found: TypeAlias = tuple[UUID, Sequence[Sequence[Any]]]
+"""The last order of the export, and a piece of it."""
 
-RunRead: TypeAlias = Callable[[Callable[[UnitOfWork], Awaitable[Rows]]], Awaitable[Rows]]
+RunRead: TypeAlias = Callable[[Callable[[UnitOfWork], Awaitable[Found]]], Awaitable[Found]]
 """Runs a read in a transaction of its own, on whichever server has what is asked for."""
 
 
@@ -52,9 +56,9 @@ async def export(run: RunRead, form: Format, filters: Sequence[str], wanted: Par
     open. An order is shown as its piece finds it. Raises `BadQuery` before the first piece.
     """
     text = CsvLines(EXPORTED) if form is Format.csv else JsonLines(EXPORTED)
-    before, after = new_id(), None
+    last, after = None, None
     while True:
-        rows = await run(partial(_next, filters, wanted, before, after))
+        last, rows = await run(partial(_next, filters, wanted, last, after))
         if rows or after is None:
             yield text.piece(map(_csv, rows) if form is Format.csv else rows)
         if not rows:
@@ -62,10 +66,15 @@ async def export(run: RunRead, form: Format, filters: Sequence[str], wanted: Par
         after = rows[-1][0]
 
 
-async def _next(filters: Sequence[str], wanted: Parties, before: UUID, after: UUID | None, uow: UnitOfWork) -> Rows:
-    async for rows in uow.orders.exported(filters, before=before, after=after, **wanted):
-        return rows
-    return []
+async def _next(
+    filters: Sequence[str], wanted: Parties, last: UUID | None, after: UUID | None, uow: UnitOfWork
+) -> Found:
+    if last is None:
+        # Not by this process's clock: another one, whose clock is ahead, may just have placed an order.
+        last = await uow.orders.newest(**wanted) or NIL
+    async for rows in uow.orders.exported(filters, last=last, after=after, **wanted):
+        return last, rows
+    return last, []
 
 
 _SAID = frozenset(EXPORTED.index(name) for name in ORDER_FIELDS)
