@@ -54,6 +54,8 @@ def make_room(settings: Settings) -> int:
     if settings.database_replica_url is not None:
         # A second pool, and the two connections that compare the servers.
         database = 2 * (database + 1)
+    if settings.analytics_url is not None:
+        database += settings.analytics_pool_size
     possible = max(_FEWEST_CONNECTIONS, descriptors - database - _RESERVED_DESCRIPTORS)
     asked_for = settings.http_max_connections
     if asked_for > possible or possible == _FEWEST_CONNECTIONS:

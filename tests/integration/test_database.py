@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import logging
+import resource
 from collections.abc import Iterator
 
 import psycopg
@@ -14,6 +15,7 @@ from sqlalchemy.pool import QueuePool
 from sqlmodel import select
 
 import services.models  # noqa: F401
+from services.api.server import make_room
 from services.api.shares import SharingPool, writes
 from services.app import create_app
 from services.budget import check_pool_budget
@@ -190,3 +192,19 @@ def test_every_queued_event_has_a_handler_and_every_handler_a_queued_event() -> 
     queued = {event.type for event in events if event.queued}
     subscribed = [subscription.event.type for subscription in SUBSCRIPTIONS]
     assert sorted(subscribed) == sorted(queued)
+
+
+async def test_http_leaves_room_for_the_connections_to_each_database(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
+    sizes = {"database_pool_size": 10, "database_max_overflow": 5, "http_max_connections": 0}
+    one = settings.model_copy(update=sizes)
+    replicated = one.model_copy(update={"database_replica_url": "postgresql://replica/waybill"})
+    reporting = replicated.model_copy(
+        update={"analytics_url": "postgresql://analytics/waybill", "analytics_pool_size": 7}
+    )
+    first, second, third = make_room(one), make_room(replicated), make_room(reporting)
+    assert first - second == 15 + 2, "a pool like the first, and two connections that compare the servers"
+    assert second - third == 7
