@@ -14,7 +14,6 @@ from services.orders.schemas import Side
 from services.unit_of_work import UnitOfWork
 from services.users.models import Caller, Role
 
-
 NIL = UUID(int=0)
 """Before every order."""
 
