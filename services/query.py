@@ -18,7 +18,7 @@ from sqlmodel.sql.expression import SelectOfScalar
 
 from services.errors import BadQuery
 from services.fields import made_around
-from services.totals import Count, Total, total_of
+from services.totals import MAX_COUNTED, Count, Total, counted, estimated
 
 ItemT = TypeVar("ItemT")
 
@@ -248,18 +248,21 @@ class Listing(Generic[ItemT]):
         read first, no more than the page needs, and only these rows are then looked up and joined.
 
         It takes one statement, and one for each `selectinload` option. With filters that no index supports, another
-        one first finds the last row to examine; a total takes one more.
+        one first finds the last row to examine. A total takes one more: it counts the rows of the first pages, and
+        examines no more than `MAX_COUNTED`.
         """
         sort = self._sort(wanted.sort)
-        total = None
-        if wanted.count is not None:
-            every = [*within, *self.conditions(wanted.filters)]
-            every += [] if members is None else [members.has(self.key.column)]
-            # Without what is joined to show a row: a filter may look it up in the same table.
-            total = await total_of(session, sqlalchemy.select(self.key.column).where(*every), wanted.count)
         walk = _Walk.of(self, sort, [self._filter(one) for one in wanted.filters], within, members)
         if walk.depends_on_values:
             await session.exec(_CUSTOM_PLAN)
+        total = None
+        if wanted.count is Count.exact:
+            total = counted(*(await session.exec(walk.number(MAX_COUNTED + 1))).one())
+        elif wanted.count is Count.estimate:
+            every = [*within, *self.conditions(wanted.filters)]
+            every += [] if members is None else [members.has(self.key.column)]
+            # Without what is joined to show a row: a filter may look it up in the same table.
+            total = await estimated(session, sqlalchemy.select(self.key.column).where(*every))
         after = None if wanted.cursor is None else self._decode(wanted.cursor, sort)
         end = (await session.exec(walk.end(after))).all() if walk.others else []
         page_keys = walk.page(wanted.limit + 1, after, until=end[0] if len(end) == 2 else None)
@@ -391,13 +394,24 @@ class _Walk:
             return self._keys(most, after).subquery("page")
         # With room for rows that were added after `until` was read.
         near = self._keys(2 * EXAMINED, after, until).subquery("near")
+        rows, matches = self._looked_up(near)
+        found = sqlalchemy.select(near.c.sort, near.c.key).select_from(rows).where(*matches)
+        return found.order_by(*self.order(near.c.sort, near.c.key)).limit(_constant(most)).subquery("page")
+
+    def number(self, most: int) -> Any:
+        """How many rows there are to examine, `most` at most, and how many of those match."""
+        near = self._keys(most, None).subquery("near")
+        rows, matches = self._looked_up(near) if self.others else (near, ())
+        return sqlalchemy.select(func.count(), func.count().filter(true(), *matches)).select_from(rows)
+
+    def _looked_up(self, near: Any) -> tuple[Any, Sequence[ColumnElement[bool]]]:
+        """These keys with the values to examine, and the conditions on those."""
         key, conditions = self.row
         columns = [one.field.column.label(f"value_{number}") for number, one in enumerate(self.others)]
         # One row each time, whatever is cheaper by PostgreSQL's estimate.
         row = sqlalchemy.select(*columns).where(key == near.c.key, *conditions).limit(_constant(1)).lateral("row")
-        found = sqlalchemy.select(near.c.sort, near.c.key).select_from(near.join(row, true()))
-        found = found.where(*(one.on(column) for one, column in zip(self.others, row.c, strict=True)))
-        return found.order_by(*self.order(near.c.sort, near.c.key)).limit(_constant(most)).subquery("page")
+        matches = [one.on(column) for one, column in zip(self.others, row.c, strict=True)]
+        return near.join(row, true()), matches
 
     def end(self, after: Any) -> Any:
         """The last row to examine and the one after it; fewer rows if all that are left may be examined."""

@@ -4,15 +4,14 @@ from enum import StrEnum
 from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy import Executable, Select, func
+from sqlalchemy import Executable, Select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import ClauseElement
-from sqlmodel import select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 MAX_COUNTED = 10_000
-"""Rows are counted up to this number: what a total costs does not grow with the list."""
+"""Rows are counted, and examined for filters, up to this number: what a total costs does not grow with the list."""
 
 
 class Count(StrEnum):
@@ -27,7 +26,7 @@ class Precision(StrEnum):
 
     exact = "exact"
     at_least = "at_least"
-    """Counting stopped there: there are more."""
+    """Counting stopped there: there are more rows, or more to examine for a filter without an index."""
     estimate = "estimate"
 
 
@@ -38,20 +37,21 @@ class Total(BaseModel):
     precision: Precision
 
 
-async def total_of(session: AsyncSession, statement: "Select[Any]", how: Count) -> Total:
-    """The number of rows that the statement selects.
+def counted(examined: int, found: int) -> Total:
+    """The total if `found` of the first `examined` rows match, of which there are at most `MAX_COUNTED + 1`."""
+    if examined > MAX_COUNTED:
+        return Total(value=min(found, MAX_COUNTED), precision=Precision.at_least)
+    return Total(value=found, precision=Precision.exact)
 
-    An exact count stops at `MAX_COUNTED`. An estimate reads no rows: the planner makes it from statistics, which may be
-    minutes old, and it may be far off if filters depend on each other.
+
+async def estimated(session: AsyncSession, statement: "Select[Any]") -> Total:
+    """The number of rows that the statement selects, by the planner's estimate.
+
+    It reads no rows: the planner makes it from statistics, which may be minutes old, and it may be far off if filters
+    depend on each other.
     """
-    if how is Count.estimate:
-        plan = (await session.exec(_Plan(statement))).scalar_one()  # type: ignore[call-overload]
-        return Total(value=int(plan[0]["Plan"]["Plan Rows"]), precision=Precision.estimate)
-    some = statement.order_by(None).limit(MAX_COUNTED + 1).subquery()
-    number = (await session.exec(select(func.count()).select_from(some))).one()
-    if number > MAX_COUNTED:
-        return Total(value=MAX_COUNTED, precision=Precision.at_least)
-    return Total(value=number, precision=Precision.exact)
+    plan = (await session.exec(_Plan(statement))).scalar_one()  # type: ignore[call-overload]
+    return Total(value=int(plan[0]["Plan"]["Plan Rows"]), precision=Precision.estimate)
 
 
 class _Plan(Executable, ClauseElement):

@@ -123,7 +123,10 @@ def filters_of(listing: Listing[Any]) -> Any:
     return Query(alias="filter", max_length=20, description=listing.describe_filters())
 
 
-_COUNT = f"Find the total as well: `exact` counts up to {MAX_COUNTED:,} rows, `estimate` reads none and may be far off."
+_COUNT = (
+    f"Find the total as well: `exact` counts and examines up to {MAX_COUNTED:,} rows, `estimate` reads none and may be "
+    "far off."
+)
 
 
 def page_of(listing: Listing[Any]) -> Any:

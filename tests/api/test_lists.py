@@ -281,10 +281,15 @@ async def test_counting_stops_at_a_bound_and_an_estimate_reads_nothing(api: Api)
     (counting,) = [one for one in statements.statements if "count(*)" in one]
     assert "LIMIT" in counting, "no more rows are read"
     assert await total(api, "/v1/categories?count=exact&filter=name:eq:Shelf 7") == {"value": 1, "precision": "exact"}
+    some = await total(api, "/v1/categories?count=exact&filter=name:like:0")
+    assert some["precision"] == "at_least", "it has not looked at the others"
+    assert 0 < some["value"] < MAX_COUNTED
+    none = await total(api, "/v1/categories?count=exact&filter=name:like:lamp")
+    assert none == {"value": 0, "precision": "at_least"}
     estimated = await total(api, "/v1/categories?count=estimate")
     assert estimated == {"value": pytest.approx(20_000, rel=0.1), "precision": "estimate"}
     with count_statements(api.app.state.waybill.database.engine) as statements:
         await total(api, "/v1/categories?count=estimate&filter=name:like:shelf&limit=1")
-    explained, page = statements.statements
+    explained, *_, page = statements.statements
     assert explained.startswith("EXPLAIN (FORMAT JSON) SELECT")
     assert page.startswith("SELECT")
