@@ -26,6 +26,7 @@ from services.orders.refunds.repository import REFUNDS
 from services.orders.repository import ORDERS
 from services.outbox.control.repository import DEAD_LETTERS, DEFERRED
 from services.query import Listing, Operator, PageQuery, Rows
+from services.totals import Count
 from services.unit_of_work import UnitOfWork
 from services.users.repository import USERS
 from tests.conftest import Administrator, settings_for, temporary_database
@@ -111,6 +112,7 @@ def filled(administrator: Administrator, servers: TestServers, template_database
 @pytest.fixture
 async def database(filled: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Database]:
     monkeypatch.setattr(services.query, "EXAMINED", EXAMINED)
+    monkeypatch.setattr(services.query, "MAX_COUNTED", EXAMINED)
     async with open_database(settings_for(filled, "redis://127.0.0.1:1"), "test") as opened:
         yield opened
 
@@ -206,7 +208,8 @@ async def test_a_page_reads_and_sorts_no_more_rows_than_it_may_examine(database:
             for number in (1, 2):
                 async with UnitOfWork(database.write) as uow:
                     with recorded(database) as sent:
-                        page = await case.read(uow, PageQuery(filters, sort, LIMIT, cursor))
+                        count = Count.exact if number == 1 else None
+                        page = await case.read(uow, PageQuery(filters, sort, LIMIT, cursor, count))
                 if found := await wrong(database, sent):
                     bad[f"{sort} {filters} page {number}"] = found
                 if (cursor := page.next_cursor) is None:
