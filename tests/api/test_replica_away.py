@@ -17,7 +17,7 @@ from services import replica
 from services.api.reads import Outcome
 from services.catalog.repository import CategoryRepository
 from services.database import Database, open_database
-from services.query import PageQuery, Rows
+from services.query import Rows
 from services.settings import Settings
 from tests.api.client import Api
 from tests.api.test_metrics import scrape
@@ -355,13 +355,13 @@ async def test_a_read_that_used_up_its_time_on_the_replica_is_not_repeated(
 ) -> None:
     begun = 0
 
-    async def slowly(self: CategoryRepository, wanted: PageQuery) -> Rows[Any]:
+    async def slowly(self: CategoryRepository, *_wanted: Any, **_options: Any) -> Rows[Any]:
         nonlocal begun
         begun += 1
         await run(self.session, "SELECT pg_sleep(20)")
         raise AssertionError("unreachable")
 
-    monkeypatch.setattr(CategoryRepository, "page", slowly)
+    monkeypatch.setattr(CategoryRepository, "list_page", slowly)
     async with running_api(settings.model_copy(update={"database_statement_timeout": 0.5}), database) as api:
         await until_state(api, "ok")
         reply = await api.get(LISTED)

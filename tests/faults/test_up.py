@@ -274,7 +274,7 @@ def test_a_setting_that_is_not_valid_is_named(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("WAYBILL_LOG_LEVEL=LOUD\n")
     failed = Up(tmp_path)
     assert failed.process.wait(START_SECONDS) == 1
-    assert "log_level" in failed.said()
+    assert "WAYBILL_LOG_LEVEL" in failed.said()
     assert "Traceback" not in failed.said()
 
 

@@ -274,6 +274,7 @@ async def test_downgrades_run_with_rows_in_every_table(database: Database, datab
             )
         )
         await connection.execute(text("INSERT INTO log_consumers (name, seen) VALUES ('feed', '1:1:')"))
+        await connection.execute(text("INSERT INTO log_sinks (name) VALUES ('feed')"))
         await connection.execute(
             text("INSERT INTO jobs (name, schedule, due_at) VALUES ('expire', 'each minute', now())")
         )

@@ -10,7 +10,8 @@ import pytest
 
 PROJECT = Path(__file__).parents[2]
 
-RELEASED: str = tomllib.loads((PROJECT / ".ci" / "release_before.toml").read_text())["revisions"]["alembic"]
+REVISIONS: dict[str, str] = tomllib.loads((PROJECT / ".ci" / "release_before.toml").read_text())["revisions"]
+RELEASED = REVISIONS["alembic"]
 LIMIT = "op.execute(\"SET LOCAL lock_timeout = '5s'\")"
 
 STEP = '''"""planted
@@ -76,15 +77,19 @@ GOOD = f"""{LIMIT}
 
 
 class Planted:
-    """A copy of the history, to which migrations are added."""
+    """A copy of the history as it was released, to which migrations are added."""
 
     def __init__(self, folder: Path) -> None:
         self.ini = Path(shutil.copy(PROJECT / "alembic.ini", folder))
         self.versions = folder / "migrations" / "versions"
         shutil.copytree(PROJECT / "migrations", folder / "migrations", ignore=shutil.ignore_patterns("*.pyc"))
-        for file in self.versions.glob("[0-9]*.py"):
-            if int(file.name[:4]) > int(RELEASED[:4]):
-                file.unlink()
+        for section, versions in (
+            ("alembic", self.versions),
+            ("analytics", self.versions.parent / "analytics/versions"),
+        ):
+            for file in versions.glob("[0-9]*.py"):
+                if int(file.name[:4]) > int(REVISIONS.get(section, "0")[:4]):
+                    file.unlink()
         self.last = RELEASED
 
     def add(self, upgrade: str, downgrade: str = LIMIT, comment: str = "") -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from uuid import UUID
 
 import psycopg
@@ -12,13 +13,25 @@ from sqlalchemy.pool import NullPool
 
 import migrations.batches
 from migrations.config import alembic_config
+from migrations.numbering import read_steps
 from services.fields import new_id
 from tests.migrations.schema import downgrade, revision_of, upgrade
 
+VERSIONS = Path(migrations.batches.__file__).parent / "versions"
 BATCH = 4
 ORDERS = 10
 SOLD = "SELECT seller_id, order_id FROM order_sellers"
 EXPECTED = "SELECT DISTINCT seller_id, order_id FROM order_items JOIN products ON products.id = product_id"
+
+
+def revision_before() -> str:
+    """The revision before the table."""
+    (step,) = (step for step in read_steps(VERSIONS) if step.path.name.endswith("_lists.py"))
+    (parent,) = step.parents
+    return parent
+
+
+BEFORE = revision_before()
 
 
 class Interrupted(Exception):
@@ -44,7 +57,7 @@ def place(connection: "psycopg.Connection[tuple[object, ...]]", lines: int) -> U
 def before(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The address of a database with orders, at the revision before."""
     monkeypatch.setattr(migrations.batches, "BATCH_SIZE", BATCH)
-    upgrade(empty_database_url, "0014")
+    upgrade(empty_database_url, BEFORE)
     with psycopg.connect(empty_database_url) as connection:
         connection.execute(
             "INSERT INTO users (email, full_name, hashed_password)"
@@ -106,7 +119,7 @@ def test_orders_in_place_get_their_sellers_in_batches(before: str) -> None:
 def test_an_interrupted_run_is_repeated(before: str) -> None:
     with watched(before, [], kill_at=2) as engine, pytest.raises(Interrupted):
         upgrade_with(engine)
-    assert revision_of(before) == ["0014"]
+    assert revision_of(before) == [BEFORE]
     with psycopg.connect(before) as connection:
         # The first batch is committed, and so is the trigger: this order is of the release before.
         assert 0 < len(connection.execute(SOLD).fetchall()) < FILLED
@@ -127,7 +140,7 @@ def test_an_order_of_the_previous_release_gets_its_sellers_from_the_trigger(befo
 
 def test_the_table_can_be_dropped_and_filled_again(before: str) -> None:
     upgrade(before)
-    downgrade(before, "0014")
+    downgrade(before, BEFORE)
     with psycopg.connect(before) as connection:
         place(connection, 2)
     upgrade(before)

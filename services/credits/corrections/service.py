@@ -54,22 +54,24 @@ async def request(uow: UnitOfWork, operator: Caller, wanted: AdjustmentCreate, a
     if account.closed_at is not None:
         raise rules.closed(wanted.user_id, [Fault("is closed", "#/user_id")])
     needs_approval = abs(wanted.amount) > approval_above
-    adjustment = await uow.adjustments.create(
-        wanted,
-        without={"user_id"},
-        account_id=account.id,
-        state=AdjustmentState.pending,
-        needs_approval=needs_approval,
-        requested_by=operator.id,
-    )
-    if needs_approval:
-        uow.record(
-            AdjustmentRequested(
-                adjustment_id=adjustment.id, account_id=account.id, amount=wanted.amount, reason=wanted.reason
-            )
+    # The adjustment as well: one whose credits cannot move does not stay behind as a pending one.
+    async with uow.savepoint():
+        adjustment = await uow.adjustments.create(
+            wanted,
+            without={"user_id"},
+            account_id=account.id,
+            state=AdjustmentState.pending,
+            needs_approval=needs_approval,
+            requested_by=operator.id,
         )
-    else:
-        await _apply(uow, adjustment, decided_by=None)
+        if needs_approval:
+            uow.record(
+                AdjustmentRequested(
+                    adjustment_id=adjustment.id, account_id=account.id, amount=wanted.amount, reason=wanted.reason
+                )
+            )
+        else:
+            await _apply(uow, adjustment, decided_by=None)
     return await get(uow, adjustment.id)
 
 
