@@ -176,6 +176,14 @@ def fill(url: str, size: Size) -> None:
 
 TIMES = ("2020-01-01T00:00:00Z", "2026-06-01T00:00:00Z", "2099-01-01T00:00:00Z")
 _OF_ENTRIES = {"created_at": TIMES, "kind": ("order", "top_up", "reversal")}
+_OF_ORDERS = {
+    "status": ("fulfilled", "rejected", "pending"),
+    "total": ("0.01", "150.00", "9999.00"),
+    "reference": ("INV-4", "INV-", "none"),
+    "buyer_id": ("2", "4", "999999"),
+    "created_at": TIMES,
+    "updated_at": TIMES,
+}
 VALUES: Mapping[str, Mapping[str, Sequence[str]]] = {
     "/v1/products": {
         "category_id": ("1", "7", "999999"),
@@ -193,14 +201,9 @@ VALUES: Mapping[str, Mapping[str, Sequence[str]]] = {
         "is_active": ("true", "false"),
         "created_at": TIMES,
     },
-    "/v1/orders": {
-        "status": ("fulfilled", "rejected", "pending"),
-        "total": ("0.01", "150.00", "9999.00"),
-        "reference": ("INV-4", "INV-", "none"),
-        "buyer_id": ("2", "4", "999999"),
-        "created_at": TIMES,
-        "updated_at": TIMES,
-    },
+    "/v1/orders": _OF_ORDERS,
+    "/v1/orders.csv": _OF_ORDERS,
+    "/v1/orders.ndjson": _OF_ORDERS,
     "/v1/accounts/me/statement": _OF_ENTRIES,
     "/v1/accounts/me/statement.csv": _OF_ENTRIES,
     "/v1/adjustments": {
