@@ -18,6 +18,7 @@ from services.api.dependencies import CurrentUser, State, Work
 from services.api.problems import responses
 from services.api.transaction import TransactionRoute
 from services.errors import ReportsOff, ReportsUnavailable
+from services.exports import begun
 from services.fields import Id
 from services.logs import RateLimitedLogger
 from services.orders.days.schemas import OrderDayPublic
@@ -109,10 +110,8 @@ async def export_sales(
 ) -> StreamingResponse:
     """Export the report of sales as CSV (RFC 4180), with any number of rows."""
     pieces = service.sales_csv(lambda: _reading(wanted.analytics), by, wanted.days, wanted.seller_id, product_id)
-    # Errors of the first piece are raised here, while the response can still be an error.
-    first = await anext(pieces)
     return StreamingResponse(
-        _joined(first, pieces),
+        await begun(pieces),
         media_type="text/csv; charset=utf-8; header=present",
         headers={"Content-Disposition": 'attachment; filename="sales.csv"'},
     )
@@ -133,9 +132,3 @@ async def report_confirmation_times(wanted: Wanted) -> Report[WaitRow]:
     """Report how long the orders that were confirmed on each day had waited since their credits were held."""
     async with _reading(wanted.analytics) as work:
         return await service.waits(work, wanted.days, wanted.seller_id)
-
-
-async def _joined(first: bytes, others: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for piece in others:
-        yield piece

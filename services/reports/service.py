@@ -1,7 +1,5 @@
 """Reports: how events become sums in the analytics database, and what sellers and operators read there."""
 
-import csv
-import io
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import date, timedelta
@@ -9,6 +7,7 @@ from uuid import UUID
 
 from services.analytics import AnalyticsWork
 from services.errors import Fault, Forbidden, InvalidInput
+from services.exports import CsvLines
 from services.fields import now, time_of
 from services.orders.days.schemas import OrderDayPublic, Tally
 from services.orders.days.service import COUNTED
@@ -112,19 +111,14 @@ async def sales_csv(
     What is counted while the report is read is in its later rows only.
     """
     after: SalesRow | None = None
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\r\n")
-    writer.writerow(HEADINGS)
+    text = CsvLines(HEADINGS)
     while True:
         async with open_analytics() as work:
             rows = await _sales(work, by, period, seller_id, product_id, after, MOST_ROWS)
-        writer.writerows(_cells(row) for row in rows)
-        yield text.getvalue().encode()
+        yield text.piece(map(_cells, rows))
         if len(rows) < MOST_ROWS:
             return
         after = rows[-1]
-        text.seek(0)
-        text.truncate()
 
 
 async def statuses(work: AnalyticsWork, period: Period, seller_id: int | None) -> Report[OrderDayPublic]:
