@@ -2,14 +2,12 @@
 
 import base64
 import binascii
-import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeVar
 
 import sqlalchemy
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter
 from pydantic_core import from_json, to_json
 from sqlalchemy import ColumnElement, func, literal, literal_column, true, tuple_, union_all
 from sqlmodel import select
@@ -17,7 +15,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from sqlmodel.sql.expression import SelectOfScalar
 
 from services.errors import BadQuery
-from services.fields import made_around
+from services.filters import COMPARE, EXACT, RANGES, VALUES, Filter, Filterable, Operator
 from services.totals import MAX_COUNTED, Count, Total, counted, estimated
 
 ItemT = TypeVar("ItemT")
@@ -59,83 +57,6 @@ class Rows(Generic[ItemT]):
     total: Total | None = None
 
 
-class Operator(StrEnum):
-    """How a filter compares."""
-
-    eq = "eq"
-    ne = "ne"
-    gt = "gt"
-    gte = "gte"
-    lt = "lt"
-    lte = "lte"
-    like = "like"
-    in_ = "in"
-    is_null = "is_null"
-
-
-_COMPARE: Mapping[Operator, Callable[[Any, Any], ColumnElement[bool]]] = {
-    Operator.eq: operator.eq,
-    Operator.ne: operator.ne,
-    Operator.gt: operator.gt,
-    Operator.gte: operator.ge,
-    Operator.lt: operator.lt,
-    Operator.lte: operator.le,
-}
-
-_VALUES = frozenset({Operator.eq, Operator.in_})
-_RANGES = frozenset({Operator.eq, Operator.gt, Operator.gte, Operator.lt, Operator.lte})
-
-EXACT = frozenset({Operator.eq, Operator.ne, Operator.in_})
-ORDERED = EXACT | {Operator.gt, Operator.gte, Operator.lt, Operator.lte}
-TEXT = EXACT | {Operator.like}
-
-
-@dataclass(frozen=True, slots=True)
-class Filterable:
-    """A column that a client may filter by: what its values look like and which operators it takes.
-
-    Without more, a page examines rows in the order of its sort, `EXAMINED` at most. A comparison with the column of the
-    sort itself reads only rows that match.
-    """
-
-    column: Any
-    type: Any
-    operators: frozenset[Operator]
-    indexed: frozenset[str] = frozenset()
-    """The sorts for which an index has the rows of each value in order, so that `eq` and `in` read only those."""
-    trigrams: bool = False
-    """Whether a trigram index finds what `like` looks for."""
-    bounds: "Bounds | None" = None
-    """A condition that holds for all rows that match, and that an index supports in the order of each sort."""
-
-    def parse(self, name: str, text: str) -> Any:
-        """Raises `BadQuery` if the text is not a valid value of this field."""
-        try:
-            return TypeAdapter(self.type).validate_python(text)
-        except ValidationError as error:
-            raise BadQuery(f"filter on '{name}': {error.errors()[0]['msg']}") from error
-
-
-Bounds: TypeAlias = Callable[[Any, Operator, Sequence[Any]], ColumnElement[bool] | None]
-"""What is known of the key, or of other columns of its table, if a filter has this operator and these values."""
-
-
-def made_then(key: Any, operator: Operator, values: Sequence[Any]) -> ColumnElement[bool] | None:
-    """The `bounds` of the time at which rows were made, if their key is an id from the same moment."""
-    if operator not in _RANGES:
-        return None
-    first, last = made_around(values[0])
-    condition: ColumnElement[bool]
-    match operator:
-        case Operator.eq:
-            condition = key.between(first, last)
-        case Operator.gt | Operator.gte:
-            condition = key >= first
-        case _:
-            condition = key <= last
-    return condition
-
-
 @dataclass(frozen=True, slots=True)
 class Sortable:
     """A column that is never null and that a list may be sorted by."""
@@ -156,37 +77,6 @@ class Members:
         """Whether the row with this key is one of them."""
         is_one: ColumnElement[bool] = key.in_(sqlalchemy.select(self.key).where(self.condition))
         return is_one
-
-
-@dataclass(frozen=True, slots=True)
-class _Filter:
-    """A filter that a client sent."""
-
-    field: Filterable
-    operator: Operator
-    values: Sequence[Any]
-
-    @property
-    def needs_trigrams(self) -> bool:
-        return self.field.trigrams and self.operator is Operator.like
-
-    @property
-    def condition(self) -> ColumnElement[bool]:
-        return self.on(self.field.column)
-
-    def on(self, column: Any) -> ColumnElement[bool]:
-        """The condition on a column with the field's values."""
-        condition: ColumnElement[bool]
-        match self.operator:
-            case Operator.in_:
-                condition = column.in_(self.values)
-            case Operator.is_null:
-                condition = column.is_(None) if self.values[0] else column.is_not(None)
-            case Operator.like:
-                condition = column.icontains(self.values[0], autoescape=True)
-            case comparison:
-                condition = _COMPARE[comparison](column, self.values[0])
-        return condition
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +177,7 @@ class Listing(Generic[ItemT]):
             raise BadQuery(f"cannot sort by '{wanted}'; allowed: {_names(self.sorts)}, with '-' for descending")
         return wanted
 
-    def _filter(self, expression: str) -> _Filter:
+    def _filter(self, expression: str) -> Filter:
         name, _, rest = expression.partition(":")
         operator_name, _, value = rest.partition(":")
         field = self.filters.get(name)
@@ -300,13 +190,13 @@ class Listing(Generic[ItemT]):
                 texts = value.split(",")
                 if len(texts) > MAX_IN_VALUES:
                     raise BadQuery(f"filter on '{name}': at most {MAX_IN_VALUES} values")
-                return _Filter(field, chosen, list(dict.fromkeys(field.parse(name, text) for text in texts)))
+                return Filter(field, chosen, list(dict.fromkeys(field.parse(name, text) for text in texts)))
             case Operator.is_null as chosen:
                 if value not in ("true", "false"):
                     raise BadQuery(f"filter on '{name}': is_null takes true or false")
-                return _Filter(field, chosen, [value == "true"])
+                return Filter(field, chosen, [value == "true"])
             case chosen:
-                return _Filter(field, chosen, [field.parse(name, value)])
+                return Filter(field, chosen, [field.parse(name, value)])
 
     def _decode(self, cursor: str, sort: str) -> tuple[Any, Any]:
         try:
@@ -335,7 +225,7 @@ class _Walk:
     """What the index supports."""
     split: tuple[Any, Sequence[Any]] | None
     """A column of which the index has the rows of each value in order, and the values that are wanted."""
-    others: Sequence[_Filter]
+    others: Sequence[Filter]
     """What each row has to be examined for."""
     row: tuple[Any, Sequence[ColumnElement[bool]]]
     """The key of the row with the values to examine, and further conditions that make it unique."""
@@ -347,26 +237,26 @@ class _Walk:
         cls,
         listing: Listing[Any],
         sort: str,
-        filters: Sequence[_Filter],
+        filters: Sequence[Filter],
         within: Sequence[ColumnElement[bool]],
         members: Members | None,
     ) -> "_Walk":
         name, key = sort.removeprefix("-"), listing.key.column
         by, conditions = listing.sorts[name].column, list(within)
-        others: list[_Filter] = []
+        others: list[Filter] = []
         # Only one: with two, all rows of one of them could be read to find those of the other.
-        chosen = next((one for one in filters if name in one.field.indexed and one.operator in _VALUES), None)
+        chosen = next((one for one in filters if name in one.field.indexed and one.operator in VALUES), None)
         if members is not None and chosen is None:
             by = key = members.key
             conditions = [members.condition]
         elif members is not None:
             is_member = sqlalchemy.select(literal(True)).where(members.key == key, members.condition).scalar_subquery()
-            others.append(_Filter(Filterable(is_member, bool, EXACT), Operator.eq, [True]))
+            others.append(Filter(Filterable(is_member, bool, EXACT), Operator.eq, [True]))
         for one in filters:
             bounds = one.field.bounds
             if bounds is not None and (bound := bounds(key, one.operator, one.values)) is not None:
                 conditions.append(bound)
-            by_sort = one.field.column is by and one.operator in _RANGES
+            by_sort = one.field.column is by and one.operator in RANGES
             if by_sort or one.needs_trigrams:
                 conditions.append(one.condition)
             elif one is not chosen:
@@ -437,10 +327,10 @@ class _Walk:
         return sqlalchemy.select(merged).order_by(*self.order(merged.c.sort, merged.c.key)).limit(_constant(limit))
 
     def _after(self, place: Any) -> ColumnElement[bool]:
-        return _COMPARE[Operator.lt if self.descending else Operator.gt](*self._places(place))
+        return COMPARE[Operator.lt if self.descending else Operator.gt](*self._places(place))
 
     def _up_to(self, place: Any) -> ColumnElement[bool]:
-        return _COMPARE[Operator.gte if self.descending else Operator.lte](*self._places(place))
+        return COMPARE[Operator.gte if self.descending else Operator.lte](*self._places(place))
 
     def _places(self, place: Any) -> tuple[Any, Any]:
         """The place of a row and that of the given one, to be compared."""

@@ -13,7 +13,8 @@ from sqlmodel import col, select
 from services.catalog import queries
 from services.catalog.models import Category, Inventory, Product
 from services.fields import Id, Instant, Text
-from services.query import EXACT, ORDERED, TEXT, Filterable, Listing, PageQuery, Rows, Sortable
+from services.filters import EXACT, ORDERED, TEXT, Filterable
+from services.query import Listing, PageQuery, Rows, Sortable
 from services.repository import Lock, Repository, SoftDeleteRepository
 
 

@@ -13,6 +13,7 @@ from sqlalchemy.orm import joinedload, selectinload
 from sqlmodel import col, select
 
 from services.fields import Id, Instant, Text, picked
+from services.filters import EXACT, ORDERED, TEXT, Filterable, Operator, made_then
 from services.orders import queries
 from services.orders.models import (
     ITEM_FIELDS,
@@ -24,19 +25,7 @@ from services.orders.models import (
     OrderSeller,
     OrderStatus,
 )
-from services.query import (
-    EXACT,
-    ORDERED,
-    TEXT,
-    Filterable,
-    Listing,
-    Members,
-    Operator,
-    PageQuery,
-    Rows,
-    Sortable,
-    made_then,
-)
+from services.query import Listing, Members, PageQuery, Rows, Sortable
 from services.repository import Repository
 from services.sql import Write
 

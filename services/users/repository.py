@@ -6,7 +6,8 @@ from sqlalchemy import func
 from sqlmodel import col, select
 
 from services.fields import Id, Instant, Text
-from services.query import EXACT, ORDERED, TEXT, Filterable, Listing, Sortable
+from services.filters import EXACT, ORDERED, TEXT, Filterable
+from services.query import Listing, Sortable
 from services.repository import SoftDeleteRepository
 from services.sql import Statement
 from services.users.models import Role, User

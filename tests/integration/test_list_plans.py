@@ -22,10 +22,11 @@ from services.catalog.repository import CATEGORIES, PRODUCTS
 from services.credits.corrections.repository import ADJUSTMENTS
 from services.credits.statement.repository import _LINES, ENTRIES
 from services.database import Database, open_database
+from services.filters import Operator
 from services.orders.refunds.repository import REFUNDS
 from services.orders.repository import ORDERS
 from services.outbox.control.repository import DEAD_LETTERS, DEFERRED
-from services.query import Listing, Operator, PageQuery, Rows
+from services.query import Listing, PageQuery, Rows
 from services.totals import Count
 from services.unit_of_work import UnitOfWork
 from services.users.repository import USERS

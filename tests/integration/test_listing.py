@@ -13,8 +13,9 @@ from services.catalog.models import Category, Product
 from services.catalog.repository import CategoryRepository
 from services.database import Database
 from services.fields import Id, Text
+from services.filters import ORDERED, TEXT, Filterable, Operator
 from services.orders.models import Order
-from services.query import ORDERED, TEXT, Filterable, Listing, Operator, PageQuery, Rows, Sortable
+from services.query import Listing, PageQuery, Rows, Sortable
 from services.unit_of_work import UnitOfWork
 from tests.factories import make_category, make_order, make_product, make_user
 

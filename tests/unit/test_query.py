@@ -14,7 +14,8 @@ from sqlmodel import col, select
 from services.catalog.models import Product
 from services.errors import BadQuery
 from services.fields import Id, Text
-from services.query import EXACT, ORDERED, TEXT, Filterable, Listing, Operator, Sortable, _encode
+from services.filters import EXACT, ORDERED, TEXT, Filterable, Operator
+from services.query import Listing, Sortable, _encode
 
 KEY = Sortable(col(Product.id), Id)
 FILTERS = {

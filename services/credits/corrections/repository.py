@@ -11,7 +11,8 @@ from sqlmodel.sql.expression import SelectOfScalar
 
 from services.credits.models import Account, Adjustment, AdjustmentState
 from services.fields import Id, Instant
-from services.query import EXACT, ORDERED, Filterable, Listing, Operator, Sortable, made_then
+from services.filters import EXACT, ORDERED, Filterable, Operator, made_then
+from services.query import Listing, Sortable
 from services.repository import Repository
 from services.users.models import User
 

@@ -16,7 +16,8 @@ from sqlmodel.sql.expression import SelectOfScalar
 
 from services.credits.models import Account, Entry, Transfer, TransferKind
 from services.fields import Id, Instant
-from services.query import EXACT, ORDERED, Filterable, Listing, Operator, PageQuery, Rows, Sortable
+from services.filters import EXACT, ORDERED, Filterable, Operator
+from services.query import Listing, PageQuery, Rows, Sortable
 from services.sql import SqlAccess
 
 RowT = TypeVar("RowT")

@@ -10,10 +10,11 @@ from sqlalchemy import ColumnElement, literal_column
 from sqlmodel import col, select
 
 from services.fields import Id, Instant, Text
+from services.filters import EXACT, ORDERED, Filterable
 from services.outbox.control import queries
 from services.outbox.control.schemas import OtherWorker, Selection
 from services.outbox.models import ASKED, DeadLetter, EventRow, OutboxRow
-from services.query import EXACT, ORDERED, Filterable, Listing, PageQuery, Rows, Sortable
+from services.query import Listing, PageQuery, Rows, Sortable
 from services.sql import Row, SqlAccess
 
 COUNTED = 10_000
