@@ -21,8 +21,9 @@ from redis import Redis
 from sqlalchemy import make_url
 
 from migrations.config import ANALYTICS, alembic_config
+from services.analytics import Analytics, open_analytics
 from services.app import create_app
-from services.database import Database, open_database
+from services.database import Database, Limits, open_database
 from services.settings import Environment, LogFormat, Settings, get_settings
 from services.unit_of_work import OpenUnitOfWork, UnitOfWork
 from tests.servers import TestServers, test_servers
@@ -111,6 +112,14 @@ def analytics_url(administrator: Administrator, servers: TestServers, analytics_
     """The address of a migrated analytics database that belongs to this test."""
     with temporary_database(administrator, servers, analytics_template) as url:
         yield url
+
+
+@pytest.fixture
+async def analytics(settings: Settings) -> AsyncIterator[Analytics]:
+    """The analytics database of the test's settings, which must turn reports on."""
+    async with open_analytics(settings, "test", Limits.of_sinks(), 2) as opened:
+        assert opened is not None
+        yield opened
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Runs the consumer of reports as a worker does, writes events for it, and reads what it left behind."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
@@ -12,8 +10,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from uuid_utils.compat import uuid7
 
-from services.analytics import Analytics, open_analytics
-from services.database import Database, Limits
+from services.analytics import Analytics
+from services.database import Database
 from services.orders.events import OrderConfirmed, OrderPlaced
 from services.outbox.consumers import claim
 from services.outbox.log import service as log
@@ -21,7 +19,6 @@ from services.outbox.log.schemas import Lag, Lease
 from services.outbox.retention.repository import add_partitions
 from services.outbox.sink import SinkConsumer, run
 from services.reports import service
-from services.settings import Settings
 from services.unit_of_work import UnitOfWork
 from services.users.models import User
 from tests.factories import make_order, make_product, make_user
@@ -29,14 +26,6 @@ from tests.factories import make_order, make_product, make_user
 TABLES = ("report_days", "report_waits")
 
 Consumer = SinkConsumer[UnitOfWork, Any, Any]
-
-
-@asynccontextmanager
-async def analytics_of(settings: Settings) -> AsyncIterator[Analytics]:
-    """The analytics database of these settings."""
-    async with open_analytics(settings, "test", Limits.of_sinks(), 2) as opened:
-        assert opened is not None
-        yield opened
 
 
 class Reporter:

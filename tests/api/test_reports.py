@@ -2,7 +2,6 @@
 
 import csv
 import io
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +12,7 @@ from services.settings import Settings
 from services.users.models import User
 from tests.api.client import Api, assert_problem
 from tests.factories import make_operator, make_product, make_user
-from tests.reporting import Reporter, analytics_of
+from tests.reporting import Reporter
 
 BASE = "/v1/reports"
 
@@ -22,12 +21,6 @@ BASE = "/v1/reports"
 def settings(settings: Settings, analytics_url: str) -> Settings:
     """Reports are on."""
     return settings.model_copy(update={"analytics_url": analytics_url})
-
-
-@pytest.fixture
-async def analytics(settings: Settings) -> AsyncIterator[Analytics]:
-    async with analytics_of(settings) as opened:
-        yield opened
 
 
 def today() -> str:

@@ -1,8 +1,10 @@
 import pytest
 
+from services.analytics import Analytics
 from services.database import Database
 from services.settings import Settings
 from tests.concurrency.ticks import make_effects
+from tests.reporting import Reporter, Shop
 
 
 @pytest.fixture
@@ -19,3 +21,15 @@ async def ticking(database: Database) -> Database:
     """A database in which ticks take effect."""
     await make_effects(database)
     return database
+
+
+@pytest.fixture
+async def shop(database: Database) -> Shop:
+    """A shop whose orders are reported."""
+    return await Shop(database).open()
+
+
+@pytest.fixture
+def reporter(database: Database, analytics: Analytics) -> Reporter:
+    """A worker's consumer of reports."""
+    return Reporter(database, analytics)

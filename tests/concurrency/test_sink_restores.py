@@ -1,14 +1,11 @@
 """A consumer whose place is in another database, after a rebuild and after one of the databases was restored."""
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from services.analytics import Analytics
-from services.database import Database
 from services.outbox import sink
 from services.outbox.consumers import LeaseLost
 from services.outbox.log import service as log
@@ -19,7 +16,6 @@ from services.unit_of_work import UnitOfWork
 from tests.reporting import (
     Reporter,
     Shop,
-    analytics_of,
     confirmed,
     content,
     lag,
@@ -37,22 +33,6 @@ OLD = datetime(2021, 3, 15, tzinfo=UTC)
 @pytest.fixture
 def settings(settings: Settings, analytics_url: str) -> Settings:
     return settings.model_copy(update={"analytics_url": analytics_url})
-
-
-@pytest.fixture
-async def analytics(settings: Settings) -> AsyncIterator[Analytics]:
-    async with analytics_of(settings) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def shop(database: Database) -> Shop:
-    return await Shop(database).open()
-
-
-@pytest.fixture
-def reporter(database: Database, analytics: Analytics) -> Reporter:
-    return Reporter(database, analytics)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5000])

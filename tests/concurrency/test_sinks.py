@@ -1,7 +1,6 @@
 """A consumer whose place is in another database: each event once, whatever is killed, restored or dropped."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -10,8 +9,6 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from services.analytics import Analytics
-from services.database import Database
 from services.errors import Conflict
 from services.fields import new_id
 from services.orders.events import OrderConfirmed
@@ -25,7 +22,6 @@ from services.unit_of_work import UnitOfWork
 from tests.reporting import (
     Reporter,
     Shop,
-    analytics_of,
     confirmed,
     lag,
     rows,
@@ -39,22 +35,6 @@ OLD = datetime(2021, 3, 15, tzinfo=UTC)
 @pytest.fixture
 def settings(settings: Settings, analytics_url: str) -> Settings:
     return settings.model_copy(update={"analytics_url": analytics_url})
-
-
-@pytest.fixture
-async def analytics(settings: Settings) -> AsyncIterator[Analytics]:
-    async with analytics_of(settings) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def shop(database: Database) -> Shop:
-    return await Shop(database).open()
-
-
-@pytest.fixture
-def reporter(database: Database, analytics: Analytics) -> Reporter:
-    return Reporter(database, analytics)
 
 
 async def test_each_event_counts_once_however_small_the_batches(shop: Shop, reporter: Reporter) -> None:

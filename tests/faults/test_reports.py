@@ -21,7 +21,7 @@ from tests.factories import make_operator
 from tests.faults.test_jobs import until
 from tests.processes import running, running_worker
 from tests.proxy import Proxy
-from tests.reporting import analytics_of, content
+from tests.reporting import content
 from tests.reporting import rows as rows_of
 
 CONFIRMED = "SELECT orders, pieces, amount FROM report_days WHERE seller_id = 0 AND type = 'order.confirmed'"
@@ -31,12 +31,6 @@ PATH = "/v1/reports/sales"
 @pytest.fixture
 def settings(settings: Settings, analytics_url: str) -> Settings:
     return settings.model_copy(update={"analytics_url": analytics_url})
-
-
-@pytest.fixture
-async def analytics(settings: Settings) -> AsyncIterator[Analytics]:
-    async with analytics_of(settings) as opened:
-        yield opened
 
 
 @pytest.fixture
