@@ -1,7 +1,8 @@
 """Plain SQL in a unit of work: named parameters, compiled once, without the cost of a mapped statement."""
 
 import re
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Generic, TypeAlias, TypeVar, overload
@@ -14,6 +15,7 @@ from sqlalchemy.orm import Session
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from services.connections import READ_ONLY, Connection, PoolGuard, concerns_one_session, driver_of
+from services.errors import DomainError
 
 Row: TypeAlias = Mapping[str, Any]
 Results: TypeAlias = Sequence[Sequence[tuple[Any, ...]]]
@@ -347,7 +349,19 @@ def constraint_of(error: DBAPIError) -> str | None:
 
 def violates(error: DBAPIError, constraint: str) -> bool:
     """Whether the database refused the statement because of this constraint or unique index."""
-    return f'"{constraint}"' in str(error.orig)
+    return constraint_of(error) == constraint
+
+
+@contextmanager
+def unless_taken(constraint: str, taken: DomainError) -> Iterator[None]:
+    """Raise `taken` if the block violates this constraint.
+
+    Two concurrent requests may both find a name free; the unique constraint lets only one of them through.
+    """
+    try:
+        yield
+    except IntegrityError as error:
+        raise taken if violates(error, constraint) else error from error
 
 
 class SqlAccess:

@@ -1,10 +1,8 @@
 """Operations on the catalogue."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 
-from sqlalchemy.exc import IntegrityError
 from sqlmodel import col
 
 from services.catalog.events import ProductArchived, ProductCreated, ProductRestored, ProductUpdated
@@ -22,7 +20,7 @@ from services.catalog.schemas import (
 from services.errors import AlreadyExists, Conflict, Fault, Forbidden, InvalidInput, NotFound
 from services.fields import picked
 from services.repository import Lock, check_version
-from services.sql import violates
+from services.sql import unless_taken
 from services.unit_of_work import UnitOfWork
 from services.users.models import Caller, Role
 
@@ -33,7 +31,7 @@ _KEPT = (*ProductBase.model_fields.keys() - {"sku"}, "category_id")
 async def create_category(uow: UnitOfWork, wanted: CategoryCreate) -> Category:
     """Create a category. Raises `AlreadyExists` if the name is taken, ignoring case."""
     await _name_is_free(uow, wanted.name)
-    with _may_be_taken("uq_categories_name_lower", _name_taken()):
+    with unless_taken("uq_categories_name_lower", _name_taken()):
         return await uow.categories.create(wanted)
 
 
@@ -51,7 +49,7 @@ async def update_category(uow: UnitOfWork, category_id: int, changes: CategoryUp
     check_version(category, version)
     if changes.name is not None and changes.name.lower() != category.name.lower():
         await _name_is_free(uow, changes.name)
-    with _may_be_taken("uq_categories_name_lower", _name_taken()):
+    with unless_taken("uq_categories_name_lower", _name_taken()):
         await uow.categories.update(category, changes)
     return category
 
@@ -87,7 +85,7 @@ async def create_product(uow: UnitOfWork, seller: Caller, wanted: ProductCreate)
     known = await uow.products.by_sku(seller.id, [wanted.sku])
     if known:
         raise _archived(known[wanted.sku]) if known[wanted.sku].deleted_at else taken
-    with _may_be_taken("uq_products_seller_id_sku", taken):
+    with unless_taken("uq_products_seller_id_sku", taken):
         product = await uow.products.create(wanted, without={"stock"}, seller_id=seller.id)
     await uow.inventory.create(InventoryBase(product_id=product.id, on_hand=wanted.stock))
     uow.record(ProductCreated(product_id=product.id, seller_id=seller.id, price=product.price))
@@ -269,12 +267,3 @@ def _updated(product: Product) -> ProductUpdated:
     return ProductUpdated(
         product_id=product.id, product_version=product.version, price=product.price, is_active=product.is_active
     )
-
-
-@contextmanager
-def _may_be_taken(constraint: str, taken: AlreadyExists) -> Iterator[None]:
-    """Two concurrent requests may both find a name free; the unique constraint lets only one through."""
-    try:
-        yield
-    except IntegrityError as error:
-        raise taken if violates(error, constraint) else error from error

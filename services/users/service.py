@@ -1,15 +1,11 @@
 """Operations on users."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-
-from sqlalchemy.exc import IntegrityError
 
 from services.credits.models import AccountBase
 from services.errors import AlreadyExists, Conflict, Fault, InvalidInput, NotFound, Unauthenticated
 from services.repository import Lock, check_version
-from services.sql import violates
+from services.sql import unless_taken
 from services.unit_of_work import UnitOfWork
 from services.users.events import UserEmailChanged, UserRegistered
 from services.users.models import Caller, Role, User
@@ -22,7 +18,7 @@ async def register(uow: UnitOfWork, passwords: Passwords, wanted: UserCreate, ro
     # Before the first statement: no transaction is open while the hash is computed.
     hashed = await passwords.hash(wanted.password.get_secret_value())
     await _email_is_free(uow, wanted.email)
-    with _email_may_be_taken():
+    with unless_taken("uq_users_email_lower", _taken()):
         user = await uow.users.create(wanted, without={"password"}, hashed_password=hashed, role=role)
     await uow.accounts.create(AccountBase(), user_id=user.id)
     uow.record(UserRegistered(user_id=user.id))
@@ -112,7 +108,7 @@ async def _update(
     new_address = changes.email is not None and changes.email != user.email
     if changes.email is not None and new_address:
         await _email_is_free(uow, changes.email)
-    with _email_may_be_taken():
+    with unless_taken("uq_users_email_lower", _taken()):
         await uow.users.update(user, changes, without={"password"}, **more)
     if new_address:
         uow.record(UserEmailChanged(user_id=user_id))
@@ -122,15 +118,6 @@ async def _update(
 async def _email_is_free(uow: UnitOfWork, email: str) -> None:
     if await uow.users.email_taken(email):
         raise _taken()
-
-
-@contextmanager
-def _email_may_be_taken() -> Iterator[None]:
-    """Two concurrent requests may both find an address free; the unique index lets only one through."""
-    try:
-        yield
-    except IntegrityError as error:
-        raise _taken() if violates(error, "uq_users_email_lower") else error from error
 
 
 def _taken() -> AlreadyExists:
