@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from services.analytics import open_analytics
 from services.api import health, metrics, problems
 from services.api.canary import Canary
+from services.api.groups import Groups
 from services.api.methods import HeadMiddleware
 from services.api.middleware import BodyLimitMiddleware, RequestContextMiddleware, StartMiddleware
 from services.api.probe import open_probe
@@ -73,12 +74,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             analytics = await enter(open_analytics(settings, "api", Limits.of_requests(settings), size))
             await enter(redis)
             doorbell = await enter(Doorbell(redis, Keys.of(settings).doorbell))
+            groups = await enter(Groups(settings, database.write, doorbell))
             probe = await enter(open_probe(settings, redis, schema))
             canary = await enter(Canary(database.write, probe.sessions, settings.canary_interval))
             app.state.waybill = ApiState(
                 settings=settings,
                 database=database,
                 reads=Reads(database, settings.database_statement_timeout),
+                groups=groups,
                 analytics=analytics,
                 redis=redis,
                 doorbell=doorbell,

@@ -97,6 +97,9 @@ class Settings(BaseSettings):
     http_write_timeout: Annotated[float, Field(ge=0.1, le=3600)] = 60.0
     http_keep_alive_timeout: Annotated[int, Field(ge=1, le=3600)] = 5
     max_body_bytes: Annotated[int, Field(ge=1024)] = 1_048_576
+    group_commit: bool = True
+    group_commit_size: Annotated[int, Field(ge=1, le=500)] = 64
+    group_commit_wait: Annotated[float, Field(gt=0, le=60)] = 2.0
     transaction_attempts: Annotated[int, Field(ge=1, le=20)] = 5
     idempotency_retention: Annotated[int, Field(ge=60)] = 86_400
 

@@ -176,6 +176,9 @@ class Sql:
     @overload
     async def read(self, one: Read[FoundT], other: Read[OtherT], /) -> tuple[FoundT, OtherT]: ...
 
+    @overload
+    async def read(self, *reads: Read[Any]) -> tuple[Any, ...]: ...
+
     async def read(self, *reads: Read[Any]) -> tuple[Any, ...]:
         """Run these reads in this order, in one trip."""
         statement = _joined_readings(tuple(one.reading for one in reads))

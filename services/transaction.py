@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar, overload
 from uuid import UUID
 
 from sqlalchemy.exc import DBAPIError
@@ -121,9 +121,20 @@ class Transaction:
         """The events recorded and not yet written."""
         return tuple(one.event for one in self._events)
 
-    async def read(self, one: Read[FoundT], other: Read[OtherT]) -> tuple[FoundT, OtherT]:
-        """Run the reads of two repositories in this order, in one trip to the database."""
-        return await self._sql.read(one, other)
+    @overload
+    async def read(self, one: Read[FoundT], other: Read[OtherT], /) -> tuple[FoundT, OtherT]: ...
+
+    @overload
+    async def read(self, *reads: Read[Any]) -> tuple[Any, ...]: ...
+
+    async def read(self, *reads: Read[Any]) -> tuple[Any, ...]:
+        """Run the reads of several repositories in this order, in one trip to the database."""
+        return await self._sql.read(*reads)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether it has recorded events or writes that are not yet written."""
+        return bool(self._events or self._writes)
 
     def write_with_events(self, *writes: Write) -> None:
         """Write this together with the recorded events, in the same trip to the database.

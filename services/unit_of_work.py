@@ -16,6 +16,7 @@ from services.idempotency.repository import IdempotencyRepository
 from services.jobs.repository import JobRepository
 from services.orders.days.repository import OrderDayRepository
 from services.orders.expiry.repository import OrderExpiryRepository
+from services.orders.placing.repository import PlacingRepository
 from services.orders.processing.repository import ProcessingRepository
 from services.orders.refunds.repository import RefundRepository
 from services.orders.repository import OrderRepository
@@ -38,6 +39,7 @@ class UnitOfWork(Transaction):
     products = RepositoryOf(ProductRepository)
     inventory = RepositoryOf(InventoryRepository)
     orders = RepositoryOf(OrderRepository)
+    order_placing = RepositoryOf(PlacingRepository)
     order_processing = RepositoryOf(ProcessingRepository)
     order_days = RepositoryOf(OrderDayRepository)
     order_expiry = RepositoryOf(OrderExpiryRepository)

@@ -9,6 +9,7 @@ from fastapi.security import OAuth2PasswordBearer
 
 from services.api.reads import LAG_HEADER, POSITION_HEADER, parse_position, shown_lag
 from services.api.state import ApiState, api_state
+from services.api.tokens import user_gone
 from services.errors import Forbidden, InvalidInput, Unauthenticated, VersionRequired
 from services.query import Listing, PageQuery
 from services.replica import Position
@@ -82,7 +83,7 @@ async def _current_user(request: Request, token: Annotated[str | None, Depends(_
     uow: UnitOfWork = request.state.uow
     user = await uow.users.signed_in(api_state(request).tokens.user_id(token))
     if user is None:
-        raise Unauthenticated("the user of this access token no longer exists or is deactivated")
+        raise user_gone()
     return user
 
 

@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import QueuePool
 
-from services.api import pressure
+from services.api import group_metrics, pressure
 from services.api.canary import Canary
 from services.api.dependencies import State
 from services.api.problems import responses
@@ -61,7 +61,7 @@ async def read_metrics(state: Annotated[ApiState, Depends(_scraped)]) -> PlainTe
     """
     explained = "How far this host's clock is ahead of the database's."
     skew = _gauge("waybill_clock_skew_seconds", explained, state.skew.seconds)
-    own = [*state.request_times.registry.collect(), *pressure.registry.collect()]
+    own = [*state.request_times.registry.collect(), *pressure.registry.collect(), *group_metrics.registry.collect()]
     own += [skew, _pools(state), *_canary(state.canary), *_replica(state.reads)]
     scrape = _Scrape([*own, *await _read_database(state)])
     return PlainTextResponse(generate_latest(scrape), media_type=CONTENT_TYPE_LATEST)

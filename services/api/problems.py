@@ -230,10 +230,11 @@ async def _on_os_error(request: Request, error: Exception) -> ProblemResponse:
     if error.errno not in (EMFILE, ENFILE):
         return await _on_unavailable(request, error)
     pressure.out_of_descriptors(error)
-    return _overloaded(request)
+    return overloaded(request)
 
 
-def _overloaded(request: Request) -> ProblemResponse:
+def overloaded(request: Request) -> ProblemResponse:
+    """For a request that this process cannot take on now."""
     return _retry_later(request, "overloaded", "the server is overloaded; send the request again")
 
 
@@ -242,7 +243,7 @@ async def _on_unexpected(request: Request, error: Exception) -> ProblemResponse:
     headers = {"X-Request-Id": request_id} if (request_id := getattr(request.state, "request_id", None)) else {}
     if isinstance(error, MemoryError):
         pressure.out_of_memory()
-        response = _overloaded(request)
+        response = overloaded(request)
         response.headers.update(headers)
         return response
     return problem(request, 500, "internal_error", "the request failed; nothing took effect", headers=headers)

@@ -7,6 +7,7 @@ from redis.asyncio import Redis
 
 from services.analytics import Analytics
 from services.api.canary import Canary
+from services.api.groups import Groups
 from services.api.probe import Probe
 from services.api.reads import Reads
 from services.api.request_times import RequestTimes
@@ -26,6 +27,7 @@ class ApiState:
     database: Database
     analytics: Analytics | None
     reads: Reads
+    groups: Groups
     redis: Redis
     doorbell: Doorbell
     probe: Probe

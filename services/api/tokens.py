@@ -75,5 +75,10 @@ class Tokens:
         return user_id, max(issued, begins), expires
 
 
+def user_gone() -> Unauthenticated:
+    """The error for a valid token of a user who may not use it any more."""
+    return Unauthenticated("the user of this access token no longer exists or is deactivated")
+
+
 def _invalid() -> Unauthenticated:
     return Unauthenticated("the access token is expired or invalid; get a new one from /v1/token")

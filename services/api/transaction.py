@@ -14,11 +14,15 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from services.api.idempotency import Claim, ReplayStored, kept_headers, replayed
+from services.api.groups import Kind
+from services.api.idempotency import Claim
+from services.api.intents import in_group, kind_of
+from services.api.kept import ReplayStored, is_kept, kept_reply, replayed
 from services.api.problems import domain_problem, is_unavailable, outcome_unknown_problem
 from services.api.reads import FAILURES, POSITION_HEADER
 from services.api.shares import writes
 from services.api.state import api_state
+from services.api.turns import Alone, Answered, Replay
 from services.errors import DomainError, IdempotencyKeyReused, RequestInFlight
 from services.idempotency.repository import PRIMARY_KEY, Free, InFlight, StoredReply
 from services.outbox.events import Trace
@@ -28,7 +32,6 @@ from services.unit_of_work import UnitOfWork
 logger = logging.getLogger(__name__)
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
-_NOT_STORED = frozenset({401, 403, 429})
 _TRYING = 5.0
 """Seconds after the start of the first attempt during which another may begin."""
 
@@ -48,12 +51,15 @@ class TransactionRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
+        kind = kind_of(self.endpoint)
 
         async def handle_in_transaction(request: Request) -> Response:
             # The whole body before the first statement: no transaction waits for a client.
             await _read_body(request)
             writes.set(request.method not in _READING)
-            response = await _try_on_both(request, handle)
+            response = None if kind is None else await _in_group(request, kind)
+            if response is None:
+                response = await _try_on_both(request, handle)
             if request.method not in _READING and response.status_code < 400:
                 await _add_position(request, response)
             return response
@@ -62,6 +68,17 @@ class TransactionRoute(APIRoute):
 
 
 Handle: TypeAlias = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+async def _in_group(request: Request, kind: Kind[Any, Any]) -> Response | None:
+    """The reply of a request that was carried out in a group; None if it must be handled alone."""
+    match await in_group(request, kind):
+        case Answered(response):
+            return response
+        case Replay(stored):
+            return await _replay(request, stored)
+        case Alone():
+            return None
 
 
 async def _try_on_both(request: Request, handle: Handle) -> Response:
@@ -133,15 +150,14 @@ async def _run(request: Request, handle: Handle) -> Response:
     except DomainError as refusal:
         refused = domain_problem(request, refusal)
         claim = request.state.claim
-        if claim is None or refused.status_code in _NOT_STORED or refused.status_code >= 500:
+        if claim is None or not is_kept(refused.status_code):
             return refused
         return await _store_refusal(request, claim, refused)
 
 
 def _keep(uow: UnitOfWork, claim: Claim, reply: Response) -> None:
     """Store the reply under its key, together with the other writes."""
-    kept = uow.idempotency.storing(claim.request, reply.status_code, kept_headers(reply), bytes(reply.body))
-    uow.write_with_events(kept)
+    uow.write_with_events(uow.idempotency.storing(*kept_reply(claim.request, reply)))
 
 
 async def _commit(uow: UnitOfWork) -> None:

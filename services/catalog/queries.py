@@ -1,6 +1,6 @@
 """SQL statements about products and stock."""
 
-from services.sql import Statement
+from services.sql import Reading, Statement
 
 # The extension's operators must be qualified with its schema, which is not in the search path. A plan for any word
 # would be wrong for most: rare words are found by their trigrams, common ones by looking at each row.
@@ -10,7 +10,7 @@ TRIGRAMS = Statement("""
     WHERE extname = 'pg_trgm'
 """)
 
-FOR_SALE = Statement("""
+_FOR_SALE = """
     SELECT products.id, products.seller_id, products.sku, products.name, products.price,
         products.is_active AND products.deleted_at IS NULL AND users.is_active AND users.deleted_at IS NULL
             AND accounts.closed_at IS NULL AS is_active,
@@ -19,7 +19,12 @@ FOR_SALE = Statement("""
     JOIN users ON users.id = products.seller_id
     JOIN accounts ON accounts.user_id = products.seller_id
     WHERE products.id = ANY(CAST(:ids AS bigint[]))
-""")
+"""
+FOR_SALE = Statement(_FOR_SALE)
+SELLING = Reading(
+    f"for_sale AS MATERIALIZED ({_FOR_SALE})",
+    results={"for_sale": ("id", "seller_id", "sku", "name", "price", "is_active", "seller_account_id")},
+)
 
 LOCK_STOCK = Statement("""
     SELECT product_id, on_hand - reserved AS available FROM inventory

@@ -16,6 +16,7 @@ from services.fields import Id, Instant, Text
 from services.filters import EXACT, ORDERED, TEXT, Filterable
 from services.query import Listing, PageQuery, Rows, Sortable
 from services.repository import Lock, Repository, SoftDeleteRepository
+from services.sql import Read, Results
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,11 @@ class ProductRepository(SoftDeleteRepository[Product]):
         rows = await self.sql.fetch(queries.FOR_SALE, ids=list(ids))
         return {row["id"]: ProductForSale(**row) for row in rows}
 
+    @staticmethod
+    def selling(ids: Sequence[int]) -> Read[dict[int, ProductForSale]]:
+        """`for_sale`, as a part of a longer read."""
+        return Read(queries.SELLING, {"ids": list(ids)}, _for_sale)
+
     async def ids_by_sku(self, seller_id: int) -> dict[str, int]:
         """The ids of all the seller's products, including inactive and archived ones, by SKU."""
         statement = select(col(Product.sku), col(Product.id)).where(col(Product.seller_id) == seller_id)
@@ -120,6 +126,11 @@ class InventoryRepository(Repository[Inventory]):
             on_hand=[pieces[product_id] * on_hand for product_id in ids],
             reserved=[pieces[product_id] * reserved for product_id in ids],
         )
+
+
+def _for_sale(results: Results) -> dict[int, ProductForSale]:
+    (products,) = results
+    return {product[0]: ProductForSale(*product) for product in products}
 
 
 PRODUCT_WITH_DETAILS = (

@@ -7,7 +7,7 @@ from datetime import timedelta
 from hashlib import blake2b
 from typing import NamedTuple
 
-from services.sql import SqlAccess, Statement, Write, Writing
+from services.sql import Read, Reading, Results, SqlAccess, Statement, Write, Writing
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,15 @@ class StoredReply:
     awaits_standby: bool
 
 
+class KeptReply(NamedTuple):
+    """A reply to store under the request's key."""
+
+    request: RequestKey
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class InFlight:
     """Another transaction is processing the same request."""
@@ -77,6 +86,33 @@ class IdempotencyRepository(SqlAccess):
         if row["status"] is not None:
             return StoredReply(row["fingerprint"], row["status"], row["headers"], row["body"], row["awaits_standby"])
         return Free() if row["taken"] else InFlight()
+
+    @staticmethod
+    def taking(requests: Sequence[RequestKey]) -> "Read[list[StoredReply | InFlight | Free]]":
+        """Take several different keys as `take` does, as a part of a longer read. The outcomes are in this order."""
+        parameters = {
+            "locks": [request.lock() for request in requests],
+            "caller_ids": [request.caller_id for request in requests],
+            "methods": [request.method for request in requests],
+            "paths": [request.path for request in requests],
+            "keys": [request.key for request in requests],
+        }
+        return Read(_TAKE_ALL, parameters, _taken)
+
+    @staticmethod
+    def storing_all(replies: "Sequence[KeptReply]") -> Write:
+        """Store several replies as `storing` does."""
+        parameters = {
+            "caller_ids": [one.request.caller_id for one in replies],
+            "methods": [one.request.method for one in replies],
+            "paths": [one.request.path for one in replies],
+            "keys": [one.request.key for one in replies],
+            "fingerprints": [one.request.fingerprint for one in replies],
+            "statuses": [one.status for one in replies],
+            "headers": [json.dumps(dict(one.headers)) for one in replies],
+            "bodies": [one.body for one in replies],
+        }
+        return Write(_STORE_ALL, parameters)
 
     @staticmethod
     def storing(request: RequestKey, status: int, headers: Mapping[str, str], body: bytes) -> Write:
@@ -124,10 +160,42 @@ _TAKE = Statement("""
     ON stored.caller_id = :caller_id AND stored.method = :method AND stored.path = :path AND stored.key = :key
 """)
 
+_TAKE_ALL = Reading(
+    """
+    wanted_keys AS MATERIALIZED (
+        SELECT * FROM unnest(
+            CAST(:locks AS bigint[]), CAST(:caller_ids AS bigint[]), CAST(:methods AS text[]), CAST(:paths AS text[]),
+            CAST(:keys AS text[])
+        ) WITH ORDINALITY AS wanted(lock, caller_id, method, path, key, place)
+    ), taken_keys AS MATERIALIZED (
+        SELECT place, pg_try_advisory_xact_lock(lock # hashtextextended(current_schema(), 0)) AS taken FROM wanted_keys
+    ), stored_replies AS MATERIALIZED (
+        SELECT place, fingerprint, status, headers, body,
+            current_setting('synchronous_standby_names') <> '' AS awaits_standby
+        FROM wanted_keys JOIN idempotency_keys USING (caller_id, method, path, key)
+    )
+    """,
+    results={
+        "taken_keys": ("place", "taken"),
+        "stored_replies": ("place", "fingerprint", "status", "headers", "body", "awaits_standby"),
+    },
+)
+
 _STORE = Writing("""
     stored AS (
         INSERT INTO idempotency_keys (caller_id, method, path, key, fingerprint, status, headers, body)
         VALUES (:caller_id, :method, :path, :key, :fingerprint, :status, :headers, :body)
+    )
+""")
+
+_STORE_ALL = Writing("""
+    stored AS (
+        INSERT INTO idempotency_keys (caller_id, method, path, key, fingerprint, status, headers, body)
+        SELECT * FROM unnest(
+            CAST(:caller_ids AS bigint[]), CAST(:methods AS text[]), CAST(:paths AS text[]), CAST(:keys AS text[]),
+            CAST(:fingerprints AS bytea[]), CAST(:statuses AS smallint[]), CAST(:headers AS jsonb[]),
+            CAST(:bodies AS bytea[])
+        )
     )
 """)
 
@@ -147,6 +215,15 @@ _DELETE_OLD = Statement("""
         AND created_at < now() - CAST(:retention AS interval) FOR UPDATE SKIP LOCKED
     )) RETURNING ctid, caller_id, method, path, key
 """)
+
+
+def _taken(results: Results) -> list[StoredReply | InFlight | Free]:
+    taken, stored = results
+    outcomes: list[StoredReply | InFlight | Free] = [Free() if free else InFlight() for _, free in sorted(taken)]
+    for place, *reply in stored:
+        outcomes[place - 1] = StoredReply(*reply)
+    return outcomes
+
 
 PRIMARY_KEY = "pk_idempotency_keys"
 """The constraint that a second effect under the same key violates."""

@@ -6,13 +6,16 @@ from uuid import UUID
 from fastapi import APIRouter, Response
 
 from services.api.dependencies import CurrentUser, ReplicaWork, State, Work, etag, page_of
+from services.api.groups import Kind
 from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED, IDEMPOTENCY_KEY_REQUIRED
+from services.api.intents import in_groups
 from services.api.problems import responses
 from services.api.transaction import TransactionRoute
 from services.orders import service
 from services.orders.export.routes import OfSide
 from services.orders.export.service import of_side
 from services.orders.models import Order, Refund
+from services.orders.placing import service as placing
 from services.orders.refunds.repository import REFUNDS
 from services.orders.repository import ORDERS
 from services.orders.schemas import OrderCancel, OrderCreate, OrderDetail, OrderPublic, RefundCreate, RefundPublic, Side
@@ -21,20 +24,35 @@ from services.query import Page, PageQuery, Rows
 router = APIRouter(route_class=TransactionRoute, tags=["orders"])
 
 
+def _placed(order: OrderPublic) -> Response:
+    """The reply to a placed order, whether it was placed alone or in a group."""
+    headers = {"Location": f"/v1/orders/{order.id}", "ETag": etag(order.version)}
+    return Response(order.model_dump_json(), 201, headers, "application/json")
+
+
+_PLACING: Kind[OrderCreate, OrderPublic] = Kind(
+    schema=OrderCreate,
+    reads=placing.reads,
+    carry_out=lambda uow, asked, found, settings: placing.place_all(
+        uow, asked, found, service.Patience.from_settings(settings)
+    ),
+    reply=_placed,
+    weight=lambda wanted: len(wanted.items),
+    name=lambda wanted: wanted.reference,
+)
+
+
 @router.post(
     "/orders",
     status_code=201,
+    response_model=OrderPublic,
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
     responses=responses(400, 401, 402, 409, 413, 422),
 )
-async def place_order(
-    wanted: OrderCreate, buyer: CurrentUser, response: Response, uow: Work, state: State
-) -> OrderPublic:
+@in_groups(_PLACING)
+async def place_order(wanted: OrderCreate, buyer: CurrentUser, uow: Work, state: State) -> Response:
     """Place an order: `pending` if the caller's credits cover it, otherwise `awaiting_payment`, or 402 if requested."""
-    order = await service.place(uow, buyer, wanted, service.Patience.from_settings(state.settings))
-    response.headers["Location"] = f"/v1/orders/{order.id}"
-    response.headers["ETag"] = etag(order.version)
-    return order
+    return _placed(await service.place(uow, buyer, wanted, service.Patience.from_settings(state.settings)))
 
 
 @router.get("/orders", response_model=Page[OrderPublic], responses=responses(400, 401, 403, 422))

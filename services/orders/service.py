@@ -1,61 +1,36 @@
 """Operations on orders."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
-from decimal import Decimal
 from uuid import UUID
 
-from services.catalog.repository import ProductForSale
-from services.catalog.schemas import ProductSummary
 from services.credits.ledger.repository import Share
 from services.credits.ledger.service import moving
 from services.errors import (
-    AlreadyExists,
     Conflict,
-    Fault,
     Forbidden,
     InsufficientCredits,
-    InvalidInput,
     NotFound,
     TransferRefused,
 )
-from services.fields import MAX_CREDITS, new_id, now, picked
 from services.orders.events import (
-    OrderAwaitingPayment,
     OrderCancelled,
     OrderEvent,
     OrderFulfilled,
     OrderPlaced,
 )
-from services.orders.models import ALLOWED_MOVES, ITEM_FIELDS, ORDER_FIELDS, Order, OrderStatus, Refund, RefundBase
+from services.orders.models import ALLOWED_MOVES, Order, OrderStatus, Refund, RefundBase
+from services.orders.placing.service import Patience as Patience
+from services.orders.placing.service import awaits_payment, draft, reference_taken
 from services.orders.refunds.service import REFUNDABLE, give_back, wanted_pieces
-from services.orders.repository import ORDER_WITH_DETAILS, LockedOrder, Move, NewItem
+from services.orders.repository import ORDER_WITH_DETAILS, LockedOrder, Move
 from services.orders.schemas import (
-    OnInsufficientCredits,
     OrderCreate,
-    OrderItemPublic,
     OrderPublic,
     RefundCreate,
 )
-from services.settings import Settings
 from services.unit_of_work import UnitOfWork
 from services.users.models import Caller, Role
-from services.users.schemas import UserSummary
 
 _ALL_REFUNDED = "everything was refunded"
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long credits are held for a pending order, and how long an order may await payment."""
-
-    hold: timedelta
-    payment: timedelta
-
-    @classmethod
-    def from_settings(cls, settings: Settings) -> "Patience":
-        return cls(timedelta(seconds=settings.hold_ttl), timedelta(seconds=settings.awaiting_payment_ttl))
 
 
 async def place(uow: UnitOfWork, buyer: Caller, wanted: OrderCreate, patience: Patience) -> OrderPublic:
@@ -67,62 +42,32 @@ async def place(uow: UnitOfWork, buyer: Caller, wanted: OrderCreate, patience: P
     `AlreadyExists` for a reference that was used before.
     """
     products = await uow.products.for_sale(sorted({item.product_id for item in wanted.items}))
-    _check_products(buyer, wanted, products)
-    items = [NewItem(item, products[item.product_id].price) for item in wanted.items]
-    total = sum((item.amount for item in items), Decimal(0))
-    if total > MAX_CREDITS:
-        raise InvalidInput(f"the total of {total} is more than any account can hold", [Fault("is too much", "#/items")])
-
-    order_id, at = new_id(), now()
+    order = draft(buyer, wanted, products)
     status = OrderStatus.pending
     try:
-        async with moving(uow, total):
-            await uow.ledger.hold(order_id, buyer.id, _shares(items, products), patience.hold)
-    except (InsufficientCredits, TransferRefused):
-        if wanted.on_insufficient_credits is OnInsufficientCredits.refuse:
+        async with moving(uow, order.total):
+            await uow.ledger.hold(order.id, buyer.id, order.shares(), patience.hold)
+    except (InsufficientCredits, TransferRefused) as refusal:
+        if not awaits_payment(refusal, wanted):
             raise
         status = OrderStatus.awaiting_payment
     placing = uow.orders.placing(
-        order_id=order_id,
+        order_id=order.id,
         buyer_id=buyer.id,
         wanted=wanted,
         status=status,
-        total=total,
-        items=items,
-        at=at,
+        total=order.total,
+        items=order.items,
+        at=order.at,
         expires_in=patience.payment if status is OrderStatus.awaiting_payment else None,
     )
     if wanted.reference is None:
         # Nothing can conflict with it, so it is written together with its event.
         uow.write_with_events(placing)
     elif not await uow.orders.place(placing):
-        raise AlreadyExists(
-            f"you already placed an order with the reference {wanted.reference!r}", [Fault("is taken", "#/reference")]
-        )
-    event = OrderPlaced if status is OrderStatus.pending else OrderAwaitingPayment
-    uow.record(event(order_id=order_id, buyer_id=buyer.id, total=total))
-    return OrderPublic(
-        **picked(wanted, ORDER_FIELDS),
-        id=order_id,
-        status=status,
-        total=total,
-        refunded=Decimal(0),
-        item_count=len(items),
-        version=1,
-        created_at=at,
-        updated_at=at,
-        buyer=UserSummary(id=buyer.id, full_name=buyer.full_name),
-        items=[
-            OrderItemPublic(
-                **picked(item.wanted, ITEM_FIELDS),
-                line=line,
-                returned=0,
-                unit_price=item.unit_price,
-                product=_summary(products[item.wanted.product_id]),
-            )
-            for line, item in enumerate(items, start=1)
-        ],
-    )
+        raise reference_taken(wanted.reference)
+    uow.record(order.event(status))
+    return order.shown(status)
 
 
 async def get(uow: UnitOfWork, caller: Caller, order_id: UUID) -> Order:
@@ -216,32 +161,6 @@ async def fulfil(uow: UnitOfWork, caller: Caller, order_id: UUID) -> Order:
     await uow.inventory.lock(sorted(pieces))
     await uow.inventory.ship(pieces)
     return await _moved(uow, caller, order, OrderStatus.fulfilled, "", OrderFulfilled(order_id=order_id))
-
-
-def _check_products(buyer: Caller, wanted: OrderCreate, products: Mapping[int, ProductForSale]) -> None:
-    faults = []
-    for index, item in enumerate(wanted.items):
-        product = products.get(item.product_id)
-        if product is None:
-            faults.append(Fault(f"product {item.product_id} is unknown", f"#/items/{index}/product_id"))
-        elif not product.is_active:
-            faults.append(Fault(f"product {item.product_id} is not for sale", f"#/items/{index}/product_id"))
-        elif product.seller_id == buyer.id:
-            faults.append(Fault(f"product {item.product_id} is your own", f"#/items/{index}/product_id"))
-    if faults:
-        raise InvalidInput("some products cannot be ordered", faults)
-
-
-def _shares(items: Sequence[NewItem], products: Mapping[int, ProductForSale]) -> list[Share]:
-    amounts: dict[int, Decimal] = {}
-    for item in items:
-        account_id = products[item.wanted.product_id].seller_account_id
-        amounts[account_id] = amounts.get(account_id, Decimal(0)) + item.amount
-    return [Share(account_id, amounts[account_id]) for account_id in sorted(amounts)]
-
-
-def _summary(product: ProductForSale) -> ProductSummary:
-    return ProductSummary(id=product.id, sku=product.sku, name=product.name)
 
 
 def _unknown(order_id: UUID) -> NotFound:

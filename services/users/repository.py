@@ -1,5 +1,6 @@
 """All SQL about users."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import func
@@ -9,7 +10,7 @@ from services.fields import Id, Instant, Text
 from services.filters import EXACT, ORDERED, TEXT, Filterable
 from services.query import Listing, Sortable
 from services.repository import SoftDeleteRepository
-from services.sql import Statement
+from services.sql import Read, Reading, Results, Statement
 from services.users.models import Role, User
 
 
@@ -29,6 +30,11 @@ class UserRepository(SoftDeleteRepository[User]):
         """The user if they may still use their token."""
         rows = await self.sql.fetch(_CALLER, id=user_id)
         return SignedIn(rows[0]["id"], rows[0]["full_name"], Role(rows[0]["role"])) if rows else None
+
+    @staticmethod
+    def all_signed_in(user_ids: Sequence[int]) -> Read[dict[int, SignedIn]]:
+        """Those of the users who may still use their tokens, by id, as a part of a longer read."""
+        return Read(_CALLERS, {"caller_ids": list(user_ids)}, _signed_in)
 
     async def lock_operators(self) -> list[int]:
         """The ids of all active operators, locked until the transaction ends."""
@@ -71,3 +77,18 @@ _LOCK_OPERATORS = Statement("""
 _CALLER = Statement("""
     SELECT id, full_name, role FROM users WHERE id = :id AND is_active AND deleted_at IS NULL
 """)
+
+_CALLERS = Reading(
+    """
+    callers AS MATERIALIZED (
+        SELECT id, full_name, role FROM users
+        WHERE id = ANY(CAST(:caller_ids AS bigint[])) AND is_active AND deleted_at IS NULL
+    )
+    """,
+    results={"callers": ("id", "full_name", "role")},
+)
+
+
+def _signed_in(results: Results) -> dict[int, SignedIn]:
+    (callers,) = results
+    return {user_id: SignedIn(user_id, full_name, Role(role)) for user_id, full_name, role in callers}

@@ -25,6 +25,12 @@ async def api(settings: Settings, database: Database) -> AsyncIterator[Api]:
         yield Api(app, client, settings, database)
 
 
+@pytest.fixture
+def alone(api: Api) -> None:
+    """Each request is handled alone, as with WAYBILL_GROUP_COMMIT=false."""
+    api.app.state.waybill.groups.are_open = False
+
+
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """A primary of its own, with a streaming replica."""

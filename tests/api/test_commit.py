@@ -40,6 +40,7 @@ def before_commit(monkeypatch: pytest.MonkeyPatch) -> Callable[[Hook], None]:
     return install
 
 
+@pytest.mark.usefixtures("alone")
 async def test_a_constraint_that_fails_at_the_commit_answers_5xx_and_leaves_nothing(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,6 +73,7 @@ async def cut(uow: UnitOfWork, api: Api) -> None:
     assert await api.scalar("SELECT pg_terminate_backend(:pid, 5000)", pid=pid)
 
 
+@pytest.mark.usefixtures("alone")
 async def test_a_connection_cut_before_the_commit_answers_5xx_and_leaves_nothing(
     api: Api, before_commit: Callable[[Hook], None]
 ) -> None:
@@ -121,6 +123,7 @@ async def test_no_route_answers_before_its_commit(
     assert await api.everything() == before
 
 
+@pytest.mark.usefixtures("alone")
 async def test_after_a_connection_is_cut_during_the_work_the_order_is_placed_once(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +148,7 @@ async def test_after_a_connection_is_cut_during_the_work_the_order_is_placed_onc
     assert await api.scalar("SELECT count(*) FROM outbox") == 1
 
 
+@pytest.mark.usefixtures("alone")
 async def test_after_a_connection_is_cut_inside_a_savepoint_the_order_is_placed_once(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,6 +220,7 @@ async def test_an_unexpected_error_answers_500_and_leaves_nothing(
     assert await api.scalar("SELECT count(*) FROM idempotency_keys") == 0
 
 
+@pytest.mark.usefixtures("alone")
 async def test_a_deadlock_victim_is_retried_and_takes_effect_once(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     buyer, _, product = await api.shop()
     place = service.place
@@ -241,6 +246,7 @@ async def test_a_deadlock_victim_is_retried_and_takes_effect_once(api: Api, monk
     assert reply.json()["id"] == str(tries[-1])
 
 
+@pytest.mark.usefixtures("alone")
 async def test_endless_deadlocks_end_in_a_5xx_after_a_bounded_number_of_tries(
     api: Api, before_commit: Callable[[Hook], None]
 ) -> None:

@@ -63,12 +63,13 @@ def test_every_domain_and_wing_is_a_container_of_the_layers() -> None:
 
 
 EDGES = {
+    "services/api/groups.py",
     "services/api/transaction.py",
     "services/outbox/engine/service.py",
     "services/outbox/sink.py",
     "services/unit_of_work.py",
 }
-"""Where units of work are committed: a request's, a batch's of events or of the log, `background` for the rest."""
+"""Where units of work are committed: a request's or a group's, a batch's of events or of the log, `background`'s."""
 
 
 def calls(attribute: str) -> dict[str, set[str]]:

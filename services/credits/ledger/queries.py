@@ -26,6 +26,37 @@ HOLD = Statement("""
         AS share(id, account_id, amount)
 """)
 
+# A buyer whose account another transaction has locked is left out.
+LOCK_FREE_BUYERS = Reading(
+    """
+    free_buyers AS MATERIALIZED (
+        SELECT id, user_id, posted, held, version, closed_at IS NOT NULL AS is_closed
+        FROM accounts WHERE user_id = ANY(CAST(:user_ids AS bigint[])) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+    )
+    """,
+    results={"free_buyers": ("id", "user_id", "posted", "held", "version", "is_closed")},
+)
+
+# The holds of several orders. The caller has locked the buyers' accounts, so its checks of the balances still hold.
+HOLD_ALL = Writing(
+    """
+    pending AS (
+        INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, order_id, expires_at)
+        SELECT id, debit, credit, amount, 'order', 'pending', order_id,
+            statement_timestamp() + CAST(:lasting AS interval)
+        FROM unnest(
+            CAST(:ids AS uuid[]), CAST(:debits AS bigint[]), CAST(:credits AS bigint[]), CAST(:amounts AS numeric[]),
+            CAST(:order_ids AS uuid[])
+        ) AS share(id, debit, credit, amount, order_id)
+    ), held AS (
+        UPDATE accounts SET held = held + buyer.total
+        FROM unnest(CAST(:account_ids AS bigint[]), CAST(:totals AS numeric[])) AS buyer(account_id, total)
+        WHERE accounts.id = buyer.account_id RETURNING 1
+    )
+    """,
+    counted="held",
+)
+
 # Without locks: it only explains why the statement above has written nothing.
 BALANCES_OF_HOLD = Statement("""
     SELECT id AS account_id, user_id, posted, held, version, closed_at IS NOT NULL AS is_closed

@@ -66,6 +66,32 @@ class LedgerRepository(SqlAccess):
         if held == 0:
             raise await self._why_not_held(buyer_id, shares)
 
+    @staticmethod
+    def locking_free_buyers(user_ids: Sequence[int]) -> Read[dict[int, Balance]]:
+        """Lock the users' accounts until the transaction ends, by user id, as a part of a longer read.
+
+        Those that another transaction has locked are left out.
+        """
+        return Read(queries.LOCK_FREE_BUYERS, {"user_ids": list(user_ids)}, _balances_of_users)
+
+    @staticmethod
+    def holding(holds: "Sequence[NewHold]", lasting: timedelta) -> Write:
+        """Hold credits for several orders as `hold` does. The caller has locked and checked the buyers' accounts."""
+        totals: dict[int, Decimal] = {}
+        for hold in holds:
+            totals[hold.debit_account_id] = totals.get(hold.debit_account_id, Decimal(0)) + hold.share.amount
+        parameters = {
+            "ids": [new_id() for _ in holds],
+            "debits": [hold.debit_account_id for hold in holds],
+            "credits": [hold.share.account_id for hold in holds],
+            "amounts": [hold.share.amount for hold in holds],
+            "order_ids": [hold.order_id for hold in holds],
+            "account_ids": list(totals),
+            "totals": list(totals.values()),
+            "lasting": lasting,
+        }
+        return Write(queries.HOLD_ALL, parameters, wanted=len(totals))
+
     async def get_transfer(self, transfer_id: UUID) -> Transfer:
         return (await self.session.exec(select(Transfer).where(col(Transfer.id) == transfer_id))).one()
 
@@ -192,6 +218,14 @@ class Share:
     amount: Decimal
 
 
+class NewHold(NamedTuple):
+    """What an order's buyer is to hold for one seller."""
+
+    order_id: UUID
+    debit_account_id: int
+    share: Share
+
+
 class OrderHold(NamedTuple):
     """A pending transfer for an order. If it `is_due`, its time has passed and it can no longer be posted.
 
@@ -217,6 +251,11 @@ def _check(items: Sequence[Item]) -> None:
     error = joint_refusal(items)
     if error is not None:
         raise error
+
+
+def _balances_of_users(results: Results) -> dict[int, Balance]:
+    (accounts,) = results
+    return {account[1]: Balance(*account) for account in accounts}
 
 
 def _locked_holds(results: Results) -> LockedHolds:

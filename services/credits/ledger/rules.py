@@ -115,12 +115,27 @@ def refusal(item: Item, paid: Decimal | None = None, received: Decimal | None = 
     if credit.is_closed:
         return closed(credit.user_id, _faults(item.pointer, "is closed", "/to_user_id"))
     paid = item.amount if paid is None else paid
-    if debit.user_id is not None and debit.posted - debit.held < paid:
+    if not _covers(debit, paid):
         return _not_covered(paid, item.pointer)
     received = item.amount if received is None else received
     if credit.posted + received > MAX_CREDITS:
         return _too_much(item.pointer)
     return None
+
+
+def hold_refusal(buyer: Balance, total: Decimal) -> DomainError | None:
+    """Why the buyer's balance does not allow a hold of this total; None if it does.
+
+    It is what `joint_refusal` says of the holds if the sellers' accounts are open.
+    """
+    if buyer.is_closed:
+        return closed(buyer.user_id)
+    return None if _covers(buyer, total) else not_covered(total)
+
+
+def hold(buyer: Balance, total: Decimal) -> None:
+    """Apply a hold that is not refused to the balance."""
+    buyer.held += total
 
 
 def joint_refusal(items: Sequence[Item]) -> DomainError | None:
@@ -171,6 +186,10 @@ def post(item: Item, transfer_id: UUID) -> Posting:
 def undo(posting: Posting) -> None:
     """Restore the balances from before this posting, which must be the last one."""
     _move(posting.debit, posting.credit, -posting.item.amount, -1)
+
+
+def _covers(debit: Balance, amount: Decimal) -> bool:
+    return debit.user_id is None or debit.posted - debit.held >= amount
 
 
 def _move(debit: Balance, credit: Balance, amount: Decimal, entries: int) -> None:

@@ -1,0 +1,359 @@
+"""Group commit: requests that arrive while a commit is under way are carried out together in the next transaction.
+
+No waiting time is added: a committer that is free takes whatever waits. Whatever goes wrong costs only time: the group
+is rolled back and tried again in halves, and in the end each request alone, as if there were no groups.
+`docs/decisions/0034-group-commit.md` says what a group changes, and what it does not.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextvars import Context
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, Generic, TypeVar
+
+from fastapi import Response
+from pydantic import BaseModel
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+
+from services.api import group_metrics as metrics
+from services.api.kept import ReplayStored, check_free, is_kept, kept_reply
+from services.api.problems import domain_problem, is_unavailable, outcome_unknown_problem, overloaded
+from services.api.tokens import user_gone
+from services.api.turns import Alone, Answered, Intent, Outcome, Replay, Turns
+from services.database import SessionFactory, outcome_unknown
+from services.errors import DomainError
+from services.groups import Asked, Busy
+from services.idempotency.repository import Free, InFlight, StoredReply
+from services.logs import RateLimitedLogger
+from services.settings import Settings
+from services.shielding import end
+from services.sql import Read
+from services.transaction import Bell
+from services.unit_of_work import UnitOfWork
+from services.users.repository import SignedIn
+
+logger = logging.getLogger(__name__)
+trouble = RateLimitedLogger(logger)
+
+WantedT = TypeVar("WantedT", bound=BaseModel)
+DoneT = TypeVar("DoneT")
+
+_MOST_TRIES = 3
+"""In how many groups a request may meet a locked row before it goes alone, and waits for the lock."""
+
+_MOST_WEIGHT = 1000
+"""The most lines of orders in a group: deciding and rendering a group must not hold up the event loop."""
+
+_LOOK_UP = 5.0
+"""Seconds for finding out what became of a group whose commit was not confirmed."""
+
+_LOOK_AGAIN = 0.05
+_LONG = 0.05
+"""Seconds after which a request's client is asked whether it is still there."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kind(Generic[WantedT, DoneT]):
+    """Requests that can be carried out together: how they are read, carried out and answered."""
+
+    schema: type[WantedT]
+    reads: Callable[[UnitOfWork, Sequence[tuple[int, WantedT]]], Sequence[Read[Any]]]
+    """What has to be read and locked for these requests, each with the id of its caller."""
+    carry_out: Callable[
+        [UnitOfWork, Sequence[Asked[WantedT]], Sequence[Any], Settings], Sequence[DoneT | DomainError | Busy]
+    ]
+    """Decide the requests in this order, with what the reads have found, and have the unit of work write them."""
+    reply: Callable[[DoneT], Response]
+    writes: Callable[[WantedT], bool] = lambda _: True
+    """Whether the request writes anything."""
+    weight: Callable[[WantedT], int] = lambda _: 1
+    """How much of a group's room the request takes."""
+    name: Callable[[WantedT], Hashable] = lambda _: None
+    """What no two requests of one caller in a group may have in common."""
+
+
+class Groups:
+    """The committers of one process, from entry to exit: one for each kind of request, made when it is first needed."""
+
+    def __init__(self, settings: Settings, database: SessionFactory, bell: Bell) -> None:
+        self._settings = settings
+        self._database = database
+        self._bell = bell
+        self._committers: dict[Kind[Any, Any], _Committer] = {}
+        self.are_open = settings.group_commit
+
+    async def __aenter__(self) -> "Groups":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.are_open = False
+        for committer in self._committers.values():
+            await committer.close()
+
+    async def join(self, kind: Kind[Any, Any], intent: Intent[Any]) -> Outcome:
+        """What became of the request in its group."""
+        committer = self._committers.get(kind)
+        if committer is None:
+            committer = _Committer(kind, self._settings, self._database, self._bell)
+            self._committers[kind] = committer
+        return await committer.join(intent)
+
+
+class _Committer:
+    """Carries out the waiting requests of one kind, a group at a time."""
+
+    def __init__(self, kind: Kind[Any, Any], settings: Settings, database: SessionFactory, bell: Bell) -> None:
+        self._kind = kind
+        self._settings = settings
+        self._database = database
+        self._bell = bell
+        self._turns = Turns[Any](kind.weight, kind.name, settings.group_commit_size, _MOST_WEIGHT)
+        self._wanted = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._began: float | None = None
+        self._group_seconds = 0.0
+        self._looking_up: set[asyncio.Task[None]] = set()
+        # Not in the context of the request that happens to come first.
+        self._running = asyncio.get_running_loop().create_task(self._run(), name="committer", context=Context())
+        self._running.add_done_callback(self._complain_of_its_end)
+
+    async def join(self, intent: Intent[Any]) -> Outcome:
+        """What became of the request in its group."""
+        if self._running.done():
+            return Alone()
+        if self._expected_wait(intent.key.caller_id) > self._settings.group_commit_wait:
+            metrics.refused.inc()
+            return Answered(overloaded(intent.request))
+        self._idle.clear()
+        self._turns.put(intent)
+        self._wanted.set()
+        return await intent.outcome
+
+    async def close(self) -> None:
+        """Carry out what waits, then end."""
+        await self._idle.wait()
+        self._running.remove_done_callback(self._complain_of_its_end)
+        await end(self._running)
+        await asyncio.gather(*self._looking_up)
+
+    def _expected_wait(self, caller_id: int) -> float:
+        """How many seconds a new request of this caller would wait: for the running group and those before its own."""
+        running = 0.0 if self._began is None else monotonic() - self._began
+        return running + self._turns.ahead(caller_id) / self._settings.group_commit_size * self._group_seconds
+
+    async def _run(self) -> None:
+        while True:
+            await self._wanted.wait()
+            intents = self._turns.take()
+            if not intents:
+                self._wanted.clear()
+                self._idle.set()
+                continue
+            again: Sequence[Intent[Any]] = ()
+            self._began = monotonic()
+            try:
+                again = await self._carry_out(await self._still_there(intents))
+            except Exception:
+                logger.exception("group commit: a group of %d requests failed; each is handled alone", len(intents))
+            finally:
+                # Whatever happens, no request waits forever.
+                _leave([one for one in intents if one not in again])
+            self._turns.put_back(again)
+            self._group_seconds += (monotonic() - self._began - self._group_seconds) / 8
+            self._began = None
+
+    async def _still_there(self, intents: Sequence[Intent[Any]]) -> list[Intent[Any]]:
+        """Those whose clients have not disconnected while they waited. The others have no effect."""
+        there = []
+        for intent in intents:
+            waited = monotonic() - intent.arrived
+            metrics.waited.observe(waited)
+            if waited > _LONG and await intent.request.is_disconnected():
+                intent.outcome.set_exception(HTTPException(400, "the connection was closed before the request began"))
+            else:
+                there.append(intent)
+        return there
+
+    async def _carry_out(self, intents: Sequence[Intent[Any]]) -> list[Intent[Any]]:
+        """Carry out the requests in one transaction, or in several smaller ones if that fails.
+
+        Returns those that met a locked row, and have to be tried again.
+        """
+        if not intents:
+            return []
+        try:
+            return await self._attempt(intents)
+        except (PoolTimeout, OSError) as error:
+            return self._give_up(intents, error)
+        except DBAPIError as error:
+            if is_unavailable(error):
+                return self._give_up(intents, error)
+            return await self._split(intents, error)
+        except Exception as error:  # noqa: BLE001  (whatever it is, it is found out which request causes it)
+            return await self._split(intents, error)
+
+    def _give_up(self, intents: Sequence[Intent[Any]], error: Exception) -> list[Intent[Any]]:
+        """Let each request go alone: the database cannot be used, which is not because of one of them."""
+        metrics.splits.inc()
+        trouble.warning("a group of %d requests is handled one by one: %r", len(intents), error)
+        _leave(intents)
+        return []
+
+    async def _split(self, intents: Sequence[Intent[Any]], error: Exception) -> list[Intent[Any]]:
+        """Try each half on its own: the request that causes the error ends up alone."""
+        metrics.splits.inc()
+        trouble.warning("a group of %d requests was rolled back and is tried again in halves: %r", len(intents), error)
+        if len(intents) == 1:
+            _leave(intents)
+            return []
+        middle = len(intents) // 2
+        return [*await self._carry_out(intents[:middle]), *await self._carry_out(intents[middle:])]
+
+    async def _attempt(self, intents: Sequence[Intent[Any]]) -> list[Intent[Any]]:
+        """Carry out the requests in one transaction. Returns those that have to be tried again."""
+        async with self._open(len(intents)) as uow:
+            keys, callers, *found = await uow.read(
+                uow.idempotency.taking([one.key for one in intents]),
+                uow.users.all_signed_in(sorted({one.key.caller_id for one in intents})),
+                *self._kind.reads(uow, [(one.key.caller_id, one.wanted) for one in intents]),
+            )
+            decided = self._decide(uow, intents, keys, callers, found)
+            try:
+                if uow.has_work:
+                    await uow.commit()
+            except DBAPIError as error:
+                if not outcome_unknown(error):
+                    raise
+                self._look_up_later({one: decided.replies.pop(one) for one in decided.kept})
+        metrics.sizes.observe(len(intents))
+        for intent, reply in decided.replies.items():
+            intent.settle(reply)
+        return decided.again
+
+    def _decide(
+        self,
+        uow: UnitOfWork,
+        intents: Sequence[Intent[Any]],
+        keys: Sequence[StoredReply | InFlight | Free],
+        callers: Mapping[int, SignedIn],
+        found: Sequence[Any],
+    ) -> "_Decided":
+        """Decide the requests in order; the unit of work is going to write their effects and their replies."""
+        decided = _Decided({}, [], [])
+        free = []
+        for intent, key in zip(intents, keys, strict=True):
+            try:
+                if intent.key.caller_id not in callers:
+                    raise user_gone()
+                check_free(key, intent.key)
+                free.append(intent)
+            except ReplayStored as replay:
+                decided.replies[intent] = Replay(replay.stored)
+            except DomainError as refusal:
+                decided.replies[intent] = Answered(domain_problem(intent.request, refusal))
+        asked = [Asked(callers[one.key.caller_id], one.wanted, one.trace) for one in free]
+        replies = []
+        for intent, result in zip(free, self._kind.carry_out(uow, asked, found, self._settings), strict=True):
+            if isinstance(result, Busy):
+                decided.put_off(intent)
+                continue
+            refused = isinstance(result, DomainError)
+            response = domain_problem(intent.request, result) if refused else self._kind.reply(result)
+            decided.replies[intent] = Answered(response)
+            if not refused or is_kept(response.status_code):
+                decided.kept.append(intent)
+                replies.append(kept_reply(intent.key, response))
+        if replies:
+            uow.write_with_events(uow.idempotency.storing_all(replies))
+        return decided
+
+    def _open(self, number: int) -> UnitOfWork:
+        return UnitOfWork(self._database, self._bell, name=f"a group of {number} requests")
+
+    def _look_up_later(self, replies: Mapping[Intent[Any], Outcome]) -> None:
+        """Find out what became of a group whose commit was not confirmed, while the next groups are carried out."""
+        for intent in replies:
+            intent.is_looked_up = True
+        task = asyncio.create_task(self._look_up(replies), name="look-up of a group")
+        self._looking_up.add(task)
+        task.add_done_callback(self._looking_up.discard)
+
+    async def _look_up(self, replies: Mapping[Intent[Any], Outcome]) -> None:
+        stored: Mapping[Intent[Any], StoredReply] = {}
+        try:
+            async with asyncio.timeout(_LOOK_UP):
+                stored = await self._stored(list(replies))
+        except TimeoutError:
+            logger.warning("group commit: what became of %d requests could not be found out in time", len(replies))
+        finally:
+            for intent, reply in replies.items():
+                intent.settle(_confirmed(intent, reply, stored.get(intent)))
+
+    async def _stored(self, intents: Sequence[Intent[Any]]) -> Mapping[Intent[Any], StoredReply]:
+        """The replies that are stored under the keys, once no transaction holds one of the keys any more."""
+        keys = [one.key for one in intents]
+        while True:
+            try:
+                async with self._open(len(intents)) as uow:
+                    (found,) = await uow.read(uow.idempotency.taking(keys))
+                    if not any(isinstance(one, InFlight) for one in found):
+                        # What was committed before the keys were ours is visible to the next statement.
+                        (found,) = await uow.read(uow.idempotency.taking(keys))
+                        stored = {
+                            intent: one
+                            for intent, one in zip(intents, found, strict=True)
+                            if isinstance(one, StoredReply)
+                        }
+                        if any(one.awaits_standby for one in stored.values()):
+                            # Wait for the standby again: the original wait may have been cut short.
+                            await uow.idempotency.write_marker()
+                            await uow.commit()
+                        return stored
+            except (DBAPIError, PoolTimeout, OSError) as error:
+                trouble.warning("group commit: the look-up of an unconfirmed group failed, and is repeated: %r", error)
+            await asyncio.sleep(_LOOK_AGAIN)
+
+    def _complain_of_its_end(self, ended: "asyncio.Task[None]") -> None:
+        why = "it was cancelled" if ended.cancelled() else repr(ended.exception())
+        logger.critical("group commit: its task ended (%s); this process handles each request alone from now on", why)
+        self._idle.set()
+        _leave(self._turns.clear())
+
+
+@dataclass(frozen=True, slots=True)
+class _Decided:
+    """What becomes of the requests of a group if it is committed."""
+
+    replies: dict[Intent[Any], Outcome]
+    kept: list[Intent[Any]]
+    """Those whose replies are stored with the group."""
+    again: list[Intent[Any]]
+
+    def put_off(self, intent: Intent[Any]) -> None:
+        """Try the request again in the next group or, if it has met locks before, alone, where it waits for them."""
+        intent.tries += 1
+        if intent.tries < _MOST_TRIES:
+            self.again.append(intent)
+        else:
+            self.replies[intent] = Alone()
+
+
+def _leave(intents: Sequence[Intent[Any]]) -> None:
+    """Let those requests go alone that have no outcome yet."""
+    for intent in intents:
+        if not intent.is_looked_up:
+            intent.settle(Alone())
+
+
+def _confirmed(intent: Intent[Any], reply: Outcome, stored: StoredReply | None) -> Outcome:
+    """The answer to a request whose commit was not confirmed, after what was found under its key."""
+    if stored is None or stored.fingerprint != intent.key.fingerprint:
+        return Answered(outcome_unknown_problem(intent.request))
+    # Another one is that of a repeated request, which found that this one had no effect.
+    is_own = isinstance(reply, Answered) and bytes(reply.response.body) == stored.body
+    return reply if is_own else Replay(stored)

@@ -1,0 +1,73 @@
+"""How a request gets into a group: what can be checked without the database is, and whatever is wrong goes alone.
+
+A group meets only well-formed requests of callers with a valid token. Any other request takes the single path, which
+says what is wrong, in its own order.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.security.utils import get_authorization_scheme_param
+from pydantic import ValidationError
+
+from services.api.groups import Kind
+from services.api.kept import is_valid, request_key
+from services.api.state import api_state
+from services.api.tokens import Tokens
+from services.api.turns import Alone, Intent, Outcome
+from services.errors import Unauthenticated
+from services.outbox.events import Trace
+
+HandlerT = TypeVar("HandlerT", bound=Callable[..., Any])
+
+_JSON = "application/json"
+_KIND = "carried_out_in_groups"
+
+
+def in_groups(kind: Kind[Any, Any]) -> Callable[[HandlerT], HandlerT]:
+    """Mark a handler: its requests are carried out in groups. The handler itself is for those that go alone."""
+
+    def mark(handler: HandlerT) -> HandlerT:
+        setattr(handler, _KIND, kind)
+        return handler
+
+    return mark
+
+
+def kind_of(handler: Callable[..., Any]) -> Kind[Any, Any] | None:
+    """The kind of groups that the handler's requests are carried out in; None if there are none."""
+    return getattr(handler, _KIND, None)
+
+
+async def in_group(request: Request, kind: Kind[Any, Any]) -> Outcome:
+    """Carry the request out in a group. The whole body has been read. `Alone` if that is not possible."""
+    groups = api_state(request).groups
+    if not groups.are_open:
+        return Alone()
+    intent = await _intent(request, kind, api_state(request).tokens)
+    return Alone() if intent is None else await groups.join(kind, intent)
+
+
+async def _intent(request: Request, kind: Kind[Any, Any], tokens: Tokens) -> Intent[Any] | None:
+    """The request as a member of a group; None if anything is wrong with it, or it writes nothing."""
+    headers = request.headers
+    key = headers.get("idempotency-key")
+    scheme, token = get_authorization_scheme_param(headers.get("authorization"))
+    if key is None or not is_valid(key) or scheme.lower() != "bearer":
+        return None
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != _JSON:
+        return None
+    body = await request.body()
+    try:
+        caller_id = tokens.user_id(token)
+        # As FastAPI does it: what is valid there is valid here.
+        wanted = kind.schema.model_validate(json.loads(body))
+    except (Unauthenticated, ValidationError, ValueError, RecursionError):
+        return None
+    if not kind.writes(wanted):
+        return None
+    state = request.state
+    trace = Trace(getattr(state, "request_id", None), getattr(state, "traceparent", None))
+    return Intent(request, request_key(request, caller_id, key, body), wanted, trace)

@@ -1,0 +1,1 @@
+"""Placing orders: what one order and a group of them have in common, and the group."""
