@@ -321,6 +321,7 @@ async def test_no_more_is_issued_than_the_issuance_account_can_hold(api: Api) ->
     await api.assert_books_balance()
 
 
+@pytest.mark.usefixtures("alone")
 async def test_a_savepoint_is_one_trip_and_a_refused_transfer_is_one_transaction(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -127,6 +127,11 @@ class LedgerRepository(SqlAccess):
         await self.write(postings, kind)
 
     async def write(self, postings: Sequence[Posting], kind: TransferKind) -> None:
+        """Write transfers now, as `posting` does."""
+        await self.sql.write(self.posting(postings, kind))
+
+    @staticmethod
+    def posting(postings: Sequence[Posting], kind: TransferKind) -> Write:
         """Write transfers that take effect immediately, their entries and the resulting balances.
 
         The caller has locked the accounts.
@@ -149,7 +154,7 @@ class LedgerRepository(SqlAccess):
             "versions": [balance.version for balance in touched.values()],
             "kind": kind.value,
         }
-        await self.sql.write(Write(queries.POST, parameters, wanted=len(touched)))
+        return Write(queries.POST, parameters, wanted=len(touched))
 
     async def lock_holds(self, order_ids: Sequence[UUID]) -> "LockedHolds":
         """The unresolved holds of these orders, with their accounts locked until the transaction ends.

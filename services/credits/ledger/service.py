@@ -19,6 +19,7 @@ from services.credits.models import Account, Transfer, TransferKind
 from services.credits.schemas import TopUpCreate
 from services.errors import Conflict, DomainError, Fault, InvalidInput, NotFound
 from services.fields import new_id, now
+from services.outbox.events import Trace
 from services.sql import constraint_of, objects_to_rows, sqlstate
 from services.unit_of_work import UnitOfWork
 
@@ -81,8 +82,11 @@ async def transfer(uow: UnitOfWork, movement: Movement, kind: TransferKind, note
     record_moved(uow, movement, kind)
 
 
-def record_moved(uow: UnitOfWork, movement: Movement, kind: TransferKind) -> None:
-    """Record that a transfer was posted. Not for transfers of orders: `CreditsMoved` says why."""
+def record_moved(uow: UnitOfWork, movement: Movement, kind: TransferKind, trace: Trace | None = None) -> None:
+    """Record that a transfer was posted. Not for transfers of orders: `CreditsMoved` says why.
+
+    `trace` says where it came from, if that is not the trace of the unit of work.
+    """
     assert kind not in (TransferKind.order, TransferKind.refund), "it is covered by an event of the order"
     uow.record(
         CreditsMoved(
@@ -91,7 +95,8 @@ def record_moved(uow: UnitOfWork, movement: Movement, kind: TransferKind) -> Non
             from_account_id=movement.debit_account_id,
             to_account_id=movement.credit_account_id,
             amount=movement.amount,
-        )
+        ),
+        trace,
     )
 
 

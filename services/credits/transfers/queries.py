@@ -1,6 +1,6 @@
 """SQL statements about transfers between users."""
 
-from services.sql import Statement
+from services.sql import Reading, Statement, without_waiting
 
 # Not a join: its generic plan would read the whole table while that is small.
 _PARTIES = """
@@ -10,7 +10,21 @@ _PARTIES = """
     FROM accounts WHERE user_id = ANY(CAST(:user_ids AS bigint[]))
 """
 READ_PARTIES = Statement(_PARTIES)
-LOCK_PARTIES = Statement(f"{_PARTIES} ORDER BY id FOR NO KEY UPDATE")
+_LOCK_PARTIES = f"{_PARTIES} ORDER BY id FOR NO KEY UPDATE"
+LOCK_PARTIES = Statement(_LOCK_PARTIES)
+
+# What is in the first list and not in the second is locked by another transaction.
+LOCK_FREE_PARTIES = Reading(
+    f"""
+    parties AS MATERIALIZED (
+        SELECT user_id, now() AS at FROM accounts WHERE user_id = ANY(CAST(:user_ids AS bigint[]))
+    ), free_parties AS MATERIALIZED ({without_waiting(_LOCK_PARTIES)})
+    """,  # noqa: S608
+    results={
+        "parties": ("user_id", "at"),
+        "free_parties": ("account_id", "user_id", "posted", "held", "version", "is_closed", "is_known"),
+    },
+)
 
 GET = Statement("""
     SELECT transfers.id, kind, state, amount, posted_amount, debit_account_id, credit_account_id, order_id, reverses,

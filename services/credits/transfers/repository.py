@@ -1,6 +1,6 @@
 """All SQL that reads transfers between users. The ledger writes them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -10,7 +10,7 @@ from uuid import UUID
 from services.credits.ledger.rules import Balance, Movement
 from services.credits.models import TransferKind, TransferState
 from services.credits.transfers import queries
-from services.sql import SqlAccess
+from services.sql import Read, Results, SqlAccess
 
 
 class TransferRepository(SqlAccess):
@@ -27,6 +27,14 @@ class TransferRepository(SqlAccess):
             if row["is_known"] or row["user_id"] == sender_id
         }
         return Parties(balances[sender_id], balances, rows[0]["at"])
+
+    @staticmethod
+    def locking_free_parties(user_ids: Sequence[int]) -> "Read[FreeParties]":
+        """Lock the users' accounts until the transaction ends, as a part of a longer read.
+
+        Those that another transaction has locked are skipped.
+        """
+        return Read(queries.LOCK_FREE_PARTIES, {"user_ids": list(user_ids)}, _free_parties)
 
     async def find(self, transfer_id: UUID, *, lock: bool = False) -> "TransferRow | None":
         """The transfer, if there is one; `lock` locks the row and its accounts until the transaction ends."""
@@ -66,6 +74,30 @@ class TransferRow:
 
     def movement(self) -> Movement:
         return Movement(self.id, self.debit_account_id, self.credit_account_id, self.amount, self.order_id)
+
+
+@dataclass(frozen=True, slots=True)
+class FreeParties:
+    """The accounts of several users' transfers, locked, by user id."""
+
+    balances: Mapping[int, Balance]
+    known: Collection[int]
+    """The users who can receive credits, among those with a balance."""
+    busy: Collection[int]
+    """The users whose accounts another transaction has locked."""
+    at: datetime | None
+    """The transaction's time, at which the transfers are created; None if there is no account."""
+
+
+def _free_parties(results: Results) -> FreeParties:
+    parties, free = results
+    balances = {account[1]: Balance(*account) for *account, _ in free}
+    return FreeParties(
+        balances=balances,
+        known={user_id for _, user_id, *_, is_known in free if is_known},
+        busy={user_id for user_id, _ in parties} - balances.keys(),
+        at=parties[0][1] if parties else None,
+    )
 
 
 @dataclass(frozen=True, slots=True)

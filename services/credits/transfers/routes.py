@@ -7,7 +7,9 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 
 from services.api.dependencies import CurrentUser, Work
+from services.api.groups import Kind
 from services.api.idempotency import IDEMPOTENCY_KEY_REQUIRED, forget_key
+from services.api.intents import in_groups
 from services.api.problems import domain_problem, responses
 from services.api.transaction import TransactionRoute
 from services.credits.ledger.rules import Posting
@@ -28,9 +30,27 @@ from services.credits.transfers import planning
 from services.credits.transfers import service as transfers
 from services.credits.transfers.planning import Outcome
 from services.credits.transfers.repository import TransferRow
+from services.credits.transfers.service import Transferred
 from services.errors import DomainError
 
 router = APIRouter(route_class=TransactionRoute, tags=["credits"])
+
+
+def _transferred(done: Transferred, *, dry_run: bool = False) -> Response:
+    """The reply to a transfer, whether it was carried out alone or in a group."""
+    [outcome] = done.outcomes
+    assert isinstance(outcome, Posting)
+    reply = TransferReply(**_made(outcome, done.at, dry_run), dry_run=dry_run)
+    return Response(reply.model_dump_json(), 200 if dry_run else 201, media_type="application/json")
+
+
+_TRANSFERRING: Kind[TransferCreate, Transferred] = Kind(
+    schema=TransferCreate,
+    reads=transfers.reads,
+    carry_out=lambda uow, asked, found, _: transfers.transfer_all(uow, asked, found),
+    reply=_transferred,
+    writes=lambda wanted: not wanted.dry_run,
+)
 
 
 @router.post(
@@ -40,21 +60,17 @@ router = APIRouter(route_class=TransactionRoute, tags=["credits"])
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
     responses=responses(400, 401, 402, 409, 413, 422),
 )
-async def create_transfer(
-    wanted: TransferCreate, sender: CurrentUser, request: Request, response: Response, uow: Work
-) -> TransferReply | Response:
+@in_groups(_TRANSFERRING)
+async def create_transfer(wanted: TransferCreate, sender: CurrentUser, request: Request, uow: Work) -> Response:
     """Move the caller's credits to another user. A dry run returns 200."""
     if wanted.dry_run:
         forget_key(request)
-        response.status_code = 200
     try:
         done = await transfers.transfer(uow, sender, wanted)
     except DomainError as refusal:
         # As the reply, so that it is stored in this transaction, which the refusal has left as it was.
         return domain_problem(request, refusal)
-    [outcome] = done.outcomes
-    assert isinstance(outcome, Posting)
-    return TransferReply(**_made(outcome, done.at, wanted.dry_run), dry_run=wanted.dry_run)
+    return _transferred(done, dry_run=wanted.dry_run)
 
 
 @router.post(

@@ -7,6 +7,7 @@ is the same as a savepoint for each, and where savepoints remain.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy.exc import DBAPIError
@@ -19,7 +20,8 @@ from services.credits.transfers import planning
 from services.credits.transfers.planning import Chain, Outcome
 from services.credits.transfers.repository import Parties, TransferRow
 from services.errors import BatchRefused, DomainError, NotFound
-from services.sql import objects_to_rows
+from services.groups import Asked, Busy
+from services.sql import Read, objects_to_rows
 from services.transaction import SAVEPOINT_BUDGET
 from services.unit_of_work import UnitOfWork
 from services.users.models import Caller, Role
@@ -69,6 +71,43 @@ async def transfer_batch(uow: UnitOfWork, sender: Caller, wanted: TransferBatchC
         if isinstance(outcome, Posting):
             record_moved(uow, outcome.movement(), TransferKind.transfer)
     return Transferred(outcomes, parties.at)
+
+
+def reads(uow: UnitOfWork, wanted: Sequence[tuple[int, TransferCreate]]) -> list[Read[Any]]:
+    """What has to be read and locked for these transfers, each with the id of its sender."""
+    users = {user_id for sender_id, one in wanted for user_id in (sender_id, one.to_user_id)}
+    return [uow.transfers.locking_free_parties(sorted(users))]
+
+
+def transfer_all(
+    uow: UnitOfWork, asked: Sequence[Asked[TransferCreate]], found: Sequence[Any]
+) -> list[Transferred | DomainError | Busy]:
+    """Carry out transfers of several senders one after another; `found` is what `reads` has found.
+
+    Nothing is sent: the transfers are written with the events of the unit of work. A transfer is `Busy` if another
+    transaction has locked one of its accounts. A dry run is not for this.
+    """
+    [parties] = found
+    outcomes: list[Transferred | DomainError | Busy] = []
+    postings: list[Posting] = []
+    for one in asked:
+        sender, recipient = one.caller.id, one.wanted.to_user_id
+        if sender in parties.busy or recipient in parties.busy:
+            outcomes.append(Busy())
+            continue
+        to = parties.balances[recipient] if recipient in parties.known else None
+        [outcome] = planning.carry_out(
+            [Chain([Item("#", parties.balances[sender], to, one.wanted.amount, one.wanted.note)])]
+        )
+        if isinstance(outcome, DomainError):
+            outcomes.append(outcome)
+            continue
+        postings.append(outcome)
+        record_moved(uow, outcome.movement(), TransferKind.transfer, one.trace)
+        outcomes.append(Transferred([outcome], parties.at))
+    if postings:
+        uow.write_with_events(uow.ledger.posting(postings, TransferKind.transfer))
+    return outcomes
 
 
 async def get(uow: UnitOfWork, caller: Caller, transfer_id: UUID, *, lock: bool = False) -> TransferRow:
