@@ -108,6 +108,11 @@ class Read(Generic[FoundT]):
     make: Callable[[Results], FoundT]
 
 
+def waiting_at_most(seconds: float) -> Read[None]:
+    """Have later statements of the transaction wait for a lock this long, as a part of a longer read."""
+    return Read(_LIMIT_WAITS, {"lock_timeout": f"{seconds * 1000:.0f}ms"}, lambda _: None)
+
+
 def array_of(column: "Column[Any]", parameter: str) -> str:
     """A parameter that has the column's values, one for each row: what `unnest` takes.
 
@@ -365,6 +370,12 @@ def unless_taken(constraint: str, taken: DomainError) -> Iterator[None]:
         yield
     except IntegrityError as error:
         raise taken if violates(error, constraint) else error from error
+
+
+_LIMIT_WAITS = Reading(
+    "limited AS MATERIALIZED (SELECT set_config('lock_timeout', :lock_timeout, true) AS value)",
+    results={"limited": ("value",)},
+)
 
 
 class SqlAccess:

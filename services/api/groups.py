@@ -31,7 +31,7 @@ from services.idempotency.repository import Free, InFlight, StoredReply
 from services.logs import RateLimitedLogger
 from services.settings import Settings
 from services.shielding import end
-from services.sql import Read
+from services.sql import Read, waiting_at_most
 from services.transaction import Bell
 from services.unit_of_work import UnitOfWork
 from services.users.repository import SignedIn
@@ -44,6 +44,9 @@ DoneT = TypeVar("DoneT")
 
 _MOST_TRIES = 3
 """In how many groups a request may meet a locked row before it goes alone, and waits for the lock."""
+
+_LOCK_WAIT = 0.05
+"""Seconds that a group waits for a lock it could not foresee, such as on a product that somebody deletes."""
 
 _MOST_WEIGHT = 1000
 """The most lines of orders in a group: deciding and rendering a group must not hold up the event loop."""
@@ -217,7 +220,8 @@ class _Committer:
     async def _attempt(self, intents: Sequence[Intent[Any]]) -> list[Intent[Any]]:
         """Carry out the requests in one transaction. Returns those that have to be tried again."""
         async with self._open(len(intents)) as uow:
-            keys, callers, *found = await uow.read(
+            _, keys, callers, *found = await uow.read(
+                waiting_at_most(_LOCK_WAIT),
                 uow.idempotency.taking([one.key for one in intents]),
                 uow.users.all_signed_in(sorted({one.key.caller_id for one in intents})),
                 *self._kind.reads(uow, [(one.key.caller_id, one.wanted) for one in intents]),
