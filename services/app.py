@@ -12,11 +12,10 @@ from services.analytics import open_analytics
 from services.api import health, metrics, problems
 from services.api.canary import Canary
 from services.api.groups import Groups
-from services.api.methods import HeadMiddleware
-from services.api.middleware import BodyLimitMiddleware, RequestContextMiddleware, StartMiddleware
+from services.api.middleware import RequestMiddleware
 from services.api.probe import open_probe
 from services.api.reads import Reads
-from services.api.request_times import RequestTimes, RequestTimesMiddleware
+from services.api.request_times import RequestTimes
 from services.api.shares import SharingPool
 from services.api.state import ApiState
 from services.api.tokens import Tokens
@@ -101,12 +100,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    # The last one added runs first.
-    app.add_middleware(HeadMiddleware)
-    app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes)
-    app.add_middleware(RequestContextMiddleware)
-    app.add_middleware(RequestTimesMiddleware, times=request_times)
-    app.add_middleware(StartMiddleware)
+    app.add_middleware(RequestMiddleware, limit=settings.max_body_bytes, times=request_times)
     problems.install(app)
     app.include_router(health.router)
     app.include_router(metrics.router)

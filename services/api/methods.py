@@ -7,34 +7,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
-class HeadMiddleware:
-    """Answers HEAD like GET, without the body: same status, same headers.
+async def answer_head(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer HEAD like GET, without the body: same status, same headers.
 
     Work on the reply stops once its headers are known, so that no stream is read in vain.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    async def send_head(message: Message) -> None:
+        await send(message)
+        await send({"type": "http.response.body"})
+        raise _Sent
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "HEAD":
-            await self._app(scope, receive, send)
-            return
-
-        async def send_head(message: Message) -> None:
-            await send(message)
-            await send({"type": "http.response.body"})
-            raise _Sent
-
-        # A copy, because the server looks at the method, too: it frames a reply to HEAD differently.
-        inner = {**scope, "method": "GET"}
-        try:
-            await self._app(inner, receive, send_head)
-        except _Sent:
-            pass
-        finally:
-            # Outer layers need the route that was matched.
-            scope.update({**inner, "method": "HEAD"})
+    # A copy, because the server looks at the method, too: it frames a reply to HEAD differently.
+    inner = {**scope, "method": "GET"}
+    try:
+        await app(inner, receive, send_head)
+    except _Sent:
+        pass
+    finally:
+        # Outer layers need the route that was matched.
+        scope.update({**inner, "method": "HEAD"})
 
 
 class _Sent(Exception):

@@ -1,4 +1,4 @@
-"""Middleware for every request: an id and a trace context, for replies, logs and events, and a limit on its size.
+"""What is done for every request, in one layer: each layer of its own costs every message of every request a call.
 
 The application's startup passes through it, too, so that the log says why the application refuses to start.
 """
@@ -6,14 +6,17 @@ The application's startup passes through it, too, so that the log says why the a
 import asyncio
 import re
 import sys
+import time
+from collections.abc import Iterable
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.api.methods import answer_head
 from services.api.problems import problem
+from services.api.request_times import RequestTimes
 from services.errors import CannotStart
 from services.fields import new_id
 from services.logs import bind, unbind
@@ -23,62 +26,37 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}", re.ASCII)
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 
 
-class RequestContextMiddleware:
-    """Takes `X-Request-Id` and `traceparent` from the request if they are well formed; the reply carries the id.
+class RequestMiddleware:
+    """Gives each request an id and a trace context, limits its body, answers HEAD like GET, and measures its time.
 
-    A request that is cancelled because the server stops gets a 503; the server itself would answer in plain text.
+    - `X-Request-Id` and `traceparent` are taken from the request if they are well formed; the reply carries the id.
+    - A body of more than `limit` bytes is refused with 413, whether its length was announced or not. Starlette's own
+      limit answers in plain text, and replaces the application's answer.
+    - A request that is cancelled because the server stops gets a 503; the server itself would answer in plain text.
+    - A request that ends without a reply counts as a 5xx in the times.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, limit: int, times: RequestTimes) -> None:
         self._app = app
+        self._limit = limit
+        self._times = times
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._start(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else str(new_id())
-        traceparent = headers.get("traceparent", "")
-        state: dict[str, Any] = scope.setdefault("state", {})
-        state["request_id"] = request_id
-        state["traceparent"] = traceparent if _TRACEPARENT.fullmatch(traceparent) else None
-
-        started = False
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
-            await send(message)
-
-        bound = bind(request_id=request_id)
+        exchange = _Exchange(receive, send, self._limit)
+        started = time.perf_counter()
         try:
-            await self._app(scope, receive, send_with_id)
-        except asyncio.CancelledError:
-            if not started:
-                # A commit that had begun is finished in the background.
-                detail = (
-                    "the server stopped before the request was finished; send it again with the same Idempotency-Key"
-                )
-                stopped = problem(Request(scope), 503, "outcome_unknown", detail, headers={"Retry-After": "1"})
-                await stopped(scope, receive, send_with_id)
-            raise
+            await self._handle(scope, exchange)
         finally:
-            unbind(bound)
+            self._times.observe(scope, exchange.status or 500, time.perf_counter() - started)
 
-
-class StartMiddleware:
-    """Reports in one line, instead of a traceback, why the application refuses to start."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "lifespan":
-            await self._app(scope, receive, send)
-            return
+    async def _start(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Report in one line, instead of a traceback, why the application refuses to start."""
 
         async def send_reason(message: Message) -> None:
             error = sys.exception()
@@ -88,35 +66,74 @@ class StartMiddleware:
 
         await self._app(scope, receive, send_reason)
 
+    async def _handle(self, scope: Scope, exchange: "_Exchange") -> None:
+        headers = scope["headers"]
+        given, traceparent = _value(headers, b"x-request-id"), _value(headers, b"traceparent")
+        exchange.request_id = request_id = given if _REQUEST_ID.fullmatch(given) else str(new_id())
+        state: dict[str, Any] = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        state["traceparent"] = traceparent if _TRACEPARENT.fullmatch(traceparent) else None
+        bound = bind(request_id=request_id)
+        try:
+            await self._answer(scope, exchange)
+        except asyncio.CancelledError:
+            if exchange.status is None:
+                # A commit that had begun is finished in the background.
+                detail = (
+                    "the server stopped before the request was finished; send it again with the same Idempotency-Key"
+                )
+                stopped = problem(Request(scope), 503, "outcome_unknown", detail, headers={"Retry-After": "1"})
+                await stopped(scope, exchange.receive, exchange.send)
+            raise
+        finally:
+            unbind(bound)
 
-class BodyLimitMiddleware:
-    """Refuses a request body of more than `limit` bytes with 413, whether its length was announced or not.
-
-    Starlette's own limit answers in plain text, and replaces the application's answer.
-    """
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app = app
-        self._limit = limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        detail = f"the body is larger than {self._limit} bytes"
-        announced = Headers(scope=scope).get("content-length", "")
+    async def _answer(self, scope: Scope, exchange: "_Exchange") -> None:
+        announced = _value(scope["headers"], b"content-length")
         if announced.isdecimal() and int(announced[:20]) > self._limit:
-            refused = problem(Request(scope), 413, "body_too_large", detail)
-            await refused(scope, receive, send)
-            return
-        received = 0
+            refused = problem(Request(scope), 413, "body_too_large", _too_large(self._limit))
+            await refused(scope, exchange.receive, exchange.send)
+        elif scope["method"] == "HEAD":
+            await answer_head(self._app, scope, exchange.receive, exchange.send)
+        else:
+            await self._app(scope, exchange.receive, exchange.send)
 
-        async def receive_within_limit() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._limit:
-                raise HTTPException(413, detail)
-            return message
 
-        await self._app(scope, receive_within_limit, send)
+class _Exchange:
+    """A request and its reply: `receive` and `send` of the layers inside."""
+
+    __slots__ = ("_limit", "_receive", "_received", "_send", "request_id", "status")
+
+    def __init__(self, receive: Receive, send: Send, limit: int) -> None:
+        self._receive = receive
+        self._send = send
+        self._limit = limit
+        self._received = 0
+        self.request_id = ""
+        self.status: int | None = None
+        """None before the reply begins."""
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._received += len(message.get("body", b""))
+        if self._received > self._limit:
+            raise HTTPException(413, _too_large(self._limit))
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [*message["headers"], (b"x-request-id", self.request_id.encode())]
+        await self._send(message)
+
+
+def _value(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> str:
+    """The first header with this name; empty if there is none."""
+    for name, value in headers:
+        if name == wanted:
+            return value.decode("latin-1")
+    return ""
+
+
+def _too_large(limit: int) -> str:
+    return f"the body is larger than {limit} bytes"

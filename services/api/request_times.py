@@ -1,9 +1,7 @@
 """How long requests take in this process, for `GET /metrics`."""
 
-import time
-
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -36,32 +34,6 @@ class RequestTimes:
         if child is None:
             child = self._children[key] = self._histogram.labels(key[0], key[1], f"{key[2]}xx")
         child.observe(seconds)
-
-
-class RequestTimesMiddleware:
-    """Times every request. One that ends without a reply counts as a 5xx."""
-
-    def __init__(self, app: ASGIApp, times: RequestTimes) -> None:
-        self._app = app
-        self._times = times
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        status = 500
-
-        async def send_and_see(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        started = time.perf_counter()
-        try:
-            await self._app(scope, receive, send_and_see)
-        finally:
-            self._times.observe(scope, status, time.perf_counter() - started)
 
 
 def _template(scope: Scope) -> str:

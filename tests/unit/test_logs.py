@@ -15,7 +15,8 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from services.api.middleware import RequestContextMiddleware
+from services.api.middleware import RequestMiddleware
+from services.api.request_times import RequestTimes
 from services.logs import ConsoleLines, RateLimitedLogger, Repeats, bind, configure_logging, unbind
 from services.settings import Environment, LogFormat, Settings
 
@@ -162,7 +163,7 @@ async def test_what_a_request_logs_has_its_id(configured: Configured) -> None:
         logging.getLogger("services").info("inside")
         await PlainTextResponse("done")(scope, receive, send)
 
-    transport = httpx2.ASGITransport(RequestContextMiddleware(app))
+    transport = httpx2.ASGITransport(RequestMiddleware(app, limit=0, times=RequestTimes()))
     async with httpx2.AsyncClient(transport=transport, base_url="http://service") as client:
         reply = await client.get("/", headers={"X-Request-Id": "r1"})
     assert reply.headers["X-Request-Id"] == "r1"
