@@ -1,7 +1,7 @@
 """Replies, byte for byte: what the edge does to a reply on its way must not change it.
 
-The names, order and values of headers count, and so does the JSON's spelling. `replies.txt` shows them with ids, times
-and the names that the factories number replaced. `WRITE_REPLIES=1` writes it; read the diff.
+The names and values of headers count, and so does the JSON's spelling. `replies.txt` shows them with ids, times and the
+names that the factories number replaced. `WRITE_REPLIES=1` writes it; read the diff.
 """
 
 import os
@@ -33,7 +33,7 @@ def shown(reply: httpx2.Response) -> str:
     """The request, and the whole reply with what varies replaced."""
     request = reply.request
     lines = [f"{request.method} {request.url.raw_path.decode()}", str(reply.status_code)]
-    lines += [f"{name.decode()}: {value.decode()}" for name, value in reply.headers.raw]
+    lines += sorted(f"{name.decode()}: {value.decode()}" for name, value in reply.headers.raw)
     if reply.content or "content-length" in reply.headers:
         assert request.method == "HEAD" or reply.headers["content-length"] == str(len(reply.content))
     text = "\n".join([*lines, "", reply.content.decode()])
