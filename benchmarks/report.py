@@ -21,6 +21,8 @@ _HEADINGS = (
     "peak RSS MiB",
     "others' CPUs",
 )
+_WIDTH = 140
+"""As wide as necessary, even if the output goes to a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,16 @@ def report(
     if as_json:
         print(json.dumps(_document(title, runs, targets, notes), indent=2))
         return
+    show_runs(title, runs)
+    console = Console(width=_WIDTH, highlight=False)
+    for note in notes:
+        console.print(note, soft_wrap=True)
+    for target in targets:
+        console.print(f"{'reached' if target.reached else 'MISSED'}: {target.text}", soft_wrap=True)
+
+
+def show_runs(title: str, runs: Sequence[Measured]) -> None:
+    """Print the runs, with ratios to the first of each unit."""
     table = Table("", *_HEADINGS)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -82,14 +94,9 @@ def report(
             f"{run.peak_rss_mib:.0f}",
             f"{run.others_cpu:.1f}",
         )
-    # As wide as necessary, even if the output goes to a file.
-    console = Console(width=140, highlight=False)
+    console = Console(width=_WIDTH, highlight=False)
     console.print(title, style="bold")
     console.print(table)
-    for note in notes:
-        console.print(note, soft_wrap=True)
-    for target in targets:
-        console.print(f"{'reached' if target.reached else 'MISSED'}: {target.text}", soft_wrap=True)
 
 
 def _baseline(runs: Sequence[Measured], run: Measured) -> Measured:
@@ -105,9 +112,12 @@ def _document(title: str, runs: Sequence[Measured], targets: Sequence[Target], n
     return {
         "title": title,
         "machine": machine(),
-        "runs": [
-            {**asdict(run), "per_second": run.rate, "ratio": run.rate / _baseline(runs, run).rate} for run in runs
-        ],
+        "runs": runs_document(runs),
         "targets": [asdict(target) for target in targets],
         "notes": list(notes),
     }
+
+
+def runs_document(runs: Sequence[Measured]) -> list[dict[str, Any]]:
+    """The runs as JSON, with ratios to the first of each unit."""
+    return [{**asdict(run), "per_second": run.rate, "ratio": run.rate / _baseline(runs, run).rate} for run in runs]

@@ -9,6 +9,8 @@ from services.fields import new_id
 
 SELLERS = 10
 PRODUCTS = 1000
+EARLIER_ORDERS = 20_000
+"""A shop with a history, so that the planner never has to guess from an empty table."""
 _ORDERS_A_STEP = 10_000
 
 _SHOP = """

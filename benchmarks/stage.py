@@ -81,6 +81,15 @@ class Stage:
             connection.execute(statement.format(sql.Identifier(database)))
 
     @contextmanager
+    def copy(self, source: str, database: str) -> Iterator[str]:
+        """A copy of a database without connections, dropped on exit; yields its address."""
+        self.clone(source, database)
+        try:
+            yield self.postgres.url(database)
+        finally:
+            self.drop(database)
+
+    @contextmanager
     def process(self, name: str, arguments: list[str], settings: Settings) -> Iterator["subprocess.Popen[bytes]"]:
         """A process with these settings, stopped on exit; its output goes to `NAME.log`."""
         started = child.spawn(
@@ -110,15 +119,15 @@ def open_stage(**postgres_settings: str) -> Iterator[Stage]:
 
 
 @contextmanager
-def running_api(stage: Stage, settings: Settings) -> Iterator[tuple[int, int]]:
-    """One API process that is ready; yields its process id and its port."""
+def running_api(stage: Stage, settings: Settings, name: str = "api") -> Iterator[tuple[int, int]]:
+    """One API process that is ready; yields its process id and its port. Its output goes to `NAME.log`."""
     port = any_free_port()
     arguments = ["-m", "services.cli", "api", "--port", str(port)]
-    with stage.process("api", arguments, settings) as process:
+    with stage.process(name, arguments, settings) as process:
         deadline = time.monotonic() + START_SECONDS
         while not _answers(f"http://{LOOPBACK}:{port}/readyz"):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the API did not start:\n{stage.log('api')}")
+                raise RuntimeError(f"the API did not start:\n{stage.log(name)}")
             time.sleep(0.05)
         yield process.pid, port
 

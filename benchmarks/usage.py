@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +45,10 @@ def machine_cpu_seconds() -> float:
 
 @dataclass(slots=True)
 class Meter:
-    """CPU seconds of one process, of PostgreSQL and of the whole machine between `start` and `stop`."""
+    """CPU seconds of one process, of PostgreSQL and of the whole machine between `start` and `stop`.
+
+    `others` are further processes that are counted together with the first.
+    """
 
     pid: int
     postgres_pid: int
@@ -52,18 +56,22 @@ class Meter:
     cpu: float = 0.0
     postgres_cpu: float = 0.0
     machine_cpu: float = 0.0
+    others: Sequence[int] = ()
 
     def start(self) -> None:
         self.seconds = -time.perf_counter()
-        self.cpu = -cpu_seconds(self.pid)
+        self.cpu = -self._cpu()
         self.postgres_cpu = -family_cpu_seconds(self.postgres_pid)
         self.machine_cpu = -machine_cpu_seconds()
 
     def stop(self) -> None:
         self.seconds += time.perf_counter()
-        self.cpu += cpu_seconds(self.pid)
+        self.cpu += self._cpu()
         self.postgres_cpu += family_cpu_seconds(self.postgres_pid)
         self.machine_cpu += machine_cpu_seconds()
+
+    def _cpu(self) -> float:
+        return sum(cpu_seconds(pid) for pid in (self.pid, *self.others))
 
 
 def _status_mib(pid: int, field: str) -> float:

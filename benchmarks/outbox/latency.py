@@ -1,7 +1,8 @@
 """From the commit of an order to the commit of its processing, at a steady rate of orders."""
 
 import time
-from typing import Any
+from datetime import datetime
+from typing import Any, cast
 
 import psycopg
 
@@ -82,13 +83,19 @@ def _run(bench: Bench, stage: Stage, shop: Shop, *, redis_down: bool) -> tuple[l
         begin = connection.execute("SELECT now()").fetchone()
         assert begin is not None
         seen = run_beside("benchmarks.outbox.buyers", job, settings=settings)
-        _wait_until_processed(connection, stage)
-        latencies = [row[0] for row in connection.execute(_LATENCIES, [*begin, _WARMUP_SECONDS]).fetchall()]
+        wait_until_processed(connection, stage)
+        latencies = latencies_since(connection, begin[0], _WARMUP_SECONDS)
     check_books(stage, name)
     return latencies, percentile(sorted(seen["latencies"]), 0.99) / _MILLISECOND
 
 
-def _wait_until_processed(connection: psycopg.Connection[tuple[object, ...]], stage: Stage) -> None:
+def latencies_since(connection: psycopg.Connection[tuple[object, ...]], begin: datetime, warmup: float) -> list[float]:
+    """Seconds from commit to commit, sorted, of the orders placed after `begin`, without those of the warm-up."""
+    return [cast(float, row[0]) for row in connection.execute(_LATENCIES, [begin, warmup]).fetchall()]
+
+
+def wait_until_processed(connection: psycopg.Connection[tuple[object, ...]], stage: Stage) -> None:
+    """Return when the outbox is empty. Raises `RuntimeError` if the worker takes too long."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while connection.execute("SELECT FROM outbox LIMIT 1").fetchone() is not None:
         if time.monotonic() > deadline:

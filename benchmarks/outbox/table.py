@@ -51,6 +51,7 @@ class Cost:
 
 
 NO_COST = Cost()
+_COSTS = ("worker\nCPU ms", "PostgreSQL\nCPU ms", "peak RSS\nMiB", "others'\nCPUs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +93,16 @@ def figure(value: float, unit: str) -> str:
 
 
 def show(title: str, lines: Sequence[Line], notes: Iterable[str]) -> None:
-    """Print the table, and the notes below it."""
+    """Print the table, and the notes below it. Without any cost, the columns of costs are left out."""
     table = Table("measure", "measured", "to reach", "")
-    for heading in ("worker\nCPU ms", "PostgreSQL\nCPU ms", "peak RSS\nMiB", "others'\nCPUs"):
+    costed = any(line.cost != NO_COST for line in lines)
+    for heading in _COSTS if costed else ():
         table.add_column(heading)
     for column in table.columns[1:]:
         column.justify = "right"
     for line in lines:
         measured = "not measured" if line.value is None else figure(line.value, line.unit)
-        costs = asdict(line.cost).values()
+        costs = asdict(line.cost).values() if costed else ()
         table.add_row(
             f"{line.measure}\n  {line.note}" if line.note else line.measure,
             measured,

@@ -1,0 +1,1 @@
+"""What taking orders and transfers over HTTP costs."""
