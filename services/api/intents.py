@@ -4,14 +4,13 @@ A group meets only well-formed requests of callers with a valid token. Any other
 says what is wrong, in its own order.
 """
 
-import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.security.utils import get_authorization_scheme_param
-from pydantic import ValidationError
 
+from services.api.bodies import read_body
 from services.api.groups import Kind
 from services.api.kept import is_valid, request_key
 from services.api.state import api_state
@@ -22,7 +21,6 @@ from services.outbox.events import Trace
 
 HandlerT = TypeVar("HandlerT", bound=Callable[..., Any])
 
-_JSON = "application/json"
 _KIND = "carried_out_in_groups"
 
 
@@ -57,17 +55,13 @@ async def _intent(request: Request, kind: Kind[Any, Any], tokens: Tokens) -> Int
     scheme, token = get_authorization_scheme_param(headers.get("authorization"))
     if key is None or not is_valid(key) or scheme.lower() != "bearer":
         return None
-    if headers.get("content-type", "").partition(";")[0].strip().lower() != _JSON:
-        return None
-    body = await request.body()
     try:
         caller_id = tokens.user_id(token)
-        # As FastAPI does it: what is valid there is valid here.
-        wanted = kind.schema.model_validate(json.loads(body))
-    except (Unauthenticated, ValidationError, ValueError, RecursionError):
+    except Unauthenticated:
         return None
-    if not kind.writes(wanted):
+    wanted = await read_body(request, kind.schema)
+    if wanted is None or not kind.writes(wanted):
         return None
     state = request.state
     trace = Trace(getattr(state, "request_id", None), getattr(state, "traceparent", None))
-    return Intent(request, request_key(request, caller_id, key, body), wanted, trace)
+    return Intent(request, request_key(request, caller_id, key, await request.body()), wanted, trace)

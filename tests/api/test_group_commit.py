@@ -344,7 +344,8 @@ class Unconfirmed:
     """The first commit of a group is not confirmed; `committed` says whether it took effect."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, committed: bool) -> None:
-        commit, done = UnitOfWork.commit, []
+        commit = UnitOfWork.commit
+        done: list[bool] = []
 
         async def unconfirmed(uow: UnitOfWork) -> None:
             if done:
@@ -396,7 +397,8 @@ async def test_an_unconfirmed_commit_is_looked_up_only_once_its_transaction_has_
     api: Api, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     buyer, _, product = await api.shop()
-    commit, orphan, done = UnitOfWork.commit, asyncio.Queue[UnitOfWork](), []
+    commit, orphan = UnitOfWork.commit, asyncio.Queue[UnitOfWork]()
+    done: list[bool] = []
 
     async def unconfirmed(uow: UnitOfWork) -> None:
         if done:
