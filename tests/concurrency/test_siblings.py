@@ -12,7 +12,7 @@ from services.outbox.engine.window import Window
 from services.outbox.events import Claimed
 from services.outbox.subscription import Subscription
 from services.unit_of_work import UnitOfWork
-from tests.concurrency.ticks import LATER, Tick, TickHandler, append, drain, effects
+from tests.concurrency.ticks import LATER, Tick, TickHandler, append, drain, effects, rows
 
 HOT = 200
 OTHERS = 100
@@ -89,3 +89,20 @@ async def test_several_processors_that_drain_at_once_process_everything_in_order
     done = await effects(hot)
     assert [number for name, number in done if name == "hot"] == list(range(HOT))
     assert len(set(done)) == len(done) == HOT + OTHERS
+
+
+async def test_an_event_further_on_does_not_wait_because_its_turn_has_not_come(
+    ticking: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is blocked by an event that the claims have not reached yet: nothing stands still."""
+    monkeypatch.setattr(window, "_STANDSTILL", 0.0)
+    await append(ticking, *(Tick(name="hot", number=number) for number in range(HOT)))
+    await append(ticking, *(Tick(name=f"other-{n}", number=number) for number in (0, 1) for n in range(OTHERS)))
+    monkeypatch.setattr(window, "_further", lambda _, floor: floor.last_taken - OTHERS + 1)
+    engine = processor(ticking, TickHandler(), [])
+    blocked = 0
+    while len(await effects(ticking)) < HOT + 2 * OTHERS:
+        outcome = await engine.run_once()
+        blocked += outcome.blocked
+        assert await rows(ticking, "SELECT aggregate FROM outbox WHERE available_at IS NOT NULL") == []
+    assert blocked > 0

@@ -130,6 +130,20 @@ def test_if_one_aggregate_fills_the_window_part_of_the_next_one_looks_further_on
     assert len(seen) > 10
 
 
+def test_an_event_further_on_does_not_count_as_reached_until_it_is_found_at_the_head() -> None:
+    window, floor = Window({"a": 1}, 100), Floor()
+    floor.last_taken = 100_000
+    at_head, further, waited = claimed("a", 1), claimed("a", 100_001), claimed("a", 100_002, waited=True)
+    window.spans(floor)
+    assert window.reached([at_head, further, waited]) == [at_head, further, waited]
+    window.note(crowd(100))
+    window.spans(floor)
+    assert window.reached([at_head, further, waited]) == [at_head, waited]
+    window.note([at_head])
+    window.spans(floor)
+    assert window.reached([at_head, further, waited]) == [at_head, further, waited]
+
+
 def test_a_window_of_many_aggregates_is_taken_from_the_head() -> None:
     window, floor = Window({"a": 1}, 100), Floor()
     floor.last_taken = 100_000

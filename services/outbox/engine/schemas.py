@@ -124,6 +124,34 @@ def first_positions(events: Iterable[tuple[str, int]]) -> dict[str, int]:
     return dict(sorted(first.items()))
 
 
+def separated(rows: Sequence[ClaimedRow]) -> tuple[ClaimedRow | None, list[ClaimedRow]]:
+    """The first event that must be tried on its own, and those that can be processed together.
+
+    An event whose attempt was noted is tried on its own, once no earlier one of its aggregate is among the rows.
+    """
+    alone: ClaimedRow | None = None
+    together: list[ClaimedRow] = []
+    reached: set[str] = set()
+    held: set[str] = set()
+    for row in rows:
+        if row.begun or row.aggregate in held:
+            if row.begun and alone is None and row.aggregate not in reached:
+                alone = row
+            held.add(row.aggregate)
+        else:
+            together.append(row)
+        reached.add(row.aggregate)
+    return alone, together
+
+
+def divided(rows: Sequence[ClaimedRow]) -> tuple[list[ClaimedRow], list[ClaimedRow]]:
+    """The rows of aggregates of which none has waited, and the others, which are more likely to fail."""
+    waited = {row.aggregate for row in rows if row.waited}
+    if not waited:
+        return list(rows), []
+    return [row for row in rows if row.aggregate not in waited], [row for row in rows if row.aggregate in waited]
+
+
 class Work(NamedTuple):
     """A claimed row, and the event in the form that the handler gets."""
 

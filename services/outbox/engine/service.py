@@ -20,9 +20,11 @@ from services.outbox.engine.schemas import (
     Part,
     ProcessDied,
     Work,
+    divided,
     first_positions,
+    separated,
 )
-from services.outbox.engine.window import Floor, Pace, Portion, Standstill, Window, divided, parts_of, separated
+from services.outbox.engine.window import Floor, Pace, Portion, Standstill, Window, parts_of
 from services.outbox.events import Registry
 from services.outbox.policy import OnDeath, RetryPolicy, is_locked, is_transient
 from services.outbox.subscription import AnySubscription as Subscription
@@ -180,7 +182,7 @@ class Processor(Generic[TransactionT]):
             self._wary = 0
             return Outcome()
         transaction.leaves_out_locked = False
-        overdue = self._standstill.overdue(rows)
+        overdue = self._standstill.overdue(self._window.reached(rows))
         free = [row for row in rows if not row.blocked]
         taken = self._portion.of(free)
         batch = Batch(horizon.transaction, careful=self._careful > 0)

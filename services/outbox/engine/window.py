@@ -190,6 +190,8 @@ class Window:
         """The last position of a window that one aggregate filled."""
         self._asked: dict[str, int] = {}
         """How many ready rows the latest claim asked for at the head of the queue, or where it started."""
+        self._further: dict[str, int] = {}
+        """Where the latest claim looked further on: the rows before that position may not have been reached yet."""
         self._began: float | None = None
         """When the current transaction began, in seconds of the monotonic clock; None if there is none."""
         self._beside: set[str] = set()
@@ -208,6 +210,7 @@ class Window:
         """The spans for the next claim, whose transaction counts as running from now on."""
         # A batch that failed and is claimed again gets here without `settle`.
         self._beside.clear()
+        self._further.clear()
         self._began = now = monotonic()
         others = [
             other
@@ -225,6 +228,8 @@ class Window:
             most = self._pace.most(name)
             of_type = self._split(name, floor, min(max(1, ready), most), min(max(1, due), most), others)
             self._asked[name] = of_type[0].ready
+            if of_type[-1].first > floor.position:
+                self._further[name] = of_type[-1].first
             spans += of_type
         return spans
 
@@ -251,6 +256,15 @@ class Window:
                 if most > len(mine) // 2:
                     self._crowded[name] = mine[-1].position
         return full
+
+    def reached(self, rows: Sequence[ClaimedRow]) -> Sequence[ClaimedRow]:
+        """Those of the latest claim's rows that it found at the head of the queue, or that have waited.
+
+        A row further on may be blocked only because the claims have not come to its aggregate's earlier rows.
+        """
+        if not self._further:
+            return rows
+        return [row for row in rows if row.waited or row.position < self._further.get(row.type, MAX_POSITION)]
 
     def _found(self) -> dict[str, int]:
         return {name: self._ready[name] + self._due[name] for name in self._types}
@@ -419,31 +433,3 @@ def parts_of(rows: Sequence[ClaimedRow]) -> list[Part]:
         reached[row.aggregate] = turn = before + (turn - before) % len(kinds)
         parts.setdefault(turn, []).append(row)
     return [(kinds[turn % len(kinds)], parts[turn]) for turn in sorted(parts)]
-
-
-def separated(rows: Sequence[ClaimedRow]) -> tuple[ClaimedRow | None, list[ClaimedRow]]:
-    """The first event that must be tried on its own, and those that can be processed together.
-
-    An event whose attempt was noted is tried on its own, once no earlier one of its aggregate is among the rows.
-    """
-    alone: ClaimedRow | None = None
-    together: list[ClaimedRow] = []
-    reached: set[str] = set()
-    held: set[str] = set()
-    for row in rows:
-        if row.begun or row.aggregate in held:
-            if row.begun and alone is None and row.aggregate not in reached:
-                alone = row
-            held.add(row.aggregate)
-        else:
-            together.append(row)
-        reached.add(row.aggregate)
-    return alone, together
-
-
-def divided(rows: Sequence[ClaimedRow]) -> tuple[list[ClaimedRow], list[ClaimedRow]]:
-    """The rows of aggregates of which none has waited, and the others, which are more likely to fail."""
-    waited = {row.aggregate for row in rows if row.waited}
-    if not waited:
-        return list(rows), []
-    return [row for row in rows if row.aggregate not in waited], [row for row in rows if row.aggregate in waited]
