@@ -184,11 +184,11 @@ class JobLoop:
     async def _take(self, scheduled: ScheduledJob) -> None:
         claimed_at = monotonic()
         async with asyncio.timeout(PATIENCE), background(self._open) as uow:
-            failed = await uow.jobs.claim(scheduled.name, self._lease.owner, self._lease.seconds)
-        if failed is None:
+            taken = await uow.jobs.claim(scheduled.name, self._lease.owner, self._lease.seconds)
+        if taken is None:
             return
         metrics = self._metrics.of(scheduled.name)
-        run = JobRun(scheduled, self._open, self._lease, metrics, claimed_at=claimed_at, failed=failed)
+        run = JobRun(scheduled, self._open, self._lease, metrics, claimed_at=claimed_at, taken=taken)
         task = asyncio.create_task(run.run(self._context), name=scheduled.name)
         self._runs[scheduled.name] = run, task
         task.add_done_callback(self._ended)

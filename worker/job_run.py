@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from services.fields import made_storable
-from services.jobs.schemas import Ended
+from services.jobs.schemas import Ended, Taken
 from services.logs import Shown
 from services.unit_of_work import OpenUnitOfWork, background
 from worker.jobs.metrics import JobRuns
@@ -51,15 +51,16 @@ class JobRun:
         metrics: JobRuns,
         *,
         claimed_at: float,
-        failed: int,
+        taken: Taken,
     ) -> None:
-        """`claimed_at` is the `monotonic()` time before the claim, `failed` the number of failures in a row so far."""
+        """`claimed_at` is the `monotonic()` time before the claim."""
         self._scheduled = scheduled
         self._open = open_unit_of_work
         self._lease = lease
         self._metrics = metrics
         self._held_until = claimed_at + lease.seconds
-        self._failed = failed
+        self._taken = taken
+        self._began = monotonic()
         self.told_to_end_at: float | None = None
         """When the job was cancelled, by `monotonic()`; None while it may run."""
 
@@ -117,9 +118,8 @@ class JobRun:
         while True:
             try:
                 async with asyncio.timeout(PATIENCE), background(self._open) as uow:
-                    rows = uow.jobs
-                    due_at = self._due_after(await rows.now(), failed=ended.error is not None)
-                    await rows.finish(self._scheduled.name, self._lease.owner, ended, due_at)
+                    due_at = self._due_after(self._now(), failed=ended.error is not None)
+                    await uow.jobs.finish(self._scheduled.name, self._lease.owner, ended, due_at)
                 return
             except Exception as error:  # noqa: BLE001  (whatever it is, the next attempt may succeed)
                 if monotonic() >= self._held_until:
@@ -130,11 +130,15 @@ class JobRun:
                     return
             await asyncio.sleep(_PAUSE)
 
+    def _now(self) -> datetime:
+        """The database's time, without asking: no earlier than the claim, so the job is not due again at once."""
+        return self._taken.at + timedelta(seconds=monotonic() - self._began)
+
     def _due_after(self, now: datetime, *, failed: bool) -> datetime:
         due_at = self._scheduled.schedule.next_after(now)
         if not failed:
             return due_at
-        retry = min(_LAST_RETRY, _FIRST_RETRY * 2.0 ** min(self._failed, 20))
+        retry = min(_LAST_RETRY, _FIRST_RETRY * 2.0 ** min(self._taken.failed, 20))
         return min(due_at, now + timedelta(seconds=retry))
 
     async def _give_back(self, work: asyncio.Task[None]) -> None:

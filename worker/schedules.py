@@ -28,7 +28,7 @@ def scheduled_jobs(settings: Settings) -> Sequence[ScheduledJob]:
         ScheduledJob(prune_idempotency_keys, Schedule(minute=25)),
         ScheduledJob(wake_stranded_events, Schedule(minute=15), at_start=True),
         ScheduledJob(expire, Schedule(second=frozenset({30}))),
-        ScheduledJob(report_backlog, Schedule(second=frozenset({0, 15, 30, 45}))),
+        ScheduledJob(report_backlog, Schedule()),
         # It has its own, shorter time limit.
         ScheduledJob(audit_ledger, Schedule(minute=40), time_limit=settings.audit_time_limit + 60),
     )

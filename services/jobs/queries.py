@@ -46,7 +46,7 @@ CLAIM = Statement("""
         error = CASE WHEN lost THEN 'the worker that ran it was lost' ELSE error END,
         seconds = CASE WHEN lost THEN NULL ELSE seconds END
     FROM taken WHERE jobs.name = taken.name
-    RETURNING jobs.failed_in_a_row
+    RETURNING jobs.failed_in_a_row AS failed, statement_timestamp() AS at
 """)
 
 RENEW = Statement("""

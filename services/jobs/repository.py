@@ -5,7 +5,7 @@ from datetime import datetime
 from uuid import UUID
 
 from services.jobs import queries
-from services.jobs.schemas import Ended, Seen
+from services.jobs.schemas import Ended, Seen, Taken
 from services.sql import Row, SqlAccess
 
 
@@ -29,13 +29,13 @@ class JobRepository(SqlAccess):
         """All rows, including those that are unknown to this worker."""
         return [Seen(**row) for row in await self.sql.fetch(queries.LOOK)]
 
-    async def claim(self, name: str, owner: UUID, lease: float) -> int | None:
-        """Take a due job for `lease` seconds; returns how many of its runs have failed since the last success.
+    async def claim(self, name: str, owner: UUID, lease: float) -> Taken | None:
+        """Take a due job for `lease` seconds.
 
-        None if it is not due, is leased, or is being claimed by another worker.
+        Returns None if it is not due, is leased, or is being claimed by another worker.
         """
         rows = await self.sql.fetch(queries.CLAIM, name=name, owner=owner, lease=lease)
-        return next((int(row["failed_in_a_row"]) for row in rows), None)
+        return next((Taken(**row) for row in rows), None)
 
     async def renew(self, name: str, owner: UUID, lease: float) -> bool:
         """Keep the job for `lease` seconds from now; False if another worker has it."""

@@ -30,6 +30,14 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
+class Taken:
+    """A job that a worker has claimed, at the database's time `at`. The last `failed` runs in a row have failed."""
+
+    failed: int
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """How a run ended: successfully unless there is an `error`. `seconds` is how long it took."""
 

@@ -31,9 +31,13 @@ class Failed:
 class SweepRepository(SqlAccess):
     """The failures that sweeps remember between runs."""
 
-    async def begin(self, seconds: float) -> None:
-        """Until the transaction ends, wait for locks no longer than `seconds`, and read tables by index."""
-        await self.sql.fetch(_BEGIN, milliseconds=str(int(seconds * 1000)))
+    async def begin(self, sweep: str, seconds: float) -> bool:
+        """Until the transaction ends, wait for locks no longer than `seconds`, and read tables by index.
+
+        Returns whether there is something to `forget`.
+        """
+        (row,) = await self.sql.fetch(_BEGIN, sweep=sweep, milliseconds=str(int(seconds * 1000)))
+        return bool(row["stale"])
 
     async def known(self, sweep: str, subjects: Sequence[str]) -> Mapping[str, Known]:
         """Those of the subjects that have failed before."""
@@ -75,7 +79,11 @@ BEFORE_ALL = datetime(1, 1, 1, tzinfo=UTC), UUID(int=0)
 
 # A slice knows the ids of its rows. Without statistics, or with those of an empty table, the planner would prefer to
 # read whole tables.
-_BEGIN = Statement("SELECT set_config('lock_timeout', :milliseconds, true), set_config('enable_seqscan', 'off', true)")
+_STALE = "sweep = :sweep AND next_at < now() - interval '10 minutes'"
+_BEGIN = Statement(f"""
+    SELECT set_config('lock_timeout', :milliseconds, true), set_config('enable_seqscan', 'off', true),
+        EXISTS (SELECT FROM sweep_failures WHERE {_STALE}) AS stale
+""")  # noqa: S608
 
 _KNOWN = Statement("""
     SELECT subject, attempts, next_at > clock_timestamp() AS rests FROM sweep_failures
@@ -98,6 +106,4 @@ _REMOVE = Statement("""
     DELETE FROM sweep_failures WHERE sweep = :sweep AND subject = ANY(CAST(:subjects AS text[]))
 """)
 
-_FORGET = Statement("""
-    DELETE FROM sweep_failures WHERE sweep = :sweep AND next_at < now() - interval '10 minutes'
-""")
+_FORGET = Statement(f"DELETE FROM sweep_failures WHERE {_STALE}")  # noqa: S608

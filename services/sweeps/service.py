@@ -95,10 +95,11 @@ async def take_slice(uow: UnitOfWork, sweep: Sweep[DueT], after: DueT | None, li
     `DBAPIError` if the server cannot work.
     """
     failures = uow.sweeps
-    await failures.begin(LOCK_TIMEOUT)
+    stale = await failures.begin(sweep.name, LOCK_TIMEOUT)
     found = await sweep.find(uow, after, limit)
     if not found:
-        await failures.forget(sweep.name)
+        if stale:
+            await failures.forget(sweep.name)
         return Taken(0, (), None)
     known = await failures.known(sweep.name, [due.subject for due in found])
     resting = {subject for subject, one in known.items() if one.rests}
@@ -122,7 +123,7 @@ async def take_slice(uow: UnitOfWork, sweep: Sweep[DueT], after: DueT | None, li
     if done.untried:
         # At least one row has been dealt with, so no slice begins twice at the same place.
         last = found[found.index(done.untried[0]) - 1]
-    if last is None:
+    if last is None and stale:
         # The whole index has been read, so all failed rows that are still due have been found.
         await failures.forget(sweep.name)
     return Taken(len(done.ended), refused, last)
@@ -147,7 +148,7 @@ async def _end(uow: UnitOfWork, sweep: Sweep[DueT], rows: Sequence[DueT], done: 
         if locked and not done.waited:
             # So that a long-held lock delays the transaction by a few seconds at most.
             done.waited = True
-            await uow.sweeps.begin(_SHORT_LOCK_TIMEOUT)
+            await uow.sweeps.begin(sweep.name, _SHORT_LOCK_TIMEOUT)
         if len(rows) == 1:
             if not locked:
                 done.failed.append((rows[0], error))

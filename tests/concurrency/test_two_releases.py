@@ -167,6 +167,15 @@ async def test_a_worker_leaves_events_of_a_type_that_another_live_worker_knows_w
     assert await worker(ticking, Tick).park_unknown() == parked
 
 
+async def test_a_worker_asks_for_events_that_nobody_knows_only_if_something_is_ready(ticking: Database) -> None:
+    idle = worker(ticking, Tick)
+    assert await idle.look() == (False, None)
+    await append(ticking, Spark(name="a"))
+    assert await idle.park_unknown() == 0
+    assert await idle.look() == (False, None)
+    assert await idle.park_unknown() == 1
+
+
 async def test_a_worker_that_has_not_reported_lately_is_not_live(ticking: Database) -> None:
     await lives(ticking, test_spark=1)
     await rows(ticking, "UPDATE workers SET beat_at = now() - interval '1 minute'")

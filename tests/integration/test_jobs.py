@@ -156,7 +156,8 @@ async def test_the_job_of_a_lost_worker_is_taken_over_when_its_lease_expires(dat
     said: list[str] = []
     scheduled = ScheduledJob(noted(said, "job"), DAILY)
     await announce(database, scheduled)
-    assert await act(database, lambda uow: uow.jobs.claim("job", new_id(), LEASE)) == 0
+    taken = await act(database, lambda uow: uow.jobs.claim("job", new_id(), LEASE))
+    assert taken.failed == 0
     async with looping(database, scheduled):
         found = await until(database, "job", lambda now: now.runs == 2)
     assert said == ["job begins", "job ends"]

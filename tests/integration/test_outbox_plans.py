@@ -41,7 +41,7 @@ def statements(first: int, positions: Sequence[int]) -> dict[str, tuple[Statemen
     words = ["because"] * len(each)
     return {
         "claim": (queries.CLAIM, {**span, **sizes, "floor": first, "near": 4 * BATCH}),
-        "look": (queries.LOOK, span),
+        "look": (queries.LOOK, {**span, "floor": first}),
         "complete": (queries.COMPLETE, {"positions": each, "transaction": None}),
         "park": (queries.PARK, {"positions": each}),
         "put off": (
@@ -121,7 +121,7 @@ async def explain(connection: Any, statement: Statement, arguments: dict[str, An
     transaction = connection.transaction()
     await transaction.start()
     try:
-        if statement in (queries.CLAIM, queries.PARK_UNKNOWN):
+        if statement in (queries.CLAIM, queries.LOOK, queries.PARK_UNKNOWN):
             await begin(connection)
         found = await connection.fetchval(
             f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {statement.sql}", *statement.arguments(arguments)

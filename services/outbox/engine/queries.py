@@ -168,7 +168,9 @@ LOOK = Statement("""
     ) IS NOT NULL) AS ready, CAST(extract(epoch FROM min((
         SELECT available_at FROM outbox WHERE outbox.type = entry.type AND available_at < 'infinity'
         AND (outbox.version IS NULL OR outbox.version <= entry.version) ORDER BY available_at LIMIT 1
-    )) - statement_timestamp()) AS double precision) AS due_in, pg_backend_pid() AS backend
+    )) - statement_timestamp()) AS double precision) AS due_in, pg_backend_pid() AS backend, (
+        SELECT position FROM outbox WHERE available_at IS NULL AND position >= :floor ORDER BY position LIMIT 1
+    ) IS NOT NULL AS any_ready
     FROM unnest(
         CAST(:types AS text[]), CAST(:starts AS bigint[]), CAST(:versions AS integer[])
     ) AS entry(type, first, version)

@@ -102,8 +102,9 @@ class OutboxRepository(SqlAccess):
             types=[span.type for span in spans],
             starts=[span.first for span in spans],
             versions=[span.version for span in spans],
+            floor=min(span.first for span in spans),
         )
-        return Look(bool(row["ready"]), row["due_in"], row["backend"])
+        return Look(bool(row["ready"]), row["due_in"], row["backend"], row["any_ready"])
 
     async def complete(self, positions: Sequence[int], transaction: int | None = None) -> int:
         """Delete the rows of processed events; return their number.

@@ -109,11 +109,15 @@ Part: TypeAlias = tuple[Kind, list[ClaimedRow]]
 
 
 class Look(NamedTuple):
-    """Whether a claim may find something now, and in how many seconds the next waiting event is due."""
+    """Whether a claim may find something now, and in how many seconds the next waiting event is due.
+
+    `any_ready` says whether an event is ready, of whatever type and version.
+    """
 
     ready: bool
     due_in: float | None
     backend: int
+    any_ready: bool
 
 
 def first_positions(events: Iterable[tuple[str, int]]) -> dict[str, int]:

@@ -122,6 +122,7 @@ class Processor(Generic[TransactionT]):
         floor, at = self._floor, monotonic()
         full = floor.is_due
         async with self._open() as transaction:
+            await self._begin(transaction)
             found = await transaction.outbox.look(self._window.whole(0 if full else floor.position))
             if floor.is_new(found.backend) and not full:
                 full = True
@@ -131,10 +132,13 @@ class Processor(Generic[TransactionT]):
             floor.distrust()
         elif full:
             floor.looked(at)
+        floor.any_ready = found.any_ready
         return found.ready, found.due_in
 
     async def park_unknown(self) -> int:
         """Make events at the head of the queue wait if no live worker knows their type; return their number."""
+        if not self._floor.any_ready:
+            return 0
         async with self._open() as transaction:
             await self._begin(transaction)
             parked = await transaction.outbox.park_unknown(self._versions, self._floor.position, 2000)
@@ -266,7 +270,7 @@ class Processor(Generic[TransactionT]):
         fresh, waited = divided(rows)
         first, last = parts_of(fresh), parts_of(waited)
         # Shared among the kinds, so that one that fails leaves enough for the others.
-        batch.share = max(1, SAVEPOINT_BUDGET // max(1, len({*_kinds(first)}) + len({*_kinds(last)})))
+        batch.share = max(1, SAVEPOINT_BUDGET // max(1, len(dict(first)) + len(dict(last))))
         try:
             broken = await self._process_parts(transaction, first, batch, careful=batch.careful)
             if broken is None and last:
@@ -287,7 +291,7 @@ class Processor(Generic[TransactionT]):
     ) -> Failed | None:
         """Process parts one after the other. If not `careful`, the first one that fails is the reason returned."""
         batch.deadline = monotonic() + self._longest_limit / 2
-        batch.budget = dict.fromkeys(_kinds(parts), batch.share)
+        batch.budget = dict.fromkeys(dict(parts), batch.share)
         for kind, rows in parts:
             works = self._read(kind, rows, batch)
             if careful:
@@ -443,7 +447,3 @@ class Processor(Generic[TransactionT]):
 
     def _policy(self, event_type: str) -> RetryPolicy:
         return self._subscriptions[event_type].retry or self._retry
-
-
-def _kinds(parts: Sequence[Part]) -> list[Kind]:
-    return [kind for kind, _ in parts]

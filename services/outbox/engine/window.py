@@ -82,6 +82,8 @@ class Floor:
         self.position = 0
         """Where the next claim starts."""
         self.last_taken = 0
+        self.any_ready = True
+        """Whether the latest look or claim found an event that is ready, of whatever type; at first, it may be."""
         self._proven = 0
         """The floor. `position` is lower while a claim looks from the beginning."""
         self._settling: tuple[int, int] | None = None
@@ -151,6 +153,7 @@ class Floor:
             # These positions were taken before this claim began: its own id came later.
             self._settling = (self.last_taken, horizon.transaction)
         self.last_taken = horizon.last_taken
+        self.any_ready = horizon.first_ready is not None
         self.position = self._proven
         first = self.last_taken + 1 if horizon.first_ready is None else horizon.first_ready
         self._behind = first - self.position
