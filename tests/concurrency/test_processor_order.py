@@ -14,7 +14,9 @@ from services.outbox.control import service as control
 from services.outbox.control.schemas import Selection
 from services.outbox.control.service import By
 from services.outbox.engine import repository
+from services.outbox.engine.schemas import Span
 from services.outbox.events import Claimed
+from services.outbox.models import MAX_POSITION
 from services.outbox.policy import RetryPolicy
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import (
@@ -233,3 +235,14 @@ async def test_the_very_first_event_is_found_after_any_number_of_looks_at_an_out
     await drain(engine)
 
     assert await effects(ticking) == [("a", 0)]
+
+
+async def test_a_claim_does_not_read_the_event_of_a_row_that_is_blocked(ticking: Database) -> None:
+    await append(ticking, *numbered("a", 0, 2))
+    span = Span("test.tick", 0, MAX_POSITION, 1, 1, 1)
+    async with UnitOfWork(ticking.write) as one, UnitOfWork(ticking.write) as other:
+        claimed = [await one.outbox.claim([span], 0), await other.outbox.claim([span], 0)]
+    assert [(row.blocked, row.payload is None) for _, locked in claimed for row in locked] == [
+        (False, False),
+        (True, True),
+    ]

@@ -54,6 +54,8 @@ def _takes_slot(event_type: str) -> str:
     )"""
 
 
+_BLOCKED = "coalesce(locked.position > least(barrier.ready, barrier.waiting), false)"
+
 # Locks the first rows of each wanted type and decides which of them may run: those whose aggregate has no earlier row
 # outside the locked set and no dead letter that blocks. Everything reads one snapshot, so a row that another worker is
 # about to delete still blocks here.
@@ -150,13 +152,14 @@ CLAIM = Statement(f"""
     UNION ALL
     SELECT locked.position, locked.event_id, locked.aggregate, locked.type, locked.attempts, locked.waited,
         locked.begun, event.version, event.payload::text, event.request_id, event.traceparent,
-        coalesce(locked.position > least(barrier.ready, barrier.waiting), false),
-        coalesce(locked.position > barrier.waiting, false)
+        {_BLOCKED}, coalesce(locked.position > barrier.waiting, false)
     -- Every row has a match, so this is an inner join. FULL rules out the nested loop that the planner chooses when it
     -- expects few rows, as in a short queue: it would compare every row of the batch with every aggregate.
     FROM locked FULL JOIN barrier USING (aggregate) LEFT JOIN LATERAL (
         -- The LIMIT rules out the opposite: a scan of the whole log, if the log was small when the plan was made.
-        SELECT version, payload, request_id, traceparent FROM events WHERE events.id = locked.event_id LIMIT 1
+        -- What is blocked does not run, so its event is not read.
+        SELECT version, payload, request_id, traceparent FROM events
+        WHERE events.id = locked.event_id AND NOT {_BLOCKED} LIMIT 1
     ) AS event ON true
     ORDER BY position
 """)  # noqa: S608

@@ -55,7 +55,8 @@ class ClaimedRow(NamedTuple):
     """An outbox row locked by this transaction, with its event from the log (None if the log no longer has it).
 
     `waited` says that it was not ready but waiting, and is now due; `begun` that an attempt was noted and never ended.
-    If it is `blocked`, it must not run now; if it `parks`, what blocks it is itself waiting or dead.
+    If it is `blocked`, it must not run now, and comes without its event; if it `parks`, what blocks it is itself
+    waiting or dead.
     """
 
     position: int
