@@ -2,7 +2,7 @@
 
 from services.audit.models import LedgerAudit
 from services.canary.models import CanaryRow
-from services.catalog.models import Category, Inventory, Product
+from services.catalog.models import Category, Inventory, Product, StockMovement
 from services.credits.models import Account, Adjustment, Entry, Transfer
 from services.database import metadata
 from services.idempotency.models import IdempotencyKey
@@ -51,6 +51,7 @@ __all__ = [
     "Product",
     "Refund",
     "RefundLine",
+    "StockMovement",
     "SweepFailure",
     "Transfer",
     "User",

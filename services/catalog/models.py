@@ -1,7 +1,9 @@
 """Categories, products and stock."""
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Annotated
+from uuid import UUID
 
 import pydantic
 from pydantic import AfterValidator
@@ -17,7 +19,19 @@ from sqlalchemy import (
 from sqlalchemy import Text as TextColumn
 from sqlmodel import Field, Relationship, SQLModel
 
-from services.fields import CREDITS, TIMESTAMPTZ, Name, Price, SoftDeletable, Text, Versioned, now, storable
+from services.fields import (
+    CREDITS,
+    TIMESTAMPTZ,
+    Name,
+    Price,
+    SoftDeletable,
+    Text,
+    Versioned,
+    allowed,
+    now,
+    storable,
+    text_enum,
+)
 from services.users.models import User
 
 Sku = Annotated[str, pydantic.Field(min_length=1, max_length=64, pattern=r"\S"), AfterValidator(storable)]
@@ -62,6 +76,48 @@ class Inventory(InventoryBase, table=True):
         CheckConstraint("on_hand >= 0", name="on_hand"),
         CheckConstraint("reserved >= 0 AND reserved <= on_hand", name="reserved"),
     )
+
+    recorded: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": text("0")})
+    """Grows with each change whose statement writes its movements. A trigger writes those of all other changes."""
+
+
+class MovementKind(StrEnum):
+    """Why the number of pieces on hand changed."""
+
+    opening = "opening"
+    """The pieces with which a product began, or with which its movements begin."""
+    stocked = "stocked"
+    """The seller or an operator added pieces, or removed them."""
+    shipped = "shipped"
+    """Pieces of an order left."""
+    returned = "returned"
+    """Pieces of an order that had left were refunded, and are on hand again."""
+    unrecorded = "unrecorded"
+    """Changed by the release before, which writes no movements."""
+    by_hand = "by_hand"
+    """Changed by something other than Waybill. The audit names what such changes add up to."""
+
+
+class StockMovement(SQLModel, table=True):
+    """A change of the pieces of a product that are on hand. The movements of a product sum to what is on hand.
+
+    Triggers make the table append-only. There are no foreign keys, since their checks would cost each line of an order
+    a lookup; the audit compares products and orders instead. Reserved pieces have no movements: they follow from the
+    lines of confirmed orders.
+    """
+
+    __tablename__ = "stock_movements"
+    __table_args__ = (
+        CheckConstraint(allowed("kind", MovementKind), name="kind"),
+        CheckConstraint("pieces <> 0", name="pieces"),
+    )
+
+    id: int = Field(default=None, primary_key=True, sa_type=BigInteger, sa_column_args=(Identity(),))
+    product_id: int = Field(sa_type=BigInteger)
+    kind: MovementKind = Field(sa_type=text_enum(MovementKind))
+    order_id: UUID | None = None
+    pieces: int = Field(sa_type=BigInteger)
+    created_at: datetime = Field(default=None, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": func.now()})
 
 
 class ProductBase(SQLModel):

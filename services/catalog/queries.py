@@ -32,9 +32,21 @@ LOCK_STOCK = Statement("""
 """)
 
 CHANGE_STOCK = Statement("""
-    UPDATE inventory SET
-        on_hand = inventory.on_hand + change.on_hand, reserved = inventory.reserved + change.reserved
-    FROM unnest(CAST(:ids AS bigint[]), CAST(:on_hand AS bigint[]), CAST(:reserved AS bigint[]))
-        AS change(product_id, on_hand, reserved)
-    WHERE inventory.product_id = change.product_id
+    WITH moved AS (
+        UPDATE inventory SET on_hand = inventory.on_hand + change.on_hand,
+            reserved = inventory.reserved + change.reserved, recorded = recorded + 1
+        FROM unnest(CAST(:ids AS bigint[]), CAST(:on_hand AS bigint[]), CAST(:reserved AS bigint[]))
+            AS change(product_id, on_hand, reserved)
+        WHERE inventory.product_id = change.product_id
+        RETURNING change.product_id, change.on_hand
+    )
+    INSERT INTO stock_movements (product_id, kind, order_id, pieces)
+    SELECT product_id, :kind, CAST(:order_id AS uuid), on_hand FROM moved
+""")
+
+# Reserved pieces are still on hand.
+RELEASE_STOCK = Statement("""
+    UPDATE inventory SET reserved = inventory.reserved - released.pieces
+    FROM unnest(CAST(:ids AS bigint[]), CAST(:pieces AS bigint[])) AS released(product_id, pieces)
+    WHERE inventory.product_id = released.product_id
 """)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any
+from uuid import UUID
 
 from pydantic import Field
 from sqlalchemy import ARRAY, String, any_, func, literal
@@ -11,7 +12,7 @@ from sqlalchemy.orm import joinedload
 from sqlmodel import col, select
 
 from services.catalog import queries
-from services.catalog.models import Category, Inventory, Product
+from services.catalog.models import Category, Inventory, MovementKind, Product
 from services.fields import Id, Instant, Text
 from services.filters import EXACT, ORDERED, TEXT, Filterable
 from services.query import Listing, PageQuery, Rows, Sortable
@@ -104,27 +105,39 @@ class InventoryRepository(Repository[Inventory]):
 
     async def release(self, pieces: Mapping[int, int]) -> None:
         """Release reserved pieces. The caller has locked the rows."""
-        await self._change(pieces, on_hand=0, reserved=-1)
-
-    async def ship(self, pieces: Mapping[int, int]) -> None:
-        """Ship reserved pieces. The caller has locked the rows."""
-        await self._change(pieces, on_hand=-1, reserved=-1)
-
-    async def take_back(self, pieces: Mapping[int, int]) -> None:
-        """Return shipped pieces to stock. The caller has locked the rows."""
-        await self._change(pieces, on_hand=1, reserved=0)
-
-    async def receive(self, product_id: int, pieces: int) -> None:
-        """Add pieces, or remove them if negative. The caller has locked the row."""
-        await self._change({product_id: pieces}, on_hand=1, reserved=0)
-
-    async def _change(self, pieces: Mapping[int, int], *, on_hand: int, reserved: int) -> None:
         ids = sorted(pieces)
+        await self.sql.run(queries.RELEASE_STOCK, ids=ids, pieces=[pieces[product_id] for product_id in ids])
+
+    async def ship(self, order_id: UUID, pieces: Mapping[int, int]) -> None:
+        """Ship reserved pieces of an order. The caller has locked the rows."""
+        await self._move(MovementKind.shipped, pieces, on_hand=-1, reserved=-1, order_id=order_id)
+
+    async def take_back(self, order_id: UUID, pieces: Mapping[int, int]) -> None:
+        """Return shipped pieces of an order to stock. The caller has locked the rows."""
+        await self._move(MovementKind.returned, pieces, on_hand=1, order_id=order_id)
+
+    async def receive(self, pieces: Mapping[int, int]) -> None:
+        """Add pieces of each product, or remove them if negative. The caller has locked the rows."""
+        await self._move(MovementKind.stocked, pieces, on_hand=1)
+
+    async def _move(
+        self,
+        kind: MovementKind,
+        pieces: Mapping[int, int],
+        *,
+        on_hand: int,
+        reserved: int = 0,
+        order_id: UUID | None = None,
+    ) -> None:
+        """Change the stock by so many pieces times `on_hand` and `reserved`, and write the movements."""
+        ids = sorted(product_id for product_id, number in pieces.items() if number)
         await self.sql.run(
             queries.CHANGE_STOCK,
             ids=ids,
             on_hand=[pieces[product_id] * on_hand for product_id in ids],
             reserved=[pieces[product_id] * reserved for product_id in ids],
+            kind=kind.value,
+            order_id=order_id,
         )
 
 

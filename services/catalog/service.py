@@ -113,8 +113,13 @@ async def upsert_products(uow: UnitOfWork, seller: Caller, wanted: Sequence[Prod
     old = [(known[one.sku], one) for one in wanted if one.sku in known]
     changed = {row.id: picked(one, _KEPT) for row, one in old if picked(one, _KEPT) != picked(row, _KEPT)}
     await uow.products.bulk_update(changed)
-    counted = {row.id: one.stock for row, one in old if one.stock not in (None, stock[row.id].on_hand)}
-    await uow.inventory.bulk_update({product_id: {"on_hand": pieces} for product_id, pieces in counted.items()})
+    counted = {
+        row.id: one.stock - stock[row.id].on_hand
+        for row, one in old
+        if one.stock is not None and one.stock != stock[row.id].on_hand
+    }
+    if counted:
+        await uow.inventory.receive(counted)
 
     for row in made:
         uow.record(ProductCreated(product_id=row.id, seller_id=seller.id, price=row.price))
@@ -191,7 +196,7 @@ async def change_stock(uow: UnitOfWork, caller: Caller, product_id: int, pieces:
             f"only {available} pieces of product {product_id} are available; cannot remove {-pieces}",
             [Fault(f"must be at least {-available}", "#/change")],
         )
-    await uow.inventory.receive(product_id, pieces)
+    await uow.inventory.receive({product_id: pieces})
     return await uow.products.refreshed(product)
 
 

@@ -159,7 +159,7 @@ async def fulfil(uow: UnitOfWork, caller: Caller, order_id: UUID) -> Order:
     _check_move(order, OrderStatus.fulfilled)
     pieces = (await uow.orders.pieces([order_id]))[order_id]
     await uow.inventory.lock(sorted(pieces))
-    await uow.inventory.ship(pieces)
+    await uow.inventory.ship(order_id, pieces)
     return await _moved(uow, caller, order, OrderStatus.fulfilled, "", OrderFulfilled(order_id=order_id))
 
 

@@ -72,7 +72,7 @@ async def give_back(
         if order.status is OrderStatus.confirmed:
             await uow.inventory.release(goods)
         else:
-            await uow.inventory.take_back(goods)
+            await uow.inventory.take_back(order.id, goods)
         buyer = await uow.ledger.account_of(order.buyer_id)
         assert buyer is not None, "every user has an account"
         movements = [Movement(new_id(), account_id, buyer.id, due[account_id], order.id) for account_id in sorted(due)]
