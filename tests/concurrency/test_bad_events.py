@@ -18,6 +18,7 @@ from tests.concurrency.ticks import (
     Tick,
     TickHandler,
     append,
+    damage,
     drain,
     effects,
     processor,
@@ -59,7 +60,7 @@ async def test_an_event_of_an_older_version_that_is_not_read_is_a_dead_letter_an
     ticking: Database,
 ) -> None:
     await append(ticking, Tick(name="a"), Tick(name="b"))
-    await rows(ticking, "UPDATE events SET version = 2 WHERE aggregate = 'tick/b'")
+    await damage(ticking, "UPDATE events SET version = 2 WHERE aggregate = 'tick/b'")
 
     await drain(engine(ticking, TickHandler(), NewTickThatReadsNoOld))
 
@@ -73,7 +74,7 @@ async def test_an_event_of_an_unknown_version_is_in_its_history_once_for_each_ve
     ticking: Database,
 ) -> None:
     await append(ticking, Tick(name="a"))
-    await rows(ticking, "UPDATE events SET version = 3")
+    await damage(ticking, "UPDATE events SET version = 3")
     for event in (Tick, NewTick, Tick, Tick, NewTick):
         await drain(engine(ticking, TickHandler(), event))
         await rows(ticking, DUE_NOW)

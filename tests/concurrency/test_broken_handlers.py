@@ -18,7 +18,7 @@ from services.outbox.subscription import Subscription
 from services.settings import Settings
 from services.sql import Statement
 from services.unit_of_work import UnitOfWork
-from tests.concurrency.ticks import LATER, Tick, TickHandler, append, drain, effects, rows
+from tests.concurrency.ticks import LATER, Tick, TickHandler, append, damage, drain, effects, rows
 
 Misdeed = Callable[[UnitOfWork], Awaitable[None]]
 WAITING = "SELECT aggregate, attempts FROM outbox ORDER BY position"
@@ -226,7 +226,7 @@ class Upgraded(Tick):
 
 async def test_an_upgrade_that_raises_costs_its_event_an_attempt_and_no_other_event(ticking: Database) -> None:
     await append(ticking, Tick(name="bad"), Tick(name="a"))
-    await rows(ticking, "UPDATE events SET version = 2 WHERE aggregate = 'tick/a'")
+    await damage(ticking, "UPDATE events SET version = 2 WHERE aggregate = 'tick/a'")
     upgrading = Processor(
         lambda: UnitOfWork(ticking.write), [Subscription(Upgraded, TickHandler())], retry=LATER, batch_size=100
     )

@@ -23,6 +23,7 @@ from tests.concurrency.log_readers import (
     take_transaction_id,
     told,
 )
+from tests.concurrency.ticks import damage
 
 
 @pytest.fixture
@@ -263,8 +264,7 @@ async def test_operators_see_how_far_behind_each_consumer_is(
     monkeypatch.setattr(log, "MOST_COUNTED", 4)
     await make_consumer(read_log, "idle")
     await note(read_log, *(Noted(name="a", number=number) for number in range(3)))
-    async with read_log.engine.begin() as connection:
-        await connection.execute(text("UPDATE events SET occurred_at = occurred_at - interval '1 hour'"))
+    await damage(read_log, "UPDATE events SET occurred_at = occurred_at - interval '1 hour'")
     await read_once(read_log, 1)
     await note(read_log, Noted(name="b"), Noted(name="b"))
     async with UnitOfWork(read_log.write) as uow:

@@ -7,7 +7,7 @@ from services.database import Database
 from services.outbox.policy import RetryPolicy
 from services.outbox.testing import TooMuchWork, assert_recorded, drain
 from services.unit_of_work import UnitOfWork
-from tests.concurrency.ticks import LATER, Tick, TickHandler, Tock, append, effects, processor, rows
+from tests.concurrency.ticks import LATER, Tick, TickHandler, Tock, append, damage, effects, processor, rows
 
 AT_ONCE = RetryPolicy(max_attempts=100, base=0.0, cap=0.0)
 
@@ -43,7 +43,7 @@ async def test_types_are_told_apart_even_if_one_is_a_subclass_of_the_other(datab
 
 async def test_a_failing_assertion_says_what_was_recorded_instead_nearest_first(database: Database) -> None:
     await append(database, Tock(name="a"), Tick(name="b", number=3), Tick(name="a", number=3), *([Tock(name="c")] * 9))
-    await rows(database, "UPDATE events SET payload = '{\"nam\": 1}' WHERE payload ->> 'name' = 'b'")
+    await damage(database, "UPDATE events SET payload = '{\"nam\": 1}' WHERE payload ->> 'name' = 'b'")
     with pytest.raises(AssertionError) as failed:
         await assert_recorded(database, Tick, name="a", number=4)
     lines = str(failed.value).splitlines()

@@ -20,6 +20,7 @@ from tests.concurrency.ticks import (
     Tick,
     TickHandler,
     append,
+    damage,
     drain,
     effects,
     processor,
@@ -171,7 +172,7 @@ async def test_an_event_that_cannot_be_read_becomes_a_dead_letter_immediately(
     ticking: Database, spoil: str, error: str
 ) -> None:
     await append(ticking, *named("abc"))
-    await rows(ticking, spoil)
+    await damage(ticking, spoil)
 
     outcomes = await drain(processor(ticking, retry=SOON))
 
@@ -208,7 +209,7 @@ async def test_an_event_of_an_unknown_type_or_version_waits_for_a_worker_that_kn
     ticking: Database, spoil: str, mend: str, error: str
 ) -> None:
     await append(ticking, *named("abc"), Tick(name="b", number=1))
-    await rows(ticking, spoil)
+    await damage(ticking, spoil)
     # It is not the event's failure: not even the last attempt is lost.
     engine = processor(ticking, retry=RetryPolicy(max_attempts=1, base=0.001, cap=0.001))
 
@@ -223,7 +224,7 @@ async def test_an_event_of_an_unknown_type_or_version_waits_for_a_worker_that_kn
     (said,) = await rows(ticking, "SELECT last_error FROM outbox WHERE waits = 'unknown'")
     assert re.search(error, said), said
 
-    await rows(ticking, mend)
+    await damage(ticking, mend)
     await rows(ticking, DUE_NOW)
     await drain(processor(ticking))
     assert [number for name, number in await effects(ticking) if name == "b"] == [0, 1]

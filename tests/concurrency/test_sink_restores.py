@@ -13,6 +13,7 @@ from services.outbox.sink import RebuildNeeded
 from services.reports import service as reports
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork
+from tests.concurrency.ticks import damage
 from tests.reporting import (
     Reporter,
     Shop,
@@ -155,7 +156,7 @@ async def test_a_primary_that_was_restored_to_an_earlier_state_is_found(
     await shop.confirm(2)
     await reporter.catch_up()
     # What a restore brings back; the events of the lost time are gone, and others have their transaction ids.
-    await rows(reporter.database.engine, "DELETE FROM events WHERE position > (SELECT min(position) + 1 FROM events)")
+    await damage(reporter.database, "DELETE FROM events WHERE position > (SELECT min(position) + 1 FROM events)")
     await rows(
         reporter.database.engine, "UPDATE log_sinks SET reads = :reads, stored = :stored", reads=reads, stored=stored
     )

@@ -127,6 +127,14 @@ async def rows(database: Database, statement: str, **parameters: Any) -> list[An
     return [row[0] if len(row) == 1 else tuple(row) for row in found]
 
 
+async def damage(database: Database, statement: str, **parameters: Any) -> None:
+    """Change rows that triggers keep as they are, in its own transaction and without the triggers."""
+    async with database.engine.begin() as connection:
+        await connection.execute(text("SET LOCAL session_replication_role = replica"))
+        changed = await connection.execute(text(statement), parameters)
+        assert changed.rowcount > 0, f"changes nothing: {statement}"
+
+
 async def effects(database: Database) -> list[tuple[str, int]]:
     """(name, number) in the order they took effect."""
     return await rows(database, "SELECT name, number FROM effects ORDER BY id")

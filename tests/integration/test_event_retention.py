@@ -31,7 +31,7 @@ from services.outbox.retention.repository import (
 from services.outbox.retention.service import Changed, Partition
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork
-from tests.concurrency.ticks import replay_letter
+from tests.concurrency.ticks import damage, replay_letter
 from tests.conftest import Administrator, settings_for, temporary_database
 from tests.servers import TestServers
 from worker.jobs.retention import drop_expired_events, forget_events
@@ -290,7 +290,7 @@ async def test_an_export_that_lacks_an_event_is_written_again(old_log: Database,
 async def test_a_file_with_other_events_is_neither_accepted_nor_replaced(old_log: Database, tmp_path: Path) -> None:
     first = await export(old_log.engine, MARCH, tmp_path)
     # As many events, but others: as in a database of the same name in another cluster.
-    await rows(old_log, f"UPDATE {MARCH.name} SET payload = '{{}}'")
+    await damage(old_log, f"UPDATE {MARCH.name} SET payload = '{{}}'")
     assert await forget_events(old_log.engine, datetime(2021, 4, 1, tzinfo=UTC), tmp_path) == [MARCH.name]
     (second,) = exports_in(tmp_path) - {first.path}
     assert [line["payload"] for line in read_export(second)] == [{}] * 3

@@ -29,6 +29,10 @@ MONTHS_AHEAD = 3
 MOST_MOVED = 20_000
 """The most events that are moved out of the default partition while claims and writers wait: well below a second."""
 
+_NO_TRUNCATE = """
+    CREATE TRIGGER events_all_stay BEFORE TRUNCATE ON {partition} FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()
+"""
+
 _PARTITION = re.compile(r"events_(default|[0-9]{4}_[0-9]{2})", re.ASCII)
 
 
@@ -132,6 +136,8 @@ async def _add_partition(
         await connection.execute(text("LOCK TABLE ONLY events IN ACCESS EXCLUSIVE MODE"))
     # Created separately and then attached: CREATE TABLE ... PARTITION OF would lock the whole log against writers.
     await connection.execute(text(f"CREATE TABLE {name} (LIKE events INCLUDING ALL)"))
+    # Attaching it adds the log's triggers of rows, but not those of statements.
+    await connection.execute(text(_NO_TRUNCATE.format(partition=name)))
     if strays:
         await connection.execute(
             text(
