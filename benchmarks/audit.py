@@ -22,12 +22,13 @@ from benchmarks.usage import cpu_seconds, family_cpu_seconds, peak_rss_mib
 _MOST_SECONDS_A_MILLION = 30.0
 _MOST_MEMORY_MIB = 200.0
 
-# Every fifth transfer pays for an order; the top-ups are large enough for all transfers.
+# Every fifth transfer pays for an order; the top-ups are large enough for all transfers. The first hundred users
+# sell the products, and the others buy them.
 _FILL = """
     SET session_replication_role = replica;
     INSERT INTO users (email, full_name, hashed_password)
     SELECT format('user%s@example.com', n), format('User %s', n), '!' FROM generate_series(1, {accounts}) AS n;
-    INSERT INTO accounts (user_id) SELECT id FROM users;
+    INSERT INTO accounts (user_id) SELECT id FROM users ORDER BY id;
     INSERT INTO categories (name) VALUES ('Everything');
     INSERT INTO products (seller_id, category_id, sku, name, price)
     SELECT (SELECT min(id) FROM users) + n % 100, (SELECT id FROM categories), format('SKU-%s', n),
@@ -40,7 +41,9 @@ _FILL = """
     FROM (SELECT id, row_number() OVER (ORDER BY id) AS n FROM accounts WHERE user_id IS NOT NULL) AS account;
     INSERT INTO move
     SELECT n, gen_random_uuid(), CASE WHEN n % 5 = 0 THEN gen_random_uuid() END,
-        account.first + n * 7919 % {accounts}, account.first + (n * 7919 + 1 + n % ({accounts} - 1)) % {accounts},
+        account.first + CASE WHEN n % 5 = 0 THEN 100 + n * 7919 % ({accounts} - 100) ELSE n * 7919 % {accounts} END,
+        account.first + CASE WHEN n % 5 = 0 THEN (n % 1000 + 1) % 100
+            ELSE (n * 7919 + 1 + n % ({accounts} - 1)) % {accounts} END,
         1 + n % 5000 / 100.0, CASE WHEN n % 5 = 0 THEN 'order' ELSE 'transfer' END
     FROM generate_series({accounts} + 1::bigint, {transfers}) AS n,
         (SELECT min(id) AS first FROM accounts WHERE user_id IS NOT NULL) AS account;
@@ -68,7 +71,29 @@ _FILL = """
     FROM move, LATERAL (VALUES (1, NULL, 'pending'), (2, 'pending', 'confirmed'), (3, 'confirmed', 'fulfilled'))
         AS step(number, from_status, to_status)
     WHERE order_id IS NOT NULL ORDER BY n, number;
-    INSERT INTO inventory (product_id, on_hand) SELECT id, 1000000 FROM products;
+    INSERT INTO stock_movements (product_id, kind, pieces) SELECT id, 'opening', 1000000 FROM products;
+    INSERT INTO stock_movements (product_id, kind, order_id, pieces)
+    SELECT (SELECT min(id) FROM products) + n % 1000, 'shipped', order_id, -2 FROM move
+    WHERE order_id IS NOT NULL ORDER BY n;
+    INSERT INTO inventory (product_id, on_hand)
+    SELECT product_id, sum(pieces) FROM stock_movements GROUP BY product_id;
+
+    CREATE FUNCTION pg_temp.id_of(at timestamptz, n bigint) RETURNS uuid LANGUAGE sql IMMUTABLE AS $$
+        SELECT CAST(lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '7' || substr(md5(n::text), 1, 3)
+            || '8' || substr(md5(n::text), 4, 15) AS uuid)
+    $$;
+    INSERT INTO events (id, type, version, aggregate, payload)
+    SELECT pg_temp.id_of(now(), n * 3 + number), type, 1, aggregate, payload
+    FROM move JOIN accounts ON accounts.id = debit CROSS JOIN LATERAL (VALUES
+        (0, order_id IS NULL, 'credits.moved', 'transfer/' || move.id, jsonb_build_object('transfer_id', move.id,
+            'kind', kind, 'from_account_id', debit, 'to_account_id', credit, 'amount', round(amount, 2)::text)),
+        (0, order_id IS NOT NULL, 'order.placed', 'order/' || order_id, jsonb_build_object(
+            'order_id', order_id, 'buyer_id', user_id, 'total', round(amount, 2)::text)),
+        (1, order_id IS NOT NULL, 'order.confirmed', 'order/' || order_id, jsonb_build_object(
+            'order_id', order_id, 'total', round(amount, 2)::text)),
+        (2, order_id IS NOT NULL, 'order.fulfilled', 'order/' || order_id, jsonb_build_object('order_id', order_id))
+    ) AS event(number, happened, type, aggregate, payload)
+    WHERE happened ORDER BY n;
 
     -- The stored reply for each order, transfer and top-up, as if all were from the same day.
     INSERT INTO idempotency_keys (caller_id, method, path, key, fingerprint, status, headers, body)

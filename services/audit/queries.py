@@ -21,7 +21,8 @@ ROWS = Statement("""
         + (SELECT count(*) FROM adjustments) + (SELECT count(*) FROM orders) + (SELECT count(*) FROM order_items)
         + (SELECT count(*) FROM order_transitions) + (SELECT count(*) FROM refunds)
         + (SELECT count(*) FROM refund_lines) + (SELECT count(*) FROM inventory) + (SELECT count(*) FROM outbox)
-        + (SELECT count(*) FROM dead_letters) + (SELECT count(*) FROM idempotency_keys) AS rows
+        + (SELECT count(*) FROM dead_letters) + (SELECT count(*) FROM idempotency_keys)
+        + (SELECT count(*) FROM stock_movements) + (SELECT count(*) FROM events) AS rows
 """)
 
 _LEDGER_SUM = Statement("""
@@ -109,15 +110,18 @@ _REVERSALS = Statement("""
 
 _ADJUSTMENTS = Statement("""
     SELECT 'adjustment' AS kind, adjustments.id AS adjustment_id, adjustments.transfer_id,
-        adjustments.account_id || ': ' || adjustments.amount AS expected, did.account_id || ': ' || did.amount AS found
+        format('%s: %s, %s', adjustments.account_id, adjustments.amount, reason) AS expected,
+        CASE WHEN transfers.id IS NOT NULL THEN format('%s: %s, %s', did.account_id, did.amount, note) END AS found
     FROM adjustments
     LEFT JOIN transfers ON transfers.id = adjustments.transfer_id AND kind = 'adjustment'
+    LEFT JOIN accounts AS issuance ON issuance.system_name = 'issuance'
     LEFT JOIN LATERAL (
-        SELECT CASE WHEN adjustments.amount > 0 THEN credit_account_id ELSE debit_account_id END AS account_id,
-            sign(adjustments.amount) * posted_amount AS amount
+        SELECT CASE issuance.id WHEN debit_account_id THEN credit_account_id
+                WHEN credit_account_id THEN debit_account_id END AS account_id,
+            CASE issuance.id WHEN debit_account_id THEN posted_amount ELSE -posted_amount END AS amount
     ) AS did ON true
     WHERE adjustments.state = 'applied'
-    AND (adjustments.account_id, adjustments.amount) IS DISTINCT FROM (did.account_id, did.amount)
+    AND (adjustments.account_id, adjustments.amount, reason) IS DISTINCT FROM (did.account_id, did.amount, note)
     UNION ALL
     SELECT 'adjustment_orphan', NULL, id, 'an adjustment', amount::text FROM transfers
     WHERE kind = 'adjustment' AND NOT EXISTS (SELECT FROM adjustments WHERE transfer_id = transfers.id)
@@ -151,6 +155,38 @@ PAYMENTS = Statement("""
         ('order_refunded_above_paid', moved.refunded > moved.paid, 'at most ' || moved.paid, moved.refunded)
     ) AS compared(kind, differs, expected, found)
     WHERE differs
+""")
+
+# Of each order and account, what the order's transfers hold for it, pay it and take back, and what the lines of the
+# account's user cost. What was voided or has expired moved nothing. An order that was cancelled before it was paid, was
+# rejected or awaits payment has neither.
+_PAYEES = Statement("""
+    SELECT compared.kind, orders.id AS order_id, account_id, compared.expected::text, compared.found::text
+    FROM (
+        SELECT order_id, accounts.id AS account_id, sum(quantity * unit_price) AS cost,
+            sum(returned * unit_price) AS returned
+        FROM order_items JOIN products ON products.id = product_id JOIN accounts ON accounts.user_id = seller_id
+        GROUP BY order_id, accounts.id
+    ) AS due
+    FULL JOIN (
+        SELECT order_id, CASE kind WHEN 'order' THEN credit_account_id ELSE debit_account_id END AS account_id,
+            sum(amount) FILTER (WHERE kind = 'order' AND state = 'pending') AS held,
+            sum(posted_amount) FILTER (WHERE kind = 'order') AS paid,
+            sum(posted_amount) FILTER (WHERE kind = 'refund') AS refunded
+        FROM transfers WHERE order_id IS NOT NULL AND state IN ('pending', 'posted') GROUP BY 1, 2
+    ) AS moved USING (order_id, account_id)
+    JOIN orders ON orders.id = order_id
+    CROSS JOIN LATERAL (VALUES
+        ('payee_held', CASE WHEN status = 'pending' THEN cost END, moved.held),
+        ('payee_paid', CASE WHEN status IN ('confirmed', 'fulfilled') OR status = 'cancelled' AND returned > 0
+            THEN cost END, moved.paid),
+        ('payee_refunded', CASE WHEN status IN ('confirmed', 'fulfilled', 'cancelled') THEN returned END,
+            moved.refunded)
+    ) AS difference(kind, wanted, given)
+    CROSS JOIN LATERAL (
+        SELECT difference.kind, coalesce(wanted, 0.00) AS expected, coalesce(given, 0.00) AS found
+    ) AS compared
+    WHERE expected <> found
 """)
 
 _REFUNDED = Statement("""
@@ -230,6 +266,44 @@ IMPOSSIBLE_STOCK = Statement("""
     FROM inventory WHERE on_hand < 0 OR reserved < 0 OR reserved > on_hand
 """)
 
+# A product without a row has no stock.
+_MOVED_STOCK = Statement("""
+    SELECT 'stock_moved' AS kind, product_id, coalesce(pieces, 0)::text AS expected, coalesce(on_hand, 0)::text AS found
+    FROM inventory
+    FULL JOIN (SELECT product_id, sum(pieces) AS pieces FROM stock_movements GROUP BY product_id) AS moved
+        USING (product_id)
+    WHERE coalesce(on_hand, 0) <> coalesce(pieces, 0)
+""")
+
+_STOCK_BY_HAND = Statement("""
+    SELECT 'stock_by_hand' AS kind, product_id, '0' AS expected, sum(pieces)::text AS found
+    FROM stock_movements WHERE kind = 'by_hand' GROUP BY product_id HAVING sum(pieces) <> 0
+""")
+
+# Of each line, the pieces that left and did not come back. An order that left before its movements were recorded, or of
+# which the release before may have taken pieces back, is only known not to have brought more back than was returned.
+_MOVED_FOR_ORDERS = Statement("""
+    SELECT 'stock_moved_for_order' AS kind, order_id, product_id,
+        CASE WHEN complete THEN left_pieces ELSE 'at most ' || coalesce(returned, 0) END AS expected,
+        pieces::text AS found
+    FROM (
+        SELECT order_id, product_id, sum(pieces) AS pieces, min(id) FILTER (WHERE kind = 'shipped') AS shipment
+        FROM stock_movements WHERE order_id IS NOT NULL GROUP BY order_id, product_id
+    ) AS moved
+    LEFT JOIN (SELECT product_id, max(id) AS id FROM stock_movements WHERE kind = 'unrecorded' GROUP BY product_id)
+        AS unrecorded USING (product_id)
+    LEFT JOIN (
+        SELECT order_id, product_id, sum(quantity - returned) AS kept, sum(returned) AS returned
+        FROM order_items GROUP BY order_id, product_id
+    ) AS line USING (order_id, product_id)
+    LEFT JOIN orders ON orders.id = order_id
+    CROSS JOIN LATERAL (SELECT
+        coalesce(shipment > coalesce(unrecorded.id, 0), false) AS complete,
+        CASE WHEN status = 'fulfilled' THEN -coalesce(kept, 0) ELSE 0 END::text AS left_pieces
+    ) AS known
+    WHERE CASE WHEN complete THEN pieces::text <> left_pieces ELSE pieces > coalesce(returned, 0) END
+""")
+
 _OUTBOX = Statement("""
     SELECT queued.kind, queued.position, queued.event_id, format('%s of %s', queued.type, queued.aggregate) AS expected,
         events.type || ' of ' || events.aggregate AS found
@@ -269,119 +343,13 @@ _SLEEPERS = Statement(f"""
     WHERE {sleeps_for_nothing("first")}
 """)  # noqa: S608
 
-# What a reply acknowledged must exist and match it. Statuses change later: for an order the transition must exist, and
-# the state of a transfer or an adjustment is compared only if it is final. A transaction that was lost as a whole took
-# its stored reply with it; detecting that is the canary's task.
-_UUID = "'^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'"
-_KEPT = "caller_id, method, path, key"
-
-
-def _replies(paths: str) -> str:
-    """The stored 2xx replies for these paths, whatever the prefix under which the API is served.
-
-    OFFSET 0 keeps the planner from parsing a body once for each use of `reply`.
-    """
-    return f"""(
-        SELECT {_KEPT}, json_or_null(body) AS reply FROM idempotency_keys
-        WHERE status BETWEEN 200 AND 299 AND path ~ '/v1/({paths})$' OFFSET 0
-    ) AS kept"""  # noqa: S608
-
-
-def _id_in(json: str) -> str:
-    """The id in a reply, or NULL if there is none: a cast that fails would end the audit."""
-    return f"CASE WHEN {json} ->> 'id' ~ {_UUID} THEN CAST({json} ->> 'id' AS uuid) END AS id"
-
-
-def _acknowledged(kind: str, subject: str) -> str:
-    """The columns of a difference, which has another kind if the reply cannot be read."""
-    return f"""
-        SELECT CASE WHEN named.id IS NULL THEN 'acknowledged_unreadable' ELSE '{kind}' END AS kind,
-            {_KEPT}, named.id AS {subject},
-            CASE WHEN named.id IS NULL THEN 'a JSON object with an id' ELSE expected END AS expected,
-            CASE WHEN named.id IS NULL THEN coalesce(left(named.reply::text, 80), 'no JSON') ELSE found END AS found
-    """
-
-
-_ACKNOWLEDGED_ORDERS = Statement(f"""
-    {_acknowledged("acknowledged_order", "order_id")}
-    FROM (
-        SELECT {_KEPT}, reply, {_id_in("reply")}, reply ->> 'total' AS total, reply ->> 'status' AS status,
-            CASE WHEN path ~ '/orders$' THEN caller_id::text ELSE reply #>> '{{buyer,id}}' END AS buyer
-        FROM {_replies("orders|orders/[^/]+/(pay|cancel|fulfil)")}
-    ) AS named
-    LEFT JOIN orders ON orders.id = named.id
-    LEFT JOIN order_transitions AS moved ON moved.order_id = orders.id AND moved.to_status = named.status
-    CROSS JOIN LATERAL (SELECT
-        format('%s of buyer %s, made %s', named.total, buyer, named.status) AS expected,
-        CASE WHEN orders.id IS NOT NULL THEN format('%s of buyer %s, %s %s', orders.total, orders.buyer_id,
-            CASE WHEN moved.id IS NULL THEN 'never made' ELSE 'made' END, named.status) END AS found
-    ) AS compared
-    WHERE expected IS DISTINCT FROM found OR named.id IS NULL
-""")  # noqa: S608
-
-_ACKNOWLEDGED_REFUNDS = Statement(f"""
-    {_acknowledged("acknowledged_refund", "refund_id")}
-    FROM (
-        SELECT {_KEPT}, reply, {_id_in("reply")}, reply ->> 'amount' AS amount, reply ->> 'order_id' AS order_id
-        FROM {_replies("orders/[^/]+/refunds")}
-    ) AS named
-    LEFT JOIN refunds ON refunds.id = named.id
-    CROSS JOIN LATERAL (SELECT
-        format('%s of order %s', named.amount, named.order_id) AS expected,
-        CASE WHEN refunds.id IS NOT NULL THEN format('%s of order %s', refunds.amount, refunds.order_id) END AS found
-    ) AS compared
-    WHERE expected IS DISTINCT FROM found OR named.id IS NULL
-""")  # noqa: S608
-
-# A batch names each transfer that it posted; one that posted none names none.
-_ACKNOWLEDGED_TRANSFERS = Statement(f"""
-    {_acknowledged("acknowledged_transfer", "transfer_id")}
-    FROM (
-        SELECT {_KEPT}, reply, {_id_in("made")}, made ->> 'kind' AS kind, made ->> 'amount' AS amount,
-            made ->> 'state' AS state, made ->> 'posted_amount' AS posted_amount
-        FROM {_replies("top-ups|holds|transfers|transfers/batch|transfers/[^/]+/(post|void|reverse)")}
-        LEFT JOIN LATERAL jsonb_path_query(reply, CASE WHEN path ~ '/transfers/batch$'
-            THEN '$.results[*] ? (@.status == "posted").transfer' ELSE '$' END::jsonpath) AS made ON true
-        WHERE made IS NOT NULL OR path !~ '/transfers/batch$' OR jsonb_typeof(reply) IS DISTINCT FROM 'object'
-    ) AS named
-    LEFT JOIN transfers ON transfers.id = named.id
-    CROSS JOIN LATERAL (SELECT
-        concat_ws(' ', named.kind, 'of', named.amount || ',', CASE
-            WHEN named.state = 'pending' AND transfers.id IS NOT NULL
-                THEN concat_ws(' ', transfers.state, transfers.posted_amount)
-            WHEN named.state = 'posted' THEN 'posted ' || coalesce(named.posted_amount, named.amount)
-            ELSE named.state END) AS expected,
-        CASE WHEN transfers.id IS NOT NULL THEN concat_ws(' ', transfers.kind, 'of', transfers.amount || ',',
-            transfers.state, transfers.posted_amount) END AS found
-    ) AS compared
-    WHERE expected IS DISTINCT FROM found OR named.id IS NULL
-""")  # noqa: S608
-
-_ACKNOWLEDGED_ADJUSTMENTS = Statement(f"""
-    {_acknowledged("acknowledged_adjustment", "adjustment_id")}
-    FROM (
-        SELECT {_KEPT}, reply, {_id_in("reply")}, reply ->> 'amount' AS amount, reply ->> 'state' AS state,
-            reply ->> 'transfer_id' AS transfer_id
-        FROM {_replies("adjustments|adjustments/[^/]+/(approve|reject)")}
-    ) AS named
-    LEFT JOIN adjustments ON adjustments.id = named.id
-    CROSS JOIN LATERAL (SELECT
-        concat_ws(' ', named.amount || ',', CASE WHEN named.state = 'pending' AND adjustments.id IS NOT NULL
-            THEN concat_ws(' by ', adjustments.state, adjustments.transfer_id::text)
-            ELSE concat_ws(' by ', named.state, named.transfer_id) END) AS expected,
-        CASE WHEN adjustments.id IS NOT NULL THEN concat_ws(' ', adjustments.amount || ',',
-            concat_ws(' by ', adjustments.state, adjustments.transfer_id::text)) END AS found
-    ) AS compared
-    WHERE expected IS DISTINCT FROM found OR named.id IS NULL
-""")  # noqa: S608
-
 CHECKS = (
     _LEDGER_SUM, _ENTRIES, ACCOUNTS, OVERDRAWN, _TRANSFERS, _ORPHANS, _POSTINGS, _REVERSALS, _ADJUSTMENTS,
-    PAYMENTS, _REFUNDED, _STRAY_PAYMENTS, _LINES, _REFUNDS, _STATUSES, _HISTORIES, RESERVED_STOCK, IMPOSSIBLE_STOCK,
-    _OUTBOX, _ORDER_EVENTS, _SLEEPERS, _ACKNOWLEDGED_ORDERS, _ACKNOWLEDGED_REFUNDS, _ACKNOWLEDGED_TRANSFERS,
-    _ACKNOWLEDGED_ADJUSTMENTS,
+    PAYMENTS, _PAYEES, _REFUNDED, _STRAY_PAYMENTS, _LINES, _REFUNDS, _STATUSES, _HISTORIES,
+    RESERVED_STOCK, IMPOSSIBLE_STOCK, _MOVED_STOCK, _STOCK_BY_HAND, _MOVED_FOR_ORDERS,
+    _OUTBOX, _ORDER_EVENTS, _SLEEPERS,
 )  # fmt: skip
-"""All checks."""
+"""The checks of tables against each other."""
 
 KEEP = Statement("""
     INSERT INTO ledger_audits (started_at, seconds, rows_checked, differences, sample)

@@ -1,7 +1,7 @@
 """Runs the audit's checks and stores what they found."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from sqlmodel import col, select
@@ -9,7 +9,7 @@ from sqlmodel import col, select
 from services.audit import queries
 from services.audit.models import LedgerAudit
 from services.audit.schemas import AuditResult, Difference
-from services.sql import SqlAccess
+from services.sql import SqlAccess, Statement
 
 
 class AuditRepository(SqlAccess):
@@ -24,9 +24,9 @@ class AuditRepository(SqlAccess):
         """The number of rows that the checks read."""
         return int((await self.sql.fetch(queries.ROWS))[0]["rows"])
 
-    async def differences(self) -> AsyncIterator[Difference]:
-        """All differences, with a few hundred rows in memory at a time."""
-        for statement in queries.CHECKS:
+    async def differences(self, checks: Sequence[Statement]) -> AsyncIterator[Difference]:
+        """What these checks find, with a few hundred rows in memory at a time."""
+        for statement in checks:
             async for row in self.sql.stream(statement):
                 yield Difference.from_row(row)
 

@@ -31,6 +31,9 @@ class DifferenceKind(StrEnum):
     adjustment_orphan = "adjustment_orphan"
     order_held = "order_held"
     order_paid = "order_paid"
+    payee_held = "payee_held"
+    payee_paid = "payee_paid"
+    payee_refunded = "payee_refunded"
     order_refunded = "order_refunded"
     order_refunded_above_paid = "order_refunded_above_paid"
     order_total = "order_total"
@@ -42,6 +45,11 @@ class DifferenceKind(StrEnum):
     refund_returned = "refund_returned"
     stock_reserved = "stock_reserved"
     stock_impossible = "stock_impossible"
+    stock_moved = "stock_moved"
+    stock_by_hand = "stock_by_hand"
+    stock_moved_for_order = "stock_moved_for_order"
+    event_missing = "event_missing"
+    event_differs = "event_differs"
     outbox_event = "outbox_event"
     dead_letter_event = "dead_letter_event"
     order_event = "order_event"
@@ -73,6 +81,10 @@ _MESSAGES: Mapping[DifferenceKind, str] = {
     DifferenceKind.adjustment_orphan: "transfer {transfer_id} is an adjustment that no one requested",
     DifferenceKind.order_held: "order {order_id} ({status}) has {found} held instead of {expected}",
     DifferenceKind.order_paid: "order {order_id} ({status}) was paid {found} instead of {expected}",
+    DifferenceKind.payee_held: "order {order_id} holds {found} for account {account_id}, but its lines cost {expected}",
+    DifferenceKind.payee_paid: "order {order_id} paid {found} to account {account_id}, but its lines cost {expected}",
+    DifferenceKind.payee_refunded: "account {account_id} refunded {found} of order {order_id}, but its returned pieces "
+    "cost {expected}",
     DifferenceKind.order_refunded: "order {order_id} has {found} refunded, but its refunds sum to {expected}",
     DifferenceKind.order_refunded_above_paid: "order {order_id} was refunded {found}, more than was paid",
     DifferenceKind.order_total: "order {order_id} has a total of {found}, but its lines sum to {expected}",
@@ -84,6 +96,12 @@ _MESSAGES: Mapping[DifferenceKind, str] = {
     DifferenceKind.refund_returned: "line {line} of order {order_id} has {found} returned, but its refunds {expected}",
     DifferenceKind.stock_reserved: "product {product_id} has {found} pieces reserved, but orders reserve {expected}",
     DifferenceKind.stock_impossible: "product {product_id} has impossible stock: {found}",
+    DifferenceKind.stock_moved: "product {product_id} has {found} pieces on hand, but its movements sum to {expected}",
+    DifferenceKind.stock_by_hand: "the pieces of product {product_id} on hand were changed by {found} outside Waybill",
+    DifferenceKind.stock_moved_for_order: "the stock movements of product {product_id} for order {order_id} sum to "
+    "{found}, but by its lines to {expected}",
+    DifferenceKind.event_missing: "{aggregate} has no event {type}, but its rows tell of one: {expected}",
+    DifferenceKind.event_differs: "event {event_id} ({type} of {aggregate}) says {found}, but the rows {expected}",
     DifferenceKind.outbox_event: "outbox row {position} does not match the event that it names: {found}",
     DifferenceKind.dead_letter_event: "dead letter {position} does not match the event that it names: {found}",
     DifferenceKind.order_event: "order {order_id} is pending, but no worker will process it: {found}",

@@ -6,10 +6,16 @@ from collections.abc import Callable
 
 from sqlalchemy.exc import DBAPIError
 
+from services.audit.acknowledged import queries as acknowledged
+from services.audit.logged import queries as logged
+from services.audit.queries import CHECKS as OF_TABLES
 from services.audit.schemas import AuditResult, Difference
 from services.fields import now
 from services.sql import CONTENTION, sqlstate
 from services.unit_of_work import UnitOfWork
+
+CHECKS = (*OF_TABLES, *logged.CHECKS, *acknowledged.CHECKS)
+"""All checks of an audit, in their order."""
 
 _QUERY_CANCELED = "57014"
 
@@ -31,7 +37,7 @@ async def audit(uow: UnitOfWork, time_limit: float, tell: Callable[[Difference],
         async with asyncio.timeout(time_limit):
             await uow.audits.begin(time_limit)
             rows = await uow.audits.count_rows()
-            async for difference in uow.audits.differences():
+            async for difference in uow.audits.differences(CHECKS):
                 differences += 1
                 tell(difference)
     except TimeoutError as error:

@@ -18,7 +18,7 @@ from services.users.models import User
 from tests.api.client import Api
 from tests.factories import make_operator, make_product
 
-# A movement with its entries and balances, as the ledger writes them.
+# A movement with its entries and balances, as the ledger writes them. Its event was in a month of the log that is gone.
 _MOVE = """
     WITH moved AS (
         UPDATE accounts SET posted = posted + change.amount, version = version + 1
@@ -27,8 +27,8 @@ _MOVE = """
         WHERE accounts.id = change.id RETURNING accounts.id, version, change.amount, posted
     ), written AS (
         INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, posted_amount, reverses,
-            resolved_at)
-        VALUES (:id, :debit, :credit, :held, :kind, 'posted', :amount, :reverses, now())
+            note, resolved_at)
+        VALUES (:id, :debit, :credit, :held, :kind, 'posted', :amount, :reverses, :note, '2001-01-01')
     )
     INSERT INTO entries (account_id, version, transfer_id, amount, balance)
     SELECT id, version, CAST(:id AS uuid), amount, posted FROM moved
@@ -37,7 +37,7 @@ _MOVE = """
 _ADJUST = """
     INSERT INTO adjustments
         (id, account_id, amount, reason, state, needs_approval, requested_by, transfer_id, decided_at)
-    VALUES (:id, :account, :amount, 'found in the till', 'applied', false, :operator, :transfer, now())
+    VALUES (:id, :account, :amount, 'found in the till', 'applied', false, :operator, :transfer, '2001-01-01')
 """
 
 
@@ -57,7 +57,7 @@ class Busy:
 
     async def move(self, name: str, debit: str, credit: str, amount: str, **more: Any) -> UUID:
         """Write a posted transfer between two accounts, with entries and balances."""
-        values = {"id": new_id(), "held": Decimal(amount), "kind": "transfer", "reverses": None, **more}
+        values = {"id": new_id(), "held": Decimal(amount), "kind": "transfer", "reverses": None, "note": "", **more}
         debit_id, credit_id = self.accounts[debit], self.accounts[credit]
         await execute(self.api.database, _MOVE, debit=debit_id, credit=credit_id, amount=Decimal(amount), **values)
         self.transfers[name] = values["id"]
@@ -68,6 +68,7 @@ class Busy:
         orders = {name: UUID(order_id) for name, order_id in self.orders.items()}
         transfers = {f"t_{name}": transfer_id for name, transfer_id in self.transfers.items()}
         others = {"product": self.product.id, "operator": self.operator.id, "adjustment": self.adjustment}
+        others |= {f"order_{name}": f"order/{order_id}" for name, order_id in self.orders.items()}
         return {**orders, **transfers, **self.accounts, **others}
 
 
@@ -97,13 +98,13 @@ async def trade(api: Api) -> Busy:
     assert (topped.status_code, moved.status_code) == (201, 201)
 
     accounts = {"issuance": await api.scalar("SELECT id FROM accounts WHERE system_name = 'issuance'")}
-    for name, user in (("buyer", buyer), ("seller", seller)):
-        accounts[name] = await api.scalar("SELECT id FROM accounts WHERE user_id = :id", id=user.id)
+    for name, user_id in (("buyer", buyer.id), ("seller", seller.id), ("other", other.seller_id)):
+        accounts[name] = await api.scalar("SELECT id FROM accounts WHERE user_id = :id", id=user_id)
     transfers = {"transfer": UUID(moved.json()["id"])}
     busy = Busy(api, buyer, seller, operator, product, orders, accounts, transfers, new_id())
     await busy.move("partial", "buyer", "seller", "1.50", held=Decimal("4.00"))
     await busy.move("reversal", "seller", "buyer", "7.25", kind="reversal", reverses=transfers["transfer"])
-    adjusted = await busy.move("adjustment", "issuance", "seller", "3.00", kind="adjustment")
+    adjusted = await busy.move("adjustment", "issuance", "seller", "3.00", kind="adjustment", note="found in the till")
     await execute(
         api.database, _ADJUST, id=busy.adjustment, account=accounts["seller"], amount=Decimal("3.00"),
         operator=operator.id, transfer=adjusted,
@@ -111,8 +112,8 @@ async def trade(api: Api) -> Busy:
     transfers["expired"] = new_id()
     await execute(
         api.database,
-        "INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, expires_at, resolved_at)"
-        " VALUES (:id, :debit, :credit, 5, 'transfer', 'expired', now(), now())",
+        "INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, created_at, expires_at,"
+        " resolved_at) VALUES (:id, :debit, :credit, 5, 'transfer', 'expired', '2001-01-01', now(), '2001-01-02')",
         id=transfers["expired"], debit=accounts["buyer"], credit=accounts["seller"],
     )  # fmt: skip
     return busy

@@ -109,6 +109,8 @@ CORRUPTIONS: Mapping[str, tuple[list[str], Expected]] = {
         [
             ("account_held", {"account_id": "buyer"}),
             ("order_held", {"order_id": "pending", "status": "status:pending"}),
+            ("payee_held", {"order_id": "pending", "account_id": "seller"}),
+            ("payee_held", {"order_id": "pending", "account_id": "other"}),
         ],
     ),
     "the total of an order that was paid": (
@@ -116,12 +118,18 @@ CORRUPTIONS: Mapping[str, tuple[list[str], Expected]] = {
         [
             ("order_paid", {"order_id": "confirmed", "status": "status:confirmed"}),
             ("order_total", {"order_id": "confirmed"}),
+            ("event_differs", {"aggregate": "order_confirmed", "type": "type:order.placed"}),
+            ("event_differs", {"aggregate": "order_confirmed", "type": "type:order.confirmed"}),
             ("acknowledged_order", {"order_id": "confirmed"}),
         ],
     ),
     "payments of an order that is not there": (
         ["UPDATE transfers SET order_id = :t_partial WHERE order_id = :confirmed AND credit_account_id = :seller"],
-        [("order_paid", {"order_id": "confirmed"}), ("transfer_order", {})],
+        [
+            ("order_paid", {"order_id": "confirmed"}),
+            ("payee_paid", {"order_id": "confirmed", "account_id": "seller"}),
+            ("transfer_order", {}),
+        ],
     ),
     "refunds of an order that was not paid": (
         ["UPDATE transfers SET order_id = :pending WHERE order_id = :returned AND kind = 'refund'"],
@@ -130,19 +138,55 @@ CORRUPTIONS: Mapping[str, tuple[list[str], Expected]] = {
             ("order_refunded", {"order_id": "pending"}),
             ("order_refunded", {"order_id": "returned"}),
             ("order_refunded_above_paid", {"order_id": "pending"}),
+            *(
+                ("payee_refunded", {"order_id": order, "account_id": payee})
+                for order in ("pending", "returned")
+                for payee in ("seller", "other")
+            ),
+        ],
+    ),
+    "the shares of two sellers of a pending order": (
+        [
+            "UPDATE transfers SET credit_account_id = CASE credit_account_id WHEN :seller THEN CAST(:other AS bigint)"
+            " ELSE :seller END WHERE order_id = :pending"
+        ],
+        [
+            ("payee_held", {"order_id": "pending", "account_id": "seller"}),
+            ("payee_held", {"order_id": "pending", "account_id": "other"}),
+        ],
+    ),
+    "the amounts of two sellers of a pending order": (
+        [
+            "UPDATE transfers SET amount = amount + CASE credit_account_id WHEN :seller THEN 1 ELSE -1 END"
+            " WHERE order_id = :pending"
+        ],
+        [
+            ("payee_held", {"order_id": "pending", "account_id": "seller"}),
+            ("payee_held", {"order_id": "pending", "account_id": "other"}),
         ],
     ),
     "the quantity of a line": (
         ["UPDATE order_items SET quantity = quantity + 1 WHERE order_id = :pending AND line = 1"],
-        [("order_total", {"order_id": "pending"})],
+        [
+            ("order_total", {"order_id": "pending"}),
+            ("payee_held", {"order_id": "pending", "account_id": "seller"}),
+        ],
     ),
     "a line is gone": (
         ["DELETE FROM order_items WHERE order_id = :pending AND line = 2"],
-        [("order_total", {"order_id": "pending"}), ("order_item_count", {"order_id": "pending"})],
+        [
+            ("order_total", {"order_id": "pending"}),
+            ("order_item_count", {"order_id": "pending"}),
+            ("payee_held", {"order_id": "pending", "account_id": "other"}),
+        ],
     ),
     "pieces returned without a refund": (
         ["UPDATE order_items SET returned = 1 WHERE order_id = :fulfilled AND line = 1"],
-        [("order_returned", {"order_id": "fulfilled"})],
+        [
+            ("order_returned", {"order_id": "fulfilled"}),
+            ("payee_refunded", {"order_id": "fulfilled", "account_id": "seller"}),
+            ("stock_moved_for_order", {"order_id": "fulfilled", "product_id": "product"}),
+        ],
     ),
     "a refund that its lines do not explain": (
         [
@@ -152,6 +196,7 @@ CORRUPTIONS: Mapping[str, tuple[list[str], Expected]] = {
         [
             ("refund_amount", {"refund_id": "t_partial", "order_id": "fulfilled"}),
             ("refund_returned", {"order_id": "fulfilled", "line": 1}),
+            ("event_missing", {"aggregate": "order_fulfilled", "type": "type:order.refunded"}),
         ],
     ),
     "a status without its transition": (
@@ -160,7 +205,10 @@ CORRUPTIONS: Mapping[str, tuple[list[str], Expected]] = {
     ),
     "a transition is gone": (
         ["DELETE FROM order_transitions WHERE order_id = :fulfilled AND to_status = 'confirmed'"],
-        [("order_history", {"order_id": "fulfilled"})],
+        [
+            ("order_history", {"order_id": "fulfilled"}),
+            ("event_differs", {"aggregate": "order_fulfilled", "type": "type:order.confirmed"}),
+        ],
     ),
     "reserved pieces": (
         ["UPDATE inventory SET reserved = reserved + 1 WHERE product_id = :product"],
@@ -171,14 +219,81 @@ CORRUPTIONS: Mapping[str, tuple[list[str], Expected]] = {
             "ALTER TABLE inventory DROP CONSTRAINT ck_inventory_reserved",
             "UPDATE inventory SET on_hand = 1 WHERE product_id = :product",
         ],
-        [("stock_impossible", {"product_id": "product"})],
+        [("stock_impossible", {"product_id": "product"}), ("stock_moved", {"product_id": "product"})],
+    ),
+    "pieces that come from nowhere": (
+        ["UPDATE inventory SET on_hand = on_hand + 5 WHERE product_id = :product"],
+        [("stock_moved", {"product_id": "product"})],
+    ),
+    "the stock of a product is gone": (
+        ["DELETE FROM inventory WHERE product_id = :product"],
+        [("stock_moved", {"product_id": "product"}), ("stock_reserved", {"product_id": "product"})],
+    ),
+    "pieces that were added by hand": (
+        [
+            "INSERT INTO stock_movements (product_id, kind, pieces) VALUES (:product, 'by_hand', 5)",
+            "UPDATE inventory SET on_hand = on_hand + 5 WHERE product_id = :product",
+        ],
+        [("stock_by_hand", {"product_id": "product"})],
+    ),
+    "pieces that an order did not take": (
+        [
+            "INSERT INTO stock_movements (product_id, kind, order_id, pieces)"
+            " SELECT :product, 'shipped', order_id, -1 FROM unnest(ARRAY[CAST(:fulfilled AS uuid), :confirmed])"
+            " AS order_id",
+            "UPDATE inventory SET on_hand = on_hand - 2 WHERE product_id = :product",
+        ],
+        [
+            ("stock_moved_for_order", {"order_id": "fulfilled", "product_id": "product"}),
+            ("stock_moved_for_order", {"order_id": "confirmed", "product_id": "product"}),
+        ],
+    ),
+    "pieces that come back from orders that had none": (
+        [
+            "INSERT INTO stock_movements (product_id, kind, order_id, pieces) SELECT :product, 'returned', order_id, 1"
+            " FROM unnest(ARRAY[CAST(:rejected AS uuid), :t_partial]) AS order_id",
+            "UPDATE inventory SET on_hand = on_hand + 2 WHERE product_id = :product",
+        ],
+        [
+            ("stock_moved_for_order", {"order_id": "rejected", "product_id": "product"}),
+            ("stock_moved_for_order", {"order_id": "t_partial", "product_id": "product"}),
+        ],
+    ),
+    "what an event says": (
+        [
+            """UPDATE events SET payload = payload || '{"total": "1.00"}' WHERE type = 'order.placed'"""
+            " AND aggregate = 'order/' || CAST(:confirmed AS uuid)"
+        ],
+        [("event_differs", {"aggregate": "order_confirmed", "type": "type:order.placed"})],
+    ),
+    "what an event is about": (
+        [
+            "UPDATE events SET aggregate = 'order/' || CAST(:pending AS uuid) WHERE type = 'order.fulfilled'"
+            " AND aggregate = 'order/' || CAST(:fulfilled AS uuid)"
+        ],
+        [
+            ("event_missing", {"aggregate": "order_fulfilled", "type": "type:order.fulfilled"}),
+            ("event_differs", {"aggregate": "order_pending", "type": "type:order.fulfilled"}),
+        ],
+    ),
+    "an event is gone": (
+        ["DELETE FROM events WHERE type = 'credits.moved' AND aggregate = 'transfer/' || CAST(:t_transfer AS uuid)"],
+        [("event_missing", {"type": "type:credits.moved"})],
+    ),
+    "the reason of an adjustment": (
+        ["UPDATE adjustments SET reason = 'a gift' WHERE id = :adjustment"],
+        [("adjustment", {"adjustment_id": "adjustment", "transfer_id": "t_adjustment"})],
+    ),
+    "the account of an adjustment": (
+        ["UPDATE adjustments SET account_id = :buyer WHERE id = :adjustment"],
+        [("adjustment", {"adjustment_id": "adjustment", "transfer_id": "t_adjustment"})],
     ),
     "the event of an outbox row is gone": (
         [
             "DELETE FROM events USING outbox WHERE events.id = event_id"
             " AND outbox.aggregate = 'order/' || CAST(:pending AS uuid)"
         ],
-        [("outbox_event", {})],
+        [("outbox_event", {}), ("event_missing", {"aggregate": "order_pending", "type": "type:order.placed"})],
     ),
     "the outbox row of a pending order is gone": (
         ["DELETE FROM outbox WHERE aggregate = 'order/' || CAST(:pending AS uuid)"],
@@ -266,5 +381,5 @@ def test_every_kind_of_difference_is_planted_by_a_test() -> None:
 def _value(ids: Mapping[str, Any], named: Any) -> Any:
     if not isinstance(named, str):
         return named
-    value = named.removeprefix("status:") if named.startswith("status:") else ids[named]
+    value = named.partition(":")[2] if ":" in named else ids[named]
     return str(value) if isinstance(value, UUID) else value

@@ -1,0 +1,1 @@
+"""What stored replies acknowledged, compared with what is stored."""
