@@ -53,6 +53,12 @@ class Forbidden(DomainError):
     code = "forbidden"
 
 
+class ReplayForbidden(Forbidden):
+    """The stored reply was made for the caller in a role that the caller no longer has."""
+
+    code = "replay_forbidden"
+
+
 class NotFound(DomainError):
     """It does not exist, or the caller may not see it."""
 

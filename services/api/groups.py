@@ -254,7 +254,7 @@ class _Committer:
             try:
                 if intent.key.caller_id not in callers:
                     raise user_gone()
-                check_free(key, intent.key)
+                check_free(key, intent.key, callers[intent.key.caller_id].role)
                 free.append(intent)
             except ReplayStored as replay:
                 decided.replies[intent] = Replay(replay.stored)
@@ -262,7 +262,8 @@ class _Committer:
                 decided.replies[intent] = Answered(domain_problem(intent.request, refusal))
         asked = [Asked(callers[one.key.caller_id], one.wanted, one.trace) for one in free]
         replies = []
-        for intent, result in zip(free, self._kind.carry_out(uow, asked, found, self._settings), strict=True):
+        results = self._kind.carry_out(uow, asked, found, self._settings)
+        for intent, one, result in zip(free, asked, results, strict=True):
             if isinstance(result, Busy):
                 decided.put_off(intent)
                 continue
@@ -271,7 +272,7 @@ class _Committer:
             decided.replies[intent] = Answered(response)
             if not refused or is_kept(response.status_code):
                 decided.kept.append(intent)
-                replies.append(kept_reply(intent.key, response))
+                replies.append(kept_reply(intent.key, one.caller.role, response))
         if replies:
             uow.write_with_events(uow.idempotency.storing_all(replies))
         return decided

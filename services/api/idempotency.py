@@ -3,16 +3,17 @@
 After the IETF draft "The Idempotency-Key HTTP Header Field" (draft-ietf-httpapi-idempotency-key-header).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from fastapi import Depends, Header, Request
 
 from services.api.dependencies import CurrentUser
-from services.api.kept import check_free, is_valid, request_key
+from services.api.kept import LONGEST_PATH, check_free, is_valid, request_key, scope
 from services.errors import IdempotencyKeyInvalid
-from services.idempotency.repository import RequestKey
+from services.idempotency.repository import Free, RequestKey, StoredReply
 from services.unit_of_work import UnitOfWork
+from services.users.models import Role
 
 _KEY_RULE = "1 to 255 visible ASCII characters without spaces, such as a UUID"
 
@@ -22,6 +23,7 @@ class Claim:
     """This transaction has claimed the key."""
 
     request: RequestKey
+    role: Role
 
 
 def forget_key(request: Request) -> None:
@@ -38,8 +40,15 @@ async def _claim(request: Request, user: CurrentUser, key: str | None, *, requir
         raise IdempotencyKeyInvalid(f"the Idempotency-Key is malformed; it must be {_KEY_RULE}")
     wanted = request_key(request, user.id, key, await request.body())
     uow: UnitOfWork = request.state.uow
-    check_free(await uow.idempotency.take(wanted), wanted)
-    request.state.claim = Claim(wanted)
+    found = await uow.idempotency.take(wanted)
+    path = scope(request)
+    if isinstance(found, Free) and wanted.path != path:
+        # The release before stored the reply under the beginning of the path, which other paths may share.
+        before = await uow.idempotency.take(replace(wanted, path=path[:LONGEST_PATH]))
+        if not isinstance(before, StoredReply) or before.fingerprint == wanted.fingerprint:
+            found = before
+    check_free(found, wanted, user.role)
+    request.state.claim = Claim(wanted, user.role)
 
 
 _Key = Annotated[

@@ -6,13 +6,17 @@ from urllib.parse import quote
 
 from fastapi import Request, Response
 
-from services.errors import IdempotencyKeyReused, RequestInFlight
+from services.errors import IdempotencyKeyReused, ReplayForbidden, RequestInFlight
 from services.idempotency.repository import Free, InFlight, KeptReply, RequestKey, StoredReply
+from services.users.models import Role
 
 REPLAYED_HEADER = "Idempotency-Replayed"
 _KEPT = ("content-type", "location", "etag")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 _NOT_KEPT = frozenset({401, 403, 429})
+
+LONGEST_PATH = 200
+"""Characters of a path that are stored with a key. A longer one is stored with the SHA-256 of all of it at its end."""
 
 
 class ReplayStored(Exception):
@@ -30,19 +34,35 @@ def is_valid(key: str) -> bool:
 
 def request_key(request: Request, caller_id: int, key: str, body: bytes) -> RequestKey:
     """What identifies this request."""
-    # The path is escaped as it was sent: PostgreSQL's text cannot hold U+0000.
-    path = quote(request.url.path)[:200]
+    path = scope(request)
+    if len(path) > LONGEST_PATH:
+        # An escaped path has no `#`.
+        digest = hashlib.sha256(path.encode()).hexdigest()
+        path = f"{path[: LONGEST_PATH - len(digest) - 1]}#{digest}"
     return RequestKey(caller_id, request.method, path, key, hashlib.sha256(body).digest())
 
 
-def check_free(found: StoredReply | InFlight | Free, wanted: RequestKey) -> None:
-    """Raises `RequestInFlight`, `IdempotencyKeyReused` or `ReplayStored`, unless the key was free."""
+def scope(request: Request) -> str:
+    """The whole path of the request, escaped as it was sent: PostgreSQL's text cannot hold U+0000."""
+    return quote(request.url.path)
+
+
+def check_free(found: StoredReply | InFlight | Free, wanted: RequestKey, role: Role) -> None:
+    """Raises `RequestInFlight`, `IdempotencyKeyReused`, `ReplayForbidden` or `ReplayStored`, unless the key was free.
+
+    `role` is the caller's role now.
+    """
     match found:
         case InFlight():
             raise RequestInFlight("a request with this Idempotency-Key is still being processed; retry in a second")
         case StoredReply() as stored:
             if stored.fingerprint != wanted.fingerprint:
                 raise IdempotencyKeyReused("this Idempotency-Key was already used with a different body; use a new key")
+            if stored.role is not None and stored.role not in {one.value for one in Role if role.covers(one)}:
+                raise ReplayForbidden(
+                    f"this request has already been processed, for you as {stored.role}; its reply is not shown to you "
+                    f"as {role.value}"
+                )
             raise ReplayStored(stored)
 
 
@@ -51,10 +71,10 @@ def is_kept(status: int) -> bool:
     return status not in _NOT_KEPT and status < 500
 
 
-def kept_reply(key: RequestKey, reply: Response) -> KeptReply:
-    """The reply as it is stored under its key."""
+def kept_reply(key: RequestKey, role: Role, reply: Response) -> KeptReply:
+    """The reply to a caller with this role as it is stored under its key."""
     headers = {name: reply.headers[name] for name in _KEPT if name in reply.headers}
-    return KeptReply(key, reply.status_code, headers, bytes(reply.body))
+    return KeptReply(key, role.value, reply.status_code, headers, bytes(reply.body))
 
 
 def replayed(stored: StoredReply) -> Response:

@@ -157,7 +157,7 @@ async def _run(request: Request, handle: Handle) -> Response:
 
 def _keep(uow: UnitOfWork, claim: Claim, reply: Response) -> None:
     """Store the reply under its key, together with the other writes."""
-    uow.write_with_events(uow.idempotency.storing(*kept_reply(claim.request, reply)))
+    uow.write_with_events(uow.idempotency.storing(*kept_reply(claim.request, claim.role, reply)))
 
 
 async def _commit(uow: UnitOfWork) -> None:

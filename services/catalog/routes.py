@@ -100,7 +100,7 @@ async def restore_category(category_id: Id, _: Operator, response: Response, uow
     status_code=201,
     response_model=ProductPublic,
     dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
-    responses=responses(400, 401, 409, 413, 422),
+    responses=responses(400, 401, 403, 409, 413, 422),
 )
 async def create_product(wanted: ProductCreate, seller: CurrentUser, response: Response, uow: Work) -> Product:
     """Create a product that the caller sells."""

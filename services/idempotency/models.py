@@ -12,7 +12,8 @@ from services.fields import TIMESTAMPTZ
 class IdempotencyKey(SQLModel, table=True):
     """The final outcome of a request, stored in the same transaction as its effect.
 
-    The scope is the caller, the method, the path and the key. `fingerprint` is the SHA-256 of the body.
+    The scope is the caller, the method, the path and the key. `fingerprint` is the SHA-256 of the body. A path of more
+    than 200 characters is stored with the SHA-256 of all of it at its end.
     """
 
     __tablename__ = "idempotency_keys"
@@ -23,6 +24,8 @@ class IdempotencyKey(SQLModel, table=True):
     path: str = Field(max_length=200, primary_key=True)
     key: str = Field(max_length=255, primary_key=True)
     fingerprint: bytes = Field(sa_type=LargeBinary)
+    role: str | None = Field(default=None, max_length=32)
+    """The caller's role for which the reply was made; None in rows of the release before."""
     status: int = Field(sa_type=SmallInteger)
     headers: dict[str, str] = Field(sa_type=JSONB)
     body: bytes = Field(sa_type=LargeBinary)

@@ -42,9 +42,13 @@ class OldKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StoredReply:
-    """The final outcome of a request. `awaits_standby` is whether commits wait for a synchronous standby."""
+    """The final outcome of a request. `awaits_standby` is whether commits wait for a synchronous standby.
+
+    `role` is the role for which the reply was made; None if the release before stored it.
+    """
 
     fingerprint: bytes
+    role: str | None
     status: int
     headers: Mapping[str, str]
     body: bytes
@@ -52,9 +56,10 @@ class StoredReply:
 
 
 class KeptReply(NamedTuple):
-    """A reply to store under the request's key."""
+    """A reply to store under the request's key. `role` is the role for which it was made."""
 
     request: RequestKey
+    role: str
     status: int
     headers: Mapping[str, str]
     body: bytes
@@ -84,7 +89,9 @@ class IdempotencyRepository(SqlAccess):
             key=request.key,
         )
         if row["status"] is not None:
-            return StoredReply(row["fingerprint"], row["status"], row["headers"], row["body"], row["awaits_standby"])
+            return StoredReply(
+                row["fingerprint"], row["role"], row["status"], row["headers"], row["body"], row["awaits_standby"]
+            )
         return Free() if row["taken"] else InFlight()
 
     @staticmethod
@@ -108,6 +115,7 @@ class IdempotencyRepository(SqlAccess):
             "paths": [one.request.path for one in replies],
             "keys": [one.request.key for one in replies],
             "fingerprints": [one.request.fingerprint for one in replies],
+            "roles": [one.role for one in replies],
             "statuses": [one.status for one in replies],
             "headers": [json.dumps(dict(one.headers)) for one in replies],
             "bodies": [one.body for one in replies],
@@ -115,7 +123,7 @@ class IdempotencyRepository(SqlAccess):
         return Write(_STORE_ALL, parameters)
 
     @staticmethod
-    def storing(request: RequestKey, status: int, headers: Mapping[str, str], body: bytes) -> Write:
+    def storing(request: RequestKey, role: str, status: int, headers: Mapping[str, str], body: bytes) -> Write:
         """Store the reply under the key.
 
         Raises `IntegrityError` on `PRIMARY_KEY` if another transaction has stored one after this one looked. Then the
@@ -127,6 +135,7 @@ class IdempotencyRepository(SqlAccess):
             "path": request.path,
             "key": request.key,
             "fingerprint": request.fingerprint,
+            "role": role,
             "status": status,
             "headers": json.dumps(dict(headers)),
             "body": body,
@@ -154,7 +163,7 @@ class IdempotencyRepository(SqlAccess):
 # number: tenants have callers with the same ids. A transaction that cannot get it knows that the request is in flight.
 _TAKE = Statement("""
     SELECT pg_try_advisory_xact_lock(CAST(:lock AS bigint) # hashtextextended(current_schema(), 0)) AS taken,
-        stored.fingerprint, stored.status, stored.headers, stored.body,
+        stored.fingerprint, stored.role, stored.status, stored.headers, stored.body,
         current_setting('synchronous_standby_names') <> '' AS awaits_standby
     FROM (SELECT) AS one LEFT JOIN idempotency_keys AS stored
     ON stored.caller_id = :caller_id AND stored.method = :method AND stored.path = :path AND stored.key = :key
@@ -170,31 +179,31 @@ _TAKE_ALL = Reading(
     ), taken_keys AS MATERIALIZED (
         SELECT place, pg_try_advisory_xact_lock(lock # hashtextextended(current_schema(), 0)) AS taken FROM wanted_keys
     ), stored_replies AS MATERIALIZED (
-        SELECT place, fingerprint, status, headers, body,
+        SELECT place, fingerprint, role, status, headers, body,
             current_setting('synchronous_standby_names') <> '' AS awaits_standby
         FROM wanted_keys JOIN idempotency_keys USING (caller_id, method, path, key)
     )
     """,
     results={
         "taken_keys": ("place", "taken"),
-        "stored_replies": ("place", "fingerprint", "status", "headers", "body", "awaits_standby"),
+        "stored_replies": ("place", "fingerprint", "role", "status", "headers", "body", "awaits_standby"),
     },
 )
 
 _STORE = Writing("""
     stored AS (
-        INSERT INTO idempotency_keys (caller_id, method, path, key, fingerprint, status, headers, body)
-        VALUES (:caller_id, :method, :path, :key, :fingerprint, :status, :headers, :body)
+        INSERT INTO idempotency_keys (caller_id, method, path, key, fingerprint, role, status, headers, body)
+        VALUES (:caller_id, :method, :path, :key, :fingerprint, :role, :status, :headers, :body)
     )
 """)
 
 _STORE_ALL = Writing("""
     stored AS (
-        INSERT INTO idempotency_keys (caller_id, method, path, key, fingerprint, status, headers, body)
+        INSERT INTO idempotency_keys (caller_id, method, path, key, fingerprint, role, status, headers, body)
         SELECT * FROM unnest(
             CAST(:caller_ids AS bigint[]), CAST(:methods AS text[]), CAST(:paths AS text[]), CAST(:keys AS text[]),
-            CAST(:fingerprints AS bytea[]), CAST(:statuses AS smallint[]), CAST(:headers AS jsonb[]),
-            CAST(:bodies AS bytea[])
+            CAST(:fingerprints AS bytea[]), CAST(:roles AS text[]), CAST(:statuses AS smallint[]),
+            CAST(:headers AS jsonb[]), CAST(:bodies AS bytea[])
         )
     )
 """)

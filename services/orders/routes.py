@@ -47,7 +47,7 @@ _PLACING: Kind[OrderCreate, OrderPublic] = Kind(
     status_code=201,
     response_model=OrderPublic,
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
-    responses=responses(400, 401, 402, 409, 413, 422),
+    responses=responses(400, 401, 402, 403, 409, 413, 422),
 )
 @in_groups(_PLACING)
 async def place_order(wanted: OrderCreate, buyer: CurrentUser, uow: Work, state: State) -> Response:

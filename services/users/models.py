@@ -20,6 +20,10 @@ class Role(StrEnum):
     customer = "customer"
     operator = "operator"
 
+    def covers(self, other: "Role") -> bool:
+        """Whether a user with this role may see and do all that one with the other role may."""
+        return self is Role.operator or self is other
+
 
 class Caller(Protocol):
     """The signed-in user who makes a request, with the attributes that the domains need."""

@@ -21,7 +21,7 @@ router = APIRouter(route_class=TransactionRoute, tags=["credits"])
     status_code=201,
     response_model=TransferDetail,
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
-    responses=responses(400, 401, 402, 409, 413, 422),
+    responses=responses(400, 401, 402, 403, 409, 413, 422),
 )
 async def create_hold(
     wanted: HoldCreate, payer: CurrentUser, response: Response, uow: Work, state: State

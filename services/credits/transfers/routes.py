@@ -58,7 +58,7 @@ _TRANSFERRING: Kind[TransferCreate, Transferred] = Kind(
     status_code=201,
     response_model=TransferReply,
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
-    responses=responses(400, 401, 402, 409, 413, 422),
+    responses=responses(400, 401, 402, 403, 409, 413, 422),
 )
 @in_groups(_TRANSFERRING)
 async def create_transfer(wanted: TransferCreate, sender: CurrentUser, request: Request, uow: Work) -> Response:
@@ -77,7 +77,7 @@ async def create_transfer(wanted: TransferCreate, sender: CurrentUser, request: 
     "/transfers/batch",
     response_model=TransferBatchReply,
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
-    responses=responses(400, 401, 402, 409, 413, 422),
+    responses=responses(400, 401, 402, 403, 409, 413, 422),
 )
 async def create_transfers(
     wanted: TransferBatchCreate, sender: CurrentUser, request: Request, uow: Work
