@@ -308,6 +308,27 @@ async def test_a_locked_account_holds_up_only_its_own_request(
     await api.assert_books_balance()
 
 
+async def test_a_lock_that_could_not_be_foreseen_holds_up_a_group_for_a_moment_only(
+    api: Api, database: Database, gate: Gate
+) -> None:
+    buyer, seller, product = await api.shop()
+    locked = await make_product(database, seller=seller)
+    bodies = [order_of((one, 1)) for one in (product, product, locked, product)]
+    async with database.engine.connect() as connection:
+        await connection.execute(text(f"SELECT 1 FROM products WHERE id = {locked.id} FOR UPDATE"))
+        async with gate.holding(4):
+            tasks = []
+            for number, body in enumerate(bodies, start=1):
+                tasks.append(asyncio.create_task(api.post("/v1/orders", by=buyer, json=body)))
+                await gate.until(number)
+        stuck = tasks.pop(2)
+        async with asyncio.timeout(1.5):
+            assert [(await task).status_code for task in tasks] == [201] * 3
+        assert not stuck.done(), "it waits for the lock, alone"
+    assert (await stuck).status_code == 201
+    assert gate.attempts == [4, 2, 2, 1, 1]
+
+
 async def freeze(api: Api, user: User) -> None:
     """A rule that only the database knows: nothing about this user's account changes."""
     statement = f"ALTER TABLE accounts ADD CONSTRAINT frozen CHECK (user_id <> {user.id}) NOT VALID"

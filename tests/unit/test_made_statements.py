@@ -7,6 +7,7 @@ from sqlalchemy import Column, DateTime, Integer, MetaData, Numeric, String, Tab
 from sqlmodel import Field
 
 from services.orders.models import ITEM_FIELDS, ORDER_FIELDS, Order, OrderBase, OrderItem, OrderItemBase
+from services.orders.placing import queries as placing
 from services.orders.queries import placing_statement
 from services.sql import Statement, array_of
 
@@ -43,6 +44,25 @@ def test_a_new_field_of_a_line_is_a_column_of_its_insert() -> None:
     assert insert.startswith("order_id, line, product_id, quantity, engraving_2, unit_price)")
     assert "line.engraving_2" in insert
     assert "each_engraving_2" in made.parameters
+
+
+def test_a_new_field_of_an_order_or_a_line_is_a_column_of_the_inserts_of_a_group() -> None:
+    orders = Table("longer_orders", MetaData(), Column("reference", String(64)), Column("delivery_note", String(100)))
+    items = Table(
+        "longer_items",
+        MetaData(),
+        Column("product_id", Integer),
+        Column("quantity", Integer),
+        Column("engraving_2", String(100)),
+        Column("unit_price", Numeric(18, 2)),
+    )
+    made = placing.placing_statement(tuple(LongerOrder.model_fields), tuple(LongerItem.model_fields), orders, items)
+    columns, select = made.sql.split("INSERT INTO orders (")[1].split("FROM new_orders")[0].split("SELECT")
+    assert columns.strip(" \n)").endswith(", delivery_note")
+    assert select.strip().endswith(", delivery_note")
+    assert {"each_delivery_note", "each_engraving_2"} <= set(made.parameters)
+    insert = made.sql.split("INSERT INTO order_items (")[1]
+    assert insert.startswith("order_id, line, product_id, quantity, engraving_2, unit_price)")
 
 
 def test_the_names_that_are_used_are_those_of_the_models() -> None:
