@@ -73,6 +73,8 @@ class Gate:
     def open(self) -> None:
         self.closed = False
         for committer in self._committers:
+            # It found nothing to take, and believes that nothing waits.
+            committer._idle.clear()
             committer._wanted.set()
 
 
