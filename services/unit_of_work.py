@@ -30,8 +30,9 @@ from services.users.repository import UserRepository
 class UnitOfWork(Transaction):
     """One transaction over all repositories. It rolls back unless `commit` was called.
 
-    Services are given one and never commit. Only the edges do: `services/api/transaction.py` for a request, the
-    worker's processor for a batch of events, and `background` for everything else.
+    Services are given one and never commit. Only the edges do: `services/api/transaction.py` for a request,
+    `services/api/groups.py` for several, the worker's processor for a batch of events, and `background` for everything
+    else.
     """
 
     users = RepositoryOf(UserRepository)
