@@ -20,6 +20,7 @@ async def counted(api: Api) -> float:
     )
 
 
+@pytest.mark.usefixtures("alone")
 async def test_a_request_that_runs_out_of_memory_leaves_nothing_and_can_be_sent_again(
     api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
