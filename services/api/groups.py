@@ -55,6 +55,8 @@ _LOOK_UP = 5.0
 """Seconds for finding out what became of a group whose commit was not confirmed."""
 
 _LOOK_AGAIN = 0.05
+_PATIENCE = 5.0
+"""Seconds after which a group that finds the database away is not tried again, as for a request that goes alone."""
 _LONG = 0.05
 """Seconds after which a request's client is asked whether it is still there."""
 
@@ -177,7 +179,7 @@ class _Committer:
             waited = monotonic() - intent.arrived
             metrics.waited.observe(waited)
             if waited > _LONG and await intent.request.is_disconnected():
-                intent.outcome.set_exception(HTTPException(400, "the connection was closed before the request began"))
+                intent.fail(HTTPException(400, "the connection was closed before the request began"))
             else:
                 there.append(intent)
         return there
@@ -201,10 +203,15 @@ class _Committer:
             return await self._split(intents, error)
 
     def _give_up(self, intents: Sequence[Intent[Any]], error: Exception) -> list[Intent[Any]]:
-        """Let each request go alone: the database cannot be used, which is not because of one of them."""
+        """Let each request go alone: the database cannot be used, which is not because of one of them.
+
+        If that took long to find out, it is the answer: alone, each would wait as long once more.
+        """
         metrics.splits.inc()
-        trouble.warning("a group of %d requests is handled one by one: %r", len(intents), error)
-        _leave(intents)
+        trouble.warning("the database cannot be used by a group of %d requests: %r", len(intents), error)
+        if self._began is not None and monotonic() - self._began > _PATIENCE:
+            for intent in intents:
+                intent.fail(error)
         return []
 
     async def _split(self, intents: Sequence[Intent[Any]], error: Exception) -> list[Intent[Any]]:

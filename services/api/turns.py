@@ -61,6 +61,11 @@ class Intent(Generic[WantedT]):
         if not self.outcome.done():
             self.outcome.set_result(outcome)
 
+    def fail(self, error: Exception) -> None:
+        """Let the request end with this error. Nothing happens if it has ended."""
+        if not self.outcome.done():
+            self.outcome.set_exception(error)
+
 
 class Turns(Generic[WantedT]):
     """Waiting requests. Callers take turns; the requests of one caller stay in their order.

@@ -591,3 +591,23 @@ async def test_the_groups_are_in_the_metrics(api: Api) -> None:
     metrics = (await api.get("/metrics")).text
     for name in ("waybill_group_requests_bucket", "waybill_group_wait_seconds_bucket", "waybill_group_splits_total"):
         assert name in metrics
+
+
+@pytest.mark.parametrize(("patience", "status"), [(5.0, 201), (-1.0, 503)], ids=["at once", "after a long time"])
+async def test_if_the_database_is_away_requests_go_alone_unless_finding_out_took_long(
+    api: Api, gate: Gate, monkeypatch: pytest.MonkeyPatch, patience: float, status: int
+) -> None:
+    buyer, _, product = await api.shop()
+
+    async def refused(*_: Any) -> Any:
+        raise ConnectionRefusedError("no server")
+
+    # Only groups read several repositories at once here.
+    monkeypatch.setattr(UnitOfWork, "read", refused)
+    monkeypatch.setattr(groups, "_PATIENCE", patience)
+    body = order_of((product, 1))
+    replies = await together(gate, *[api.post("/v1/orders", by=buyer, json=body) for _ in range(3)])
+    assert [reply.status_code for reply in replies] == [status] * 3
+    assert gate.attempts == [3], "no halves: it is not because of one of them"
+    if status == 503:
+        assert {reply.json()["code"] for reply in replies} == {"unavailable"}
