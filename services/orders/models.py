@@ -159,7 +159,6 @@ class OrderItem(OrderItemBase, table=True):
         CheckConstraint("quantity > 0", name="quantity"),
         CheckConstraint("unit_price > 0", name="unit_price"),
         CheckConstraint("returned >= 0 AND returned <= quantity", name="returned"),
-        Index("ix_order_items_product_id", "product_id"),
     )
 
     order_id: UUID = Field(primary_key=True, foreign_key="orders.id")
