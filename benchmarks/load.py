@@ -22,6 +22,8 @@ import uvloop
 from benchmarks.usage import Meter, peak_rss_mib
 
 _KEY = b"%036d"
+_PATIENCE = 60.0
+"""Seconds to wait for the last replies."""
 
 
 @dataclass(slots=True)
@@ -63,7 +65,8 @@ class Load:
         self._sent = 0
         # New in every run: a key that was used before would only be answered with the stored reply.
         self._keys = uuid4().int % 10**24 * 10**9
-        self._free: list[Client] = []
+        # In turn: the server closes a connection that is idle for long.
+        self._free: deque[Client] = deque()
         self._due: deque[float] = deque()
         self.stopped = False
         self.measuring = False
@@ -84,11 +87,13 @@ class Load:
         """Send requests at the rate until stopped. Without a free client, a request waits, which is in its latency."""
         assert self._rate is not None
         due = time.perf_counter()
-        while not self.stopped:
+        while True:
             due += self._chance.expovariate(self._rate)
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            if self.stopped:
+                return
             if self._free:
-                self._send(self._free.pop(), due)
+                self._send(self._free.popleft(), due)
             else:
                 self._due.append(due)
 
@@ -178,7 +183,7 @@ async def run(job: dict[str, Any]) -> Seen:
     load.measuring = False
     meter.stop()
     load.stop()
-    await asyncio.wait_for(asyncio.gather(*(client.closed for client in clients)), 30)
+    await asyncio.wait_for(asyncio.gather(*(client.closed for client in clients)), _PATIENCE)
     if offering is not None:
         await offering
     seen = load.seen

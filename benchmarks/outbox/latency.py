@@ -1,6 +1,7 @@
 """From the commit of an order to the commit of its processing, at a steady rate of orders."""
 
 import time
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
@@ -29,6 +30,60 @@ _LATENCIES = """
         SELECT min(created_at) FROM orders WHERE created_at > %s
     ) + make_interval(secs => %s) ORDER BY 1
 """
+
+# The times of each order, by PostgreSQL's clock: placed, then of the transaction that confirmed it: its begin, its
+# write of the transition, and its commit; and the commit of the batch before it. Holds are posted with the time at
+# which their transaction began.
+_PARTS = """
+    WITH found AS (
+        SELECT pg_xact_commit_timestamp(placed.xmin) AS placed, confirmed.created_at AS written,
+            pg_xact_commit_timestamp(confirmed.xmin) AS ended,
+            (SELECT min(resolved_at) FROM transfers WHERE transfers.order_id = placed.order_id) AS begun
+        FROM order_transitions AS placed JOIN order_transitions AS confirmed USING (order_id)
+        WHERE placed.to_status = 'pending' AND confirmed.to_status = 'confirmed' AND placed.created_at >= (
+            SELECT min(created_at) FROM orders WHERE created_at > %s
+        ) + make_interval(secs => %s)
+    ), batch AS (
+        SELECT begun, max(ended) AS ended, count(*) AS orders, lag(max(ended)) OVER (ORDER BY begun) AS before
+        FROM found GROUP BY begun
+    ), spent AS (
+        SELECT greatest(before - placed, interval '0') AS busy, begun - greatest(placed, before) AS waking,
+            written - begun AS working, found.ended - written AS committing, orders
+        FROM found JOIN batch USING (begun) WHERE before IS NOT NULL
+    )
+    SELECT avg(orders)::float,
+        extract(epoch FROM avg(busy))::float, extract(epoch FROM avg(waking))::float,
+        extract(epoch FROM avg(working))::float, extract(epoch FROM avg(committing))::float
+    FROM spent
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Where the time from commit to commit goes: means, in seconds.
+
+    `busy` is until the end of the batch that the worker was processing, `waking` from there, or from the commit, to the
+    begin of the next one, `working` until the order's move is written, and `committing` the rest.
+    """
+
+    batch: float
+    """The number of orders in the batch of an order."""
+    busy: float
+    waking: float
+    working: float
+    committing: float
+
+    def __str__(self) -> str:
+        names = ("busy", "waking", "working", "committing")
+        shown = ", ".join(f"{name} {getattr(self, name) / _MILLISECOND:.1f}" for name in names)
+        return f"{shown} ms; {self.batch:.1f} orders a batch"
+
+
+def parts_since(connection: psycopg.Connection[tuple[object, ...]], begin: datetime, warmup: float) -> Parts:
+    """Where the time goes, of the orders that `latencies_since` is about. It assumes that batches do not overlap."""
+    row = connection.execute(_PARTS, [begin, warmup]).fetchone()
+    assert row is not None
+    return Parts(*cast(tuple[float, ...], row))
 
 
 def measure(bench: Bench) -> list[Line]:
