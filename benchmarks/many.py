@@ -96,6 +96,7 @@ _ORDERS = """
     INSERT INTO inventory (product_id, on_hand, reserved)
     SELECT products.id, 1000000, count(line.line) FROM products
     LEFT JOIN line ON line.product_id = products.id AND line.status = 'confirmed' GROUP BY products.id;
+    INSERT INTO stock_movements (product_id, kind, pieces) SELECT product_id, 'opening', on_hand FROM inventory;
     INSERT INTO order_days (day, type, orders, amount)
     SELECT at::date, 'order.placed', count(DISTINCT n), sum(price) FROM line GROUP BY at::date;
 """
