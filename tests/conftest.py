@@ -139,10 +139,21 @@ def redis_url(servers: TestServers) -> str:
     return url
 
 
+BOTH_PATHS = pytest.mark.parametrize("group_commit", [True, False], ids=["in groups", "alone"])
+"""Runs tests twice: with orders and transfers carried out in groups, and each alone."""
+
+
 @pytest.fixture
-def settings(database_url: str, redis_url: str) -> Settings:
+def group_commit() -> bool:
+    """Whether orders and transfers are carried out in groups."""
+    is_default: bool = Settings.model_fields["group_commit"].default
+    return is_default
+
+
+@pytest.fixture
+def settings(database_url: str, redis_url: str, group_commit: bool) -> Settings:
     """Settings for this test's database and Redis. Change one with `settings.model_copy(update={...})`."""
-    return settings_for(database_url, redis_url)
+    return settings_for(database_url, redis_url).model_copy(update={"group_commit": group_commit})
 
 
 def settings_for(database_url: str, redis_url: str) -> Settings:

@@ -10,6 +10,7 @@ from services.app import create_app
 from services.database import Database
 from services.settings import Settings
 from tests.api.client import Api
+from tests.concurrency.groups.watch import Watch
 from tests.replicated import Pair, replicated_servers
 
 
@@ -29,6 +30,15 @@ async def api(settings: Settings, database: Database) -> AsyncIterator[Api]:
 def alone(api: Api) -> None:
     """Each request is handled alone, as with WAYBILL_GROUP_COMMIT=false."""
     api.app.state.waybill.groups.are_open = False
+
+
+@pytest.fixture
+def watch() -> Iterator[Watch]:
+    """Makes groups, and notes what becomes of their requests."""
+    with pytest.MonkeyPatch.context() as patch:
+        watch = Watch()
+        watch.install(patch)
+        yield watch
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,10 @@ from httpx2 import Response
 from services.idempotency.repository import Free, RequestKey
 from services.unit_of_work import UnitOfWork
 from tests.api.client import FRESH, Api, assert_problem, order_of
+from tests.conftest import BOTH_PATHS
 from tests.factories import make_operator, make_user
+
+pytestmark = BOTH_PATHS
 
 KEPT = ("content-type", "location", "etag")
 

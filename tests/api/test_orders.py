@@ -7,7 +7,10 @@ from uuid import UUID
 import pytest
 
 from tests.api.client import Api, assert_problem, order_of
+from tests.conftest import BOTH_PATHS
 from tests.factories import make_operator, make_product, make_user
+
+pytestmark = BOTH_PATHS
 
 MOVES = ("pay", "cancel", "fulfil")
 

@@ -7,11 +7,16 @@ from contextlib import asynccontextmanager
 import pytest
 from sqlalchemy import text
 
+from services.api import problems
 from services.database import Database
+from services.logs import RateLimitedLogger
 from services.settings import Settings
 from tests.api.client import Api, amounts, assert_problem, order_of
 from tests.concurrency.ticks import rows
+from tests.conftest import BOTH_PATHS
 from tests.factories import make_product, make_user
+
+pytestmark = BOTH_PATHS
 
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
 
@@ -42,8 +47,10 @@ def account_of(user_id: int) -> str:
 
 
 async def test_requests_that_need_a_locked_account_are_told_to_retry_and_others_are_served(
-    api: Api, database: Database, caplog: pytest.LogCaptureFixture
+    api: Api, database: Database, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Otherwise it would not be logged if another test has just had it logged.
+    monkeypatch.setattr(problems, "outage", RateLimitedLogger(problems.logger))
     buyer, seller, _ = await api.shop()
     other = await make_user(database, credits="10")
     transfer = {"to_user_id": seller.id, "amount": "1.00"}

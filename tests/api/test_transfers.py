@@ -8,7 +8,10 @@ from sqlalchemy import text
 
 from services.users.models import User
 from tests.api.client import Api, assert_problem
+from tests.conftest import BOTH_PATHS
 from tests.factories import make_operator, make_user
+
+pytestmark = BOTH_PATHS
 
 BAD_AMOUNTS = [
     "0",

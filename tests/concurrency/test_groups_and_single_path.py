@@ -7,67 +7,23 @@ another, in the order in which they took effect: what cannot be carried out in a
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import httpx2
 import pytest
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
 
-from services.api.turns import Alone, Intent, Outcome, Turns
-from services.unit_of_work import UnitOfWork
+from tests.concurrency.groups.watch import Watch
 from tests.concurrency.groups.wishes import Again, Meanwhile, Wave, Wish, first_ones, waves
 from tests.concurrency.groups.world import Answer, Names, World, open_world
 from tests.conftest import Administrator, settings_for, temporary_database
 from tests.servers import TestServers
 
 EXAMPLES = 400 if os.environ.get("WAYBILL_TEST_LONG") else 30
-
-
-class Watch:
-    """Holds back commits, and notes which requests have joined a group and in which order requests took effect."""
-
-    def __init__(self) -> None:
-        self._open = asyncio.Event()
-        self._to_hold = 0
-        self.held = 0
-        self.joined = 0
-        self.order: list[int] = []
-
-    def close(self, commits: int) -> None:
-        """Hold back the next commits until `open`."""
-        self._open.clear()
-        self._to_hold, self.held = commits, 0
-
-    def open(self) -> None:
-        self._open.set()
-
-    def install(self, patch: pytest.MonkeyPatch) -> None:
-        commit, put, settle = UnitOfWork.commit, Turns.put, Intent.settle
-
-        async def commit_when_open(uow: UnitOfWork) -> None:
-            if self._to_hold:
-                self._to_hold -= 1
-                self.held += 1
-                await self._open.wait()
-            await commit(uow)
-
-        def note_arrival(turns: Turns[Any], intent: Intent[Any], *more: Any) -> None:
-            self.joined += 1
-            put(turns, intent, *more)
-
-        def note_outcome(intent: Intent[Any], outcome: Outcome) -> None:
-            if not intent.outcome.done() and not isinstance(outcome, Alone):
-                self.order.append(int(intent.request.headers["x-request-id"].removeprefix("request-")))
-            settle(intent, outcome)
-
-        patch.setattr(UnitOfWork, "commit", commit_when_open)
-        patch.setattr(Turns, "put", note_arrival)
-        patch.setattr(Intent, "settle", note_outcome)
 
 
 @dataclass
@@ -121,14 +77,12 @@ class Pair:
         try:
             for number, wish in enumerate(first, start=1):
                 tasks.append(self._start(wish, sent))
-                await until(lambda number=number: self.watch.held == number)
+                await self.watch.until_held(number)
             for one in wave.wishes:
                 wish = one.of([each.wish for each in sent]) if isinstance(one, Again) else one
-                assert wish is not None
-                joined = self.watch.joined
                 task = self._start(wish, sent)
                 tasks.append(task)
-                await until(lambda joined=joined, task=task: self.watch.joined > joined or task.done())
+                await self.watch.until_joined(task)
         finally:
             self.watch.open()
         async with asyncio.timeout(30):
@@ -157,12 +111,6 @@ class Pair:
         return answers, await world.everything(names)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0)
-
-
 class Twins:
     """Runs examples on a pair of worlds; after a failure on a new one, so that the next example begins the same."""
 
@@ -187,13 +135,12 @@ class Twins:
 
     def _open(self) -> Pair:
         outside, inside, watch = ExitStack(), AsyncExitStack(), Watch()
-        made = []
-        for with_groups in (True, False):
+        worlds = {}
+        for name in ("grouped", "single"):
             settings = settings_for(outside.enter_context(self._database()), self._redis_url)
-            settings = settings.model_copy(update={"group_commit": with_groups})
-            opening = inside.enter_async_context(open_world("grouped" if with_groups else "single", settings))
-            made.append(self.runner.run(opening))
-        pair = Pair(*made, watch)
+            settings = settings.model_copy(update={"group_commit": name == "grouped", "group_commit_wait": 60.0})
+            worlds[name] = self.runner.run(inside.enter_async_context(open_world(name, settings)))
+        pair = Pair(worlds["grouped"], worlds["single"], watch)
         assert (pair.single.users, pair.single.products) == (pair.grouped.users, pair.grouped.products)
         watch.install(outside.enter_context(pytest.MonkeyPatch.context()))
         self._pair = (outside, inside, pair)

@@ -81,10 +81,8 @@ class Again:
     which: int
     change: str
 
-    def of(self, sent: Sequence[Wish]) -> Wish | None:
-        """The request; None if nothing was sent before."""
-        if not sent:
-            return None
+    def of(self, sent: Sequence[Wish]) -> Wish:
+        """The request, after those that were sent before."""
         before = sent[self.which % len(sent)]
         match self.change:
             case "body":

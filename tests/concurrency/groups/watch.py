@@ -1,0 +1,89 @@
+"""Makes groups: holds back a commit while requests arrive, and notes what becomes of them."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+import pytest
+
+from services.api.turns import Alone, Intent, Outcome, Turns
+from services.unit_of_work import UnitOfWork
+
+
+class Watch:
+    """Holds back commits, and notes which requests have joined a group and in which order requests took effect."""
+
+    def __init__(self) -> None:
+        self._open = asyncio.Event()
+        self._to_hold = 0
+        self.held = 0
+        self.joined = 0
+        self.order: list[int] = []
+
+    def close(self, commits: int) -> None:
+        """Hold back the next commits until `open`."""
+        self._open.clear()
+        self._to_hold, self.held = commits, 0
+
+    def open(self) -> None:
+        self._open.set()
+
+    async def until_held(self, commits: int) -> None:
+        """Wait until that many commits are held back."""
+        await until(lambda: self.held == commits)
+
+    async def until_joined(self, request: "asyncio.Task[Any]") -> None:
+        """Wait until the request, which was just started, waits for a group or has ended."""
+        before = self.joined
+        await until(lambda: self.joined > before or request.done())
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        commit, put, settle = UnitOfWork.commit, Turns.put, Intent.settle
+
+        async def commit_when_open(uow: UnitOfWork) -> None:
+            if self._to_hold:
+                self._to_hold -= 1
+                self.held += 1
+                await self._open.wait()
+            await commit(uow)
+
+        def note_arrival(turns: Turns[Any], intent: Intent[Any], *more: Any) -> None:
+            self.joined += 1
+            put(turns, intent, *more)
+
+        def note_outcome(intent: Intent[Any], outcome: Outcome) -> None:
+            if not intent.outcome.done() and not isinstance(outcome, Alone):
+                self.order.append(int(intent.request.headers["x-request-id"].removeprefix("request-")))
+            settle(intent, outcome)
+
+        patch.setattr(UnitOfWork, "commit", commit_when_open)
+        patch.setattr(Turns, "put", note_arrival)
+        patch.setattr(Intent, "settle", note_outcome)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until something has happened in this process."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
+async def together(
+    watch: Watch, first: Coroutine[Any, Any, Any], others: Iterable[Coroutine[Any, Any, Any]]
+) -> list["asyncio.Task[Any]"]:
+    """Start a request, and while its commit is held back the others, which then wait for one group.
+
+    Returns their tasks when the commit is let go; the first one's reply has come by then.
+    """
+    watch.close(1)
+    try:
+        ahead = asyncio.create_task(first)
+        await watch.until_held(1)
+        tasks = []
+        for other in others:
+            tasks.append(asyncio.create_task(other))
+            await watch.until_joined(tasks[-1])
+    finally:
+        watch.open()
+    await ahead
+    return tasks
