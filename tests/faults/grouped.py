@@ -1,7 +1,8 @@
 """Groups of requests to a real API process, whose transactions stop where a test wants them to.
 
 A group forms while the commit of an earlier request is under way. A trigger keeps that commit, and then the group's
-own, waiting for an advisory lock that the test holds. Which lock that is, the first word of a request's key says.
+own, waiting for an advisory lock that the test holds. Which lock that is, the first word of a request's key says. It
+does not queue for the lock: groups limit how long they do that.
 """
 
 import asyncio
@@ -37,7 +38,9 @@ class Stop(StrEnum):
 _STOPS = """
     CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
-        PERFORM pg_advisory_xact_lock_shared(hashtext('stop ' || split_part(NEW.key, '-', 1)));
+        WHILE NOT pg_try_advisory_xact_lock_shared(hashtext('stop ' || split_part(NEW.key, '-', 1))) LOOP
+            PERFORM pg_sleep(0.01);
+        END LOOP;
         RETURN NULL;
     END $$;
     CREATE CONSTRAINT TRIGGER stop_first AFTER INSERT ON idempotency_keys DEFERRABLE INITIALLY DEFERRED
@@ -47,7 +50,7 @@ _STOPS = """
 """
 _STOPPED = """
     SELECT pid FROM pg_stat_activity
-    WHERE datname = current_database() AND wait_event_type = 'Lock' AND wait_event = 'advisory'
+    WHERE datname = current_database() AND wait_event = 'PgSleep'
 """
 _LOCKS = """
     SELECT count(*) FROM pg_locks WHERE pid = %s AND locktype = 'advisory' AND mode = 'ExclusiveLock' AND granted
