@@ -28,7 +28,8 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def _is_fatal(scope: Scope) -> bool:
-    return dict(scope["headers"]).get(b"idempotency-key", b"").startswith(fatal)
+    key: bytes = dict(scope["headers"]).get(b"idempotency-key", b"")
+    return key.startswith(fatal)
 
 
 if __name__ == "__main__":
