@@ -5,7 +5,9 @@ from typing import Any
 
 import httpx2
 import pytest
+from fastapi import Request
 
+from services.api import groups
 from services.database import Database
 from services.settings import Settings
 from services.users.models import User
@@ -96,3 +98,40 @@ async def test_a_transfer_that_needs_a_locked_account_waits_alone_and_its_neighb
     assert (await transfer(payer, payee, key="k")).content == reply.content
     assert await rows(database, "SELECT count(*) FROM transfers WHERE kind = 'transfer'") == [2 * NEIGHBOURS + 2]
     await api.assert_books_balance()
+
+
+async def test_a_request_that_is_cancelled_while_its_client_is_looked_for_leaves_its_group_alone(
+    api: Api, database: Database, watch: Watch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    product = await make_product(database)
+    first, leaving, *others = [await make_user(database, credits="100") for _ in range(5)]
+
+    def order(by: User) -> Any:
+        return api.post("/v1/orders", by=by, key=f"k-{by.id}", json=order_of((product, 1)))
+
+    # It has waited long enough that its client may have left, and its task ends while that is found out.
+    monkeypatch.setattr(groups, "_LONG", 0.0)
+    cancelled: list[bool] = []
+
+    async def cancel_the_first(_: Request) -> bool:
+        if not cancelled:
+            cancelled.append(tasks[0].cancel())
+            await asyncio.sleep(0.05)
+            return True
+        return False
+
+    watch.close(1)
+    ahead = asyncio.create_task(order(first))
+    await watch.until_held(1)
+    tasks = []
+    for one in (leaving, *others):
+        tasks.append(asyncio.create_task(order(one)))
+        await watch.until_joined(tasks[-1])
+    monkeypatch.setattr(Request, "is_disconnected", cancel_the_first)
+    watch.open()
+
+    assert [reply.status_code for reply in await asyncio.gather(ahead, *tasks[1:])] == [201] * 4
+    assert cancelled == [True]
+    assert "failed" not in caplog.text
+    sizes = "SELECT count(*) FROM idempotency_keys GROUP BY xmin::text ORDER BY 1 DESC"
+    assert await rows(database, sizes) == [3, 1]
