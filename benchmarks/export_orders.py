@@ -8,6 +8,7 @@ import psycopg
 from benchmarks.export_statement import Export, measured
 from benchmarks.load import Seen
 from benchmarks.report import Target, report
+from benchmarks.sessions import session_of
 from benchmarks.shop import open_shop
 from benchmarks.stage import open_stage, running_api
 from benchmarks.usage import peak_rss_mib
@@ -37,7 +38,7 @@ def main() -> int:
         settings = stage.settings("shop")
         seen, growth = {}, {}
         with running_api(stage, settings) as (pid, port):
-            export = Export(stage, pid, port, Tokens.from_settings(settings).make(buyer_id))
+            export = Export(stage, pid, port, Tokens.from_settings(settings).make(session_of(buyer_id)))
             for form in Format:
                 # What a process loads for its first request is not part of the cost.
                 export(f"/v1/orders.{form.value}?filter=status:eq:pending")

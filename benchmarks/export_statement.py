@@ -11,6 +11,7 @@ import psycopg
 
 from benchmarks.load import Seen
 from benchmarks.report import Measured, Target, report
+from benchmarks.sessions import session_of
 from benchmarks.shop import Shop, open_shop
 from benchmarks.stage import Stage, check_books, open_stage, run_beside, running_api
 from benchmarks.usage import Meter, peak_rss_mib
@@ -75,7 +76,9 @@ def _over_http(stage: Stage, bank: Shop) -> tuple[Measured, float]:
     # What a process loads for its first request is not part of the statement's cost.
     warm, path = "/v1/accounts/me/statement.csv?filter=kind:eq:top_up", "/v1/accounts/me/statement.csv"
     with running_api(stage, stage.settings("bank")) as (pid, port):
-        export = Export(stage, pid, port, Tokens.from_settings(stage.settings("bank")).make(bank.buyer_ids[0]))
+        export = Export(
+            stage, pid, port, Tokens.from_settings(stage.settings("bank")).make(session_of(bank.buyer_ids[0]))
+        )
         export(warm)
         before = peak_rss_mib(pid)
         seen = export(path)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import psycopg
 
+from benchmarks.sessions import BEGIN
+
 
 @dataclass(frozen=True, slots=True)
 class Size:
@@ -172,6 +174,7 @@ def fill(url: str, size: Size) -> None:
             connection.execute(part.format(**values).encode())
             # The next part joins what this one wrote.
             connection.execute("ANALYZE")
+        connection.execute(BEGIN)
         connection.execute("VACUUM ANALYZE")
 
 

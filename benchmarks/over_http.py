@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import psycopg
 
 from benchmarks.report import Measured, percentile
+from benchmarks.sessions import session_of
 from benchmarks.shop import Shop
 from benchmarks.stage import Stage, check_books, run_beside, running_api
 from services.api.tokens import Tokens
@@ -48,7 +49,7 @@ def some_orders(shop: Shop, items: int) -> list[Order]:
 def order_requests(settings: Settings, orders: Sequence[Order]) -> Requests:
     """The requests that place these orders."""
     tokens = Tokens.from_settings(settings)
-    token_of = {buyer_id: tokens.make(buyer_id) for buyer_id in {order["buyer_id"] for order in orders}}
+    token_of = {buyer_id: tokens.make(session_of(buyer_id)) for buyer_id in {order["buyer_id"] for order in orders}}
     return [
         _request("/v1/orders", token_of[order["buyer_id"]], order["body"], order.get("status", "201"))
         for order in orders
@@ -73,10 +74,10 @@ def _transfers(settings: Settings, bank: Shop, number: int, size: int) -> Reques
         sender, *recipients = chance.sample(bank.buyer_ids, size + 1)
         items = [{"to_user_id": to, "amount": _amount(chance), "note": f"number {to}"} for to in recipients]
         if size == 1:
-            requests.append(_request("/v1/transfers", tokens.make(sender), json.dumps(items[0]), "201"))
+            requests.append(_request("/v1/transfers", tokens.make(session_of(sender)), json.dumps(items[0]), "201"))
         else:
             body = json.dumps({"mode": "independent", "transfers": items})
-            requests.append(_request("/v1/transfers/batch", tokens.make(sender), body, "200"))
+            requests.append(_request("/v1/transfers/batch", tokens.make(session_of(sender)), body, "200"))
     return requests
 
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.report import percentile
+from benchmarks.sessions import session_of
 from benchmarks.shop import Shop, open_shop
 from benchmarks.stage import Stage, check_books, open_stage
 from services.credits.ledger.repository import LedgerRepository
@@ -93,7 +94,10 @@ def main() -> int:
 
 async def _measure(stage: Stage, shop: Shop, number: int) -> dict[str, tuple[_Times, _Times]]:
     chance = random.Random(1)
-    people = [SignedIn(buyer_id, f"User {buyer_id}", Role.customer) for buyer_id in shop.buyer_ids]
+    people = [
+        SignedIn(buyer_id, f"User {buyer_id}", Role.customer, session_of(buyer_id).session_id)
+        for buyer_id in shop.buyer_ids
+    ]
     async with open_database(stage.settings("shop"), "benchmark") as database:
         placing = [_placing(shop, chance, people) for _ in range(2 * number)]
         moving = [_transfer(chance, people) for _ in range(2 * number)]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import psycopg
 
 from benchmarks.rows import INTO_LOG, queue
+from benchmarks.sessions import BEGIN
 from services.fields import new_id
 
 SELLERS = 10
@@ -95,10 +96,11 @@ def open_shop(url: str, buyers: int, sellers: int = SELLERS) -> Shop:
     """Sellers with a thousand products between them and unlimited stock, and buyers with ten million credits each."""
     with psycopg.connect(url) as connection:
         connection.execute(_SHOP.format(sellers=sellers, buyers=buyers, products=PRODUCTS))
+        connection.execute(BEGIN)
         user_ids = [row[0] for row in connection.execute("SELECT id FROM users ORDER BY id")]
         product_ids = [row[0] for row in connection.execute("SELECT id FROM products ORDER BY id")]
         connection.commit()
-    _tidy(url, "users, accounts, products, inventory, transfers, entries")
+    _tidy(url, "users, sessions, accounts, products, inventory, transfers, entries")
     return Shop(user_ids[sellers:], product_ids)
 
 

@@ -24,6 +24,7 @@ from rich.table import Table
 from typer.testing import CliRunner
 
 from benchmarks import many
+from benchmarks.sessions import session_of
 from benchmarks.stage import Stage, open_stage, running_api
 from services.api.tokens import Tokens
 from services.app import create_app
@@ -133,7 +134,7 @@ def _measure(stage: Stage, name: str, size: many.Size, times: int) -> dict[str, 
 def _requests(stage: Stage, settings: Settings, database: psycopg.Connection[Any], times: int) -> Iterator[Read]:
     users = {"seller": many.BIG_SELLER, "buyer": many.BIG_BUYER, "operator": _one(database, _AN_OPERATOR)}
     tokens = Tokens.from_settings(settings)
-    headers = {who: {"Authorization": f"Bearer {tokens.make(user_id)}"} for who, user_id in users.items()}
+    headers = {who: {"Authorization": f"Bearer {tokens.make(session_of(user_id))}"} for who, user_id in users.items()}
     ids = {name: str(_one(database, statement)) for name, statement in _IDS.items()}
     paths = create_app(settings).openapi()["paths"]
     with running_api(stage, settings) as (_, port):

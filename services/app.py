@@ -46,6 +46,7 @@ from services.startup import check_schema, plain_connecting
 from services.sweeps import routes as sweeps
 from services.users import routes as users
 from services.users.passwords import Passwords
+from services.users.sessions import routes as sessions
 
 VERSION = "0.1.0"
 
@@ -114,6 +115,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         holds,
         catalog,
         users,
+        sessions,
         corrections,
         operations,
         outbox_routes,

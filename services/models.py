@@ -23,6 +23,7 @@ from services.outbox.models import (
 )
 from services.sweeps.models import SweepFailure
 from services.users.models import User
+from services.users.sessions.models import RefreshToken, UserSession
 
 __all__ = [
     "Account",
@@ -49,12 +50,14 @@ __all__ = [
     "OutboxError",
     "OutboxRow",
     "Product",
+    "RefreshToken",
     "Refund",
     "RefundLine",
     "StockMovement",
     "SweepFailure",
     "Transfer",
     "User",
+    "UserSession",
     "WorkerRow",
     "metadata",
 ]

@@ -85,7 +85,11 @@ class Settings(BaseSettings):
     redis_prefix: Annotated[str, Field(pattern="^[A-Za-z0-9_.-]{1,64}$")] = "waybill"
 
     secret_key: SecretStr = SecretStr(DEVELOPMENT_SECRET)
-    access_token_ttl: Annotated[int, Field(ge=60, le=86_400)] = 3600
+    secret_key_previous: SecretStr | None = None
+    access_token_ttl: Annotated[int, Field(ge=60, le=86_400)] = 900
+    session_idle_ttl: Annotated[int, Field(ge=300, le=31_536_000)] = 1_209_600
+    session_max_ttl: Annotated[int, Field(ge=300, le=31_536_000)] = 7_776_000
+    session_retention: Annotated[int, Field(ge=60, le=315_360_000)] = 2_592_000
     # OWASP Password Storage Cheat Sheet: argon2id with 19 MiB, 2 passes, 1 lane.
     argon2_memory_kib: Annotated[int, Field(ge=8)] = 19_456
     argon2_time_cost: Annotated[int, Field(ge=1)] = 2
@@ -163,7 +167,7 @@ class Settings(BaseSettings):
             raise ValueError("expected redis://[:PASSWORD@]HOST:PORT/DB, rediss:// or unix://") from error
         return value
 
-    @field_validator("metrics_token")
+    @field_validator("metrics_token", "secret_key_previous")
     @classmethod
     def _is_given(cls, value: SecretStr | None) -> SecretStr | None:
         # A compose file can pass a variable on only by setting it, even if it is empty.
@@ -204,6 +208,12 @@ class Settings(BaseSettings):
             raise ValueError(
                 "WAYBILL_SECRET_KEY must be set to at least 32 random characters outside development, "
                 "for example from: python -c 'import secrets; print(secrets.token_urlsafe(48))'"
+            )
+        previous = self.secret_key_previous
+        if previous is not None and (len(previous.get_secret_value()) < 32 or previous == self.secret_key):
+            raise ValueError(
+                "WAYBILL_SECRET_KEY_PREVIOUS must be the key that WAYBILL_SECRET_KEY replaced, of at least 32 "
+                "characters, or empty"
             )
         if self.database_echo:
             raise ValueError("WAYBILL_DATABASE_ECHO writes row data to the log; it is refused outside development")

@@ -25,6 +25,7 @@ from services.reports.repository import HappenedRepository
 from services.sweeps.repository import SweepRepository
 from services.transaction import RepositoryOf, Transaction
 from services.users.repository import UserRepository
+from services.users.sessions.repository import SessionRepository
 
 
 class UnitOfWork(Transaction):
@@ -36,6 +37,7 @@ class UnitOfWork(Transaction):
     """
 
     users = RepositoryOf(UserRepository)
+    sessions = RepositoryOf(SessionRepository)
     categories = RepositoryOf(CategoryRepository)
     products = RepositoryOf(ProductRepository)
     inventory = RepositoryOf(InventoryRepository)

@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlmodel import select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from benchmarks.sessions import session_of
 from services.catalog.models import Category, Inventory, Product
 from services.credits.models import ISSUANCE, Account, Entry, Transfer, TransferKind, TransferState
 from services.database import Database
@@ -25,6 +26,7 @@ from services.fields import new_id, now
 from services.orders.models import Order, OrderItem, OrderStatus
 from services.sql import Row, Sql, Statement
 from services.users.models import Role, User
+from services.users.sessions.models import UserSession
 
 _numbers = count(1)
 
@@ -53,6 +55,9 @@ async def make_user(
         )
         session.add(user)
         await session.flush()
+        # The session that tests send requests in.
+        lasts = now() + timedelta(days=1)
+        session.add(UserSession(id=session_of(user.id).session_id, user_id=user.id, expires_at=lasts))
         account = Account(user_id=user.id)
         session.add(account)
         await session.flush()

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from pydantic import SecretStr
+
 from services.local.embedded import child
 from services.local.embedded.ports import any_free_port
 from services.settings import Settings
@@ -79,7 +81,8 @@ def running_api(settings: Settings, log: Path) -> Iterator[tuple[Running, str]]:
 def environment_of(settings: Settings) -> dict[str, str]:
     """The environment that makes a process run with these settings, and with none of the developer's."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WAYBILL_")}
-    values = settings.model_dump(mode="json") | {"secret_key": settings.secret_key.get_secret_value()}
+    secrets = {name: value.get_secret_value() for name, value in settings if isinstance(value, SecretStr)}
+    values = settings.model_dump(mode="json") | secrets
     return kept | {f"WAYBILL_{name.upper()}": str(value) for name, value in values.items() if value is not None}
 
 

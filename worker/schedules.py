@@ -11,6 +11,7 @@ from worker.jobs.retention import (
     ensure_event_partitions,
     forget_workers,
     prune_idempotency_keys,
+    prune_sessions,
 )
 from worker.jobs.schedule import Schedule, ScheduledJob
 from worker.jobs.stranded import wake_stranded_events
@@ -26,6 +27,7 @@ def scheduled_jobs(settings: Settings) -> Sequence[ScheduledJob]:
         ScheduledJob(drop_expired_events, Schedule(hour=1, minute=40), time_limit=LONG),
         ScheduledJob(forget_workers, Schedule(minute=35)),
         ScheduledJob(prune_idempotency_keys, Schedule(minute=25)),
+        ScheduledJob(prune_sessions, Schedule(minute=45)),
         ScheduledJob(wake_stranded_events, Schedule(minute=15), at_start=True),
         ScheduledJob(expire, Schedule(second=frozenset({30}))),
         ScheduledJob(report_backlog, Schedule()),

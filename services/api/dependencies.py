@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator
+from ipaddress import ip_address
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Query, Request, Response
@@ -9,16 +10,18 @@ from fastapi.security import OAuth2PasswordBearer
 
 from services.api.reads import LAG_HEADER, POSITION_HEADER, parse_position, shown_lag
 from services.api.state import ApiState, api_state
-from services.api.tokens import user_gone
+from services.api.tokens import session_ended
 from services.errors import Forbidden, InvalidInput, Unauthenticated, VersionRequired
+from services.fields import made_storable
 from services.query import Listing, PageQuery
 from services.replica import Position
 from services.totals import MAX_COUNTED, Count
 from services.unit_of_work import UnitOfWork
 from services.users.models import Role
 from services.users.repository import SignedIn
+from services.users.sessions import models
 
-_bearer = OAuth2PasswordBearer(tokenUrl="/v1/token", auto_error=False)
+_bearer = OAuth2PasswordBearer(tokenUrl="/v1/token", refreshUrl="/v1/token", auto_error=False)
 _ETAG = re.compile(r'(?:W/)?"([1-9][0-9]{0,9})"', re.ASCII)
 
 
@@ -81,9 +84,9 @@ async def _current_user(request: Request, token: Annotated[str | None, Depends(_
     if token is None:
         raise Unauthenticated("an access token is required: Authorization: Bearer TOKEN")
     uow: UnitOfWork = request.state.uow
-    user = await uow.users.signed_in(api_state(request).tokens.user_id(token))
+    user = await uow.users.signed_in(api_state(request).tokens.read(token))
     if user is None:
-        raise user_gone()
+        raise session_ended()
     return user
 
 
@@ -112,6 +115,20 @@ async def _if_match(
 
 IfMatch = Annotated[int, Depends(_if_match)]
 """The version the caller read (RFC 9110, section 13.1.1)."""
+
+
+async def _device(request: Request) -> models.Device:
+    """Where the request comes from. Behind a trusted proxy (`FORWARDED_ALLOW_IPS`), the server has set the client."""
+    try:
+        address = str(ip_address(request.client.host if request.client else ""))
+    except ValueError:
+        # A Unix socket, or a proxy that does not say.
+        address = None
+    agent = made_storable(request.headers.get("user-agent", "")).strip()[: models.LONGEST_USER_AGENT]
+    return models.Device(address, agent or None)
+
+
+Device = Annotated[models.Device, Depends(_device)]
 
 
 def etag(version: int) -> str:

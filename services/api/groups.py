@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from services.api import group_metrics as metrics
 from services.api.kept import ReplayStored, check_free, is_kept, kept_reply
 from services.api.problems import domain_problem, is_unavailable, outcome_unknown_problem, overloaded
-from services.api.tokens import user_gone
+from services.api.tokens import session_ended
 from services.api.turns import Alone, Answered, Intent, Outcome, Replay, Turns
 from services.database import SessionFactory, outcome_unknown
 from services.errors import DomainError
@@ -34,6 +34,7 @@ from services.shielding import end
 from services.sql import Read, waiting_at_most
 from services.transaction import Bell
 from services.unit_of_work import UnitOfWork
+from services.users.models import Presented
 from services.users.repository import SignedIn
 
 logger = logging.getLogger(__name__)
@@ -230,7 +231,7 @@ class _Committer:
             _, keys, callers, *found = await uow.read(
                 waiting_at_most(_LOCK_WAIT),
                 uow.idempotency.taking([one.key for one in intents]),
-                uow.users.all_signed_in(sorted({one.key.caller_id for one in intents})),
+                uow.users.all_signed_in(list({one.caller for one in intents})),
                 *self._kind.reads(uow, [(one.key.caller_id, one.wanted) for one in intents]),
             )
             decided = self._decide(uow, intents, keys, callers, found)
@@ -251,7 +252,7 @@ class _Committer:
         uow: UnitOfWork,
         intents: Sequence[Intent[Any]],
         keys: Sequence[StoredReply | InFlight | Free],
-        callers: Mapping[int, SignedIn],
+        callers: Mapping[Presented, SignedIn],
         found: Sequence[Any],
     ) -> "_Decided":
         """Decide the requests in order; the unit of work is going to write their effects and their replies."""
@@ -259,15 +260,16 @@ class _Committer:
         free = []
         for intent, key in zip(intents, keys, strict=True):
             try:
-                if intent.key.caller_id not in callers:
-                    raise user_gone()
-                check_free(key, intent.key, callers[intent.key.caller_id].role)
+                caller = callers.get(intent.caller)
+                if caller is None:
+                    raise session_ended()
+                check_free(key, intent.key, caller.role)
                 free.append(intent)
             except ReplayStored as replay:
                 decided.replies[intent] = Replay(replay.stored)
             except DomainError as refusal:
                 decided.replies[intent] = Answered(domain_problem(intent.request, refusal))
-        asked = [Asked(callers[one.key.caller_id], one.wanted, one.trace) for one in free]
+        asked = [Asked(callers[one.caller], one.wanted, one.trace) for one in free]
         replies = []
         results = self._kind.carry_out(uow, asked, found, self._settings)
         for intent, one, result in zip(free, asked, results, strict=True):

@@ -56,7 +56,7 @@ async def _intent(request: Request, kind: Kind[Any, Any], tokens: Tokens) -> Int
     if key is None or not is_valid(key) or scheme.lower() != "bearer":
         return None
     try:
-        caller_id = tokens.user_id(token)
+        caller = tokens.read(token)
     except Unauthenticated:
         return None
     wanted = await read_body(request, kind.schema)
@@ -64,4 +64,4 @@ async def _intent(request: Request, kind: Kind[Any, Any], tokens: Tokens) -> Int
         return None
     state = request.state
     trace = Trace(getattr(state, "request_id", None), getattr(state, "traceparent", None))
-    return Intent(request, request_key(request, caller_id, key, await request.body()), wanted, trace)
+    return Intent(request, caller, request_key(request, caller.user_id, key, await request.body()), wanted, trace)

@@ -1,8 +1,10 @@
 """Access tokens: JWTs (RFC 7519) signed with HMAC-SHA-256."""
 
+import hashlib
 from datetime import timedelta
 from functools import lru_cache
 from math import isfinite
+from uuid import UUID, uuid4
 
 import jwt
 from jwt.types import Options
@@ -11,6 +13,7 @@ from services.clock import CLOCK
 from services.errors import Unauthenticated
 from services.fields import MAX_BIGINT, now
 from services.settings import Settings
+from services.users.models import Presented
 
 _ALGORITHM = "HS256"
 _ISSUER = "waybill"
@@ -18,7 +21,7 @@ _REMEMBERED = 8192
 
 # PyJWT would use the host's clock, and would check a token only when it is first seen.
 _OPTIONS: Options = {
-    "require": ["sub", "exp", "iss"],
+    "require": ["sub", "sid", "jti", "exp", "iss", "aud"],
     "verify_exp": False,
     "verify_iat": False,
     "verify_nbf": False,
@@ -31,53 +34,76 @@ LEEWAY = 30.0
 class Tokens:
     """Makes and reads access tokens. `ttl` is in seconds.
 
+    The first of the `secrets` signs; a token that any of them signed is valid. `audience` names the installation's
+    part that tokens are for: ids of users are the same in each schema.
+
     A client sends the same token with every request, so the contents of the latest few thousand are cached, and their
     signatures are checked once. Times are checked on each use, by the clock that every process follows.
     """
 
-    def __init__(self, secret: str, ttl: int) -> None:
+    def __init__(self, *secrets: str, audience: str, ttl: int) -> None:
         self.ttl = ttl
-        self._secret = secret
+        self._audience = audience
+        self._keys = {_key_id(secret): secret for secret in secrets}
+        self._signing = secrets[0]
         self._read = lru_cache(maxsize=_REMEMBERED)(self._decode)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Tokens":
-        return cls(settings.secret_key.get_secret_value(), settings.access_token_ttl)
+        secrets = [
+            secret.get_secret_value() for secret in (settings.secret_key, settings.secret_key_previous) if secret
+        ]
+        audience = f"{settings.environment.value}/{settings.database_schema}"
+        return cls(*secrets, audience=audience, ttl=settings.access_token_ttl)
 
-    def make(self, user_id: int) -> str:
+    def make(self, caller: Presented) -> str:
         at = now()
-        claims = {"sub": str(user_id), "iss": _ISSUER, "iat": at, "exp": at + timedelta(seconds=self.ttl)}
-        return jwt.encode(claims, self._secret, algorithm=_ALGORITHM)
+        claims = {
+            "iss": _ISSUER,
+            "aud": self._audience,
+            "sub": str(caller.user_id),
+            "sid": str(caller.session_id),
+            "jti": uuid4().hex,
+            "iat": at,
+            "exp": at + timedelta(seconds=self.ttl),
+        }
+        return jwt.encode(claims, self._signing, algorithm=_ALGORITHM, headers={"kid": _key_id(self._signing)})
 
-    def user_id(self, token: str) -> int:
-        """The id of the token's user. Raises `Unauthenticated` if the token is expired, forged or malformed."""
-        user_id, begins, expires = self._read(token)
+    def read(self, token: str) -> Presented:
+        """Who presents the token. Raises `Unauthenticated` if it is expired, forged, malformed or for another service.
+
+        Whether its session still lives is not in it: see `UserRepository.signed_in`.
+        """
+        caller, begins, expires = self._read(token)
         if not begins - LEEWAY <= CLOCK.time() < expires + LEEWAY:
             raise _invalid()
-        return user_id
+        return caller
 
-    def _decode(self, token: str) -> tuple[int, float, float]:
-        """The user, and the start and end of the token's validity (seconds since the epoch)."""
+    def _decode(self, token: str) -> tuple[Presented, float, float]:
+        """The caller, and the start and end of the token's validity (seconds since the epoch)."""
         try:
+            secret = self._keys[jwt.get_unverified_header(token)["kid"]]
             claims = jwt.decode(
-                token,
-                self._secret,
-                algorithms=[_ALGORITHM],
-                issuer=_ISSUER,
-                options=_OPTIONS,
+                token, secret, algorithms=[_ALGORITHM], issuer=_ISSUER, audience=self._audience, options=_OPTIONS
             )
-            user_id, expires = int(claims["sub"]), float(claims["exp"])
+            caller = Presented(int(claims["sub"]), UUID(claims["sid"]))
             issued, begins = float(claims.get("iat", 0)), float(claims.get("nbf", 0))
-        except (jwt.InvalidTokenError, ValueError, TypeError, OverflowError) as error:
+            expires = float(claims["exp"])
+        except (jwt.InvalidTokenError, LookupError, ValueError, TypeError, AttributeError, OverflowError) as error:
             raise _invalid() from error
-        if not 0 < user_id <= MAX_BIGINT or not all(map(isfinite, (issued, begins, expires))):
+        if not 0 < caller.user_id <= MAX_BIGINT or not all(map(isfinite, (issued, begins, expires))):
             raise _invalid()
-        return user_id, max(issued, begins), expires
+        return caller, max(issued, begins), expires
 
 
-def user_gone() -> Unauthenticated:
-    """The error for a valid token of a user who may not use it any more."""
-    return Unauthenticated("the user of this access token no longer exists or is deactivated")
+def _key_id(secret: str) -> str:
+    """A name for the key (`kid`) that all processes with the same secret agree on."""
+    return hashlib.sha256(f"waybill signing key {secret}".encode()).hexdigest()[:16]
+
+
+def session_ended() -> Unauthenticated:
+    """The error for a valid token whose session has ended, or whose user has left."""
+    return Unauthenticated("the session of this access token has ended; sign in again")
 
 
 def _invalid() -> Unauthenticated:

@@ -12,6 +12,7 @@ from fastapi import Request, Response
 
 from services.idempotency.repository import RequestKey, StoredReply
 from services.outbox.events import Trace
+from services.users.models import Presented
 
 WantedT = TypeVar("WantedT")
 
@@ -45,6 +46,7 @@ class Intent(Generic[WantedT]):
     """A well-formed request that waits for its group, and what becomes of it."""
 
     request: Request
+    caller: Presented
     key: RequestKey
     wanted: WantedT
     trace: Trace

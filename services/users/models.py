@@ -1,8 +1,10 @@
 """The users table."""
 
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Protocol
+from uuid import UUID
 
 import pydantic
 from pydantic import AfterValidator, EmailStr
@@ -23,6 +25,14 @@ class Role(StrEnum):
     def covers(self, other: "Role") -> bool:
         """Whether a user with this role may see and do all that one with the other role may."""
         return self is Role.operator or self is other
+
+
+@dataclass(frozen=True, slots=True)
+class Presented:
+    """What a valid access token says of who presents it. Whether the session still lives is for the database to say."""
+
+    user_id: int
+    session_id: UUID
 
 
 class Caller(Protocol):

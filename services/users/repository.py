@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from uuid import UUID
 
 from sqlalchemy import func
 from sqlmodel import col, select
@@ -11,7 +12,7 @@ from services.filters import EXACT, ORDERED, TEXT, Filterable
 from services.query import Listing, Sortable
 from services.repository import SoftDeleteRepository
 from services.sql import Read, Reading, Results, Statement
-from services.users.models import Role, User
+from services.users.models import Presented, Role, User
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,24 +22,37 @@ class SignedIn:
     id: int
     full_name: str
     role: Role
+    session_id: UUID
 
 
 class UserRepository(SoftDeleteRepository[User]):
     model = User
 
-    async def signed_in(self, user_id: int) -> SignedIn | None:
+    async def signed_in(self, caller: Presented) -> SignedIn | None:
         """The user if they may still use their token."""
-        rows = await self.sql.fetch(_CALLER, id=user_id)
-        return SignedIn(rows[0]["id"], rows[0]["full_name"], Role(rows[0]["role"])) if rows else None
+        for row in await self.sql.fetch(_CALLER, user_id=caller.user_id, session_id=caller.session_id):
+            return SignedIn(row["id"], row["full_name"], Role(row["role"]), caller.session_id)
+        return None
 
     @staticmethod
-    def all_signed_in(user_ids: Sequence[int]) -> Read[dict[int, SignedIn]]:
-        """Those of the users who may still use their tokens, by id, as a part of a longer read."""
-        return Read(_CALLERS, {"caller_ids": list(user_ids)}, _signed_in)
+    def all_signed_in(callers: Sequence[Presented]) -> Read[dict[Presented, SignedIn]]:
+        """Those who may still use their tokens, as a part of a longer read."""
+        parameters = {
+            "caller_ids": [caller.user_id for caller in callers],
+            "session_ids": [caller.session_id for caller in callers],
+        }
+        return Read(_CALLERS, parameters, _signed_in)
 
     async def lock_operators(self) -> list[int]:
         """The ids of all active operators, locked until the transaction ends."""
         return [row["id"] for row in await self.sql.fetch(_LOCK_OPERATORS)]
+
+    async def replace_hash(self, user_id: int, verified: str, hashed: str) -> bool:
+        """Store a new hash of the password that was verified; False if the password has been changed since.
+
+        The version stays: nothing that the user could see has changed.
+        """
+        return await self.sql.run(_REPLACE_HASH, user_id=user_id, verified=verified, hashed=hashed) == 1
 
     async def by_email(self, email: str) -> User | None:
         statement = select(User).where(func.lower(User.email) == email.lower(), *self._visible())
@@ -74,21 +88,34 @@ _LOCK_OPERATORS = Statement("""
     SELECT id FROM users WHERE role = 'operator' AND is_active AND deleted_at IS NULL ORDER BY id FOR NO KEY UPDATE
 """)
 
-_CALLER = Statement("""
-    SELECT id, full_name, role FROM users WHERE id = :id AND is_active AND deleted_at IS NULL
+_MAY_CALL = """
+    FROM sessions JOIN users ON users.id = sessions.user_id
+    WHERE sessions.ended_at IS NULL AND sessions.expires_at > now() AND users.is_active AND users.deleted_at IS NULL
+"""
+"""Users and sessions whose tokens are valid: every look-up of a caller goes through it."""
+
+_CALLER = Statement(f"""
+    SELECT users.id, users.full_name, users.role {_MAY_CALL} AND users.id = :user_id AND sessions.id = :session_id
+""")
+
+_REPLACE_HASH = Statement("""
+    UPDATE users SET hashed_password = :hashed WHERE id = :user_id AND hashed_password = :verified
 """)
 
 _CALLERS = Reading(
-    """
+    f"""
     callers AS MATERIALIZED (
-        SELECT id, full_name, role FROM users
-        WHERE id = ANY(CAST(:caller_ids AS bigint[])) AND is_active AND deleted_at IS NULL
+        SELECT users.id, users.full_name, users.role, sessions.id AS session_id {_MAY_CALL}
+            AND users.id = ANY(CAST(:caller_ids AS bigint[])) AND sessions.id = ANY(CAST(:session_ids AS uuid[]))
     )
     """,
-    results={"callers": ("id", "full_name", "role")},
+    results={"callers": ("id", "full_name", "role", "session_id")},
 )
 
 
-def _signed_in(results: Results) -> dict[int, SignedIn]:
+def _signed_in(results: Results) -> dict[Presented, SignedIn]:
     (callers,) = results
-    return {user_id: SignedIn(user_id, full_name, Role(role)) for user_id, full_name, role in callers}
+    return {
+        Presented(user_id, session_id): SignedIn(user_id, full_name, Role(role), session_id)
+        for user_id, full_name, role, session_id in callers
+    }

@@ -1,35 +1,21 @@
-"""HTTP routes for users and access tokens."""
+"""HTTP routes for users."""
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Response
-from fastapi.security import OAuth2PasswordRequestForm
+from fastapi import APIRouter, Response
 
 from services.api.dependencies import CurrentUser, IfMatch, Operator, ReplicaWork, State, Work, etag, page_of
 from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED
 from services.api.problems import responses
 from services.api.transaction import TransactionRoute
-from services.errors import Unauthenticated
-from services.fields import Id, storable
+from services.fields import Id
 from services.query import Page, PageQuery, Rows
 from services.users import service
 from services.users.models import User
 from services.users.repository import USERS
-from services.users.schemas import Token, UserAdminUpdate, UserCreate, UserPublic, UserUpdate
+from services.users.schemas import UserAdminUpdate, UserCreate, UserPublic, UserUpdate
 
 router = APIRouter(route_class=TransactionRoute, tags=["users"])
-
-
-@router.post("/token", responses=responses(400, 401, 413, 422))
-async def create_token(form: Annotated[OAuth2PasswordRequestForm, Depends()], uow: Work, state: State) -> Token:
-    """Sign in (OAuth 2.0 password flow): `username` is the e-mail address."""
-    try:
-        for given in (form.username, form.password):
-            storable(given)
-    except ValueError as error:
-        raise Unauthenticated("the e-mail address or the password is wrong") from error
-    user = await service.sign_in(uow, state.passwords, form.username, form.password)
-    return Token(access_token=state.tokens.make(user.id), expires_in=state.tokens.ttl)
 
 
 @router.post("/users", status_code=201, response_model=UserPublic, responses=responses(400, 409, 413, 422))

@@ -57,11 +57,3 @@ class UserSummary(Schema):
 
     id: int
     full_name: str
-
-
-class Token(Schema):
-    """An access token (OAuth 2.0, RFC 6749 section 5.1); `expires_in` is in seconds."""
-
-    access_token: str
-    token_type: str = "bearer"  # noqa: S105  (the scheme's name)
-    expires_in: int

@@ -3,7 +3,7 @@
 from typing import Any
 
 from services.credits.models import AccountBase
-from services.errors import AlreadyExists, Conflict, Fault, InvalidInput, NotFound, Unauthenticated
+from services.errors import AlreadyExists, Conflict, Fault, InvalidInput, NotFound
 from services.repository import Lock, check_version
 from services.sql import unless_taken
 from services.unit_of_work import UnitOfWork
@@ -11,6 +11,7 @@ from services.users.events import UserEmailChanged, UserRegistered
 from services.users.models import Caller, Role, User
 from services.users.passwords import Passwords
 from services.users.schemas import UserAdminUpdate, UserCreate, UserUpdate
+from services.users.sessions.models import Ended
 
 
 async def register(uow: UnitOfWork, passwords: Passwords, wanted: UserCreate, role: Role = Role.customer) -> User:
@@ -22,19 +23,6 @@ async def register(uow: UnitOfWork, passwords: Passwords, wanted: UserCreate, ro
         user = await uow.users.create(wanted, without={"password"}, hashed_password=hashed, role=role)
     await uow.accounts.create(AccountBase(), user_id=user.id)
     uow.record(UserRegistered(user_id=user.id))
-    return user
-
-
-async def sign_in(uow: UnitOfWork, passwords: Passwords, email: str, password: str) -> User:
-    """The active user with this address and password. Raises `Unauthenticated` without saying which was wrong."""
-    user = await uow.users.by_email(email)
-    # The connection goes back to the pool while the hash is computed.
-    await uow.rollback()
-    right = await passwords.matches(user.hashed_password if user else None, password)
-    if user is None or not right or not user.is_active:
-        raise Unauthenticated("the e-mail address or the password is wrong")
-    if passwords.outdated(user.hashed_password):
-        await uow.users.bulk_update({user.id: {"hashed_password": await passwords.hash(password)}})
     return user
 
 
@@ -60,7 +48,10 @@ async def update_as_operator(
         raise InvalidInput("operators cannot deactivate or demote themselves; ask another operator")
     if changes.is_active is False or changes.role is Role.customer:
         await _keep_an_operator(uow, user_id)
-    return await _update(uow, user_id, changes, version)
+    user = await _update(uow, user_id, changes, version)
+    if changes.is_active is False:
+        await uow.sessions.end_all(user_id, Ended.removed)
+    return user
 
 
 async def delete(uow: UnitOfWork, user_id: int) -> None:
@@ -68,6 +59,7 @@ async def delete(uow: UnitOfWork, user_id: int) -> None:
     await _keep_an_operator(uow, user_id)
     await uow.users.soft_delete(await get(uow, user_id, lock=Lock.change))
     await uow.products.take_off_sale(user_id)
+    await uow.sessions.end_all(user_id, Ended.removed)
 
 
 async def delete_as_operator(uow: UnitOfWork, operator: Caller, user_id: int) -> None:

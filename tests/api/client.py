@@ -9,6 +9,7 @@ import httpx2
 from fastapi import FastAPI
 from sqlalchemy import text
 
+from benchmarks.sessions import session_of
 from services.api.tokens import Tokens
 from services.catalog.models import Product
 from services.database import Database
@@ -50,7 +51,7 @@ class Api:
         """Send a request as the user `by`, with an Idempotency-Key and the version it read if given."""
         sent = dict(headers or {})
         if by is not None:
-            sent["Authorization"] = f"Bearer {self.tokens.make(by.id)}"
+            sent["Authorization"] = f"Bearer {self.tokens.make(session_of(by.id))}"
         if key is not None:
             sent["Idempotency-Key"] = str(uuid4()) if key == FRESH else key
         if version is not None:

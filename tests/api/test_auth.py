@@ -4,10 +4,12 @@ import base64
 import json
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import jwt
 import pytest
 
+from benchmarks.sessions import session_of
 from services.fields import now
 from services.users.passwords import Passwords
 from tests.api.client import Api, assert_problem
@@ -72,11 +74,24 @@ async def test_a_deleted_user_can_neither_sign_in_nor_use_a_token_until_restored
 async def test_tokens_that_are_not_ours_are_refused(api: Api) -> None:
     user = await make_operator(api.database)
     secret = api.settings.secret_key.get_secret_value()
+    caller = session_of(user.id)
+    key = jwt.get_unverified_header(api.tokens.make(caller))["kid"]
     at = now()
-    good = {"sub": str(user.id), "iss": "waybill", "iat": at, "exp": at + timedelta(hours=1)}
+    good = {
+        "sub": str(user.id),
+        "sid": str(caller.session_id),
+        "jti": "1",
+        "iss": "waybill",
+        "aud": "development/public",
+        "iat": at,
+        "exp": at + timedelta(hours=1),
+    }
+
+    def signed(claims: dict[str, Any], by: str = secret, algorithm: str = "HS256", kid: str = key) -> str:
+        return jwt.encode(claims, by, algorithm, headers={"kid": kid})
 
     def unsigned(claims: dict[str, Any]) -> str:
-        parts = [{"alg": "none", "typ": "JWT"}, {**claims, "iat": 1, "exp": 2**40}]
+        parts = [{"alg": "none", "typ": "JWT", "kid": key}, {**claims, "iat": 1, "exp": 2**40}]
         return (
             ".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts) + "."
         )
@@ -85,20 +100,22 @@ async def test_tokens_that_are_not_ours_are_refused(api: Api) -> None:
         return {name: value for name, value in good.items() if name != claim}
 
     tokens = {
-        "expired": jwt.encode({**good, "exp": at - timedelta(seconds=31)}, secret, "HS256"),
-        "another key": jwt.encode(good, "x" * 64, "HS256"),
-        "another algorithm": jwt.encode(good, secret * 2, "HS512"),
+        "expired": signed({**good, "exp": at - timedelta(seconds=31)}),
+        "another key": signed(good, "x" * 64),
+        "an unknown key": signed(good, kid="0" * 16),
+        "no key named": jwt.encode(good, secret, "HS256"),
+        "another algorithm": signed(good, secret * 2, "HS512"),
         "unsigned": unsigned(good),
-        "another issuer": jwt.encode({**good, "iss": "elsewhere"}, secret, "HS256"),
-        "no expiry": jwt.encode(without("exp"), secret, "HS256"),
-        "no subject": jwt.encode(without("sub"), secret, "HS256"),
-        "no issuer": jwt.encode(without("iss"), secret, "HS256"),
-        "a name": jwt.encode({**good, "sub": "root"}, secret, "HS256"),
-        "nobody": jwt.encode({**good, "sub": "0"}, secret, "HS256"),
-        "a huge id": jwt.encode({**good, "sub": str(2**63)}, secret, "HS256"),
-        "an endless id": jwt.encode({**good, "sub": "9" * 5000}, secret, "HS256"),
-        "an unknown user": jwt.encode({**good, "sub": str(2**62)}, secret, "HS256"),
-        "cut off": jwt.encode(good, secret, "HS256")[:-1],
+        "another issuer": signed({**good, "iss": "elsewhere"}),
+        "another tenant": signed({**good, "aud": "development/other"}),
+        **{f"no {claim}": signed(without(claim)) for claim in ("exp", "sub", "iss", "aud", "sid", "jti")},
+        "a name": signed({**good, "sub": "root"}),
+        "nobody": signed({**good, "sub": "0"}),
+        "a huge id": signed({**good, "sub": str(2**63)}),
+        "an endless id": signed({**good, "sub": "9" * 5000}),
+        "an unknown user": signed({**good, "sub": str(2**62)}),
+        "an unknown session": signed({**good, "sid": str(uuid4())}),
+        "cut off": signed(good)[:-1],
         "empty": "",
         "dots": "..",
     }
@@ -107,7 +124,9 @@ async def test_tokens_that_are_not_ours_are_refused(api: Api) -> None:
         assert reply.status_code == 401, what
         assert_problem(reply, 401, "unauthenticated")
         assert reply.headers["www-authenticate"] == "Bearer"
-    assert (await api.get("/v1/users/me", by=user)).status_code == 200
+    for token in (signed(good), api.tokens.make(caller)):
+        reply = await api.get("/v1/users/me", headers={"Authorization": f"Bearer {token}"})
+        assert reply.status_code == 200, "the others differ from it in one thing each"
 
 
 @pytest.mark.parametrize(

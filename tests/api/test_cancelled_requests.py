@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.pool import QueuePool
 
+from benchmarks.sessions import session_of
 from services.database import Database
 from services.settings import Settings
 from services.shielding import settled
@@ -46,7 +47,7 @@ class Reply:
 
 async def send(api: Api, reply: Reply, method: str, path: str, by: User, body: Any = None, key: str = "") -> None:
     """Send a request directly to the application: the awaits of a client in between would count, too."""
-    headers = {"authorization": f"Bearer {api.tokens.make(by.id)}", "content-type": "application/json"}
+    headers = {"authorization": f"Bearer {api.tokens.make(session_of(by.id))}", "content-type": "application/json"}
     if key:
         headers["idempotency-key"] = key
     # As the client of the other tests writes it: a key belongs to the bytes of its body.

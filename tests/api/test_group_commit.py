@@ -13,6 +13,7 @@ from httpx2 import Response
 from sqlalchemy import text
 from sqlalchemy.exc import InterfaceError
 
+from benchmarks.sessions import session_of
 from services.api import groups
 from services.api.turns import Intent, Turns
 from services.app import create_app
@@ -484,7 +485,7 @@ async def test_a_request_that_would_wait_too_long_is_refused_and_its_key_stays_f
 async def send(api: Api, by: User, key: str, body: Any) -> int:
     """Send a request whose client disconnects as soon as it has sent the body; returns the status."""
     headers = {
-        "authorization": f"Bearer {api.tokens.make(by.id)}",
+        "authorization": f"Bearer {api.tokens.make(session_of(by.id))}",
         "content-type": "application/json",
         "idempotency-key": key,
     }

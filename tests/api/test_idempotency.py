@@ -7,6 +7,7 @@ from uuid import uuid4
 import pytest
 from httpx2 import Response
 
+from benchmarks.sessions import session_of
 from services.idempotency.repository import Free, RequestKey
 from services.unit_of_work import UnitOfWork
 from tests.api.client import FRESH, Api, assert_problem, order_of
@@ -122,7 +123,7 @@ async def test_a_malformed_key_is_refused(api: Api, key: str) -> None:
     buyer, _, product = await api.shop()
     before = await api.everything()
     headers = [
-        (b"Authorization", f"Bearer {api.tokens.make(buyer.id)}".encode()),
+        (b"Authorization", f"Bearer {api.tokens.make(session_of(buyer.id))}".encode()),
         (b"Idempotency-Key", key.encode()),
     ]
 

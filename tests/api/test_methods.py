@@ -14,6 +14,7 @@ from fastapi import Response
 from fastapi.responses import StreamingResponse
 from fastapi.routing import iter_route_contexts
 
+from benchmarks.sessions import session_of
 from services.api.server import Server
 from services.credits.statement import service as export
 from services.credits.statement.repository import StatementRepository
@@ -127,7 +128,7 @@ async def test_head_does_not_wait_for_a_stream_that_has_nothing_to_say(api: Api)
 
 async def test_a_connection_can_be_used_again_after_head(api: Api) -> None:
     user = await with_notes(api, "x")
-    authorization = f"Authorization: Bearer {api.tokens.make(user.id)}\r\n"
+    authorization = f"Authorization: Bearer {api.tokens.make(session_of(user.id))}\r\n"
     asked = [("HEAD", CSV), ("HEAD", PATH), ("HEAD", "/nowhere"), ("GET", "/healthz")]
     async with served(api) as (reader, writer):
         for method, path in asked:

@@ -27,6 +27,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from benchmarks.sessions import session_of
 from services.api.tokens import Tokens
 from services.app import create_app
 from services.database import open_database
@@ -82,7 +83,7 @@ def world(settings: Settings) -> Iterator[World]:
     tokens = Tokens.from_settings(settings)
     schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(settings))
     try:
-        yield World(schema, {name: tokens.make(user.id) for name, user in users.items()}, known)
+        yield World(schema, {name: tokens.make(session_of(user.id)) for name, user in users.items()}, known)
     finally:
         shutdown_lifespans()
 

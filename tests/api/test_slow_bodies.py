@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import pytest
 
+from benchmarks.sessions import session_of
 from services.settings import Settings
 from services.users.models import User
 from services.users.passwords import Passwords
@@ -49,7 +50,7 @@ class SlowClient:
 async def slowly(api: Api, path: str, by: User, body: bytes = b'{"reason": "slow"}') -> AsyncIterator[SlowClient]:
     """A POST whose body is awaited inside the block, and comes at its end."""
     headers = {
-        "authorization": f"Bearer {api.tokens.make(by.id)}",
+        "authorization": f"Bearer {api.tokens.make(session_of(by.id))}",
         "idempotency-key": str(uuid4()),
         "content-type": "application/json",
         "content-length": str(len(body)),

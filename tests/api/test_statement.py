@@ -10,6 +10,7 @@ import httpx2
 import pytest
 import uvicorn
 
+from benchmarks.sessions import session_of
 from services.credits.statement import service as export
 from services.credits.statement.repository import StatementRepository
 from services.credits.statement.service import HEADINGS
@@ -181,7 +182,7 @@ async def test_an_export_that_fails_in_the_middle_does_not_look_complete(
     try:
         # Retried until it listens.
         transport = httpx2.AsyncHTTPTransport(retries=8)
-        headers = {"Authorization": f"Bearer {api.tokens.make(user.id)}"}
+        headers = {"Authorization": f"Bearer {api.tokens.make(session_of(user.id))}"}
         async with httpx2.AsyncClient(base_url=f"http://{LOOPBACK}:{port}", transport=transport) as client:
             with pytest.raises(httpx2.RemoteProtocolError):
                 await client.get(f"{PATH}.csv", headers=headers)

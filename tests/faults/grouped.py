@@ -17,6 +17,7 @@ import httpx2
 import psycopg
 from psycopg.rows import TupleRow
 
+from benchmarks.sessions import session_of
 from services.api.tokens import Tokens
 from services.database import Database
 from services.settings import Settings
@@ -131,7 +132,7 @@ class Client:
     async def send(self, one: Sent) -> httpx2.Response | None:
         """The reply; None if the connection broke."""
         headers = {
-            "Authorization": f"Bearer {self._tokens.make(one.by)}",
+            "Authorization": f"Bearer {self._tokens.make(session_of(one.by))}",
             "Idempotency-Key": one.key,
             "Content-Type": "application/json",
         }

@@ -13,6 +13,7 @@ from uuid import uuid4
 import asyncpg
 import httpx2
 
+from benchmarks.sessions import session_of
 from services.api.tokens import Tokens
 from services.catalog.models import Product
 from services.database import Database
@@ -57,7 +58,7 @@ class Bank:
 
     async def post(self, by: User, path: str, body: dict[str, Any]) -> httpx2.Response:
         """Sent again with the same key while the first request is in flight."""
-        headers = {"Authorization": f"Bearer {self._tokens.make(by.id)}", "Idempotency-Key": str(uuid4())}
+        headers = {"Authorization": f"Bearer {self._tokens.make(session_of(by.id))}", "Idempotency-Key": str(uuid4())}
         while True:
             reply = await self._client.post(path, json=body, headers=headers)
             if reply.status_code != 409 or reply.json()["code"] != "request_in_flight":

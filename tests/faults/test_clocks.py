@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from benchmarks.sessions import session_of
 from services.api.tokens import Tokens
 from services.database import Database
 from services.local.embedded.ports import any_free_port
@@ -78,7 +79,10 @@ async def test_an_order_of_an_api_whose_clock_is_an_hour_off_is_confirmed(
     replace(shift, str(seconds))
     wrong = settings.model_copy(update={"hold_ttl": 60, "max_clock_skew": 2 * HOUR})
     buyer, product = await make_user(database, credits="100"), await make_product(database, price="4.00")
-    headers = {"Authorization": f"Bearer {Tokens.from_settings(settings).make(buyer.id)}", "Idempotency-Key": "k-1"}
+    headers = {
+        "Authorization": f"Bearer {Tokens.from_settings(settings).make(session_of(buyer.id))}",
+        "Idempotency-Key": "k-1",
+    }
     port = any_free_port()
     url = f"http://127.0.0.1:{port}"
     with (

@@ -16,6 +16,7 @@ import psycopg
 import pytest
 import uvicorn
 
+from benchmarks.sessions import session_of
 from services.api.protocol import LimitedProtocol
 from services.api.server import Server
 from services.api.tokens import Tokens
@@ -42,7 +43,7 @@ def edge(settings: Settings, tmp_path: Path) -> Iterator[Edge]:
 
 
 def token(settings: Settings, user: User) -> str:
-    return f"Bearer {Tokens.from_settings(settings).make(user.id)}"
+    return f"Bearer {Tokens.from_settings(settings).make(session_of(user.id))}"
 
 
 def get(path: str, settings: Settings, user: User) -> bytes:

@@ -23,6 +23,7 @@ JOBS = [
     "expire",
     "forget_workers",
     "prune_idempotency_keys",
+    "prune_sessions",
     "report_backlog",
     "wake_stranded_events",
 ]

@@ -6,6 +6,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from benchmarks.sessions import session_of
 from services.api.tokens import Tokens
 from services.database import Database
 from services.local.embedded.ports import any_free_port
@@ -57,7 +58,10 @@ async def test_a_reply_that_is_lost_with_the_api_is_returned_to_a_retry(
     sender, recipient = await make_user(database, credits="100"), await make_user(database)
     product = await make_product(database, price="4.00")
     path, body, status = wanted_of(name, recipient, product.id)
-    headers = {"Authorization": f"Bearer {Tokens.from_settings(settings).make(sender.id)}", "Idempotency-Key": "k-1"}
+    headers = {
+        "Authorization": f"Bearer {Tokens.from_settings(settings).make(session_of(sender.id))}",
+        "Idempotency-Key": "k-1",
+    }
     before = await effects(database)
 
     port = any_free_port()

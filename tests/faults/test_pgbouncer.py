@@ -14,6 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from benchmarks.sessions import session_of
 from services.api.tokens import Tokens
 from services.catalog.models import Category
 from services.connections import Connection
@@ -216,7 +217,7 @@ async def test_the_api_and_a_worker_do_their_work(
 ) -> None:
     buyer, friend = await make_user(database, credits="100.00"), await make_user(database)
     product = await make_product(database, price="1.00", stock=1000)
-    headers = {"Authorization": f"Bearer {Tokens.from_settings(pooled).make(buyer.id)}"}
+    headers = {"Authorization": f"Bearer {Tokens.from_settings(pooled).make(session_of(buyer.id))}"}
     order = {"items": [{"product_id": product.id, "quantity": 1}]}
     with ExitStack() as stack:
         worker = stack.enter_context(running_worker(pooled, tmp_path / "worker.log"))

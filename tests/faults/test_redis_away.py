@@ -15,6 +15,7 @@ from arq import create_pool
 from arq.connections import RedisSettings
 from redis import Redis
 
+from benchmarks.sessions import session_of
 from services.api.tokens import Tokens
 from services.catalog.models import Product
 from services.database import Database
@@ -53,7 +54,7 @@ class Shop:
     def __init__(self, url: str, settings: Settings, buyer: User, product: Product) -> None:
         self._url = url
         self._product_id = product.id
-        self._headers = {"Authorization": f"Bearer {Tokens.from_settings(settings).make(buyer.id)}"}
+        self._headers = {"Authorization": f"Bearer {Tokens.from_settings(settings).make(session_of(buyer.id))}"}
         self._database_url = settings.database_url
 
     def wait_until_open(self) -> None:

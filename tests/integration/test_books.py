@@ -6,6 +6,7 @@ import pytest
 from httpx2 import AsyncClient
 from sqlalchemy import text
 
+from benchmarks.sessions import session_of
 from services.api.tokens import Tokens
 from services.database import Database
 from services.orders.models import OrderStatus
@@ -15,7 +16,7 @@ from tests.factories import make_operator, make_order, make_product, make_user
 
 async def recount(client: AsyncClient, settings: Settings, database: Database) -> dict[str, Any]:
     operator = await make_operator(database)
-    headers = {"Authorization": f"Bearer {Tokens.from_settings(settings).make(operator.id)}"}
+    headers = {"Authorization": f"Bearer {Tokens.from_settings(settings).make(session_of(operator.id))}"}
     reply = await client.get("/v1/operations/books", headers=headers)
     assert reply.status_code == 200
     counted: dict[str, Any] = reply.json()

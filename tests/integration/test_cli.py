@@ -21,6 +21,9 @@ from services.unit_of_work import UnitOfWork
 from services.users import service as users
 from services.users.models import Role
 from services.users.passwords import Passwords
+from services.users.sessions import service as sessions
+from services.users.sessions.models import Device
+from services.users.sessions.service import Lifetimes
 
 
 @pytest.fixture
@@ -38,10 +41,14 @@ def facts(settings: Settings, tmp_path: Path) -> Facts:
 async def can_sign_in(database: Database, settings: Settings, facts: Facts) -> list[Role]:
     """Sign in as every user in the facts; return their roles."""
     assert facts.operator is not None
-    async with UnitOfWork(database.write) as uow:
-        passwords = Passwords(settings)
-        people = [facts.operator, *facts.users]
-        return [(await users.sign_in(uow, passwords, known.email, known.password)).role for known in people]
+    passwords, lifetimes, roles = Passwords(settings), Lifetimes.of(settings), []
+    for known in (facts.operator, *facts.users):
+        async with UnitOfWork(database.write) as uow:
+            granted = await sessions.sign_in(uow, passwords, lifetimes, known.email, known.password, Device(None, None))
+            signed_in = await uow.users.signed_in(granted.caller)
+            assert signed_in is not None
+            roles.append(signed_in.role)
+    return roles
 
 
 @pytest.mark.usefixtures("_settings_of_commands")

@@ -26,6 +26,7 @@ from services.skew import database_time
 from services.sql import LOCK_NOT_AVAILABLE, sqlstate
 from services.sweeps.service import Sweep
 from services.unit_of_work import UnitOfWork
+from services.users.sessions.service import expired_sessions
 from worker.context import WorkerContext
 from worker.jobs.sweeping import raise_all, run_sweeps
 
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _KEYS_PER_TRANSACTION = 2000
 _WORKERS_PER_TRANSACTION = 200
+_SESSIONS_PER_TRANSACTION = 200
 
 _LONGEST_PRUNING = 240.0
 """Seconds after which pruning stops; the next run, an hour later, continues."""
@@ -164,6 +166,13 @@ def old_keys(retention: timedelta) -> Sweep[OldKey]:
         return [key.subject for key in await uow.idempotency.delete_old(retention, keys)]
 
     return Sweep("idempotency_keys", find, delete)
+
+
+async def prune_sessions(ctx: dict[str, Any]) -> None:
+    """Delete sessions that ended longer ago than the retention, and their refresh tokens, one transaction per slice."""
+    worker: WorkerContext = ctx["worker"]
+    sweep = expired_sessions(timedelta(seconds=worker.settings.session_retention))
+    await run_sweeps(worker.open_unit_of_work, [sweep], slice_size=_SESSIONS_PER_TRANSACTION, longest=_LONGEST_PRUNING)
 
 
 async def forget_workers(ctx: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import httpx2
 from sqlalchemy import text
 
+from benchmarks.sessions import session_of
 from services.api.tokens import Tokens
 from services.app import create_app
 from services.database import Database, open_database
@@ -207,11 +208,11 @@ class World:
         headers = {"X-Request-Id": f"request-{number}", "Content-Type": "application/json"}
         match wish.caller:
             case Caller.token:
-                headers["Authorization"] = f"Bearer {self.tokens.make(self.users[wish.by])}"
+                headers["Authorization"] = f"Bearer {self.tokens.make(session_of(self.users[wish.by]))}"
             case Caller.expired:
-                headers["Authorization"] = f"Bearer {self.expired.make(self.users[wish.by])}"
+                headers["Authorization"] = f"Bearer {self.expired.make(session_of(self.users[wish.by]))}"
             case Caller.unknown:
-                headers["Authorization"] = f"Bearer {self.tokens.make(NOBODY)}"
+                headers["Authorization"] = f"Bearer {self.tokens.make(session_of(NOBODY))}"
             case Caller.garbage:
                 headers["Authorization"] = "Bearer garbage"
             case Caller.missing:
@@ -296,6 +297,12 @@ async def open_world(name: str, settings: Settings) -> AsyncIterator[World]:
         httpx2.AsyncClient(transport=transport, base_url="http://api.test") as client,
     ):
         secret = settings.secret_key.get_secret_value()
-        world = World(name, database, client, Tokens.from_settings(settings), Tokens(secret, -3600))
+        world = World(
+            name,
+            database,
+            client,
+            Tokens.from_settings(settings),
+            Tokens(secret, audience=f"{settings.environment.value}/{settings.database_schema}", ttl=-3600),
+        )
         await world.populate()
         yield world

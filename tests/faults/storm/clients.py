@@ -6,6 +6,7 @@ import io
 import random
 from dataclasses import dataclass, field
 
+from benchmarks.sessions import session_of
 from services.api.tokens import Tokens
 from tests.faults.storm.findings import Findings
 from tests.faults.storm.wire import Broken, Leaving, Reply, exchange, render
@@ -96,7 +97,7 @@ class Load:
         path, by = (
             (_DOWNLOAD, self.shop.collector) if download else (dice.choice(_LISTS), dice.choice(self.shop.buyers))
         )
-        request = render("GET", path, token=self.tokens.make(by))
+        request = render("GET", path, token=self.tokens.make(session_of(by)))
         try:
             reply = await self._exchange(dice, request, leaving)
         except Broken:
@@ -115,7 +116,7 @@ class Load:
             (_DOWNLOAD, self.shop.collector) if download else (dice.choice(_LISTS), dice.choice(self.shop.buyers))
         )
         try:
-            reply = await self._exchange(dice, render("GET", path, token=self.tokens.make(by)))
+            reply = await self._exchange(dice, render("GET", path, token=self.tokens.make(session_of(by))))
         except Broken:
             self.findings.seen["reads without an answer"] += 1
             return
@@ -160,7 +161,7 @@ class Load:
 
     async def _try(self, dice: random.Random, write: Write, leaving: Leaving | None) -> Reply | None:
         """One try; the reply if it came whole and is definite."""
-        token = None if write.by is None else self.tokens.make(write.by)
+        token = None if write.by is None else self.tokens.make(session_of(write.by))
         key = write.key if write.has_key else None
         request = render("POST", write.path, token=token, key=key, body=write.body)
         write.tries += 1

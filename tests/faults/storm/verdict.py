@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any, LiteralString
 
+from benchmarks.sessions import session_of
 from services.budget import PROBE_CONNECTIONS
 from services.database import open_database
 from services.operations import service as operations
@@ -285,7 +286,7 @@ async def _transfer_to(load: Load, api: Member, sink: int, key: str) -> None:
     write = Write(Kind.transfer, by, "/v1/transfers", key, body)
     load.writes.append(write)
     for _ in range(20):
-        request = render("POST", write.path, token=load.tokens.make(by), key=key, body=body)
+        request = render("POST", write.path, token=load.tokens.make(session_of(by)), key=key, body=body)
         try:
             reply = await exchange(api.port, request, seconds=20.0)
         except Broken:

@@ -1,0 +1,78 @@
+"""HTTP routes for tokens and sessions."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Form, Request, Response
+from pydantic import SecretStr
+
+from services.api.dependencies import CurrentUser, Device, State, Work
+from services.api.problems import domain_problem, responses
+from services.api.transaction import TransactionRoute
+from services.errors import Fault, InvalidInput, Unauthenticated
+from services.fields import storable
+from services.users.sessions import service
+from services.users.sessions.schemas import Grant, Sessions, Token, TokenRequest
+from services.users.sessions.service import Lifetimes, Reused
+
+router = APIRouter(route_class=TransactionRoute, tags=["sessions"])
+
+
+@router.post("/token", response_model=Token, responses=responses(400, 401, 413, 422))
+async def create_token(
+    form: Annotated[TokenRequest, Form()], request: Request, response: Response, device: Device, uow: Work, state: State
+) -> Token | Response:
+    """Sign in (OAuth 2.0 password flow; `username` is the e-mail address), or prolong a session by its refresh token.
+
+    A refresh token works once: the reply has the next one. Shown again, it ends the session.
+    """
+    lifetimes = Lifetimes.of(state.settings)
+    granted: service.Granted | Reused
+    if form.grant_type is Grant.password:
+        email, password = _required("username", form.username), _required("password", form.password)
+        try:
+            for given in (email, password):
+                storable(given)
+        except ValueError as error:
+            raise Unauthenticated("the e-mail address or the password is wrong") from error
+        granted = await service.sign_in(uow, state.passwords, lifetimes, email, password, device)
+    else:
+        granted = await service.refresh(uow, lifetimes, _required("refresh_token", form.refresh_token), device)
+    if isinstance(granted, Reused):
+        # Not raised: that the session has ended is committed.
+        return domain_problem(
+            request, Unauthenticated("the refresh token was used before, so its session was ended; sign in again")
+        )
+    response.headers["Cache-Control"] = "no-store"
+    access_token = state.tokens.make(granted.caller)
+    return Token(access_token=access_token, expires_in=state.tokens.ttl, refresh_token=granted.refresh_token)
+
+
+def _required(name: str, value: str | SecretStr | None) -> str:
+    if value is None:
+        raise InvalidInput(f"{name} is required for this grant_type", [Fault("Field required", f"#/{name}")])
+    return value if isinstance(value, str) else value.get_secret_value()
+
+
+@router.get("/sessions", responses=responses(401))
+async def list_sessions(caller: CurrentUser, uow: Work) -> Sessions:
+    """List where the caller is signed in, the last used first."""
+    return await service.sessions_of(uow, caller)
+
+
+@router.delete("/sessions/current", status_code=204, responses=responses(401))
+async def sign_out(caller: CurrentUser, uow: Work) -> None:
+    """Sign out: end the session of this request. Its tokens are invalid at once."""
+    await service.sign_out(uow, caller, caller.session_id)
+
+
+@router.delete("/sessions/{session_id}", status_code=204, responses=responses(401, 404, 422))
+async def end_session(session_id: UUID, caller: CurrentUser, uow: Work) -> None:
+    """End one of the caller's sessions. Its tokens are invalid at once."""
+    await service.sign_out(uow, caller, session_id)
+
+
+@router.delete("/sessions", status_code=204, responses=responses(401))
+async def end_all_sessions(caller: CurrentUser, uow: Work) -> None:
+    """Sign out everywhere: end all of the caller's sessions, including this one."""
+    await service.sign_out_everywhere(uow, caller)

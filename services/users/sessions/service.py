@@ -1,0 +1,158 @@
+"""Signing in, staying signed in, and signing out."""
+
+import hashlib
+import logging
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Self
+from uuid import UUID
+
+from services.errors import NotFound, Unauthenticated
+from services.fields import new_id
+from services.settings import Settings
+from services.sweeps.service import Sweep
+from services.unit_of_work import UnitOfWork
+from services.users.models import Presented, User
+from services.users.passwords import Passwords
+from services.users.repository import SignedIn
+from services.users.sessions.models import Device, Ended
+from services.users.sessions.repository import ExpiredSession, TokenState
+from services.users.sessions.schemas import SessionPublic, Sessions
+
+logger = logging.getLogger(__name__)
+
+MOST_SESSIONS = 50
+"""The most sessions of one user. One more ends the one that has not been used for the longest time."""
+
+_PREFIX = "wbr_"
+"""Secret scanners find refresh tokens by it."""
+_SECRET_BYTES = 32
+_TRIES = 3
+"""How often a password is checked if its hash is replaced meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetimes:
+    """How long a session lasts after it was last prolonged, and how long at most."""
+
+    idle: timedelta
+    longest: timedelta
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        return cls(timedelta(seconds=settings.session_idle_ttl), timedelta(seconds=settings.session_max_ttl))
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A session that was begun or prolonged, and the only refresh token that prolongs it from now on."""
+
+    caller: Presented
+    refresh_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reused:
+    """The refresh token had been used, so it was stolen, or its successor was: the session has ended.
+
+    A value and not an error, since it must be committed.
+    """
+
+
+async def sign_in(
+    uow: UnitOfWork, passwords: Passwords, lifetimes: Lifetimes, email: str, password: str, device: Device
+) -> Granted:
+    """Begin a session. Raises `Unauthenticated` without saying whether the address or the password was wrong."""
+    for _ in range(_TRIES):
+        user = await uow.users.by_email(email)
+        # The connection goes back to the pool while the hash is computed.
+        await uow.rollback()
+        right = await passwords.matches(user.hashed_password if user else None, password)
+        if user is None or not right or not user.is_active:
+            break
+        granted = await _begin(uow, passwords, lifetimes, user, password, device)
+        if granted is not None:
+            return granted
+        # The hash has been replaced meanwhile: by a new password, or by another sign-in with this one.
+        await uow.rollback()
+    raise Unauthenticated("the e-mail address or the password is wrong")
+
+
+async def _begin(
+    uow: UnitOfWork, passwords: Passwords, lifetimes: Lifetimes, user: User, password: str, device: Device
+) -> Granted | None:
+    verified = user.hashed_password
+    if passwords.outdated(verified):
+        hashed = await passwords.hash(password)
+        if not await uow.users.replace_hash(user.id, verified, hashed):
+            return None
+        verified = hashed
+    token, session_id = _new_token(), new_id()
+    if not await uow.sessions.begin(session_id, user.id, verified, lifetimes.idle, device, _hash(token)):
+        return None
+    await uow.sessions.end_beyond(user.id, MOST_SESSIONS)
+    return Granted(Presented(user.id, session_id), token)
+
+
+async def refresh(uow: UnitOfWork, lifetimes: Lifetimes, token: str, device: Device) -> Granted | Reused:
+    """Prolong a session and replace its refresh token (RFC 9700, section 4.14.2).
+
+    A token works once. One that is shown again ends its session, because only one of the two who showed it was the
+    user. For a few seconds it may be shown again by a client that did not get the reply; what was given then is void.
+    Raises `Unauthenticated` if the token is unknown, or its session has ended.
+    """
+    shown = _hash(token)
+    caller = await uow.sessions.lock_by_token(shown)
+    if caller is None or await uow.users.signed_in(caller) is None:
+        raise Unauthenticated("the refresh token is invalid, or its session has ended; sign in again")
+    if await uow.sessions.state_of(shown) is TokenState.reused:
+        await uow.sessions.end(caller.user_id, caller.session_id, Ended.reused)
+        logger.warning(
+            "a refresh token was used twice: its session was ended",
+            extra={"user_id": caller.user_id, "session_id": str(caller.session_id), "address": device.address},
+        )
+        return Reused()
+    following = _new_token()
+    await uow.sessions.rotate(caller.session_id, shown, _hash(following), lifetimes.idle, lifetimes.longest, device)
+    return Granted(caller, following)
+
+
+async def sessions_of(uow: UnitOfWork, caller: SignedIn) -> Sessions:
+    """The caller's sessions."""
+    rows = await uow.sessions.of_user(caller.id, MOST_SESSIONS)
+    return Sessions(data=[SessionPublic(**row, current=row["id"] == caller.session_id) for row in rows])
+
+
+async def sign_out(uow: UnitOfWork, caller: SignedIn, session_id: UUID) -> None:
+    """End one of the caller's sessions. Raises `NotFound` if it has ended, or is not theirs."""
+    if not await uow.sessions.end(caller.id, session_id, Ended.signed_out):
+        raise NotFound(f"you have no session {session_id}")
+
+
+async def sign_out_everywhere(uow: UnitOfWork, caller: SignedIn) -> None:
+    """End all of the caller's sessions, including this one."""
+    await uow.sessions.end_all(caller.id, Ended.signed_out)
+
+
+def expired_sessions(retention: timedelta) -> Sweep[ExpiredSession]:
+    """Sessions that ended longer ago than the retention, with their refresh tokens."""
+
+    async def find(uow: UnitOfWork, after: ExpiredSession | None, limit: int) -> list[ExpiredSession]:
+        return await uow.sessions.expired(retention, after, limit)
+
+    async def delete(uow: UnitOfWork, due: Sequence[ExpiredSession]) -> list[str]:
+        deleted = await uow.sessions.delete_expired(retention, [one.session_id for one in due])
+        return [str(session_id) for session_id in deleted]
+
+    return Sweep("sessions", find, delete)
+
+
+def _new_token() -> str:
+    return _PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
+
+
+def _hash(token: str) -> bytes:
+    # A random token of 256 bits needs no slow hash.
+    return hashlib.sha256(token.encode("utf-8", "replace")).digest()
