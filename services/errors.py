@@ -47,6 +47,20 @@ class Unauthenticated(DomainError):
     code = "unauthenticated"
 
 
+@dataclass
+class TooManyAttempts(DomainError):
+    """Too many passwords were wrong. `retry_after` is in seconds."""
+
+    retry_after: int = 1
+    code: ClassVar[str] = "too_many_attempts"
+
+
+class Overloaded(DomainError):
+    """There is too much to do at the moment."""
+
+    code = "overloaded"
+
+
 class Forbidden(DomainError):
     """The caller may not do this."""
 

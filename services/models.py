@@ -22,6 +22,7 @@ from services.outbox.models import (
     WorkerRow,
 )
 from services.sweeps.models import SweepFailure
+from services.users.attempts.models import FailedAttempts
 from services.users.models import User
 from services.users.sessions.models import RefreshToken, UserSession
 
@@ -34,6 +35,7 @@ __all__ = [
     "Entry",
     "EventRow",
     "EventTypeControl",
+    "FailedAttempts",
     "IdempotencyKey",
     "Inventory",
     "JobRow",

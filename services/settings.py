@@ -90,6 +90,10 @@ class Settings(BaseSettings):
     session_idle_ttl: Annotated[int, Field(ge=300, le=31_536_000)] = 1_209_600
     session_max_ttl: Annotated[int, Field(ge=300, le=31_536_000)] = 7_776_000
     session_retention: Annotated[int, Field(ge=60, le=315_360_000)] = 2_592_000
+    sign_in_attempts: Annotated[int, Field(ge=1, le=1000)] = 10
+    sign_in_address_attempts: Annotated[int, Field(ge=0, le=1_000_000)] = 100
+    sign_in_max_pause: Annotated[float, Field(ge=1, le=3600)] = 300.0
+    password_queue: Annotated[int, Field(ge=0, le=10_000)] = 32
     # OWASP Password Storage Cheat Sheet: argon2id with 19 MiB, 2 passes, 1 lane.
     argon2_memory_kib: Annotated[int, Field(ge=8)] = 19_456
     argon2_time_cost: Annotated[int, Field(ge=1)] = 2

@@ -24,6 +24,7 @@ from services.outbox.subscription import TransactionT
 from services.reports.repository import HappenedRepository
 from services.sweeps.repository import SweepRepository
 from services.transaction import RepositoryOf, Transaction
+from services.users.attempts.repository import AttemptRepository
 from services.users.repository import UserRepository
 from services.users.sessions.repository import SessionRepository
 
@@ -38,6 +39,7 @@ class UnitOfWork(Transaction):
 
     users = RepositoryOf(UserRepository)
     sessions = RepositoryOf(SessionRepository)
+    attempts = RepositoryOf(AttemptRepository)
     categories = RepositoryOf(CategoryRepository)
     products = RepositoryOf(ProductRepository)
     inventory = RepositoryOf(InventoryRepository)

@@ -44,9 +44,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_sessions")),
     )
     op.create_index("ix_sessions_expires_at_id", "sessions", ["expires_at", "id"], unique=False)
-    op.create_index(
-        "ix_sessions_user_id", "sessions", ["user_id"], unique=False, postgresql_where=sa.text("ended_at IS NULL")
-    )
+    op.create_index("ix_sessions_user_id_address", "sessions", ["user_id", "address"], unique=False)
     op.create_table(
         "refresh_tokens",
         sa.Column("hash", sa.LargeBinary(), nullable=False),
@@ -75,6 +73,6 @@ def downgrade() -> None:
     op.drop_index("uq_refresh_tokens_usable", table_name="refresh_tokens", postgresql_where=sa.text("used_at IS NULL"))
     op.drop_index("ix_refresh_tokens_session_id", table_name="refresh_tokens")
     op.drop_table("refresh_tokens")
-    op.drop_index("ix_sessions_user_id", table_name="sessions", postgresql_where=sa.text("ended_at IS NULL"))
+    op.drop_index("ix_sessions_user_id_address", table_name="sessions")
     op.drop_index("ix_sessions_expires_at_id", table_name="sessions")
     op.drop_table("sessions")

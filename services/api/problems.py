@@ -30,9 +30,11 @@ from services.errors import (
     InsufficientCredits,
     InvalidInput,
     NotFound,
+    Overloaded,
     ReportsUnavailable,
     RequestInFlight,
     StaleVersion,
+    TooManyAttempts,
     Unauthenticated,
     VersionRequired,
 )
@@ -56,8 +58,10 @@ _STATUS: Mapping[type[DomainError], int] = {
     InsufficientCredits: 402,
     InvalidInput: 422,
     NotFound: 404,
+    Overloaded: 503,
     ReportsUnavailable: 503,
     StaleVersion: 412,
+    TooManyAttempts: 429,
     Unauthenticated: 401,
     VersionRequired: 428,
 }
@@ -123,8 +127,10 @@ def domain_problem(request: Request, error: DomainError, members: Mapping[str, A
     headers = {}
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, RequestInFlight | ReportsUnavailable):
+    if isinstance(error, RequestInFlight | ReportsUnavailable | Overloaded):
         headers["Retry-After"] = "1"
+    if isinstance(error, TooManyAttempts):
+        headers["Retry-After"] = str(error.retry_after)
     return problem(request, status_of(type(error)), error.code, error.detail, error.faults, headers, members)
 
 

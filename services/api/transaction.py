@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Any, TypeAlias
 
@@ -27,7 +28,7 @@ from services.errors import DomainError, IdempotencyKeyReused, RequestInFlight
 from services.idempotency.repository import PRIMARY_KEY, Free, InFlight, StoredReply
 from services.outbox.events import Trace
 from services.sql import CONTENTION, sqlstate, violates
-from services.unit_of_work import UnitOfWork
+from services.unit_of_work import UnitOfWork, background
 
 logger = logging.getLogger(__name__)
 
@@ -211,6 +212,17 @@ async def _replay(request: Request, stored: StoredReply) -> Response:
             logger.warning("a stored reply may not be safe yet and was not sent: %r", error)
             return outcome_unknown_problem(request)
     return replayed(stored)
+
+
+@asynccontextmanager
+async def ahead(request: Request) -> AsyncIterator[UnitOfWork]:
+    """A unit of work that is committed at the end of the block, before the request's own.
+
+    For what must stay even if the request is refused, or must be seen by others before it goes on. The request's own
+    unit of work must not have begun: it would hold a second connection.
+    """
+    async with background(lambda: open_unit_of_work(request)) as uow:
+        yield uow
 
 
 def open_unit_of_work(request: Request) -> UnitOfWork:

@@ -1,16 +1,23 @@
 """Password hashing with argon2id, off the event loop."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from anyio import CapacityLimiter, to_thread
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
+from services.errors import Overloaded
 from services.settings import Settings
+
+ResultT = TypeVar("ResultT")
 
 
 class Passwords:
     """Hashes and checks passwords in threads; argon2 releases the GIL, so the event loop is not blocked.
 
     At most `concurrent` run at a time, so that a burst of sign-ins cannot exhaust memory (`argon2_memory_kib` each).
+    At most `password_queue` wait: beyond that, `Overloaded` is raised at once, so that those who wait are served soon.
     """
 
     def __init__(self, settings: Settings, concurrent: int = 2) -> None:
@@ -20,20 +27,35 @@ class Passwords:
             parallelism=settings.argon2_parallelism,
         )
         self._limiter = CapacityLimiter(concurrent)
+        self._most = concurrent + settings.password_queue
+        self._taken = 0
         # Checked for an unknown address, so that response times do not reveal which addresses exist.
         self._nobody = self._hasher.hash("the password of no account")
 
     async def hash(self, password: str) -> str:
-        return await to_thread.run_sync(self._hasher.hash, password, limiter=self._limiter)
+        return await self._in_thread(self._hasher.hash, password)
+
+    def check_room(self) -> None:
+        """Raises `Overloaded` if too many passwords wait to be hashed or checked."""
+        if self._taken >= self._most:
+            raise Overloaded("too many people are signing in; send the request again")
 
     async def matches(self, hashed: str | None, password: str) -> bool:
         """Whether the password is correct. Takes equally long if there is no hash to compare with."""
-        right = await to_thread.run_sync(self._verify, hashed or self._nobody, password, limiter=self._limiter)
+        right = await self._in_thread(self._verify, hashed or self._nobody, password)
         return right and hashed is not None
 
     def outdated(self, hashed: str) -> bool:
         """Whether the hash was made with parameters other than the current ones."""
         return self._hasher.check_needs_rehash(hashed)
+
+    async def _in_thread(self, work: Callable[..., ResultT], *arguments: str) -> ResultT:
+        self.check_room()
+        self._taken += 1
+        try:
+            return await to_thread.run_sync(work, *arguments, limiter=self._limiter)
+        finally:
+            self._taken -= 1
 
     def _verify(self, hashed: str, password: str) -> bool:
         try:

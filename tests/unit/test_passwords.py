@@ -6,6 +6,7 @@ from time import perf_counter
 
 import pytest
 
+from services.errors import Overloaded
 from services.settings import Environment, Settings
 from services.users.passwords import Passwords
 
@@ -98,3 +99,25 @@ async def test_a_hash_of_other_parameters_is_outdated() -> None:
     hashed = await Passwords(cheap()).hash("correct horse")
     assert not Passwords(cheap()).outdated(hashed)
     assert Passwords(cheap(argon2_memory_kib=64)).outdated(hashed)
+
+
+async def test_beyond_the_queue_a_password_is_refused_at_once_and_those_who_wait_are_served() -> None:
+    passwords = Passwords(cheap(password_queue=3), concurrent=2)
+    passwords._hasher = SlowHasher()  # type: ignore[assignment]
+    hashing = [asyncio.create_task(passwords.hash(str(number))) for number in range(8)]
+    await asyncio.wait(hashing, return_when=asyncio.FIRST_EXCEPTION)
+    refused = [task for task in hashing if task.done() and isinstance(task.exception(), Overloaded)]
+    assert len(refused) == 3
+    served = await asyncio.gather(*[task for task in hashing if task not in refused])
+    assert served == ["0", "1", "2", "3", "4"]
+    assert await passwords.hash("later") == "later"
+
+
+async def test_a_sign_in_that_is_given_up_leaves_its_place_in_the_queue() -> None:
+    passwords = Passwords(cheap(password_queue=0), concurrent=1)
+    passwords._hasher = SlowHasher()  # type: ignore[assignment]
+    given_up = asyncio.create_task(passwords.hash("x"))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    await asyncio.wait([given_up])
+    assert await passwords.hash("y") == "y"

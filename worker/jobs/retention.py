@@ -26,6 +26,7 @@ from services.skew import database_time
 from services.sql import LOCK_NOT_AVAILABLE, sqlstate
 from services.sweeps.service import Sweep
 from services.unit_of_work import UnitOfWork
+from services.users.attempts.service import FORGOTTEN_ATTEMPTS
 from services.users.sessions.service import expired_sessions
 from worker.context import WorkerContext
 from worker.jobs.sweeping import raise_all, run_sweeps
@@ -169,10 +170,13 @@ def old_keys(retention: timedelta) -> Sweep[OldKey]:
 
 
 async def prune_sessions(ctx: dict[str, Any]) -> None:
-    """Delete sessions that ended longer ago than the retention, and their refresh tokens, one transaction per slice."""
+    """Delete sessions that ended longer ago than the retention, and failed attempts to sign in that no longer count."""
     worker: WorkerContext = ctx["worker"]
-    sweep = expired_sessions(timedelta(seconds=worker.settings.session_retention))
-    await run_sweeps(worker.open_unit_of_work, [sweep], slice_size=_SESSIONS_PER_TRANSACTION, longest=_LONGEST_PRUNING)
+    sweeps: list[Sweep[Any]] = [
+        expired_sessions(timedelta(seconds=worker.settings.session_retention)),
+        FORGOTTEN_ATTEMPTS,
+    ]
+    await run_sweeps(worker.open_unit_of_work, sweeps, slice_size=_SESSIONS_PER_TRANSACTION, longest=_LONGEST_PRUNING)
 
 
 async def forget_workers(ctx: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ class UserSession(SQLModel, table=True):
 
     __tablename__ = "sessions"
     __table_args__ = (
-        Index("ix_sessions_user_id", "user_id", postgresql_where=text("ended_at IS NULL")),
+        Index("ix_sessions_user_id_address", "user_id", "address"),
         Index("ix_sessions_expires_at_id", "expires_at", "id"),
         CheckConstraint(f"end_reason IS NULL OR {allowed('end_reason', Ended)}", name="end_reason"),
         CheckConstraint("(ended_at IS NULL) = (end_reason IS NULL)", name="ended"),

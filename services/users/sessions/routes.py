@@ -8,9 +8,10 @@ from pydantic import SecretStr
 
 from services.api.dependencies import CurrentUser, Device, State, Work
 from services.api.problems import domain_problem, responses
-from services.api.transaction import TransactionRoute
+from services.api.transaction import TransactionRoute, ahead
 from services.errors import Fault, InvalidInput, Unauthenticated
 from services.fields import storable
+from services.users.attempts import service as attempts
 from services.users.sessions import service
 from services.users.sessions.schemas import Grant, Sessions, Token, TokenRequest
 from services.users.sessions.service import Lifetimes, Reused
@@ -18,7 +19,7 @@ from services.users.sessions.service import Lifetimes, Reused
 router = APIRouter(route_class=TransactionRoute, tags=["sessions"])
 
 
-@router.post("/token", response_model=Token, responses=responses(400, 401, 413, 422))
+@router.post("/token", response_model=Token, responses=responses(400, 401, 413, 422, 429, 503))
 async def create_token(
     form: Annotated[TokenRequest, Form()], request: Request, response: Response, device: Device, uow: Work, state: State
 ) -> Token | Response:
@@ -35,7 +36,13 @@ async def create_token(
                 storable(given)
         except ValueError as error:
             raise Unauthenticated("the e-mail address or the password is wrong") from error
+        # Before it is counted: a client that is told to come back has not failed.
+        state.passwords.check_room()
+        async with ahead(request) as counting:
+            limits = attempts.Limits.of(state.settings)
+            attempt = await attempts.take_sign_in(counting, limits, email, device.address)
         granted = await service.sign_in(uow, state.passwords, lifetimes, email, password, device)
+        await attempts.forgive(uow, attempt)
     else:
         granted = await service.refresh(uow, lifetimes, _required("refresh_token", form.refresh_token), device)
     if isinstance(granted, Reused):

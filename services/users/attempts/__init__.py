@@ -1,0 +1,1 @@
+"""Attempts to give a password: counted, so that guessing takes ever longer."""

@@ -1,0 +1,99 @@
+"""Growing pauses for whoever guesses passwords, without a way to lock other people out for good."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+from math import ceil
+from typing import Self
+
+from services.errors import TooManyAttempts
+from services.settings import Settings
+from services.sweeps.service import Sweep
+from services.unit_of_work import UnitOfWork
+from services.users.attempts.repository import Forgotten
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Failures until the first pause, of an account and of an address (0: unlimited), and the longest pause."""
+
+    account: int
+    address: int
+    longest_pause: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        return cls(settings.sign_in_attempts, settings.sign_in_address_attempts, settings.sign_in_max_pause)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """An attempt that was counted as failed in advance, until `forgive` takes that back."""
+
+    of_account: bytes
+    of_address: bytes | None = None
+
+
+async def take_sign_in(uow: UnitOfWork, limits: Limits, email: str, address: str | None) -> Attempt:
+    """Count an attempt to sign in. Commit it before the password is checked: simultaneous guesses count as well.
+
+    An account is counted by the address that was typed, whether or not such a user exists. An address from which the
+    user has signed in before has a count of its own, so that strangers who guess do not lock the user out. Raises
+    `TooManyAttempts` if the account or the address has to wait; then nothing is counted.
+    """
+    place = None if address is None else _place(address)
+    is_known = address is not None and await uow.attempts.is_known(email, address)
+    of_account = _hash("known" if is_known else "account", email.lower(), place if is_known else None)
+    await _take(uow, of_account, limits.account, limits)
+    if place is None or not limits.address:
+        return Attempt(of_account)
+    of_address = _hash("address", place)
+    await _take(uow, of_address, limits.address, limits)
+    return Attempt(of_account, of_address)
+
+
+async def take_confirmation(uow: UnitOfWork, limits: Limits, user_id: int) -> Attempt:
+    """Count an attempt of a signed-in user to confirm who they are. Raises `TooManyAttempts`, as `take_sign_in`."""
+    subject = _hash("confirm", str(user_id))
+    await _take(uow, subject, limits.account, limits)
+    return Attempt(subject)
+
+
+async def forgive(uow: UnitOfWork, attempt: Attempt) -> None:
+    """The password was right: forget the account's failures, and take this attempt back from the address.
+
+    The address's other failures stay. Otherwise, whoever has one account could guess at the others without a pause.
+    """
+    await uow.attempts.clear(attempt.of_account)
+    if attempt.of_address is not None:
+        await uow.attempts.give_back(attempt.of_address)
+
+
+async def _take(uow: UnitOfWork, subject: bytes, free: int, limits: Limits) -> None:
+    wait = await uow.attempts.take(subject, free, limits.longest_pause)
+    if wait is not None:
+        seconds = max(1, ceil(wait))
+        raise TooManyAttempts(f"too many failed attempts; try again in {seconds} s", retry_after=seconds)
+
+
+def _place(address: str) -> str:
+    """What one client controls: an IPv4 address, or the first 64 bits of an IPv6 address."""
+    one = ip_address(address)
+    return str(one) if one.version == 4 else str(ip_network((int(one), 64), strict=False).network_address)
+
+
+def _hash(kind: str, *parts: str | None) -> bytes:
+    return hashlib.sha256("\x00".join((kind, *(part or "" for part in parts))).encode()).digest()
+
+
+async def _find_forgotten(uow: UnitOfWork, after: Forgotten | None, limit: int) -> list[Forgotten]:
+    return await uow.attempts.forgotten(after, limit)
+
+
+async def _delete_forgotten(uow: UnitOfWork, due: Sequence[Forgotten]) -> list[str]:
+    return [one.hex() for one in await uow.attempts.delete_forgotten([one.subject_hash for one in due])]
+
+
+FORGOTTEN_ATTEMPTS: Sweep[Forgotten] = Sweep("failed_attempts", _find_forgotten, _delete_forgotten)
+"""Accounts and addresses that have not failed for a while."""
