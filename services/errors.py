@@ -73,6 +73,12 @@ class ReplayForbidden(Forbidden):
     code = "replay_forbidden"
 
 
+class WrongPassword(Forbidden):
+    """The caller gave another password than their own to confirm what they want."""
+
+    code = "wrong_password"
+
+
 class NotFound(DomainError):
     """It does not exist, or the caller may not see it."""
 

@@ -12,6 +12,7 @@ from itertools import count
 from typing import Any
 
 import pytest
+from argon2 import PasswordHasher
 from sqlalchemy import Connection, event
 from sqlalchemy.engine.interfaces import DBAPICursor, ExecutionContext
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -30,6 +31,11 @@ from services.users.sessions.models import UserSession
 
 _numbers = count(1)
 
+PASSWORD = "the password of every user"
+HASHED = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(PASSWORD)
+CONFIRMED = {"current_password": PASSWORD}
+"""What a user of `make_user` sends to confirm who they are."""
+
 
 async def make_user(
     database: Database,
@@ -39,11 +45,11 @@ async def make_user(
     full_name: str = "Test User",
     role: Role = Role.customer,
     is_active: bool = True,
-    hashed_password: str = "!",
+    hashed_password: str = HASHED,
 ) -> User:
     """A user with an account that holds `credits`, issued in a top-up, so that the books balance.
 
-    It is not possible to sign in with the default password; to test that, pass a hash from `Passwords.hash`.
+    They can sign in with `PASSWORD`, and have a session in which tests send their requests (`session_of`).
     """
     async with database.write() as session:
         user = User(

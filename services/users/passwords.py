@@ -1,16 +1,46 @@
 """Password hashing with argon2id, off the event loop."""
 
+import string
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TypeVar
 
 from anyio import CapacityLimiter, to_thread
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
+from zxcvbn.frequency_lists import FREQUENCY_LISTS
 
 from services.errors import Overloaded
 from services.settings import Settings
 
 ResultT = TypeVar("ResultT")
+
+_COMMON = frozenset(FREQUENCY_LISTS["passwords"])
+"""The 30,000 most common passwords of leaked collections."""
+_DECORATION = f"{string.digits}{string.punctuation}{string.whitespace}"
+_MOST_DECORATION = 6
+_FEWEST_CHARACTERS = 5
+
+
+def fault_of(password: str, *personal: str) -> str | None:
+    """Why the password is among the first that someone would guess; None if it is not.
+
+    `personal` is what people know about the user, such as the address and the name.
+    """
+    folded = password.casefold()
+    core = folded.strip(_DECORATION)
+    if len(folded) - len(core) > _MOST_DECORATION:
+        core = folded
+    if folded in _COMMON or core in _COMMON:
+        return "is a common password"
+    if len(set(folded)) < _FEWEST_CHARACTERS:
+        return f"must have at least {_FEWEST_CHARACTERS} different characters"
+    if len({ord(after) - ord(before) for before, after in pairwise(folded)}) == 1:
+        return "is a sequence of characters"
+    known = {word for text in personal for word in (text.casefold(), text.casefold().partition("@")[0])}
+    if folded in known or core in known:
+        return "is your name or your address"
+    return None
 
 
 class Passwords:

@@ -2,18 +2,23 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
+from pydantic import SecretStr
 
 from services.api.dependencies import CurrentUser, IfMatch, Operator, ReplicaWork, State, Work, etag, page_of
 from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED
 from services.api.problems import responses
-from services.api.transaction import TransactionRoute
+from services.api.state import ApiState
+from services.api.transaction import TransactionRoute, ahead
+from services.errors import Fault, InvalidInput
 from services.fields import Id
 from services.query import Page, PageQuery, Rows
+from services.unit_of_work import UnitOfWork
 from services.users import service
+from services.users.attempts import service as attempts
 from services.users.models import User
-from services.users.repository import USERS
-from services.users.schemas import UserAdminUpdate, UserCreate, UserPublic, UserUpdate
+from services.users.repository import USERS, SignedIn
+from services.users.schemas import Confirmation, UserAdminUpdate, UserCreate, UserPublic, UserUpdate
 
 router = APIRouter(route_class=TransactionRoute, tags=["users"])
 
@@ -35,20 +40,47 @@ async def read_self(caller: CurrentUser, response: Response, uow: Work) -> User:
     return user
 
 
-@router.patch("/users/me", response_model=UserPublic, responses=responses(400, 401, 409, 412, 413, 422, 428))
+@router.patch("/users/me", response_model=UserPublic, responses=responses(400, 401, 403, 409, 412, 413, 422, 428, 429))
 async def update_self(
-    changes: UserUpdate, user: CurrentUser, version: IfMatch, response: Response, uow: Work, state: State
+    request: Request,
+    changes: UserUpdate,
+    user: CurrentUser,
+    version: IfMatch,
+    response: Response,
+    uow: Work,
+    state: State,
 ) -> User:
-    """Change the signed-in user's name, e-mail address or password."""
-    updated = await service.update_self(uow, state.passwords, user.id, changes, version)
+    """Change the signed-in user's name, e-mail address or password. A new password ends all other sessions."""
+    if await service.needs_confirmation(uow, user.id, changes):
+        await _confirm(request, user, changes.current_password, uow, state)
+    updated = await service.update_self(uow, state.passwords, user, changes, version)
     response.headers["ETag"] = etag(updated.version)
     return updated
 
 
-@router.delete("/users/me", status_code=204, responses=responses(401, 409))
-async def delete_self(user: CurrentUser, uow: Work) -> None:
-    """Delete the signed-in user. Their orders and credits stay on the books."""
+@router.delete("/users/me", status_code=204, responses=responses(400, 401, 403, 409, 413, 422, 429))
+async def delete_self(request: Request, given: Confirmation, user: CurrentUser, uow: Work, state: State) -> None:
+    """Delete the signed-in user, who confirms it with their password. Their orders and credits stay on the books."""
+    await _confirm(request, user, given.current_password, uow, state)
     await service.delete(uow, user.id)
+
+
+async def _confirm(
+    request: Request, user: SignedIn, password: SecretStr | None, uow: UnitOfWork, state: ApiState
+) -> None:
+    """Check the caller's password again: their token may have been stolen. Wrong ones are counted, as at a sign-in."""
+    if password is None:
+        fault = Fault("Field required", "#/current_password")
+        raise InvalidInput("current_password is required to change the password or the e-mail address", [fault])
+    # Only one connection at a time.
+    await uow.rollback()
+    state.passwords.check_room()
+    async with ahead(request) as counting:
+        attempt = await attempts.take_confirmation(counting, attempts.Limits.of(state.settings), user.id)
+    await service.confirm(uow, state.passwords, user.id, password)
+    # Now, since what is wanted may still be refused.
+    async with ahead(request) as counting:
+        await attempts.forgive(counting, attempt)
 
 
 @router.get("/users", response_model=Page[UserPublic], responses=responses(400, 401, 403, 422))

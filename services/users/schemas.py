@@ -15,20 +15,31 @@ def _hashable(password: SecretStr) -> SecretStr:
 
 
 Password = Annotated[SecretStr, Field(min_length=10, max_length=200), AfterValidator(_hashable)]
+CurrentPassword = Annotated[SecretStr, Field(max_length=200), AfterValidator(_hashable)]
 
 
 class UserCreate(UserBase, RequestBody):
-    """A registration. The password must have at least 10 characters."""
+    """A registration. The password must have at least 10 characters, and not be a common one."""
 
     password: Password
 
 
 class UserUpdate(Changes):
-    """Changes to the signed-in user; omitted fields keep their values."""
+    """Changes to the signed-in user; omitted fields keep their values.
+
+    A new `password` or another `email` needs `current_password`: an access token alone must not take over the account.
+    """
 
     email: Email | None = None
     full_name: Name | None = None
     password: Password | None = None
+    current_password: CurrentPassword | None = None
+
+
+class Confirmation(RequestBody):
+    """The caller's password, again: what they want cannot be undone by them."""
+
+    current_password: CurrentPassword
 
 
 class UserAdminUpdate(Changes):

@@ -1,21 +1,26 @@
 """Operations on users."""
 
+from collections.abc import Collection
 from typing import Any
 
+from pydantic import SecretStr
+
 from services.credits.models import AccountBase
-from services.errors import AlreadyExists, Conflict, Fault, InvalidInput, NotFound
+from services.errors import AlreadyExists, Conflict, Fault, InvalidInput, NotFound, WrongPassword
 from services.repository import Lock, check_version
 from services.sql import unless_taken
 from services.unit_of_work import UnitOfWork
 from services.users.events import UserEmailChanged, UserRegistered
 from services.users.models import Caller, Role, User
-from services.users.passwords import Passwords
+from services.users.passwords import Passwords, fault_of
+from services.users.repository import SignedIn
 from services.users.schemas import UserAdminUpdate, UserCreate, UserUpdate
 from services.users.sessions.models import Ended
 
 
 async def register(uow: UnitOfWork, passwords: Passwords, wanted: UserCreate, role: Role = Role.customer) -> User:
     """Create the user and an empty account. Raises `AlreadyExists` if the address is taken."""
+    _not_common(wanted.password, wanted.email, wanted.full_name)
     # Before the first statement: no transaction is open while the hash is computed.
     hashed = await passwords.hash(wanted.password.get_secret_value())
     await _email_is_free(uow, wanted.email)
@@ -26,15 +31,40 @@ async def register(uow: UnitOfWork, passwords: Passwords, wanted: UserCreate, ro
     return user
 
 
-async def update_self(uow: UnitOfWork, passwords: Passwords, user_id: int, changes: UserUpdate, version: int) -> User:
-    """Change the user's own name, e-mail address or password.
+async def needs_confirmation(uow: UnitOfWork, user_id: int, changes: UserUpdate) -> bool:
+    """Whether whoever makes these changes could sign in as the user from then on, or keep the user from it."""
+    if changes.password is not None:
+        return True
+    return changes.email is not None and changes.email != (await get(uow, user_id)).email
+
+
+async def confirm(uow: UnitOfWork, passwords: Passwords, user_id: int, password: SecretStr) -> None:
+    """Raises `WrongPassword` if this is not the user's password."""
+    user = await get(uow, user_id)
+    # The connection goes back to the pool while the hash is computed.
+    await uow.rollback()
+    if not await passwords.matches(user.hashed_password, password.get_secret_value()):
+        raise WrongPassword("current_password is not your password")
+
+
+async def update_self(
+    uow: UnitOfWork, passwords: Passwords, caller: SignedIn, changes: UserUpdate, version: int
+) -> User:
+    """Change the user's own name, e-mail address or password. A new password ends all other sessions.
 
     Raises `StaleVersion` if `version` is not the current one, and `AlreadyExists` if the address is taken.
     """
-    # The connection goes back to the pool while the hash is computed.
-    await uow.rollback()
-    hashed = await passwords.hash(changes.password.get_secret_value()) if changes.password else None
-    return await _update(uow, user_id, changes, version, **({"hashed_password": hashed} if hashed else {}))
+    without, values = {"password", "current_password"}, {}
+    if changes.password is not None:
+        user = await get(uow, caller.id)
+        _not_common(changes.password, changes.email or user.email, changes.full_name or user.full_name)
+        # The connection goes back to the pool while the hash is computed.
+        await uow.rollback()
+        values["hashed_password"] = await passwords.hash(changes.password.get_secret_value())
+    updated = await _update(uow, caller.id, changes, version, without=without, **values)
+    if values:
+        await uow.sessions.end_all(caller.id, Ended.password_changed, but=caller.session_id)
+    return updated
 
 
 async def update_as_operator(
@@ -93,7 +123,12 @@ async def _keep_an_operator(uow: UnitOfWork, leaving: int) -> None:
 
 
 async def _update(
-    uow: UnitOfWork, user_id: int, changes: UserUpdate | UserAdminUpdate, version: int, **more: Any
+    uow: UnitOfWork,
+    user_id: int,
+    changes: UserUpdate | UserAdminUpdate,
+    version: int,
+    without: Collection[str] = (),
+    **more: Any,
 ) -> User:
     user = await get(uow, user_id)
     check_version(user, version)
@@ -101,10 +136,16 @@ async def _update(
     if changes.email is not None and new_address:
         await _email_is_free(uow, changes.email)
     with unless_taken("uq_users_email_lower", _taken()):
-        await uow.users.update(user, changes, without={"password"}, **more)
+        await uow.users.update(user, changes, without=without, **more)
     if new_address:
         uow.record(UserEmailChanged(user_id=user_id))
     return user
+
+
+def _not_common(password: SecretStr, *personal: str) -> None:
+    fault = fault_of(password.get_secret_value(), *personal)
+    if fault is not None:
+        raise InvalidInput(f"the password {fault}; choose another one", [Fault(fault, "#/password")])
 
 
 async def _email_is_free(uow: UnitOfWork, email: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.api.client import Api, assert_problem
-from tests.factories import make_operator, make_user
+from tests.factories import CONFIRMED, make_operator, make_user
 
 
 async def test_a_top_up_issues_credits_and_shows_on_the_statement(api: Api) -> None:
@@ -43,7 +43,7 @@ async def test_unknown_or_deleted_users_cannot_be_topped_up(api: Api) -> None:
     closed = await make_user(api.database)
     inactive = await make_user(api.database, is_active=False)
     operator = await make_operator(api.database)
-    await api.delete("/v1/users/me", by=closed)
+    await api.delete("/v1/users/me", by=closed, json=CONFIRMED)
     before = await api.everything()
     for user_id in (closed.id, inactive.id, 2**62):
         reply = await api.post("/v1/top-ups", by=operator, json={"user_id": user_id, "amount": "1"})

@@ -29,7 +29,7 @@ from services.orders import schemas as orders
 from services.users import schemas as users
 from tests.api.client import Api
 from tests.api.test_outbox_control import BASE, LETTERS
-from tests.factories import make_category, make_operator, make_product, make_user
+from tests.factories import CONFIRMED, make_category, make_operator, make_product, make_user
 
 
 class Fill(Protocol):
@@ -124,10 +124,17 @@ async def register(api: Api, fill: Fill) -> Sent:
 
 async def change_self(api: Api, fill: Fill) -> Sent:
     user = await make_user(api.database)
-    body = fill(good(await api.get("/v1/users/me", by=user)))
+    body = fill(good(await api.get("/v1/users/me", by=user)), password="another one!", **CONFIRMED)
     made = good(await api.patch("/v1/users/me", by=user, version=1, json=body))
     read = good(await api.get("/v1/users/me", by=user))
     return Sent(body, await row_of(api, "users", id=user.id), [made, read])
+
+
+async def delete_self(api: Api, fill: Fill) -> Sent:
+    user = await make_user(api.database)
+    body = fill(**CONFIRMED)
+    good(await api.delete("/v1/users/me", by=user, json=body))
+    return Sent(body, await row_of(api, "users", id=user.id), [])
 
 
 async def change_user(api: Api, fill: Fill) -> Sent:
@@ -346,13 +353,15 @@ async def discard(api: Api, fill: Fill) -> Sent:
 
 
 PASSWORD = {"password": "its hash is stored, as hashed_password"}
+CURRENT = {"current_password": "is compared with the hash"}
 RECIPIENT = {"to_user_id": "names the recipient; the recipient's account is stored"}
 DRY_RUN = {"dry_run": "asks to store nothing"}
 SELECTS = "selects dead letters"
 
 CASES: dict[type[RequestBody], Case] = {
     users.UserCreate: Case(["users"], register, PASSWORD),
-    users.UserUpdate: Case(["users"], change_self, PASSWORD),
+    users.UserUpdate: Case(["users"], change_self, PASSWORD | CURRENT),
+    users.Confirmation: Case(["users"], delete_self, CURRENT),
     users.UserAdminUpdate: Case(["users"], change_user),
     catalog.CategoryCreate: Case(["categories"], create_category),
     catalog.CategoryUpdate: Case(["categories"], change_category),

@@ -41,6 +41,7 @@ BODIES = {
 WITH_BODY = [
     ("POST", "/v1/users"),
     ("PATCH", "/v1/users/me"),
+    ("DELETE", "/v1/users/me"),
     ("PATCH", "/v1/users/1"),
     ("POST", "/v1/categories"),
     ("PATCH", "/v1/categories/1"),

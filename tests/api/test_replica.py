@@ -13,7 +13,7 @@ from services.replica import Position, Positions
 from services.settings import Settings
 from services.users.models import User
 from tests.api.client import Api, assert_problem, order_of
-from tests.factories import make_operator, make_user
+from tests.factories import CONFIRMED, make_operator, make_user
 from tests.replicated import (
     Pair,
     outcomes,
@@ -147,7 +147,7 @@ async def test_every_write_that_succeeds_has_a_position_and_nothing_else_has(api
     wanted = order_of((product, 1))
     placed, replayed = [await api.post("/v1/orders", by=buyer, key="same", json=wanted) for _ in range(2)]
     renamed = await api.patch("/v1/users/me", by=buyer, version=1, json={"full_name": "Bo"})
-    deleted = await api.delete("/v1/users/me", by=await make_user(api.database))
+    deleted = await api.delete("/v1/users/me", by=await make_user(api.database), json=CONFIRMED)
     refused = await api.post("/v1/orders", by=buyer, json=order_of((product, 10**6)), key=None)
     listed = await api.get("/v1/products")
 

@@ -8,7 +8,7 @@ from sqlalchemy import text
 
 from services.users.models import User
 from tests.api.client import Api, assert_problem, order_of
-from tests.factories import make_category, make_operator, make_product, make_user
+from tests.factories import CONFIRMED, make_category, make_operator, make_product, make_user
 
 MANY = 33_000
 """More than the 32,767 parameters that one statement of PostgreSQL's protocol can have."""
@@ -32,7 +32,7 @@ async def deactivate(api: Api, seller: User) -> None:
 
 
 async def delete(api: Api, seller: User) -> None:
-    assert (await api.delete("/v1/users/me", by=seller)).status_code == 204
+    assert (await api.delete("/v1/users/me", by=seller, json=CONFIRMED)).status_code == 204
 
 
 async def test_a_seller_of_33000_products_can_be_deleted_and_all_of_them_are_off_sale(api: Api) -> None:

@@ -13,7 +13,7 @@ from services.settings import Settings
 from services.users.models import User
 from services.users.passwords import Passwords
 from tests.api.client import Api, http_scope
-from tests.factories import make_operator, make_product, make_user
+from tests.factories import CONFIRMED, make_operator, make_product, make_user
 
 PASSWORD = "correct horse battery"
 
@@ -102,7 +102,7 @@ async def order_to_fulfil(api: Api) -> tuple[str, User]:
 
 async def user_to_restore(api: Api) -> tuple[str, User]:
     user = await make_user(api.database)
-    assert (await api.delete("/v1/users/me", by=user)).status_code == 204
+    assert (await api.delete("/v1/users/me", by=user, json=CONFIRMED)).status_code == 204
     return f"/v1/users/{user.id}/restore", await make_operator(api.database)
 
 
@@ -137,7 +137,7 @@ async def test_a_new_password_is_hashed_outside_of_the_transaction(api: Api, mon
         return await plain_hash(passwords, password)
 
     monkeypatch.setattr(Passwords, "hash", slow_hash)
-    changes = {"full_name": "Renamed", "password": "another one!"}
+    changes = {"full_name": "Renamed", "password": "another one!", "current_password": PASSWORD}
     changing = asyncio.create_task(api.patch("/v1/users/me", by=user, version=1, json=changes))
     try:
         async with asyncio.timeout(10):
@@ -166,7 +166,8 @@ async def test_an_edit_that_overtakes_the_hash_of_a_password_is_not_lost(
         return await plain_hash(passwords, password)
 
     monkeypatch.setattr(Passwords, "hash", slow_hash)
-    changing = asyncio.create_task(api.patch("/v1/users/me", by=user, version=1, json={"password": "another one!"}))
+    changes = {"password": "another one!", **CONFIRMED}
+    changing = asyncio.create_task(api.patch("/v1/users/me", by=user, version=1, json=changes))
     try:
         async with asyncio.timeout(10):
             await hashing.wait()

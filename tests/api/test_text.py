@@ -19,6 +19,8 @@ FIELDS = [
     ("POST", "/v1/users", '{"email": "new@example.com", "full_name": "N@", "password": "0123456789"}', "full_name"),
     ("POST", "/v1/users", '{"email": "n@w@example.com", "full_name": "New", "password": "0123456789"}', "email"),
     ("PATCH", "/v1/users/me", '{"password": "0123456789@"}', "password"),
+    ("PATCH", "/v1/users/me", '{"current_password": "N@"}', "current_password"),
+    ("DELETE", "/v1/users/me", '{"current_password": "N@"}', "current_password"),
     ("PATCH", "/v1/users/me", '{"full_name": "N@"}', "full_name"),
     ("PATCH", "/v1/users/{user}", '{"full_name": "N@"}', "full_name"),
     ("POST", "/v1/categories", '{"name": "N@"}', "name"),

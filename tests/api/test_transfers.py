@@ -9,7 +9,7 @@ from sqlalchemy import text
 from services.users.models import User
 from tests.api.client import Api, assert_problem
 from tests.conftest import BOTH_PATHS
-from tests.factories import make_operator, make_user
+from tests.factories import CONFIRMED, make_operator, make_user
 
 pytestmark = BOTH_PATHS
 
@@ -87,7 +87,7 @@ async def test_each_refusal_has_its_own_code_and_names_the_field(api: Api) -> No
 async def test_a_deleted_user_is_as_unknown_as_one_who_never_existed(api: Api) -> None:
     sender = await make_user(api.database, credits="10")
     deleted, inactive = await make_user(api.database), await make_user(api.database, is_active=False)
-    await api.delete("/v1/users/me", by=deleted)
+    await api.delete("/v1/users/me", by=deleted, json=CONFIRMED)
     told = set()
     for user_id in (deleted.id, inactive.id, 2**62):
         reply = await api.post("/v1/transfers", by=sender, json={"to_user_id": user_id, "amount": "1"})

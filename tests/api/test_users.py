@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from tests.api.client import Api, assert_problem
-from tests.factories import make_operator, make_product, make_user
+from tests.factories import CONFIRMED, make_operator, make_product, make_user
 
 ADA: dict[str, Any] = {"email": "ada@example.com", "full_name": "Ada", "password": "long enough"}
+OWN = {"current_password": "long enough"}
 
 
 async def test_registration_opens_an_empty_account_and_records_an_event(api: Api) -> None:
@@ -74,7 +75,7 @@ async def test_users_change_their_own_name_and_password(api: Api) -> None:
     headers = {"Authorization": f"Bearer {signed_in.json()['access_token']}"}
 
     reply = await api.patch(
-        "/v1/users/me", version=1, headers=headers, json={"full_name": "Ada L.", "password": "another one!"}
+        "/v1/users/me", version=1, headers=headers, json={"full_name": "Ada L.", "password": "another one!", **OWN}
     )
 
     assert (reply.status_code, reply.json()["full_name"], reply.headers["etag"]) == (200, "Ada L.", '"2"')
@@ -91,7 +92,7 @@ async def test_users_and_operators_change_an_address(api: Api) -> None:
     signed_in = await api.client.post("/v1/token", data={"username": ADA["email"], "password": ADA["password"]})
     headers = {"Authorization": f"Bearer {signed_in.json()['access_token']}"}
 
-    changed = await api.patch("/v1/users/me", version=1, headers=headers, json={"email": "Ada@New.example.com"})
+    changed = await api.patch("/v1/users/me", version=1, headers=headers, json={"email": "Ada@New.example.com", **OWN})
     assert (changed.status_code, changed.json()["email"], changed.json()["version"]) == (200, "ada@new.example.com", 2)
     old = await api.client.post("/v1/token", data={"username": ADA["email"], "password": ADA["password"]})
     new = await api.client.post("/v1/token", data={"username": "ada@new.example.com", "password": ADA["password"]})
@@ -101,7 +102,7 @@ async def test_users_and_operators_change_an_address(api: Api) -> None:
 
     before = await api.everything()
     for email in (taken, taken.upper()):
-        own = await api.patch("/v1/users/me", version=3, headers=headers, json={"email": email})
+        own = await api.patch("/v1/users/me", version=3, headers=headers, json={"email": email, **OWN})
         assert_problem(own, 409, "already_exists", pointers=["#/email"])
         by_operator = await api.patch(f"/v1/users/{user_id}", by=operator, version=3, json={"email": email})
         assert_problem(by_operator, 409, "already_exists", pointers=["#/email"])
@@ -113,7 +114,9 @@ async def test_users_and_operators_change_an_address(api: Api) -> None:
 
 async def test_of_simultaneous_changes_to_one_address_one_succeeds(api: Api) -> None:
     users = [await make_user(api.database) for _ in range(6)]
-    changes = [api.patch("/v1/users/me", by=user, version=1, json={"email": "one@example.com"}) for user in users]
+    changes = [
+        api.patch("/v1/users/me", by=user, version=1, json={"email": "one@example.com", **CONFIRMED}) for user in users
+    ]
     replies = await asyncio.gather(*changes)
     assert sorted(reply.status_code for reply in replies) == [200] + [409] * 5
     for reply in replies:
@@ -171,7 +174,7 @@ async def test_operators_find_change_delete_and_restore_users(api: Api) -> None:
 
 async def test_products_of_a_deleted_user_are_off_sale(api: Api) -> None:
     buyer, seller, product = await api.shop()
-    await api.delete("/v1/users/me", by=seller)
+    await api.delete("/v1/users/me", by=seller, json=CONFIRMED)
     items = {"items": [{"product_id": product.id, "quantity": 1}]}
     refused = await api.post("/v1/orders", by=buyer, json=items)
     assert_problem(refused, 422, "invalid_input", pointers=["#/items/0/product_id"])
@@ -199,7 +202,7 @@ async def test_a_deleted_users_orders_and_credits_stay_on_the_books(api: Api) ->
     buyer, seller, _ = await api.shop()
     product = await make_product(api.database, seller=seller)
     placed = await api.place(buyer, (product, 1))
-    assert (await api.delete("/v1/users/me", by=buyer)).status_code == 204
+    assert (await api.delete("/v1/users/me", by=buyer, json=CONFIRMED)).status_code == 204
     await api.process()
     assert await api.status_of(placed["id"]) == "confirmed"
     await api.assert_books_balance()
