@@ -120,6 +120,17 @@ async def test_simultaneous_guesses_are_counted_before_they_are_checked(
     assert len(checked) == FREE
 
 
+async def test_an_attempt_that_began_before_another_one_is_not_held_up_by_it(api: Api) -> None:
+    subject = b"s" * 32
+    async with UnitOfWork(api.database.write) as early, UnitOfWork(api.database.write) as late:
+        await early.attempts.is_known("x", "y")
+        for work in (late, early):
+            assert await work.attempts.take(subject, FREE, 300) is None
+            await work.attempts.give_back(subject)
+            assert await work.attempts.take(subject, FREE, 300) is None
+            await work.commit()
+
+
 async def test_strangers_cannot_lock_a_user_out_of_the_address_they_sign_in_from(api: Api, user: User) -> None:
     token = (await sign_in(api, user.email, address=HOME)).json()
     assert await guess(api, user.email, FREE + 2) == [401] * FREE + [429] * 2

@@ -62,14 +62,15 @@ class AttemptRepository(SqlAccess):
 
 _AGE = f"interval '{FORGOTTEN.total_seconds():.0f} seconds'"
 _NUMBER = f"CASE WHEN known.updated_at < now() - {_AGE} THEN 1 ELSE known.failures + 1 END"
-_PAUSE = """make_interval(secs => CASE WHEN {number} < :free THEN 0
-    ELSE least(CAST(:longest AS float8), power(2, least({number} - :free, 30))) END)"""
+# Without a pause, a time long ago and not this transaction's: a simultaneous one may have begun before it.
+_UNTIL = """CASE WHEN {number} < :free THEN to_timestamp(0) ELSE
+    now() + make_interval(secs => least(CAST(:longest AS float8), power(2, least({number} - :free, 30)))) END"""
 
 _TAKE = Statement(f"""
     INSERT INTO failed_attempts AS known (subject, failures, locked_until, updated_at)
-    VALUES (:subject, 1, now() + {_PAUSE.format(number="1")}, now())
+    VALUES (:subject, 1, {_UNTIL.format(number="1")}, now())
     ON CONFLICT (subject) DO UPDATE SET failures = {_NUMBER}, updated_at = now(),
-        locked_until = now() + {_PAUSE.format(number=f"({_NUMBER})")}
+        locked_until = {_UNTIL.format(number=f"({_NUMBER})")}
     WHERE known.locked_until <= now()
 """)  # noqa: S608
 
@@ -81,7 +82,7 @@ _WAIT = Statement("""
 _CLEAR = Statement("DELETE FROM failed_attempts WHERE subject = :subject")
 
 _GIVE_BACK = Statement("""
-    UPDATE failed_attempts SET failures = greatest(failures - 1, 0), locked_until = least(locked_until, now())
+    UPDATE failed_attempts SET failures = greatest(failures - 1, 0), locked_until = to_timestamp(0)
     WHERE subject = :subject
 """)
 
