@@ -46,6 +46,7 @@ from services.startup import check_schema, plain_connecting
 from services.sweeps import routes as sweeps
 from services.users import routes as users
 from services.users.passwords import Passwords
+from services.users.resets import routes as resets
 from services.users.sessions import routes as sessions
 
 VERSION = "0.1.0"
@@ -116,6 +117,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         catalog,
         users,
         sessions,
+        resets,
         corrections,
         operations,
         outbox_routes,

@@ -85,6 +85,12 @@ class NotFound(DomainError):
     code = "not_found"
 
 
+class MailOff(NotFound):
+    """This installation sends no mail."""
+
+    code = "mail_off"
+
+
 class ReportsOff(NotFound):
     """This installation has no analytics database."""
 
@@ -143,6 +149,12 @@ class UnknownRecipient(InvalidInput):
     """The user to send credits to does not exist, or no longer exists."""
 
     code = "unknown_recipient"
+
+
+class TokenInvalid(InvalidInput):
+    """The token from a mail is unknown, expired or used."""
+
+    code = "token_invalid"
 
 
 class AmountInvalid(InvalidInput):

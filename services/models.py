@@ -24,6 +24,7 @@ from services.outbox.models import (
 from services.sweeps.models import SweepFailure
 from services.users.attempts.models import FailedAttempts
 from services.users.models import User
+from services.users.resets.models import Mail, OneTimeToken
 from services.users.sessions.models import RefreshToken, UserSession
 
 __all__ = [
@@ -43,6 +44,8 @@ __all__ = [
     "LogConsumer",
     "LogOrigin",
     "LogSink",
+    "Mail",
+    "OneTimeToken",
     "Order",
     "OrderDay",
     "OrderItem",

@@ -5,7 +5,7 @@ from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -92,8 +92,13 @@ class Settings(BaseSettings):
     session_retention: Annotated[int, Field(ge=60, le=315_360_000)] = 2_592_000
     sign_in_attempts: Annotated[int, Field(ge=1, le=1000)] = 10
     sign_in_address_attempts: Annotated[int, Field(ge=0, le=1_000_000)] = 100
+    sign_in_first_pause: Annotated[float, Field(ge=0.1, le=3600)] = 1.0
     sign_in_max_pause: Annotated[float, Field(ge=1, le=3600)] = 300.0
     password_queue: Annotated[int, Field(ge=0, le=10_000)] = 32
+    mail_url: SecretStr | None = None
+    mail_from: str = "Waybill <waybill@localhost>"
+    password_reset_link: str = ""
+    password_reset_ttl: Annotated[int, Field(ge=60, le=86_400)] = 1800
     # OWASP Password Storage Cheat Sheet: argon2id with 19 MiB, 2 passes, 1 lane.
     argon2_memory_kib: Annotated[int, Field(ge=8)] = 19_456
     argon2_time_cost: Annotated[int, Field(ge=1)] = 2
@@ -171,11 +176,32 @@ class Settings(BaseSettings):
             raise ValueError("expected redis://[:PASSWORD@]HOST:PORT/DB, rediss:// or unix://") from error
         return value
 
-    @field_validator("metrics_token", "secret_key_previous")
+    @field_validator("metrics_token", "secret_key_previous", "mail_url")
     @classmethod
     def _is_given(cls, value: SecretStr | None) -> SecretStr | None:
         # A compose file can pass a variable on only by setting it, even if it is empty.
         return value if value is not None and value.get_secret_value() else None
+
+    @field_validator("mail_url")
+    @classmethod
+    def _is_for_mail(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not _can_carry_mail(value.get_secret_value()):
+            raise ValueError("expected smtp://USER:PASSWORD@HOST:PORT, smtps://..., file:///FOLDER or console:")
+        return value
+
+    @field_validator("mail_from")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        if not value.isprintable() or "@" not in value:
+            raise ValueError("expected an address, such as Waybill <waybill@example.com>")
+        return value
+
+    @field_validator("password_reset_link")
+    @classmethod
+    def _has_a_place_for_the_token(cls, value: str) -> str:
+        if value and (value.count("{token}") != 1 or value.count("{") != 1 or value.count("}") != 1):
+            raise ValueError("expected an address with {token} in it, such as https://example.com/reset#{token}")
+        return value
 
     @field_validator("database_replica_url", "event_export_path", "outbox_order_check", "analytics_url", mode="before")
     @classmethod
@@ -219,6 +245,8 @@ class Settings(BaseSettings):
                 "WAYBILL_SECRET_KEY_PREVIOUS must be the key that WAYBILL_SECRET_KEY replaced, of at least 32 "
                 "characters, or empty"
             )
+        if self.mail_url is not None and self.mail_url.get_secret_value() == "console:":
+            raise ValueError("WAYBILL_MAIL_URL=console: writes tokens to the log; it is refused outside development")
         if self.database_echo:
             raise ValueError("WAYBILL_DATABASE_ECHO writes row data to the log; it is refused outside development")
         if self.argon2_memory_kib < 19_456 or self.argon2_time_cost < 2:
@@ -257,6 +285,20 @@ def _for_asyncpg(address: str) -> URL:
     # asyncpg reads these options only from a DSN, which it uses for what the other arguments leave out.
     others = {name: value for name, value in url.query.items() if name not in _TLS}
     return url.set(query={**others, "dsn": f"postgresql:///?{urlencode(tls, doseq=True)}"})
+
+
+def _can_carry_mail(address: str) -> bool:
+    try:
+        url = urlsplit(address)
+        port = url.port
+    except ValueError:
+        return False
+    match url.scheme:
+        case "smtp" | "smtps":
+            return bool(url.hostname) and port != 0
+        case "file":
+            return bool(url.path) and not url.netloc
+    return address == "console:"
 
 
 @lru_cache

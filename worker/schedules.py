@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from services.settings import Settings
 from worker.jobs.audit import audit_ledger
 from worker.jobs.expiry import expire
+from worker.jobs.mails import send_mails
 from worker.jobs.reports import report_backlog
 from worker.jobs.retention import (
     drop_expired_events,
@@ -31,6 +32,7 @@ def scheduled_jobs(settings: Settings) -> Sequence[ScheduledJob]:
         ScheduledJob(wake_stranded_events, Schedule(minute=15), at_start=True),
         ScheduledJob(expire, Schedule(second=frozenset({30}))),
         ScheduledJob(report_backlog, Schedule()),
+        ScheduledJob(send_mails, Schedule(second=frozenset(range(5, 60, 10)))),
         # It has its own, shorter time limit.
         ScheduledJob(audit_ledger, Schedule(minute=40), time_limit=settings.audit_time_limit + 60),
     )

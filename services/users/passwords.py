@@ -10,7 +10,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 from zxcvbn.frequency_lists import FREQUENCY_LISTS
 
-from services.errors import Overloaded
+from services.errors import Fault, InvalidInput, Overloaded
 from services.settings import Settings
 
 ResultT = TypeVar("ResultT")
@@ -22,11 +22,17 @@ _MOST_DECORATION = 6
 _FEWEST_CHARACTERS = 5
 
 
-def fault_of(password: str, *personal: str) -> str | None:
-    """Why the password is among the first that someone would guess; None if it is not.
+def check_password(password: str, *personal: str) -> None:
+    """Raises `InvalidInput` if the password is among the first that someone would guess.
 
     `personal` is what people know about the user, such as the address and the name.
     """
+    fault = _fault_of(password, *personal)
+    if fault is not None:
+        raise InvalidInput(f"the password {fault}; choose another one", [Fault(fault, "#/password")])
+
+
+def _fault_of(password: str, *personal: str) -> str | None:
     folded = password.casefold()
     core = folded.strip(_DECORATION)
     if len(folded) - len(core) > _MOST_DECORATION:

@@ -12,7 +12,7 @@ from services.sql import unless_taken
 from services.unit_of_work import UnitOfWork
 from services.users.events import UserEmailChanged, UserRegistered
 from services.users.models import Caller, Role, User
-from services.users.passwords import Passwords, fault_of
+from services.users.passwords import Passwords, check_password
 from services.users.repository import SignedIn
 from services.users.schemas import UserAdminUpdate, UserCreate, UserUpdate
 from services.users.sessions.models import Ended
@@ -20,7 +20,7 @@ from services.users.sessions.models import Ended
 
 async def register(uow: UnitOfWork, passwords: Passwords, wanted: UserCreate, role: Role = Role.customer) -> User:
     """Create the user and an empty account. Raises `AlreadyExists` if the address is taken."""
-    _not_common(wanted.password, wanted.email, wanted.full_name)
+    check_password(wanted.password.get_secret_value(), wanted.email, wanted.full_name)
     # Before the first statement: no transaction is open while the hash is computed.
     hashed = await passwords.hash(wanted.password.get_secret_value())
     await _email_is_free(uow, wanted.email)
@@ -57,10 +57,11 @@ async def update_self(
     without, values = {"password", "current_password"}, {}
     if changes.password is not None:
         user = await get(uow, caller.id)
-        _not_common(changes.password, changes.email or user.email, changes.full_name or user.full_name)
+        password = changes.password.get_secret_value()
+        check_password(password, changes.email or user.email, changes.full_name or user.full_name)
         # The connection goes back to the pool while the hash is computed.
         await uow.rollback()
-        values["hashed_password"] = await passwords.hash(changes.password.get_secret_value())
+        values["hashed_password"] = await passwords.hash(password)
     updated = await _update(uow, caller.id, changes, version, without=without, **values)
     if values:
         await uow.sessions.end_all(caller.id, Ended.password_changed, but=caller.session_id)
@@ -140,12 +141,6 @@ async def _update(
     if new_address:
         uow.record(UserEmailChanged(user_id=user_id))
     return user
-
-
-def _not_common(password: SecretStr, *personal: str) -> None:
-    fault = fault_of(password.get_secret_value(), *personal)
-    if fault is not None:
-        raise InvalidInput(f"the password {fault}; choose another one", [Fault(fault, "#/password")])
 
 
 async def _email_is_free(uow: UnitOfWork, email: str) -> None:

@@ -4,6 +4,7 @@ A field that a schema accepts and a statement forgets would be lost in silence. 
 fields, so that a new field is tried without a word here. One that is not stored under its own name is explained here.
 """
 
+import hashlib
 import importlib
 import pkgutil
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -26,7 +27,10 @@ from services.fields import RequestBody, new_id, now
 from services.models import metadata
 from services.operations.outbox import schemas as outbox
 from services.orders import schemas as orders
+from services.unit_of_work import UnitOfWork
 from services.users import schemas as users
+from services.users.resets import schemas as resets
+from services.users.resets.models import MailKind
 from tests.api.client import Api
 from tests.api.test_outbox_control import BASE, LETTERS
 from tests.factories import CONFIRMED, make_category, make_operator, make_product, make_user
@@ -128,6 +132,24 @@ async def change_self(api: Api, fill: Fill) -> Sent:
     made = good(await api.patch("/v1/users/me", by=user, version=1, json=body))
     read = good(await api.get("/v1/users/me", by=user))
     return Sent(body, await row_of(api, "users", id=user.id), [made, read])
+
+
+async def ask_for_reset(api: Api, fill: Fill) -> Sent:
+    user = await make_user(api.database)
+    body = fill(email=user.email)
+    good(await api.post("/v1/password-resets", key=None, json=body))
+    return Sent(body, await row_of(api, "mails", user_id=user.id), [])
+
+
+async def reset(api: Api, fill: Fill) -> Sent:
+    user = await make_user(api.database)
+    async with UnitOfWork(api.database.write) as uow:
+        hashed = hashlib.sha256(b"token").digest()
+        await uow.mails.give_token(hashed, MailKind.password_reset, user.id, user.email, timedelta(hours=1))
+        await uow.commit()
+    body = fill(token="token", password="another one!")
+    good(await api.post("/v1/password-resets/confirm", key=None, json=body))
+    return Sent(body, await row_of(api, "users", id=user.id), [])
 
 
 async def delete_self(api: Api, fill: Fill) -> Sent:
@@ -362,6 +384,8 @@ CASES: dict[type[RequestBody], Case] = {
     users.UserCreate: Case(["users"], register, PASSWORD),
     users.UserUpdate: Case(["users"], change_self, PASSWORD | CURRENT),
     users.Confirmation: Case(["users"], delete_self, CURRENT),
+    resets.ResetRequest: Case(["mails"], ask_for_reset, {"email": "names the user; the user's id is stored"}),
+    resets.Reset: Case(["users"], reset, PASSWORD | {"token": "is deleted"}),
     users.UserAdminUpdate: Case(["users"], change_user),
     catalog.CategoryCreate: Case(["categories"], create_category),
     catalog.CategoryUpdate: Case(["categories"], change_category),

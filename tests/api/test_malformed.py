@@ -40,6 +40,8 @@ BODIES = {
 
 WITH_BODY = [
     ("POST", "/v1/users"),
+    ("POST", "/v1/password-resets"),
+    ("POST", "/v1/password-resets/confirm"),
     ("PATCH", "/v1/users/me"),
     ("DELETE", "/v1/users/me"),
     ("PATCH", "/v1/users/1"),
@@ -309,6 +311,8 @@ async def test_every_route_asks_for_a_token_unless_it_is_open_to_all(api: Api) -
     open_to_all = {
         ("POST", "/v1/token"),
         ("POST", "/v1/users"),
+        ("POST", "/v1/password-resets"),
+        ("POST", "/v1/password-resets/confirm"),
         ("GET", "/v1/categories"),
         ("GET", "/v1/categories/{category_id}"),
         ("GET", "/v1/products"),

@@ -25,6 +25,7 @@ JOBS = [
     "prune_idempotency_keys",
     "prune_sessions",
     "report_backlog",
+    "send_mails",
     "wake_stranded_events",
 ]
 OVERDUE = "UPDATE jobs SET due_at = now() - interval '9 hours'"

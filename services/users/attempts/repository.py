@@ -24,13 +24,13 @@ class Forgotten(NamedTuple):
 class AttemptRepository(SqlAccess):
     """Counts of attempts that may have failed."""
 
-    async def take(self, subject: bytes, free: int, longest: float) -> float | None:
+    async def take(self, subject: bytes, free: int, first: float, longest: float) -> float | None:
         """Count an attempt as failed in advance. Returns None, or the seconds to wait if the subject is locked.
 
-        It pauses from the `free`-th failure on: for a second, then for twice as long each time, up to `longest`.
+        It pauses from the `free`-th failure on: for `first` seconds, then for twice as long each time, up to `longest`.
         Simultaneous attempts are counted one after another, since the row is locked until the transaction ends.
         """
-        if await self.sql.run(_TAKE, subject=subject, free=free, longest=longest):
+        if await self.sql.run(_TAKE, subject=subject, free=free, first=first, longest=longest):
             return None
         (row,) = await self.sql.fetch(_WAIT, subject=subject)
         return float(row["seconds"])
@@ -64,7 +64,9 @@ _AGE = f"interval '{FORGOTTEN.total_seconds():.0f} seconds'"
 _NUMBER = f"CASE WHEN known.updated_at < now() - {_AGE} THEN 1 ELSE known.failures + 1 END"
 # Without a pause, a time long ago and not this transaction's: a simultaneous one may have begun before it.
 _UNTIL = """CASE WHEN {number} < :free THEN to_timestamp(0) ELSE
-    now() + make_interval(secs => least(CAST(:longest AS float8), power(2, least({number} - :free, 30)))) END"""
+    now() + make_interval(secs => least(
+        CAST(:longest AS float8), CAST(:first AS float8) * power(2, least({number} - :free, 30))
+    )) END"""
 
 _TAKE = Statement(f"""
     INSERT INTO failed_attempts AS known (subject, failures, locked_until, updated_at)

@@ -13,18 +13,27 @@ from services.sweeps.service import Sweep
 from services.unit_of_work import UnitOfWork
 from services.users.attempts.repository import Forgotten
 
+_MAILS = 3
+"""Mails to one address until the first pause."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Failures until the first pause, of an account and of an address (0: unlimited), and the longest pause."""
+    """Failures until the first pause, of an account and of an address (0: unlimited), and how long pauses are."""
 
     account: int
     address: int
+    first_pause: float
     longest_pause: float
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        return cls(settings.sign_in_attempts, settings.sign_in_address_attempts, settings.sign_in_max_pause)
+        return cls(
+            account=settings.sign_in_attempts,
+            address=settings.sign_in_address_attempts,
+            first_pause=settings.sign_in_first_pause,
+            longest_pause=settings.sign_in_max_pause,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +69,13 @@ async def take_confirmation(uow: UnitOfWork, limits: Limits, user_id: int) -> At
     return Attempt(subject)
 
 
+async def take_mail(uow: UnitOfWork, limits: Limits, email: str, address: str | None) -> None:
+    """Count a request for a mail to this address: a mailbox must not be flooded. Raises `TooManyAttempts`."""
+    await _take(uow, _hash("mail", email.lower()), _MAILS, limits)
+    if address is not None and limits.address:
+        await _take(uow, _hash("mails", _place(address)), limits.address, limits)
+
+
 async def forgive(uow: UnitOfWork, attempt: Attempt) -> None:
     """The password was right: forget the account's failures, and take this attempt back from the address.
 
@@ -71,7 +87,7 @@ async def forgive(uow: UnitOfWork, attempt: Attempt) -> None:
 
 
 async def _take(uow: UnitOfWork, subject: bytes, free: int, limits: Limits) -> None:
-    wait = await uow.attempts.take(subject, free, limits.longest_pause)
+    wait = await uow.attempts.take(subject, free, limits.first_pause, limits.longest_pause)
     if wait is not None:
         seconds = max(1, ceil(wait))
         raise TooManyAttempts(f"too many failed attempts; try again in {seconds} s", retry_after=seconds)

@@ -1,0 +1,1 @@
+"""Password resets: a link by mail, which works once."""

@@ -1,0 +1,30 @@
+"""HTTP routes for password resets."""
+
+from fastapi import APIRouter
+
+from services.api.dependencies import Device, State, Work
+from services.api.problems import responses
+from services.api.transaction import TransactionRoute
+from services.errors import MailOff
+from services.mail import sender_of
+from services.users.attempts import service as attempts
+from services.users.resets import service
+from services.users.resets.schemas import Reset, ResetRequest
+
+router = APIRouter(route_class=TransactionRoute, prefix="/password-resets", tags=["users"])
+
+
+@router.post("", status_code=202, responses=responses(400, 404, 413, 422, 429))
+async def ask_for_reset(wanted: ResetRequest, device: Device, uow: Work, state: State) -> None:
+    """Have a mail sent with which a new password can be set. The reply does not tell whether the address is known."""
+    if sender_of(state.settings) is None:
+        raise MailOff("this installation sends no mail; ask an operator")
+    limits = attempts.Limits.of(state.settings)
+    await attempts.take_mail(uow, limits, wanted.email, device.address)
+    await service.ask(uow, wanted.email)
+
+
+@router.post("/confirm", status_code=204, responses=responses(400, 413, 422, 503))
+async def reset_password(given: Reset, uow: Work, state: State) -> None:
+    """Set a new password with the token from the mail, which works once. All sessions end."""
+    await service.reset(uow, state.passwords, given)

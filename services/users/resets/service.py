@@ -1,0 +1,85 @@
+"""Setting a new password with a token from a mail."""
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from datetime import timedelta
+from email.message import EmailMessage
+
+from services.errors import Fault, TokenInvalid
+from services.repository import Lock
+from services.settings import Settings
+from services.unit_of_work import UnitOfWork
+from services.users.passwords import Passwords, check_password
+from services.users.resets.models import MailKind
+from services.users.resets.schemas import Reset
+from services.users.sessions.models import Ended
+
+_SECRET_BYTES = 32
+_KIND = MailKind.password_reset
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A mail to send now. It may be sent more than once: each has a token of its own."""
+
+    mail_id: int
+    message: EmailMessage
+
+
+async def ask(uow: UnitOfWork, email: str) -> None:
+    """Have a mail sent to the user with this address. It does the same, for the caller, if there is none."""
+    await uow.mails.ask(_KIND, email)
+
+
+async def next_mail(uow: UnitOfWork, settings: Settings) -> Claimed | None:
+    """Claim a mail and make its token. Commit before it is sent: no transaction waits for a mail server."""
+    row = await uow.mails.claim()
+    if row is None:
+        return None
+    token = secrets.token_urlsafe(_SECRET_BYTES)
+    ttl = timedelta(seconds=settings.password_reset_ttl)
+    await uow.mails.give_token(_hash(token), _KIND, row["user_id"], row["email"], ttl)
+    return Claimed(row["id"], _message(settings, row["email"], token))
+
+
+async def reset(uow: UnitOfWork, passwords: Passwords, given: Reset) -> None:
+    """Set a new password and end all sessions. Raises `TokenInvalid`, and `InvalidInput` for a common password."""
+    token, password = _hash(given.token.get_secret_value()), given.password.get_secret_value()
+    # A hash is computed only for whoever has a token.
+    if not await uow.mails.is_valid(token, _KIND):
+        raise _invalid()
+    check_password(password)
+    await uow.rollback()
+    hashed = await passwords.hash(password)
+    user_id = await uow.mails.use(token, _KIND)
+    user = await uow.users.get(user_id, lock=Lock.change) if user_id is not None else None
+    if user is None:
+        raise _invalid()
+    check_password(password, user.email, user.full_name)
+    await uow.users.update(user, hashed_password=hashed)
+    await uow.sessions.end_all(user.id, Ended.password_changed)
+
+
+def _message(settings: Settings, email: str, token: str) -> EmailMessage:
+    """The mail. It has nothing that a user wrote: someone else may have registered with this address."""
+    message = EmailMessage()
+    message["From"] = settings.mail_from
+    message["To"] = email
+    message["Subject"] = "Set a new password"
+    link = settings.password_reset_link.format(token=token) if settings.password_reset_link else f"Token: {token}"
+    message.set_content(
+        "A new password was asked for, for the account with this address. To set it:\n\n"
+        f"{link}\n\n"
+        f"This works once, within {settings.password_reset_ttl // 60} minutes. If it was not you, ignore this mail: "
+        "the password stays as it is.\n"
+    )
+    return message
+
+
+def _hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "replace")).digest()
+
+
+def _invalid() -> TokenInvalid:
+    return TokenInvalid("the token is unknown, expired or used; ask for another mail", [Fault("is invalid", "#/token")])
