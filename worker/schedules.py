@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from services.mail import sender_of
 from services.settings import Settings
 from worker.jobs.audit import audit_ledger
 from worker.jobs.expiry import expire
@@ -22,8 +23,11 @@ LONG = 6 * 3600
 
 
 def scheduled_jobs(settings: Settings) -> Sequence[ScheduledJob]:
-    """Every job of this release."""
+    """Every job of this release that these settings need."""
+    # An installation without mail would ask six times a minute for what is never there.
+    mails = (ScheduledJob(send_mails, Schedule(second=frozenset(range(5, 60, 10)))),) if sender_of(settings) else ()
     return (
+        *mails,
         ScheduledJob(ensure_event_partitions, Schedule(minute=10), at_start=True),
         ScheduledJob(drop_expired_events, Schedule(hour=1, minute=40), time_limit=LONG),
         ScheduledJob(forget_workers, Schedule(minute=35)),
@@ -32,7 +36,6 @@ def scheduled_jobs(settings: Settings) -> Sequence[ScheduledJob]:
         ScheduledJob(wake_stranded_events, Schedule(minute=15), at_start=True),
         ScheduledJob(expire, Schedule(second=frozenset({30}))),
         ScheduledJob(report_backlog, Schedule()),
-        ScheduledJob(send_mails, Schedule(second=frozenset(range(5, 60, 10)))),
         # It has its own, shorter time limit.
         ScheduledJob(audit_ledger, Schedule(minute=40), time_limit=settings.audit_time_limit + 60),
     )

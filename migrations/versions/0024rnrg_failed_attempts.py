@@ -1,7 +1,7 @@
 """failed attempts: what accounts and addresses have tried in vain to sign in with
 
-Revision ID: 0020rnrg
-Revises: 0019yxpn
+Revision ID: 0024rnrg
+Revises: 0023yxpn
 Create Date: 2026-11-28 00:51:50.127222+00:00
 """
 
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from alembic import op
 
-revision: str = "0020rnrg"
-down_revision: str | Sequence[str] | None = "0019yxpn"
+revision: str = "0024rnrg"
+down_revision: str | Sequence[str] | None = "0023yxpn"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 

@@ -1,7 +1,7 @@
 """sessions: people who are signed in, and their refresh tokens
 
-Revision ID: 0019yxpn
-Revises: 0018
+Revision ID: 0023yxpn
+Revises: 0022vcry
 Create Date: 2026-11-28 00:32:34.688027+00:00
 """
 
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from alembic import op
 
-revision: str = "0019yxpn"
-down_revision: str | Sequence[str] | None = "0018"
+revision: str = "0023yxpn"
+down_revision: str | Sequence[str] | None = "0022vcry"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 

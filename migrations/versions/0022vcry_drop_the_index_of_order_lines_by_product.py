@@ -1,7 +1,7 @@
 """drop the index of order lines by product
 
-Revision ID: 0019vcry
-Revises: 0018
+Revision ID: 0022vcry
+Revises: 0021ngyh
 Create Date: 2026-11-28 01:10:44.251317+00:00
 """
 
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from alembic import op
 
-revision: str = "0019vcry"
-down_revision: str | Sequence[str] | None = "0018"
+revision: str = "0022vcry"
+down_revision: str | Sequence[str] | None = "0021ngyh"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 

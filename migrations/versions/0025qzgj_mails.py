@@ -1,7 +1,7 @@
 """mails: what is to be sent to users, and the one-time tokens in it
 
-Revision ID: 0021qzgj
-Revises: 0020rnrg
+Revision ID: 0025qzgj
+Revises: 0024rnrg
 Create Date: 2026-11-28 01:20:29.844398+00:00
 """
 
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from alembic import op
 
-revision: str = "0021qzgj"
-down_revision: str | Sequence[str] | None = "0020rnrg"
+revision: str = "0025qzgj"
+down_revision: str | Sequence[str] | None = "0024rnrg"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
