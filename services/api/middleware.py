@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+import uuid_utils
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,7 +19,6 @@ from services.api.methods import answer_head
 from services.api.problems import problem
 from services.api.request_times import RequestTimes
 from services.errors import CannotStart
-from services.fields import new_id
 from services.logs import bind, unbind
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}", re.ASCII)
@@ -69,7 +69,8 @@ class RequestMiddleware:
     async def _handle(self, scope: Scope, exchange: "_Exchange") -> None:
         headers = scope["headers"]
         given, traceparent = _value(headers, b"x-request-id"), _value(headers, b"traceparent")
-        exchange.request_id = request_id = given if _REQUEST_ID.fullmatch(given) else str(new_id())
+        # Not `new_id()`, which costs ten times as much: nothing depends on the time in this id.
+        exchange.request_id = request_id = given if _REQUEST_ID.fullmatch(given) else str(uuid_utils.uuid7())
         state: dict[str, Any] = scope.setdefault("state", {})
         state["request_id"] = request_id
         state["traceparent"] = traceparent if _TRACEPARENT.fullmatch(traceparent) else None
