@@ -5,6 +5,7 @@ from typing import Any
 
 from fastapi import Request
 
+from benchmarks.sessions import session_of
 from services.api.turns import Alone, Intent, Turns
 from services.idempotency.repository import RequestKey
 from services.outbox.events import Trace
@@ -17,7 +18,7 @@ def turns(most: int = 4, most_weight: int = 100) -> Turns[dict[str, Any]]:
 
 
 def intent(caller: int, key: str, **wanted: Any) -> Intent[dict[str, Any]]:
-    return Intent(REQUEST, RequestKey(caller, "POST", "/v1/orders", key, b""), wanted, Trace())
+    return Intent(REQUEST, session_of(caller), RequestKey(caller, "POST", "/v1/orders", key, b""), wanted, Trace())
 
 
 def keys(group: list[Intent[dict[str, Any]]]) -> list[str]:
