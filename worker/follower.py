@@ -27,6 +27,9 @@ _IDLE = 1.0
 _LONGEST_IDLE = 16
 """How many times as long the wait between two looks becomes at most."""
 
+_GATHERINGS = 4
+"""How many times in `_IDLE` a consumer that keeps up reads the log, at most."""
+
 _CLAIM = 5.0
 """Seconds between two attempts to take a consumer that another worker runs, that is paused, or that has failed."""
 
@@ -198,7 +201,9 @@ class _Running:
             self._limit = min(self._consumer.batch, 2 * self._limit)
         if batch.more or len(batch.events):
             self._idle = _IDLE
-            return 0.0
+            # What arrives meanwhile is read together. A read for each event or two would take as many trips as its
+            # processing, from the same process.
+            return 0.0 if batch.more else _IDLE / _GATHERINGS
         wait, self._idle = self._idle, min(2 * self._idle, _LONGEST_IDLE * _IDLE)
         return wait
 

@@ -20,7 +20,7 @@ from services.settings import Settings
 _OFFERED = 200
 _OFFERING_CLIENTS = 64
 _EARLIER_TIMES = 20
-"""So many times the orders of a run lie in the tables: PostgreSQL analyses a table again when a tenth has changed."""
+"""How many times the orders of a run there are before it: PostgreSQL analyses a table when a tenth has changed."""
 
 
 def process_steadily(bench: Bench) -> Found:

@@ -432,3 +432,21 @@ async def test_an_idle_consumer_looks_less_and_less_often_until_its_worker_has_p
         await until(told_log, named(0, 2))
     finally:
         await idle.stop(1.0)
+
+
+async def test_a_consumer_that_keeps_up_rests_so_that_what_arrives_meanwhile_is_read_together(
+    told_log: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.follower, "_IDLE", 2.0)
+    batches: list[int] = []
+
+    async def another(_: UnitOfWork, events: Sequence[LoggedEvent]) -> None:
+        """Each batch finds that something has arrived since the one before."""
+        batches.append(len(events))
+        await note(told_log, *numbers(0, 1))
+
+    await note(told_log, *numbers(0, 1))
+    async with following(told_log, Consumer(FEED, another)):
+        await asyncio.sleep(1.2)
+    # One at the beginning, and one every half second.
+    assert 1 <= len(batches) <= 4
