@@ -47,7 +47,7 @@ _MOST_TRIES = 3
 """In how many groups a request may meet a locked row before it goes alone, and waits for the lock."""
 
 _LOCK_WAIT = 0.05
-"""Seconds that a group waits for a lock it could not foresee, such as on a product that somebody deletes."""
+"""Seconds that a group waits for a lock it could not foresee, such as on a product that someone deletes."""
 
 _MOST_WEIGHT = 1000
 """The most lines of orders in a group: deciding and rendering a group must not hold up the event loop."""

@@ -1,4 +1,4 @@
-"""One caller's flood neither shuts out others from groups, nor lets anybody wait without end."""
+"""One caller's flood neither shuts out others from groups, nor makes anyone wait without end."""
 
 import asyncio
 from collections import Counter
@@ -96,6 +96,6 @@ async def test_a_flood_is_told_to_come_back_and_another_caller_is_served(api: Ap
         if reply.status_code == 503:
             assert_problem(reply, 503, "overloaded")
             assert reply.headers["retry-after"] == "1"
-    # Whoever was not turned away was served, and nobody else.
+    # Those who were not turned away were served, and no one else.
     assert await api.scalar("SELECT count(*) FROM orders") == statuses[201] + 2
     assert await api.scalar("SELECT count(*) FROM idempotency_keys") == statuses[201] + 2

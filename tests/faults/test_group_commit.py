@@ -74,7 +74,7 @@ def statuses_of(replies: Sequence[httpx2.Response | None]) -> list[int]:
     return [reply.status_code for reply in replies if reply is not None]
 
 
-def assert_nobody_was_misled(replies: Sequence[httpx2.Response | None], number: int) -> None:
+def assert_no_one_was_misled(replies: Sequence[httpx2.Response | None], number: int) -> None:
     """Every client has an answer: a final one, or that the outcome is unknown and the request can be sent again."""
     statuses = statuses_of(replies)
     assert len(statuses) == number
@@ -135,7 +135,7 @@ async def test_a_backend_terminated_in_the_commit_of_a_group_leaves_each_request
     ):
         await rows(database, f"SELECT pg_terminate_backend({pid}, 5000)")
         await stopping.let_go(GROUP)
-        assert_nobody_was_misled(await replies, len(group))
+        assert_no_one_was_misled(await replies, len(group))
         await assert_each_took_effect_once(database, client, group)
 
 
@@ -208,7 +208,7 @@ async def test_postgresql_killed_in_the_commit_of_a_group_leaves_each_request_do
                 await stopping.let_go(GROUP)
             if whole:
                 postgres.start()
-            assert_nobody_was_misled(await replies, len(group))
+            assert_no_one_was_misled(await replies, len(group))
         await client.wait_until_ready()
         await assert_each_took_effect_once(database, client, group)
 

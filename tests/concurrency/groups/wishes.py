@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 ORDERS, TRANSFERS = "/v1/orders", "/v1/transfers"
-NOBODY = 2**62
+UNKNOWN = 2**62
 POISON = "poison"
 """The database refuses an order with this reference, and a transfer with this note; only the database knows that."""
 
@@ -54,7 +54,7 @@ class Wish:
     by: int
     caller: Caller
     key: str | None
-    """`*` stands for one that nobody has used."""
+    """`*` stands for one that no one has used."""
     body: Any = None
     raw: bytes | None = None
 
@@ -96,7 +96,7 @@ class Again:
 
 @dataclass(frozen=True)
 class Meanwhile:
-    """What happens before a wave: a change that somebody else commits, or a worker that processes what waits."""
+    """What happens before a wave: a change that someone else commits, or a worker that processes what waits."""
 
     what: str
     number: int = 0
@@ -136,7 +136,7 @@ def _mostly(times: int, usual: st.SearchStrategy[Any], *others: Any) -> st.Searc
 _items = st.lists(
     st.fixed_dictionaries(
         {
-            "product_id": _mostly(14, st.sampled_from([0, 0, 0, 1, 1, 2, 2]), 3, 4, 5, 6, 7, NOBODY),
+            "product_id": _mostly(14, st.sampled_from([0, 0, 0, 1, 1, 2, 2]), 3, 4, 5, 6, 7, UNKNOWN),
             "quantity": _mostly(40, st.integers(1, 4), 1_000_000, 0, "1"),
         }
     ),
@@ -155,7 +155,7 @@ _orders = st.builds(
 )
 _transfers = st.builds(
     _transfer,
-    _mostly(12, st.sampled_from([0, 1, 2, 3, 4, 5]), INACTIVE, DELETED, CLOSED, NOBODY),
+    _mostly(12, st.sampled_from([0, 1, 2, 3, 4, 5]), INACTIVE, DELETED, CLOSED, UNKNOWN),
     _mostly(16, st.sampled_from(["0.01", "1", "2.50", "9.99", "20", "40"]), "0", "-1", "1.001", "5000", 1),
     note=st.sampled_from([""] * 9 + ["rent", "Miete €", POISON]),
     dry_run=st.sampled_from([False] * 8 + [True]),
@@ -218,4 +218,4 @@ CHANGES: dict[str, str] = {
     "close": "UPDATE accounts SET closed_at = now() WHERE user_id = :user AND held = 0",
     "reopen": "UPDATE accounts SET closed_at = NULL WHERE user_id = :user",
 }
-"""What somebody else commits, by name."""
+"""What someone else commits, by name."""

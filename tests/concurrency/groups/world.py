@@ -30,9 +30,9 @@ from tests.concurrency.groups.wishes import (
     CREDITS,
     DELETED,
     INACTIVE,
-    NOBODY,
     POISON,
     PRODUCTS,
+    UNKNOWN,
     USERS,
     Caller,
     Meanwhile,
@@ -212,7 +212,7 @@ class World:
             case Caller.expired:
                 headers["Authorization"] = f"Bearer {self.expired.make(session_of(self.users[wish.by]))}"
             case Caller.unknown:
-                headers["Authorization"] = f"Bearer {self.tokens.make(session_of(NOBODY))}"
+                headers["Authorization"] = f"Bearer {self.tokens.make(session_of(UNKNOWN))}"
             case Caller.garbage:
                 headers["Authorization"] = "Bearer garbage"
             case Caller.missing:
