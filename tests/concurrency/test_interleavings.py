@@ -17,7 +17,18 @@ from services.outbox.policy import RetryPolicy
 from services.outbox.subscription import Subscription
 from services.sql import sqlstate
 from services.unit_of_work import UnitOfWork
-from tests.concurrency.ticks import LATER, Tick, TickHandler, append, drain, effects, processor, replay_letter, rows
+from tests.concurrency.ticks import (
+    LATER,
+    Tick,
+    TickHandler,
+    append,
+    damage,
+    drain,
+    effects,
+    processor,
+    replay_letter,
+    rows,
+)
 from tests.faults.stepping_worker import Deed, SteppingUnitOfWork, Steps
 
 AWAITS = 9
@@ -102,7 +113,7 @@ async def first(database: Database) -> int:
 
 async def prepare(database: Database, settles: Side) -> None:
     """The first event waits and is due, or is dead."""
-    await rows(database, "TRUNCATE outbox, events, dead_letters, effects")
+    await damage(database, "TRUNCATE outbox, events, dead_letters, effects")
     await append(database, Tick(name="a"))
     if settles is replay:
         await drain(processor(database, TickHandler(lambda _: True), retry=DEAD))

@@ -132,7 +132,7 @@ async def damage(database: Database, statement: str, **parameters: Any) -> None:
     async with database.engine.begin() as connection:
         await connection.execute(text("SET LOCAL session_replication_role = replica"))
         changed = await connection.execute(text(statement), parameters)
-        assert changed.rowcount > 0, f"changes nothing: {statement}"
+        assert changed.rowcount != 0, f"changes nothing: {statement}"
 
 
 async def effects(database: Database) -> list[tuple[str, int]]:

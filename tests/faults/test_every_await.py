@@ -16,7 +16,7 @@ import pytest
 
 from services.database import Database
 from services.settings import Settings
-from tests.concurrency.ticks import Tick, append, effects, rows
+from tests.concurrency.ticks import Tick, append, damage, effects, rows
 from tests.faults.stepping_worker import METHODS, Deed, Steps, run, work
 from tests.processes import wait_until
 
@@ -38,7 +38,7 @@ def settings(settings: Settings) -> Settings:
 
 async def write_events(database: Database) -> None:
     """Events that succeed, fail once, die, and arrive behind a dead letter; two of each."""
-    await rows(database, "TRUNCATE outbox, events, dead_letters, effects")
+    await damage(database, "TRUNCATE outbox, events, dead_letters, effects")
     await append(database, Tick(name="dead"))
     await rows(
         database,
