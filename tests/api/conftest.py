@@ -11,6 +11,7 @@ from services.database import Database
 from services.settings import Settings
 from tests.api.client import Api
 from tests.concurrency.groups.watch import Watch
+from tests.api.grouped import Gate
 from tests.replicated import Pair, replicated_servers
 
 
@@ -39,6 +40,9 @@ def watch() -> Iterator[Watch]:
         watch = Watch()
         watch.install(patch)
         yield watch
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    """Decides which requests are in one group."""
+    return Gate(monkeypatch)
 
 
 @pytest.fixture(scope="session")
