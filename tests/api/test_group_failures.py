@@ -181,7 +181,9 @@ async def test_an_unconfirmed_commit_is_looked_up_only_once_its_transaction_has_
     kept.append(await orphan.get())
     await asyncio.sleep(1.5)
     assert not request.done(), "the outcome is open while the transaction is"
-    await commit(kept.pop())
+    orphaned = kept.pop()
+    await commit(orphaned)
+    await rollback(orphaned)
     assert (await request).status_code == 201
     assert await api.scalar("SELECT count(*) FROM orders") == 1
 
