@@ -218,7 +218,7 @@ async def _replay(request: Request, stored: StoredReply) -> Response:
 async def ahead(request: Request) -> AsyncIterator[UnitOfWork]:
     """A unit of work that is committed at the end of the block, before the request's own.
 
-    For what must stay even if the request is refused, or must be seen by others before it goes on. The request's own
+    For what must stay even if the request is refused, or must be seen by others before it continues. The request's own
     unit of work must not have begun: it would hold a second connection.
     """
     async with background(lambda: open_unit_of_work(request)) as uow:

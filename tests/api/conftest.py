@@ -10,8 +10,8 @@ from services.app import create_app
 from services.database import Database
 from services.settings import Settings
 from tests.api.client import Api
-from tests.concurrency.groups.watch import Watch
 from tests.api.grouped import Gate
+from tests.concurrency.groups.watch import Watch
 from tests.replicated import Pair, replicated_servers
 
 
@@ -40,6 +40,8 @@ def watch() -> Iterator[Watch]:
         watch = Watch()
         watch.install(patch)
         yield watch
+
+
 def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
     """Decides which requests are in one group."""
     return Gate(monkeypatch)

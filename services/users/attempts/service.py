@@ -1,4 +1,4 @@
-"""Growing pauses for whoever guesses passwords, without a way to lock other people out for good."""
+"""Growing pauses after failed attempts to sign in, which cannot lock other people out permanently."""
 
 import hashlib
 from collections.abc import Sequence
