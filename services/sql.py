@@ -350,9 +350,17 @@ def objects_to_rows(error: DBAPIError) -> bool:
 
 def constraint_of(error: DBAPIError) -> str | None:
     """The name of the constraint, unique index or trigger that the server says was violated; None if it names none."""
+    return getattr(_driver_error(error), "constraint_name", None)
+
+
+def detail_of(error: DBAPIError) -> str:
+    """What the server adds about the row that it refused, including values of the row; empty if it adds nothing."""
+    return getattr(_driver_error(error), "detail", None) or ""
+
+
+def _driver_error(error: DBAPIError) -> BaseException | None:
     # SQLAlchemy's own errors wrap the driver's.
-    driver = error.orig if isinstance(error.orig, asyncpg.PostgresError) else getattr(error.orig, "__cause__", None)
-    return getattr(driver, "constraint_name", None)
+    return error.orig if isinstance(error.orig, asyncpg.PostgresError) else getattr(error.orig, "__cause__", None)
 
 
 def violates(error: DBAPIError, constraint: str) -> bool:

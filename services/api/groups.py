@@ -12,6 +12,7 @@ from contextvars import Context
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Generic, TypeVar
+from uuid import UUID
 
 from fastapi import Response
 from pydantic import BaseModel
@@ -31,7 +32,7 @@ from services.idempotency.repository import Free, InFlight, StoredReply
 from services.logs import RateLimitedLogger
 from services.settings import Settings
 from services.shielding import end
-from services.sql import Read, waiting_at_most
+from services.sql import Read, detail_of, waiting_at_most
 from services.transaction import Bell
 from services.unit_of_work import UnitOfWork
 from services.users.models import Presented
@@ -74,6 +75,8 @@ class Kind(Generic[WantedT, DoneT]):
     ]
     """Decide the requests in this order, with what the reads have found, and have the unit of work write them."""
     reply: Callable[[DoneT], Response]
+    made: Callable[[DoneT], UUID]
+    """The id of what the request has made. If the database refuses a row, it names the row's values."""
     writes: Callable[[WantedT], bool] = lambda _: True
     """Whether the request writes anything."""
     weight: Callable[[WantedT], int] = lambda _: 1
@@ -239,13 +242,25 @@ class _Committer:
                 if uow.has_work:
                     await uow.commit()
             except DBAPIError as error:
-                if not outcome_unknown(error):
+                if outcome_unknown(error):
+                    self._look_up_later({one: decided.replies.pop(one) for one in decided.kept})
+                elif refused := decided.named_in(error):
+                    return self._without(refused, intents, error)
+                else:
                     raise
-                self._look_up_later({one: decided.replies.pop(one) for one in decided.kept})
         metrics.sizes.observe(len(intents))
         for intent, reply in decided.replies.items():
             intent.settle(reply)
         return decided.again
+
+    def _without(
+        self, refused: Sequence[Intent[Any]], intents: Sequence[Intent[Any]], error: Exception
+    ) -> list[Intent[Any]]:
+        """Let those requests go alone whose rows the database has refused. The others are tried again, together."""
+        metrics.splits.inc()
+        trouble.warning("a group of %d requests was rolled back because of a row of one: %r", len(intents), error)
+        _leave(refused)
+        return [one for one in intents if one not in refused]
 
     def _decide(
         self,
@@ -256,7 +271,7 @@ class _Committer:
         found: Sequence[Any],
     ) -> "_Decided":
         """Decide the requests in order; the unit of work is going to write their effects and their replies."""
-        decided = _Decided({}, [], [])
+        decided = _Decided({}, [], [], {})
         free = []
         for intent, key in zip(intents, keys, strict=True):
             try:
@@ -279,6 +294,8 @@ class _Committer:
             refused = isinstance(result, DomainError)
             response = domain_problem(intent.request, result) if refused else self._kind.reply(result)
             decided.replies[intent] = Answered(response)
+            if not refused:
+                decided.made[intent] = str(self._kind.made(result))
             if not refused or is_kept(response.status_code):
                 decided.kept.append(intent)
                 replies.append(kept_reply(intent.key, one.caller.role, response))
@@ -347,6 +364,13 @@ class _Decided:
     kept: list[Intent[Any]]
     """Those whose replies are stored with the group."""
     again: list[Intent[Any]]
+    made: dict[Intent[Any], str]
+    """The ids of what the requests have made."""
+
+    def named_in(self, error: DBAPIError) -> list[Intent[Any]]:
+        """The requests whose rows the error names. One that it does not name may have caused it as well."""
+        detail = detail_of(error)
+        return [intent for intent, made in self.made.items() if made in detail]
 
     def put_off(self, intent: Intent[Any]) -> None:
         """Try the request again in the next group or, if it has met locks before, alone, where it waits for them."""

@@ -37,6 +37,7 @@ _PLACING: Kind[OrderCreate, OrderPublic] = Kind(
         uow, asked, found, service.Patience.from_settings(settings)
     ),
     reply=_placed,
+    made=lambda order: order.id,
     weight=lambda wanted: len(wanted.items),
     name=lambda wanted: wanted.reference,
 )

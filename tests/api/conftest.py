@@ -42,6 +42,7 @@ def watch() -> Iterator[Watch]:
         yield watch
 
 
+@pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
     """Decides which requests are in one group."""
     return Gate(monkeypatch)

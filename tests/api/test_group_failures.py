@@ -87,6 +87,27 @@ async def test_a_request_that_the_database_refuses_costs_its_neighbours_a_few_at
     await api.assert_books_balance()
 
 
+@pytest.mark.parametrize("path", ["/v1/orders", "/v1/transfers"])
+async def test_a_request_that_the_error_of_the_database_names_costs_its_neighbours_one_attempt(
+    api: Api, gate: Gate, path: str
+) -> None:
+    _, seller, product = await api.shop()
+    buyers = [await make_user(api.database, credits="100") for _ in range(8)]
+    async with api.database.engine.begin() as connection:
+        account = f"(SELECT id FROM accounts WHERE user_id = {buyers[3].id})"
+        account_id = (await connection.execute(text(f"SELECT {account}"))).scalar_one()
+        rule = f"ALTER TABLE transfers ADD CONSTRAINT frozen CHECK (debit_account_id <> {account_id}) NOT VALID"
+        await connection.execute(text(rule))
+    body = order_of((product, 1)) if path == "/v1/orders" else {"to_user_id": seller.id, "amount": "1.00"}
+    replies = await together(gate, *[api.post(path, by=by, json=body) for by in buyers])
+    alone = replies.pop(3)
+    assert [reply.status_code for reply in replies] == [201] * 7
+    # As without a group: the refused transfer is undone in its savepoint.
+    assert alone.status_code == (201 if path == "/v1/orders" else 422)
+    assert gate.attempts == [8, 7]
+    await api.assert_books_balance()
+
+
 def unknown() -> InterfaceError:
     """What a commit raises whose answer is lost."""
     error = InterfaceError("COMMIT", None, Exception())

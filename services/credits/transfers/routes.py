@@ -38,10 +38,15 @@ router = APIRouter(route_class=TransactionRoute, tags=["credits"])
 
 def _transferred(done: Transferred, *, dry_run: bool = False) -> Response:
     """The reply to a transfer, whether it was carried out alone or in a group."""
+    reply = TransferReply(**_made(_posting(done), done.at, dry_run), dry_run=dry_run)
+    return Response(reply.model_dump_json(), 200 if dry_run else 201, media_type="application/json")
+
+
+def _posting(done: Transferred) -> Posting:
+    """The outcome of a single transfer that was not refused."""
     [outcome] = done.outcomes
     assert isinstance(outcome, Posting)
-    reply = TransferReply(**_made(outcome, done.at, dry_run), dry_run=dry_run)
-    return Response(reply.model_dump_json(), 200 if dry_run else 201, media_type="application/json")
+    return outcome
 
 
 _TRANSFERRING: Kind[TransferCreate, Transferred] = Kind(
@@ -49,6 +54,7 @@ _TRANSFERRING: Kind[TransferCreate, Transferred] = Kind(
     reads=transfers.reads,
     carry_out=lambda uow, asked, found, _: transfers.transfer_all(uow, asked, found),
     reply=_transferred,
+    made=lambda done: _posting(done).transfer_id,
     writes=lambda wanted: not wanted.dry_run,
 )
 
