@@ -32,7 +32,7 @@ async def register(uow: UnitOfWork, passwords: Passwords, wanted: UserCreate, ro
 
 
 async def needs_confirmation(uow: UnitOfWork, user_id: int, changes: UserUpdate) -> bool:
-    """Whether whoever makes these changes could sign in as the user from then on, or keep the user from it."""
+    """Whether a person who makes these changes could sign in as the user from then on, or keep the user from it."""
     if changes.password is not None:
         return True
     return changes.email is not None and changes.email != (await get(uow, user_id)).email

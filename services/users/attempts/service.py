@@ -1,4 +1,4 @@
-"""Growing pauses after failed attempts to sign in, which cannot lock other people out permanently."""
+"""Growing pauses after wrong passwords, without a way to lock other people out permanently."""
 
 import hashlib
 from collections.abc import Sequence
@@ -79,7 +79,7 @@ async def take_mail(uow: UnitOfWork, limits: Limits, email: str, address: str | 
 async def forgive(uow: UnitOfWork, attempt: Attempt) -> None:
     """The password was right: forget the account's failures, and take this attempt back from the address.
 
-    The address's other failures stay. Otherwise, whoever has one account could guess at the others without a pause.
+    The address's other failures stay. Otherwise, a person with one account could guess at the others without a pause.
     """
     await uow.attempts.clear(attempt.of_account)
     if attempt.of_address is not None:

@@ -46,7 +46,7 @@ async def next_mail(uow: UnitOfWork, settings: Settings) -> Claimed | None:
 async def reset(uow: UnitOfWork, passwords: Passwords, given: Reset) -> None:
     """Set a new password and end all sessions. Raises `TokenInvalid`, and `InvalidInput` for a common password."""
     token, password = _hash(given.token.get_secret_value()), given.password.get_secret_value()
-    # A hash is computed only for whoever has a token.
+    # A hash is computed only for a person who has a token.
     if not await uow.mails.is_valid(token, _KIND):
         raise _invalid()
     check_password(password)
