@@ -13,7 +13,7 @@ from benchmarks.sessions import session_of
 from services.fields import now
 from services.users.passwords import Passwords
 from tests.api.client import Api, assert_problem
-from tests.factories import CONFIRMED, make_operator, make_user
+from tests.factories import make_operator, make_user
 
 PASSWORD = "correct horse battery"
 ANY = "01890a5d-ac96-774b-bcce-b302099a8057"
@@ -64,7 +64,7 @@ async def test_a_deleted_user_can_neither_sign_in_nor_use_a_token_until_restored
     hashed = await Passwords(api.settings).hash(PASSWORD)
     user = await make_user(api.database, hashed_password=hashed)
     operator = await make_operator(api.database)
-    assert (await api.delete("/v1/users/me", by=user, json=CONFIRMED)).status_code == 204
+    assert (await api.delete("/v1/users/me", by=user, json={"current_password": PASSWORD})).status_code == 204
     assert_problem(await api.get("/v1/users/me", by=user), 401, "unauthenticated")
     assert_problem(await sign_in(api, user.email, PASSWORD), 401, "unauthenticated")
     assert (await api.post(f"/v1/users/{user.id}/restore", by=operator)).status_code == 200
