@@ -310,6 +310,7 @@ async def test_a_shutdown_carries_out_what_waits(settings: Settings, database: D
                 ]
         assert [(await task).status_code for task in tasks] == [201] * 3
     assert gate.attempts == [3]
+    assert await api.scalar("SELECT count(DISTINCT CAST(xmin AS text)) FROM orders") == 1, "none had to go alone"
 
 
 async def test_the_groups_are_in_the_metrics(api: Api) -> None:
