@@ -161,7 +161,8 @@ class _Committer:
             intents = self._turns.take()
             if not intents:
                 self._wanted.clear()
-                self._idle.set()
+                if not len(self._turns):
+                    self._idle.set()
                 continue
             again: Sequence[Intent[Any]] = ()
             self._began = monotonic()

@@ -39,7 +39,7 @@ async def test_callers_take_turns_whoever_sends_most() -> None:
 
 async def test_a_group_is_in_the_order_of_arrival() -> None:
     queue = turns()
-    for caller, key in ((1, "a"), (2, "b"), (1, "c"), (2, "d")):
+    for caller, key in ((1, "a"), (1, "b"), (2, "c"), (2, "d")):
         queue.put(intent(caller, key))
     assert keys(queue.take()) == ["a", "b", "c", "d"]
     assert queue.take() == []
