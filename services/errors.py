@@ -49,14 +49,14 @@ class Unauthenticated(DomainError):
 
 @dataclass
 class TooManyAttempts(DomainError):
-    """Too many passwords were wrong. `retry_after` is in seconds."""
+    """Too many wrong passwords, or requests for a mail. `retry_after` is in seconds."""
 
     retry_after: int = 1
     code: ClassVar[str] = "too_many_attempts"
 
 
 class Overloaded(DomainError):
-    """There is too much to do at the moment."""
+    """The process cannot take on more work at the moment."""
 
     code = "overloaded"
 
@@ -74,7 +74,7 @@ class ReplayForbidden(Forbidden):
 
 
 class WrongPassword(Forbidden):
-    """The caller gave another password than their own to confirm what they want."""
+    """The password with which the caller confirmed a request is not theirs."""
 
     code = "wrong_password"
 
@@ -86,7 +86,7 @@ class NotFound(DomainError):
 
 
 class MailOff(NotFound):
-    """This installation sends no mail."""
+    """This installation does not send mail."""
 
     code = "mail_off"
 

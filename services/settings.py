@@ -200,7 +200,9 @@ class Settings(BaseSettings):
     @classmethod
     def _has_a_place_for_the_token(cls, value: str) -> str:
         if value and (value.count("{token}") != 1 or value.count("{") != 1 or value.count("}") != 1):
-            raise ValueError("expected an address with {token} in it, such as https://example.com/reset#{token}")
+            raise ValueError(
+                "expected an address that contains {token} once, such as https://example.com/reset#{token}"
+            )
         return value
 
     @field_validator("database_replica_url", "event_export_path", "outbox_order_check", "analytics_url", mode="before")
@@ -242,8 +244,8 @@ class Settings(BaseSettings):
         previous = self.secret_key_previous
         if previous is not None and (len(previous.get_secret_value()) < 32 or previous == self.secret_key):
             raise ValueError(
-                "WAYBILL_SECRET_KEY_PREVIOUS must be the key that WAYBILL_SECRET_KEY replaced, of at least 32 "
-                "characters, or empty"
+                "WAYBILL_SECRET_KEY_PREVIOUS must differ from WAYBILL_SECRET_KEY and have at least 32 characters, or "
+                "be empty"
             )
         if self.mail_url is not None and self.mail_url.get_secret_value() == "console:":
             raise ValueError("WAYBILL_MAIL_URL=console: writes tokens to the log; it is refused outside development")

@@ -109,7 +109,7 @@ class Read(Generic[FoundT]):
 
 
 def waiting_at_most(seconds: float) -> Read[None]:
-    """Have later statements of the transaction wait for a lock this long, as a part of a longer read."""
+    """Limit how long later statements of the transaction wait for a lock, as a part of a longer read."""
     return Read(_LIMIT_WAITS, {"lock_timeout": f"{seconds * 1000:.0f}ms"}, lambda _: None)
 
 

@@ -28,7 +28,7 @@ _LONGEST_IDLE = 16
 """How many times as long the wait between two looks becomes at most."""
 
 _GATHERINGS = 4
-"""How many times in `_IDLE` a consumer that keeps up reads the log, at most."""
+"""The most reads of the log in `_IDLE` seconds by a consumer that keeps up."""
 
 _CLAIM = 5.0
 """Seconds between two attempts to take a consumer that another worker runs, that is paused, or that has failed."""

@@ -24,7 +24,7 @@ LONG = 6 * 3600
 
 def scheduled_jobs(settings: Settings) -> Sequence[ScheduledJob]:
     """Every job of this release that these settings need."""
-    # An installation without mail would ask six times a minute for what is never there.
+    # Without mail, six runs a minute would find nothing.
     mails = (ScheduledJob(send_mails, Schedule(second=frozenset(range(5, 60, 10)))),) if sender_of(settings) else ()
     return (
         *mails,

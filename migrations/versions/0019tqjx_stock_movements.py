@@ -4,8 +4,8 @@ Revision ID: 0019tqjx
 Revises: 0018
 Create Date: 2026-11-28 00:33:55.134166+00:00
 
-The previous release writes no movements, so a trigger does, and for changes by hand. Products that exist get one with
-the pieces that their movements do not explain.
+The previous release writes no movements, so a trigger does, also for changes by hand. Existing products get one
+with the pieces that their movements do not explain.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""failed attempts: what accounts and addresses have tried in vain to sign in with
+"""failed attempts: how often signing in to an account or from an address has failed
 
 Revision ID: 0024rnrg
 Revises: 0023yxpn

@@ -58,7 +58,7 @@ _LOOK_UP = 5.0
 
 _LOOK_AGAIN = 0.05
 _PATIENCE = 5.0
-"""Seconds after which a group that finds the database away is not tried again, as for a request that goes alone."""
+"""Seconds after which a group that cannot use the database is not tried again, as for a request that goes alone."""
 _LONG = 0.05
 """Seconds after which a request's client is asked whether it is still there."""
 
@@ -76,7 +76,7 @@ class Kind(Generic[WantedT, DoneT]):
     """Decide the requests in this order, with what the reads have found, and have the unit of work write them."""
     reply: Callable[[DoneT], Response]
     made: Callable[[DoneT], UUID]
-    """The id of what the request has made. If the database refuses a row, it names the row's values."""
+    """The id of what the request has made. If the database refuses its row, the error contains this id."""
     writes: Callable[[WantedT], bool] = lambda _: True
     """Whether the request writes anything."""
     weight: Callable[[WantedT], int] = lambda _: 1
@@ -204,11 +204,11 @@ class _Committer:
             if is_unavailable(error):
                 return self._give_up(intents, error)
             return await self._split(intents, error)
-        except Exception as error:  # noqa: BLE001  (whatever it is, it is found out which request causes it)
+        except Exception as error:  # noqa: BLE001  (whatever it is, splitting shows which request causes it)
             return await self._split(intents, error)
 
     def _give_up(self, intents: Sequence[Intent[Any]], error: Exception) -> list[Intent[Any]]:
-        """Let each request go alone: the database cannot be used, which is not because of one of them.
+        """Let each request go alone: that the database cannot be used is not the fault of one of them.
 
         If that took long to find out, it is the answer: alone, each would wait as long once more.
         """
@@ -259,7 +259,7 @@ class _Committer:
     ) -> list[Intent[Any]]:
         """Let those requests go alone whose rows the database has refused. The others are tried again, together."""
         metrics.splits.inc()
-        trouble.warning("a group of %d requests was rolled back because of a row of one: %r", len(intents), error)
+        trouble.warning("a group of %d requests was rolled back: the database refused a row: %r", len(intents), error)
         _leave(refused)
         return [one for one in intents if one not in refused]
 
@@ -321,7 +321,7 @@ class _Committer:
             async with asyncio.timeout(_LOOK_UP):
                 stored = await self._stored(list(replies))
         except TimeoutError:
-            logger.warning("group commit: what became of %d requests could not be found out in time", len(replies))
+            logger.warning("group commit: could not find out in time what became of %d requests", len(replies))
         finally:
             for intent, reply in replies.items():
                 intent.settle(_confirmed(intent, reply, stored.get(intent)))

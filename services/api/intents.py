@@ -1,4 +1,4 @@
-"""How a request gets into a group: what can be checked without the database is, and whatever is wrong goes alone.
+"""How a request gets into a group: all that can be checked without the database is, and invalid requests go alone.
 
 A group meets only well-formed requests of callers with a valid token. Any other request takes the single path, which
 says what is wrong, in its own order.

@@ -60,8 +60,8 @@ def check_free(found: StoredReply | InFlight | Free, wanted: RequestKey, role: R
                 raise IdempotencyKeyReused("this Idempotency-Key was already used with a different body; use a new key")
             if stored.role is not None and stored.role not in {one.value for one in Role if role.covers(one)}:
                 raise ReplayForbidden(
-                    f"this request has already been processed, for you as {stored.role}; its reply is not shown to you "
-                    f"as {role.value}"
+                    f"this request was processed when you had the role {stored.role}; its reply is not shown to the "
+                    f"role {role.value}"
                 )
             raise ReplayStored(stored)
 

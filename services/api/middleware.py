@@ -1,4 +1,4 @@
-"""What is done for every request, in one layer: each layer of its own costs every message of every request a call.
+"""What is done for every request, in one layer: each further layer would cost another call for every message.
 
 The application's startup passes through it, too, so that the log says why the application refuses to start.
 """

@@ -27,7 +27,7 @@ class KnownPaths:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = None
-        # With a root path, the path is longer than the route's. FastAPI's tracing is told of routes by the router.
+        # With a root path, the path is longer than the route's. FastAPI's tracing gets its routes from the router.
         if scope["type"] == "http" and not scope.get("root_path") and "fastapi.telemetry" not in scope:
             found = self._known.get((scope["method"], scope["path"]))
         if found is None:

@@ -72,7 +72,7 @@ class Tokens:
     def read(self, token: str) -> Presented:
         """Who presents the token. Raises `Unauthenticated` if it is expired, forged, malformed or for another service.
 
-        Whether its session still lives is not in it: see `UserRepository.signed_in`.
+        It does not say whether its session has ended: see `UserRepository.signed_in`.
         """
         caller, begins, expires = self._read(token)
         if not begins - LEEWAY <= CLOCK.time() < expires + LEEWAY:
@@ -102,7 +102,7 @@ def _key_id(secret: str) -> str:
 
 
 def session_ended() -> Unauthenticated:
-    """The error for a valid token whose session has ended, or whose user has left."""
+    """The error for a valid token whose session has ended, or whose user was deleted or deactivated."""
     return Unauthenticated("the session of this access token has ended; sign in again")
 
 

@@ -157,7 +157,7 @@ PAYMENTS = Statement("""
     WHERE differs
 """)
 
-# Of each order and account, what the order's transfers hold for it, pay it and take back, and what the lines of the
+# For each order and account, what the order's transfers hold for it, pay it and take back, and what the lines of the
 # account's user cost. What was voided or has expired moved nothing. An order that was cancelled before it was paid, was
 # rejected or awaits payment has neither.
 _PAYEES = Statement("""
@@ -280,8 +280,9 @@ _STOCK_BY_HAND = Statement("""
     FROM stock_movements WHERE kind = 'by_hand' GROUP BY product_id HAVING sum(pieces) <> 0
 """)
 
-# Of each line, the pieces that left and did not come back. An order that left before its movements were recorded, or of
-# which the release before may have taken pieces back, is only known not to have brought more back than was returned.
+# For each line, the pieces that were shipped and did not come back. An order that was shipped before its movements were
+# recorded, or of which the release before may have taken pieces back, is only known not to have brought more back than
+# was returned.
 _MOVED_FOR_ORDERS = Statement("""
     SELECT 'stock_moved_for_order' AS kind, order_id, product_id,
         CASE WHEN complete THEN left_pieces ELSE 'at most ' || coalesce(returned, 0) END AS expected,

@@ -89,13 +89,13 @@ class MovementKind(StrEnum):
     stocked = "stocked"
     """The seller or an operator added pieces, or removed them."""
     shipped = "shipped"
-    """Pieces of an order left."""
+    """Pieces were shipped for an order."""
     returned = "returned"
-    """Pieces of an order that had left were refunded, and are on hand again."""
+    """Shipped pieces of an order were refunded, and are on hand again."""
     unrecorded = "unrecorded"
     """Changed by the release before, which writes no movements."""
     by_hand = "by_hand"
-    """Changed by something other than Waybill. The audit names what such changes add up to."""
+    """Changed by something other than Waybill. The audit reports the sum of such changes."""
 
 
 class StockMovement(SQLModel, table=True):

@@ -29,7 +29,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Presented:
-    """What a valid access token says of who presents it. Whether the session still lives is for the database to say."""
+    """Who presents a valid access token. Whether the session has ended is known only to the database."""
 
     user_id: int
     session_id: UUID

@@ -92,7 +92,7 @@ _MAY_CALL = """
     FROM sessions JOIN users ON users.id = sessions.user_id
     WHERE sessions.ended_at IS NULL AND sessions.expires_at > now() AND users.is_active AND users.deleted_at IS NULL
 """
-"""Users and sessions whose tokens are valid: every look-up of a caller goes through it."""
+"""Users and sessions whose tokens are valid. Every look-up of a caller uses it."""
 
 _CALLER = Statement(f"""
     SELECT users.id, users.full_name, users.role {_MAY_CALL} AND users.id = :user_id AND sessions.id = :session_id

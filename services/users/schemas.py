@@ -37,7 +37,7 @@ class UserUpdate(Changes):
 
 
 class Confirmation(RequestBody):
-    """The caller's password, again: what they want cannot be undone by them."""
+    """The caller's password again, to confirm what they cannot undo."""
 
     current_password: CurrentPassword
 

@@ -1,4 +1,4 @@
-"""Whoever holds an access token still needs the password to take an account over."""
+"""An access token alone does not take an account over: that needs the password."""
 
 import asyncio
 from typing import Any

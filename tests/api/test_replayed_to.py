@@ -78,13 +78,13 @@ async def test_a_demoted_operator_gets_no_reply_that_was_made_for_an_operator(ap
         refused = await api.post(path, by=operator, key="k-1", json=body)
         problem = assert_problem(refused, 403, "replay_forbidden")
         assert problem["detail"] == (
-            "this request has already been processed, for you as operator; its reply is not shown to you as customer"
+            "this request was processed when you had the role operator; its reply is not shown to the role customer"
         )
         assert "idempotency-replayed" not in refused.headers
     after = await api.everything()
     assert {name for name in before if before[name] != after[name]} == {"users"}
 
-    # The reply is still there for whoever becomes an operator again.
+    # The reply is still there for a user who becomes an operator again.
     await give_role(api.database, operator, Role.operator)
     for (path, body), first in zip(sent, firsts, strict=True):
         again = await api.post(path, by=operator, key="k-1", json=body)

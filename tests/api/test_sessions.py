@@ -69,7 +69,7 @@ async def a_minute_passes(api: Api) -> None:
     await change(api, "UPDATE refresh_tokens SET used_at = used_at - interval '1 minute'")
 
 
-async def test_a_refresh_token_prolongs_the_session_and_works_once(api: Api, user: User) -> None:
+async def test_a_refresh_token_extends_the_session_and_works_once(api: Api, user: User) -> None:
     first = await sign_in(api, user)
     second = await refreshed(api, first["refresh_token"])
     third = await refreshed(api, second["refresh_token"])
@@ -103,7 +103,7 @@ async def test_a_client_that_lost_the_reply_may_show_its_token_again_for_a_few_s
     again = await refreshed(api, first["refresh_token"])
     assert await is_valid(api, again)
     assert (await refresh(api, again["refresh_token"])).status_code == 200
-    # What was in the lost replies is void, and whoever shows it has read them.
+    # The tokens in the lost replies are invalid, and a client that uses one has read them.
     refused = await refresh(api, lost["refresh_token"])
     assert "used before" in assert_problem(refused, 401, "unauthenticated")["detail"]
     assert not await is_valid(api, again)
@@ -238,7 +238,7 @@ async def test_a_token_with_the_session_of_someone_else_is_refused(api: Api, use
         assert (await api.get("/v1/users/me", headers={"Authorization": f"Bearer {token}"})).status_code == status
 
 
-async def test_a_session_expires_unless_it_is_prolonged_and_after_its_longest_time_anyway(api: Api, user: User) -> None:
+async def test_a_session_expires_unless_it_is_extended_and_after_its_longest_time_anyway(api: Api, user: User) -> None:
     token = await sign_in(api, user)
     lasts = "SELECT round(extract(epoch FROM expires_at - now())) FROM sessions ORDER BY created_at DESC LIMIT 1"
     assert abs(await api.scalar(lasts) - api.settings.session_idle_ttl) < 60

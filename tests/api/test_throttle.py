@@ -1,4 +1,4 @@
-"""Whoever guesses passwords has to wait ever longer, and cannot keep others from signing in."""
+"""Someone who guesses passwords has to wait ever longer, and cannot keep others from signing in."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -18,8 +18,8 @@ LONGEST = 50.0
 async def send_mails(ctx: dict[str, Any]) -> None:
     """Send the mails that are due, one after another, each outside of a transaction.
 
-    One that is not accepted is tried again, after a minute at first, for a day. One whose worker died after sending it
-    is sent again.
+    One that is not accepted is retried for a day, first after a minute. One whose worker died after sending it is sent
+    again.
     """
     worker: WorkerContext = ctx["worker"]
     sender = sender_of(worker.settings)
@@ -38,7 +38,7 @@ async def send_mails(ctx: dict[str, Any]) -> None:
         try:
             await sender.send(claimed.message)
         except MailNotSent as error:
-            logger.warning("mail not sent; it is tried again", extra={"mail": claimed.mail_id, "error": str(error)})
+            logger.warning("mail not sent; it will be retried", extra={"mail": claimed.mail_id, "error": str(error)})
             async with background(worker.open_unit_of_work) as uow:
                 await uow.mails.failed(claimed.mail_id, str(error))
             continue

@@ -1,1 +1,1 @@
-"""What events say, compared with the rows that they tell of."""
+"""What events say, compared with the rows that they are about."""

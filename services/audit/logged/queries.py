@@ -66,7 +66,7 @@ TYPES = (
     "order.refunded", "credits.moved", "credits.held", "credits.released", "transfer.reversed", "adjustment.requested",
     "adjustment.applied", "adjustment.rejected", "product.created",
 )  # fmt: skip
-"""The types that are compared. Of the others, no row keeps what they told."""
+"""The types that are compared. For the others, no row has the same values."""
 
 # A month that is gone takes its events with it. An event's month is that of its id, which the application's clock gives
 # it: a day more or less makes no difference.

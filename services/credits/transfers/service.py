@@ -85,7 +85,7 @@ def transfer_all(
     """Carry out transfers of several senders one after another; `found` is what `reads` has found.
 
     Nothing is sent: the transfers are written with the events of the unit of work. A transfer is `Busy` if another
-    transaction has locked one of its accounts. A dry run is not for this.
+    transaction has locked one of its accounts. Dry runs are not supported.
     """
     [parties] = found
     outcomes: list[Transferred | DomainError | Busy] = []

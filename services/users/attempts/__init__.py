@@ -1,1 +1,1 @@
-"""Attempts to give a password: counted, so that guessing takes ever longer."""
+"""Password attempts, counted so that guessing becomes ever slower."""

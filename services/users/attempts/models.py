@@ -1,4 +1,4 @@
-"""Attempts that may have failed."""
+"""Counts of failed attempts."""
 
 from datetime import datetime
 
@@ -9,7 +9,7 @@ from services.fields import TIMESTAMPTZ, now
 
 
 class FailedAttempts(SQLModel, table=True):
-    """What one account or one address has tried in vain. Its key is a SHA-256: who tried is not readable from it."""
+    """The failed attempts for one account or from one IP address. The key is a SHA-256, which does not show which."""
 
     __tablename__ = "failed_attempts"
     __table_args__ = (

@@ -1,4 +1,4 @@
-"""All SQL about attempts to give a password."""
+"""All SQL about password attempts."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -7,7 +7,7 @@ from typing import NamedTuple
 from services.sql import SqlAccess, Statement
 
 FORGOTTEN = timedelta(hours=1)
-"""How long after the latest failure the count begins again. No pause is longer."""
+"""How long after the latest failure the count starts again. No pause is longer."""
 
 
 class Forgotten(NamedTuple):
@@ -44,7 +44,7 @@ class AttemptRepository(SqlAccess):
         await self.sql.run(_GIVE_BACK, subject=subject)
 
     async def is_known(self, email: str, address: str) -> bool:
-        """Whether a session of this user was last used from this address."""
+        """Whether a session of this user was last used from this IP address."""
         (row,) = await self.sql.fetch(_IS_KNOWN, email=email, address=address)
         return bool(row["known"])
 

@@ -19,7 +19,7 @@ _MAILS = 3
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Failures until the first pause, of an account and of an address (0: unlimited), and how long pauses are."""
+    """Failures until the first pause, for an account and an IP address (0: no limit), and how long pauses are."""
 
     account: int
     address: int
@@ -47,9 +47,9 @@ class Attempt:
 async def take_sign_in(uow: UnitOfWork, limits: Limits, email: str, address: str | None) -> Attempt:
     """Count an attempt to sign in. Commit it before the password is checked: simultaneous guesses count as well.
 
-    An account is counted by the address that was typed, whether or not such a user exists. An address from which the
-    user has signed in before has a count of its own, so that strangers who guess do not lock the user out. Raises
-    `TooManyAttempts` if the account or the address has to wait; then nothing is counted.
+    An account is counted by the e-mail address that was typed, whether or not such a user exists. An IP address from
+    which one of the user's sessions was last used has its own count, so that strangers who guess do not lock the user
+    out. Raises `TooManyAttempts` if the account or the address has to wait; then nothing is counted.
     """
     place = None if address is None else _place(address)
     is_known = address is not None and await uow.attempts.is_known(email, address)
@@ -79,7 +79,7 @@ async def take_mail(uow: UnitOfWork, limits: Limits, email: str, address: str | 
 async def forgive(uow: UnitOfWork, attempt: Attempt) -> None:
     """The password was right: forget the account's failures, and take this attempt back from the address.
 
-    The address's other failures stay. Otherwise, a person with one account could guess at the others without a pause.
+    The IP address's other failures stay. Otherwise, a person with one account could guess at others without a pause.
     """
     await uow.attempts.clear(attempt.of_account)
     if attempt.of_address is not None:
@@ -90,7 +90,7 @@ async def _take(uow: UnitOfWork, subject: bytes, free: int, limits: Limits) -> N
     wait = await uow.attempts.take(subject, free, limits.first_pause, limits.longest_pause)
     if wait is not None:
         seconds = max(1, ceil(wait))
-        raise TooManyAttempts(f"too many failed attempts; try again in {seconds} s", retry_after=seconds)
+        raise TooManyAttempts(f"too many attempts; try again in {seconds} s", retry_after=seconds)
 
 
 def _place(address: str) -> str:

@@ -58,5 +58,5 @@ class OneTimeToken(SQLModel, table=True):
     purpose: MailKind = Field(sa_type=text_enum(MailKind))
     user_id: int = Field(foreign_key="users.id", sa_type=BigInteger)
     email: Email = Field(sa_type=String(254))
-    """The address that it was sent to. It is worth nothing once the user has another one."""
+    """The address that it was sent to. The token is invalid once the user has another one."""
     expires_at: datetime = Field(sa_type=TIMESTAMPTZ)

@@ -13,11 +13,11 @@ class MailRepository(SqlAccess):
     """Mails that are to be sent, and the tokens in them."""
 
     async def ask(self, kind: MailKind, email: str) -> None:
-        """Have a mail sent to the active user with this address, if there is one and no such mail waits."""
+        """Queue a mail to the active user with this address, if there is one and no such mail is waiting."""
         await self.sql.run(_ASK, kind=kind.value, email=email)
 
     async def claim(self) -> Row | None:
-        """The mail that is due for the longest time, with the user's address; None if none is.
+        """The mail that has been due the longest, with the user's address; None if none is due.
 
         It is due again later: if it was sent, it is deleted before then.
         """

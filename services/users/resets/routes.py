@@ -16,9 +16,9 @@ router = APIRouter(route_class=TransactionRoute, prefix="/password-resets", tags
 
 @router.post("", status_code=202, responses=responses(400, 404, 413, 422, 429))
 async def ask_for_reset(wanted: ResetRequest, device: Device, uow: Work, state: State) -> None:
-    """Have a mail sent with which a new password can be set. The reply does not tell whether the address is known."""
+    """Send a mail with a token to set a new password. The reply does not reveal whether the address is known."""
     if sender_of(state.settings) is None:
-        raise MailOff("this installation sends no mail; ask an operator")
+        raise MailOff("this installation does not send mail, so passwords cannot be reset")
     limits = attempts.Limits.of(state.settings)
     await attempts.take_mail(uow, limits, wanted.email, device.address)
     await service.ask(uow, wanted.email)

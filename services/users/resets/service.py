@@ -28,7 +28,7 @@ class Claimed:
 
 
 async def ask(uow: UnitOfWork, email: str) -> None:
-    """Have a mail sent to the user with this address. It does the same, for the caller, if there is none."""
+    """Queue a mail to the user with this address. If there is none, the caller sees no difference."""
     await uow.mails.ask(_KIND, email)
 
 
@@ -62,17 +62,17 @@ async def reset(uow: UnitOfWork, passwords: Passwords, given: Reset) -> None:
 
 
 def _message(settings: Settings, email: str, token: str) -> EmailMessage:
-    """The mail. It has nothing that a user wrote: someone else may have registered with this address."""
+    """The mail. It contains nothing that a user wrote: someone else may have registered with this address."""
     message = EmailMessage()
     message["From"] = settings.mail_from
     message["To"] = email
     message["Subject"] = "Set a new password"
     link = settings.password_reset_link.format(token=token) if settings.password_reset_link else f"Token: {token}"
     message.set_content(
-        "A new password was asked for, for the account with this address. To set it:\n\n"
+        "Someone asked for a new password for the account with this e-mail address. To set it:\n\n"
         f"{link}\n\n"
-        f"This works once, within {settings.password_reset_ttl // 60} minutes. If it was not you, ignore this mail: "
-        "the password stays as it is.\n"
+        f"This works once, within {settings.password_reset_ttl // 60} minutes. If it was not you, ignore this "
+        "mail: your password stays the same.\n"
     )
     return message
 
@@ -82,4 +82,5 @@ def _hash(token: str) -> bytes:
 
 
 def _invalid() -> TokenInvalid:
-    return TokenInvalid("the token is unknown, expired or used; ask for another mail", [Fault("is invalid", "#/token")])
+    detail = "the token is unknown, expired or already used; request another mail"
+    return TokenInvalid(detail, [Fault("is invalid", "#/token")])

@@ -1,1 +1,1 @@
-"""Sessions: a person who is signed in on one device, and the refresh tokens that prolong it."""
+"""Sessions: a person who is signed in on one device, and the refresh tokens that extend it."""

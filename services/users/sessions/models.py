@@ -19,12 +19,12 @@ class Ended(StrEnum):
 
     signed_out = "signed_out"
     reused = "reused"
-    """A refresh token that had been used was shown again: one of the two who had it had stolen it."""
+    """A refresh token was used twice: one of the two who used it had stolen it."""
     password_changed = "password_changed"  # noqa: S105  (a reason)
     removed = "removed"
     """The user was deleted or deactivated."""
     crowded_out = "crowded_out"
-    """The user signed in too often; this was the session that had not been used for the longest time."""
+    """The user had too many sessions; this was the least recently used one."""
 
 
 class UserSession(SQLModel, table=True):

@@ -35,7 +35,7 @@ class ExpiredSession(NamedTuple):
 
 
 class SessionRepository(SqlAccess):
-    """Sessions, and the refresh tokens that prolong them."""
+    """Sessions, and the refresh tokens that extend them."""
 
     async def begin(
         self, session_id: UUID, user_id: int, verified: str, idle: timedelta, device: Device, token: bytes
@@ -75,11 +75,11 @@ class SessionRepository(SqlAccess):
     async def rotate(
         self, session_id: UUID, shown: bytes, token: bytes, idle: timedelta, longest: timedelta, device: Device
     ) -> None:
-        """Replace the session's usable token by `token`, which is given for `shown`, and prolong the session."""
+        """Replace the session's usable token by `token`, which is given for `shown`, and extend the session."""
         await self.sql.run(_USE, session_id=session_id)
         await self.sql.run(_GIVE, hash=token, session_id=session_id, follows=shown)
         await self.sql.run(
-            _PROLONG,
+            _EXTEND,
             session_id=session_id,
             idle=idle,
             longest=longest,
@@ -133,7 +133,7 @@ _LOCK_BY_TOKEN = Statement("""
     WHERE refresh_tokens.hash = :hash FOR NO KEY UPDATE OF sessions
 """)
 
-# A token that was used is retried only while its successor is the usable one: whoever used the successor had the reply.
+# A used token may be retried only while its successor is the usable one: a client that used that one had the reply.
 _STATE_OF = Statement("""
     SELECT CASE WHEN used_at IS NULL THEN 'usable'
         WHEN used_at > now() - CAST(:retry AS interval) AND EXISTS (
@@ -146,7 +146,7 @@ _STATE_OF = Statement("""
 
 _USE = Statement("UPDATE refresh_tokens SET used_at = now() WHERE session_id = :session_id AND used_at IS NULL")
 
-_PROLONG = Statement("""
+_EXTEND = Statement("""
     UPDATE sessions SET last_used_at = now(), address = :address, user_agent = :user_agent,
         expires_at = least(now() + CAST(:idle AS interval), created_at + CAST(:longest AS interval))
     WHERE id = :session_id

@@ -23,9 +23,9 @@ router = APIRouter(route_class=TransactionRoute, tags=["sessions"])
 async def create_token(
     form: Annotated[TokenRequest, Form()], request: Request, response: Response, device: Device, uow: Work, state: State
 ) -> Token | Response:
-    """Sign in (OAuth 2.0 password flow; `username` is the e-mail address), or prolong a session by its refresh token.
+    """Sign in (OAuth 2.0 password flow; `username` is the e-mail address), or extend a session with its refresh token.
 
-    A refresh token works once: the reply has the next one. Shown again, it ends the session.
+    A refresh token works once: the reply contains the next one. If it is used again, the session ends.
     """
     lifetimes = Lifetimes.of(state.settings)
     granted: service.Granted | Reused
@@ -48,7 +48,7 @@ async def create_token(
     if isinstance(granted, Reused):
         # Not raised: that the session has ended is committed.
         return domain_problem(
-            request, Unauthenticated("the refresh token was used before, so its session was ended; sign in again")
+            request, Unauthenticated("the refresh token was already used, so its session has been ended; sign in again")
         )
     response.headers["Cache-Control"] = "no-store"
     access_token = state.tokens.make(granted.caller)

@@ -27,7 +27,7 @@ class TokenRequest(Schema):
 
 
 class Token(Schema):
-    """An access token (OAuth 2.0, RFC 6749 section 5.1), and the token to get the next one with, which works once.
+    """An access token (OAuth 2.0, RFC 6749 section 5.1), and a refresh token, with which to get the next one, once.
 
     `expires_in` is in seconds.
     """
@@ -44,9 +44,9 @@ class SessionPublic(Schema):
     id: UUID
     created_at: datetime
     last_used_at: datetime
-    """When it was begun or last prolonged with a refresh token."""
+    """When it was begun or last extended with a refresh token."""
     expires_at: datetime
-    """When it ends unless it is prolonged."""
+    """When it ends unless it is extended."""
     address: str | None
     user_agent: str | None
     current: bool

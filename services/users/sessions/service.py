@@ -24,7 +24,7 @@ from services.users.sessions.schemas import SessionPublic, Sessions
 logger = logging.getLogger(__name__)
 
 MOST_SESSIONS = 50
-"""The most sessions of one user. One more ends the one that has not been used for the longest time."""
+"""The most sessions of one user. Another one ends the least recently used."""
 
 _PREFIX = "wbr_"
 """Secret scanners find refresh tokens by it."""
@@ -35,7 +35,7 @@ _TRIES = 3
 
 @dataclass(frozen=True, slots=True)
 class Lifetimes:
-    """How long a session lasts after it was last prolonged, and how long at most."""
+    """How long a session lasts after it was last extended, and how long at most."""
 
     idle: timedelta
     longest: timedelta
@@ -47,7 +47,7 @@ class Lifetimes:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """A session that was begun or prolonged, and the only refresh token that prolongs it from now on."""
+    """A session that was begun or extended, and the only refresh token that extends it from now on."""
 
     caller: Presented
     refresh_token: str
@@ -97,10 +97,10 @@ async def _begin(
 
 
 async def refresh(uow: UnitOfWork, lifetimes: Lifetimes, token: str, device: Device) -> Granted | Reused:
-    """Prolong a session and replace its refresh token (RFC 9700, section 4.14.2).
+    """Extend a session and replace its refresh token (RFC 9700, section 4.14.2).
 
-    A token works once. One that is shown again ends its session, because only one of the two who showed it was the
-    user. For a few seconds it may be shown again by a client that did not get the reply; what was given then is void.
+    A token works once. If it is used again, its session ends, because only one of the two who used it was the user.
+    For a few seconds, a client that got no reply may use it again; the token in the lost reply becomes invalid.
     Raises `Unauthenticated` if the token is unknown, or its session has ended.
     """
     shown = _hash(token)
