@@ -87,7 +87,7 @@ async def test_a_used_refresh_token_ends_its_session_and_no_other(api: Api, user
     thief = await refreshed(api, stolen["refresh_token"])
     await a_minute_passes(api)
     refused = await refresh(api, stolen["refresh_token"])
-    assert "used before" in assert_problem(refused, 401, "unauthenticated")["detail"]
+    assert "already used" in assert_problem(refused, 401, "unauthenticated")["detail"]
     assert not await is_valid(api, thief), "the access token is refused at once"
     assert not await is_valid(api, stolen)
     assert_problem(await refresh(api, thief["refresh_token"]), 401, "unauthenticated")
@@ -105,7 +105,7 @@ async def test_a_client_that_lost_the_reply_may_show_its_token_again_for_a_few_s
     assert (await refresh(api, again["refresh_token"])).status_code == 200
     # The tokens in the lost replies are invalid, and a client that uses one has read them.
     refused = await refresh(api, lost["refresh_token"])
-    assert "used before" in assert_problem(refused, 401, "unauthenticated")["detail"]
+    assert "already used" in assert_problem(refused, 401, "unauthenticated")["detail"]
     assert not await is_valid(api, again)
     assert_problem(await refresh(api, retried["refresh_token"]), 401, "unauthenticated")
 
@@ -114,7 +114,7 @@ async def test_a_token_is_not_tolerated_again_once_its_successor_was_used(api: A
     first = await sign_in(api, user)
     second = await refreshed(api, first["refresh_token"])
     third = await refreshed(api, second["refresh_token"])
-    assert "used before" in (await refresh(api, first["refresh_token"])).json()["detail"]
+    assert "already used" in (await refresh(api, first["refresh_token"])).json()["detail"]
     assert not await is_valid(api, third)
 
 
