@@ -75,7 +75,7 @@ async def test_each_value_of_each_event_is_compared(told: Told) -> None:  # noqa
 
 
 @pytest.mark.parametrize("change", ["DELETE FROM events WHERE id = :id", "UPDATE events SET type = 'x' WHERE id = :id"])
-async def test_each_event_that_is_gone_is_missed(told: Told, change: str) -> None:  # noqa: F811
+async def test_each_missing_event_is_reported(told: Told, change: str) -> None:  # noqa: F811
     await more(told)
     events = await logged(told)
     types = [name for name in TYPES if name != "product.created"]
@@ -85,7 +85,7 @@ async def test_each_event_that_is_gone_is_missed(told: Told, change: str) -> Non
     assert sorted(await found(told)) == sorted(("event_missing", None, name, events[name][1]) for name in types)
 
 
-async def test_what_a_month_of_the_log_took_with_it_is_not_missed(told: Told) -> None:  # noqa: F811
+async def test_events_of_a_dropped_month_are_not_reported(told: Told) -> None:  # noqa: F811
     api = told.api
     old = "timestamptz '2020-06-15T12:00:00Z'"
     then = f"CASE WHEN {{}} IS NOT NULL THEN {old} END"

@@ -197,7 +197,7 @@ async def test_a_reference_that_is_sent_twice_is_left_to_the_next_group_and_refu
     assert_problem(second, 409, "already_exists", pointers=["#/reference"])
 
 
-async def test_a_key_that_is_in_flight_elsewhere_is_told_so_and_leaves_its_neighbour_alone(
+async def test_a_request_whose_key_is_in_flight_elsewhere_is_told_so_and_its_neighbour_is_not_affected(
     api: Api, gate: Gate
 ) -> None:
     buyer, _, product = await api.shop()

@@ -115,7 +115,7 @@ async def test_a_new_password_ends_all_other_sessions(api: Api) -> None:
         ("countess lovelace!", "your name or your address"),
     ],
 )
-async def test_a_password_that_is_guessed_first_is_refused(api: Api, password: str, fault: str) -> None:
+async def test_a_password_that_is_easy_to_guess_is_refused(api: Api, password: str, fault: str) -> None:
     wanted = {"email": "ada.lovelace@example.com", "full_name": "Countess Lovelace"}
     refused = await api.post("/v1/users", key=None, json={**wanted, "password": password})
     problem = assert_problem(refused, 422, "invalid_input", pointers=["#/password"])

@@ -76,7 +76,7 @@ async def test_a_refund_by_the_wrong_sellers_is_found(sold: Sold) -> None:
 
 
 @pytest.mark.parametrize("end", ["fulfil", "cancel", "reject", "refund"])
-async def test_the_right_sellers_are_not_blamed(sold: Sold, end: str) -> None:
+async def test_the_right_sellers_are_not_reported(sold: Sold, end: str) -> None:
     operator = await make_operator(sold.api.database)
     path = f"/v1/orders/{sold.order_id}"
     if end == "reject":

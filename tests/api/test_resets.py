@@ -142,7 +142,7 @@ async def test_only_the_sha256_of_the_token_is_stored(api: Api, ctx: dict[str, A
         "UPDATE users SET deleted_at = now()",
     ],
 )
-async def test_a_token_is_worth_nothing_when_it_is_too_late(
+async def test_a_token_that_is_no_longer_valid_is_refused(
     api: Api, ctx: dict[str, Any], tmp_path: Path, spoil: str
 ) -> None:
     user = await make_user(api.database)
@@ -249,7 +249,7 @@ async def test_a_mail_is_sent_again_if_its_worker_died_before_it_noted_that(
     assert_problem(await confirm(api, sender.seen[1]), 422, "token_invalid")
 
 
-async def test_what_could_not_be_sent_for_a_day_is_dropped_and_that_is_an_error(
+async def test_a_mail_that_could_not_be_sent_for_a_day_is_dropped_and_logged_as_an_error(
     api: Api, ctx: dict[str, Any], tmp_path: Path
 ) -> None:
     await reset_token(api, ctx, (await make_user(api.database)).email, tmp_path)

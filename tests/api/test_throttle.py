@@ -76,7 +76,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-async def test_an_account_that_was_guessed_at_pauses_for_ever_longer_but_not_for_ever(
+async def test_the_pauses_of_an_account_double_up_to_the_longest_pause(
     api: Api, user: User, checked: list[str]
 ) -> None:
     assert await guess(api, user.email, FREE) == [401] * FREE
@@ -175,7 +175,7 @@ async def test_many_right_sign_ins_from_one_address_are_not_held_up(api: Api, us
     assert statuses == [200] * 2 * OF_ADDRESS
 
 
-async def test_an_hour_without_a_failure_begins_again(api: Api, user: User) -> None:
+async def test_after_an_hour_without_a_failure_the_count_starts_again(api: Api, user: User) -> None:
     assert await guess(api, user.email, FREE + 1) == [401] * FREE + [429]
     await change(api, "UPDATE failed_attempts SET updated_at = now() - interval '61 minutes', locked_until = now()")
     assert await guess(api, user.email, FREE + 1) == [401] * FREE + [429]

@@ -102,7 +102,7 @@ async def test_a_mail_that_the_server_refuses_was_not_sent(refuses: str) -> None
             await sender.send(message())
 
 
-async def test_a_server_that_cannot_be_reached_was_sent_nothing() -> None:
+async def test_a_server_that_cannot_be_reached_is_an_error() -> None:
     async with SmtpServer().listening() as server:
         gone = server.port
     with pytest.raises(MailNotSent, match=f"127.0.0.1:{gone}"):
@@ -134,7 +134,7 @@ async def test_in_development_mails_are_in_the_log_and_elsewhere_nowhere(caplog:
 
 
 @pytest.mark.parametrize("url", ["smtp:", "smtp://", "http://x", "file:", "mail.example.com", "smtp://[", "smtp://x:0"])
-def test_an_address_that_is_none_is_refused(url: str) -> None:
+def test_a_mail_url_that_is_malformed_is_refused(url: str) -> None:
     with pytest.raises(ValidationError, match="expected smtp://"):
         settings(url)
 

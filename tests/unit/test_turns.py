@@ -25,7 +25,7 @@ def keys(group: list[Intent[dict[str, Any]]]) -> list[str]:
     return [one.key.key for one in group]
 
 
-async def test_callers_take_turns_whoever_sends_most() -> None:
+async def test_callers_take_turns_however_much_one_of_them_sends() -> None:
     queue = turns()
     for number in range(10):
         queue.put(intent(1, f"flood-{number}"))
