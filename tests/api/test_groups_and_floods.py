@@ -66,7 +66,7 @@ async def test_a_caller_with_hundreds_of_requests_in_the_queue_does_not_hold_up_
     watch.open()
 
     assert (await late).status_code == 201
-    # It was in the next group. The groups after that go on while its reply is on its way.
+    # It was in the next group. Later groups continue while its reply is on its way.
     assert shop.answered <= 5 * SIZE
     assert {reply.status_code for reply in await asyncio.gather(*tasks)} == {201}
     assert await api.scalar("SELECT count(*) FROM orders") == FLOOD + 2

@@ -44,7 +44,7 @@ async def test_requests_that_are_sent_to_two_processes_at_once_take_effect_once(
             reply = await to.post(path, by=buyers[by], key=f"k-{by}-{number}", json=body)
             if reply.status_code in (201, 402):
                 return reply
-            # The other process has it in hand.
+            # The other process is handling it.
             assert (reply.status_code, reply.json()["code"]) == (409, "request_in_flight"), reply.text
             await asyncio.sleep(0.02)
 

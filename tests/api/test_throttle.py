@@ -91,7 +91,7 @@ async def test_the_pauses_of_an_account_double_up_to_the_longest_pause(
         pauses.append(await api.scalar(LATEST_PAUSE))
         assert pauses[-1] - 50 < wait <= pauses[-1]
         await the_pause_is_over(api)
-        # From ever new addresses, which have failed at nothing.
+        # From a new address each time, which has no failures.
         assert await guess(api, user.email, 1, address=f"203.0.113.{100 + len(pauses)}") == [401]
     assert pauses == [60, 120, 240, 480, 960, 1920, 3600, 3600]
     await the_pause_is_over(api)
