@@ -232,6 +232,24 @@ async def test_a_mail_that_is_not_accepted_is_tried_again_and_holds_up_no_other(
     assert_problem(await confirm(api, sender.seen[0]), 422, "token_invalid")
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["=?utf-8?q??=@example.com", "=?utf-8?q?a=0ab?=@example.com", "=?utf-8?q?ada?=@example.com"],
+    ids=["empty", "line-feed", "another"],
+)
+async def test_an_address_that_looks_like_an_encoded_word_gets_no_mail_and_holds_up_no_other(
+    api: Api, ctx: dict[str, Any], tmp_path: Path, address: str
+) -> None:
+    wanted = {"email": address, "full_name": "Mallory", "password": PASSWORD}
+    assert (await api.post("/v1/users", key=None, json=wanted)).status_code == 201
+    user = await make_user(api.database)
+    for one in (address, user.email):
+        assert (await ask(api, one)).status_code == 202
+    await send_mails(ctx)
+    assert [mail["To"] for mail in mailed(tmp_path)] == [user.email]
+    assert address in await api.scalar("SELECT last_error FROM mails WHERE attempts = 1")
+
+
 async def test_a_mail_is_sent_again_if_its_worker_died_before_it_noted_that(
     api: Api, ctx: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

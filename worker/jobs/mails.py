@@ -36,7 +36,7 @@ async def send_mails(ctx: dict[str, Any]) -> None:
         if claimed is None:
             return
         try:
-            await sender.send(claimed.message)
+            await sender.send(resets.message_of(worker.settings, claimed))
         except MailNotSent as error:
             logger.warning("mail not sent; it will be retried", extra={"mail": claimed.mail_id, "error": str(error)})
             async with background(worker.open_unit_of_work) as uow:

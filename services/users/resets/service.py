@@ -7,6 +7,7 @@ from datetime import timedelta
 from email.message import EmailMessage
 
 from services.errors import Fault, TokenInvalid
+from services.mail import MailNotSent
 from services.repository import Lock
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork
@@ -24,7 +25,8 @@ class Claimed:
     """A mail to send now. It may be sent more than once: each has a token of its own."""
 
     mail_id: int
-    message: EmailMessage
+    email: str
+    token: str
 
 
 async def ask(uow: UnitOfWork, email: str) -> None:
@@ -40,7 +42,7 @@ async def next_mail(uow: UnitOfWork, settings: Settings) -> Claimed | None:
     token = secrets.token_urlsafe(_SECRET_BYTES)
     ttl = timedelta(seconds=settings.password_reset_ttl)
     await uow.mails.give_token(_hash(token), _KIND, row["user_id"], row["email"], ttl)
-    return Claimed(row["id"], _message(settings, row["email"], token))
+    return Claimed(row["id"], row["email"], token)
 
 
 async def reset(uow: UnitOfWork, passwords: Passwords, given: Reset) -> None:
@@ -61,12 +63,16 @@ async def reset(uow: UnitOfWork, passwords: Passwords, given: Reset) -> None:
     await uow.sessions.end_all(user.id, Ended.password_changed)
 
 
-def _message(settings: Settings, email: str, token: str) -> EmailMessage:
-    """The mail. It contains nothing that a user wrote: someone else may have registered with this address."""
+def message_of(settings: Settings, claimed: Claimed) -> EmailMessage:
+    """The mail. It contains nothing that a user wrote but the address: someone else may have registered with it.
+
+    Raises `MailNotSent` if a mail cannot be sent to it.
+    """
     message = EmailMessage()
     message["From"] = settings.mail_from
-    message["To"] = email
+    _address(message, claimed.email)
     message["Subject"] = "Set a new password"
+    token = claimed.token
     link = settings.password_reset_link.format(token=token) if settings.password_reset_link else f"Token: {token}"
     message.set_content(
         "Someone asked for a new password for the account with this e-mail address. To set it:\n\n"
@@ -75,6 +81,17 @@ def _message(settings: Settings, email: str, token: str) -> EmailMessage:
         "mail: your password stays the same.\n"
     )
     return message
+
+
+def _address(message: EmailMessage, email: str) -> None:
+    """Address the mail. An address may look like an encoded word (RFC 2047), which `email` decodes, or fails to."""
+    try:
+        message["To"] = email
+        (read,) = message["To"].addresses
+    except (ValueError, IndexError) as error:
+        raise MailNotSent(f"no mail can be addressed to {email!r}") from error
+    if read.addr_spec != email:
+        raise MailNotSent(f"a mail to {email!r} would go to {read.addr_spec!r}")
 
 
 def _hash(token: str) -> bytes:
