@@ -10,7 +10,7 @@ from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED
 from services.api.problems import responses
 from services.api.state import ApiState
 from services.api.transaction import TransactionRoute, ahead
-from services.errors import Fault, InvalidInput
+from services.errors import Fault, InvalidInput, Overloaded
 from services.fields import Id
 from services.query import Page, PageQuery, Rows
 from services.unit_of_work import UnitOfWork
@@ -77,7 +77,13 @@ async def _confirm(
     state.passwords.check_room()
     async with ahead(request) as counting:
         attempt = await attempts.take_confirmation(counting, attempts.Limits.of(state.settings), user.id)
-    await service.confirm(uow, state.passwords, user.id, password)
+    try:
+        await service.confirm(uow, state.passwords, user.id, password)
+    except Overloaded:
+        # Others have filled the queue since: nothing was checked.
+        async with ahead(request) as counting:
+            await attempts.take_back(counting, attempt)
+        raise
     # Now, since what is wanted may still be refused.
     async with ahead(request) as counting:
         await attempts.forgive(counting, attempt)

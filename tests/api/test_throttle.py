@@ -228,3 +228,34 @@ async def test_beyond_the_queue_a_sign_in_is_told_to_come_back_and_is_not_counte
     assert_problem(await api.post("/v1/users", key=None, json=registered), 503, "overloaded")
     passwords._taken = 0
     assert (await sign_in(api, user.email)).status_code == 200
+
+
+@pytest.fixture
+def filling(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others fill the queue for argon2 after a request has found room, and before its password is checked."""
+    passwords: Passwords = api.app.state.waybill.passwords
+    check = passwords.check_room
+
+    def fill() -> None:
+        check()
+        passwords._taken = passwords._most
+
+    monkeypatch.setattr(passwords, "check_room", fill)
+
+
+async def test_a_sign_in_for_which_there_is_no_room_any_more_is_not_counted(
+    api: Api, user: User, request: pytest.FixtureRequest
+) -> None:
+    assert await guess(api, user.email, FREE - 1) == [401] * (FREE - 1)
+    request.getfixturevalue("filling")
+    assert_problem(await sign_in(api, user.email), 503, "overloaded")
+    counted = "SELECT string_agg(concat_ws(' ', failures, locked_until <= now()), ', ') FROM failed_attempts"
+    assert await api.scalar(counted) == f"{FREE - 1} t, {FREE - 1} t", "what failed before still counts"
+
+
+async def test_a_confirmation_for_which_there_is_no_room_any_more_is_not_counted(
+    api: Api, user: User, filling: None
+) -> None:
+    wanted = {"current_password": PASSWORD, "password": "a password of whales"}
+    assert_problem(await api.patch("/v1/users/me", by=user, version=1, json=wanted), 503, "overloaded")
+    assert await api.scalar("SELECT sum(failures) FROM failed_attempts") == 0

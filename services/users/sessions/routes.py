@@ -9,7 +9,7 @@ from pydantic import SecretStr
 from services.api.dependencies import CurrentUser, Device, State, Work
 from services.api.problems import domain_problem, responses
 from services.api.transaction import TransactionRoute, ahead
-from services.errors import Fault, InvalidInput, Unauthenticated
+from services.errors import Fault, InvalidInput, Overloaded, Unauthenticated
 from services.fields import storable
 from services.users.attempts import service as attempts
 from services.users.sessions import service
@@ -41,7 +41,13 @@ async def create_token(
         async with ahead(request) as counting:
             limits = attempts.Limits.of(state.settings)
             attempt = await attempts.take_sign_in(counting, limits, email, device.address)
-        granted = await service.sign_in(uow, state.passwords, lifetimes, email, password, device)
+        try:
+            granted = await service.sign_in(uow, state.passwords, lifetimes, email, password, device)
+        except Overloaded:
+            # Others have filled the queue since. Nothing was checked, and the request holds no connection now.
+            async with ahead(request) as counting:
+                await attempts.take_back(counting, attempt)
+            raise
         await attempts.forgive(uow, attempt)
     else:
         granted = await service.refresh(uow, lifetimes, _required("refresh_token", form.refresh_token), device)
