@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -251,6 +252,17 @@ async def test_a_session_expires_unless_it_is_extended_and_after_its_longest_tim
     await change(api, "UPDATE sessions SET expires_at = now() WHERE address IS NOT NULL")
     assert not await is_valid(api, token)
     assert_problem(await refresh(api, token["refresh_token"]), 401, "unauthenticated")
+
+
+async def test_a_session_lasts_no_longer_than_the_longest_time_even_if_nobody_prolongs_it(api: Api, user: User) -> None:
+    state = api.app.state.waybill
+    shorter = api.settings.model_copy(update={"session_idle_ttl": 7200, "session_max_ttl": 3600})
+    api.app.state.waybill = replace(state, settings=shorter)
+    token = await sign_in(api, user)
+    lasts = "SELECT extract(epoch FROM expires_at - created_at) FROM sessions ORDER BY created_at DESC LIMIT 1"
+    assert await api.scalar(lasts) == pytest.approx(3600, abs=60)
+    await refreshed(api, token["refresh_token"])
+    assert await api.scalar(lasts) == pytest.approx(3600, abs=60)
 
 
 async def test_too_many_sessions_end_the_one_that_was_not_used_for_the_longest_time(api: Api, user: User) -> None:

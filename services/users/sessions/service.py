@@ -42,7 +42,8 @@ class Lifetimes:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        return cls(timedelta(seconds=settings.session_idle_ttl), timedelta(seconds=settings.session_max_ttl))
+        longest = timedelta(seconds=settings.session_max_ttl)
+        return cls(min(timedelta(seconds=settings.session_idle_ttl), longest), longest)
 
 
 @dataclass(frozen=True, slots=True)
