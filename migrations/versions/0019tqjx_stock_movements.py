@@ -33,19 +33,20 @@ stock_movements = sa.table(
     sa.column("pieces", sa.BigInteger()),
 )
 
-# Waybill's processes connect under this name. Those of this release write the movements themselves.
+# Waybill's processes connect under this name. Those of this release write the movements themselves. A change by hand may
+# come with another schema's search path.
 FUNCTION = """
     CREATE OR REPLACE FUNCTION record_stock() RETURNS trigger LANGUAGE plpgsql AS $$
+    DECLARE
+        kind text := 'opening';
+        pieces bigint := NEW.on_hand;
     BEGIN
-        IF TG_OP = 'INSERT' THEN
-            INSERT INTO stock_movements (product_id, kind, pieces) VALUES (NEW.product_id, 'opening', NEW.on_hand);
-        ELSE
-            INSERT INTO stock_movements (product_id, kind, pieces) VALUES (
-                NEW.product_id,
-                CASE WHEN current_setting('application_name') LIKE 'waybill-%' THEN 'unrecorded' ELSE 'by_hand' END,
-                NEW.on_hand - OLD.on_hand
-            );
+        IF TG_OP = 'UPDATE' THEN
+            kind := CASE WHEN current_setting('application_name') LIKE 'waybill-%' THEN 'unrecorded' ELSE 'by_hand' END;
+            pieces := NEW.on_hand - OLD.on_hand;
         END IF;
+        EXECUTE format('INSERT INTO %I.stock_movements (product_id, kind, pieces) VALUES ($1, $2, $3)', TG_TABLE_SCHEMA)
+            USING NEW.product_id, kind, pieces;
         RETURN NULL;
     END
     $$

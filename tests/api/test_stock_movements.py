@@ -130,6 +130,16 @@ async def test_a_change_by_hand_is_found_until_it_is_undone(api: Api) -> None:
     assert await kinds(api) == set()
 
 
+async def test_a_change_by_hand_is_noted_beside_the_stock_whatever_the_search_path(api: Api) -> None:
+    product = await make_product(api.database, stock=10)
+    schema = await api.scalar("SELECT current_schema()")
+    with psycopg.connect(api.settings.database_url, options="-c search_path=pg_temp") as connection:
+        # As another tenant's table would be found.
+        connection.execute("CREATE TEMP TABLE stock_movements (product_id bigint, kind text, pieces bigint)")
+        connection.execute(f"UPDATE {schema}.inventory SET on_hand = 15 WHERE product_id = {product.id}".encode())
+    assert (await movements(api, product.id))[1:] == [("by_hand", 5, None)]
+
+
 @pytest.mark.parametrize("raised", [True, False], ids=["as if recorded", "without the trigger"])
 async def test_pieces_without_a_movement_are_found(api: Api, raised: bool) -> None:
     product = await make_product(api.database, stock=10)
