@@ -25,6 +25,7 @@ def upgrade() -> None:
         sa.Column("failures", sa.Integer(), nullable=False),
         sa.Column("locked_until", sa.DateTime(timezone=True), nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("failed_before", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.CheckConstraint("failures >= 0", name=op.f("ck_failed_attempts_counted")),
         sa.CheckConstraint("length(subject) = 32", name=op.f("ck_failed_attempts_sha256")),
         sa.PrimaryKeyConstraint("subject", name=op.f("pk_failed_attempts")),

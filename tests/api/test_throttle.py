@@ -181,6 +181,20 @@ async def test_after_an_hour_without_a_failure_the_count_starts_again(api: Api, 
     assert await guess(api, user.email, FREE + 1) == [401] * FREE + [429]
 
 
+async def test_right_passwords_do_not_keep_an_addresss_failures_from_being_forgotten(api: Api, user: User) -> None:
+    for n in range(OF_ADDRESS):
+        assert await guess(api, f"user-{n}@example.com", 1) == [401]
+    await the_pause_is_over(api)
+    for _ in range(2):
+        assert (await sign_in(api, user.email)).status_code == 200
+        await change(
+            api,
+            "UPDATE failed_attempts SET updated_at = updated_at - interval '40 minutes',"
+            " failed_before = failed_before - interval '40 minutes'",
+        )
+    assert await guess(api, "one-more@example.com", 2) == [401, 401]
+
+
 async def test_all_processes_count_together(api: Api, user: User) -> None:
     other = create_app(api.settings)
     async with other.router.lifespan_context(other):

@@ -24,3 +24,7 @@ class FailedAttempts(SQLModel, table=True):
     updated_at: datetime = Field(
         default_factory=now, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": text("now()")}
     )
+    failed_before: datetime = Field(
+        default_factory=now, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": text("now()")}
+    )
+    """What `updated_at` was before the latest attempt, and is again if that is given back."""

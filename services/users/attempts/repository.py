@@ -40,7 +40,10 @@ class AttemptRepository(SqlAccess):
         await self.sql.run(_CLEAR, subject=subject)
 
     async def give_back(self, subject: bytes) -> None:
-        """Uncount one attempt, and lift the pause that it caused."""
+        """Uncount one attempt, lift the pause that it caused, and count the time from the one before it again.
+
+        Of simultaneous attempts, the first may count as the latest failure, even if it is given back as well.
+        """
         await self.sql.run(_GIVE_BACK, subject=subject)
 
     async def is_known(self, email: str, address: str) -> bool:
@@ -71,7 +74,7 @@ _UNTIL = """CASE WHEN {number} < :free THEN to_timestamp(0) ELSE
 _TAKE = Statement(f"""
     INSERT INTO failed_attempts AS known (subject, failures, locked_until, updated_at)
     VALUES (:subject, 1, {_UNTIL.format(number="1")}, now())
-    ON CONFLICT (subject) DO UPDATE SET failures = {_NUMBER}, updated_at = now(),
+    ON CONFLICT (subject) DO UPDATE SET failures = {_NUMBER}, updated_at = now(), failed_before = known.updated_at,
         locked_until = {_UNTIL.format(number=f"({_NUMBER})")}
     WHERE known.locked_until <= now()
 """)  # noqa: S608
@@ -84,7 +87,8 @@ _WAIT = Statement("""
 _CLEAR = Statement("DELETE FROM failed_attempts WHERE subject = :subject")
 
 _GIVE_BACK = Statement("""
-    UPDATE failed_attempts SET failures = greatest(failures - 1, 0), locked_until = to_timestamp(0)
+    UPDATE failed_attempts SET failures = greatest(failures - 1, 0), locked_until = to_timestamp(0),
+        updated_at = failed_before
     WHERE subject = :subject
 """)
 
