@@ -39,6 +39,8 @@ from tests.factories import make_operator, make_order, make_product, make_user
 EXAMPLES = 60
 """For each operation, as each caller."""
 
+LOCKING_OUT = {"DELETE /v1/sessions", "DELETE /v1/sessions/current", "DELETE /v1/users/me"}
+
 ON_WHAT_THERE_IS = {
     "POST /v1/orders/{order_id}/cancel",
     "POST /v1/transfers/{transfer_id}/post",
@@ -122,12 +124,9 @@ def try_out(
 def test_no_generated_request_ends_in_a_5xx_or_in_an_undocumented_reply(world: World, caller: str) -> None:
     headers = {"Authorization": f"Bearer {world.tokens[caller]}"}
     operations = [result.ok() for result in world.schema.get_all_operations() if isinstance(result, Ok)]
-    # A caller who locks themselves out would make every later reply a 401.
-    statuses = {
-        operation.label: try_out(operation, headers, world.known)
-        for operation in operations
-        if operation.label != "DELETE /v1/users/me"
-    }
+    # A caller who locks themselves out makes every later reply a 401.
+    operations.sort(key=lambda operation: operation.label in LOCKING_OUT)
+    statuses = {operation.label: try_out(operation, headers, world.known) for operation in operations}
 
     assert len(statuses) > 25
     taken = {label for label, seen in statuses.items() if any(status < 300 for status in seen)}

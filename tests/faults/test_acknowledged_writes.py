@@ -27,10 +27,11 @@ _IS_LONG = bool(os.environ.get("WAYBILL_TEST_LONG"))
 _GIVEN = os.environ.get("WAYBILL_TEST_SEED")
 _ENTRIES = 3000
 """Entries of the account whose statement clients stop reading halfway: downloads are read in pieces of 1,000."""
+# They have no events, so they were before the first month of the log.
 _LONG_STATEMENT = """
     WITH made AS (
         INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, posted_amount, resolved_at)
-        SELECT gen_random_uuid(), payer.id, payee.id, 0.01, 'transfer', 'posted', 0.01, now()
+        SELECT gen_random_uuid(), payer.id, payee.id, 0.01, 'transfer', 'posted', 0.01, now() - interval '10 years'
         FROM accounts AS payer, accounts AS payee, generate_series(1, %(many)s)
         WHERE payer.user_id = %(payer)s AND payee.user_id = %(payee)s
         RETURNING id, debit_account_id, credit_account_id

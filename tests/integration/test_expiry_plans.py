@@ -84,7 +84,8 @@ async def explain(connection: Any, statement: Statement, arguments: dict[str, An
     transaction = connection.transaction()
     await transaction.start()
     try:
-        await connection.fetch(repository._BEGIN.sql, "1000")
+        begin = repository._BEGIN
+        await connection.fetch(begin.sql, *begin.arguments({"sweep": "orders", "milliseconds": "1000"}))
         found = await connection.fetchval(
             f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {statement.sql}", *statement.arguments(arguments)
         )
