@@ -33,8 +33,8 @@ stock_movements = sa.table(
     sa.column("pieces", sa.BigInteger()),
 )
 
-# Waybill's processes connect under this name. Those of this release write the movements themselves. A change by hand may
-# come with another schema's search path.
+# Waybill's processes connect under this name. Those of this release write the movements themselves. A change by hand
+# may come with another schema's search path.
 FUNCTION = """
     CREATE OR REPLACE FUNCTION record_stock() RETURNS trigger LANGUAGE plpgsql AS $$
     DECLARE
