@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Query, Request, Response
@@ -117,10 +117,17 @@ IfMatch = Annotated[int, Depends(_if_match)]
 """The version the caller read (RFC 9110, section 13.1.1)."""
 
 
+def _plain(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """The address without the name of an interface. A socket for both versions writes those of version 4 as version 6."""
+    if isinstance(address, IPv4Address):
+        return address
+    return address.ipv4_mapped or IPv6Address(int(address))
+
+
 async def _device(request: Request) -> models.Device:
     """Where the request comes from. Behind a trusted proxy (`FORWARDED_ALLOW_IPS`), the server has set the client."""
     try:
-        address = str(ip_address(request.client.host if request.client else ""))
+        address = str(_plain(ip_address(request.client.host if request.client else "")))
     except ValueError:
         # A Unix socket, or a proxy that does not say.
         address = None

@@ -161,6 +161,14 @@ async def test_an_address_that_guesses_at_many_accounts_pauses(api: Api, user: U
         assert (await sign_in(api, user.email, address=elsewhere)).status_code == 200
 
 
+async def test_ipv4_addresses_that_a_dual_stack_socket_writes_as_ipv6_are_told_apart(api: Api, user: User) -> None:
+    for n in range(OF_ADDRESS):
+        assert await guess(api, f"user-{n}@example.com", 1, address=f"::ffff:{STRANGER}") == [401]
+    assert (await sign_in(api, user.email, address=f"::ffff:{HOME}")).status_code == 200
+    assert await api.scalar("SELECT count(*) FROM sessions WHERE address = :home", home=HOME) == 1
+    assert_problem(await sign_in(api, user.email, address=STRANGER), 429, "too_many_attempts")
+
+
 async def test_signing_in_to_ones_own_account_does_not_wipe_out_an_addresss_failures(api: Api, user: User) -> None:
     for n in range(OF_ADDRESS - 1):
         assert await guess(api, f"user-{n}@example.com", 1) == [401]
