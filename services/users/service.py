@@ -14,6 +14,7 @@ from services.users.events import UserEmailChanged, UserRegistered
 from services.users.models import Caller, Role, User
 from services.users.passwords import Passwords, check_password
 from services.users.repository import SignedIn
+from services.users.resets.models import MailKind
 from services.users.schemas import UserAdminUpdate, UserCreate, UserUpdate
 from services.users.sessions.models import Ended
 
@@ -50,9 +51,10 @@ async def confirm(uow: UnitOfWork, passwords: Passwords, user_id: int, password:
 async def update_self(
     uow: UnitOfWork, passwords: Passwords, caller: SignedIn, changes: UserUpdate, version: int
 ) -> User:
-    """Change the user's own name, e-mail address or password. A new password ends all other sessions.
+    """Change the user's own name, e-mail address or password.
 
-    Raises `StaleVersion` if `version` is not the current one, and `AlreadyExists` if the address is taken.
+    A new password ends all other sessions, and makes tokens to reset it void. Raises `StaleVersion` if `version` is not
+    the current one, and `AlreadyExists` if the address is taken.
     """
     without, values = {"password", "current_password"}, {}
     if changes.password is not None:
@@ -65,6 +67,8 @@ async def update_self(
     updated = await _update(uow, caller.id, changes, version, without=without, **values)
     if values:
         await uow.sessions.end_all(caller.id, Ended.password_changed, but=caller.session_id)
+        # Whoever reads the user's mail could take the account back with one that was sent before.
+        await uow.mails.forget(caller.id, MailKind.password_reset)
     return updated
 
 

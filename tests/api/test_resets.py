@@ -154,6 +154,17 @@ async def test_a_token_that_is_no_longer_valid_is_refused(
     assert_problem(await confirm(api, "x" * 43), 422, "token_invalid", pointers=["#/token"])
 
 
+async def test_a_token_is_worth_nothing_once_the_user_has_another_password(
+    api: Api, ctx: dict[str, Any], tmp_path: Path
+) -> None:
+    user, other = await make_user(api.database), await make_user(api.database)
+    token, of_other = [await reset_token(api, ctx, one.email, tmp_path) for one in (user, other)]
+    wanted = {"password": "another one of mine", "current_password": PASSWORD}
+    assert (await api.patch("/v1/users/me", by=user, version=1, json=wanted)).status_code == 200
+    assert_problem(await confirm(api, token), 422, "token_invalid", pointers=["#/token"])
+    assert (await confirm(api, of_other)).status_code == 204
+
+
 async def test_of_simultaneous_uses_of_a_token_one_succeeds(api: Api, ctx: dict[str, Any], tmp_path: Path) -> None:
     user = await make_user(api.database)
     token = await reset_token(api, ctx, user.email, tmp_path)

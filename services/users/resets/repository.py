@@ -52,9 +52,13 @@ class MailRepository(SqlAccess):
         Of two who use it at the same time, the second waits and gets None.
         """
         for row in await self.sql.fetch(_USE, hash=token, purpose=kind.value):
-            await self.sql.run(_FORGET, user_id=row["user_id"], purpose=kind.value)
+            await self.forget(row["user_id"], kind)
             return int(row["user_id"])
         return None
+
+    async def forget(self, user_id: int, kind: MailKind) -> None:
+        """Delete all tokens of the kind that the user was sent."""
+        await self.sql.run(_FORGET, user_id=user_id, purpose=kind.value)
 
 
 _ASK = Statement("""
