@@ -106,6 +106,8 @@ class Listing(Generic[ItemT]):
     sorts: Mapping[str, Sortable]
     key: Sortable
     default: str
+    owner: Any = None
+    """The column that makes a row unique together with the key, if the key alone does not."""
 
     def describe_filters(self) -> str:
         """One sentence for the documentation: each field with its operators."""
@@ -156,7 +158,11 @@ class Listing(Generic[ItemT]):
         after = None if wanted.cursor is None else self._decode(wanted.cursor, sort)
         end = (await session.exec(walk.end(after))).all() if walk.others else []
         page_keys = walk.page(wanted.limit + 1, after, until=end[0] if len(end) == 2 else None)
-        statement = statement.join(page_keys, page_keys.c.key == self.key.column)
+        is_on_it = page_keys.c.key == self.key.column
+        if self.owner is not None:
+            # With a fixed owner instead, PostgreSQL might read all its rows up to the page, if it expects few.
+            is_on_it &= page_keys.c.owner == self.owner
+        statement = statement.join(page_keys, is_on_it)
         # One extra row shows whether there is a next page.
         statement = statement.order_by(*walk.order(page_keys.c.sort, page_keys.c.key)).limit(wanted.limit + 1)
         rows = (await session.exec(statement)).all()
@@ -227,6 +233,7 @@ class _Walk:
     """A column of which the index has the rows of each value in order, and the values that are wanted."""
     others: Sequence[Filter]
     """What each row has to be examined for."""
+    owner: Any
     row: tuple[Any, Sequence[ColumnElement[bool]]]
     """The key of the row with the values to examine, and further conditions that make it unique."""
     depends_on_values: bool
@@ -268,6 +275,7 @@ class _Walk:
             conditions,
             None if chosen is None else (chosen.field.column, chosen.values),
             others,
+            listing.owner,
             (listing.key.column, within),
             chosen is not None or any(one.needs_trigrams for one in filters),
         )
@@ -285,7 +293,7 @@ class _Walk:
         # With room for rows that were added after `until` was read.
         near = self._keys(2 * EXAMINED, after, until).subquery("near")
         rows, matches = self._looked_up(near)
-        found = sqlalchemy.select(near.c.sort, near.c.key).select_from(rows).where(*matches)
+        found = sqlalchemy.select(*near.c).select_from(rows).where(*matches)
         return found.order_by(*self.order(near.c.sort, near.c.key)).limit(_constant(most)).subquery("page")
 
     def number(self, most: int) -> Any:
@@ -310,7 +318,8 @@ class _Walk:
         return sqlalchemy.select(near.c.sort, near.c.key).order_by(*order).offset(_constant(EXAMINED - 1))
 
     def _keys(self, limit: int, after: Any, until: Any = None) -> Any:
-        found = sqlalchemy.select(self.by.label("sort"), self.key.label("key")).where(*self.conditions)
+        owner = [] if self.owner is None else [self.owner.label("owner")]
+        found = sqlalchemy.select(self.by.label("sort"), self.key.label("key"), *owner).where(*self.conditions)
         if after is not None:
             found = found.where(self._after(after))
         if until is not None:

@@ -118,7 +118,7 @@ IfMatch = Annotated[int, Depends(_if_match)]
 
 
 def _plain(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    """The address without the name of an interface. A socket for both versions writes those of version 4 as version 6."""
+    """The address without the name of an interface. A dual-stack socket writes addresses of version 4 as version 6."""
     if isinstance(address, IPv4Address):
         return address
     return address.ipv4_mapped or IPv6Address(int(address))

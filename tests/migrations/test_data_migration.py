@@ -294,6 +294,22 @@ async def test_downgrades_run_with_rows_in_every_table(database: Database, datab
             ),
             {"id": new_id()},
         )
+        await connection.execute(
+            text("INSERT INTO failed_attempts (subject, failures, locked_until) VALUES (sha256('x'), 1, now())")
+        )
+        await connection.execute(
+            text("INSERT INTO mails (kind, user_id) VALUES ('password_reset', :id)"), {"id": buyer.id}
+        )
+        await connection.execute(
+            text(
+                "INSERT INTO one_time_tokens (hash, purpose, user_id, email, expires_at)"
+                " VALUES (sha256('x'), 'password_reset', :id, 'a@example.com', now())"
+            ),
+            {"id": buyer.id},
+        )
+        await connection.execute(
+            text("INSERT INTO refresh_tokens (hash, session_id) SELECT sha256('x'), id FROM sessions LIMIT 1")
+        )
         await connection.execute(text("INSERT INTO outbox_errors (fingerprint, error) VALUES ('abc', 'no')"))
         for table in metadata.tables:
             count = await connection.scalar(text(f"SELECT count(*) FROM {table}"))

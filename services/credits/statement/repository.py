@@ -46,18 +46,13 @@ class StatementRepository(SqlAccess):
         statement = (
             select(Entry)
             .join(Transfer, col(Transfer.id) == col(Entry.transfer_id))
-            .where(col(Entry.account_id) == account)
             .options(contains_eager(Entry.transfer))  # type: ignore[arg-type]
         )
         return await _of(ENTRIES, account).page(self.session, statement, wanted, col(Entry.account_id) == account)
 
     async def lines(self, account_id: int, last_version: int, wanted: PageQuery) -> Rows[Line]:
         """Entries up to `last_version`, oldest first."""
-        statement = (
-            sqlalchemy.select(*_LINE)
-            .join(Transfer, col(Transfer.id) == col(Entry.transfer_id))
-            .where(col(Entry.account_id) == account_id)
-        )
+        statement = sqlalchemy.select(*_LINE).join(Transfer, col(Transfer.id) == col(Entry.transfer_id))
         # Its rows have the attributes of a `Line`.
         lines = cast("SelectOfScalar[Line]", statement)
         within = col(Entry.account_id) == account_id, col(Entry.version) <= last_version
@@ -76,6 +71,7 @@ ENTRIES = Listing[Entry](
     sorts={"version": _VERSION},
     key=_VERSION,
     default="-version",
+    owner=col(Entry.account_id),
 )
 
 _LINE = (
@@ -89,7 +85,7 @@ _LINE = (
     col(Transfer.note),
 )
 
-_LINES = Listing[Line](ENTRIES.filters, ENTRIES.sorts, ENTRIES.key, default="version")
+_LINES = Listing[Line](ENTRIES.filters, ENTRIES.sorts, ENTRIES.key, "version", ENTRIES.owner)
 
 
 def _of(listing: Listing[RowT], account_id: Any) -> Listing[RowT]:
