@@ -156,6 +156,8 @@ async def test_a_database_that_refuses_connections_is_unreachable(
 ) -> None:
     async with running(settings) as (client, _):
         with refusing_connections(administrator, settings):
+            # Redis has 100 ms to answer, which a first connection may not keep on a busy machine.
+            await readiness(client)
             said = await readiness(client)
             alive = await client.get("/healthz")
         assert said == (503, {**WELL, "ready": False, "database": "unreachable"}, "1")

@@ -54,7 +54,11 @@ async def trade(api: Api, orders: int = 3) -> None:
     buyer, _, product = await api.shop(price="2.50")
     for _ in range(orders):
         await api.place(buyer, (product, 2))
-    assert (await api.process()).processed == orders
+    async with asyncio.timeout(20):
+        # A running worker may be the one that processes them.
+        while await api.scalar("SELECT count(*) FROM orders WHERE status = 'pending'"):
+            await api.process()
+            await asyncio.sleep(0.02)
 
 
 async def until_counted(analytics: Analytics, expected: list[Any], seconds: float = 40.0) -> None:

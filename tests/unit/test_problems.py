@@ -24,12 +24,17 @@ STATUSES = {
     "invalid_input": 422,
     "linked_chain_open": 422,
     "linked_failed": 409,
+    "mail_off": 404,
     "not_found": 404,
+    "overloaded": 503,
+    "replay_forbidden": 403,
     "reports_off": 404,
     "reports_unavailable": 503,
     "request_in_flight": 409,
     "same_account": 422,
     "stale_version": 412,
+    "token_invalid": 422,
+    "too_many_attempts": 429,
     "transfer_already_posted": 409,
     "transfer_already_reversed": 409,
     "transfer_already_voided": 409,
@@ -40,6 +45,7 @@ STATUSES = {
     "unauthenticated": 401,
     "unknown_recipient": 422,
     "version_required": 428,
+    "wrong_password": 403,
 }
 """The status of each code, which clients rely on."""
 
