@@ -13,11 +13,10 @@ from fastapi.security.utils import get_authorization_scheme_param
 from services.api.bodies import read_body
 from services.api.groups import Kind
 from services.api.kept import is_valid, request_key
-from services.api.state import api_state
+from services.api.state import api_state, trace_of
 from services.api.tokens import Tokens
 from services.api.turns import Alone, Intent, Outcome
 from services.errors import Unauthenticated
-from services.outbox.events import Trace
 
 HandlerT = TypeVar("HandlerT", bound=Callable[..., Any])
 
@@ -62,6 +61,5 @@ async def _intent(request: Request, kind: Kind[Any, Any], tokens: Tokens) -> Int
     wanted = await read_body(request, kind.schema)
     if wanted is None or not kind.writes(wanted):
         return None
-    state = request.state
-    trace = Trace(getattr(state, "request_id", None), getattr(state, "traceparent", None))
-    return Intent(request, caller, request_key(request, caller.user_id, key, await request.body()), wanted, trace)
+    claimed = request_key(request, caller.user_id, key, await request.body())
+    return Intent(request, caller, claimed, wanted, trace_of(request))

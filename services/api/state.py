@@ -14,6 +14,7 @@ from services.api.request_times import RequestTimes
 from services.api.tokens import Tokens
 from services.database import Database
 from services.outbox.doorbell import Doorbell
+from services.outbox.events import Trace
 from services.settings import Settings
 from services.skew import Skew
 from services.users.passwords import Passwords
@@ -36,6 +37,11 @@ class ApiState:
     tokens: Tokens
     request_times: RequestTimes
     skew: Skew
+
+
+def trace_of(request: Request) -> Trace:
+    """The trace that the events of this request carry."""
+    return Trace(getattr(request.state, "request_id", None), getattr(request.state, "traceparent", None))
 
 
 def api_state(request: Request) -> ApiState:

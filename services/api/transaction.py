@@ -22,11 +22,10 @@ from services.api.kept import ReplayStored, is_kept, kept_reply, replayed
 from services.api.problems import domain_problem, is_unavailable, outcome_unknown_problem
 from services.api.reads import FAILURES, POSITION_HEADER
 from services.api.shares import writes
-from services.api.state import api_state
+from services.api.state import api_state, trace_of
 from services.api.turns import Alone, Answered, Replay
 from services.errors import DomainError, IdempotencyKeyReused, RequestInFlight
 from services.idempotency.repository import PRIMARY_KEY, Free, InFlight, StoredReply
-from services.outbox.events import Trace
 from services.sql import CONTENTION, sqlstate, violates
 from services.unit_of_work import UnitOfWork, background
 
@@ -228,7 +227,7 @@ async def ahead(request: Request) -> AsyncIterator[UnitOfWork]:
 def open_unit_of_work(request: Request) -> UnitOfWork:
     """A unit of work for this request; its events carry the request's id and trace context."""
     state = api_state(request)
-    trace = Trace(getattr(request.state, "request_id", None), getattr(request.state, "traceparent", None))
+    trace = trace_of(request)
     name = f"{request.method} {request.scope['path']}, request {trace.request_id}"
     return UnitOfWork(state.database.write, state.doorbell, trace, name=name)
 
