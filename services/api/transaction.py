@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from time import monotonic
 from typing import Any, TypeAlias
 
@@ -213,15 +213,13 @@ async def _replay(request: Request, stored: StoredReply) -> Response:
     return replayed(stored)
 
 
-@asynccontextmanager
-async def ahead(request: Request) -> AsyncIterator[UnitOfWork]:
+def ahead(request: Request) -> AbstractAsyncContextManager[UnitOfWork]:
     """A unit of work that is committed at the end of the block, before the request's own.
 
     For what must stay even if the request is refused, or must be seen by others before it continues. The request's own
     unit of work must not have begun: it would hold a second connection.
     """
-    async with background(lambda: open_unit_of_work(request)) as uow:
-        yield uow
+    return background(lambda: open_unit_of_work(request))
 
 
 def open_unit_of_work(request: Request) -> UnitOfWork:
