@@ -43,6 +43,20 @@ class NewItem:
 
 
 @dataclass(frozen=True, slots=True)
+class NewOrder:
+    """An order to write. One that awaits payment expires after `expires_in`, by the database's clock."""
+
+    id: UUID
+    buyer_id: int
+    wanted: OrderBase
+    status: OrderStatus
+    total: Decimal
+    items: Sequence[NewItem]
+    at: datetime
+    expires_in: timedelta | None
+
+
+@dataclass(frozen=True, slots=True)
 class LockedOrder:
     """The data needed to move an order. Its row is locked until the transaction ends."""
 
@@ -75,32 +89,19 @@ class OrderRepository(Repository[Order]):
     model = Order
 
     @staticmethod
-    def placing(
-        *,
-        order_id: UUID,
-        buyer_id: int,
-        wanted: OrderBase,
-        status: OrderStatus,
-        total: Decimal,
-        items: Sequence[NewItem],
-        at: datetime,
-        expires_in: timedelta | None,
-    ) -> Write:
-        """Write an order, its lines and its first transition, or nothing if the buyer has used the reference before.
-
-        An order that awaits payment expires after `expires_in`, by the database's clock, as expiry is checked by it.
-        """
+    def placing(order: NewOrder) -> Write:
+        """Write an order, its lines and its first transition, or nothing if the buyer has used the reference before."""
         parameters = {
-            "id": order_id,
-            "buyer_id": buyer_id,
-            "status": status.value,
-            "total": total,
-            "item_count": len(items),
-            "at": at,
-            "expires_in": expires_in,
-            "each_unit_price": [item.unit_price for item in items],
-            **picked(wanted, ORDER_FIELDS),
-            **{f"each_{name}": [getattr(item.wanted, name) for item in items] for name in ITEM_FIELDS},
+            "id": order.id,
+            "buyer_id": order.buyer_id,
+            "status": order.status.value,
+            "total": order.total,
+            "item_count": len(order.items),
+            "at": order.at,
+            "expires_in": order.expires_in,
+            "each_unit_price": [item.unit_price for item in order.items],
+            **picked(order.wanted, ORDER_FIELDS),
+            **{f"each_{name}": [getattr(item.wanted, name) for item in order.items] for name in ITEM_FIELDS},
         }
         return Write(queries.PLACE, parameters)
 

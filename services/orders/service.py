@@ -51,16 +51,7 @@ async def place(uow: UnitOfWork, buyer: Caller, wanted: OrderCreate, patience: P
         if not awaits_payment(refusal, wanted):
             raise
         status = OrderStatus.awaiting_payment
-    placing = uow.orders.placing(
-        order_id=order.id,
-        buyer_id=buyer.id,
-        wanted=wanted,
-        status=status,
-        total=order.total,
-        items=order.items,
-        at=order.at,
-        expires_in=patience.payment if status is OrderStatus.awaiting_payment else None,
-    )
+    placing = uow.orders.placing(order.written(status, patience))
     if wanted.reference is None:
         # Nothing can conflict with it, so it is written together with its event.
         uow.write_with_events(placing)

@@ -1,29 +1,11 @@
 """All SQL that places a group of orders, except the ledger's."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from decimal import Decimal
-from uuid import UUID
 
-from services.orders.models import ITEM_FIELDS, ORDER_FIELDS, OrderBase, OrderStatus
+from services.orders.models import ITEM_FIELDS, ORDER_FIELDS
 from services.orders.placing import queries
-from services.orders.repository import NewItem
+from services.orders.repository import NewOrder
 from services.sql import Read, Results, SqlAccess, Write
-
-
-@dataclass(frozen=True, slots=True)
-class NewOrder:
-    """An order to write. One that awaits payment does so for `expires_in`."""
-
-    id: UUID
-    buyer_id: int
-    wanted: OrderBase
-    status: OrderStatus
-    total: Decimal
-    items: Sequence[NewItem]
-    at: datetime
-    expires_in: timedelta | None
 
 
 class PlacingRepository(SqlAccess):

@@ -4,7 +4,7 @@ A group is carried out in memory, on locked accounts, one order after another, a
 is a value: a refusal leaves the other orders alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -21,8 +21,7 @@ from services.fields import MAX_CREDITS, new_id, now, picked
 from services.groups import Asked, Busy
 from services.orders.events import OrderAwaitingPayment, OrderEvent, OrderPlaced
 from services.orders.models import ITEM_FIELDS, ORDER_FIELDS, OrderStatus
-from services.orders.placing.repository import NewOrder
-from services.orders.repository import NewItem
+from services.orders.repository import NewItem, NewOrder
 from services.orders.schemas import OnInsufficientCredits, OrderCreate, OrderItemPublic, OrderPublic
 from services.settings import Settings
 from services.sql import Read
@@ -62,6 +61,19 @@ class Draft:
             account_id = self.products[item.wanted.product_id].seller_account_id
             amounts[account_id] = amounts.get(account_id, Decimal(0)) + item.amount
         return [Share(account_id, amounts[account_id]) for account_id in sorted(amounts)]
+
+    def written(self, status: OrderStatus, patience: Patience) -> NewOrder:
+        """What is written, if the order was placed with this status."""
+        return NewOrder(
+            id=self.id,
+            buyer_id=self.buyer.id,
+            wanted=self.wanted,
+            status=status,
+            total=self.total,
+            items=self.items,
+            at=self.at,
+            expires_in=patience.payment if status is OrderStatus.awaiting_payment else None,
+        )
 
     def event(self, status: OrderStatus) -> OrderEvent:
         """What happened, if the order was placed with this status."""
@@ -148,7 +160,7 @@ class _Group:
         uow: UnitOfWork,
         products: Mapping[int, ProductForSale],
         balances: Mapping[int, Balance],
-        references: "set[tuple[int, str]] | tuple[()]",
+        references: Collection[tuple[int, str]],
         patience: Patience,
     ) -> None:
         self._uow = uow
@@ -180,18 +192,7 @@ class _Group:
         if status is OrderStatus.pending:
             rules.hold(balance, order.total)
             self._holds += [NewHold(order.id, balance.account_id, share) for share in order.shares()]
-        self._orders.append(
-            NewOrder(
-                id=order.id,
-                buyer_id=buyer.id,
-                wanted=wanted,
-                status=status,
-                total=order.total,
-                items=order.items,
-                at=order.at,
-                expires_in=self._patience.payment if status is OrderStatus.awaiting_payment else None,
-            )
-        )
+        self._orders.append(order.written(status, self._patience))
         self._uow.record(order.event(status), asked.trace)
         return order.shown(status)
 
