@@ -296,7 +296,7 @@ class _Committer:
             response = domain_problem(intent.request, result) if refused else self._kind.reply(result)
             decided.replies[intent] = Answered(response)
             if not refused:
-                decided.made[intent] = str(self._kind.made(result))
+                decided.made[intent] = self._kind.made(result)
             if not refused or is_kept(response.status_code):
                 decided.kept.append(intent)
                 replies.append(kept_reply(intent.key, one.caller.role, response))
@@ -365,13 +365,13 @@ class _Decided:
     kept: list[Intent[Any]]
     """Those whose replies are stored with the group."""
     again: list[Intent[Any]]
-    made: dict[Intent[Any], str]
+    made: dict[Intent[Any], UUID]
     """The ids of what the requests have made."""
 
     def named_in(self, error: DBAPIError) -> list[Intent[Any]]:
         """The requests whose rows the error names. One that it does not name may have caused it as well."""
         detail = detail_of(error)
-        return [intent for intent, made in self.made.items() if made in detail]
+        return [intent for intent, made in self.made.items() if str(made) in detail]
 
     def put_off(self, intent: Intent[Any]) -> None:
         """Try the request again in the next group or, if it has met locks before, alone, where it waits for them."""
