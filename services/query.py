@@ -234,6 +234,7 @@ class _Walk:
     others: Sequence[Filter]
     """What each row has to be examined for."""
     owner: Any
+    """See `Listing.owner`."""
     row: tuple[Any, Sequence[ColumnElement[bool]]]
     """The key of the row with the values to examine, and further conditions that make it unique."""
     depends_on_values: bool
