@@ -8,45 +8,15 @@ from typing import TypeVar
 from anyio import CapacityLimiter, to_thread
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
-from zxcvbn.frequency_lists import FREQUENCY_LISTS
 
 from services.errors import Fault, InvalidInput, Overloaded
 from services.settings import Settings
 
 ResultT = TypeVar("ResultT")
 
-_COMMON = frozenset(FREQUENCY_LISTS["passwords"])
-"""The 30,000 most common passwords of leaked collections."""
 _DECORATION = f"{string.digits}{string.punctuation}{string.whitespace}"
 _MOST_DECORATION = 6
 _FEWEST_CHARACTERS = 5
-
-
-def check_password(password: str, *personal: str) -> None:
-    """Raises `InvalidInput` if the password is among the first that someone would guess.
-
-    `personal` is what people know about the user, such as the address and the name.
-    """
-    fault = _fault_of(password, *personal)
-    if fault is not None:
-        raise InvalidInput(f"the password {fault}; choose another one", [Fault(fault, "#/password")])
-
-
-def _fault_of(password: str, *personal: str) -> str | None:
-    folded = password.casefold()
-    core = folded.strip(_DECORATION)
-    if len(folded) - len(core) > _MOST_DECORATION:
-        core = folded
-    if folded in _COMMON or core in _COMMON:
-        return "is a common password"
-    if len(set(folded)) < _FEWEST_CHARACTERS:
-        return f"must have at least {_FEWEST_CHARACTERS} different characters"
-    if len({ord(after) - ord(before) for before, after in pairwise(folded)}) == 1:
-        return "is a sequence of characters"
-    known = {word for text in personal for word in (text.casefold(), text.casefold().partition("@")[0])}
-    if folded in known or core in known:
-        return "is your name or your address"
-    return None
 
 
 class Passwords:
@@ -57,6 +27,11 @@ class Passwords:
     """
 
     def __init__(self, settings: Settings, concurrent: int = 2) -> None:
+        # Imported here: it takes 13 MiB, and a worker, which imports this module, handles no passwords.
+        from zxcvbn.frequency_lists import FREQUENCY_LISTS
+
+        # The 30,000 most common passwords of leaked collections.
+        self._common = frozenset(FREQUENCY_LISTS["passwords"])
         self._hasher = PasswordHasher(
             time_cost=settings.argon2_time_cost,
             memory_cost=settings.argon2_memory_kib,
@@ -67,6 +42,15 @@ class Passwords:
         self._taken = 0
         # Checked for an unknown address, so that response times do not reveal which addresses exist.
         self._nobody = self._hasher.hash("the password of no account")
+
+    def check_new(self, password: str, *personal: str) -> None:
+        """Raises `InvalidInput` if the password is among the first that someone would guess.
+
+        `personal` is what people know about the user, such as the address and the name.
+        """
+        fault = self._fault_of(password, *personal)
+        if fault is not None:
+            raise InvalidInput(f"the password {fault}; choose another one", [Fault(fault, "#/password")])
 
     async def hash(self, password: str) -> str:
         return await self._in_thread(self._hasher.hash, password)
@@ -84,6 +68,22 @@ class Passwords:
     def outdated(self, hashed: str) -> bool:
         """Whether the hash was made with parameters other than the current ones."""
         return self._hasher.check_needs_rehash(hashed)
+
+    def _fault_of(self, password: str, *personal: str) -> str | None:
+        folded = password.casefold()
+        core = folded.strip(_DECORATION)
+        if len(folded) - len(core) > _MOST_DECORATION:
+            core = folded
+        if folded in self._common or core in self._common:
+            return "is a common password"
+        if len(set(folded)) < _FEWEST_CHARACTERS:
+            return f"must have at least {_FEWEST_CHARACTERS} different characters"
+        if len({ord(after) - ord(before) for before, after in pairwise(folded)}) == 1:
+            return "is a sequence of characters"
+        known = {word for text in personal for word in (text.casefold(), text.casefold().partition("@")[0])}
+        if folded in known or core in known:
+            return "is your name or your address"
+        return None
 
     async def _in_thread(self, work: Callable[..., ResultT], *arguments: str) -> ResultT:
         self.check_room()

@@ -12,7 +12,7 @@ from services.sql import unless_taken
 from services.unit_of_work import UnitOfWork
 from services.users.events import UserEmailChanged, UserRegistered
 from services.users.models import Caller, Role, User
-from services.users.passwords import Passwords, check_password
+from services.users.passwords import Passwords
 from services.users.repository import SignedIn
 from services.users.resets.models import MailKind
 from services.users.schemas import UserAdminUpdate, UserCreate, UserUpdate
@@ -21,7 +21,7 @@ from services.users.sessions.models import Ended
 
 async def register(uow: UnitOfWork, passwords: Passwords, wanted: UserCreate, role: Role = Role.customer) -> User:
     """Create the user and an empty account. Raises `AlreadyExists` if the address is taken."""
-    check_password(wanted.password.get_secret_value(), wanted.email, wanted.full_name)
+    passwords.check_new(wanted.password.get_secret_value(), wanted.email, wanted.full_name)
     # Before the first statement: no transaction is open while the hash is computed.
     hashed = await passwords.hash(wanted.password.get_secret_value())
     await _email_is_free(uow, wanted.email)
@@ -60,7 +60,7 @@ async def update_self(
     if changes.password is not None:
         user = await get(uow, caller.id)
         password = changes.password.get_secret_value()
-        check_password(password, changes.email or user.email, changes.full_name or user.full_name)
+        passwords.check_new(password, changes.email or user.email, changes.full_name or user.full_name)
         # The connection goes back to the pool while the hash is computed.
         await uow.rollback()
         values["hashed_password"] = await passwords.hash(password)

@@ -11,7 +11,7 @@ from services.mail import MailNotSent
 from services.repository import Lock
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork
-from services.users.passwords import Passwords, check_password
+from services.users.passwords import Passwords
 from services.users.resets.models import MailKind
 from services.users.resets.schemas import Reset
 from services.users.sessions.models import Ended
@@ -51,14 +51,14 @@ async def reset(uow: UnitOfWork, passwords: Passwords, given: Reset) -> None:
     # A hash is computed only for a person who has a token.
     if not await uow.mails.is_valid(token, _KIND):
         raise _invalid()
-    check_password(password)
+    passwords.check_new(password)
     await uow.rollback()
     hashed = await passwords.hash(password)
     user_id = await uow.mails.use(token, _KIND)
     user = await uow.users.get(user_id, lock=Lock.change) if user_id is not None else None
     if user is None:
         raise _invalid()
-    check_password(password, user.email, user.full_name)
+    passwords.check_new(password, user.email, user.full_name)
     await uow.users.update(user, hashed_password=hashed)
     await uow.sessions.end_all(user.id, Ended.password_changed)
 
