@@ -5,12 +5,13 @@ from typing import Annotated
 from fastapi import APIRouter, Request, Response
 from pydantic import SecretStr
 
+from services.api.attempts import counted
 from services.api.dependencies import CurrentUser, IfMatch, Operator, ReplicaWork, State, Work, etag, page_of
 from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED
 from services.api.problems import responses
 from services.api.state import ApiState
 from services.api.transaction import TransactionRoute, ahead
-from services.errors import Fault, InvalidInput, Overloaded
+from services.errors import Fault, InvalidInput
 from services.fields import Id
 from services.query import Page, PageQuery, Rows
 from services.unit_of_work import UnitOfWork
@@ -74,16 +75,10 @@ async def _confirm(
         raise InvalidInput("current_password is required to change the password or the e-mail address", [fault])
     # Only one connection at a time.
     await uow.rollback()
-    state.passwords.check_room()
-    async with ahead(request) as counting:
-        attempt = await attempts.take_confirmation(counting, attempts.Limits.of(state.settings), user.id)
-    try:
+    async with counted(
+        request, lambda counting, limits: attempts.take_confirmation(counting, limits, user.id)
+    ) as attempt:
         await service.confirm(uow, state.passwords, user.id, password)
-    except Overloaded:
-        # Others have filled the queue since: nothing was checked.
-        async with ahead(request) as counting:
-            await attempts.take_back(counting, attempt)
-        raise
     # Now, since what is wanted may still be refused.
     async with ahead(request) as counting:
         await attempts.forgive(counting, attempt)

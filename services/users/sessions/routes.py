@@ -6,10 +6,11 @@ from uuid import UUID
 from fastapi import APIRouter, Form, Request, Response
 from pydantic import SecretStr
 
+from services.api.attempts import counted
 from services.api.dependencies import CurrentUser, Device, State, Work
 from services.api.problems import domain_problem, responses
-from services.api.transaction import TransactionRoute, ahead
-from services.errors import Fault, InvalidInput, Overloaded, Unauthenticated
+from services.api.transaction import TransactionRoute
+from services.errors import Fault, InvalidInput, Unauthenticated
 from services.fields import storable
 from services.users.attempts import service as attempts
 from services.users.sessions import service
@@ -36,18 +37,10 @@ async def create_token(
                 storable(given)
         except ValueError as error:
             raise Unauthenticated("the e-mail address or the password is wrong") from error
-        # Before it is counted: a client that is told to come back has not failed.
-        state.passwords.check_room()
-        async with ahead(request) as counting:
-            limits = attempts.Limits.of(state.settings)
-            attempt = await attempts.take_sign_in(counting, limits, email, device.address)
-        try:
+        async with counted(
+            request, lambda counting, limits: attempts.take_sign_in(counting, limits, email, device.address)
+        ) as attempt:
             granted = await service.sign_in(uow, state.passwords, lifetimes, email, password, device)
-        except Overloaded:
-            # Others have filled the queue since. Nothing was checked, and the request holds no connection now.
-            async with ahead(request) as counting:
-                await attempts.take_back(counting, attempt)
-            raise
         await attempts.forgive(uow, attempt)
     else:
         granted = await service.refresh(uow, lifetimes, _required("refresh_token", form.refresh_token), device)
