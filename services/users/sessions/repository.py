@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
-from enum import StrEnum
 from typing import NamedTuple
 from uuid import UUID
 
@@ -12,15 +11,6 @@ from services.users.sessions.models import Device, Ended
 
 RETRY = timedelta(seconds=10)
 """How long after its first use a refresh token may be shown again by a client that has not got the reply."""
-
-
-class TokenState(StrEnum):
-    """What a refresh token is worth."""
-
-    usable = "usable"
-    retried = "retried"
-    """It has just been used, and the token that was given for it has not been shown."""
-    reused = "reused"
 
 
 class ExpiredSession(NamedTuple):
@@ -67,10 +57,10 @@ class SessionRepository(SqlAccess):
             return Presented(row["user_id"], row["id"])
         return None
 
-    async def state_of(self, token: bytes) -> TokenState:
-        """What this token of a locked session is worth."""
-        (row,) = await self.sql.fetch(_STATE_OF, hash=token, retry=RETRY)
-        return TokenState(row["state"])
+    async def is_reused(self, token: bytes) -> bool:
+        """Whether this token of a locked session was used before, and this is not a retry: see `RETRY`."""
+        (row,) = await self.sql.fetch(_IS_REUSED, hash=token, retry=RETRY)
+        return bool(row["reused"])
 
     async def rotate(
         self, session_id: UUID, shown: bytes, token: bytes, idle: timedelta, longest: timedelta, device: Device
@@ -134,13 +124,11 @@ _LOCK_BY_TOKEN = Statement("""
 """)
 
 # A used token may be retried only while its successor is the usable one: a client that used that one had the reply.
-_STATE_OF = Statement("""
-    SELECT CASE WHEN used_at IS NULL THEN 'usable'
-        WHEN used_at > now() - CAST(:retry AS interval) AND EXISTS (
-            SELECT FROM refresh_tokens AS next
-            WHERE next.session_id = shown.session_id AND next.used_at IS NULL AND next.follows = shown.hash
-        ) THEN 'retried'
-        ELSE 'reused' END AS state
+_IS_REUSED = Statement("""
+    SELECT used_at IS NOT NULL AND NOT (used_at > now() - CAST(:retry AS interval) AND EXISTS (
+        SELECT FROM refresh_tokens AS next
+        WHERE next.session_id = shown.session_id AND next.used_at IS NULL AND next.follows = shown.hash
+    )) AS reused
     FROM refresh_tokens AS shown WHERE hash = :hash
 """)
 

@@ -18,7 +18,7 @@ from services.users.models import Presented, User
 from services.users.passwords import Passwords
 from services.users.repository import SignedIn
 from services.users.sessions.models import Device, Ended
-from services.users.sessions.repository import ExpiredSession, TokenState
+from services.users.sessions.repository import ExpiredSession
 from services.users.sessions.schemas import SessionPublic, Sessions
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ async def refresh(uow: UnitOfWork, lifetimes: Lifetimes, token: str, device: Dev
     caller = await uow.sessions.lock_by_token(shown)
     if caller is None or await uow.users.signed_in(caller) is None:
         raise Unauthenticated("the refresh token is invalid, or its session has ended; sign in again")
-    if await uow.sessions.state_of(shown) is TokenState.reused:
+    if await uow.sessions.is_reused(shown):
         await uow.sessions.end(caller.user_id, caller.session_id, Ended.reused)
         logger.warning(
             "a refresh token was used twice: its session was ended",
