@@ -54,17 +54,17 @@ class AttemptRepository(SqlAccess):
     async def forgotten(self, after: Forgotten | None, limit: int) -> list[Forgotten]:
         """Up to `limit` subjects that have not failed for a while, after `after` in the order of their last failure."""
         at, last = after or (0.0, b"")
-        rows = await self.sql.fetch(_FORGOTTEN, age=FORGOTTEN, at=at, after=last, limit=limit)
+        rows = await self.sql.fetch(_FORGOTTEN, at=at, after=last, limit=limit)
         return [Forgotten(row["at"], row["subject"]) for row in rows]
 
     async def delete_forgotten(self, subjects: Sequence[bytes]) -> list[bytes]:
         """Delete those of the subjects that have still not failed for a while; returns them."""
-        rows = await self.sql.fetch(_DELETE_FORGOTTEN, age=FORGOTTEN, subjects=list(subjects))
+        rows = await self.sql.fetch(_DELETE_FORGOTTEN, subjects=list(subjects))
         return [row["subject"] for row in rows]
 
 
-_AGE = f"interval '{FORGOTTEN.total_seconds():.0f} seconds'"
-_NUMBER = f"CASE WHEN known.updated_at < now() - {_AGE} THEN 1 ELSE known.failures + 1 END"
+_IS_FORGOTTEN = f"known.updated_at < now() - interval '{FORGOTTEN.total_seconds():.0f} seconds'"
+_NUMBER = f"CASE WHEN {_IS_FORGOTTEN} THEN 1 ELSE known.failures + 1 END"
 # Without a pause, a time long ago and not this transaction's: a simultaneous one may have begun before it.
 _UNTIL = """CASE WHEN {number} < :free THEN to_timestamp(0) ELSE
     now() + make_interval(secs => least(
@@ -99,15 +99,15 @@ _IS_KNOWN = Statement("""
     ) AS known
 """)
 
-_FORGOTTEN = Statement("""
-    SELECT extract(epoch FROM updated_at)::float8 AS at, subject FROM failed_attempts
-    WHERE updated_at < now() - CAST(:age AS interval) AND (updated_at, subject) > (to_timestamp(:at), :after)
+_FORGOTTEN = Statement(f"""
+    SELECT extract(epoch FROM updated_at)::float8 AS at, subject FROM failed_attempts AS known
+    WHERE {_IS_FORGOTTEN} AND (updated_at, subject) > (to_timestamp(:at), :after)
     ORDER BY updated_at, subject LIMIT :limit
-""")
+""")  # noqa: S608
 
-_DELETE_FORGOTTEN = Statement("""
+_DELETE_FORGOTTEN = Statement(f"""
     DELETE FROM failed_attempts WHERE subject = ANY(ARRAY(
-        SELECT subject FROM failed_attempts WHERE subject = ANY(CAST(:subjects AS bytea[]))
-        AND updated_at < now() - CAST(:age AS interval) FOR UPDATE SKIP LOCKED
+        SELECT subject FROM failed_attempts AS known WHERE subject = ANY(CAST(:subjects AS bytea[]))
+        AND {_IS_FORGOTTEN} FOR UPDATE SKIP LOCKED
     )) RETURNING subject
-""")
+""")  # noqa: S608
