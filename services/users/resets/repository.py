@@ -76,7 +76,7 @@ _CLAIM = Statement("""
         SELECT mails.id FROM mails JOIN users ON users.id = user_id
         WHERE due_at <= now() AND is_active AND deleted_at IS NULL
         ORDER BY due_at, mails.id LIMIT 1 FOR UPDATE OF mails SKIP LOCKED
-    ) RETURNING mails.id, mails.kind, mails.user_id, users.email
+    ) RETURNING mails.id, mails.user_id, users.email
 """)
 
 _GIVE = Statement("""

@@ -81,9 +81,9 @@ class SessionRepository(SqlAccess):
         """End one session of the user; False if it has ended or is not theirs."""
         return await self.sql.run(_END, user_id=user_id, session_id=session_id, reason=reason.value) == 1
 
-    async def end_all(self, user_id: int, reason: Ended, but: UUID | None = None) -> int:
-        """End the user's sessions, except one if given; returns how many."""
-        return await self.sql.run(_END_ALL, user_id=user_id, but=but, reason=reason.value)
+    async def end_all(self, user_id: int, reason: Ended, but: UUID | None = None) -> None:
+        """End the user's sessions, except one if given."""
+        await self.sql.run(_END_ALL, user_id=user_id, but=but, reason=reason.value)
 
     async def of_user(self, user_id: int, limit: int) -> Sequence[Row]:
         """The user's sessions that have not ended, the last used first."""
