@@ -23,8 +23,7 @@ async def send_mails(ctx: dict[str, Any]) -> None:
     """
     worker: WorkerContext = ctx["worker"]
     sender = sender_of(worker.settings)
-    if sender is None:
-        return
+    assert sender is not None, "it is scheduled only if there is one"
     async with background(worker.open_unit_of_work) as uow:
         dropped = await uow.mails.drop_stale()
     if dropped:
