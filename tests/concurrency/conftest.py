@@ -1,9 +1,10 @@
 import pytest
 
+import worker.follower
 from services.analytics import Analytics
 from services.database import Database
 from services.settings import Settings
-from tests.concurrency.ticks import make_effects
+from tests.concurrency.ticks import make_effects, rows
 from tests.reporting import Reporter, Shop
 
 
@@ -20,6 +21,20 @@ def settings(settings: Settings, request: pytest.FixtureRequest) -> Settings:
 async def ticking(database: Database) -> Database:
     """A database in which ticks take effect."""
     await make_effects(database)
+    return database
+
+
+@pytest.fixture
+def quick_consumers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers look for consumers, and consumers for events, more often than otherwise."""
+    monkeypatch.setattr(worker.follower, "_IDLE", 0.02)
+    monkeypatch.setattr(worker.follower, "_CLAIM", 0.05)
+
+
+@pytest.fixture
+async def told_log(database: Database) -> Database:
+    """A database in which handlers note what they were given."""
+    await rows(database, "CREATE TABLE told (id bigint GENERATED ALWAYS AS IDENTITY, what text, by text)")
     return database
 
 

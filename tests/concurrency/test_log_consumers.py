@@ -1,8 +1,7 @@
 """Consumers that workers run: one at a time, each event once, whatever fails, hangs or comes back late."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -14,89 +13,30 @@ import worker.follower
 from services.database import Database
 from services.outbox.consumers import Consumer, check_consumers, claim, run_batch
 from services.outbox.log import service as log
-from services.outbox.log.schemas import Lag, LoggedEvent
+from services.outbox.log.schemas import LoggedEvent
 from services.outbox.log.service import Start
 from services.outbox.sink import run
-from services.outbox.subscription import HandlerBroken, TimeLimitTooLong
+from services.outbox.subscription import TimeLimitTooLong
 from services.unit_of_work import UnitOfWork
-from tests.concurrency.log_readers import FEED, Noted, Remarked, Telling, never, note, read_once
+from tests.concurrency.log_consumers import (
+    LEASE,
+    change,
+    follower,
+    following,
+    lag,
+    named,
+    numbers,
+    until,
+    until_caught_up,
+    until_state,
+    what,
+)
+from tests.concurrency.log_readers import FEED, Noted, Remarked, Telling, note, read_once
 from tests.concurrency.ticks import rows
 from tests.logs import capture_logs
 from worker.follower import Follower
 
-LEASE = 60.0
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker.follower, "_IDLE", 0.02)
-    monkeypatch.setattr(worker.follower, "_CLAIM", 0.05)
-
-
-@pytest.fixture
-async def told_log(database: Database) -> Database:
-    """A database in which handlers note what they were given."""
-    await rows(database, "CREATE TABLE told (id bigint GENERATED ALWAYS AS IDENTITY, what text, by text)")
-    return database
-
-
-def follower(database: Database, *consumers: Consumer[UnitOfWork], lease: float = LEASE) -> Follower:
-    return Follower(lambda: UnitOfWork(database.write), consumers, uuid4(), lease=lease)
-
-
-@asynccontextmanager
-async def following(database: Database, *consumers: Consumer[UnitOfWork], lease: float = LEASE) -> AsyncIterator[None]:
-    """Run the consumers, as one worker does."""
-    one = follower(database, *consumers, lease=lease)
-    one.start()
-    try:
-        yield
-        for task in one.tasks:
-            assert not task.done(), task.exception()
-    finally:
-        await one.stop(5)
-
-
-async def what(database: Database) -> list[str]:
-    return await rows(database, "SELECT what FROM told ORDER BY id")
-
-
-async def until(database: Database, expected: list[str]) -> None:
-    """Wait until exactly this was told."""
-    for _ in range(200):
-        if len(await what(database)) >= len(expected):
-            break
-        await asyncio.sleep(0.05)
-    assert await what(database) == expected
-
-
-async def lag(database: Database, name: str = FEED) -> Lag:
-    async with UnitOfWork(database.write) as uow:
-        return next(one for one in await log.lags(uow) if one.name == name)
-
-
-async def until_state(database: Database, state: str, name: str = FEED) -> Lag:
-    for _ in range(200):
-        async with UnitOfWork(database.write) as uow:
-            found = [one for one in await log.lags(uow) if one.name == name]
-        if found and found[0].state == state:
-            return found[0]
-        await asyncio.sleep(0.05)
-    raise AssertionError(f"{found} instead of {state}")
-
-
-async def change(database: Database, do: Callable[[UnitOfWork], Any]) -> None:
-    async with UnitOfWork(database.write) as uow:
-        await do(uow)
-        await uow.commit()
-
-
-def numbers(first: int, last: int, name: str = "a") -> list[Noted]:
-    return [Noted(name=name, number=number) for number in range(first, last)]
-
-
-def named(first: int, last: int, name: str = "a") -> list[str]:
-    return [f"{name} {number}" for number in range(first, last)]
+pytestmark = pytest.mark.usefixtures("quick_consumers")
 
 
 async def test_a_consumer_gets_every_event_in_order_and_continues_where_it_stopped(told_log: Database) -> None:
@@ -190,125 +130,6 @@ async def test_a_change_by_an_operator_fences_off_the_running_batch(told_log: Da
         assert not await log.advance_leased(running, batch, lease, own)
 
 
-async def test_an_event_that_fails_stops_its_consumer_and_no_other(
-    told_log: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await note(told_log, *numbers(0, 20))
-    poisoned = Telling("poisoned", poison=lambda event: event.payload["number"] == 13)
-    with capture_logs() as logged:
-        async with following(told_log, Consumer(FEED, poisoned, batch=20), Consumer("other", Telling("other"))):
-            failing = await until_state(told_log, "failing")
-            assert "poison" in str(failing.error)
-            assert failing.retry_at is not None
-            # What came before it took effect once; the batch was tried in ever smaller parts.
-            assert await rows(told_log, "SELECT what FROM told WHERE by = 'poisoned' ORDER BY id") == named(0, 13)
-            await note(told_log, *numbers(20, 22))
-            for _ in range(100):
-                if await rows(told_log, "SELECT count(*) FROM told WHERE by = 'other'") == [22]:
-                    break
-                await asyncio.sleep(0.05)
-            assert await rows(told_log, "SELECT what FROM told WHERE by = 'other' ORDER BY id") == named(0, 22)
-            await rows(told_log, "UPDATE log_consumers SET failed_in_a_row = 2 WHERE name = 'feed'")
-            assert "failed 2 times in a row: ValueError" in str((await lag(told_log)).complaint)
-            # The handler is mended; an operator does not want to wait.
-            poisoned.poison = never
-            await change(told_log, lambda uow: log.resume(uow, FEED))
-            for _ in range(100):
-                if await rows(told_log, "SELECT count(*) FROM told WHERE by = 'poisoned'") == [22]:
-                    break
-                await asyncio.sleep(0.05)
-            assert (await lag(told_log)).failed_in_a_row == 0
-    assert await rows(told_log, "SELECT what FROM told WHERE by = 'poisoned' ORDER BY id") == named(0, 22)
-    assert len([line for line in logged if "failed on a batch" in str(line["event"])]) == 1, "it is rate-limited"
-
-
-@pytest.mark.parametrize("error", [asyncio.CancelledError, SystemExit, GeneratorExit])
-async def test_a_handler_that_takes_too_long_or_raises_no_exception_fails_its_consumer_alone(
-    told_log: Database, error: type[BaseException]
-) -> None:
-    async def leaving(_: UnitOfWork, __: Sequence[LoggedEvent]) -> None:
-        raise error
-
-    await note(told_log, *numbers(0, 1))
-    slow = Consumer("slow", Telling(waits=True), batch=1, time_limit=0.2)
-    async with following(told_log, slow, Consumer("leaving", leaving, batch=1), Consumer(FEED, Telling())):
-        assert "did not end within 0.2 s" in str((await until_state(told_log, "failing", "slow")).error)
-        assert error.__name__ in str((await until_state(told_log, "failing", "leaving")).error)
-        await until(told_log, named(0, 1))
-
-
-async def tell(uow: UnitOfWork) -> None:
-    connection = await uow.session.connection()
-    await connection.execute(text("INSERT INTO told (what, by) VALUES ('x', 'a')"))
-
-
-@pytest.mark.parametrize("where", ["handler", "on_start"])
-async def test_a_handler_that_commits_fails_its_consumer_and_nothing_takes_effect(
-    told_log: Database, where: str
-) -> None:
-    async def committing(uow: UnitOfWork, *_: Sequence[LoggedEvent]) -> None:
-        await tell(uow)
-        await uow.commit()
-
-    consumer = Consumer(FEED, committing, batch=4)
-    if where == "on_start":
-        consumer = Consumer(FEED, Telling(), batch=4, on_start=committing)
-    await note(told_log, *numbers(0, 9))
-    async with following(told_log, consumer):
-        assert "a handler cannot end its transaction" in str((await until_state(told_log, "failing")).error)
-    assert (await what(told_log), (await lag(told_log)).events) == ([], 9)
-
-
-async def test_a_handler_that_commits_at_the_driver_is_found_out(told_log: Database) -> None:
-    async def committing(uow: UnitOfWork, _: Sequence[LoggedEvent]) -> None:
-        connection = await uow.session.connection()
-        driver: Any = (await connection.get_raw_connection()).driver_connection
-        await driver.fetchrow("COMMIT")
-
-    await note(told_log, *numbers(0, 1))
-    consumer = Consumer(FEED, committing)
-    async with UnitOfWork(told_log.write) as uow:
-        lease = await claim(uow, consumer, uuid4(), LEASE)
-        assert lease is not None
-        await uow.commit()
-        with pytest.raises((HandlerBroken, RuntimeError), match=r"ended the transaction|transaction has ended"):
-            await run_batch(uow, consumer, lease, 10)
-    assert (await lag(told_log)).events == 1
-
-
-class SlowCommit(UnitOfWork):
-    """A unit of work whose commit takes longer than a batch may; only the first one that has told something."""
-
-    slow = True
-
-    async def _commit(self) -> None:
-        if SlowCommit.slow and await (await self.session.connection()).scalar(text("SELECT count(*) FROM told")):
-            SlowCommit.slow = False
-            await asyncio.sleep(0.9)
-        await super()._commit()
-
-
-async def test_a_batch_whose_commit_takes_effect_after_it_was_given_up_is_not_handled_twice(
-    told_log: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(SlowCommit, "slow", True)
-    await note(told_log, *numbers(0, 4))
-    handler = Telling()
-    consumer = Consumer(FEED, handler, batch=4, time_limit=0.6)
-    one = Follower(lambda: SlowCommit(told_log.write), [consumer], uuid4())
-    one.start()
-    try:
-        await until(told_log, named(0, 4))
-        await until_caught_up(told_log)
-        await note(told_log, *numbers(4, 6))
-        # Long before the lease expires.
-        await until(told_log, named(0, 6))
-    finally:
-        await one.stop(5)
-    assert handler.sizes[0] == 4
-    assert len(handler.sizes) > 2, "it was tried again while the commit was running"
-
-
 async def test_a_connection_that_is_lost_after_the_handler_leaves_neither_effect_nor_place(told_log: Database) -> None:
     await note(told_log, *numbers(0, 3))
     consumer = Consumer(FEED, Telling())
@@ -341,14 +162,6 @@ async def test_a_consumer_that_reads_from_the_beginning_again_starts_over(told_l
         assert await what(told_log) == named(0, 5)
 
 
-async def until_caught_up(database: Database) -> None:
-    for _ in range(200):
-        if not (await lag(database)).events:
-            return
-        await asyncio.sleep(0.05)
-    raise AssertionError("it does not catch up")
-
-
 async def test_a_paused_consumer_waits_until_it_is_resumed(told_log: Database) -> None:
     async with following(told_log, Consumer(FEED, Telling())):
         await until_state(told_log, "running")
@@ -367,32 +180,6 @@ def test_limits_and_names_that_cannot_work_are_refused() -> None:
         check_consumers([Consumer(FEED, Telling(), time_limit=20)], 60, 20)
     with pytest.raises(ValueError, match="same name"):
         check_consumers([Consumer(FEED, Telling()), Consumer(FEED, Telling())], 60, 40)
-
-
-async def test_a_handler_that_does_not_end_when_it_is_cancelled_is_a_sign_for_the_guard(told_log: Database) -> None:
-    may_end = asyncio.Event()
-
-    async def stubborn(_: UnitOfWork, __: Sequence[LoggedEvent]) -> None:
-        while not may_end.is_set():
-            with suppress(asyncio.CancelledError):
-                await may_end.wait()
-
-    await note(told_log, *numbers(0, 1))
-    one = follower(told_log, Consumer(FEED, stubborn, batch=1, time_limit=0.2), Consumer("other", Telling()))
-    one.start()
-    await until(told_log, named(0, 1))
-    for _ in range(100):
-        if signs := one.signs():
-            break
-        await asyncio.sleep(0.05)
-    await asyncio.sleep(0.1)
-    assert one.signs() == signs
-    assert list(signs) == ["log consumer feed"]
-    # It still has its lease, so that what it did is not lost.
-    may_end.set()
-    await until_caught_up(told_log)
-    assert one.signs() == {}
-    await one.stop(5)
 
 
 async def test_a_worker_that_stops_gives_its_consumers_back(told_log: Database) -> None:
