@@ -1,17 +1,14 @@
 """Migrations on a database that is in use: filled in batches, interrupted, resumed, and undone with rows in place."""
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from math import ceil
 from uuid import UUID
 
 import psycopg
 import pytest
 from alembic import command
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.pool import NullPool
 
 import migrations.batches
 from migrations.config import alembic_config
@@ -20,13 +17,10 @@ from services.fields import new_id
 from services.models import metadata
 from tests.factories import make_operator, make_order, make_product, make_user
 from tests.migrations.schema import downgrade, revision_of, upgrade
+from tests.migrations.watched import Batches, Interrupted, interrupt_at, upgrade_watched
 
 ORDERS = 20
 BATCH = 6
-
-
-class Interrupted(Exception):
-    """Stands for a release step that is killed."""
 
 
 @pytest.fixture
@@ -65,34 +59,9 @@ def counts(url: str) -> dict[UUID, int | None]:
         return dict(connection.execute("SELECT id, item_count FROM orders").fetchall())
 
 
-@contextmanager
-def watched_engine(url: str, before_statement: Callable[[str], None]) -> Iterator[Engine]:
-    """An engine for the migrations that shows each statement before it is sent."""
-    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"), poolclass=NullPool)
-
-    def show(_connection: Connection, _cursor: object, statement: str, *_rest: object) -> None:
-        before_statement(statement)
-
-    event.listen(engine, "before_cursor_execute", show)
-    yield engine
-    engine.dispose()
-
-
-def upgrade_watched(url: str, before_statement: Callable[[str], None]) -> None:
-    with watched_engine(url, before_statement) as engine:
-        config = alembic_config()
-        config.attributes["engine"] = engine
-        command.upgrade(config, "0002")
-
-
 def upgrade_counting_batches(url: str) -> int:
-    batches: list[str] = []
-
-    def keep(statement: str) -> None:
-        if statement.startswith("UPDATE orders"):
-            batches.append(statement)
-
-    upgrade_watched(url, keep)
+    batches = Batches("UPDATE orders")
+    upgrade_watched(url, batches, "0002")
     return len(batches)
 
 
@@ -110,21 +79,13 @@ def test_each_batch_is_committed_before_the_next(empty_database_url: str, orders
         if statement.startswith("UPDATE orders"):
             filled.append(sum(count is not None for count in counts(empty_database_url).values()))
 
-    upgrade_watched(empty_database_url, look_from_outside)
+    upgrade_watched(empty_database_url, look_from_outside, "0002")
     assert filled == [0, BATCH, 2 * BATCH, 3 * BATCH, ORDERS]
 
 
 def test_an_interrupted_run_is_resumed_where_work_is_left(empty_database_url: str, orders: dict[UUID, int]) -> None:
-    seen: list[str] = []
-
-    def kill_at_third_batch(statement: str) -> None:
-        if statement.startswith("UPDATE orders"):
-            seen.append(statement)
-            if len(seen) == 3:
-                raise Interrupted
-
     with pytest.raises(Interrupted):
-        upgrade_watched(empty_database_url, kill_at_third_batch)
+        upgrade_watched(empty_database_url, Batches("UPDATE orders", kill_at=3), "0002")
     assert revision_of(empty_database_url) == ["0001"]
     in_between = counts(empty_database_url)
     assert sorted(in_between) == sorted(orders)
@@ -144,12 +105,8 @@ def test_an_interrupted_run_is_resumed_where_work_is_left(empty_database_url: st
 def test_a_run_interrupted_after_the_batches_is_resumed_too(
     empty_database_url: str, orders: dict[UUID, int], interrupted_at: str
 ) -> None:
-    def kill(statement: str) -> None:
-        if interrupted_at in statement:
-            raise Interrupted
-
     with pytest.raises(Interrupted):
-        upgrade_watched(empty_database_url, kill)
+        upgrade_watched(empty_database_url, interrupt_at(interrupted_at), "0002")
     assert revision_of(empty_database_url) == ["0001"]
     upgrade(empty_database_url, "0002")
     assert counts(empty_database_url) == orders
@@ -168,7 +125,7 @@ def test_an_order_that_the_old_version_writes_meanwhile_is_filled_too(
             with psycopg.connect(empty_database_url) as connection:
                 insert_order(connection, late, 2)
 
-    upgrade_watched(empty_database_url, write_one_more)
+    upgrade_watched(empty_database_url, write_one_more, "0002")
     assert counts(empty_database_url) == {**orders, late: 2}
 
 

@@ -1,26 +1,20 @@
 """Positions are added to a log in use: in order, in batches, interrupted and resumed, beside running writers."""
 
-from collections.abc import Callable
 from itertools import count
 from uuid import UUID
 
 import psycopg
 import pytest
 from alembic import command
-from sqlalchemy import Connection, create_engine, event, make_url
-from sqlalchemy.pool import NullPool
 
 import migrations.batches
 from migrations.config import alembic_config
 from services.fields import new_id
 from tests.migrations.schema import downgrade, revision_of, upgrade
+from tests.migrations.watched import Interrupted, interrupt_at, upgrade_watched
 
 BEFORE, AFTER = "0004", "0005"
 EVENTS, BATCH = 20, 6
-
-
-class Interrupted(Exception):
-    """Stands for a release step that is killed."""
 
 
 @pytest.fixture
@@ -40,22 +34,6 @@ def write(connection: "psycopg.Connection[tuple[object, ...]]", event_id: UUID) 
     connection.execute(
         "INSERT INTO events (id, type, version, aggregate, payload) VALUES (%s, 'a', 1, 'a/1', '{}')", [event_id]
     )
-
-
-def upgrade_watched(url: str, before_statement: Callable[[str], None]) -> None:
-    """Run the step and show each of its statements before it is sent."""
-    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"), poolclass=NullPool)
-
-    def show(_connection: Connection, _cursor: object, statement: str, *_rest: object) -> None:
-        before_statement(statement)
-
-    event.listen(engine, "before_cursor_execute", show)
-    config = alembic_config()
-    config.attributes["engine"] = engine
-    try:
-        command.upgrade(config, AFTER)
-    finally:
-        engine.dispose()
 
 
 def positions(url: str) -> list[int]:
@@ -80,7 +58,7 @@ def assert_whole(url: str) -> None:
 
 def test_old_events_get_positions_by_id_in_batches_and_new_ones_continue_after_them(url: str) -> None:
     batches: list[str] = []
-    upgrade_watched(url, lambda statement: batches.append(statement) if "nextval" in statement else None)
+    upgrade_watched(url, lambda statement: batches.append(statement) if "nextval" in statement else None, AFTER)
     assert positions(url) == list(range(1, EVENTS + 1))
     # Four of them, one for events that were written meanwhile, and the column's default.
     assert len(batches) == 6, batches
@@ -111,7 +89,7 @@ def test_an_interrupted_run_is_resumed(url: str, at: tuple[str, int]) -> None:
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        upgrade_watched(url, kill)
+        upgrade_watched(url, kill, AFTER)
     assert revision_of(url) == [BEFORE]
     upgrade(url, AFTER)
     found = positions(url)
@@ -130,7 +108,7 @@ def test_writers_continue_meanwhile(url: str, moment: str) -> None:
                 written.append(new_id())
                 write(connection, written[-1])
 
-    upgrade_watched(url, write_one)
+    upgrade_watched(url, write_one, AFTER)
     assert len(written) >= 1
     found = positions(url)
     assert len(found) == EVENTS + len(written)
@@ -151,7 +129,7 @@ def holds_lock(url: str) -> bool:
 
 def test_a_broken_index_of_an_interrupted_run_is_rebuilt(url: str) -> None:
     with pytest.raises(Interrupted):
-        upgrade_watched(url, interrupt_at("CREATE INDEX IF NOT EXISTS ix_events_position"))
+        upgrade_watched(url, interrupt_at("CREATE INDEX IF NOT EXISTS ix_events_position"), AFTER)
     with psycopg.connect(url) as connection:
         connection.execute("CREATE INDEX events_default_position_idx ON events_default (position)")
         connection.execute(
@@ -159,14 +137,6 @@ def test_a_broken_index_of_an_interrupted_run_is_rebuilt(url: str) -> None:
         )
     upgrade(url, AFTER)
     assert_whole(url)
-
-
-def interrupt_at(words: str) -> Callable[[str], None]:
-    def kill(statement: str) -> None:
-        if words in statement:
-            raise Interrupted
-
-    return kill
 
 
 def test_the_downgrade_keeps_the_events(url: str) -> None:

@@ -1,41 +1,24 @@
 """The sellers of orders that were placed before the table existed, and by the release that does not know it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from uuid import UUID
 
 import psycopg
 import pytest
 from alembic import command
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.pool import NullPool
 
 import migrations.batches
 from migrations.config import alembic_config
-from migrations.numbering import read_steps
 from services.fields import new_id
 from tests.migrations.schema import downgrade, revision_of, upgrade
+from tests.migrations.watched import Batches, Interrupted, revision_before, upgrade_watched
 
-VERSIONS = Path(migrations.batches.__file__).parent / "versions"
 BATCH = 4
 ORDERS = 10
 SOLD = "SELECT seller_id, order_id FROM order_sellers"
 EXPECTED = "SELECT DISTINCT seller_id, order_id FROM order_items JOIN products ON products.id = product_id"
 
-
-def revision_before() -> str:
-    """The revision before the table."""
-    (step,) = (step for step in read_steps(VERSIONS) if step.path.name.endswith("_lists.py"))
-    (parent,) = step.parents
-    return parent
-
-
-BEFORE = revision_before()
-
-
-class Interrupted(Exception):
-    """Stands for a release step that is killed."""
+BEFORE = revision_before("lists")
+BATCHES = "INSERT INTO order_sellers"
 
 
 def place(connection: "psycopg.Connection[tuple[object, ...]]", lines: int) -> UUID:
@@ -75,28 +58,6 @@ def before(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return empty_database_url
 
 
-@contextmanager
-def watched(url: str, seen: list[str], kill_at: int | None = None) -> Iterator[Engine]:
-    """An engine for the migrations that notes each batch, and is killed before one of them."""
-    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"), poolclass=NullPool)
-
-    def show(_connection: Connection, _cursor: object, statement: str, *_rest: object) -> None:
-        if statement.startswith("INSERT INTO order_sellers"):
-            seen.append(statement)
-            if len(seen) == kill_at:
-                raise Interrupted
-
-    event.listen(engine, "before_cursor_execute", show)
-    yield engine
-    engine.dispose()
-
-
-def upgrade_with(engine: Engine) -> None:
-    config = alembic_config()
-    config.attributes["engine"] = engine
-    command.upgrade(config, "head")
-
-
 def assert_complete(url: str, sold: int) -> None:
     with psycopg.connect(url) as connection:
         found, expected = (set(connection.execute(statement).fetchall()) for statement in (SOLD, EXPECTED))
@@ -109,16 +70,15 @@ FILLED = 21
 
 
 def test_orders_in_place_get_their_sellers_in_batches(before: str) -> None:
-    seen: list[str] = []
-    with watched(before, seen) as engine:
-        upgrade_with(engine)
+    batches = Batches(BATCHES)
+    upgrade_watched(before, batches)
     assert_complete(before, FILLED)
-    assert len(seen) == 1 + ORDERS // BATCH
+    assert len(batches) == 1 + ORDERS // BATCH
 
 
 def test_an_interrupted_run_is_repeated(before: str) -> None:
-    with watched(before, [], kill_at=2) as engine, pytest.raises(Interrupted):
-        upgrade_with(engine)
+    with pytest.raises(Interrupted):
+        upgrade_watched(before, Batches(BATCHES, kill_at=2))
     assert revision_of(before) == [BEFORE]
     with psycopg.connect(before) as connection:
         # The first batch is committed, and so is the trigger: this order is of the release before.

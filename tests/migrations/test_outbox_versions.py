@@ -1,37 +1,20 @@
 """A migration that changes data only: in batches, beside workers that hold rows, interrupted and resumed."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from math import ceil
-from pathlib import Path
 
 import psycopg
 import pytest
-from alembic import command
-from alembic.script import Script, ScriptDirectory
-from sqlalchemy import Connection, create_engine, event, make_url
-from sqlalchemy.pool import NullPool
 
 import migrations.batches
-from migrations.config import alembic_config
 from tests.migrations.schema import downgrade, read_schema, revision_of, upgrade
+from tests.migrations.watched import Interrupted, revision_before, step_named, upgrade_watched
 
 ROWS = 20
 BATCH = 6
 
-
-class Interrupted(Exception):
-    """Stands for a release step that is killed."""
-
-
-def find() -> Script:
-    scripts = ScriptDirectory.from_config(alembic_config()).walk_revisions()
-    (found,) = (script for script in scripts if Path(script.path).name.endswith("_outbox_versions.py"))
-    return found
-
-
-STEP = find()
-BEFORE = str(STEP.down_revision)
+STEP = step_named("outbox_versions").id
+BEFORE = revision_before("outbox_versions")
 
 
 @pytest.fixture
@@ -64,43 +47,31 @@ def filled(url: str) -> dict[int, bool]:
     return {position: version is not None for position, version, _ in rows}
 
 
-@contextmanager
-def updates(url: str, at_each: Callable[[int], None]) -> Iterator[list[str]]:
-    """Upgrade when the block ends, and call `at_each` with its number before each UPDATE of the outbox.
+def upgrade_noting(url: str, at_each: Callable[[int], None]) -> int:
+    """Upgrade, and call `at_each` with its number before each UPDATE of the outbox; returns how many there were.
 
     Fails if a statement waits for a lock.
     """
-    engine = create_engine(
-        make_url(url).set(drivername="postgresql+psycopg"),
-        poolclass=NullPool,
-        connect_args={"options": "-c lock_timeout=5s"},
-    )
-    seen: list[str] = []
+    seen = 0
 
-    def show(_connection: Connection, _cursor: object, statement: str, *_rest: object) -> None:
+    def show(statement: str) -> None:
+        nonlocal seen
         if statement.startswith("UPDATE outbox"):
-            seen.append(statement)
-            at_each(len(seen))
+            seen += 1
+            at_each(seen)
 
-    event.listen(engine, "before_cursor_execute", show)
-    yield seen
-    config = alembic_config()
-    config.attributes["engine"] = engine
-    try:
-        command.upgrade(config, STEP.revision)
-    finally:
-        engine.dispose()
+    upgrade_watched(url, show, STEP, options="-c lock_timeout=5s")
+    return seen
 
 
 def test_every_waiting_event_gets_its_version_and_each_batch_is_committed(url: str) -> None:
     without = [position for position, has in filled(url).items() if not has]
     committed: list[int] = []
-    with updates(url, lambda _: committed.append(sum(filled(url)[position] for position in without))) as batches:
-        pass
+    batches = upgrade_noting(url, lambda _: committed.append(sum(filled(url)[position] for position in without)))
     assert all(filled(url).values())
-    assert len(batches) == ceil(len(without) / BATCH)
+    assert batches == ceil(len(without) / BATCH)
     assert committed == list(range(0, len(without), BATCH))
-    assert revision_of(url) == [STEP.revision]
+    assert revision_of(url) == [STEP]
 
 
 def test_an_interrupted_run_continues_where_it_stopped(url: str) -> None:
@@ -110,13 +81,12 @@ def test_an_interrupted_run_continues_where_it_stopped(url: str) -> None:
         if number == 2:
             raise Interrupted
 
-    with pytest.raises(Interrupted), updates(url, kill_at_the_second):
-        pass
+    with pytest.raises(Interrupted):
+        upgrade_noting(url, kill_at_the_second)
     assert revision_of(url) == [BEFORE]
     assert [position for position, has in filled(url).items() if not has] == without[BATCH:]
-    with updates(url, lambda _: None) as batches:
-        pass
-    assert len(batches) == ceil((len(without) - BATCH) / BATCH)
+    batches = upgrade_noting(url, lambda _: None)
+    assert batches == ceil((len(without) - BATCH) / BATCH)
     assert all(filled(url).values())
 
 
@@ -124,18 +94,17 @@ def test_an_event_that_a_worker_holds_is_left_out_and_holds_nothing_up(url: str)
     held = next(position for position, has in filled(url).items() if not has)
     with psycopg.connect(url) as worker:
         worker.execute("SELECT FROM outbox WHERE position = %s FOR UPDATE", [held])
-        with updates(url, lambda _: None):
-            pass
+        upgrade_noting(url, lambda _: None)
         assert [position for position, has in filled(url).items() if not has] == [held]
         worker.rollback()
     downgrade(url, BEFORE)
-    upgrade(url, STEP.revision)
+    upgrade(url, STEP)
     assert all(filled(url).values())
 
 
 def test_only_data_changes(url: str) -> None:
     before = read_schema(url)
-    upgrade(url, STEP.revision)
+    upgrade(url, STEP)
     assert read_schema(url) == before
     rows = filled(url)
     downgrade(url, BEFORE)

@@ -1,19 +1,13 @@
 """The stock that existed before its movements were recorded, and what the release before changes meanwhile."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import psycopg
 import pytest
 from alembic import command
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.pool import NullPool
 
 import migrations.batches
 from migrations.config import alembic_config
-from migrations.numbering import read_steps
 from tests.migrations.schema import downgrade, revision_of, upgrade
-from tests.migrations.test_order_sellers import VERSIONS, Interrupted
+from tests.migrations.watched import Batches, Interrupted, revision_before, upgrade_watched
 
 BATCH = 4
 PRODUCTS = 10
@@ -26,15 +20,8 @@ UNEXPLAINED = """
     WHERE on_hand <> coalesce(pieces, 0)
 """
 
-
-def revision_before() -> str:
-    """The revision before the table."""
-    (step,) = (step for step in read_steps(VERSIONS) if step.path.name.endswith("_stock_movements.py"))
-    (parent,) = step.parents
-    return parent
-
-
-BEFORE = revision_before()
+BEFORE = revision_before("stock_movements")
+BATCHES = "INSERT INTO stock_movements"
 
 
 @pytest.fixture
@@ -55,28 +42,6 @@ def before(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
             "INSERT INTO inventory (product_id, on_hand) SELECT id, row_number() OVER (ORDER BY id) - 1 FROM products"
         )
     return empty_database_url
-
-
-@contextmanager
-def watched(url: str, seen: list[str], kill_at: int | None = None) -> Iterator[Engine]:
-    """An engine for the migrations that notes each batch, and is killed before one of them."""
-    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"), poolclass=NullPool)
-
-    def show(_connection: Connection, _cursor: object, statement: str, *_rest: object) -> None:
-        if statement.startswith("INSERT INTO stock_movements"):
-            seen.append(statement)
-            if len(seen) == kill_at:
-                raise Interrupted
-
-    event.listen(engine, "before_cursor_execute", show)
-    yield engine
-    engine.dispose()
-
-
-def upgrade_with(engine: Engine) -> None:
-    config = alembic_config()
-    config.attributes["engine"] = engine
-    command.upgrade(config, "head")
 
 
 def kinds(url: str) -> list[tuple[str, int]]:
@@ -100,16 +65,15 @@ OPENING = [("opening", pieces) for pieces in range(1, PRODUCTS)]
 
 
 def test_products_in_place_get_an_opening_movement_in_batches(before: str) -> None:
-    seen: list[str] = []
-    with watched(before, seen) as engine:
-        upgrade_with(engine)
+    batches = Batches(BATCHES)
+    upgrade_watched(before, batches)
     assert kinds(before) == OPENING
-    assert len(seen) == 1 + PRODUCTS // BATCH
+    assert len(batches) == 1 + PRODUCTS // BATCH
 
 
 def test_an_interrupted_run_is_repeated(before: str) -> None:
-    with watched(before, [], kill_at=2) as engine, pytest.raises(Interrupted):
-        upgrade_with(engine)
+    with pytest.raises(Interrupted):
+        upgrade_watched(before, Batches(BATCHES, kill_at=2))
     assert revision_of(before) == [BEFORE]
     # The first batch is committed, and so are the triggers: this change is of the release before.
     change(before, 5)
