@@ -8,14 +8,14 @@ import argparse
 import json
 import signal
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 
 from benchmarks.intake import placing, steady, transferring
 from benchmarks.intake.bench import BUYERS, ITEMS, KNOWS_GROUPS, Bench, Found
-from benchmarks.outbox.table import document, show
+from benchmarks.outbox.table import document, show, tally
 from benchmarks.report import runs_document, show_runs
+from benchmarks.scenarios import add_only, timed
 from benchmarks.shop import EARLIER_ORDERS, open_shop, place_waiting
 from benchmarks.stage import open_stage
 
@@ -44,20 +44,17 @@ def main() -> int:
         shop = open_shop(url, BUYERS)
         place_waiting(url, shop, EARLIER_ORDERS, ITEMS)
         bench = Bench(stage, shop, options.seconds, options.rounds)
-        for name in options.only:
-            began = time.monotonic()
+        for name in timed(options.only):
             found[name] = _SCENARIOS[name](bench)
-            print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
     lines = [line for one in found.values() for line in one.lines]
     title = f"Taking orders and transfers; {options.seconds:g} s a run, rounds: {options.rounds}"
     notes = [] if KNOWS_GROUPS else ["This version has no group commit: the group path is the single path."]
     others = max(run.others_cpu for one in found.values() for run in one.runs)
     if others > _NOISE:
         notes.append(f"Others kept up to {others:.1f} CPUs busy: rates and times say little, CPU ms more.")
-    reached, missed = (sum(line.verdict == verdict for line in lines) for verdict in ("reached", "MISSED"))
     notes += [
         "Ratios are medians of those of a round. The books of every database were recounted and balance.",
-        f"{reached} targets reached, {missed} missed.",
+        f"{tally(lines)}.",
     ]
     if options.json:
         runs = {name: runs_document(one.runs) for name, one in found.items()}
@@ -71,9 +68,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.intake", description=__doc__)
-    parser.add_argument(
-        "--only", type=_scenarios, default=list(_SCENARIOS), help=f"some of {','.join(_SCENARIOS)} (default: all)"
-    )
+    add_only(parser, _SCENARIOS)
     parser.add_argument("--seconds", type=float, help="measured seconds per run (default: 8; quick: 3)")
     parser.add_argument("--rounds", type=int, help="rounds of what is compared (default: 3; quick: 1)")
     parser.add_argument("--quick", action="store_true", help="one short round of each")
@@ -82,14 +77,6 @@ def _options() -> argparse.Namespace:
     options.seconds = options.seconds or (3.0 if options.quick else 8.0)
     options.rounds = options.rounds or (1 if options.quick else 3)
     return options
-
-
-def _scenarios(names: str) -> list[str]:
-    wanted = names.split(",")
-    unknown = [name for name in wanted if name not in _SCENARIOS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"unknown scenario {', '.join(unknown)}; known: {', '.join(_SCENARIOS)}")
-    return wanted
 
 
 if __name__ == "__main__":

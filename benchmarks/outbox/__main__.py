@@ -25,7 +25,8 @@ from benchmarks.outbox import (
 )
 from benchmarks.outbox.bench import Bench
 from benchmarks.outbox.sizes import FULL, FULL_GIB, QUICK, QUICK_GIB
-from benchmarks.outbox.table import Line, document, show
+from benchmarks.outbox.table import Line, document, show, tally
+from benchmarks.scenarios import add_only, timed
 from benchmarks.stage import open_stage
 
 _SCENARIOS: dict[str, Callable[[Bench], list[Line]]] = {
@@ -55,16 +56,13 @@ def main() -> int:
     with open_stage() as stage:
         stage.migrate("empty")
         bench = Bench(stage, QUICK if options.quick else FULL, options.batch_size)
-        for name in options.only:
-            began = time.monotonic()
+        for name in timed(options.only):
             lines += _SCENARIOS[name](bench)
-            print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
         batch_size = stage.settings("empty").outbox_batch_size if bench.batch_size is None else bench.batch_size
     title = f"The outbox engine, at most {batch_size} events a transaction{', quick' if options.quick else ''}"
-    reached, missed = (sum(line.verdict == verdict for line in lines) for verdict in ("reached", "MISSED"))
     notes = [
         "CPU is per 1,000 events. Rates of workers are from the end of their first batch to the end of their last.",
-        f"{reached} targets reached, {missed} missed, in {(time.monotonic() - started) / 60:.1f} minutes.",
+        f"{tally(lines)}, in {(time.monotonic() - started) / 60:.1f} minutes.",
     ]
     if options.json:
         print(json.dumps(document(title, lines, notes), indent=2))
@@ -86,21 +84,11 @@ def _check_room(wanted: int) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.outbox", description=__doc__)
-    parser.add_argument(
-        "--only", type=_scenarios, default=list(_SCENARIOS), help=f"some of {','.join(_SCENARIOS)} (default: all)"
-    )
+    add_only(parser, _SCENARIOS)
     parser.add_argument("--quick", action="store_true", help="small sizes, which take six minutes")
     parser.add_argument("--batch-size", type=int, help="the most events per transaction (default: from the settings)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser.parse_args()
-
-
-def _scenarios(names: str) -> list[str]:
-    wanted = names.split(",")
-    unknown = [name for name in wanted if name not in _SCENARIOS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"unknown scenario {', '.join(unknown)}; known: {', '.join(_SCENARIOS)}")
-    return wanted
 
 
 if __name__ == "__main__":

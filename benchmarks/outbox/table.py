@@ -92,6 +92,12 @@ def figure(value: float, unit: str) -> str:
     return f"{value:,.1f} {unit}" if value >= 1 else f"{value:.3g} {unit}"
 
 
+def tally(lines: Sequence[Line]) -> str:
+    """How many targets were reached, and how many missed."""
+    reached, missed = (sum(line.verdict == verdict for line in lines) for verdict in ("reached", "MISSED"))
+    return f"{reached} targets reached, {missed} missed"
+
+
 def show(title: str, lines: Sequence[Line], notes: Iterable[str]) -> None:
     """Print the table, and the notes below it. Without any cost, the columns of costs are left out."""
     table = Table("measure", "measured", "to reach", "")
