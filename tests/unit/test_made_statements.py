@@ -20,6 +20,16 @@ class LongerItem(OrderItemBase):
     engraving_2: str = Field(default="", max_length=100)
 
 
+LONGER_ITEMS = Table(
+    "longer_items",
+    MetaData(),
+    Column("product_id", Integer),
+    Column("quantity", Integer),
+    Column("engraving_2", String(100)),
+    Column("unit_price", Numeric(18, 2)),
+)
+
+
 def test_a_new_field_of_an_order_is_a_column_of_its_insert() -> None:
     items = OrderItem.metadata.tables["order_items"]
     made = placing_statement(tuple(LongerOrder.model_fields), ITEM_FIELDS, items)
@@ -31,15 +41,7 @@ def test_a_new_field_of_an_order_is_a_column_of_its_insert() -> None:
 
 
 def test_a_new_field_of_a_line_is_a_column_of_its_insert() -> None:
-    items = Table(
-        "longer_items",
-        MetaData(),
-        Column("product_id", Integer),
-        Column("quantity", Integer),
-        Column("engraving_2", String(100)),
-        Column("unit_price", Numeric(18, 2)),
-    )
-    made = placing_statement(ORDER_FIELDS, tuple(LongerItem.model_fields), items)
+    made = placing_statement(ORDER_FIELDS, tuple(LongerItem.model_fields), LONGER_ITEMS)
     insert = made.sql.split("INSERT INTO order_items (")[1]
     assert insert.startswith("order_id, line, product_id, quantity, engraving_2, unit_price)")
     assert "line.engraving_2" in insert
@@ -48,15 +50,8 @@ def test_a_new_field_of_a_line_is_a_column_of_its_insert() -> None:
 
 def test_a_new_field_of_an_order_or_a_line_is_a_column_of_the_inserts_of_a_group() -> None:
     orders = Table("longer_orders", MetaData(), Column("reference", String(64)), Column("delivery_note", String(100)))
-    items = Table(
-        "longer_items",
-        MetaData(),
-        Column("product_id", Integer),
-        Column("quantity", Integer),
-        Column("engraving_2", String(100)),
-        Column("unit_price", Numeric(18, 2)),
-    )
-    made = placing.placing_statement(tuple(LongerOrder.model_fields), tuple(LongerItem.model_fields), orders, items)
+    order_fields, item_fields = tuple(LongerOrder.model_fields), tuple(LongerItem.model_fields)
+    made = placing.placing_statement(order_fields, item_fields, orders, LONGER_ITEMS)
     columns, select = made.sql.split("INSERT INTO orders (")[1].split("FROM new_orders")[0].split("SELECT")
     assert columns.strip(" \n)").endswith(", delivery_note")
     assert select.strip().endswith(", delivery_note")
