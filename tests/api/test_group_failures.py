@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -108,33 +108,23 @@ async def test_a_request_that_the_error_of_the_database_names_costs_its_neighbou
     await api.assert_books_balance()
 
 
-def unknown() -> InterfaceError:
-    """What a commit raises whose answer is lost."""
-    error = InterfaceError("COMMIT", None, Exception())
-    assert error.orig is not None
-    error.orig.__cause__ = CommitUnknown("the connection was lost")
-    return error
+def lose_the_first_answer(monkeypatch: pytest.MonkeyPatch, instead: Callable[[UnitOfWork], Awaitable[None]]) -> None:
+    """The first commit is not confirmed; what happens `instead` of it says whether it took effect."""
+    commit = UnitOfWork.commit
+    done: list[bool] = []
 
+    async def unconfirmed(uow: UnitOfWork) -> None:
+        if done:
+            await commit(uow)
+            return
+        done.append(True)
+        await instead(uow)
+        error = InterfaceError("COMMIT", None, Exception())
+        assert error.orig is not None
+        error.orig.__cause__ = CommitUnknown("the connection was lost")
+        raise error
 
-class Unconfirmed:
-    """The first commit of a group is not confirmed; `committed` says whether it took effect."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, committed: bool) -> None:
-        commit = UnitOfWork.commit
-        done: list[bool] = []
-
-        async def unconfirmed(uow: UnitOfWork) -> None:
-            if done:
-                await commit(uow)
-                return
-            done.append(True)
-            if committed:
-                await commit(uow)
-            else:
-                await uow.rollback()
-            raise unknown()
-
-        monkeypatch.setattr(UnitOfWork, "commit", unconfirmed)
+    monkeypatch.setattr(UnitOfWork, "commit", unconfirmed)
 
 
 async def test_after_an_unconfirmed_commit_each_request_is_looked_up_before_it_is_answered(
@@ -142,7 +132,7 @@ async def test_after_an_unconfirmed_commit_each_request_is_looked_up_before_it_i
 ) -> None:
     buyer, _, product = await api.shop(credits="10.00", price="10.00")
     refused = order_of((product, 5), on_insufficient_credits="refuse")
-    Unconfirmed(monkeypatch, committed=True)
+    lose_the_first_answer(monkeypatch, UnitOfWork.commit)
     replies = await together(
         gate,
         api.post("/v1/orders", by=buyer, key="a", json=order_of((product, 1))),
@@ -159,7 +149,7 @@ async def test_after_a_commit_that_is_found_to_have_failed_the_outcome_is_unknow
     api: Api, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     buyer, _, product = await api.shop()
-    Unconfirmed(monkeypatch, committed=False)
+    lose_the_first_answer(monkeypatch, UnitOfWork.rollback)
     body = order_of((product, 1))
     replies = await together(gate, *[api.post("/v1/orders", by=buyer, key=key, json=body) for key in "ab"])
     for reply in replies:
@@ -174,18 +164,12 @@ async def test_an_unconfirmed_commit_is_looked_up_only_once_its_transaction_has_
 ) -> None:
     buyer, _, product = await api.shop()
     commit, orphan = UnitOfWork.commit, asyncio.Queue[UnitOfWork]()
-    done: list[bool] = []
 
-    async def unconfirmed(uow: UnitOfWork) -> None:
-        if done:
-            await commit(uow)
-            return
-        done.append(True)
+    async def left_open(uow: UnitOfWork) -> None:
         # The server does not know yet that its client is gone: the transaction is still there.
         await uow.flush()
         await orphan.put(uow)
         await asyncio.sleep(1)
-        raise unknown()
 
     # What closes the unit of work must not end the transaction.
     rollback = UnitOfWork.rollback
@@ -195,7 +179,7 @@ async def test_an_unconfirmed_commit_is_looked_up_only_once_its_transaction_has_
             await rollback(uow)
 
     kept: list[UnitOfWork] = []
-    monkeypatch.setattr(UnitOfWork, "commit", unconfirmed)
+    lose_the_first_answer(monkeypatch, left_open)
     monkeypatch.setattr(UnitOfWork, "rollback", left_alone)
     body = order_of((product, 1))
     request = asyncio.create_task(api.post("/v1/orders", by=buyer, key="k", json=body))
