@@ -11,10 +11,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from pathlib import Path
+from typing import TypeAlias
 
 import httpx2
 import psycopg
+import pytest
 from psycopg.rows import TupleRow
 
 from benchmarks.sessions import session_of
@@ -25,8 +27,13 @@ from services.unit_of_work import UnitOfWork
 from tests.api.audited import run_audit
 from tests.concurrency.ticks import rows
 from tests.factories import make_product, make_user
+from tests.processes import Running, running_api
 
 FIRST, GROUP = "first", "group"
+PATHS = pytest.mark.parametrize("path", ["/v1/orders", "/v1/transfers"], ids=["orders", "transfers"])
+
+Reply: TypeAlias = "asyncio.Task[httpx2.Response | None]"
+"""A reply to come; None if the connection breaks."""
 
 
 class Stop(StrEnum):
@@ -167,6 +174,15 @@ class Client:
                 await asyncio.sleep(0.1)
 
 
+@asynccontextmanager
+async def api_of(settings: Settings, log: Path) -> AsyncIterator[tuple[Running, Client]]:
+    """An API process that is ready, and a client of it."""
+    with running_api(settings, log) as (process, url):
+        async with Client(url, settings) as client:
+            await client.wait_until_ready()
+            yield process, client
+
+
 class Stops:
     """Holds the locks that the transactions stop at."""
 
@@ -202,25 +218,40 @@ async def stops(database_url: str, where: Stop) -> AsyncIterator[Stops]:
         yield Stops(holder)
 
 
-@asynccontextmanager
-async def group_under_way(
-    client: Client, stopping: Stops, shop: Shop, path: str, many: int = 8
-) -> AsyncIterator[tuple[list[Sent], "asyncio.Future[list[Any]]", int]]:
-    """A group whose transaction has stopped: its requests, their replies to come, and the backend's process id."""
-    await stopping.hold(FIRST, GROUP)
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Requests that have reached the process and wait for a group, behind a first one whose transaction has stopped."""
+
+    first: Reply
+    group: list[Sent]
+    replies: list[Reply]
+    """The replies to the requests of the group, to come."""
+
+
+async def group_that_waits(client: Client, stopping: Stops, shop: Shop, path: str, many: int = 8) -> Waiting:
+    await stopping.hold(FIRST)
     [first] = shop.requests(path, FIRST, 1)
     ahead = asyncio.create_task(client.send(first))
     await stopping.stopped()
     group = shop.requests(path, GROUP, many)
-    replies = asyncio.gather(*(client.send(one) for one in group))
+    replies = [asyncio.create_task(client.send(one)) for one in group]
     # Until all of them have reached the process.
     await asyncio.sleep(0.5)
+    return Waiting(ahead, group, replies)
+
+
+async def group_under_way(
+    client: Client, stopping: Stops, shop: Shop, path: str
+) -> tuple[list[Sent], "asyncio.Future[list[httpx2.Response | None]]", int]:
+    """A group whose transaction has stopped: its requests, their replies to come, and the backend's process id."""
+    await stopping.hold(GROUP)
+    waiting = await group_that_waits(client, stopping, shop, path)
     await stopping.let_go(FIRST)
-    assert (reply := await ahead) is not None
+    assert (reply := await waiting.first) is not None
     assert reply.status_code == 201, reply.text
     pid = await stopping.stopped()
-    assert await stopping.locks_of(pid) >= len(group), "the requests are not in one transaction"
-    yield group, replies, pid
+    assert await stopping.locks_of(pid) >= len(waiting.group), "the requests are not in one transaction"
+    return waiting.group, asyncio.gather(*waiting.replies), pid
 
 
 async def sizes_of_groups(database: Database) -> list[int]:
@@ -229,6 +260,14 @@ async def sizes_of_groups(database: Database) -> list[int]:
         database,
         "SELECT count(*) FROM idempotency_keys WHERE key LIKE 'group-%' GROUP BY xmin::text ORDER BY 1 DESC",
     )
+
+
+async def assert_replies_are_kept(client: Client, group: Sequence[Sent]) -> None:
+    """Each request gets the reply that was stored when it took effect."""
+    for one in group:
+        reply = await client.send(one)
+        assert reply is not None
+        assert reply.headers["idempotency-replayed"] == "true"
 
 
 async def assert_each_took_effect_once(database: Database, client: Client, group: Sequence[Sent]) -> None:

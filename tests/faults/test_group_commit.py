@@ -26,33 +26,25 @@ from tests.conftest import settings_for
 from tests.faults.edge import LONG, changed
 from tests.faults.grouped import (
     GROUP,
+    PATHS,
     Client,
     Shop,
     Stop,
+    api_of,
     assert_each_took_effect_once,
+    assert_replies_are_kept,
     group_under_way,
     sizes_of_groups,
     stops,
 )
 from tests.faults.storm.proxy import Proxy
-from tests.processes import Running, running, running_api
-
-PATHS = pytest.mark.parametrize("path", ["/v1/orders", "/v1/transfers"], ids=["orders", "transfers"])
+from tests.processes import running
 
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
     """Groups, and time to wait for the test's locks."""
     return changed(settings, group_commit=True, **LONG)
-
-
-@asynccontextmanager
-async def api_of(settings: Settings, log: Path) -> AsyncIterator[tuple[Running, Client]]:
-    """An API process that is ready, and a client of it."""
-    with running_api(settings, log) as (process, url):
-        async with Client(url, settings) as client:
-            await client.wait_until_ready()
-            yield process, client
 
 
 @asynccontextmanager
@@ -89,10 +81,8 @@ async def test_an_api_killed_before_or_in_the_commit_of_a_group_leaves_each_requ
 ) -> None:
     shop = await Shop.opened(database)
     async with stops(settings.database_url, where) as stopping:
-        async with (
-            api_of(settings, tmp_path / "killed.log") as (api, client),
-            group_under_way(client, stopping, shop, path) as (group, replies, _),
-        ):
+        async with api_of(settings, tmp_path / "killed.log") as (api, client):
+            group, replies, _ = await group_under_way(client, stopping, shop, path)
             api.kill()
             assert await replies == [None] * len(group)
         await stopping.let_go(GROUP)
@@ -110,16 +100,13 @@ async def test_an_api_killed_after_the_commit_of_a_group_has_kept_the_replies_of
         with running(["-m", "tests.faults.lossy_api", str(port), GROUP], settings, tmp_path / "lossy.log") as api:
             async with Client(f"http://127.0.0.1:{port}", settings) as client:
                 await client.wait_until_ready()
-                async with group_under_way(client, stopping, shop, path) as (group, replies, _):
-                    await stopping.let_go(GROUP)
-                    assert await replies == [None] * len(group)
+                group, replies, _ = await group_under_way(client, stopping, shop, path)
+                await stopping.let_go(GROUP)
+                assert await replies == [None] * len(group)
             assert await asyncio.to_thread(api.process.wait, 15) == -signal.SIGKILL
         assert await sizes_of_groups(database) == [len(group)]
         async with api_of(settings, tmp_path / "api.log") as (_, client):
-            for one in group:
-                reply = await client.send(one)
-                assert reply is not None
-                assert reply.headers["idempotency-replayed"] == "true"
+            await assert_replies_are_kept(client, group)
             await assert_each_took_effect_once(database, client, group)
 
 
@@ -131,8 +118,8 @@ async def test_a_backend_terminated_in_the_commit_of_a_group_leaves_each_request
     async with (
         stops(settings.database_url, Stop.in_commit) as stopping,
         api_of(settings, tmp_path / "api.log") as (_, client),
-        group_under_way(client, stopping, shop, path) as (group, replies, pid),
     ):
+        group, replies, pid = await group_under_way(client, stopping, shop, path)
         await rows(database, f"SELECT pg_terminate_backend({pid}, 5000)")
         await stopping.let_go(GROUP)
         assert_no_one_was_misled(await replies, len(group))
@@ -148,8 +135,8 @@ async def test_an_unconfirmed_group_that_was_committed_is_found_by_its_keys_and_
         behind_proxy(settings) as (proxy, proxied),
         stops(settings.database_url, Stop.in_commit) as stopping,
         api_of(proxied, tmp_path / "api.log") as (_, client),
-        group_under_way(client, stopping, shop, path) as (group, replies, pid),
     ):
+        group, replies, pid = await group_under_way(client, stopping, shop, path)
         # The server commits, and its answer is lost.
         await proxy.freeze(False)
         await stopping.let_go(GROUP)
@@ -171,8 +158,8 @@ async def test_a_group_that_is_still_being_committed_when_its_connection_is_lost
         behind_proxy(settings) as (proxy, proxied),
         stops(settings.database_url, Stop.in_commit) as stopping,
         api_of(proxied, tmp_path / "api.log") as (_, client),
-        group_under_way(client, stopping, shop, path) as (group, replies, _),
     ):
+        group, replies, _ = await group_under_way(client, stopping, shop, path)
         # The backend does not know that its client is gone: the group is committed a little later.
         await proxy.cut()
         await asyncio.sleep(0.5)
@@ -198,10 +185,8 @@ async def test_postgresql_killed_in_the_commit_of_a_group_leaves_each_request_do
     settings = changed(settings_for(postgres.url(), redis_url), group_commit=True, **LONG)
     async with open_database(settings, "test") as database, api_of(settings, tmp_path / "api.log") as (_, client):
         shop = await Shop.opened(database)
-        async with (
-            stops(settings.database_url, Stop.in_commit) as stopping,
-            group_under_way(client, stopping, shop, path) as (group, replies, pid),
-        ):
+        async with stops(settings.database_url, Stop.in_commit) as stopping:
+            group, replies, pid = await group_under_way(client, stopping, shop, path)
             kill(postgres, pid, whole=whole)
             # The lock goes with the server.
             with suppress(psycopg.OperationalError):

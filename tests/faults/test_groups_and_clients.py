@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from services.database import Database
@@ -14,15 +13,19 @@ from tests.faults.edge import LONG, changed
 from tests.faults.grouped import (
     FIRST,
     GROUP,
+    PATHS,
+    Reply,
     Sent,
     Shop,
     Stop,
+    api_of,
     assert_each_took_effect_once,
+    assert_replies_are_kept,
+    group_that_waits,
     group_under_way,
     sizes_of_groups,
     stops,
 )
-from tests.faults.test_group_commit import PATHS, api_of
 
 LEAVE = 3
 
@@ -33,7 +36,7 @@ def settings(settings: Settings) -> Settings:
     return changed(settings, group_commit=True, group_commit_wait=60.0, **LONG)
 
 
-async def leave(requests: Sequence["asyncio.Task[httpx2.Response | None]"]) -> None:
+async def leave(requests: Sequence[Reply]) -> None:
     """The clients of these requests close their connections."""
     for request in requests:
         request.cancel()
@@ -59,23 +62,18 @@ async def test_clients_that_leave_before_their_group_begins_have_no_effect_and_t
         stops(settings.database_url, Stop.in_commit) as stopping,
         api_of(settings, tmp_path / "api.log") as (_, client),
     ):
-        await stopping.hold(FIRST)
-        [first] = shop.requests(path, FIRST, 1)
-        ahead = asyncio.create_task(client.send(first))
-        await stopping.stopped()
-        group = shop.requests(path, GROUP, 8)
-        requests = [asyncio.create_task(client.send(one)) for one in group]
-        await asyncio.sleep(0.5)
-        await leave(requests[:LEAVE])
+        waiting = await group_that_waits(client, stopping, shop, path)
+        await leave(waiting.replies[:LEAVE])
         await stopping.let_go(FIRST)
 
-        assert (reply := await ahead) is not None
+        assert (reply := await waiting.first) is not None
         assert reply.status_code == 201
-        statuses = [reply.status_code for reply in await asyncio.gather(*requests[LEAVE:]) if reply is not None]
+        replies = await asyncio.gather(*waiting.replies[LEAVE:])
+        statuses = [reply.status_code for reply in replies if reply is not None]
         assert statuses == [201] * (8 - LEAVE) + [402]
-        assert await stored(database) == stayed(group)
-        assert await sizes_of_groups(database) == [len(group) - LEAVE]
-        await assert_each_took_effect_once(database, client, group)
+        assert await stored(database) == stayed(waiting.group)
+        assert await sizes_of_groups(database) == [len(waiting.group) - LEAVE]
+        await assert_each_took_effect_once(database, client, waiting.group)
 
 
 @PATHS
@@ -87,18 +85,15 @@ async def test_clients_that_leave_after_their_group_has_begun_find_their_replies
         stops(settings.database_url, Stop.in_commit) as stopping,
         api_of(settings, tmp_path / "api.log") as (_, client),
     ):
-        async with group_under_way(client, stopping, shop, path) as (group, replies, _):
-            replies.cancel()
-            await asyncio.gather(replies, return_exceptions=True)
-            await asyncio.sleep(0.3)
-            await stopping.let_go(GROUP)
+        group, replies, _ = await group_under_way(client, stopping, shop, path)
+        replies.cancel()
+        await asyncio.gather(replies, return_exceptions=True)
+        await asyncio.sleep(0.3)
+        await stopping.let_go(GROUP)
         async with asyncio.timeout(10):
             while await sizes_of_groups(database) != [len(group)]:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
-        for one in group:
-            reply = await client.send(one)
-            assert reply is not None
-            assert reply.headers["idempotency-replayed"] == "true"
+        await assert_replies_are_kept(client, group)
         await assert_each_took_effect_once(database, client, group)
 
 
@@ -109,19 +104,13 @@ async def test_a_process_that_is_told_to_stop_answers_what_waits_for_a_group(
     shop = await Shop.opened(database, buyers=30)
     async with stops(settings.database_url, Stop.in_commit) as stopping:
         async with api_of(settings, tmp_path / "stopped.log") as (api, client):
-            await stopping.hold(FIRST)
-            [first] = shop.requests(path, FIRST, 1)
-            ahead = asyncio.create_task(client.send(first))
-            await stopping.stopped()
-            group = shop.requests(path, GROUP, 30)
-            requests = [asyncio.create_task(client.send(one)) for one in group]
-            await asyncio.sleep(0.5)
+            waiting = await group_that_waits(client, stopping, shop, path, many=30)
             api.process.terminate()
             await asyncio.sleep(0.5)
             assert api.lives
             await stopping.let_go(FIRST)
 
-            replies = [await ahead, *await asyncio.gather(*requests)]
+            replies = [await waiting.first, *await asyncio.gather(*waiting.replies)]
             assert [reply.status_code for reply in replies if reply is not None] == [201] * 31 + [402]
             assert await asyncio.to_thread(api.process.wait, 15) in (0, -15)
             assert "Traceback" not in api.said()
