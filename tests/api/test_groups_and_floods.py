@@ -44,6 +44,7 @@ class Shop:
     async def order(self, by: Any) -> Any:
         reply = await self._api.post("/v1/orders", by=by, json=order_of((self.product, 1)))
         self.answered += reply.status_code == 201
+        assert "idempotency-replayed" not in reply.headers
         return reply
 
     async def flood(self) -> list["asyncio.Task[Any]"]:

@@ -59,6 +59,7 @@ async def test_an_order_that_needs_a_locked_row_waits_alone_and_its_neighbours_d
         async with asyncio.timeout(PROMPTLY):
             placed = await asyncio.gather(*tasks)
         assert [reply.status_code for reply in placed] == [201] * NEIGHBOURS
+        assert not any("idempotency-replayed" in reply.headers for reply in placed)
         if what in ("account of the buyer", "stock"):
             # Such a lock is foreseen: the group is not even split.
             assert max(await rows(database, SIZES)) >= NEIGHBOURS
@@ -98,6 +99,7 @@ async def test_a_transfer_that_needs_a_locked_account_waits_alone_and_its_neighb
             assert max(await rows(database, SIZES)) >= NEIGHBOURS, "the group was split"
             later = await asyncio.gather(*(transfer(one) for one in others))
         assert [reply.status_code for reply in (*made, *later)] == [201] * 2 * NEIGHBOURS
+        assert not any("idempotency-replayed" in reply.headers for reply in made)
         assert not stuck.done()
     reply: httpx2.Response = await stuck
     assert reply.status_code == 201

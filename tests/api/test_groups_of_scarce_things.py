@@ -44,7 +44,9 @@ async def in_one_queue(api: Api, watch: Watch, requests: list[Any]) -> list[http
         api.post(path, by=stranger, json=body),
         [api.post(path, by=by, key=f"k-{number}", json=body) for number, (path, by, body) in enumerate(requests)],
     )
-    return list(await asyncio.gather(*tasks))
+    replies = list(await asyncio.gather(*tasks))
+    assert not any("idempotency-replayed" in reply.headers for reply in replies)
+    return replies
 
 
 async def assert_sizes(api: Api, size: int, number: int) -> None:

@@ -11,12 +11,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import httpx2
 import pytest
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
 
+from services.api.turns import Alone, Intent, Outcome
 from tests.concurrency.groups.watch import Watch
 from tests.concurrency.groups.wishes import Again, Meanwhile, Wave, Wish, first_ones, waves
 from tests.concurrency.groups.world import Answer, Names, World, open_world
@@ -42,6 +44,8 @@ class Pair:
     grouped: World
     single: World
     watch: Watch
+    order: list[int] = field(default_factory=list)
+    """The numbers of the requests of a wave, in the order in which they took effect."""
     sizes: Counter[int] = field(default_factory=Counter)
     statuses: Counter[int] = field(default_factory=Counter)
 
@@ -71,7 +75,7 @@ class Pair:
 
     async def _send_at_once(self, wave: Wave, sent: list[Sent]) -> list[Sent]:
         """Send the requests while commits are under way; returns them in the order in which they took effect."""
-        self.watch.order.clear()
+        self.order.clear()
         first, tasks, before = first_ones(), [], len(sent)
         self.watch.close(len(first))
         try:
@@ -87,8 +91,19 @@ class Pair:
             self.watch.open()
         async with asyncio.timeout(30):
             await asyncio.gather(*tasks)
-        assert sorted(self.watch.order) == list(range(before, len(sent)))
-        return [sent[number] for number in self.watch.order]
+        assert sorted(self.order) == list(range(before, len(sent)))
+        return [sent[number] for number in self.order]
+
+    def note_order(self, patch: pytest.MonkeyPatch) -> None:
+        """Note the requests that take effect in groups as they do."""
+        settle = Intent.settle
+
+        def note_outcome(intent: Intent[Any], outcome: Outcome) -> None:
+            if not intent.outcome.done() and not isinstance(outcome, Alone):
+                self.order.append(int(intent.request.headers["x-request-id"].removeprefix("request-")))
+            settle(intent, outcome)
+
+        patch.setattr(Intent, "settle", note_outcome)
 
     def _start(self, wish: Wish, sent: list[Sent]) -> "asyncio.Task[None]":
         one = Sent(len(sent), wish)
@@ -96,8 +111,8 @@ class Pair:
 
         async def send() -> None:
             one.reply = await self.grouped.send(one.number, wish)
-            if one.number not in self.watch.order:
-                self.watch.order.append(one.number)
+            if one.number not in self.order:
+                self.order.append(one.number)
 
         return asyncio.create_task(send())
 
@@ -142,7 +157,9 @@ class Twins:
             worlds[name] = self.runner.run(inside.enter_async_context(open_world(name, settings)))
         pair = Pair(worlds["grouped"], worlds["single"], watch)
         assert (pair.single.users, pair.single.products) == (pair.grouped.users, pair.grouped.products)
-        watch.install(outside.enter_context(pytest.MonkeyPatch.context()))
+        patch = outside.enter_context(pytest.MonkeyPatch.context())
+        watch.install(patch)
+        pair.note_order(patch)
         self._pair = (outside, inside, pair)
         return pair
 

@@ -1,4 +1,4 @@
-"""Makes groups: holds back a commit while requests arrive, and notes what becomes of them."""
+"""Makes groups: holds back a commit while requests arrive."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
@@ -6,19 +6,18 @@ from typing import Any
 
 import pytest
 
-from services.api.turns import Alone, Intent, Outcome, Turns
+from services.api.turns import Intent, Turns
 from services.unit_of_work import UnitOfWork
 
 
 class Watch:
-    """Holds back commits, and notes which requests have joined a group and in which order requests took effect."""
+    """Holds back commits, and counts the requests that have joined a group."""
 
     def __init__(self) -> None:
         self._open = asyncio.Event()
         self._to_hold = 0
         self.held = 0
         self.joined = 0
-        self.order: list[int] = []
 
     def close(self, commits: int) -> None:
         """Hold back the next commits until `open`."""
@@ -38,7 +37,7 @@ class Watch:
         await until(lambda: self.joined > before or request.done())
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        commit, put, settle = UnitOfWork.commit, Turns.put, Intent.settle
+        commit, put = UnitOfWork.commit, Turns.put
 
         async def commit_when_open(uow: UnitOfWork) -> None:
             if self._to_hold:
@@ -51,14 +50,8 @@ class Watch:
             self.joined += 1
             put(turns, intent, *more)
 
-        def note_outcome(intent: Intent[Any], outcome: Outcome) -> None:
-            if not intent.outcome.done() and not isinstance(outcome, Alone):
-                self.order.append(int(intent.request.headers["x-request-id"].removeprefix("request-")))
-            settle(intent, outcome)
-
         patch.setattr(UnitOfWork, "commit", commit_when_open)
         patch.setattr(Turns, "put", note_arrival)
-        patch.setattr(Intent, "settle", note_outcome)
 
 
 async def until(condition: Callable[[], bool]) -> None:
