@@ -17,10 +17,10 @@ from services.app import create_app
 from services.database import Database
 from services.idempotency.repository import RequestKey
 from services.settings import Settings
-from services.unit_of_work import UnitOfWork
 from services.users.models import User
 from tests.api.client import Api, amounts, assert_problem, http_scope, order_of
 from tests.api.grouped import Gate, together
+from tests.concurrency.groups.watch import Watch
 from tests.factories import make_product, make_user, plain_sql
 
 
@@ -276,22 +276,15 @@ async def test_a_client_that_leaves_before_its_group_begins_has_placed_nothing(a
 
 
 async def test_a_request_that_is_cancelled_after_its_group_has_begun_is_stored_under_its_key(
-    api: Api, monkeypatch: pytest.MonkeyPatch
+    api: Api, watch: Watch
 ) -> None:
     buyer, _, product = await api.shop()
-    commit, begun, go_on = UnitOfWork.commit, asyncio.Event(), asyncio.Event()
-
-    async def held_up(uow: UnitOfWork) -> None:
-        begun.set()
-        await go_on.wait()
-        await commit(uow)
-
-    monkeypatch.setattr(UnitOfWork, "commit", held_up)
     body = order_of((product, 1))
+    watch.close(1)
     request = asyncio.create_task(api.post("/v1/orders", by=buyer, key="k", json=body))
-    await begun.wait()
+    await watch.until_held(1)
     request.cancel()
-    go_on.set()
+    watch.open()
     again = await api.post("/v1/orders", by=buyer, key="k", json=body)
     assert again.status_code == 201
     assert again.headers["idempotency-replayed"] == "true"

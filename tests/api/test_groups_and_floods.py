@@ -8,7 +8,7 @@ import pytest
 
 from services.settings import Settings
 from tests.api.client import Api, assert_problem, order_of
-from tests.concurrency.groups.watch import Watch
+from tests.concurrency.groups.watch import Watch, queue
 from tests.factories import make_product, make_user
 
 SIZE = 8
@@ -49,13 +49,7 @@ class Shop:
 
     async def flood(self) -> list["asyncio.Task[Any]"]:
         """Begin so many orders, all while the first one's commit is held back."""
-        self._watch.close(1)
-        tasks = [asyncio.create_task(self.order(self.flooding))]
-        await self._watch.until_held(1)
-        for _ in range(FLOOD):
-            tasks.append(asyncio.create_task(self.order(self.flooding)))
-            await self._watch.until_joined(tasks[-1])
-        return tasks
+        return await queue(self._watch, self.order(self.flooding), (self.order(self.flooding) for _ in range(FLOOD)))
 
 
 async def test_a_caller_with_hundreds_of_requests_in_the_queue_does_not_hold_up_another(api: Api, watch: Watch) -> None:

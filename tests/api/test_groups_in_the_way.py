@@ -13,7 +13,7 @@ from services.settings import Settings
 from services.users.models import User
 from tests.api.client import Api, order_of
 from tests.api.test_others_in_the_way import locked
-from tests.concurrency.groups.watch import Watch, together
+from tests.concurrency.groups.watch import Watch, queue, together
 from tests.concurrency.ticks import rows
 from tests.factories import make_product, make_user
 
@@ -128,13 +128,7 @@ async def test_a_request_that_is_cancelled_while_its_client_is_looked_for_leaves
             return True
         return False
 
-    watch.close(1)
-    ahead = asyncio.create_task(order(first))
-    await watch.until_held(1)
-    tasks = []
-    for one in (leaving, *others):
-        tasks.append(asyncio.create_task(order(one)))
-        await watch.until_joined(tasks[-1])
+    ahead, *tasks = await queue(watch, order(first), (order(one) for one in (leaving, *others)))
     monkeypatch.setattr(Request, "is_disconnected", cancel_the_first)
     watch.open()
 

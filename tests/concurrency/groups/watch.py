@@ -61,21 +61,28 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
-async def together(
+async def queue(
     watch: Watch, first: Coroutine[Any, Any, Any], others: Iterable[Coroutine[Any, Any, Any]]
 ) -> list["asyncio.Task[Any]"]:
     """Start a request, and while its commit is held back the others, which then wait for one group.
 
-    Returns their tasks when the commit is let go; the first one's reply has come by then.
+    Returns the tasks of all, the first one's first. The commit is still held back.
     """
     watch.close(1)
+    tasks = [asyncio.create_task(first)]
+    await watch.until_held(1)
+    for other in others:
+        tasks.append(asyncio.create_task(other))
+        await watch.until_joined(tasks[-1])
+    return tasks
+
+
+async def together(
+    watch: Watch, first: Coroutine[Any, Any, Any], others: Iterable[Coroutine[Any, Any, Any]]
+) -> list["asyncio.Task[Any]"]:
+    """Start the others while the first request's commit is held back; returns their tasks when it has its reply."""
     try:
-        ahead = asyncio.create_task(first)
-        await watch.until_held(1)
-        tasks = []
-        for other in others:
-            tasks.append(asyncio.create_task(other))
-            await watch.until_joined(tasks[-1])
+        ahead, *tasks = await queue(watch, first, others)
     finally:
         watch.open()
     await ahead
