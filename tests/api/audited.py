@@ -59,7 +59,7 @@ class Busy:
         """Write a posted transfer between two accounts, with entries and balances."""
         values = {"id": new_id(), "held": Decimal(amount), "kind": "transfer", "reverses": None, "note": "", **more}
         debit_id, credit_id = self.accounts[debit], self.accounts[credit]
-        await execute(self.api.database, _MOVE, debit=debit_id, credit=credit_id, amount=Decimal(amount), **values)
+        await self.api.execute(_MOVE, debit=debit_id, credit=credit_id, amount=Decimal(amount), **values)
         self.transfers[name] = values["id"]
         return UUID(str(values["id"]))
 
@@ -105,13 +105,12 @@ async def trade(api: Api) -> Busy:
     await busy.move("partial", "buyer", "seller", "1.50", held=Decimal("4.00"))
     await busy.move("reversal", "seller", "buyer", "7.25", kind="reversal", reverses=transfers["transfer"])
     adjusted = await busy.move("adjustment", "issuance", "seller", "3.00", kind="adjustment", note="found in the till")
-    await execute(
-        api.database, _ADJUST, id=busy.adjustment, account=accounts["seller"], amount=Decimal("3.00"),
+    await api.execute(
+        _ADJUST, id=busy.adjustment, account=accounts["seller"], amount=Decimal("3.00"),
         operator=operator.id, transfer=adjusted,
     )  # fmt: skip
     transfers["expired"] = new_id()
-    await execute(
-        api.database,
+    await api.execute(
         "INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, created_at, expires_at,"
         " resolved_at) VALUES (:id, :debit, :credit, 5, 'transfer', 'expired', '2001-01-01', now(), '2001-01-02')",
         id=transfers["expired"], debit=accounts["buyer"], credit=accounts["seller"],
@@ -125,11 +124,6 @@ async def note_refund(connection: AsyncConnection, order_id: UUID) -> None:
     await connection.execute(text(f"UPDATE orders SET refunded = ({refunded}) WHERE id = :id"), {"id": order_id})
     returned = "UPDATE order_items SET returned = quantity FROM orders WHERE orders.id = order_id AND refunded > 0"
     await connection.execute(text(f"{returned} AND orders.id = :id"), {"id": order_id})
-
-
-async def execute(database: Database, statement: str, **parameters: Any) -> None:
-    async with database.engine.begin() as connection:
-        await connection.execute(text(statement), parameters)
 
 
 async def corrupt(database: Database, *statements: str, **ids: Any) -> None:

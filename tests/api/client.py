@@ -21,7 +21,7 @@ from services.settings import Settings
 from services.subscriptions import SUBSCRIPTIONS
 from services.unit_of_work import UnitOfWork
 from services.users.models import User
-from tests.factories import make_product, make_user
+from tests.factories import PASSWORD, make_product, make_user
 
 FRESH = "fresh"
 """Asks for an Idempotency-Key that has not been used."""
@@ -78,6 +78,9 @@ class Api:
         placed: dict[str, Any] = reply.json()
         return placed
 
+    async def sign_in(self, email: str, password: str = PASSWORD) -> httpx2.Response:
+        return await self.client.post("/v1/token", data={"username": email, "password": password})
+
     async def process(self) -> Outcome:
         """Do what a worker does: process one batch of the outbox."""
         processor = Processor[UnitOfWork](
@@ -110,6 +113,11 @@ class Api:
     async def scalar(self, statement: str, **parameters: Any) -> Any:
         async with self.database.engine.connect() as connection:
             return (await connection.execute(text(statement), parameters)).scalar_one()
+
+    async def execute(self, statement: str, **parameters: Any) -> None:
+        """Commit a change past the application."""
+        async with self.database.engine.begin() as connection:
+            await connection.execute(text(statement), parameters)
 
     async def everything(self) -> dict[str, tuple[int, Decimal]]:
         """The number and a fingerprint of each table's rows, without the stored replies and the canary's row."""

@@ -11,16 +11,10 @@ import pytest
 
 from benchmarks.sessions import session_of
 from services.fields import now
-from services.users.passwords import Passwords
 from tests.api.client import Api, assert_problem
-from tests.factories import make_operator, make_user
+from tests.factories import PASSWORD, make_operator, make_user
 
-PASSWORD = "correct horse battery"
 ANY = "01890a5d-ac96-774b-bcce-b302099a8057"
-
-
-async def sign_in(api: Api, email: str, password: str) -> Any:
-    return await api.client.post("/v1/token", data={"username": email, "password": password})
 
 
 async def test_a_registered_user_can_sign_in_and_is_identified(api: Api) -> None:
@@ -29,7 +23,7 @@ async def test_a_registered_user_can_sign_in_and_is_identified(api: Api) -> None
     assert registered.status_code == 201
     assert registered.headers["location"] == "/v1/users/me"
 
-    reply = await sign_in(api, "ADA@example.COM", PASSWORD)
+    reply = await api.sign_in("ADA@example.COM", PASSWORD)
 
     assert reply.status_code == 200
     token = reply.json()
@@ -40,35 +34,32 @@ async def test_a_registered_user_can_sign_in_and_is_identified(api: Api) -> None
 
 
 async def test_a_wrong_password_and_an_unknown_address_get_the_same_answer(api: Api) -> None:
-    hashed = await Passwords(api.settings).hash(PASSWORD)
-    user = await make_user(api.database, hashed_password=hashed)
-    wrong = await sign_in(api, user.email, "wrong horse battery")
-    unknown = await sign_in(api, "nobody@example.com", PASSWORD)
+    user = await make_user(api.database)
+    wrong = await api.sign_in(user.email, "wrong horse battery")
+    unknown = await api.sign_in("nobody@example.com", PASSWORD)
     problems = [assert_problem(reply, 401, "unauthenticated") for reply in (wrong, unknown)]
     assert problems[0]["detail"] == problems[1]["detail"]
     assert wrong.headers["www-authenticate"] == "Bearer"
 
 
 async def test_a_deactivated_user_can_neither_sign_in_nor_use_a_token(api: Api) -> None:
-    hashed = await Passwords(api.settings).hash(PASSWORD)
-    user = await make_user(api.database, hashed_password=hashed)
+    user = await make_user(api.database)
     operator = await make_operator(api.database)
     assert (await api.get("/v1/users/me", by=user)).status_code == 200
     reply = await api.patch(f"/v1/users/{user.id}", by=operator, version=1, json={"is_active": False})
     assert reply.status_code == 200
     assert_problem(await api.get("/v1/users/me", by=user), 401, "unauthenticated")
-    assert_problem(await sign_in(api, user.email, PASSWORD), 401, "unauthenticated")
+    assert_problem(await api.sign_in(user.email, PASSWORD), 401, "unauthenticated")
 
 
 async def test_a_deleted_user_can_neither_sign_in_nor_use_a_token_until_restored(api: Api) -> None:
-    hashed = await Passwords(api.settings).hash(PASSWORD)
-    user = await make_user(api.database, hashed_password=hashed)
+    user = await make_user(api.database)
     operator = await make_operator(api.database)
     assert (await api.delete("/v1/users/me", by=user, json={"current_password": PASSWORD})).status_code == 204
     assert_problem(await api.get("/v1/users/me", by=user), 401, "unauthenticated")
-    assert_problem(await sign_in(api, user.email, PASSWORD), 401, "unauthenticated")
+    assert_problem(await api.sign_in(user.email, PASSWORD), 401, "unauthenticated")
     assert (await api.post(f"/v1/users/{user.id}/restore", by=operator)).status_code == 200
-    assert (await sign_in(api, user.email, PASSWORD)).status_code == 200
+    assert (await api.sign_in(user.email, PASSWORD)).status_code == 200
 
 
 async def test_tokens_that_are_not_ours_are_refused(api: Api) -> None:

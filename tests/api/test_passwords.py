@@ -21,10 +21,6 @@ def settings(settings: Settings) -> Settings:
     return settings.model_copy(update={"sign_in_first_pause": 60.0})
 
 
-async def sign_in(api: Api, email: str, password: str = PASSWORD) -> Any:
-    return await api.client.post("/v1/token", data={"username": email, "password": password})
-
-
 def bearing(reply: Any) -> dict[str, str]:
     return {"Authorization": f"Bearer {reply.json()['access_token']}"}
 
@@ -78,12 +74,12 @@ async def test_a_stolen_token_cannot_be_used_to_guess_the_password(api: Api) -> 
         statuses.append(reply.status_code)
     assert statuses == [403] * attempts + [429]
     assert_problem(await api.delete("/v1/users/me", by=user, json=CONFIRMED), 429, "too_many_attempts")
-    assert (await sign_in(api, user.email)).status_code == 200, "signing in is counted apart"
+    assert (await api.sign_in(user.email)).status_code == 200, "signing in is counted apart"
 
 
 async def test_a_new_password_ends_all_other_sessions(api: Api) -> None:
     user = await make_user(api.database)
-    here, elsewhere = await sign_in(api, user.email), await sign_in(api, user.email)
+    here, elsewhere = await api.sign_in(user.email), await api.sign_in(user.email)
     changes = {"password": NEW, **CONFIRMED}
     changed = await api.patch("/v1/users/me", headers=bearing(here), version=1, json=changes)
     assert changed.status_code == 200
@@ -94,7 +90,7 @@ async def test_a_new_password_ends_all_other_sessions(api: Api) -> None:
     assert (await api.client.post("/v1/token", data=form)).status_code == 401
     assert await api.scalar("SELECT count(*) FROM sessions WHERE end_reason = 'password_changed'") == 2
     renamed = await api.patch("/v1/users/me", headers=bearing(here), version=2, json={"full_name": "New"})
-    again = await sign_in(api, user.email, NEW)
+    again = await api.sign_in(user.email, NEW)
     assert (renamed.status_code, again.status_code) == (200, 200)
     assert (await api.get("/v1/users/me", headers=bearing(here))).status_code == 200, "a name ends none"
 
@@ -155,15 +151,15 @@ async def test_a_sign_in_that_upgrades_a_hash_does_not_undo_a_new_password(
         return await plain_hash(passwords, password)
 
     monkeypatch.setattr(Passwords, "hash", slow_hash)
-    late = asyncio.create_task(sign_in(api, user.email))
+    late = asyncio.create_task(api.sign_in(user.email))
     async with asyncio.timeout(20):
         await upgrading.wait()
         changes = {"password": NEW, **CONFIRMED}
         assert (await api.patch("/v1/users/me", by=user, version=1, json=changes)).status_code == 200
         go_on.set()
         assert_problem(await late, 401, "unauthenticated")
-    assert (await sign_in(api, user.email, NEW)).status_code == 200
-    assert (await sign_in(api, user.email, PASSWORD)).status_code == 401
+    assert (await api.sign_in(user.email, NEW)).status_code == 200
+    assert (await api.sign_in(user.email, PASSWORD)).status_code == 401
 
 
 async def test_a_sign_in_with_the_old_password_begins_no_session_that_outlives_the_change(
@@ -181,7 +177,7 @@ async def test_a_sign_in_with_the_old_password_begins_no_session_that_outlives_t
         return right
 
     monkeypatch.setattr(Passwords, "matches", slow_matches)
-    late = asyncio.create_task(sign_in(api, user.email))
+    late = asyncio.create_task(api.sign_in(user.email))
     async with asyncio.timeout(20):
         await checked.wait()
         changes = {"password": NEW, **CONFIRMED}
@@ -194,7 +190,7 @@ async def test_a_sign_in_with_the_old_password_begins_no_session_that_outlives_t
 async def test_a_sign_in_upgrades_the_hash_and_two_at_once_both_succeed(api: Api, outdated: Settings) -> None:
     user = await make_user(api.database)
     api.app.state.waybill.passwords._hasher = Passwords(outdated)._hasher
-    replies = await asyncio.gather(*[sign_in(api, user.email) for _ in range(4)])
+    replies = await asyncio.gather(*[api.sign_in(user.email) for _ in range(4)])
     assert [reply.status_code for reply in replies] == [200] * 4
     stored = await api.scalar("SELECT hashed_password FROM users")
     assert stored != HASHED

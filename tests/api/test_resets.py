@@ -14,7 +14,6 @@ from pydantic import SecretStr
 
 from services.mail import MailNotSent
 from services.settings import Environment, Settings
-from services.unit_of_work import UnitOfWork
 from tests.api.client import Api, assert_problem
 from tests.factories import CONFIRMED, PASSWORD, make_operator, make_user
 from tests.logs import capture_logs
@@ -52,10 +51,6 @@ async def confirm(api: Api, token: str, password: str = NEW) -> Any:
     return await api.post(f"{PATH}/confirm", key=None, json={"token": token, "password": password})
 
 
-async def sign_in(api: Api, address: str, password: str) -> Any:
-    return await api.client.post("/v1/token", data={"username": address, "password": password})
-
-
 def mailed(tmp_path: Path) -> list[EmailMessage]:
     files = sorted((tmp_path / "mails out").glob("*"))
     return [email.message_from_bytes(file.read_bytes(), _class=EmailMessage) for file in files]
@@ -65,12 +60,6 @@ def token_in(message: EmailMessage) -> str:
     found = re.search(r"https://shop\.example/reset#(\S+)", str(message.get_payload()))
     assert found is not None, message
     return found[1]
-
-
-async def change(api: Api, statement: str) -> None:
-    async with UnitOfWork(api.database.write) as uow:
-        await (await uow.session.connection()).exec_driver_sql(statement)
-        await uow.commit()
 
 
 async def reset_token(api: Api, ctx: dict[str, Any], address: str, tmp_path: Path) -> str:
@@ -90,11 +79,11 @@ async def test_a_person_sets_a_new_password_with_the_token_from_a_mail(
     assert next((tmp_path / "mails out").iterdir()).stat().st_mode & 0o777 == 0o600
     assert (await confirm(api, token)).status_code == 204
     assert (await api.get("/v1/users/me", by=user)).status_code == 401, "all sessions end"
-    assert (await sign_in(api, user.email, PASSWORD)).status_code == 401
-    assert (await sign_in(api, user.email, NEW)).status_code == 200
+    assert (await api.sign_in(user.email, PASSWORD)).status_code == 401
+    assert (await api.sign_in(user.email, NEW)).status_code == 200
     again = await confirm(api, token, "yet another one")
     assert_problem(again, 422, "token_invalid", pointers=["#/token"])
-    assert (await sign_in(api, user.email, NEW)).status_code == 200
+    assert (await api.sign_in(user.email, NEW)).status_code == 200
     await send_mails(ctx)
     assert len(mailed(tmp_path)) == 1, "a mail that was sent is not sent again"
 
@@ -147,7 +136,7 @@ async def test_a_token_that_is_no_longer_valid_is_refused(
 ) -> None:
     user = await make_user(api.database)
     token = await reset_token(api, ctx, user.email, tmp_path)
-    await change(api, spoil)
+    await api.execute(spoil)
     before = await api.everything()
     assert_problem(await confirm(api, token), 422, "token_invalid", pointers=["#/token"])
     assert await api.everything() == before
@@ -246,7 +235,7 @@ async def test_a_mail_that_is_not_accepted_is_tried_again_and_holds_up_no_other(
     assert await api.scalar(kept) == f"{first.id} 1 mailbox full"
     await send_mails(ctx)
     assert len(sender.seen) == 2, "not before a minute has passed"
-    await change(api, "UPDATE mails SET due_at = now()")
+    await api.execute("UPDATE mails SET due_at = now()")
     sender.refused = None
     await send_mails(ctx)
     assert await api.scalar("SELECT count(*) FROM mails") == 0
@@ -281,7 +270,7 @@ async def test_a_mail_is_sent_again_if_its_worker_died_before_it_noted_that(
     monkeypatch.setattr(mails, "sender_of", lambda _: sender)
     with pytest.raises(KeyboardInterrupt):
         await send_mails(ctx)
-    await change(api, "UPDATE mails SET due_at = now()")
+    await api.execute("UPDATE mails SET due_at = now()")
     sender.refused = None
     await send_mails(ctx)
     assert len(sender.seen) == 2
@@ -294,8 +283,8 @@ async def test_a_mail_that_could_not_be_sent_for_a_day_is_dropped_and_logged_as_
 ) -> None:
     await reset_token(api, ctx, (await make_user(api.database)).email, tmp_path)
     await ask(api, (await make_user(api.database)).email)
-    await change(api, "UPDATE mails SET created_at = now() - interval '25 hours'")
-    await change(api, "UPDATE one_time_tokens SET expires_at = now() - interval '1 hour'")
+    await api.execute("UPDATE mails SET created_at = now() - interval '25 hours'")
+    await api.execute("UPDATE one_time_tokens SET expires_at = now() - interval '1 hour'")
     with capture_logs() as logged:
         await send_mails(ctx)
     assert [(line["level"], line["mails"]) for line in logged if "dropped" in line["event"]] == [("error", 1)]

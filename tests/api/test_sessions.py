@@ -13,17 +13,14 @@ import pytest
 from benchmarks.sessions import session_of
 from services.unit_of_work import UnitOfWork
 from services.users.models import Presented, User
-from services.users.passwords import Passwords
 from services.users.sessions.service import MOST_SESSIONS, expired_sessions
 from tests.api.client import Api, assert_problem
-from tests.factories import make_operator, make_user, plain_sql
-
-PASSWORD = "correct horse battery"
+from tests.factories import PASSWORD, make_operator, make_user, plain_sql
 
 
 @pytest.fixture
 async def user(api: Api) -> User:
-    return await make_user(api.database, hashed_password=await Passwords(api.settings).hash(PASSWORD))
+    return await make_user(api.database)
 
 
 async def sign_in(api: Api, user: User, agent: str = "a browser") -> dict[str, Any]:
@@ -59,15 +56,9 @@ async def is_valid(api: Api, token: dict[str, Any]) -> bool:
     return reply.status_code == 200
 
 
-async def change(api: Api, statement: str) -> None:
-    async with UnitOfWork(api.database.write) as uow:
-        await (await uow.session.connection()).exec_driver_sql(statement)
-        await uow.commit()
-
-
 async def a_minute_passes(api: Api) -> None:
     """For refresh tokens: they were used a minute earlier."""
-    await change(api, "UPDATE refresh_tokens SET used_at = used_at - interval '1 minute'")
+    await api.execute("UPDATE refresh_tokens SET used_at = used_at - interval '1 minute'")
 
 
 async def test_a_refresh_token_extends_the_session_and_works_once(api: Api, user: User) -> None:
@@ -163,7 +154,7 @@ async def test_each_grant_needs_its_own_fields(api: Api, form: dict[str, str], m
 
 
 async def test_users_see_where_they_are_signed_in_and_nobody_elses_sessions(api: Api, user: User) -> None:
-    await sign_in(api, await make_user(api.database, hashed_password=user.hashed_password))
+    await sign_in(api, await make_user(api.database))
     await sign_in(api, user, agent="an app\x7f " + "x" * 500)
     token = await sign_in(api, user)
     found = (await api.get("/v1/sessions", headers=bearing(token))).json()["data"]
@@ -243,13 +234,13 @@ async def test_a_session_expires_unless_it_is_extended_and_after_its_longest_tim
     token = await sign_in(api, user)
     lasts = "SELECT round(extract(epoch FROM expires_at - now())) FROM sessions ORDER BY created_at DESC LIMIT 1"
     assert abs(await api.scalar(lasts) - api.settings.session_idle_ttl) < 60
-    await change(api, "UPDATE sessions SET expires_at = now() + interval '1 minute' WHERE address IS NOT NULL")
+    await api.execute("UPDATE sessions SET expires_at = now() + interval '1 minute' WHERE address IS NOT NULL")
     token = await refreshed(api, token["refresh_token"])
     assert abs(await api.scalar(lasts) - api.settings.session_idle_ttl) < 60
-    await change(api, "UPDATE sessions SET created_at = now() - interval '89 days' WHERE address IS NOT NULL")
+    await api.execute("UPDATE sessions SET created_at = now() - interval '89 days' WHERE address IS NOT NULL")
     token = await refreshed(api, token["refresh_token"])
     assert 0 < await api.scalar(lasts.replace("created_at DESC", "created_at")) <= 86_400
-    await change(api, "UPDATE sessions SET expires_at = now() WHERE address IS NOT NULL")
+    await api.execute("UPDATE sessions SET expires_at = now() WHERE address IS NOT NULL")
     assert not await is_valid(api, token)
     assert_problem(await refresh(api, token["refresh_token"]), 401, "unauthenticated")
 
@@ -284,8 +275,7 @@ async def test_sessions_are_deleted_with_their_tokens_when_they_have_been_over_f
 ) -> None:
     for _ in range(5):
         await sign_in(api, user)
-    await change(
-        api,
+    await api.execute(
         "UPDATE sessions SET expires_at = now() - n * interval '1 day' FROM (SELECT id AS one, row_number() OVER ()"
         " AS n FROM sessions WHERE address IS NOT NULL) AS numbered WHERE id = one",
     )

@@ -13,9 +13,7 @@ from services.settings import Settings
 from services.users.models import User
 from services.users.passwords import Passwords
 from tests.api.client import Api, http_scope
-from tests.factories import CONFIRMED, make_operator, make_product, make_user
-
-PASSWORD = "correct horse battery"
+from tests.factories import CONFIRMED, PASSWORD, make_operator, make_product, make_user
 
 
 @pytest.fixture
@@ -125,7 +123,7 @@ async def test_many_late_bodies_do_not_hold_up_other_requests(api: Api) -> None:
 
 
 async def test_a_new_password_is_hashed_outside_of_the_transaction(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    user = await make_user(api.database, hashed_password=await Passwords(api.settings).hash(PASSWORD))
+    user = await make_user(api.database)
     await make_product(api.database, seller=user)
     hashing, go_on = asyncio.Event(), asyncio.Event()
     plain_hash = Passwords.hash
@@ -137,7 +135,7 @@ async def test_a_new_password_is_hashed_outside_of_the_transaction(api: Api, mon
         return await plain_hash(passwords, password)
 
     monkeypatch.setattr(Passwords, "hash", slow_hash)
-    changes = {"full_name": "Renamed", "password": "another one!", "current_password": PASSWORD}
+    changes = {"full_name": "Renamed", "password": "another one!", **CONFIRMED}
     changing = asyncio.create_task(api.patch("/v1/users/me", by=user, version=1, json=changes))
     try:
         async with asyncio.timeout(10):
@@ -149,8 +147,7 @@ async def test_a_new_password_is_hashed_outside_of_the_transaction(api: Api, mon
 
     assert (reply.status_code, reply.json()["full_name"], reply.headers["etag"]) == (200, "Renamed", '"2"')
     for password, status in ((PASSWORD, 401), ("another one!", 200)):
-        signed_in = await api.client.post("/v1/token", data={"username": user.email, "password": password})
-        assert signed_in.status_code == status
+        assert (await api.sign_in(user.email, password)).status_code == status
 
 
 async def test_an_edit_that_overtakes_the_hash_of_a_password_is_not_lost(

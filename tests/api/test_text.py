@@ -5,11 +5,9 @@ from uuid import uuid4
 
 import pytest
 
-from services.users.passwords import Passwords
 from tests.api.client import FRESH, Api, assert_problem
-from tests.factories import make_operator, make_product, make_user
+from tests.factories import PASSWORD, make_operator, make_product, make_user
 
-PASSWORD = "correct horse battery"
 JSON = {"Content-Type": "application/json"}
 HALF_PAIR = "\\ud800"
 """As JSON writes it: six ASCII characters."""
@@ -77,7 +75,7 @@ async def sign_in(api: Api, charset: str, username: bytes, password: bytes) -> A
     ("charset", "half_pair"), [("unicode_escape", rb"\ud800"), ("raw_unicode_escape", rb"\ud800"), ("utf-7", b"+2AA-")]
 )
 async def test_a_lone_surrogate_cannot_be_used_to_sign_in(api: Api, charset: str, half_pair: bytes) -> None:
-    user = await make_user(api.database, hashed_password=await Passwords(api.settings).hash(PASSWORD))
+    user = await make_user(api.database)
     username, password = user.email.encode(), PASSWORD.encode()
     right = await sign_in(api, "utf-8", username, password)
     assert right.status_code == 200, "the form itself is in order"

@@ -15,9 +15,8 @@ from services.users.attempts.service import FORGOTTEN_ATTEMPTS
 from services.users.models import User
 from services.users.passwords import Passwords
 from tests.api.client import Api, assert_problem
-from tests.factories import make_user
+from tests.factories import PASSWORD, make_user
 
-PASSWORD = "correct horse battery"
 FREE = 3
 OF_ADDRESS = 8
 LATEST_PAUSE = "SELECT extract(epoch FROM max(locked_until - updated_at)) FROM failed_attempts"
@@ -33,7 +32,7 @@ def settings(settings: Settings) -> Settings:
 
 @pytest.fixture
 async def user(api: Api) -> User:
-    return await make_user(api.database, hashed_password=await Passwords(api.settings).hash(PASSWORD))
+    return await make_user(api.database)
 
 
 @asynccontextmanager
@@ -52,14 +51,8 @@ async def guess(api: Api, email: str, times: int, *, address: str = STRANGER) ->
     return [(await sign_in(api, email, f"guess number {n}", address=address)).status_code for n in range(times)]
 
 
-async def change(api: Api, statement: str) -> None:
-    async with UnitOfWork(api.database.write) as uow:
-        await (await uow.session.connection()).exec_driver_sql(statement)
-        await uow.commit()
-
-
 async def the_pause_is_over(api: Api) -> None:
-    await change(api, "UPDATE failed_attempts SET locked_until = now()")
+    await api.execute("UPDATE failed_attempts SET locked_until = now()")
 
 
 @pytest.fixture
@@ -103,7 +96,7 @@ async def test_the_right_password_forgets_the_accounts_failures(api: Api, user: 
         assert await guess(api, user.email, FREE - 1) == [401] * (FREE - 1)
         assert (await sign_in(api, user.email, address=HOME)).status_code == 200
         # So that the address stays one from which the user has not signed in before.
-        await change(api, "DELETE FROM sessions WHERE address IS NOT NULL")
+        await api.execute("DELETE FROM sessions WHERE address IS NOT NULL")
 
 
 async def test_an_unknown_address_is_answered_like_a_known_one(api: Api, user: User, checked: list[str]) -> None:
@@ -145,7 +138,7 @@ async def test_strangers_cannot_lock_a_user_out_of_the_address_they_sign_in_from
     assert (await api.get("/v1/users/me", headers=headers)).status_code == 200
     form = {"grant_type": "refresh_token", "refresh_token": token["refresh_token"]}
     assert (await api.client.post("/v1/token", data=form)).status_code == 200
-    await change(api, f"UPDATE sessions SET address = '{HOME}' WHERE address IS NOT NULL")
+    await api.execute(f"UPDATE sessions SET address = '{HOME}' WHERE address IS NOT NULL")
     assert (await sign_in(api, user.email, address=HOME)).status_code == 200
     assert (await sign_in(api, user.email, address="192.0.2.9")).status_code == 429, "the others still wait"
     # That address has to wait as well if the guesses come from there.
@@ -185,7 +178,7 @@ async def test_many_right_sign_ins_from_one_address_are_not_held_up(api: Api, us
 
 async def test_after_an_hour_without_a_failure_the_count_starts_again(api: Api, user: User) -> None:
     assert await guess(api, user.email, FREE + 1) == [401] * FREE + [429]
-    await change(api, "UPDATE failed_attempts SET updated_at = now() - interval '61 minutes', locked_until = now()")
+    await api.execute("UPDATE failed_attempts SET updated_at = now() - interval '61 minutes', locked_until = now()")
     assert await guess(api, user.email, FREE + 1) == [401] * FREE + [429]
 
 
@@ -195,8 +188,7 @@ async def test_right_passwords_do_not_keep_an_addresss_failures_from_being_forgo
     await the_pause_is_over(api)
     for _ in range(2):
         assert (await sign_in(api, user.email)).status_code == 200
-        await change(
-            api,
+        await api.execute(
             "UPDATE failed_attempts SET updated_at = updated_at - interval '40 minutes',"
             " failed_before = failed_before - interval '40 minutes'",
         )
@@ -225,8 +217,7 @@ async def test_what_was_typed_as_an_address_is_not_stored(api: Api) -> None:
 async def test_forgotten_failures_are_deleted(api: Api) -> None:
     for n in range(3):
         await guess(api, f"user-{n}@example.com", 1)
-    await change(
-        api,
+    await api.execute(
         "UPDATE failed_attempts SET updated_at = now() - interval '61 minutes'"
         " WHERE subject IN (SELECT subject FROM failed_attempts LIMIT 3)",
     )

@@ -85,7 +85,7 @@ async def test_an_order_sent_again_after_such_an_outage_is_placed_once(api: Api,
     buyer, _, product = await api.shop()
     with refusing_connections(administrator, api.settings):
         refused = await api.post("/v1/orders", by=buyer, key="k", json=order_of((product, 1)))
-        signing_in = await api.client.post("/v1/token", data={"username": buyer.email, "password": "x"})
+        signing_in = await api.sign_in(buyer.email, "x")
     assert_problem(refused, 503, "unavailable")
     assert refused.headers["retry-after"] == "1"
     assert_problem(signing_in, 503, "unavailable")

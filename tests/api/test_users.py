@@ -71,7 +71,7 @@ async def test_an_invalid_registration_is_refused(api: Api, field: str, value: A
 
 async def test_users_change_their_own_name_and_password(api: Api) -> None:
     user_id = (await api.post("/v1/users", key=None, json=ADA)).json()["id"]
-    signed_in = await api.client.post("/v1/token", data={"username": ADA["email"], "password": ADA["password"]})
+    signed_in = await api.sign_in(ADA["email"], ADA["password"])
     headers = {"Authorization": f"Bearer {signed_in.json()['access_token']}"}
 
     reply = await api.patch(
@@ -80,8 +80,8 @@ async def test_users_change_their_own_name_and_password(api: Api) -> None:
 
     assert (reply.status_code, reply.json()["full_name"], reply.headers["etag"]) == (200, "Ada L.", '"2"')
     assert reply.json()["id"] == user_id
-    old = await api.client.post("/v1/token", data={"username": ADA["email"], "password": ADA["password"]})
-    new = await api.client.post("/v1/token", data={"username": ADA["email"], "password": "another one!"})
+    old = await api.sign_in(ADA["email"], ADA["password"])
+    new = await api.sign_in(ADA["email"], "another one!")
     assert (old.status_code, new.status_code) == (401, 200)
 
 
@@ -89,13 +89,13 @@ async def test_users_and_operators_change_an_address(api: Api) -> None:
     operator = await make_operator(api.database)
     taken = (await make_user(api.database, email="bob@example.com")).email
     user_id = (await api.post("/v1/users", key=None, json=ADA)).json()["id"]
-    signed_in = await api.client.post("/v1/token", data={"username": ADA["email"], "password": ADA["password"]})
+    signed_in = await api.sign_in(ADA["email"], ADA["password"])
     headers = {"Authorization": f"Bearer {signed_in.json()['access_token']}"}
 
     changed = await api.patch("/v1/users/me", version=1, headers=headers, json={"email": "Ada@New.example.com", **OWN})
     assert (changed.status_code, changed.json()["email"], changed.json()["version"]) == (200, "ada@new.example.com", 2)
-    old = await api.client.post("/v1/token", data={"username": ADA["email"], "password": ADA["password"]})
-    new = await api.client.post("/v1/token", data={"username": "ada@new.example.com", "password": ADA["password"]})
+    old = await api.sign_in(ADA["email"], ADA["password"])
+    new = await api.sign_in("ada@new.example.com", ADA["password"])
     assert (old.status_code, new.status_code) == (401, 200)
     again = await api.patch(f"/v1/users/{user_id}", by=operator, version=2, json={"email": "ada@old.example.com"})
     assert (again.status_code, again.json()["email"]) == (200, "ada@old.example.com")
