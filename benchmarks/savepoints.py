@@ -29,8 +29,8 @@ from services.orders import service as orders
 from services.orders.schemas import OrderCreate, OrderItemCreate
 from services.transaction import RepositoryOf
 from services.unit_of_work import OpenUnitOfWork, UnitOfWork, background
-from services.users.models import Role
 from services.users.repository import SignedIn
+from services.users.rights import Role
 
 _PATIENCE = orders.Patience(timedelta(hours=1), timedelta(hours=1))
 _ITEMS = 3

@@ -26,7 +26,8 @@ from services.database import Database
 from services.fields import new_id, now
 from services.orders.models import Order, OrderItem, OrderStatus
 from services.sql import Row, Sql, Statement
-from services.users.models import Role, User
+from services.users.models import User
+from services.users.rights import Role
 from services.users.sessions.models import UserSession
 
 _numbers = count(1)

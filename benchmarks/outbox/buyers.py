@@ -7,7 +7,6 @@ import asyncio
 import logging
 import random
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from redis.asyncio import Redis
@@ -15,20 +14,15 @@ from redis.asyncio import Redis
 from benchmarks.load import Seen, run_job
 from services.collector import spare_what_stays
 from services.database import open_database
+from services.fields import new_id
 from services.keys import Keys
 from services.orders import service as orders
 from services.orders.schemas import OrderCreate, OrderItemCreate
 from services.outbox.doorbell import Doorbell
 from services.settings import get_settings
 from services.unit_of_work import OpenUnitOfWork, UnitOfWork
-from services.users.models import Role
-
-
-@dataclass(frozen=True, slots=True)
-class Buyer:
-    id: int
-    full_name: str = "Buyer"
-    role: Role = Role.customer
+from services.users.repository import SignedIn
+from services.users.rights import Role
 
 
 class Buyers:
@@ -56,7 +50,7 @@ class Buyers:
         return self._chance.expovariate(self._job["rate"])
 
     async def _place(self, due: float, *, counted: bool) -> None:
-        buyer = Buyer(self._chance.choice(self._job["buyer_ids"]))
+        buyer = SignedIn(self._chance.choice(self._job["buyer_ids"]), "Buyer", Role.customer, new_id())
         products = self._chance.sample(self._job["product_ids"], self._job["items"])
         items = [OrderItemCreate(product_id=product_id, quantity=self._chance.randint(1, 3)) for product_id in products]
         async with self._open() as uow:

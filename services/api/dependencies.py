@@ -9,6 +9,7 @@ from fastapi import Depends, Header, Query, Request, Response
 from fastapi.security import OAuth2PasswordBearer
 
 from services.api.reads import LAG_HEADER, POSITION_HEADER, parse_position, shown_lag
+from services.api.rights import check_scope
 from services.api.state import ApiState, api_state
 from services.api.tokens import session_ended
 from services.errors import Forbidden, InvalidInput, Unauthenticated, VersionRequired
@@ -17,8 +18,8 @@ from services.query import Listing, PageQuery
 from services.replica import Position
 from services.totals import MAX_COUNTED, Count
 from services.unit_of_work import UnitOfWork
-from services.users.models import Role
 from services.users.repository import SignedIn
+from services.users.rights import Role
 from services.users.sessions import models
 
 _bearer = OAuth2PasswordBearer(tokenUrl="/v1/token", refreshUrl="/v1/token", auto_error=False)
@@ -87,6 +88,7 @@ async def _current_user(request: Request, token: Annotated[str | None, Depends(_
     user = await uow.users.signed_in(api_state(request).tokens.read(token))
     if user is None:
         raise session_ended()
+    check_scope(user, request.scope["endpoint"])
     return user
 
 

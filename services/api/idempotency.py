@@ -13,7 +13,7 @@ from services.api.kept import LONGEST_PATH, check_free, is_valid, request_key, s
 from services.errors import IdempotencyKeyInvalid
 from services.idempotency.repository import Free, RequestKey, StoredReply
 from services.unit_of_work import UnitOfWork
-from services.users.models import Role
+from services.users.rights import Role
 
 _KEY_RULE = "1 to 255 visible ASCII characters without spaces, such as a UUID"
 

@@ -8,7 +8,7 @@ from fastapi import Request, Response
 
 from services.errors import IdempotencyKeyReused, ReplayForbidden, RequestInFlight
 from services.idempotency.repository import Free, InFlight, KeptReply, RequestKey, StoredReply
-from services.users.models import Role
+from services.users.rights import Role
 
 REPLAYED_HEADER = "Idempotency-Replayed"
 _KEPT = ("content-type", "location", "etag")

@@ -104,7 +104,7 @@ async def restore_category(category_id: Id, _: Operator, response: Response, uow
 )
 async def create_product(wanted: ProductCreate, seller: CurrentUser, response: Response, uow: Work) -> Product:
     """Create a product that the caller sells."""
-    product = await service.create_product(uow, seller, wanted)
+    product = await service.create_product(uow, seller.id, wanted)
     response.headers["Location"] = f"/v1/products/{product.id}"
     response.headers["ETag"] = etag(product.version)
     return product

@@ -22,7 +22,8 @@ from services.fields import picked
 from services.repository import Lock, check_version
 from services.sql import unless_taken
 from services.unit_of_work import UnitOfWork
-from services.users.models import Caller, Role
+from services.users.models import Caller
+from services.users.rights import Scope
 
 _KEPT = (*ProductBase.model_fields.keys() - {"sku"}, "category_id")
 """The fields of a product that an upsert sets; the SKU says which product."""
@@ -78,17 +79,17 @@ async def restore_category(uow: UnitOfWork, category_id: int) -> Category:
     return category
 
 
-async def create_product(uow: UnitOfWork, seller: Caller, wanted: ProductCreate) -> Product:
+async def create_product(uow: UnitOfWork, seller_id: int, wanted: ProductCreate) -> Product:
     """Create a product of this seller with its initial stock. Raises `InvalidInput` for an unknown category."""
     taken = AlreadyExists(f"you already have a product with the sku {wanted.sku!r}", [Fault("is taken", "#/sku")])
     await _keep_category(uow, wanted.category_id)
-    known = await uow.products.by_sku(seller.id, [wanted.sku])
+    known = await uow.products.by_sku(seller_id, [wanted.sku])
     if known:
         raise _archived(known[wanted.sku]) if known[wanted.sku].deleted_at else taken
     with unless_taken("uq_products_seller_id_sku", taken):
-        product = await uow.products.create(wanted, without={"stock"}, seller_id=seller.id)
+        product = await uow.products.create(wanted, without={"stock"}, seller_id=seller_id)
     await uow.inventory.create(InventoryBase(product_id=product.id, on_hand=wanted.stock))
-    uow.record(ProductCreated(product_id=product.id, seller_id=seller.id, price=product.price))
+    uow.record(ProductCreated(product_id=product.id, seller_id=seller_id, price=product.price))
     return await uow.products.refreshed(product)
 
 
@@ -201,7 +202,7 @@ async def change_stock(uow: UnitOfWork, caller: Caller, product_id: int, pieces:
 
 
 def _may_manage(caller: Caller, product: Product) -> None:
-    if caller.id != product.seller_id and caller.role is not Role.operator:
+    if caller.id != product.seller_id and not caller.may(Scope.catalog_manage):
         raise Forbidden(f"product {product.id} is sold by someone else")
 
 

@@ -45,8 +45,8 @@ async def _create(settings: Settings, email: str, name: str, password: str) -> N
     from services.database import open_database
     from services.skew import follow_database
     from services.unit_of_work import UnitOfWork, background
-    from services.users.models import Role
     from services.users.passwords import Passwords
+    from services.users.rights import Role
     from services.users.schemas import UserCreate
     from services.users.service import register
 

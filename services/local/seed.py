@@ -15,8 +15,9 @@ from services.settings import Settings
 from services.skew import follow_database
 from services.unit_of_work import UnitOfWork, background
 from services.users import service as users
-from services.users.models import Role, User
+from services.users.models import User
 from services.users.passwords import Passwords
+from services.users.rights import Role
 from services.users.schemas import UserCreate
 
 FIRST_CREDITS = Decimal("10000.00")
@@ -117,7 +118,7 @@ async def _find_or_make_products(uow: UnitOfWork, seller: User) -> list[int]:
                     "stock": offer.stock,
                 }
             )
-            ids[offer.sku] = (await catalog.create_product(uow, seller, wanted)).id
+            ids[offer.sku] = (await catalog.create_product(uow, seller.id, wanted)).id
     return [ids[offer.sku] for offer in _OFFERS]
 
 

@@ -28,7 +28,8 @@ from services.orders.schemas import (
     RefundCreate,
 )
 from services.unit_of_work import UnitOfWork
-from services.users.models import Caller, Role
+from services.users.models import Caller
+from services.users.rights import Scope
 
 _ALL_REFUNDED = "everything was refunded"
 
@@ -122,7 +123,7 @@ async def refund(uow: UnitOfWork, caller: Caller, order_id: UUID, wanted: Refund
     order = await _locked(uow, caller, order_id)
     sold = {line.line: line for line in await uow.refunds.sold(order_id)}
     mine = {
-        number: line for number, line in sold.items() if caller.role is Role.operator or line.seller_id == caller.id
+        number: line for number, line in sold.items() if caller.may(Scope.orders_manage) or line.seller_id == caller.id
     }
     asked = {one.line for one in wanted.lines or ()}
     if not mine or asked & (sold.keys() - mine.keys()):
@@ -159,7 +160,7 @@ def _unknown(order_id: UUID) -> NotFound:
 
 
 async def _may_see(uow: UnitOfWork, caller: Caller, order_id: UUID, buyer_id: int) -> bool:
-    if caller.id == buyer_id or caller.role is Role.operator:
+    if caller.id == buyer_id or caller.may(Scope.orders_read_all):
         return True
     return any(share.seller_id == caller.id for share in await uow.orders.shares(order_id))
 
@@ -172,7 +173,7 @@ async def _locked(uow: UnitOfWork, caller: Caller, order_id: UUID) -> LockedOrde
 
 
 async def _must_sell_all(uow: UnitOfWork, caller: Caller, order_id: UUID, verb: str) -> None:
-    if caller.role is Role.operator:
+    if caller.may(Scope.orders_manage):
         return
     sellers = {share.seller_id for share in await uow.orders.shares(order_id)}
     if sellers != {caller.id}:

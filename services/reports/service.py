@@ -19,7 +19,8 @@ from services.reports.queries import WITHIN
 from services.reports.schemas import By, Period, Report, RowT, SalesRow, Summed, WaitRow
 from services.sql import Row
 from services.unit_of_work import UnitOfWork
-from services.users.models import Caller, Role
+from services.users.models import Caller
+from services.users.rights import Scope
 
 CONSUMER = "reports"
 """The name of the consumer of the event log."""
@@ -80,7 +81,7 @@ def period_of(first: date | None, last: date | None) -> Period:
 
 def seller_of(caller: Caller, seller_id: int | None) -> int | None:
     """Whose sales the caller sees: an operator anyone's, or all (None); anyone else their own. Raises `Forbidden`."""
-    if caller.role is Role.operator:
+    if caller.may(Scope.reports_read_all):
         return seller_id
     if seller_id not in (None, caller.id):
         raise Forbidden("only operators may read the reports of other sellers")

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from typing import Annotated, Protocol
 from uuid import UUID
 
@@ -12,19 +11,9 @@ from sqlalchemy import BigInteger, CheckConstraint, Identity, Index, text
 from sqlmodel import Field, SQLModel
 
 from services.fields import TIMESTAMPTZ, Name, SoftDeletable, Versioned, allowed, now, text_enum
+from services.users.rights import SCOPES, Role, Scope
 
 Email = Annotated[EmailStr, pydantic.Field(max_length=254), AfterValidator(str.lower)]
-
-
-class Role(StrEnum):
-    """A user's role. Every user may buy and sell; operators may do more."""
-
-    customer = "customer"
-    operator = "operator"
-
-    def covers(self, other: "Role") -> bool:
-        """Whether a user with this role may see and do all that one with the other role may."""
-        return self is Role.operator or self is other
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +35,13 @@ class Caller(Protocol):
 
     @property
     def role(self) -> Role: ...
+
+    @property
+    def actor(self) -> str:
+        """Who acts, as it is recorded: `user:12`."""
+
+    def may(self, scope: Scope) -> bool:
+        """Whether the caller has this scope."""
 
 
 class UserBase(SQLModel):
@@ -84,3 +80,12 @@ class User(UserBase, Versioned, SoftDeletable, table=True):
     created_at: datetime = Field(
         default_factory=now, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": text("now()")}
     )
+
+    @property
+    def actor(self) -> str:
+        """See `Caller`."""
+        return f"user:{self.id}"
+
+    def may(self, scope: Scope) -> bool:
+        """Whether the user has this scope when they act in person."""
+        return scope in SCOPES[self.role]

@@ -12,7 +12,8 @@ from services.filters import EXACT, ORDERED, TEXT, Filterable
 from services.query import Listing, Sortable
 from services.repository import SoftDeleteRepository
 from services.sql import Read, Reading, Results, Statement
-from services.users.models import Presented, Role, User
+from services.users.models import Presented, User
+from services.users.rights import SCOPES, Role, Scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,13 @@ class SignedIn:
     full_name: str
     role: Role
     session_id: UUID
+
+    @property
+    def actor(self) -> str:
+        return f"user:{self.id}"
+
+    def may(self, scope: Scope) -> bool:
+        return scope in SCOPES[self.role]
 
 
 class UserRepository(SoftDeleteRepository[User]):

@@ -6,7 +6,8 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, SecretStr
 
 from services.fields import Changes, Name, RequestBody, Schema, storable
-from services.users.models import Email, Role, UserBase
+from services.users.models import Email, UserBase
+from services.users.rights import Role
 
 
 def _hashable(password: SecretStr) -> SecretStr:

@@ -11,10 +11,11 @@ from services.repository import Lock, check_version
 from services.sql import unless_taken
 from services.unit_of_work import UnitOfWork
 from services.users.events import UserEmailChanged, UserRegistered
-from services.users.models import Caller, Role, User
+from services.users.models import Caller, User
 from services.users.passwords import Passwords
 from services.users.repository import SignedIn
 from services.users.resets.models import MailKind
+from services.users.rights import Role
 from services.users.schemas import UserAdminUpdate, UserCreate, UserUpdate
 from services.users.sessions.models import Ended
 

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from services.users.models import Role
+from services.users.rights import Role
 from tests.api.client import Api, assert_problem
 from tests.factories import CONFIRMED, make_operator, make_user
 

@@ -6,7 +6,8 @@ from uuid import UUID
 import pytest
 
 from services.database import Database
-from services.users.models import Role, User
+from services.users.models import User
+from services.users.rights import Role
 from tests.api.client import Api, assert_problem, order_of
 from tests.concurrency.ticks import rows
 from tests.factories import make_operator, make_user

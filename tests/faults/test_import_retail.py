@@ -26,8 +26,8 @@ from services.cli.retail.client import Login, Target
 from services.cli.retail.source import COLUMNS
 from services.database import Database
 from services.settings import Settings
-from services.users.models import Role
 from services.users.passwords import Passwords
+from services.users.rights import Role
 from tests.factories import make_user
 
 OPERATOR, PASSWORD = "operator@waybill.example", "operator-password"

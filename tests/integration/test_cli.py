@@ -19,8 +19,8 @@ from services.models import Account, Product, User
 from services.settings import Settings, get_settings
 from services.unit_of_work import UnitOfWork
 from services.users import service as users
-from services.users.models import Role
 from services.users.passwords import Passwords
+from services.users.rights import Role
 from services.users.sessions import service as sessions
 from services.users.sessions.models import Device
 from services.users.sessions.service import Lifetimes

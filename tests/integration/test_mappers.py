@@ -10,7 +10,7 @@ import services.models
 from services.database import Database, DeclarativeTable
 from services.query import PageQuery
 from services.unit_of_work import UnitOfWork
-from services.users.models import Role
+from services.users.rights import Role
 from tests.factories import count_statements, make_category, make_order, make_product, make_user
 
 

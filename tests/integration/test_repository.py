@@ -20,8 +20,9 @@ from services.fields import Versioned
 from services.query import PageQuery
 from services.repository import Lock
 from services.unit_of_work import UnitOfWork
-from services.users.models import Role, User
+from services.users.models import User
 from services.users.repository import USERS, UserRepository
+from services.users.rights import Role
 from tests.factories import count_statements, make_category, make_product, make_user
 
 

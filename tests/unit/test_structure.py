@@ -23,7 +23,7 @@ EXTRA = {
     "credits/transfers": {"planning"},
     "outbox/control": {"why"},
     "outbox/engine": {"window"},
-    "users": {"passwords"},
+    "users": {"passwords", "rights"},
 }
 """The one file with a non-standard name that each of these folders may have."""
 

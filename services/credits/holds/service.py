@@ -30,7 +30,8 @@ from services.errors import (
 from services.fields import new_id
 from services.sweeps.service import Sweep
 from services.unit_of_work import UnitOfWork
-from services.users.models import Caller, Role
+from services.users.models import Caller
+from services.users.rights import Scope
 
 
 async def hold(uow: UnitOfWork, payer: Caller, wanted: HoldCreate, longest: timedelta) -> TransferRow:
@@ -121,7 +122,7 @@ async def _pending(uow: UnitOfWork, caller: Caller, transfer_id: UUID) -> Transf
     """The transfer, locked, if the caller may resolve it now."""
     # Read without a lock first: callers who may not see it neither wait for its lock nor make others wait.
     found = await transfers.get(uow, caller, transfer_id)
-    if caller.role is not Role.operator and caller.id != found.to_user_id:
+    if not caller.may(Scope.corrections_write) and caller.id != found.to_user_id:
         raise Forbidden("only the recipient or an operator may post or void this transfer")
     if found.order_id is not None:
         raise TransferOfOrder("this transfer pays for an order and is resolved with it")

@@ -24,7 +24,8 @@ from services.groups import Asked, Busy
 from services.sql import Read, objects_to_rows
 from services.transaction import SAVEPOINT_BUDGET
 from services.unit_of_work import UnitOfWork
-from services.users.models import Caller, Role
+from services.users.models import Caller
+from services.users.rights import Scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,4 +192,4 @@ def _item(parties: Parties, wanted: TransferCreate | TransferItem, pointer: str)
 
 
 def _may_see(caller: Caller, found: TransferRow) -> bool:
-    return caller.role is Role.operator or caller.id in (found.from_user_id, found.to_user_id)
+    return caller.may(Scope.credits_read_all) or caller.id in (found.from_user_id, found.to_user_id)

@@ -12,7 +12,8 @@ from services.orders.models import ORDER_FIELDS
 from services.orders.repository import EXPORTED
 from services.orders.schemas import Side
 from services.unit_of_work import UnitOfWork
-from services.users.models import Caller, Role
+from services.users.models import Caller
+from services.users.rights import Scope
 
 NIL = UUID(int=0)
 """Before every order."""
@@ -34,7 +35,7 @@ class Parties(TypedDict):
 
 def of_side(caller: Caller, side: Side) -> Parties:
     """The orders that the caller means. Raises `Forbidden` for all orders, unless the caller is an operator."""
-    if side is Side.everybody and caller.role is not Role.operator:
+    if side is Side.everybody and not caller.may(Scope.orders_read_all):
         raise Forbidden("only operators may list all orders")
     return Parties(
         buyer_id=caller.id if side is Side.buyer else None, seller_id=caller.id if side is Side.seller else None

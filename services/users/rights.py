@@ -1,0 +1,98 @@
+"""Roles and scopes: who may do what.
+
+A scope is a right to call certain routes. A user has the scopes of their role; an API key has those of its own that its
+owner has as well. Scopes whose names end in `_all` or are for operators reach beyond what belongs to the caller.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+
+class Role(StrEnum):
+    """What a user is to the service. Roles of the staff are given by admins."""
+
+    customer = "customer"
+    seller = "seller"
+    support = "support"
+    """Reads what it needs to help users."""
+    operator = "operator"
+    """Runs the service and corrects the books."""
+    auditor = "auditor"
+    """Reads everything, changes nothing."""
+    admin = "admin"
+    """Decides on roles and keys, and moves no credits but its own."""
+
+    def covers(self, other: "Role") -> bool:
+        """Whether a user with this role may see and do all that one with the other role may."""
+        return SCOPES[self] >= SCOPES[other]
+
+
+class Scope(StrEnum):
+    """A right, which every route declares and an API key lists."""
+
+    profile_read = "profile:read"
+    profile_write = "profile:write"
+    """Change the own profile, end own sessions, delete oneself."""
+    keys_read = "keys:read"
+    keys_write = "keys:write"
+    """Make, rotate and revoke own API keys."""
+    keys_rotate = "keys:rotate"
+    """Replace the API key that makes the request."""
+    orders_read = "orders:read"
+    orders_write = "orders:write"
+    """Place, pay and cancel own orders."""
+    sales_write = "sales:write"
+    """Fulfil and refund what the caller sold."""
+    credits_read = "credits:read"
+    credits_write = "credits:write"
+    """Move own credits."""
+    catalog_write = "catalog:write"
+    """Sell products: create and change them, and their stock."""
+    reports_read = "reports:read"
+    orders_read_all = "orders:read_all"
+    credits_read_all = "credits:read_all"
+    users_read = "users:read"
+    users_write = "users:write"
+    """Change, deactivate, delete and restore other users."""
+    reports_read_all = "reports:read_all"
+    orders_manage = "orders:manage"
+    """Cancel, fulfil and refund anyone's orders."""
+    catalog_manage = "catalog:manage"
+    """Change categories, and anyone's products and stock."""
+    corrections_read = "corrections:read"
+    corrections_write = "corrections:write"
+    """Request and decide adjustments, reverse transfers, and post and void anyone's holds."""
+    operations_read = "operations:read"
+    operations_write = "operations:write"
+    audit_read = "audit:read"
+    """Read the audit log, and recount the books."""
+    roles_write = "roles:write"
+    keys_manage = "keys:manage"
+    """List and revoke anyone's API keys."""
+
+
+_PERSON = frozenset({Scope.profile_read, Scope.profile_write, Scope.keys_read, Scope.keys_write, Scope.keys_rotate})
+_OWN_READS = frozenset({Scope.orders_read, Scope.credits_read, Scope.reports_read})
+_CUSTOMER = _PERSON | _OWN_READS | {Scope.orders_write, Scope.sales_write, Scope.credits_write}
+_SUPPORT_READS = frozenset({Scope.orders_read_all, Scope.credits_read_all, Scope.users_read})
+_READS = _SUPPORT_READS | {Scope.reports_read_all, Scope.corrections_read, Scope.operations_read, Scope.audit_read}
+
+SCOPES: Mapping[Role, frozenset[Scope]] = {
+    Role.customer: _CUSTOMER,
+    Role.seller: _CUSTOMER | {Scope.catalog_write},
+    Role.support: _CUSTOMER | _SUPPORT_READS,
+    Role.operator: _CUSTOMER
+    | _READS
+    | {
+        Scope.catalog_write,
+        Scope.users_write,
+        Scope.orders_manage,
+        Scope.catalog_manage,
+        Scope.corrections_write,
+        Scope.operations_write,
+    },
+    Role.auditor: _PERSON | _OWN_READS | _READS,
+    Role.admin: _CUSTOMER
+    | {Scope.users_read, Scope.users_write, Scope.audit_read, Scope.roles_write, Scope.keys_manage},
+}
+"""The scopes of each role."""
