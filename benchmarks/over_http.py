@@ -128,13 +128,15 @@ def send(
     processes: int = 1,
     check: Callable[[str, int], None] | None = None,
     beside: Callable[[Settings], AbstractContextManager[None]] | None = None,
+    against: Callable[[dict[str, Any]], AbstractContextManager[None]] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Send requests to API processes that use a copy of the database `source`; returns what the load generator saw.
 
     `job` has `clients`, `seconds` and more options of `benchmarks.load`. Ends the benchmark if a reply has the wrong
     status, or if the books do not balance afterwards. `check` gets the copy's address and the number of replies.
-    `beside` is what runs meanwhile; `settings` are those of the API that differ from the benchmark's.
+    `beside` is what runs meanwhile, `against` what else is sent to the same processes, and `settings` are those of the
+    API that differ from the benchmark's.
     """
     with stage.copy(source, "service") as url:
         wanted = stage.settings(
@@ -148,8 +150,10 @@ def send(
                 "pids": [pid for pid, _ in apis],
                 "ports": [port for _, port in apis],
                 "host": LOOPBACK,
-                "requests": requests_of(wanted),
             }
+            if against is not None:
+                stack.enter_context(against({**_timed(stage, {}), **target}))
+            target["requests"] = requests_of(wanted)
             seen = run_beside("benchmarks.load", {**_timed(stage, job), **target})
         if seen["wrong"]:
             log = stage.log("api-0")

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks.intake import placing, steady, transferring
+from benchmarks.intake import flood, placing, steady, transferring
 from benchmarks.intake.bench import BUYERS, ITEMS, KNOWS_GROUPS, Bench, Found
 from benchmarks.outbox.table import document, show, tally
 from benchmarks.report import runs_document, show_runs
@@ -30,6 +30,7 @@ _SCENARIOS: dict[str, Callable[[Bench], Found]] = {
     "mixed": placing.place_mixed,
     "latency": steady.process_steadily,
     "two": placing.place_by_two,
+    "flood": flood.place_beside_a_flood,
 }
 
 

@@ -1,5 +1,6 @@
 """Counting the attempts of a client to give the right password."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -7,26 +8,25 @@ from fastapi import Request
 
 from services.api.state import api_state
 from services.api.transaction import ahead
-from services.errors import Overloaded
+from services.errors import TooManyAttempts
 from services.unit_of_work import UnitOfWork
-from services.users.attempts.service import Attempt, Limits, take_back
+from services.users.attempts.service import Attempt, Limits
 
 
 @asynccontextmanager
 async def counted(request: Request, take: Callable[[UnitOfWork, Limits], Awaitable[Attempt]]) -> AsyncIterator[Attempt]:
     """Count an attempt as failed, and commit that, before the block checks the password.
 
-    Nothing is counted if too many passwords wait to be checked (`Overloaded`): the client is told to come back. As for
-    `ahead`, the request's own unit of work must not have begun, also where the block raises `Overloaded`.
+    Nothing is counted if too many passwords wait to be checked (`Overloaded`): the client is told to come back.
+    One that has to wait for its next attempt is told so after a moment, as in `Passwords.place`. As for `ahead`, the
+    request's own unit of work must not have begun.
     """
     state = api_state(request)
-    state.passwords.check_room()
-    async with ahead(request) as counting:
-        attempt = await take(counting, Limits.of(state.settings))
     try:
-        yield attempt
-    except Overloaded:
-        # Others have filled the queue since: nothing was checked.
-        async with ahead(request) as counting:
-            await take_back(counting, attempt)
+        async with state.passwords.place():
+            async with ahead(request) as counting:
+                attempt = await take(counting, Limits.of(state.settings))
+            yield attempt
+    except TooManyAttempts:
+        await asyncio.sleep(state.passwords.refusal_delay)
         raise

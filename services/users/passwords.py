@@ -1,11 +1,17 @@
 """Password hashing with argon2id, off the event loop."""
 
+import asyncio
+import os
 import string
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from itertools import pairwise
 from typing import TypeVar
 
-from anyio import CapacityLimiter, to_thread
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
@@ -13,6 +19,9 @@ from services.errors import Fault, InvalidInput, Overloaded
 from services.settings import Settings
 
 ResultT = TypeVar("ResultT")
+
+_HAS_PLACE: ContextVar[bool] = ContextVar("has_place", default=False)
+_NICENESS = 10
 
 _DECORATION = f"{string.digits}{string.punctuation}{string.whitespace}"
 _MOST_DECORATION = 6
@@ -23,8 +32,12 @@ class Passwords:
     """Hashes and checks passwords in threads; argon2 releases the GIL, so the event loop is not blocked.
 
     At most `concurrent` run at a time, so that a burst of sign-ins cannot exhaust memory (`argon2_memory_kib` each).
-    At most `password_queue` wait: beyond that, `Overloaded` is raised at once, so that those who wait are served soon.
+    They run at a low priority: other requests and PostgreSQL, if it is on the same host, come first. At most
+    `password_queue` wait: beyond that, `Overloaded` is raised, so that those who wait are served soon.
     """
+
+    refusal_delay = 1.0
+    """Seconds until a request is told that there is no place for it, or that it has to wait for its next attempt."""
 
     def __init__(self, settings: Settings, concurrent: int = 2) -> None:
         # Imported here: it takes 13 MiB, and a worker, which imports this module, handles no passwords.
@@ -37,7 +50,7 @@ class Passwords:
             memory_cost=settings.argon2_memory_kib,
             parallelism=settings.argon2_parallelism,
         )
-        self._limiter = CapacityLimiter(concurrent)
+        self._threads = ThreadPoolExecutor(concurrent, "passwords", _give_way)
         self._most = concurrent + settings.password_queue
         self._taken = 0
         # Checked for an unknown address, so that response times do not reveal which addresses exist.
@@ -55,10 +68,27 @@ class Passwords:
     async def hash(self, password: str) -> str:
         return await self._in_thread(self._hasher.hash, password)
 
-    def check_room(self) -> None:
-        """Raises `Overloaded` if too many passwords wait to be hashed or checked."""
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """A place for a request whose passwords are hashed or checked within the block, once or several times.
+
+        It is taken before the request uses the database, so that a flood of sign-ins takes no connection away from
+        other requests. Raises `Overloaded` if none is free; not at once, because a client that floods the service
+        waits for that answer before sending the next request.
+        """
+        if _HAS_PLACE.get():
+            yield
+            return
         if self._taken >= self._most:
+            await asyncio.sleep(self.refusal_delay)
             raise Overloaded("too many people are signing in; send the request again")
+        self._taken += 1
+        token = _HAS_PLACE.set(True)
+        try:
+            yield
+        finally:
+            _HAS_PLACE.reset(token)
+            self._taken -= 1
 
     async def matches(self, hashed: str | None, password: str) -> bool:
         """Whether the password is correct. Takes equally long if there is no hash to compare with."""
@@ -86,15 +116,17 @@ class Passwords:
         return None
 
     async def _in_thread(self, work: Callable[..., ResultT], *arguments: str) -> ResultT:
-        self.check_room()
-        self._taken += 1
-        try:
-            return await to_thread.run_sync(work, *arguments, limiter=self._limiter)
-        finally:
-            self._taken -= 1
+        async with self.place():
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
     def _verify(self, hashed: str, password: str) -> bool:
         try:
             return self._hasher.verify(hashed, password)
         except (VerificationError, InvalidHashError):
             return False
+
+
+def _give_way() -> None:
+    """Lower the priority of this thread. Where it would be that of the whole process, leave it."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

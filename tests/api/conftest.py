@@ -24,6 +24,7 @@ async def api(settings: Settings, database: Database) -> AsyncIterator[Api]:
         app.router.lifespan_context(app),
         httpx2.AsyncClient(transport=transport, base_url="http://api.test") as client,
     ):
+        app.state.waybill.passwords.refusal_delay = 0.0
         yield Api(app, client, settings, database)
 
 

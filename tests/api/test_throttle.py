@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from unittest.mock import patch
 
 import httpx2
 import pytest
@@ -243,32 +244,41 @@ async def test_beyond_the_queue_a_sign_in_is_told_to_come_back_and_is_not_counte
     assert (await sign_in(api, user.email)).status_code == 200
 
 
-@pytest.fixture
-def filling(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Others fill the queue for argon2 after a request has found room, and before its password is checked."""
+async def test_attempts_wait_for_a_place_before_they_use_the_database(api: Api, user: User) -> None:
+    """A flood of sign-ins would otherwise take the connections away from other requests."""
     passwords: Passwords = api.app.state.waybill.passwords
-    check = passwords.check_room
+    passwords._most = 1
+    hashing, finish = asyncio.Event(), asyncio.Event()
 
-    def fill() -> None:
-        check()
-        passwords._taken = passwords._most
+    async def hold(*_: object) -> bool:
+        hashing.set()
+        await finish.wait()
+        return False
 
-    monkeypatch.setattr(passwords, "check_room", fill)
+    with patch.object(passwords, "matches", hold):
+        first = asyncio.create_task(sign_in(api, user.email))
+        await hashing.wait()
+        for _ in range(3):
+            assert_problem(await sign_in(api, user.email), 503, "overloaded")
+        confirmation = {"current_password": PASSWORD, "password": "a password of whales"}
+        assert_problem(await api.patch("/v1/users/me", by=user, version=1, json=confirmation), 503, "overloaded")
+        assert await api.scalar("SELECT sum(failures) FROM failed_attempts") == 2, "once by account, once by address"
+        finish.set()
+        assert (await first).status_code == 401
+    assert (await sign_in(api, user.email)).status_code == 200
 
 
-async def test_a_sign_in_for_which_there_is_no_room_any_more_is_not_counted(
-    api: Api, user: User, request: pytest.FixtureRequest
-) -> None:
-    assert await guess(api, user.email, FREE - 1) == [401] * (FREE - 1)
-    request.getfixturevalue("filling")
-    assert_problem(await sign_in(api, user.email), 503, "overloaded")
-    counted = "SELECT string_agg(concat_ws(' ', failures, locked_until <= now()), ', ') FROM failed_attempts"
-    assert await api.scalar(counted) == f"{FREE - 1} t, {FREE - 1} t", "what failed before still counts"
-
-
-async def test_a_confirmation_for_which_there_is_no_room_any_more_is_not_counted(
-    api: Api, user: User, filling: None
-) -> None:
-    wanted = {"current_password": PASSWORD, "password": "a password of whales"}
-    assert_problem(await api.patch("/v1/users/me", by=user, version=1, json=wanted), 503, "overloaded")
-    assert await api.scalar("SELECT sum(failures) FROM failed_attempts") == 0
+@pytest.mark.parametrize("locked", [False, True])
+async def test_whoever_is_refused_waits_for_the_answer(api: Api, user: User, locked: bool) -> None:
+    """Clients that send the next attempt as soon as they have an answer would otherwise keep the process busy."""
+    passwords: Passwords = api.app.state.waybill.passwords
+    if locked:
+        await guess(api, user.email, FREE)
+    else:
+        passwords._most = 0
+    passwords.refusal_delay = 3600.0
+    refused = asyncio.create_task(sign_in(api, user.email))
+    await asyncio.sleep(0.5)
+    assert not refused.done()
+    assert passwords._taken == 0, "whoever waits for a refusal keeps no place"
+    refused.cancel()

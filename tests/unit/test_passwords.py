@@ -1,6 +1,8 @@
 """Passwords are hashed with argon2id, off the event loop."""
 
 import asyncio
+import os
+import sys
 import threading
 from time import perf_counter
 
@@ -101,8 +103,25 @@ async def test_a_hash_of_other_parameters_is_outdated() -> None:
     assert Passwords(cheap(argon2_memory_kib=64)).outdated(hashed)
 
 
-async def test_beyond_the_queue_a_password_is_refused_at_once_and_those_who_wait_are_served() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own only on Linux")
+async def test_passwords_are_hashed_at_a_low_priority() -> None:
+    found = []
+
+    class Noting:
+        def hash(self, password: str) -> str:
+            found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+            return password
+
+    passwords = Passwords(cheap())
+    passwords._hasher = Noting()  # type: ignore[assignment]
+    await passwords.hash("x")
+    ours = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert found[0] > ours
+
+
+async def test_beyond_the_queue_a_password_is_refused_and_those_who_wait_are_served() -> None:
     passwords = Passwords(cheap(password_queue=3), concurrent=2)
+    passwords.refusal_delay = 0.0
     passwords._hasher = SlowHasher()  # type: ignore[assignment]
     hashing = [asyncio.create_task(passwords.hash(str(number))) for number in range(8)]
     await asyncio.wait(hashing, return_when=asyncio.FIRST_EXCEPTION)
