@@ -9,9 +9,10 @@ from fastapi.openapi.utils import get_openapi
 from redis.asyncio import Redis
 
 from services.analytics import open_analytics
-from services.api import health, metrics, problems
+from services.api import health, metrics, pages, problems
 from services.api.canary import Canary
 from services.api.groups import Groups
+from services.api.headers import Protection
 from services.api.middleware import RequestMiddleware
 from services.api.paths import look_up_paths
 from services.api.probe import open_probe
@@ -102,11 +103,21 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         summary="Orders and prepaid credits. Nothing lost, nothing counted twice.",
         lifespan=lifespan,
         redirect_slashes=False,
+        openapi_url="/openapi.json" if settings.http_docs else None,
+        docs_url=None,
+        redoc_url=None,
     )
-    app.add_middleware(RequestMiddleware, limit=settings.max_body_bytes, times=request_times)
+    app.add_middleware(
+        RequestMiddleware,
+        limit=settings.max_body_bytes,
+        times=request_times,
+        protection=Protection(settings.http_hsts),
+    )
     problems.install(app)
     app.include_router(health.router)
     app.include_router(metrics.router)
+    if settings.http_docs:
+        app.include_router(pages.router)
     # The busiest first: those whose paths have parameters are matched one after another.
     for domain in (
         orders,

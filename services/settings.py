@@ -110,6 +110,8 @@ class Settings(BaseSettings):
     http_write_timeout: Annotated[float, Field(ge=0.1, le=3600)] = 60.0
     http_keep_alive_timeout: Annotated[int, Field(ge=1, le=3600)] = 5
     max_body_bytes: Annotated[int, Field(ge=1024)] = 1_048_576
+    http_hsts: Annotated[int, Field(ge=0, le=63_072_000)] = 0
+    http_docs: bool = True
     group_commit: bool = True
     group_commit_size: Annotated[int, Field(ge=1, le=500)] = 64
     group_commit_wait: Annotated[float, Field(gt=0, le=60)] = 2.0

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.api.headers import Protection
 from services.api.methods import answer_head
 from services.api.problems import problem
 from services.api.request_times import RequestTimes
@@ -29,6 +30,8 @@ _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a
 class RequestMiddleware:
     """Gives each request an id and a trace context, limits its body, answers HEAD like GET, and measures its time.
 
+    Replies get the headers of `protection`.
+
     - `X-Request-Id` and `traceparent` are taken from the request if they are well formed; the reply carries the id.
     - A body of more than `limit` bytes is refused with 413, whether its length was announced or not. Starlette's own
       limit answers in plain text, and replaces the application's answer.
@@ -36,10 +39,11 @@ class RequestMiddleware:
     - A request that ends without a reply counts as a 5xx in the times.
     """
 
-    def __init__(self, app: ASGIApp, limit: int, times: RequestTimes) -> None:
+    def __init__(self, app: ASGIApp, limit: int, times: RequestTimes, protection: Protection) -> None:
         self._app = app
         self._limit = limit
         self._times = times
+        self._protection = protection
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -48,7 +52,7 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(receive, send, self._limit)
+        exchange = _Exchange(receive, send, self._limit, self._protection)
         started = time.perf_counter()
         try:
             await self._handle(scope, exchange)
@@ -103,9 +107,10 @@ class RequestMiddleware:
 class _Exchange:
     """A request and its reply: `receive` and `send` of the layers inside."""
 
-    __slots__ = ("_limit", "_receive", "_received", "_send", "request_id", "status")
+    __slots__ = ("_limit", "_protection", "_receive", "_received", "_send", "request_id", "status")
 
-    def __init__(self, receive: Receive, send: Send, limit: int) -> None:
+    def __init__(self, receive: Receive, send: Send, limit: int, protection: Protection) -> None:
+        self._protection = protection
         self._receive = receive
         self._send = send
         self._limit = limit
@@ -124,7 +129,12 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message["headers"], (b"x-request-id", self.request_id.encode())]
+            headers = message["headers"]
+            message["headers"] = [
+                *headers,
+                (b"x-request-id", self.request_id.encode()),
+                *self._protection.missing(headers),
+            ]
         await self._send(message)
 
 

@@ -16,6 +16,7 @@ from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
 
 from services.api import pressure
+from services.api.headers import PROTECTIVE
 from services.api.methods import allowed
 from services.database import not_committed, outcome_unknown
 from services.errors import (
@@ -245,8 +246,10 @@ def overloaded(request: Request) -> ProblemResponse:
 
 
 async def _on_unexpected(request: Request, error: Exception) -> ProblemResponse:
-    # This reply is sent outside the middleware that adds the id to every other reply.
-    headers = {"X-Request-Id": request_id} if (request_id := getattr(request.state, "request_id", None)) else {}
+    # This reply is sent outside the middleware that adds these headers to every other reply.
+    headers = dict(PROTECTIVE)
+    if request_id := getattr(request.state, "request_id", None):
+        headers["X-Request-Id"] = request_id
     if isinstance(error, MemoryError):
         pressure.out_of_memory()
         response = overloaded(request)

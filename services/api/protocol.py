@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from services.api import pressure
+from services.api.headers import PROTECTIVE
 from services.api.problems import MEDIA_TYPE, Problem
 from services.fields import new_id
 from services.settings import Settings
@@ -63,6 +64,7 @@ def refusal(status: int, code: str, detail: str, headers: Mapping[str, str] | No
         "content-length": str(len(body.encode())),
         "connection": "close",
         "x-request-id": request_id,
+        **PROTECTIVE,
         **(headers or {}),
     }
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
