@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from services.analytics import open_analytics
 from services.api import health, metrics, pages, problems
 from services.api.canary import Canary
+from services.api.declared import describe_scopes
 from services.api.groups import Groups
 from services.api.headers import Protection
 from services.api.middleware import RequestMiddleware
@@ -162,5 +163,6 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         problem = problems.Problem.model_json_schema(ref_template=template)
         problem.pop("$defs", None)
         schemas.update(Problem=problem, ProblemFault=fault)
+        describe_scopes(app, document)
         app.openapi_schema = document
     return app.openapi_schema

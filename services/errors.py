@@ -61,10 +61,12 @@ class Overloaded(DomainError):
     code = "overloaded"
 
 
+@dataclass
 class Forbidden(DomainError):
-    """The caller may not do this."""
+    """The caller may not do this. `scope` is the scope that the caller lacks, if that is why."""
 
-    code = "forbidden"
+    scope: str | None = None
+    code: ClassVar[str] = "forbidden"
 
 
 class ReplayForbidden(Forbidden):

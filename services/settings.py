@@ -103,6 +103,7 @@ class Settings(BaseSettings):
     argon2_memory_kib: Annotated[int, Field(ge=8)] = 19_456
     argon2_time_cost: Annotated[int, Field(ge=1)] = 2
     argon2_parallelism: Annotated[int, Field(ge=1)] = 1
+    customers_may_sell: bool = True
 
     http_max_connections: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     http_head_timeout: Annotated[float, Field(ge=0.1, le=3600)] = 10.0

@@ -12,17 +12,22 @@ from services.api.reads import LAG_HEADER, POSITION_HEADER, parse_position, show
 from services.api.rights import check_scope
 from services.api.state import ApiState, api_state
 from services.api.tokens import session_ended
-from services.errors import Forbidden, InvalidInput, Unauthenticated, VersionRequired
+from services.errors import InvalidInput, Unauthenticated, VersionRequired
 from services.fields import made_storable
 from services.query import Listing, PageQuery
 from services.replica import Position
 from services.totals import MAX_COUNTED, Count
 from services.unit_of_work import UnitOfWork
 from services.users.repository import SignedIn
-from services.users.rights import Role
+from services.users.rights import Scope
 from services.users.sessions import models
 
-_bearer = OAuth2PasswordBearer(tokenUrl="/v1/token", refreshUrl="/v1/token", auto_error=False)
+_bearer = OAuth2PasswordBearer(
+    tokenUrl="/v1/token",
+    refreshUrl="/v1/token",
+    scopes={scope.value: scope.meaning for scope in Scope},
+    auto_error=False,
+)
 _ETAG = re.compile(r'(?:W/)?"([1-9][0-9]{0,9})"', re.ASCII)
 
 
@@ -81,27 +86,20 @@ Only for routes that write nothing, and for nothing that decides, such as what t
 """
 
 
-async def _current_user(request: Request, token: Annotated[str | None, Depends(_bearer)]) -> SignedIn:
+async def current_user(request: Request, token: Annotated[str | None, Depends(_bearer)]) -> SignedIn:
+    """Who makes the request. Raises `Unauthenticated`, and `Forbidden` without the scope that the handler declares."""
     if token is None:
         raise Unauthenticated("an access token is required: Authorization: Bearer TOKEN")
-    uow: UnitOfWork = request.state.uow
-    user = await uow.users.signed_in(api_state(request).tokens.read(token))
+    state, uow = api_state(request), request.state.uow
+    user: SignedIn | None = await uow.users.signed_in(state.tokens.read(token))
     if user is None:
         raise session_ended()
-    check_scope(user, request.scope["endpoint"])
+    check_scope(user, request.scope["endpoint"], state.settings)
     return user
 
 
-CurrentUser = Annotated[SignedIn, Depends(_current_user)]
-
-
-async def _operator(user: CurrentUser) -> SignedIn:
-    if user.role is not Role.operator:
-        raise Forbidden("only operators may do this")
-    return user
-
-
-Operator = Annotated[SignedIn, Depends(_operator)]
+CurrentUser = Annotated[SignedIn, Depends(current_user)]
+"""The caller, who has the scope that the handler declares."""
 
 
 async def _if_match(

@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException
 from services.api import group_metrics as metrics
 from services.api.kept import ReplayStored, check_free, is_kept, kept_reply
 from services.api.problems import domain_problem, is_unavailable, outcome_unknown_problem, overloaded
+from services.api.rights import check_scope
 from services.api.tokens import session_ended
 from services.api.turns import Alone, Answered, Intent, Outcome, Replay, Turns
 from services.database import SessionFactory, outcome_unknown
@@ -279,6 +280,8 @@ class _Committer:
                 caller = callers.get(intent.caller)
                 if caller is None:
                     raise session_ended()
+                # First, as for a request that goes alone: a stored reply must not be shown without it either.
+                check_scope(caller, intent.request.scope["endpoint"], self._settings)
                 check_free(key, intent.key, caller.role)
                 free.append(intent)
             except ReplayStored as replay:

@@ -7,12 +7,14 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
 from services.api.canary import CanaryState
+from services.api.declared import DeclaredRoute
 from services.api.dependencies import State
 from services.api.probe import DatabaseState, RedisState
+from services.api.rights import public
 from services.replica import ReplicaState
 from services.startup import SchemaState
 
-router = APIRouter(tags=["health"])
+router = APIRouter(route_class=DeclaredRoute, tags=["health"])
 
 ClockState: TypeAlias = Literal["ok", "wrong"]
 ReplicaUse: TypeAlias = ReplicaState | Literal["none"]
@@ -45,6 +47,7 @@ class Readiness(BaseModel):
 
 
 @router.get("/healthz")
+@public
 async def read_health() -> Health:
     """Whether the process is alive."""
     return Health()
@@ -60,6 +63,7 @@ async def read_health() -> Health:
         }
     },
 )
+@public
 async def read_readiness(state: State, response: Response) -> Readiness:
     """Whether the process can serve requests. Answers within about 2 s, whatever hangs; answers are cached for 1 s."""
     database, redis = await asyncio.gather(state.probe.database(), state.probe.redis())

@@ -17,9 +17,11 @@ from sqlalchemy.pool import QueuePool
 
 from services.api import group_metrics, pressure
 from services.api.canary import Canary
+from services.api.declared import DeclaredRoute
 from services.api.dependencies import State
 from services.api.problems import responses
 from services.api.reads import Outcome, Reads
+from services.api.rights import public
 from services.api.state import ApiState
 from services.errors import NotFound, Unauthenticated
 from services.fields import now
@@ -38,7 +40,7 @@ _BACKLOG = {
     "dead_letters": ("waybill_dead_letters", "Events that used up their attempts, counted up to 10,000."),
 }
 
-router = APIRouter(tags=["health"])
+router = APIRouter(route_class=DeclaredRoute, tags=["health"])
 _bearer = HTTPBearer(auto_error=False, scheme_name="MetricsToken", description="`WAYBILL_METRICS_TOKEN`")
 
 
@@ -54,6 +56,7 @@ async def _scraped(state: State, given: Annotated[HTTPAuthorizationCredentials |
 
 
 @router.get("/metrics", response_class=PlainTextResponse, responses=responses(401, 404))
+@public
 async def read_metrics(state: Annotated[ApiState, Depends(_scraped)]) -> PlainTextResponse:
     """Metrics in Prometheus' text format: the database's gauges, the same in every process, and this process's own.
 

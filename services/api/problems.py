@@ -128,6 +128,9 @@ def domain_problem(request: Request, error: DomainError, members: Mapping[str, A
     headers = {}
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, Forbidden) and error.scope is not None:
+        # RFC 6750, section 3.1.
+        headers["WWW-Authenticate"] = f'Bearer error="insufficient_scope", scope="{error.scope}"'
     if isinstance(error, RequestInFlight | ReportsUnavailable | Overloaded):
         headers["Retry-After"] = "1"
     if isinstance(error, TooManyAttempts):

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from services.errors import Forbidden
+from services.settings import Settings
 from services.users.models import Caller
-from services.users.rights import Scope
+from services.users.rights import SELLING, Scope
 
 HandlerT = TypeVar("HandlerT", bound=Callable[..., Any])
 
@@ -37,8 +38,12 @@ def scope_of(handler: Callable[..., Any]) -> Scope | None:
     return scope
 
 
-def check_scope(caller: Caller, handler: Callable[..., Any]) -> None:
-    """Raises `Forbidden` unless the caller has the scope that the handler needs."""
-    scope: Scope | None = getattr(handler, _SCOPE, None)
-    if scope is not None and not caller.may(scope):
-        raise Forbidden(f"this needs the scope {scope.value}")
+def check_scope(caller: Caller, handler: Callable[..., Any], settings: Settings) -> None:
+    """Raises `Forbidden` unless the caller has the scope that the handler needs, and `LookupError` as `scope_of`."""
+    scope = scope_of(handler)
+    if scope is None:
+        return
+    if not caller.may(scope):
+        raise Forbidden(f"this needs the scope {scope.value}, which you do not have", scope=scope.value)
+    if scope is Scope.catalog_write and not settings.customers_may_sell and caller.role not in SELLING:
+        raise Forbidden("only sellers and operators may sell here; ask an admin for the role seller", scope=scope.value)

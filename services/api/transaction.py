@@ -9,12 +9,12 @@ from time import monotonic
 from typing import Any, TypeAlias
 
 from fastapi import Request, Response
-from fastapi.routing import APIRoute
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from services.api.declared import DeclaredRoute
 from services.api.groups import Kind
 from services.api.idempotency import Claim
 from services.api.intents import in_group, kind_of
@@ -40,7 +40,7 @@ class CommitFailed(Exception):
     """The work was done but could not be committed: the client did nothing wrong, so this is a 5xx."""
 
 
-class TransactionRoute(APIRoute):
+class TransactionRoute(DeclaredRoute):
     """A route whose handler runs inside `request.state.uow`.
 
     The reply is rendered, stored under the idempotency key if there is one, and the unit of work committed; only then

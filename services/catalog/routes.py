@@ -4,9 +4,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from services.api.dependencies import CurrentUser, IfMatch, Operator, ReplicaWork, Work, etag, page_of
+from services.api.dependencies import CurrentUser, IfMatch, ReplicaWork, Work, etag, page_of
 from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED
 from services.api.problems import responses
+from services.api.rights import needs, public
 from services.api.transaction import TransactionRoute
 from services.catalog import service
 from services.catalog.models import Category, Product
@@ -24,6 +25,7 @@ from services.catalog.schemas import (
 )
 from services.fields import Id, Text
 from services.query import Page, PageQuery, Rows
+from services.users.rights import Scope
 
 router = APIRouter(route_class=TransactionRoute, tags=["catalogue"])
 
@@ -40,8 +42,9 @@ Search = Annotated[
     dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
     responses=responses(400, 401, 403, 409, 413, 422),
 )
-async def create_category(wanted: CategoryCreate, _: Operator, response: Response, uow: Work) -> Category:
-    """Create a category. Operators only."""
+@needs(Scope.catalog_manage)
+async def create_category(wanted: CategoryCreate, _: CurrentUser, response: Response, uow: Work) -> Category:
+    """Create a category."""
     category = await service.create_category(uow, wanted)
     response.headers["Location"] = f"/v1/categories/{category.id}"
     response.headers["ETag"] = etag(category.version)
@@ -49,12 +52,14 @@ async def create_category(wanted: CategoryCreate, _: Operator, response: Respons
 
 
 @router.get("/categories", response_model=Page[CategoryPublic], responses=responses(400, 422))
+@public
 async def list_categories(page: Annotated[PageQuery, page_of(CATEGORIES)], uow: ReplicaWork) -> Rows[Category]:
     """List categories."""
     return await uow.categories.list_page(CATEGORIES, page)
 
 
 @router.get("/categories/{category_id}", response_model=CategoryPublic, responses=responses(404, 422))
+@public
 async def read_category(category_id: Id, response: Response, uow: Work) -> Category:
     """Get a category."""
     category = await service.get_category(uow, category_id)
@@ -67,18 +72,20 @@ async def read_category(category_id: Id, response: Response, uow: Work) -> Categ
     response_model=CategoryPublic,
     responses=responses(400, 401, 403, 404, 409, 412, 413, 422, 428),
 )
+@needs(Scope.catalog_manage)
 async def update_category(
-    category_id: Id, changes: CategoryUpdate, _: Operator, version: IfMatch, response: Response, uow: Work
+    category_id: Id, changes: CategoryUpdate, _: CurrentUser, version: IfMatch, response: Response, uow: Work
 ) -> Category:
-    """Rename a category. Operators only."""
+    """Rename a category."""
     category = await service.update_category(uow, category_id, changes, version)
     response.headers["ETag"] = etag(category.version)
     return category
 
 
 @router.delete("/categories/{category_id}", status_code=204, responses=responses(401, 403, 404, 409, 422))
-async def delete_category(category_id: Id, _: Operator, uow: Work) -> None:
-    """Delete a category without products, so that `restore` can bring it back. Operators only."""
+@needs(Scope.catalog_manage)
+async def delete_category(category_id: Id, _: CurrentUser, uow: Work) -> None:
+    """Delete a category without products, so that `restore` can bring it back."""
     await service.delete_category(uow, category_id)
 
 
@@ -88,8 +95,9 @@ async def delete_category(category_id: Id, _: Operator, uow: Work) -> None:
     dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
     responses=responses(400, 401, 403, 404, 409, 422),
 )
-async def restore_category(category_id: Id, _: Operator, response: Response, uow: Work) -> Category:
-    """Restore a deleted category. Operators only."""
+@needs(Scope.catalog_manage)
+async def restore_category(category_id: Id, _: CurrentUser, response: Response, uow: Work) -> Category:
+    """Restore a deleted category."""
     category = await service.restore_category(uow, category_id)
     response.headers["ETag"] = etag(category.version)
     return category
@@ -102,6 +110,7 @@ async def restore_category(category_id: Id, _: Operator, response: Response, uow
     dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
     responses=responses(400, 401, 403, 409, 413, 422),
 )
+@needs(Scope.catalog_write)
 async def create_product(wanted: ProductCreate, seller: CurrentUser, response: Response, uow: Work) -> Product:
     """Create a product that the caller sells."""
     product = await service.create_product(uow, seller.id, wanted)
@@ -111,6 +120,7 @@ async def create_product(wanted: ProductCreate, seller: CurrentUser, response: R
 
 
 @router.put("/products", responses=responses(400, 401, 409, 413, 422))
+@needs(Scope.catalog_write)
 async def upsert_products(wanted: ProductsUpsert, seller: CurrentUser, uow: Work) -> ProductsUpserted:
     """Create or change up to 1000 products that the caller sells, each by its `sku`, and set their stock; all or none.
 
@@ -120,6 +130,7 @@ async def upsert_products(wanted: ProductsUpsert, seller: CurrentUser, uow: Work
 
 
 @router.get("/products", response_model=Page[ProductPublic], responses=responses(400, 422))
+@public
 async def list_products(
     page: Annotated[PageQuery, page_of(PRODUCTS)], uow: ReplicaWork, search: Search = None
 ) -> Rows[Product]:
@@ -128,6 +139,7 @@ async def list_products(
 
 
 @router.get("/products/{product_id}", response_model=ProductPublic, responses=responses(404, 422))
+@public
 async def read_product(product_id: Id, response: Response, uow: Work) -> Product:
     """Get a product, active or not."""
     product = await service.get_product(uow, product_id)
@@ -140,6 +152,7 @@ async def read_product(product_id: Id, response: Response, uow: Work) -> Product
     response_model=ProductPublic,
     responses=responses(400, 401, 403, 404, 412, 413, 422, 428),
 )
+@needs(Scope.catalog_write)
 async def update_product(
     product_id: Id, changes: ProductUpdate, caller: CurrentUser, version: IfMatch, response: Response, uow: Work
 ) -> Product:
@@ -150,6 +163,7 @@ async def update_product(
 
 
 @router.delete("/products/{product_id}", status_code=204, responses=responses(401, 403, 404, 422))
+@needs(Scope.catalog_write)
 async def archive_product(product_id: Id, caller: CurrentUser, uow: Work) -> None:
     """Archive a product, for its seller and operators: it is off sale and hidden. Orders still show it."""
     await service.archive_product(uow, caller, product_id)
@@ -161,6 +175,7 @@ async def archive_product(product_id: Id, caller: CurrentUser, uow: Work) -> Non
     dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
     responses=responses(400, 401, 403, 404, 409, 422),
 )
+@needs(Scope.catalog_write)
 async def restore_product(product_id: Id, caller: CurrentUser, response: Response, uow: Work) -> Product:
     """Restore an archived product, for its seller and operators. It stays off sale until it is activated."""
     product = await service.restore_product(uow, caller, product_id)
@@ -174,6 +189,7 @@ async def restore_product(product_id: Id, caller: CurrentUser, response: Respons
     dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
     responses=responses(400, 401, 403, 404, 409, 413, 422),
 )
+@needs(Scope.catalog_write)
 async def change_stock(product_id: Id, change: StockUpdate, caller: CurrentUser, uow: Work) -> Product:
     """Add pieces to the stock of a product or remove them, for its seller and operators."""
     return await service.change_stock(uow, caller, product_id, change.change)

@@ -10,6 +10,7 @@ from services.api.groups import Kind
 from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED, IDEMPOTENCY_KEY_REQUIRED
 from services.api.intents import in_groups
 from services.api.problems import responses
+from services.api.rights import needs
 from services.api.transaction import TransactionRoute
 from services.orders import service
 from services.orders.export.routes import OfSide
@@ -20,6 +21,7 @@ from services.orders.refunds.repository import REFUNDS
 from services.orders.repository import ORDERS
 from services.orders.schemas import OrderCancel, OrderCreate, OrderDetail, OrderPublic, RefundCreate, RefundPublic, Side
 from services.query import Page, PageQuery, Rows
+from services.users.rights import Scope
 
 router = APIRouter(route_class=TransactionRoute, tags=["orders"])
 
@@ -50,6 +52,7 @@ _PLACING: Kind[OrderCreate, OrderPublic] = Kind(
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
     responses=responses(400, 401, 402, 403, 409, 413, 422),
 )
+@needs(Scope.orders_write)
 @in_groups(_PLACING)
 async def place_order(wanted: OrderCreate, buyer: CurrentUser, uow: Work, state: State) -> Response:
     """Place an order: `pending` if the caller's credits cover it, otherwise `awaiting_payment`, or 402 if requested."""
@@ -57,6 +60,7 @@ async def place_order(wanted: OrderCreate, buyer: CurrentUser, uow: Work, state:
 
 
 @router.get("/orders", response_model=Page[OrderPublic], responses=responses(400, 401, 403, 422))
+@needs(Scope.orders_read)
 async def list_orders(
     caller: CurrentUser,
     page: Annotated[PageQuery, page_of(ORDERS)],
@@ -68,6 +72,7 @@ async def list_orders(
 
 
 @router.get("/orders/{order_id}", response_model=OrderDetail, responses=responses(401, 404, 422))
+@needs(Scope.orders_read)
 async def read_order(order_id: UUID, caller: CurrentUser, response: Response, uow: Work) -> Order:
     """Get an order with its history, for its buyer, its sellers and operators."""
     order = await service.get(uow, caller, order_id)
@@ -81,6 +86,7 @@ async def read_order(order_id: UUID, caller: CurrentUser, response: Response, uo
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
     responses=responses(400, 401, 402, 403, 404, 409, 422),
 )
+@needs(Scope.orders_write)
 async def pay_order(order_id: UUID, buyer: CurrentUser, response: Response, uow: Work, state: State) -> Order:
     """Pay for an order that awaits payment."""
     order = await service.pay(uow, buyer, order_id, service.Patience.from_settings(state.settings))
@@ -94,6 +100,7 @@ async def pay_order(order_id: UUID, buyer: CurrentUser, response: Response, uow:
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
     responses=responses(400, 401, 402, 403, 404, 409, 413, 422),
 )
+@needs(Scope.orders_write)
 async def cancel_order(
     order_id: UUID, caller: CurrentUser, response: Response, uow: Work, wanted: OrderCancel | None = None
 ) -> Order:
@@ -110,12 +117,14 @@ async def cancel_order(
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
     responses=responses(400, 401, 402, 403, 404, 409, 413, 422),
 )
+@needs(Scope.sales_write)
 async def refund_order(order_id: UUID, wanted: RefundCreate, caller: CurrentUser, uow: Work) -> Refund:
     """Refund pieces of a paid order, for their sellers and operators. Without `lines`, refund all that is left."""
     return await service.refund(uow, caller, order_id, wanted)
 
 
 @router.get("/orders/{order_id}/refunds", response_model=Page[RefundPublic], responses=responses(400, 401, 404, 422))
+@needs(Scope.orders_read)
 async def list_refunds(
     order_id: UUID, caller: CurrentUser, page: Annotated[PageQuery, page_of(REFUNDS)], primary: Work, uow: ReplicaWork
 ) -> Rows[Refund]:
@@ -132,6 +141,7 @@ async def list_refunds(
     dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
     responses=responses(400, 401, 403, 404, 409, 422),
 )
+@needs(Scope.sales_write)
 async def fulfil_order(order_id: UUID, caller: CurrentUser, response: Response, uow: Work) -> Order:
     """Mark a confirmed order as shipped, for the seller of all its lines and operators."""
     order = await service.fulfil(uow, caller, order_id)

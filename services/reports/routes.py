@@ -16,6 +16,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from services.analytics import HOW_TO_TURN_ON, Analytics, AnalyticsWork, TablesMissing
 from services.api.dependencies import CurrentUser, State, Work
 from services.api.problems import responses
+from services.api.rights import needs
 from services.api.transaction import TransactionRoute
 from services.errors import ReportsOff, ReportsUnavailable
 from services.exports import begun
@@ -24,6 +25,7 @@ from services.logs import RateLimitedLogger
 from services.orders.days.schemas import OrderDayPublic
 from services.reports import service
 from services.reports.schemas import By, Period, Report, SalesRow, WaitRow
+from services.users.rights import Scope
 
 outage = RateLimitedLogger(logging.getLogger(__name__))
 
@@ -85,6 +87,7 @@ async def _reading(analytics: Analytics) -> AsyncIterator[AnalyticsWork]:
 
 
 @router.get("/sales", responses=_ANSWERS)
+@needs(Scope.reports_read)
 async def report_sales(
     wanted: Wanted,
     by: Grouping = [By.day],  # noqa: B006  (FastAPI copies it)
@@ -103,6 +106,7 @@ async def report_sales(
     response_class=StreamingResponse,
     responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}, **_ANSWERS},
 )
+@needs(Scope.reports_read)
 async def export_sales(
     wanted: Wanted,
     by: Grouping = [By.day],  # noqa: B006  (FastAPI copies it)
@@ -118,6 +122,7 @@ async def export_sales(
 
 
 @router.get("/statuses", responses=_ANSWERS)
+@needs(Scope.reports_read)
 async def report_statuses(wanted: Wanted) -> Report[OrderDayPublic]:
     """Report what became of orders on each day: how many were placed, confirmed, rejected and so on.
 
@@ -128,6 +133,7 @@ async def report_statuses(wanted: Wanted) -> Report[OrderDayPublic]:
 
 
 @router.get("/confirmation-times", responses=_ANSWERS)
+@needs(Scope.reports_read)
 async def report_confirmation_times(wanted: Wanted) -> Report[WaitRow]:
     """Report how long the orders that were confirmed on each day had waited since their credits were held."""
     async with _reading(wanted.analytics) as work:

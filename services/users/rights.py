@@ -1,7 +1,8 @@
 """Roles and scopes: who may do what.
 
 A scope is a right to call certain routes. A user has the scopes of their role; an API key has those of its own that its
-owner has as well. Scopes whose names end in `_all` or are for operators reach beyond what belongs to the caller.
+owner has as well. Scopes whose names end in `_all` or `manage` reach beyond what belongs to the caller: a route
+declares the scope for what is the caller's own, and its service asks for the other one.
 """
 
 from collections.abc import Mapping
@@ -28,63 +29,64 @@ class Role(StrEnum):
 
 
 class Scope(StrEnum):
-    """A right, which every route declares and an API key lists."""
+    """A right, which every route declares and an API key lists. Those to change something include no right to read."""
 
-    profile_read = "profile:read"
-    profile_write = "profile:write"
-    """Change the own profile, end own sessions, delete oneself."""
-    keys_read = "keys:read"
-    keys_write = "keys:write"
-    """Make, rotate and revoke own API keys."""
-    keys_rotate = "keys:rotate"
-    """Replace the API key that makes the request."""
-    orders_read = "orders:read"
-    orders_write = "orders:write"
-    """Place, pay and cancel own orders."""
-    sales_write = "sales:write"
-    """Fulfil and refund what the caller sold."""
-    credits_read = "credits:read"
-    credits_write = "credits:write"
-    """Move own credits."""
-    catalog_write = "catalog:write"
-    """Sell products: create and change them, and their stock."""
-    reports_read = "reports:read"
-    orders_read_all = "orders:read_all"
-    credits_read_all = "credits:read_all"
-    users_read = "users:read"
-    users_write = "users:write"
-    """Change, deactivate, delete and restore other users."""
-    reports_read_all = "reports:read_all"
-    orders_manage = "orders:manage"
-    """Cancel, fulfil and refund anyone's orders."""
-    catalog_manage = "catalog:manage"
-    """Change categories, and anyone's products and stock."""
-    corrections_read = "corrections:read"
-    corrections_write = "corrections:write"
-    """Request and decide adjustments, reverse transfers, and post and void anyone's holds."""
-    operations_read = "operations:read"
-    operations_write = "operations:write"
-    audit_read = "audit:read"
-    """Read the audit log, and recount the books."""
-    roles_write = "roles:write"
-    keys_manage = "keys:manage"
-    """List and revoke anyone's API keys."""
+    meaning: str
+    """What a caller with this scope may do."""
+
+    def __new__(cls, value: str, meaning: str) -> "Scope":
+        scope = str.__new__(cls, value)
+        scope._value_ = value
+        scope.meaning = meaning
+        return scope
+
+    profile_read = "profile:read", "Read the own profile and sessions."
+    profile_write = "profile:write", "Change the own profile, end own sessions, delete oneself."
+    keys_read = "keys:read", "List the own API keys."
+    keys_write = "keys:write", "Make, rotate and revoke own API keys."
+    keys_rotate = "keys:rotate", "Replace the API key that makes the request."
+    orders_read = "orders:read", "Read the own orders and sales, and export them."
+    orders_write = "orders:write", "Place, pay and cancel own orders."
+    sales_write = "sales:write", "Fulfil, cancel and refund what the caller sold."
+    credits_read = "credits:read", "Read the own account, statement and transfers."
+    credits_write = "credits:write", "Move own credits, and post and void holds for the caller."
+    catalog_write = "catalog:write", "Sell products: create and change them, and their stock."
+    reports_read = "reports:read", "Read reports of the own sales."
+    orders_read_all = "orders:read_all", "Read anyone's orders; extends `orders:read`."
+    credits_read_all = "credits:read_all", "Read anyone's transfers; extends `credits:read`."
+    users_read = "users:read", "Read other users."
+    users_write = "users:write", "Change, deactivate, delete and restore other users."
+    reports_read_all = "reports:read_all", "Read reports of all sales; extends `reports:read`."
+    orders_manage = (
+        "orders:manage",
+        "Cancel, fulfil and refund anyone's orders; extends `orders:write` and `sales:write`.",
+    )
+    catalog_manage = "catalog:manage", "Change categories, and anyone's products; extends `catalog:write`."
+    corrections_read = "corrections:read", "Read adjustments."
+    corrections_write = (
+        "corrections:write",
+        "Top up, adjust, close and reopen accounts, reverse transfers, and post and void anyone's holds.",
+    )
+    operations_read = "operations:read", "Read what waits and what failed, and the workers."
+    operations_write = "operations:write", "Pause, limit, replay and discard events."
+    audit_read = "audit:read", "Read audits and the audit log, and recount the books."
+    roles_write = "roles:write", "Give users roles, and change or delete users who may do more than the caller."
+    keys_manage = "keys:manage", "List and revoke anyone's API keys."
 
 
 _PERSON = frozenset({Scope.profile_read, Scope.profile_write, Scope.keys_read, Scope.keys_write, Scope.keys_rotate})
 _OWN_READS = frozenset({Scope.orders_read, Scope.credits_read, Scope.reports_read})
-_CUSTOMER = _PERSON | _OWN_READS | {Scope.orders_write, Scope.sales_write, Scope.credits_write}
+_CUSTOMER = _PERSON | _OWN_READS | {Scope.orders_write, Scope.sales_write, Scope.credits_write, Scope.catalog_write}
 _SUPPORT_READS = frozenset({Scope.orders_read_all, Scope.credits_read_all, Scope.users_read})
 _READS = _SUPPORT_READS | {Scope.reports_read_all, Scope.corrections_read, Scope.operations_read, Scope.audit_read}
 
 SCOPES: Mapping[Role, frozenset[Scope]] = {
     Role.customer: _CUSTOMER,
-    Role.seller: _CUSTOMER | {Scope.catalog_write},
+    Role.seller: _CUSTOMER,
     Role.support: _CUSTOMER | _SUPPORT_READS,
     Role.operator: _CUSTOMER
     | _READS
     | {
-        Scope.catalog_write,
         Scope.users_write,
         Scope.orders_manage,
         Scope.catalog_manage,
@@ -96,3 +98,6 @@ SCOPES: Mapping[Role, frozenset[Scope]] = {
     | {Scope.users_read, Scope.users_write, Scope.audit_read, Scope.roles_write, Scope.keys_manage},
 }
 """The scopes of each role."""
+
+SELLING = frozenset({Role.seller, Role.operator})
+"""The roles that can use `catalog:write` even if customers may not sell (`WAYBILL_CUSTOMERS_MAY_SELL`)."""

@@ -6,9 +6,10 @@ from fastapi import APIRouter, Request, Response
 from pydantic import SecretStr
 
 from services.api.attempts import counted
-from services.api.dependencies import CurrentUser, IfMatch, Operator, ReplicaWork, State, Work, etag, page_of
+from services.api.dependencies import CurrentUser, IfMatch, ReplicaWork, State, Work, etag, page_of
 from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED
 from services.api.problems import responses
+from services.api.rights import needs, public
 from services.api.state import ApiState
 from services.api.transaction import TransactionRoute, ahead
 from services.errors import Fault, InvalidInput
@@ -19,12 +20,14 @@ from services.users import service
 from services.users.attempts import service as attempts
 from services.users.models import User
 from services.users.repository import USERS, SignedIn
+from services.users.rights import Scope
 from services.users.schemas import Confirmation, UserAdminUpdate, UserCreate, UserPublic, UserUpdate
 
 router = APIRouter(route_class=TransactionRoute, tags=["users"])
 
 
 @router.post("/users", status_code=201, response_model=UserPublic, responses=responses(400, 409, 413, 422))
+@public
 async def register(wanted: UserCreate, response: Response, uow: Work, state: State) -> User:
     """Register. The new user gets an account without credits."""
     user = await service.register(uow, state.passwords, wanted)
@@ -34,6 +37,7 @@ async def register(wanted: UserCreate, response: Response, uow: Work, state: Sta
 
 
 @router.get("/users/me", response_model=UserPublic, responses=responses(401))
+@needs(Scope.profile_read)
 async def read_self(caller: CurrentUser, response: Response, uow: Work) -> User:
     """Get the signed-in user."""
     user = await service.get(uow, caller.id)
@@ -42,6 +46,7 @@ async def read_self(caller: CurrentUser, response: Response, uow: Work) -> User:
 
 
 @router.patch("/users/me", response_model=UserPublic, responses=responses(400, 401, 403, 409, 412, 413, 422, 428, 429))
+@needs(Scope.profile_write)
 async def update_self(
     request: Request,
     changes: UserUpdate,
@@ -60,6 +65,7 @@ async def update_self(
 
 
 @router.delete("/users/me", status_code=204, responses=responses(400, 401, 403, 409, 413, 422, 429))
+@needs(Scope.profile_write)
 async def delete_self(request: Request, given: Confirmation, user: CurrentUser, uow: Work, state: State) -> None:
     """Delete the signed-in user, who confirms it with their password. Their orders and credits stay on the books."""
     await _confirm(request, user, given.current_password, uow, state)
@@ -85,14 +91,16 @@ async def _confirm(
 
 
 @router.get("/users", response_model=Page[UserPublic], responses=responses(400, 401, 403, 422))
-async def list_users(_: Operator, page: Annotated[PageQuery, page_of(USERS)], uow: ReplicaWork) -> Rows[User]:
-    """List users. Operators only."""
+@needs(Scope.users_read)
+async def list_users(_: CurrentUser, page: Annotated[PageQuery, page_of(USERS)], uow: ReplicaWork) -> Rows[User]:
+    """List users."""
     return await uow.users.list_page(USERS, page)
 
 
 @router.get("/users/{user_id}", response_model=UserPublic, responses=responses(401, 403, 404, 422))
-async def read_user(user_id: Id, _: Operator, response: Response, uow: Work) -> User:
-    """Get a user. Operators only."""
+@needs(Scope.users_read)
+async def read_user(user_id: Id, _: CurrentUser, response: Response, uow: Work) -> User:
+    """Get a user."""
     user = await service.get(uow, user_id)
     response.headers["ETag"] = etag(user.version)
     return user
@@ -101,18 +109,20 @@ async def read_user(user_id: Id, _: Operator, response: Response, uow: Work) -> 
 @router.patch(
     "/users/{user_id}", response_model=UserPublic, responses=responses(400, 401, 403, 404, 409, 412, 413, 422, 428)
 )
+@needs(Scope.users_write)
 async def update_user(
-    user_id: Id, changes: UserAdminUpdate, operator: Operator, version: IfMatch, response: Response, uow: Work
+    user_id: Id, changes: UserAdminUpdate, operator: CurrentUser, version: IfMatch, response: Response, uow: Work
 ) -> User:
-    """Change a user's name, e-mail address or role, or whether they may sign in. Operators only."""
+    """Change a user's name, e-mail address or role, or whether they may sign in."""
     user = await service.update_as_operator(uow, operator, user_id, changes, version)
     response.headers["ETag"] = etag(user.version)
     return user
 
 
 @router.delete("/users/{user_id}", status_code=204, responses=responses(401, 403, 404, 409, 422))
-async def delete_user(user_id: Id, operator: Operator, uow: Work) -> None:
-    """Delete a user, so that `restore` can bring them back. Operators only."""
+@needs(Scope.users_write)
+async def delete_user(user_id: Id, operator: CurrentUser, uow: Work) -> None:
+    """Delete a user, so that `restore` can bring them back."""
     await service.delete_as_operator(uow, operator, user_id)
 
 
@@ -122,6 +132,7 @@ async def delete_user(user_id: Id, operator: Operator, uow: Work) -> None:
     dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
     responses=responses(400, 401, 403, 404, 409, 422),
 )
-async def restore_user(user_id: Id, _: Operator, uow: Work) -> User:
-    """Restore a deleted user. Operators only."""
+@needs(Scope.users_write)
+async def restore_user(user_id: Id, _: CurrentUser, uow: Work) -> User:
+    """Restore a deleted user."""
     return await service.restore(uow, user_id)

@@ -167,6 +167,38 @@ async def test_a_refusal_for_lack_of_permission_is_not_stored(api: Api) -> None:
     assert await api.scalar("SELECT count(*) FROM idempotency_keys WHERE key = 'k-1'") == 0
 
 
+async def test_a_caller_who_lost_the_scope_gets_neither_a_new_reply_nor_the_stored_one(api: Api) -> None:
+    """The scope is checked before the key is looked at: one with another body is not told that the key was used."""
+    buyer, seller, product = await api.shop()
+    transfer = {"to_user_id": seller.id, "amount": "1.00"}
+    sent = (
+        ("/v1/orders", "orders:write", order_of((product, 1)), order_of((product, 2))),
+        ("/v1/transfers", "credits:write", transfer, transfer | {"note": "other"}),
+    )
+    for path, _, body, _ in sent:
+        assert (await api.post(path, by=buyer, key="k-1", json=body)).status_code == 201
+    await api.execute("UPDATE users SET role = 'auditor' WHERE id = :id", id=buyer.id)
+    before = await api.everything()
+
+    for path, scope, body, other in sent:
+        for key, wanted in (("k-1", body), ("k-1", other), ("k-2", body)):
+            refused = await api.post(path, by=buyer, key=key, json=wanted, headers={"X-Request-Id": "r"})
+            problem = assert_problem(refused, 403, "forbidden")
+            assert problem == {
+                "type": "about:blank",
+                "title": "Forbidden",
+                "status": 403,
+                "code": "forbidden",
+                "detail": f"this needs the scope {scope}, which you do not have",
+                "request_id": "r",
+                "errors": [],
+            }
+            assert refused.headers["www-authenticate"] == f'Bearer error="insufficient_scope", scope="{scope}"'
+            assert "idempotency-replayed" not in refused.headers
+    assert await api.everything() == before
+    assert await api.scalar("SELECT count(*) FROM idempotency_keys") == 2
+
+
 async def test_a_hundred_simultaneous_posts_with_one_key_take_effect_once(api: Api) -> None:
     buyer, _, product = await api.shop()
     body = order_of((product, 1))

@@ -14,6 +14,7 @@ from services.app import create_app
 from services.cli.main import COMMANDS, load
 from services.errors import DomainError
 from services.settings import Environment, Settings
+from services.users.rights import Scope
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
@@ -98,6 +99,14 @@ def test_the_page_of_settings_is_what_env_example_says() -> None:
     assert set(re.findall(r"^`WAYBILL_(\w+)`: ", printed, re.MULTILINE)) == {
         name.upper() for name in Settings.model_fields
     }
+
+
+def test_the_page_of_roles_is_what_the_code_declares() -> None:
+    generator = ROOT / ".ci" / "roles_page.py"
+    printed = subprocess.run([sys.executable, generator], capture_output=True, text=True, check=True).stdout
+    run = ".venv/bin/python .ci/roles_page.py > docs/reference/roles.md"
+    assert (REFERENCE / "roles.md").read_text() == printed, f"run: {run}"
+    assert [scope for scope in Scope if printed.count(f"\n| `{scope.value}` | ") != 2] == []
 
 
 def commands(command: Any, name: str) -> list[str]:

@@ -5,9 +5,10 @@ from uuid import UUID
 
 from fastapi import APIRouter, Response
 
-from services.api.dependencies import Operator, ReplicaWork, State, Work, page_of
+from services.api.dependencies import CurrentUser, ReplicaWork, State, Work, page_of
 from services.api.idempotency import IDEMPOTENCY_KEY_REQUIRED
 from services.api.problems import responses
+from services.api.rights import needs
 from services.api.transaction import TransactionRoute
 from services.credits.corrections import service as corrections
 from services.credits.corrections.repository import ADJUSTMENTS
@@ -20,6 +21,7 @@ from services.credits.schemas import (
 )
 from services.credits.transfers.repository import TransferRow
 from services.query import Page, PageQuery
+from services.users.rights import Scope
 from services.users.schemas import UserSummary
 
 router = APIRouter(route_class=TransactionRoute, tags=["credits"])
@@ -32,10 +34,11 @@ router = APIRouter(route_class=TransactionRoute, tags=["credits"])
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
     responses=responses(400, 401, 402, 403, 404, 409, 413, 422),
 )
+@needs(Scope.corrections_write)
 async def reverse_transfer(
-    transfer_id: UUID, wanted: ReversalCreate, operator: Operator, response: Response, uow: Work
+    transfer_id: UUID, wanted: ReversalCreate, operator: CurrentUser, response: Response, uow: Work
 ) -> TransferRow:
-    """Reverse a posted transfer with another transfer. Operators only."""
+    """Reverse a posted transfer with another transfer."""
     reversal = await corrections.reverse(uow, operator, transfer_id, wanted.reason)
     response.headers["Location"] = f"/v1/transfers/{reversal.id}"
     return reversal
@@ -47,20 +50,22 @@ async def reverse_transfer(
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
     responses=responses(400, 401, 402, 403, 409, 413, 422),
 )
+@needs(Scope.corrections_write)
 async def create_adjustment(
-    wanted: AdjustmentCreate, operator: Operator, response: Response, uow: Work, state: State
+    wanted: AdjustmentCreate, operator: CurrentUser, response: Response, uow: Work, state: State
 ) -> AdjustmentPublic:
-    """Adjust a user's balance: immediately or, above a set amount, once a second operator approves. Operators only."""
+    """Adjust a user's balance: immediately or, above a set amount, once a second operator approves."""
     adjustment = await corrections.request(uow, operator, wanted, state.settings.adjustment_approval_above)
     response.headers["Location"] = f"/v1/adjustments/{adjustment.id}"
     return _public(adjustment)
 
 
 @router.get("/adjustments", responses=responses(400, 401, 403, 422))
+@needs(Scope.corrections_read)
 async def list_adjustments(
-    _: Operator, page: Annotated[PageQuery, page_of(ADJUSTMENTS)], uow: ReplicaWork
+    _: CurrentUser, page: Annotated[PageQuery, page_of(ADJUSTMENTS)], uow: ReplicaWork
 ) -> Page[AdjustmentPublic]:
-    """List all adjustments, newest first. Operators only."""
+    """List all adjustments, newest first."""
     found = await uow.adjustments.list_page(ADJUSTMENTS, page)
     return Page(
         data=[_public(one) for one in found.data],
@@ -71,8 +76,9 @@ async def list_adjustments(
 
 
 @router.get("/adjustments/{adjustment_id}", responses=responses(401, 403, 404, 422))
-async def read_adjustment(adjustment_id: UUID, _: Operator, uow: Work) -> AdjustmentPublic:
-    """Get an adjustment. Operators only."""
+@needs(Scope.corrections_read)
+async def read_adjustment(adjustment_id: UUID, _: CurrentUser, uow: Work) -> AdjustmentPublic:
+    """Get an adjustment."""
     return _public(await corrections.get(uow, adjustment_id))
 
 
@@ -81,7 +87,8 @@ async def read_adjustment(adjustment_id: UUID, _: Operator, uow: Work) -> Adjust
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
     responses=responses(400, 401, 402, 403, 404, 409, 422),
 )
-async def approve_adjustment(adjustment_id: UUID, operator: Operator, uow: Work) -> AdjustmentPublic:
+@needs(Scope.corrections_write)
+async def approve_adjustment(adjustment_id: UUID, operator: CurrentUser, uow: Work) -> AdjustmentPublic:
     """Approve a pending adjustment, for an operator other than the one who requested it."""
     return _public(await corrections.approve(uow, operator, adjustment_id))
 
@@ -91,7 +98,8 @@ async def approve_adjustment(adjustment_id: UUID, operator: Operator, uow: Work)
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
     responses=responses(400, 401, 403, 404, 409, 422),
 )
-async def reject_adjustment(adjustment_id: UUID, operator: Operator, uow: Work) -> AdjustmentPublic:
+@needs(Scope.corrections_write)
+async def reject_adjustment(adjustment_id: UUID, operator: CurrentUser, uow: Work) -> AdjustmentPublic:
     """Reject a pending adjustment, for an operator other than the one who requested it."""
     return _public(await corrections.reject(uow, operator, adjustment_id))
 

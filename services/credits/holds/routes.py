@@ -8,10 +8,12 @@ from fastapi import APIRouter, Response
 from services.api.dependencies import CurrentUser, State, Work
 from services.api.idempotency import IDEMPOTENCY_KEY_REQUIRED
 from services.api.problems import responses
+from services.api.rights import needs
 from services.api.transaction import TransactionRoute
 from services.credits.holds import service as holds
 from services.credits.schemas import HoldCreate, HoldPost, TransferDetail
 from services.credits.transfers.repository import TransferRow
+from services.users.rights import Scope
 
 router = APIRouter(route_class=TransactionRoute, tags=["credits"])
 
@@ -23,6 +25,7 @@ router = APIRouter(route_class=TransactionRoute, tags=["credits"])
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
     responses=responses(400, 401, 402, 403, 409, 413, 422),
 )
+@needs(Scope.credits_write)
 async def create_hold(
     wanted: HoldCreate, payer: CurrentUser, response: Response, uow: Work, state: State
 ) -> TransferRow:
@@ -39,6 +42,7 @@ async def create_hold(
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
     responses=responses(400, 401, 403, 404, 409, 413, 422),
 )
+@needs(Scope.credits_write)
 async def post_transfer(
     transfer_id: UUID, caller: CurrentUser, uow: Work, wanted: HoldPost | None = None
 ) -> TransferRow:
@@ -52,6 +56,7 @@ async def post_transfer(
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
     responses=responses(400, 401, 403, 404, 409, 422),
 )
+@needs(Scope.credits_write)
 async def void_transfer(transfer_id: UUID, caller: CurrentUser, uow: Work) -> TransferRow:
     """Void a pending transfer and release its credits, for its recipient and operators."""
     return await holds.void(uow, caller, transfer_id)

@@ -2,20 +2,23 @@
 
 from fastapi import APIRouter
 
-from services.api.dependencies import CurrentUser, Operator, Work
+from services.api.dependencies import CurrentUser, Work
 from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED, IDEMPOTENCY_KEY_REQUIRED
 from services.api.problems import responses
+from services.api.rights import needs
 from services.api.transaction import TransactionRoute
 from services.credits.ledger import service
 from services.credits.models import Account, Transfer
 from services.credits.schemas import AccountPublic, AccountStatus, TopUpCreate, TransferPublic
 from services.fields import Id
+from services.users.rights import Scope
 from services.users.schemas import UserSummary
 
 router = APIRouter(route_class=TransactionRoute, tags=["credits"])
 
 
 @router.get("/accounts/me", responses=responses(401))
+@needs(Scope.credits_read)
 async def read_account(user: CurrentUser, uow: Work) -> AccountPublic:
     """Get the caller's account."""
     account = await service.account_of(uow, user.id)
@@ -35,8 +38,9 @@ async def read_account(user: CurrentUser, uow: Work) -> AccountPublic:
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
     responses=responses(400, 401, 403, 409, 413, 422),
 )
-async def create_top_up(wanted: TopUpCreate, _: Operator, uow: Work) -> Transfer:
-    """Issue credits to a user. Operators only."""
+@needs(Scope.corrections_write)
+async def create_top_up(wanted: TopUpCreate, _: CurrentUser, uow: Work) -> Transfer:
+    """Issue credits to a user."""
     return await service.top_up(uow, wanted)
 
 
@@ -45,8 +49,9 @@ async def create_top_up(wanted: TopUpCreate, _: Operator, uow: Work) -> Transfer
     dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
     responses=responses(400, 401, 403, 404, 409, 422),
 )
-async def close_account(user_id: Id, _: Operator, uow: Work) -> AccountStatus:
-    """Close a user's account that holds no credits: it can neither send nor receive. Operators only."""
+@needs(Scope.corrections_write)
+async def close_account(user_id: Id, _: CurrentUser, uow: Work) -> AccountStatus:
+    """Close a user's account that holds no credits: it can neither send nor receive."""
     return _status(await service.close_account(uow, user_id))
 
 
@@ -55,8 +60,9 @@ async def close_account(user_id: Id, _: Operator, uow: Work) -> AccountStatus:
     dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
     responses=responses(400, 401, 403, 404, 409, 422),
 )
-async def reopen_account(user_id: Id, _: Operator, uow: Work) -> AccountStatus:
-    """Reopen a closed account: it can send and receive again. Operators only."""
+@needs(Scope.corrections_write)
+async def reopen_account(user_id: Id, _: CurrentUser, uow: Work) -> AccountStatus:
+    """Reopen a closed account: it can send and receive again."""
     return _status(await service.reopen_account(uow, user_id))
 
 

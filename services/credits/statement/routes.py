@@ -7,6 +7,7 @@ from fastapi.responses import StreamingResponse
 
 from services.api.dependencies import CurrentUser, ReplicaWork, State, Work, filters_of, page_of
 from services.api.problems import responses
+from services.api.rights import needs
 from services.api.transaction import TransactionRoute
 from services.credits.ledger import service
 from services.credits.models import Entry
@@ -15,11 +16,13 @@ from services.credits.statement.repository import ENTRIES
 from services.credits.statement.service import statement_csv
 from services.exports import begun
 from services.query import Page, PageQuery, Rows
+from services.users.rights import Scope
 
 router = APIRouter(route_class=TransactionRoute, tags=["credits"])
 
 
 @router.get("/accounts/me/statement", response_model=Page[EntryPublic], responses=responses(400, 401, 422))
+@needs(Scope.credits_read)
 async def read_statement(
     user: CurrentUser, page: Annotated[PageQuery, page_of(ENTRIES)], uow: ReplicaWork
 ) -> Rows[Entry]:
@@ -32,6 +35,7 @@ async def read_statement(
     response_class=StreamingResponse,
     responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}, **responses(400, 401, 422)},
 )
+@needs(Scope.credits_read)
 async def export_statement(
     user: CurrentUser,
     uow: Work,

@@ -11,6 +11,7 @@ from services.api.groups import Kind
 from services.api.idempotency import IDEMPOTENCY_KEY_REQUIRED, forget_key
 from services.api.intents import in_groups
 from services.api.problems import domain_problem, responses
+from services.api.rights import needs
 from services.api.transaction import TransactionRoute
 from services.credits.ledger.rules import Posting
 from services.credits.models import TransferKind, TransferState
@@ -32,6 +33,7 @@ from services.credits.transfers.planning import Outcome
 from services.credits.transfers.repository import TransferRow
 from services.credits.transfers.service import Transferred
 from services.errors import DomainError
+from services.users.rights import Scope
 
 router = APIRouter(route_class=TransactionRoute, tags=["credits"])
 
@@ -66,6 +68,7 @@ _TRANSFERRING: Kind[TransferCreate, Transferred] = Kind(
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
     responses=responses(400, 401, 402, 403, 409, 413, 422),
 )
+@needs(Scope.credits_write)
 @in_groups(_TRANSFERRING)
 async def create_transfer(wanted: TransferCreate, sender: CurrentUser, request: Request, uow: Work) -> Response:
     """Move the caller's credits to another user. A dry run returns 200."""
@@ -85,6 +88,7 @@ async def create_transfer(wanted: TransferCreate, sender: CurrentUser, request: 
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
     responses=responses(400, 401, 402, 403, 409, 413, 422),
 )
+@needs(Scope.credits_write)
 async def create_transfers(
     wanted: TransferBatchCreate, sender: CurrentUser, request: Request, uow: Work
 ) -> TransferBatchReply | Response:
@@ -106,6 +110,7 @@ async def create_transfers(
 
 
 @router.get("/transfers/{transfer_id}", response_model=TransferDetail, responses=responses(401, 404, 422))
+@needs(Scope.credits_read)
 async def read_transfer(transfer_id: UUID, caller: CurrentUser, uow: Work) -> TransferRow:
     """Get a transfer, for its payer, its recipient and operators."""
     return await transfers.get(uow, caller, transfer_id)

@@ -5,9 +5,10 @@ from uuid import UUID
 
 from fastapi import APIRouter, Path, Query
 
-from services.api.dependencies import Operator, ReplicaWork, Work, page_of
+from services.api.dependencies import CurrentUser, ReplicaWork, Work, page_of
 from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED
 from services.api.problems import responses
+from services.api.rights import needs
 from services.api.transaction import TransactionRoute
 from services.errors import InvalidInput, NotFound
 from services.fields import Id
@@ -29,6 +30,7 @@ from services.outbox.models import DeadLetter, OutboxRow
 from services.query import Page, PageQuery, Rows
 from services.subscriptions import SUBSCRIPTIONS
 from services.users.repository import SignedIn
+from services.users.rights import Scope
 
 router = APIRouter(route_class=TransactionRoute, tags=["operations"], prefix="/operations")
 
@@ -42,38 +44,44 @@ EventType = Annotated[Short, Path(description="An event type, such as `order.pla
 
 
 @router.get("/types", responses=responses(401, 403))
-async def list_types(_: Operator, uow: Work) -> list[TypeState]:
+@needs(Scope.operations_read)
+async def list_types(_: CurrentUser, uow: Work) -> list[TypeState]:
     """List event types with their backlog, pauses, limits, dead letters and live workers. Counts stop at 10,000."""
     return await control.types(uow)
 
 
 @router.post("/types/{event_type}/pause", status_code=204, dependencies=_ONCE, responses=_ACT_ON_ONE)
-async def pause_type(event_type: EventType, wanted: Because, user: Operator, uow: Work) -> None:
+@needs(Scope.operations_write)
+async def pause_type(event_type: EventType, wanted: Because, user: CurrentUser, uow: Work) -> None:
     """Stop claiming events of this type. Batches that are already claimed are finished."""
     await control.pause(uow, event_type, _by(user, wanted))
 
 
 @router.post("/types/{event_type}/resume", status_code=204, dependencies=_ONCE, responses=_ACT_ON_ONE)
-async def resume_type(event_type: EventType, wanted: Because, user: Operator, uow: Work) -> None:
+@needs(Scope.operations_write)
+async def resume_type(event_type: EventType, wanted: Because, user: CurrentUser, uow: Work) -> None:
     """Claim events of this type again."""
     await control.pause(uow, event_type, _by(user, wanted), paused=False)
 
 
 @router.post("/types/{event_type}/limit", status_code=204, dependencies=_ONCE, responses=_ACT_ON_ONE)
-async def limit_type(event_type: EventType, wanted: LimitChange, user: Operator, uow: Work) -> None:
+@needs(Scope.operations_write)
+async def limit_type(event_type: EventType, wanted: LimitChange, user: CurrentUser, uow: Work) -> None:
     """Limit how many transactions of all workers process this type at the same time."""
     await control.limit(uow, event_type, wanted.max_batches, _by(user, wanted))
 
 
 @router.get("/workers", responses=responses(401, 403))
-async def list_workers(_: Operator, uow: Work) -> list[WorkerState]:
+@needs(Scope.operations_read)
+async def list_workers(_: CurrentUser, uow: Work) -> list[WorkerState]:
     """List worker processes, as each last reported; `complaint` is null if a worker is healthy."""
     return await control.workers(uow)
 
 
 @router.get("/why", responses=_READ_ONE)
+@needs(Scope.operations_read)
 async def explain_wait(
-    _: Operator,
+    _: CurrentUser,
     uow: Work,
     event_id: Annotated[UUID | None, Query(description="An event's id, or the id of an aggregate.")] = None,
     position: Annotated[Id | None, Query()] = None,
@@ -91,8 +99,9 @@ async def explain_wait(
 
 
 @router.get("/dead-letter-groups", responses=_READ)
+@needs(Scope.operations_read)
 async def list_groups(
-    _: Operator,
+    _: CurrentUser,
     uow: ReplicaWork,
     type: Annotated[Short | None, Query()] = None,  # noqa: A002  (the name of the parameter)
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
@@ -102,15 +111,17 @@ async def list_groups(
 
 
 @router.get("/dead-letters", response_model=Page[DeadLetterPublic], responses=_READ)
+@needs(Scope.operations_read)
 async def list_dead_letters(
-    _: Operator, page: Annotated[PageQuery, page_of(DEAD_LETTERS)], uow: ReplicaWork
+    _: CurrentUser, page: Annotated[PageQuery, page_of(DEAD_LETTERS)], uow: ReplicaWork
 ) -> Rows[DeadLetter]:
     """List dead letters, oldest first."""
     return await uow.control.dead_letters(page)
 
 
 @router.get("/dead-letters/{position}", responses=_READ_ONE)
-async def read_dead_letter(position: Id, _: Operator, uow: Work) -> DeadLetterDetail:
+@needs(Scope.operations_read)
+async def read_dead_letter(position: Id, _: CurrentUser, uow: Work) -> DeadLetterDetail:
     """Get a dead letter with its full error, its history and its payload."""
     found = await uow.control.dead_letter(position)
     if found is None:
@@ -119,7 +130,8 @@ async def read_dead_letter(position: Id, _: Operator, uow: Work) -> DeadLetterDe
 
 
 @router.post("/replay", dependencies=_ONCE, responses=_ACT)
-async def replay_dead_letters(wanted: LettersWanted, user: Operator, uow: Work) -> Slice:
+@needs(Scope.operations_write)
+async def replay_dead_letters(wanted: LettersWanted, user: CurrentUser, uow: Work) -> Slice:
     """Put up to `limit` dead letters back into the outbox. If `more` is true, repeat with `after` set to `last`."""
     return await control.replay(
         uow, wanted.selection(), _by(user, wanted), after=wanted.after, limit=wanted.limit, dry_run=wanted.dry_run
@@ -127,7 +139,8 @@ async def replay_dead_letters(wanted: LettersWanted, user: Operator, uow: Work) 
 
 
 @router.post("/discard", dependencies=_ONCE, responses=_ACT)
-async def discard_dead_letters(wanted: LettersWanted, user: Operator, uow: Work) -> Slice:
+@needs(Scope.operations_write)
+async def discard_dead_letters(wanted: LettersWanted, user: CurrentUser, uow: Work) -> Slice:
     """Discard up to `limit` dead letters permanently; events blocked behind them continue. A reason is required.
 
     An order whose `order.placed` is discarded is cancelled.
@@ -144,19 +157,22 @@ async def discard_dead_letters(wanted: LettersWanted, user: Operator, uow: Work)
 
 
 @router.post("/waiting/{position}/retry-now", status_code=204, dependencies=_ONCE, responses=_ACT_ON_ONE)
-async def retry_waiting_now(position: Id, wanted: Because, user: Operator, uow: Work) -> None:
+@needs(Scope.operations_write)
+async def retry_waiting_now(position: Id, wanted: Because, user: CurrentUser, uow: Work) -> None:
     """Make a waiting event due now: one that failed, that no worker knew, or that was deferred."""
     await control.retry_now(uow, position, _by(user, wanted))
 
 
 @router.post("/waiting/{position}/bury", status_code=204, dependencies=_ONCE, responses=_ACT_ON_ONE)
-async def bury_waiting(position: Id, wanted: Because, user: Operator, uow: Work) -> None:
+@needs(Scope.operations_write)
+async def bury_waiting(position: Id, wanted: Because, user: CurrentUser, uow: Work) -> None:
     """Turn a waiting event into a dead letter; later events of its aggregate wait until it is replayed or discarded."""
     await control.bury_waiting(uow, position, _by(user, wanted))
 
 
 @router.post("/waiting/{position}/discard", status_code=204, dependencies=_ONCE, responses=_ACT_ON_ONE)
-async def discard_waiting(position: Id, wanted: Because, user: Operator, uow: Work) -> None:
+@needs(Scope.operations_write)
+async def discard_waiting(position: Id, wanted: Because, user: CurrentUser, uow: Work) -> None:
     """Discard a waiting event permanently; events that waited behind it can proceed. Requires a reason.
 
     An order whose `order.placed` is discarded is cancelled.
@@ -165,15 +181,17 @@ async def discard_waiting(position: Id, wanted: Because, user: Operator, uow: Wo
 
 
 @router.get("/deferred", response_model=Page[DeferredPublic], responses=_READ)
+@needs(Scope.operations_read)
 async def list_deferred(
-    _: Operator, page: Annotated[PageQuery, page_of(DEFERRED)], uow: ReplicaWork
+    _: CurrentUser, page: Annotated[PageQuery, page_of(DEFERRED)], uow: ReplicaWork
 ) -> Rows[OutboxRow]:
     """List deferred events."""
     return await uow.control.deferred(page)
 
 
 @router.post("/deferred/{event_id}/cancel", status_code=204, dependencies=_ONCE, responses=_ACT_ON_ONE)
-async def cancel_deferred(event_id: UUID, wanted: Because, user: Operator, uow: Work) -> None:
+@needs(Scope.operations_write)
+async def cancel_deferred(event_id: UUID, wanted: Because, user: CurrentUser, uow: Work) -> None:
     """Cancel a deferred event that has not been attempted yet."""
     await control.cancel_or_refuse(uow, event_id, _by(user, wanted), SUBSCRIPTIONS)
 

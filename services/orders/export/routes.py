@@ -7,6 +7,7 @@ from fastapi.responses import StreamingResponse
 
 from services.api.dependencies import CurrentUser, State, Work, filters_of
 from services.api.problems import responses
+from services.api.rights import needs
 from services.api.transaction import TransactionRoute
 from services.exports import begun
 from services.orders.export.service import Format, export, of_side
@@ -14,6 +15,7 @@ from services.orders.repository import ORDERS
 from services.orders.schemas import Side
 from services.unit_of_work import UnitOfWork
 from services.users.repository import SignedIn
+from services.users.rights import Scope
 
 router = APIRouter(route_class=TransactionRoute, tags=["orders"])
 
@@ -32,6 +34,7 @@ def _content(media_type: str) -> dict[int | str, dict[str, object]]:
     response_class=StreamingResponse,
     responses={**_content("text/csv"), **responses(400, 401, 403, 422)},
 )
+@needs(Scope.orders_read)
 async def export_orders_as_csv(
     caller: CurrentUser,
     uow: Work,
@@ -48,6 +51,7 @@ async def export_orders_as_csv(
     response_class=StreamingResponse,
     responses={**_content("application/x-ndjson"), **responses(400, 401, 403, 422)},
 )
+@needs(Scope.orders_read)
 async def export_orders_as_json(
     caller: CurrentUser,
     uow: Work,

@@ -9,10 +9,12 @@ from pydantic import SecretStr
 from services.api.attempts import counted
 from services.api.dependencies import CurrentUser, Device, State, Work
 from services.api.problems import domain_problem, responses
+from services.api.rights import needs, public
 from services.api.transaction import TransactionRoute
 from services.errors import Fault, InvalidInput, Unauthenticated
 from services.fields import storable
 from services.users.attempts import service as attempts
+from services.users.rights import Scope
 from services.users.sessions import service
 from services.users.sessions.schemas import Grant, Sessions, Token, TokenRequest
 from services.users.sessions.service import Lifetimes, Reused
@@ -21,6 +23,7 @@ router = APIRouter(route_class=TransactionRoute, tags=["sessions"])
 
 
 @router.post("/token", response_model=Token, responses=responses(400, 401, 413, 422, 429, 503))
+@public
 async def create_token(
     form: Annotated[TokenRequest, Form()], request: Request, response: Response, device: Device, uow: Work, state: State
 ) -> Token | Response:
@@ -61,24 +64,28 @@ def _required(name: str, value: str | SecretStr | None) -> str:
 
 
 @router.get("/sessions", responses=responses(401))
+@needs(Scope.profile_read)
 async def list_sessions(caller: CurrentUser, uow: Work) -> Sessions:
     """List where the caller is signed in, the last used first."""
     return await service.sessions_of(uow, caller)
 
 
 @router.delete("/sessions/current", status_code=204, responses=responses(401))
+@needs(Scope.profile_write)
 async def sign_out(caller: CurrentUser, uow: Work) -> None:
     """Sign out: end the session of this request. Its tokens are invalid at once."""
     await service.sign_out(uow, caller, caller.session_id)
 
 
 @router.delete("/sessions/{session_id}", status_code=204, responses=responses(401, 404, 422))
+@needs(Scope.profile_write)
 async def end_session(session_id: UUID, caller: CurrentUser, uow: Work) -> None:
     """End one of the caller's sessions. Its tokens are invalid at once."""
     await service.sign_out(uow, caller, session_id)
 
 
 @router.delete("/sessions", status_code=204, responses=responses(401))
+@needs(Scope.profile_write)
 async def end_all_sessions(caller: CurrentUser, uow: Work) -> None:
     """Sign out everywhere: end all of the caller's sessions, including this one."""
     await service.sign_out_everywhere(uow, caller)

@@ -1,0 +1,49 @@
+"""Routes whose handlers declare who may call them. There is no other kind."""
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute, iter_route_contexts
+
+from services.api.dependencies import current_user
+from services.api.problems import responses
+from services.api.rights import scope_of
+
+
+class DeclaredRoute(APIRoute):
+    """A route whose handler declares the scope that its callers need, or that it is public.
+
+    Raises `LookupError` for a handler that declares neither, or whose declaration nothing checks.
+    """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **more: Any) -> None:
+        scope = scope_of(endpoint)
+        if scope is not None:
+            more["responses"] = {**responses(401, 403), **(more.get("responses") or {})}
+        super().__init__(path, endpoint, **more)
+        checked = _takes_caller(self.dependant)
+        if scope is not None and not checked:
+            raise LookupError(f"{endpoint.__qualname__} needs the scope {scope.value}: it must take a CurrentUser")
+        if scope is None and checked:
+            raise LookupError(f"{endpoint.__qualname__} is @public, so it cannot take a CurrentUser")
+
+
+def _takes_caller(dependant: Dependant) -> bool:
+    return any(one.call is current_user or _takes_caller(one) for one in dependant.dependencies)
+
+
+def describe_scopes(app: FastAPI, document: dict[str, Any]) -> None:
+    """Let the OpenAPI document say which scope each operation needs, as its handler declares it."""
+    for context in iter_route_contexts(app.routes):
+        route = context.original_route
+        if not isinstance(route, DeclaredRoute) or not context.include_in_schema:
+            continue
+        scope = scope_of(route.endpoint)
+        if scope is None:
+            continue
+        for method in context.methods or ():
+            operation = document["paths"][context.path_format][method.lower()]
+            operation["security"] = [{name: [scope.value] for name in one} for one in operation["security"]]
+            operation["description"] += f"\n\nNeeds the scope `{scope.value}`."
