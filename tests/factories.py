@@ -79,6 +79,11 @@ async def make_operator(database: Database) -> User:
     return await make_user(database, role=Role.operator, full_name="Test Operator")
 
 
+async def make_admin(database: Database) -> User:
+    """A user with the admin's role, without credits."""
+    return await make_user(database, role=Role.admin, full_name="Test Admin")
+
+
 async def make_category(database: Database, name: str | None = None) -> Category:
     async with database.write() as session:
         category = Category(name=name or f"Category {next(_numbers)}")

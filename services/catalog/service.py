@@ -177,9 +177,9 @@ async def restore_product(uow: UnitOfWork, caller: Caller, product_id: int) -> P
     Raises `Conflict` if its category has been deleted since.
     """
     product = await uow.products.get_deleted(product_id)
-    if product is None:
-        raise NotFound(f"there is no archived product {product_id}")
-    _may_manage(caller, product)
+    # Nobody else can see it, so nobody else learns that it exists.
+    if product is None or not _manages(caller, product):
+        raise NotFound(f"there is no archived product {product_id} that you may restore")
     if await uow.categories.get(product.category_id, lock=Lock.keep) is None:
         raise Conflict(f"category {product.category_id} of this product is deleted; restore the category first")
     await uow.products.restore(product)
@@ -201,8 +201,12 @@ async def change_stock(uow: UnitOfWork, caller: Caller, product_id: int, pieces:
     return await uow.products.refreshed(product)
 
 
+def _manages(caller: Caller, product: Product) -> bool:
+    return caller.id == product.seller_id or caller.may(Scope.catalog_manage)
+
+
 def _may_manage(caller: Caller, product: Product) -> None:
-    if caller.id != product.seller_id and not caller.may(Scope.catalog_manage):
+    if not _manages(caller, product):
         raise Forbidden(f"product {product.id} is sold by someone else")
 
 

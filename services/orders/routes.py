@@ -74,7 +74,7 @@ async def list_orders(
 @router.get("/orders/{order_id}", response_model=OrderDetail, responses=responses(401, 404, 422))
 @needs(Scope.orders_read)
 async def read_order(order_id: UUID, caller: CurrentUser, response: Response, uow: Work) -> Order:
-    """Get an order with its history, for its buyer, its sellers and operators."""
+    """Get an order with its history, for its buyer, its sellers and callers with `orders:read_all`."""
     order = await service.get(uow, caller, order_id)
     response.headers["ETag"] = etag(order.version)
     return order
@@ -128,7 +128,7 @@ async def refund_order(order_id: UUID, wanted: RefundCreate, caller: CurrentUser
 async def list_refunds(
     order_id: UUID, caller: CurrentUser, page: Annotated[PageQuery, page_of(REFUNDS)], primary: Work, uow: ReplicaWork
 ) -> Rows[Refund]:
-    """List the refunds of an order, oldest first, for its buyer, its sellers and operators."""
+    """List the refunds of an order, oldest first, for those who may see the order."""
     await service.get(primary, caller, order_id)
     # Its connection goes back to the pool.
     await primary.rollback()

@@ -63,7 +63,7 @@ async def place(uow: UnitOfWork, buyer: Caller, wanted: OrderCreate, patience: P
 
 
 async def get(uow: UnitOfWork, caller: Caller, order_id: UUID) -> Order:
-    """The order with its lines and history, for its buyer, its sellers and operators.
+    """The order with its lines and history, for its buyer, its sellers and callers with `orders:read_all`.
 
     Raises `NotFound` for anyone else, so as not to reveal whether the order exists.
     """
@@ -176,7 +176,7 @@ async def _must_sell_all(uow: UnitOfWork, caller: Caller, order_id: UUID, verb: 
     if caller.may(Scope.orders_manage):
         return
     sellers = {share.seller_id for share in await uow.orders.shares(order_id)}
-    if sellers != {caller.id}:
+    if sellers != {caller.id} or not caller.may(Scope.sales_write):
         raise Forbidden(f"only the seller of all its lines or an operator may {verb} this order")
 
 

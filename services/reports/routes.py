@@ -53,7 +53,8 @@ async def _asked(
     first: Annotated[date | None, Query(description="The first day, UTC. Default: 30 days before the last.")] = None,
     last: Annotated[date | None, Query(description="The last day, UTC, included. Default: today.")] = None,
     seller_id: Annotated[
-        Id | None, Query(description="Only this seller; only operators may name another. Default: all, or the caller.")
+        Id | None,
+        Query(description="Only this seller; another needs `reports:read_all`. Default: all, or the caller."),
     ] = None,
 ) -> Asked:
     """Raises `Forbidden`, `InvalidInput` and `ReportsOff`."""
@@ -95,7 +96,8 @@ async def report_sales(
 ) -> Report[SalesRow]:
     """Report what was sold and refunded, by day, seller, product or a combination of them.
 
-    Sellers see their own sales, operators those of all sellers. Groups without sales and refunds are left out.
+    Sellers see their own sales; those of all sellers need `reports:read_all`. Groups without sales and refunds are left
+    out.
     """
     async with _reading(wanted.analytics) as work:
         return await service.sales(work, by, wanted.days, wanted.seller_id, product_id)

@@ -80,11 +80,15 @@ def period_of(first: date | None, last: date | None) -> Period:
 
 
 def seller_of(caller: Caller, seller_id: int | None) -> int | None:
-    """Whose sales the caller sees: an operator anyone's, or all (None); anyone else their own. Raises `Forbidden`."""
+    """Whose sales the caller sees: with `reports:read_all` anyone's, or all (None); otherwise their own.
+
+    Raises `Forbidden` for those of another seller.
+    """
     if caller.may(Scope.reports_read_all):
         return seller_id
     if seller_id not in (None, caller.id):
-        raise Forbidden("only operators may read the reports of other sellers")
+        scope = Scope.reports_read_all.value
+        raise Forbidden(f"reports of other sellers need the scope {scope}, which you do not have", scope=scope)
     return caller.id
 
 

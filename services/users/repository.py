@@ -51,9 +51,12 @@ class UserRepository(SoftDeleteRepository[User]):
         }
         return Read(_CALLERS, parameters, _signed_in)
 
-    async def lock_operators(self) -> list[int]:
-        """The ids of all active operators, locked until the transaction ends."""
-        return [row["id"] for row in await self.sql.fetch(_LOCK_OPERATORS)]
+    async def lock_with(self, roles: Sequence[Role]) -> dict[Role, list[int]]:
+        """The ids of all active users with each of these roles, locked until the transaction ends."""
+        found: dict[Role, list[int]] = {role: [] for role in roles}
+        for row in await self.sql.fetch(_LOCK_WITH, roles=[role.value for role in roles]):
+            found[Role(row["role"])].append(row["id"])
+        return found
 
     async def replace_hash(self, user_id: int, verified: str, hashed: str) -> bool:
         """Store a new hash of the password that was verified; False if the password has been changed since.
@@ -92,8 +95,9 @@ USERS = Listing[User](
     default="id",
 )
 
-_LOCK_OPERATORS = Statement("""
-    SELECT id FROM users WHERE role = 'operator' AND is_active AND deleted_at IS NULL ORDER BY id FOR NO KEY UPDATE
+_LOCK_WITH = Statement("""
+    SELECT id, role FROM users
+    WHERE role = ANY(CAST(:roles AS text[])) AND is_active AND deleted_at IS NULL ORDER BY id FOR NO KEY UPDATE
 """)
 
 _MAY_CALL = """

@@ -27,6 +27,11 @@ class Role(StrEnum):
         """Whether a user with this role may see and do all that one with the other role may."""
         return SCOPES[self] >= SCOPES[other]
 
+    @property
+    def is_staff(self) -> bool:
+        """Whether the role reaches beyond what belongs to its user."""
+        return not Role.customer.covers(self)
+
 
 class Scope(StrEnum):
     """A right, which every route declares and an API key lists. Those to change something include no right to read."""
@@ -98,6 +103,9 @@ SCOPES: Mapping[Role, frozenset[Scope]] = {
     | {Scope.users_read, Scope.users_write, Scope.audit_read, Scope.roles_write, Scope.keys_manage},
 }
 """The scopes of each role."""
+
+KEPT = (Role.operator, Role.admin)
+"""The roles whose last user stays: without one, nobody could run the service or give roles."""
 
 SELLING = frozenset({Role.seller, Role.operator})
 """The roles that can use `catalog:write` even if customers may not sell (`WAYBILL_CUSTOMERS_MAY_SELL`)."""

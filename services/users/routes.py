@@ -111,19 +111,22 @@ async def read_user(user_id: Id, _: CurrentUser, response: Response, uow: Work) 
 )
 @needs(Scope.users_write)
 async def update_user(
-    user_id: Id, changes: UserAdminUpdate, operator: CurrentUser, version: IfMatch, response: Response, uow: Work
+    user_id: Id, changes: UserAdminUpdate, caller: CurrentUser, version: IfMatch, response: Response, uow: Work
 ) -> User:
-    """Change a user's name, e-mail address or role, or whether they may sign in."""
-    user = await service.update_as_operator(uow, operator, user_id, changes, version)
+    """Change a user's name or e-mail address, or whether they may sign in; with `roles:write`, also the role.
+
+    The e-mail address of staff, and users who may do more than the caller, need `roles:write` as well.
+    """
+    user = await service.update_other(uow, caller, user_id, changes, version)
     response.headers["ETag"] = etag(user.version)
     return user
 
 
 @router.delete("/users/{user_id}", status_code=204, responses=responses(401, 403, 404, 409, 422))
 @needs(Scope.users_write)
-async def delete_user(user_id: Id, operator: CurrentUser, uow: Work) -> None:
+async def delete_user(user_id: Id, caller: CurrentUser, uow: Work) -> None:
     """Delete a user, so that `restore` can bring them back."""
-    await service.delete_as_operator(uow, operator, user_id)
+    await service.delete_other(uow, caller, user_id)
 
 
 @router.post(
@@ -133,6 +136,6 @@ async def delete_user(user_id: Id, operator: CurrentUser, uow: Work) -> None:
     responses=responses(400, 401, 403, 404, 409, 422),
 )
 @needs(Scope.users_write)
-async def restore_user(user_id: Id, _: CurrentUser, uow: Work) -> User:
+async def restore_user(user_id: Id, caller: CurrentUser, uow: Work) -> User:
     """Restore a deleted user."""
-    return await service.restore(uow, user_id)
+    return await service.restore(uow, caller, user_id)

@@ -44,7 +44,7 @@ class Confirmation(RequestBody):
 
 
 class UserAdminUpdate(Changes):
-    """Changes that an operator makes to a user; omitted fields keep their values."""
+    """Changes that an operator or an admin makes to a user; omitted fields keep their values."""
 
     email: Email | None = None
     full_name: Name | None = None
@@ -53,7 +53,7 @@ class UserAdminUpdate(Changes):
 
 
 class UserPublic(UserBase, Schema):
-    """A user, as seen by themselves and by operators."""
+    """A user, as seen by themselves and by staff."""
 
     email: str
     """As it is stored: it was a valid address when it was set."""

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from services.credits.models import AccountBase
-from services.errors import AlreadyExists, Conflict, Fault, InvalidInput, NotFound, WrongPassword
+from services.errors import AlreadyExists, Conflict, Fault, Forbidden, InvalidInput, NotFound, WrongPassword
 from services.repository import Lock, check_version
 from services.sql import unless_taken
 from services.unit_of_work import UnitOfWork
@@ -15,7 +15,7 @@ from services.users.models import Caller, User
 from services.users.passwords import Passwords
 from services.users.repository import SignedIn
 from services.users.resets.models import MailKind
-from services.users.rights import Role
+from services.users.rights import KEPT, Role, Scope
 from services.users.schemas import UserAdminUpdate, UserCreate, UserUpdate
 from services.users.sessions.models import Ended
 
@@ -73,43 +73,59 @@ async def update_self(
     return updated
 
 
-async def update_as_operator(
-    uow: UnitOfWork, operator: Caller, user_id: int, changes: UserAdminUpdate, version: int
-) -> User:
+async def update_other(uow: UnitOfWork, caller: Caller, user_id: int, changes: UserAdminUpdate, version: int) -> User:
     """Change a user's name, e-mail address or role, or whether they may sign in. Raises the errors of `update_self`.
 
-    Operators cannot lock themselves out.
+    Raises `Forbidden` for a user whom the caller may not change, or not in this way, and `InvalidInput` for what
+    callers cannot do to themselves.
     """
-    if operator.id == user_id and (changes.is_active is False or changes.role is Role.customer):
-        raise InvalidInput("operators cannot deactivate or demote themselves; ask another operator")
-    if changes.is_active is False or changes.role is Role.customer:
-        await _keep_an_operator(uow, user_id)
-    user = await _update(uow, user_id, changes, version)
+    user = await get(uow, user_id)
+    new_role = changes.role is not None and changes.role is not user.role
+    new_address = changes.email is not None and changes.email != user.email
+    if caller.id == user_id and (changes.is_active is False or new_role or new_address):
+        raise InvalidInput(
+            "you cannot deactivate yourself or change your role: ask someone else; change your e-mail address at "
+            "/v1/users/me, with your password"
+        )
+    _may_change(caller, user)
+    if new_role and not caller.may(Scope.roles_write):
+        raise _only_admins("change roles")
+    # The address is enough to reset the password, and then to act as that user.
+    if new_address and user.role.is_staff and not caller.may(Scope.roles_write):
+        raise _only_admins("change the e-mail address of staff")
+    if user.role in KEPT and (changes.is_active is False or new_role):
+        await _keep_one_of_each(uow, user_id)
+    updated = await _update(uow, user_id, changes, version)
     if changes.is_active is False:
         await uow.sessions.end_all(user_id, Ended.removed)
-    return user
+    return updated
 
 
 async def delete(uow: UnitOfWork, user_id: int) -> None:
     """Soft-delete the user: they can no longer sign in, and their products go off sale. Orders and credits stay."""
-    await _keep_an_operator(uow, user_id)
+    await _keep_one_of_each(uow, user_id)
     await uow.users.soft_delete(await get(uow, user_id, lock=Lock.change))
     await uow.products.take_off_sale(user_id)
     await uow.sessions.end_all(user_id, Ended.removed)
 
 
-async def delete_as_operator(uow: UnitOfWork, operator: Caller, user_id: int) -> None:
-    """Delete another user. Operators cannot lock themselves out this way."""
-    if operator.id == user_id:
-        raise InvalidInput("operators cannot delete themselves here; ask another operator")
+async def delete_other(uow: UnitOfWork, caller: Caller, user_id: int) -> None:
+    """Delete another user. Raises `Forbidden` for one who may do more than the caller."""
+    if caller.id == user_id:
+        raise InvalidInput("you cannot delete yourself here; use DELETE /v1/users/me, with your password")
+    _may_change(caller, await get(uow, user_id))
     await delete(uow, user_id)
 
 
-async def restore(uow: UnitOfWork, user_id: int) -> User:
-    """Restore a deleted user. Their products stay off sale until they activate them again."""
+async def restore(uow: UnitOfWork, caller: Caller, user_id: int) -> User:
+    """Restore a deleted user. Their products stay off sale until they activate them again.
+
+    Raises `Forbidden` for a user who may do more than the caller.
+    """
     user = await uow.users.get_deleted(user_id)
     if user is None:
         raise NotFound(f"there is no deleted user {user_id}")
+    _may_change(caller, user)
     await uow.users.restore(user)
     return user
 
@@ -122,10 +138,22 @@ async def get(uow: UnitOfWork, user_id: int, *, lock: Lock | None = None) -> Use
     return user
 
 
-async def _keep_an_operator(uow: UnitOfWork, leaving: int) -> None:
-    """Raise `Conflict` if this user is the last operator. Locks all operators, so that two cannot leave together."""
-    if await uow.users.lock_operators() == [leaving]:
-        raise Conflict("this is the last operator; make another user an operator first")
+def _may_change(caller: Caller, user: User) -> None:
+    """Raises `Forbidden` if the user may do more than the caller, who does not decide on roles either."""
+    if not caller.role.covers(user.role) and not caller.may(Scope.roles_write):
+        raise _only_admins(f"change users with the role {user.role.value}")
+
+
+def _only_admins(what: str) -> Forbidden:
+    scope = Scope.roles_write.value
+    return Forbidden(f"only admins may {what}: it needs the scope {scope}", scope=scope)
+
+
+async def _keep_one_of_each(uow: UnitOfWork, leaving: int) -> None:
+    """Raise `Conflict` if this user is the last operator or admin. Locks them all: two cannot leave together."""
+    for role, users in (await uow.users.lock_with(KEPT)).items():
+        if users == [leaving]:
+            raise Conflict(f"this is the last {role.value}; give another user the role {role.value} first")
 
 
 async def _update(

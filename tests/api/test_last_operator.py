@@ -1,11 +1,13 @@
-"""An installation keeps an operator: the only one cannot delete themselves."""
+"""An installation keeps an operator and an admin: the only one of either cannot leave."""
 
 import asyncio
 from typing import Any
 
+import pytest
+
 from services.users.rights import Role
 from tests.api.client import Api, assert_problem
-from tests.factories import CONFIRMED, make_operator, make_user
+from tests.factories import CONFIRMED, make_admin, make_operator, make_user
 
 LEFT = "SELECT count(*) FROM users WHERE role = 'operator' AND is_active AND deleted_at IS NULL"
 
@@ -51,3 +53,44 @@ async def test_if_all_operators_delete_themselves_at_once_one_remains(api: Api) 
 async def test_customers_can_delete_themselves_whoever_else_exists(api: Api) -> None:
     customer = await make_user(api.database)
     assert (await api.delete("/v1/users/me", by=customer, json=CONFIRMED)).status_code == 204
+
+
+async def count(api: Api, role: Role) -> int:
+    counted = "SELECT count(*) FROM users WHERE role = :role AND is_active AND deleted_at IS NULL"
+    return int(await api.scalar(counted, role=role.value))
+
+
+@pytest.mark.parametrize("role", [Role.operator, Role.admin])
+async def test_the_last_one_of_a_role_is_neither_demoted_deactivated_nor_deleted(api: Api, role: Role) -> None:
+    admin, last = await make_admin(api.database), await make_user(api.database, role=role)
+    if role is Role.admin:
+        await api.execute("UPDATE users SET is_active = false WHERE id = :id", id=admin.id)
+        assert_refused(await api.delete("/v1/users/me", by=last, json=CONFIRMED))
+        assert await count(api, role) == 1
+        return
+    before = await api.everything()
+    path = f"/v1/users/{last.id}"
+    for changes in ({"is_active": False}, {"role": "customer"}, {"role": "admin"}):
+        problem = assert_problem(await api.patch(path, by=admin, version=1, json=changes), 409, "conflict")
+        assert problem["detail"] == "this is the last operator; give another user the role operator first"
+    assert_refused(await api.delete(path, by=admin))
+    assert await api.everything() == before
+    assert (await api.patch(path, by=admin, version=1, json={"role": "operator"})).status_code == 200
+
+
+@pytest.mark.parametrize("role", [Role.operator, Role.admin])
+async def test_if_all_of_a_role_demote_each_other_at_once_one_remains(api: Api, role: Role) -> None:
+    admins = [await make_admin(api.database) for _ in range(4)]
+    others = admins if role is Role.admin else [await make_operator(api.database) for _ in range(4)]
+    replies = await asyncio.gather(
+        *[
+            api.patch(f"/v1/users/{other.id}", by=admin, version=1, json={"role": "customer"})
+            for admin, other in zip(admins, others[1:] + others[:1], strict=True)
+        ]
+    )
+    demoted = sum(reply.status_code == 200 for reply in replies)
+    assert await count(api, role) == 4 - demoted > 0
+    if role is Role.operator:
+        assert demoted == 3, [reply.text for reply in replies]
+    # An admin whom another one was faster to demote is no longer one.
+    assert {reply.status_code for reply in replies} <= {200, 409, 403 if role is Role.admin else 409}

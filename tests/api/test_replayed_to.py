@@ -10,7 +10,7 @@ from services.users.models import User
 from services.users.rights import Role
 from tests.api.client import Api, assert_problem, order_of
 from tests.concurrency.ticks import rows
-from tests.factories import make_operator, make_user
+from tests.factories import make_admin, make_operator, make_user
 
 LONG = "€" * 40
 """The beginning of an event type. Each character takes nine in a path."""
@@ -62,7 +62,8 @@ async def test_a_long_path_that_the_release_before_stored_is_still_replayed(api:
 
 async def test_a_demoted_operator_gets_no_reply_that_was_made_for_an_operator(api: Api) -> None:
     buyer, _, product = await api.shop()
-    operator, other = await make_operator(api.database), await make_operator(api.database)
+    operator, admin = await make_operator(api.database), await make_admin(api.database)
+    await make_operator(api.database)
     placed = await api.place(buyer, (product, 1))
     sent = [
         (f"/v1/orders/{placed['id']}/cancel", {"reason": "secret"}),
@@ -72,7 +73,7 @@ async def test_a_demoted_operator_gets_no_reply_that_was_made_for_an_operator(ap
     firsts = [await api.post(path, by=operator, key="k-1", json=body) for path, body in sent]
     assert [reply.status_code for reply in firsts] == [200, 201, 402]
     before = await api.everything()
-    reply = await api.patch(f"/v1/users/{operator.id}", by=other, version=1, json={"role": "customer"})
+    reply = await api.patch(f"/v1/users/{operator.id}", by=admin, version=1, json={"role": "customer"})
     assert reply.status_code == 200, reply.text
 
     for path, body in sent:

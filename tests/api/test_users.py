@@ -156,8 +156,8 @@ async def test_operators_find_change_delete_and_restore_users(api: Api) -> None:
     assert [one["id"] for one in found.json()["data"]] == [user.id]
     read = await api.get(path, by=operator)
     assert (read.status_code, read.headers["etag"]) == (200, '"1"')
-    changed = await api.patch(path, by=operator, version=1, json={"role": "operator", "full_name": "Bea B."})
-    assert (changed.json()["role"], changed.json()["full_name"]) == ("operator", "Bea B.")
+    changed = await api.patch(path, by=operator, version=1, json={"email": "bea@example.com", "full_name": "Bea B."})
+    assert (changed.json()["role"], changed.json()["full_name"]) == ("customer", "Bea B.")
 
     assert (await api.delete(path, by=operator)).status_code == 204
     assert_problem(await api.get(path, by=operator), 404, "not_found")

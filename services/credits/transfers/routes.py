@@ -112,7 +112,7 @@ async def create_transfers(
 @router.get("/transfers/{transfer_id}", response_model=TransferDetail, responses=responses(401, 404, 422))
 @needs(Scope.credits_read)
 async def read_transfer(transfer_id: UUID, caller: CurrentUser, uow: Work) -> TransferRow:
-    """Get a transfer, for its payer, its recipient and operators."""
+    """Get a transfer, for its payer, its recipient and callers with `credits:read_all`."""
     return await transfers.get(uow, caller, transfer_id)
 
 

@@ -112,7 +112,7 @@ def transfer_all(
 
 
 async def get(uow: UnitOfWork, caller: Caller, transfer_id: UUID, *, lock: bool = False) -> TransferRow:
-    """The transfer, for its payer, its recipient and operators.
+    """The transfer, for its payer, its recipient and callers with `credits:read_all`.
 
     Raises `NotFound` for anyone else, so as not to reveal whether the transfer exists.
     """

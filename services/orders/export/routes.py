@@ -19,7 +19,7 @@ from services.users.rights import Scope
 
 router = APIRouter(route_class=TransactionRoute, tags=["orders"])
 
-OfSide = Annotated[Side, Query(alias="as", description="`everybody` is for operators only.")]
+OfSide = Annotated[Side, Query(alias="as", description="`everybody` needs the scope `orders:read_all`.")]
 Filters = Annotated[list[str], filters_of(ORDERS)]
 
 _TYPES = {Format.csv: "text/csv; charset=utf-8; header=present", Format.ndjson: "application/x-ndjson"}

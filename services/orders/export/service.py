@@ -34,9 +34,10 @@ class Parties(TypedDict):
 
 
 def of_side(caller: Caller, side: Side) -> Parties:
-    """The orders that the caller means. Raises `Forbidden` for all orders, unless the caller is an operator."""
+    """The orders that the caller means. Raises `Forbidden` for all orders without `orders:read_all`."""
     if side is Side.everybody and not caller.may(Scope.orders_read_all):
-        raise Forbidden("only operators may list all orders")
+        scope = Scope.orders_read_all.value
+        raise Forbidden(f"listing all orders needs the scope {scope}, which you do not have", scope=scope)
     return Parties(
         buyer_id=caller.id if side is Side.buyer else None, seller_id=caller.id if side is Side.seller else None
     )
