@@ -19,9 +19,9 @@ HEAD = """\
 This page is generated: change `services/users/rights.py` or the declaration of a route, then run
 `.venv/bin/python .ci/roles_page.py > docs/reference/roles.md`.
 
-Each user has a role, and each role has scopes. Without the scope of its route, a request is answered with 403
-`forbidden`, and the header `WWW-Authenticate` names the scope. What callers may not see is answered with 404, as if it
-did not exist; if they see it and may not do this to it, with 403.
+Each user has a role, and each role has scopes ([give a role](../how-to/give-roles.md)). Without the scope of its route,
+a request is answered with 403 `forbidden`, and the header `WWW-Authenticate` names the scope. What callers may not see
+is answered with 404, as if it did not exist; if they see it and may not do this to it, with 403.
 """
 
 SELLING_NOTE = """\

@@ -41,6 +41,7 @@ class Facts(BaseModel):
     data_dir: Path
     environment: str
     operator: Credentials | None = None
+    admin: Credentials | None = None
     users: list[Credentials] = Field(default_factory=list)
     """Demo users: first the buyers, who have credits, then the seller of the demo products."""
     product_ids: list[int] = Field(default_factory=list)

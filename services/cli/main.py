@@ -22,7 +22,10 @@ COMMANDS = {
     "api": Command("services.cli.serve:api", "Serve the HTTP API in this process."),
     "worker": Command("services.cli.serve:worker", "Process events and jobs in this process."),
     "migrate": Command("services.cli.migrate:migrate", "Upgrade the database to the newest schema."),
-    "create-operator": Command("services.cli.users:create_operator", "Create a user with the operator role."),
+    "users": Command("services.cli.users:users", "Create users with a role, and change the role of a user."),
+    "create-operator": Command(
+        "services.cli.users:create_operator", "The old name of users create --role operator.", hidden=True
+    ),
     "outbox": Command("services.cli.outbox:outbox", "Inspect and control the outbox."),
     "orders-by-day": Command("services.cli.orders:orders_by_day", "Show what happened to orders on the last days."),
     "reports": Command("services.cli.reports:reports", "Rebuild the reports in the analytics database."),

@@ -15,8 +15,9 @@ def announcement(facts: Facts, home: Home) -> Iterator[str]:
     yield "Waybill is running."
     yield ""
     yield f"  API and its documentation   {facts.docs_url}"
-    if facts.operator is not None:
-        yield f"  operator                    {facts.operator.email}   password {facts.operator.password}"
+    for role, staff in (("operator", facts.operator), ("admin", facts.admin)):
+        if staff is not None:
+            yield f"  {role:<27} {staff.email}   password {staff.password}"
     for user in facts.users:
         yield f"  {user.full_name:<27} {user.email}   password {user.password}"
     yield f"  data                        {home.path}"
@@ -26,7 +27,7 @@ def announcement(facts: Facts, home: Home) -> Iterator[str]:
     if facts.users and facts.product_ids:
         yield from _first_order(facts, facts.users[0], facts.product_ids[0])
     else:
-        yield "Create an operator with: waybill create-operator EMAIL"
+        yield "Create an admin with: waybill users create EMAIL --role admin"
         yield ""
     yield "Press Ctrl-C to stop everything; the data is kept."
 

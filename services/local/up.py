@@ -214,7 +214,7 @@ class _House:
             environment=settings.environment.value,
         )
         if before is not None and settings.is_development:
-            facts.operator, facts.users = before.operator, before.users
+            facts.operator, facts.admin, facts.users = before.operator, before.admin, before.users
         return facts
 
     def _write_facts(self) -> None:

@@ -101,6 +101,22 @@ async def update_other(uow: UnitOfWork, caller: Caller, user_id: int, changes: U
     return updated
 
 
+async def set_role(uow: UnitOfWork, email: str, role: Role) -> Role:
+    """Give a user this role; returns the one before. For commands: access to the database is the authority.
+
+    Raises `NotFound`, and `Conflict` for the last operator or admin.
+    """
+    user = await uow.users.by_email(email)
+    if user is None:
+        raise NotFound(f"there is no user with the address {email}")
+    before = user.role
+    if before is not role:
+        if before in KEPT:
+            await _keep_one_of_each(uow, user.id)
+        await uow.users.update(user, role=role)
+    return before
+
+
 async def delete(uow: UnitOfWork, user_id: int) -> None:
     """Soft-delete the user: they can no longer sign in, and their products go off sale. Orders and credits stay."""
     await _keep_one_of_each(uow, user_id)

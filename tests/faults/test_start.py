@@ -24,7 +24,8 @@ COMMANDS = [
     ["-m", "services.cli", "outbox", "status"],
     ["-m", "services.cli", "jobs", "list"],
     ["-m", "services.cli", "ledger", "audit"],
-    ["-m", "services.cli", "create-operator", "boss@waybill.example", "--generate"],
+    ["-m", "services.cli", "users", "create", "boss@waybill.example", "--role", "admin", "--generate"],
+    ["-m", "services.cli", "users", "set-role", "boss@waybill.example", "admin"],
 ]
 MIGRATE = ["-m", "services.cli", "migrate"]
 ALEMBIC = ["-m", "alembic", "upgrade", "head"]

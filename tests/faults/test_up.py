@@ -188,6 +188,7 @@ def test_only_the_owner_can_read_the_facts(running: Up) -> None:
     facts = running.facts()
     assert (running.data / "waybill.json").stat().st_mode & 0o777 == 0o600
     assert facts.operator is not None
+    assert facts.admin is not None
     assert len(all_of(facts.pids)) == 5
     assert all(lives(pid) for pid in all_of(facts.pids))
     assert facts.pids.supervisor == running.process.pid
@@ -266,8 +267,8 @@ def test_outside_development_nothing_is_seeded(tmp_path: Path, monkeypatch: pyte
     with up(tmp_path) as started:
         facts = started.facts()
         assert facts.environment == "production"
-        assert (facts.operator, facts.users, facts.product_ids) == (None, [], [])
-        assert "waybill create-operator" in started.said()
+        assert (facts.operator, facts.admin, facts.users, facts.product_ids) == (None, None, [], [])
+        assert "waybill users create EMAIL --role admin" in started.said()
 
 
 def test_a_setting_that_is_not_valid_is_named(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ from services.users.sessions import service as sessions
 from services.users.sessions.models import Device
 from services.users.sessions.service import Lifetimes
 
+CREATE = ["users", "create", "--role", "admin"]
+
 
 @pytest.fixture
 def facts(settings: Settings, tmp_path: Path) -> Facts:
@@ -41,8 +43,9 @@ def facts(settings: Settings, tmp_path: Path) -> Facts:
 async def can_sign_in(database: Database, settings: Settings, facts: Facts) -> list[Role]:
     """Sign in as every user in the facts; return their roles."""
     assert facts.operator is not None
+    assert facts.admin is not None
     passwords, lifetimes, roles = Passwords(settings), Lifetimes.of(settings), []
-    for known in (facts.operator, *facts.users):
+    for known in (facts.operator, facts.admin, *facts.users):
         async with UnitOfWork(database.write) as uow:
             granted = await sessions.sign_in(uow, passwords, lifetimes, known.email, known.password, Device(None, None))
             signed_in = await uow.users.signed_in(granted.caller)
@@ -52,19 +55,23 @@ async def can_sign_in(database: Database, settings: Settings, facts: Facts) -> l
 
 
 @pytest.mark.usefixtures("_settings_of_commands")
-def test_create_operator_makes_one_with_an_account(settings: Settings) -> None:
-    made = CliRunner().invoke(app, ["create-operator", "Boss@Waybill.example", "--generate"])
+@pytest.mark.parametrize(
+    ("arguments", "role"),
+    [(["create-operator"], "operator"), *((["users", "create", "--role", role.value], role.value) for role in Role)],
+)
+def test_users_create_makes_one_with_an_account(settings: Settings, arguments: list[str], role: str) -> None:
+    made = CliRunner().invoke(app, [*arguments, "Boss@Waybill.example", "--generate"])
     assert made.exit_code == 0, made.output
-    assert "The password: " in made.output
+    assert f"now has the role {role}. The password: " in made.output
     with psycopg.connect(settings.database_url) as connection:
         operators = "SELECT email, role, posted FROM users JOIN accounts ON accounts.user_id = users.id"
-        assert connection.execute(operators).fetchall() == [("boss@waybill.example", "operator", 0)]
+        assert connection.execute(operators).fetchall() == [("boss@waybill.example", role, 0)]
 
 
 @pytest.mark.usefixtures("_settings_of_commands")
-def test_create_operator_takes_a_password_from_a_prompt() -> None:
+def test_users_create_takes_a_password_from_a_prompt() -> None:
     typed = "a long password\na long password\n"
-    made = CliRunner().invoke(app, ["create-operator", "boss@waybill.example"], input=typed)
+    made = CliRunner().invoke(app, [*CREATE, "boss@waybill.example"], input=typed)
     assert made.exit_code == 0, made.output
     assert "a long password" not in made.output
 
@@ -74,8 +81,8 @@ def test_create_operator_takes_a_password_from_a_prompt() -> None:
     ("email", "password", "complaint"),
     [("nonsense", "a long password", "email: "), ("boss@waybill.example", "short", "password: ")],
 )
-def test_create_operator_says_what_is_wrong(settings: Settings, email: str, password: str, complaint: str) -> None:
-    refused = CliRunner().invoke(app, ["create-operator", email], input=f"{password}\n{password}\n")
+def test_users_create_says_what_is_wrong(settings: Settings, email: str, password: str, complaint: str) -> None:
+    refused = CliRunner().invoke(app, [*CREATE, email], input=f"{password}\n{password}\n")
     assert refused.exit_code == 1
     assert complaint in refused.output
     with psycopg.connect(settings.database_url) as connection:
@@ -84,20 +91,48 @@ def test_create_operator_says_what_is_wrong(settings: Settings, email: str, pass
 
 @pytest.mark.usefixtures("_settings_of_commands")
 def test_an_address_that_is_taken_is_refused() -> None:
-    arguments = ["create-operator", "boss@waybill.example", "--generate"]
-    assert CliRunner().invoke(app, arguments).exit_code == 0
-    refused = CliRunner().invoke(app, [arguments[0], "BOSS@waybill.example", "--generate"])
+    assert CliRunner().invoke(app, [*CREATE, "boss@waybill.example", "--generate"]).exit_code == 0
+    refused = CliRunner().invoke(app, [*CREATE, "BOSS@waybill.example", "--generate"])
     assert refused.exit_code == 1
     assert "already exists" in refused.output
 
 
 @pytest.mark.usefixtures("_settings_of_commands")
-def test_create_operator_on_a_database_without_tables_says_to_migrate(
+def test_set_role_gives_a_role_but_not_that_of_the_last_operator(settings: Settings) -> None:
+    def set_role(email: str, role: str) -> tuple[int, str]:
+        ran = CliRunner().invoke(app, ["users", "set-role", email, role])
+        return ran.exit_code, ran.output
+
+    def roles() -> list[tuple[object, ...]]:
+        with psycopg.connect(settings.database_url) as connection:
+            return connection.execute("SELECT email, role, version FROM users ORDER BY id").fetchall()
+
+    for email in ("ada@waybill.example", "bea@waybill.example"):
+        assert CliRunner().invoke(app, ["create-operator", email, "--generate"]).exit_code == 0
+    assert set_role("ADA@waybill.example", "admin") == (
+        0,
+        "ADA@waybill.example now has the role admin; before: operator.\n",
+    )
+    assert set_role("ada@waybill.example", "admin")[0] == 0
+    assert roles() == [("ada@waybill.example", "admin", 2), ("bea@waybill.example", "operator", 1)]
+
+    code, said = set_role("bea@waybill.example", "customer")
+    assert (code, "this is the last operator" in said) == (1, True)
+    code, said = set_role("ada@waybill.example", "customer")
+    assert (code, "this is the last admin" in said) == (1, True)
+    code, said = set_role("nobody@waybill.example", "admin")
+    assert (code, "there is no user with the address nobody@waybill.example" in said) == (1, True)
+    assert set_role("bea@waybill.example", "king")[0] == 2
+    assert [role for _, role, _ in roles()] == ["admin", "operator"]
+
+
+@pytest.mark.usefixtures("_settings_of_commands")
+def test_users_create_on_a_database_without_tables_says_to_migrate(
     empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WAYBILL_DATABASE_URL", empty_database_url)
     get_settings.cache_clear()
-    refused = CliRunner().invoke(app, ["create-operator", "boss@waybill.example", "--generate"])
+    refused = CliRunner().invoke(app, [*CREATE, "boss@waybill.example", "--generate"])
     assert isinstance(refused.exception, SystemExit)
     assert refused.exit_code == 1
     assert "run `waybill migrate` first" in refused.output
@@ -144,7 +179,13 @@ def test_a_database_that_is_not_there_is_named_without_its_password(monkeypatch:
 
 async def test_the_seed_makes_people_products_and_credits(settings: Settings, database: Database, facts: Facts) -> None:
     await seed(settings, facts, facts.write)
-    assert await can_sign_in(database, settings, facts) == [Role.operator, *[Role.customer] * 3]
+    assert await can_sign_in(database, settings, facts) == [
+        Role.operator,
+        Role.admin,
+        Role.customer,
+        Role.customer,
+        Role.seller,
+    ]
     async with database.write() as session:
         products = (await session.exec(select(Product).order_by(col(Product.id)))).all()
         assert [product.id for product in products] == facts.product_ids
@@ -177,9 +218,9 @@ async def test_a_second_seed_changes_nothing(settings: Settings, database: Datab
     before = facts.model_copy(deep=True)
     await seed(settings, facts, facts.write)
     assert facts == before
-    assert len(await can_sign_in(database, settings, facts)) == 4
+    assert len(await can_sign_in(database, settings, facts)) == 5
     async with database.write() as session:
-        assert len((await session.exec(select(User))).all()) == 4
+        assert len((await session.exec(select(User))).all()) == 5
 
 
 async def test_lost_credentials_are_replaced(settings: Settings, database: Database, facts: Facts) -> None:
@@ -188,7 +229,7 @@ async def test_lost_credentials_are_replaced(settings: Settings, database: Datab
     facts.operator, facts.users = None, [kept]
     await seed(settings, facts, facts.write)
     assert facts.users[1] == kept
-    assert len(await can_sign_in(database, settings, facts)) == 4
+    assert len(await can_sign_in(database, settings, facts)) == 5
 
 
 async def test_a_demo_user_that_was_deleted_stays_deleted(settings: Settings, database: Database, facts: Facts) -> None:

@@ -239,9 +239,9 @@ def test_the_announcement_can_be_copied(facts: Facts, tmp_path: Path) -> None:
     assert '{"items":[{"product_id":7,"quantity":2}]}' in order
 
 
-def test_without_demo_users_the_announcement_says_how_to_make_an_operator(facts: Facts, tmp_path: Path) -> None:
+def test_without_demo_users_the_announcement_says_how_to_make_an_admin(facts: Facts, tmp_path: Path) -> None:
     facts.users = []
-    assert any("waybill create-operator" in line for line in announcement(facts, Home(tmp_path)))
+    assert any("waybill users create EMAIL --role admin" in line for line in announcement(facts, Home(tmp_path)))
 
 
 def test_clean_data_removes_a_data_folder(tmp_path: Path) -> None:
