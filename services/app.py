@@ -19,6 +19,7 @@ from services.api.paths import look_up_paths
 from services.api.probe import open_probe
 from services.api.reads import Reads
 from services.api.request_times import RequestTimes
+from services.api.seen_keys import SeenKeys
 from services.api.shares import SharingPool
 from services.api.state import ApiState
 from services.api.tokens import Tokens
@@ -47,6 +48,7 @@ from services.skew import watched_clock
 from services.startup import check_schema, plain_connecting
 from services.sweeps import routes as sweeps
 from services.users import routes as users
+from services.users.keys import routes as api_keys
 from services.users.passwords import Passwords
 from services.users.resets import routes as resets
 from services.users.sessions import routes as sessions
@@ -78,6 +80,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             analytics = await enter(open_analytics(settings, "api", Limits.of_requests(settings), size))
             await enter(redis)
             doorbell = await enter(Doorbell(redis, Keys.of(settings).doorbell))
+            seen_keys = await enter(SeenKeys(database.write))
             groups = await enter(Groups(settings, database.write, doorbell))
             probe = await enter(open_probe(settings, redis, schema))
             canary = await enter(Canary(database.write, probe.sessions, settings.canary_interval))
@@ -91,6 +94,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 doorbell=doorbell,
                 passwords=Passwords(settings),
                 tokens=Tokens.from_settings(settings),
+                seen_keys=seen_keys,
                 request_times=request_times,
                 probe=probe,
                 canary=canary,
@@ -129,6 +133,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         catalog,
         users,
         sessions,
+        api_keys,
         resets,
         corrections,
         operations,

@@ -23,6 +23,7 @@ from services.outbox.models import (
 )
 from services.sweeps.models import SweepFailure
 from services.users.attempts.models import FailedAttempts
+from services.users.keys.models import ApiKey
 from services.users.models import User
 from services.users.resets.models import Mail, OneTimeToken
 from services.users.sessions.models import RefreshToken, UserSession
@@ -30,6 +31,7 @@ from services.users.sessions.models import RefreshToken, UserSession
 __all__ = [
     "Account",
     "Adjustment",
+    "ApiKey",
     "CanaryRow",
     "Category",
     "DeadLetter",

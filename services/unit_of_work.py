@@ -25,6 +25,7 @@ from services.reports.repository import HappenedRepository
 from services.sweeps.repository import SweepRepository
 from services.transaction import RepositoryOf, Transaction
 from services.users.attempts.repository import AttemptRepository
+from services.users.keys.repository import ApiKeyRepository
 from services.users.repository import UserRepository
 from services.users.resets.repository import MailRepository
 from services.users.sessions.repository import SessionRepository
@@ -40,6 +41,7 @@ class UnitOfWork(Transaction):
 
     users = RepositoryOf(UserRepository)
     sessions = RepositoryOf(SessionRepository)
+    api_keys = RepositoryOf(ApiKeyRepository)
     attempts = RepositoryOf(AttemptRepository)
     mails = RepositoryOf(MailRepository)
     categories = RepositoryOf(CategoryRepository)

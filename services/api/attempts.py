@@ -5,12 +5,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import Request
+from pydantic import SecretStr
 
-from services.api.state import api_state
+from services.api.state import ApiState, api_state
 from services.api.transaction import ahead
 from services.errors import TooManyAttempts
 from services.unit_of_work import UnitOfWork
-from services.users.attempts.service import Attempt, Limits
+from services.users.attempts.service import Attempt, Limits, confirm, forgive, take_confirmation
 
 
 @asynccontextmanager
@@ -30,3 +31,19 @@ async def counted(request: Request, take: Callable[[UnitOfWork, Limits], Awaitab
     except TooManyAttempts:
         await asyncio.sleep(state.passwords.refusal_delay)
         raise
+
+
+async def confirm_password(
+    request: Request, user_id: int, password: SecretStr, uow: UnitOfWork, state: ApiState
+) -> None:
+    """Check the caller's password again: their token may have been stolen. Wrong ones are counted, as at a sign-in.
+
+    It rolls back what the unit of work has done.
+    """
+    # Only one connection at a time.
+    await uow.rollback()
+    async with counted(request, lambda counting, limits: take_confirmation(counting, limits, user_id)) as attempt:
+        await confirm(uow, state.passwords, user_id, password)
+    # Now, since what is wanted may still be refused.
+    async with ahead(request) as counting:
+        await forgive(counting, attempt)

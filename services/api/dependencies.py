@@ -11,13 +11,14 @@ from fastapi.security import OAuth2PasswordBearer
 from services.api.reads import LAG_HEADER, POSITION_HEADER, parse_position, shown_lag
 from services.api.rights import check_scope
 from services.api.state import ApiState, api_state
-from services.api.tokens import session_ended
+from services.api.tokens import key_invalid, read_key, session_ended
 from services.errors import InvalidInput, Unauthenticated, VersionRequired
 from services.fields import made_storable
 from services.query import Listing, PageQuery
 from services.replica import Position
 from services.totals import MAX_COUNTED, Count
 from services.unit_of_work import UnitOfWork
+from services.users.keys.secret import is_key
 from services.users.repository import SignedIn
 from services.users.rights import Scope
 from services.users.sessions import models
@@ -89,12 +90,27 @@ Only for routes that write nothing, and for nothing that decides, such as what t
 async def current_user(request: Request, token: Annotated[str | None, Depends(_bearer)]) -> SignedIn:
     """Who makes the request. Raises `Unauthenticated`, and `Forbidden` without the scope that the handler declares."""
     if token is None:
-        raise Unauthenticated("an access token is required: Authorization: Bearer TOKEN")
-    state, uow = api_state(request), request.state.uow
-    user: SignedIn | None = await uow.users.signed_in(state.tokens.read(token))
+        raise Unauthenticated("an access token or an API key is required: Authorization: Bearer TOKEN")
+    user = await (_with_key(request, token) if is_key(token) else _signed_in(request, token))
+    check_scope(user, request.scope["endpoint"], api_state(request).settings)
+    return user
+
+
+async def _signed_in(request: Request, token: str) -> SignedIn:
+    uow: UnitOfWork = request.state.uow
+    user = await uow.users.signed_in(api_state(request).tokens.read(token))
     if user is None:
         raise session_ended()
-    check_scope(user, request.scope["endpoint"], state.settings)
+    return user
+
+
+async def _with_key(request: Request, key: str) -> SignedIn:
+    uow: UnitOfWork = request.state.uow
+    hashed = read_key(key)
+    user = await uow.users.with_key(hashed)
+    if user is None:
+        raise key_invalid()
+    api_state(request).seen_keys.used(hashed, user.id)
     return user
 
 

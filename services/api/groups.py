@@ -24,7 +24,7 @@ from services.api import group_metrics as metrics
 from services.api.kept import ReplayStored, check_free, is_kept, kept_reply
 from services.api.problems import domain_problem, is_unavailable, outcome_unknown_problem, overloaded
 from services.api.rights import check_scope
-from services.api.tokens import session_ended
+from services.api.tokens import no_longer_valid
 from services.api.turns import Alone, Answered, Intent, Outcome, Replay, Turns
 from services.database import SessionFactory, outcome_unknown
 from services.errors import DomainError
@@ -36,7 +36,7 @@ from services.shielding import end
 from services.sql import Read, detail_of, waiting_at_most
 from services.transaction import Bell
 from services.unit_of_work import UnitOfWork
-from services.users.models import Presented
+from services.users.models import Credential
 from services.users.repository import SignedIn
 
 logger = logging.getLogger(__name__)
@@ -269,7 +269,7 @@ class _Committer:
         uow: UnitOfWork,
         intents: Sequence[Intent[Any]],
         keys: Sequence[StoredReply | InFlight | Free],
-        callers: Mapping[Presented, SignedIn],
+        callers: Mapping[Credential, SignedIn],
         found: Sequence[Any],
     ) -> "_Decided":
         """Decide the requests in order; the unit of work is going to write their effects and their replies."""
@@ -279,7 +279,7 @@ class _Committer:
             try:
                 caller = callers.get(intent.caller)
                 if caller is None:
-                    raise session_ended()
+                    raise no_longer_valid(intent.caller)
                 # First, as for a request that goes alone: a stored reply must not be shown without it either.
                 check_scope(caller, intent.request.scope["endpoint"], self._settings)
                 check_free(key, intent.key, caller.role)

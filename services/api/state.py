@@ -11,6 +11,7 @@ from services.api.groups import Groups
 from services.api.probe import Probe
 from services.api.reads import Reads
 from services.api.request_times import RequestTimes
+from services.api.seen_keys import SeenKeys
 from services.api.tokens import Tokens
 from services.database import Database
 from services.outbox.doorbell import Doorbell
@@ -35,6 +36,7 @@ class ApiState:
     canary: Canary
     passwords: Passwords
     tokens: Tokens
+    seen_keys: SeenKeys
     request_times: RequestTimes
     skew: Skew
 

@@ -13,7 +13,8 @@ from services.clock import CLOCK
 from services.errors import Unauthenticated
 from services.fields import MAX_BIGINT, now
 from services.settings import Settings
-from services.users.models import Presented
+from services.users.keys.secret import LENGTH, hash_of, is_well_formed
+from services.users.models import Credential, Presented
 
 _ALGORITHM = "HS256"
 _ISSUER = "waybill"
@@ -101,9 +102,26 @@ def _key_id(secret: str) -> str:
     return hashlib.sha256(f"waybill signing key {secret}".encode()).hexdigest()[:16]
 
 
+def read_key(key: str) -> bytes:
+    """The SHA-256 of an API key. Raises `Unauthenticated` if it is malformed, without asking the database."""
+    if not is_well_formed(key):
+        raise Unauthenticated(f"the API key is malformed: it must have {LENGTH} characters, exactly as it was issued")
+    return hash_of(key)
+
+
+def no_longer_valid(credential: Credential) -> Unauthenticated:
+    """The error for a credential that may no longer be used."""
+    return session_ended() if isinstance(credential, Presented) else key_invalid()
+
+
 def session_ended() -> Unauthenticated:
     """The error for a valid token whose session has ended, or whose user was deleted or deactivated."""
     return Unauthenticated("the session of this access token has ended; sign in again")
+
+
+def key_invalid() -> Unauthenticated:
+    """The error for a well-formed API key that cannot be used."""
+    return Unauthenticated("the API key is unknown, expired or revoked; its owner can make a new one at /v1/api-keys")
 
 
 def _invalid() -> Unauthenticated:

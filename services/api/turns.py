@@ -12,7 +12,7 @@ from fastapi import Request, Response
 
 from services.idempotency.repository import RequestKey, StoredReply
 from services.outbox.events import Trace
-from services.users.models import Presented
+from services.users.models import Credential
 
 WantedT = TypeVar("WantedT")
 
@@ -46,7 +46,7 @@ class Intent(Generic[WantedT]):
     """A well-formed request that waits for its group, and what becomes of it."""
 
     request: Request
-    caller: Presented
+    caller: Credential
     key: RequestKey
     wanted: WantedT
     trace: Trace

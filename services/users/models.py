@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Protocol
+from typing import Annotated, Protocol, TypeAlias
 from uuid import UUID
 
 import pydantic
@@ -24,6 +24,17 @@ class Presented:
     session_id: UUID
 
 
+@dataclass(frozen=True, slots=True)
+class PresentedKey:
+    """Who presents an API key with this SHA-256. Whether it is still valid is known only to the database."""
+
+    user_id: int
+    hash: bytes
+
+
+Credential: TypeAlias = Presented | PresentedKey
+
+
 class Caller(Protocol):
     """The signed-in user who makes a request, with the attributes that the domains need."""
 
@@ -38,7 +49,7 @@ class Caller(Protocol):
 
     @property
     def actor(self) -> str:
-        """Who acts, as it is recorded: `user:12`."""
+        """Who acts, as it is recorded: `user:12`, or `key:UUID` for a program with an API key."""
 
     def may(self, scope: Scope) -> bool:
         """Whether the caller has this scope."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import func
@@ -11,26 +12,32 @@ from services.fields import Id, Instant, Text
 from services.filters import EXACT, ORDERED, TEXT, Filterable
 from services.query import Listing, Sortable
 from services.repository import SoftDeleteRepository
-from services.sql import Read, Reading, Results, Statement
-from services.users.models import Presented, User
+from services.sql import Read, Reading, Statement
+from services.users.models import Credential, Presented, PresentedKey, User
 from services.users.rights import SCOPES, Role, Scope
 
 
 @dataclass(frozen=True, slots=True)
 class SignedIn:
-    """An active user, as every request reads it: one light statement, no mapped object."""
+    """An active user, as every request reads it: one light statement, no mapped object.
+
+    The user is here in person, in a session, or has given a program an API key. `scopes` are those of the key, as they
+    are stored: the next release may know more of them.
+    """
 
     id: int
     full_name: str
     role: Role
-    session_id: UUID
+    session_id: UUID | None = None
+    key_id: UUID | None = None
+    scopes: frozenset[str] | None = None
 
     @property
     def actor(self) -> str:
-        return f"user:{self.id}"
+        return f"user:{self.id}" if self.key_id is None else f"key:{self.key_id}"
 
     def may(self, scope: Scope) -> bool:
-        return scope in SCOPES[self.role]
+        return scope in SCOPES[self.role] and (self.scopes is None or scope in self.scopes)
 
 
 class UserRepository(SoftDeleteRepository[User]):
@@ -42,14 +49,27 @@ class UserRepository(SoftDeleteRepository[User]):
             return SignedIn(row["id"], row["full_name"], Role(row["role"]), caller.session_id)
         return None
 
+    async def with_key(self, hashed: bytes) -> SignedIn | None:
+        """The owner of the API key with this SHA-256 if it can be used."""
+        for row in await self.sql.fetch(_KEY_CALLER, hash=hashed):
+            scopes = frozenset(row["scopes"])
+            return SignedIn(row["id"], row["full_name"], Role(row["role"]), key_id=row["key_id"], scopes=scopes)
+        return None
+
     @staticmethod
-    def all_signed_in(callers: Sequence[Presented]) -> Read[dict[Presented, SignedIn]]:
-        """Those who may still use their tokens, as a part of a longer read."""
-        parameters = {
-            "caller_ids": [caller.user_id for caller in callers],
-            "session_ids": [caller.session_id for caller in callers],
+    def all_signed_in(callers: Sequence[Credential]) -> Read[dict[Credential, SignedIn]]:
+        """Those who may still use their tokens and API keys, as a part of a longer read."""
+        tokens = [caller for caller in callers if isinstance(caller, Presented)]
+        hashes = [caller.hash for caller in callers if isinstance(caller, PresentedKey)]
+        of_tokens = {
+            "caller_ids": [caller.user_id for caller in tokens],
+            "session_ids": [caller.session_id for caller in tokens],
         }
-        return Read(_CALLERS, parameters, _signed_in)
+        if not hashes:
+            return Read(_CALLERS, of_tokens, lambda results: _signed_in(results[0], ()))
+        if not tokens:
+            return Read(_KEY_CALLERS, {"hashes": hashes}, lambda results: _signed_in((), results[0]))
+        return Read(_ALL_CALLERS, {**of_tokens, "hashes": hashes}, lambda results: _signed_in(*results))
 
     async def lock_with(self, roles: Sequence[Role]) -> dict[Role, list[int]]:
         """The ids of all active users with each of these roles, locked until the transaction ends."""
@@ -104,30 +124,56 @@ _MAY_CALL = """
     FROM sessions JOIN users ON users.id = sessions.user_id
     WHERE sessions.ended_at IS NULL AND sessions.expires_at > now() AND users.is_active AND users.deleted_at IS NULL
 """
-"""Users and sessions whose tokens are valid. Every look-up of a caller uses it."""
+"""Users and sessions whose tokens are valid. Every look-up of a caller by a token uses it."""
+
+_MAY_CALL_WITH_KEY = """
+    FROM api_keys JOIN users ON users.id = api_keys.user_id
+    WHERE api_keys.revoked_at IS NULL AND least(api_keys.expires_at, api_keys.retires_at) > now()
+        AND users.is_active AND users.deleted_at IS NULL
+"""
+"""Users and API keys that are valid. Every look-up of a caller by a key uses it."""
 
 _CALLER = Statement(f"""
     SELECT users.id, users.full_name, users.role {_MAY_CALL} AND users.id = :user_id AND sessions.id = :session_id
+""")
+
+_KEY_CALLER = Statement(f"""
+    SELECT users.id, users.full_name, users.role, api_keys.id AS key_id, api_keys.scopes {_MAY_CALL_WITH_KEY}
+        AND api_keys.hash = :hash
 """)
 
 _REPLACE_HASH = Statement("""
     UPDATE users SET hashed_password = :hashed WHERE id = :user_id AND hashed_password = :verified
 """)
 
-_CALLERS = Reading(
-    f"""
+_SIGNED_IN = f"""
     callers AS MATERIALIZED (
         SELECT users.id, users.full_name, users.role, sessions.id AS session_id {_MAY_CALL}
             AND users.id = ANY(CAST(:caller_ids AS bigint[])) AND sessions.id = ANY(CAST(:session_ids AS uuid[]))
     )
-    """,
-    results={"callers": ("id", "full_name", "role", "session_id")},
-)
+"""
+# Scopes are joined to a text: arrays of different lengths cannot be gathered in one array.
+_WITH_KEYS = f"""
+    key_callers AS MATERIALIZED (
+        SELECT users.id, users.full_name, users.role, api_keys.id AS key_id, api_keys.hash,
+            array_to_string(api_keys.scopes, ' ') AS scopes {_MAY_CALL_WITH_KEY}
+            AND api_keys.hash = ANY(CAST(:hashes AS bytea[]))
+    )
+"""
+_OF_SIGNED_IN = ("id", "full_name", "role", "session_id")
+_OF_KEYS = ("id", "full_name", "role", "key_id", "hash", "scopes")
+_CALLERS = Reading(_SIGNED_IN, results={"callers": _OF_SIGNED_IN})
+_KEY_CALLERS = Reading(_WITH_KEYS, results={"key_callers": _OF_KEYS})
+_ALL_CALLERS = Reading(f"{_SIGNED_IN}, {_WITH_KEYS}", results={"callers": _OF_SIGNED_IN, "key_callers": _OF_KEYS})
 
 
-def _signed_in(results: Results) -> dict[Presented, SignedIn]:
-    (callers,) = results
-    return {
+def _signed_in(callers: Sequence[Sequence[Any]], of_keys: Sequence[Sequence[Any]]) -> dict[Credential, SignedIn]:
+    found: dict[Credential, SignedIn] = {
         Presented(user_id, session_id): SignedIn(user_id, full_name, Role(role), session_id)
         for user_id, full_name, role, session_id in callers
     }
+    for user_id, full_name, role, key_id, hashed, scopes in of_keys:
+        found[PresentedKey(user_id, hashed)] = SignedIn(
+            user_id, full_name, Role(role), key_id=key_id, scopes=frozenset(scopes.split())
+        )
+    return found

@@ -5,19 +5,18 @@ from typing import Annotated
 from fastapi import APIRouter, Request, Response
 from pydantic import SecretStr
 
-from services.api.attempts import counted
+from services.api.attempts import confirm_password
 from services.api.dependencies import CurrentUser, IfMatch, ReplicaWork, State, Work, etag, page_of
 from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED
 from services.api.problems import responses
 from services.api.rights import needs, public
 from services.api.state import ApiState
-from services.api.transaction import TransactionRoute, ahead
+from services.api.transaction import TransactionRoute
 from services.errors import Fault, InvalidInput
 from services.fields import Id
 from services.query import Page, PageQuery, Rows
 from services.unit_of_work import UnitOfWork
 from services.users import service
-from services.users.attempts import service as attempts
 from services.users.models import User
 from services.users.repository import USERS, SignedIn
 from services.users.rights import Scope
@@ -75,19 +74,10 @@ async def delete_self(request: Request, given: Confirmation, user: CurrentUser, 
 async def _confirm(
     request: Request, user: SignedIn, password: SecretStr | None, uow: UnitOfWork, state: ApiState
 ) -> None:
-    """Check the caller's password again: their token may have been stolen. Wrong ones are counted, as at a sign-in."""
     if password is None:
         fault = Fault("Field required", "#/current_password")
         raise InvalidInput("current_password is required to change the password or the e-mail address", [fault])
-    # Only one connection at a time.
-    await uow.rollback()
-    async with counted(
-        request, lambda counting, limits: attempts.take_confirmation(counting, limits, user.id)
-    ) as attempt:
-        await service.confirm(uow, state.passwords, user.id, password)
-    # Now, since what is wanted may still be refused.
-    async with ahead(request) as counting:
-        await attempts.forgive(counting, attempt)
+    await confirm_password(request, user.id, password, uow, state)
 
 
 @router.get("/users", response_model=Page[UserPublic], responses=responses(400, 401, 403, 422))

@@ -3,10 +3,8 @@
 from collections.abc import Collection
 from typing import Any
 
-from pydantic import SecretStr
-
 from services.credits.models import AccountBase
-from services.errors import AlreadyExists, Conflict, Fault, Forbidden, InvalidInput, NotFound, WrongPassword
+from services.errors import AlreadyExists, Conflict, Fault, Forbidden, InvalidInput, NotFound
 from services.repository import Lock, check_version
 from services.sql import unless_taken
 from services.unit_of_work import UnitOfWork
@@ -38,15 +36,6 @@ async def needs_confirmation(uow: UnitOfWork, user_id: int, changes: UserUpdate)
     if changes.password is not None:
         return True
     return changes.email is not None and changes.email != (await get(uow, user_id)).email
-
-
-async def confirm(uow: UnitOfWork, passwords: Passwords, user_id: int, password: SecretStr) -> None:
-    """Raises `WrongPassword` if this is not the user's password."""
-    user = await get(uow, user_id)
-    # The connection goes back to the pool while the hash is computed.
-    await uow.rollback()
-    if not await passwords.matches(user.hashed_password, password.get_secret_value()):
-        raise WrongPassword("current_password is not your password")
 
 
 async def update_self(
@@ -98,6 +87,7 @@ async def update_other(uow: UnitOfWork, caller: Caller, user_id: int, changes: U
     updated = await _update(uow, user_id, changes, version)
     if changes.is_active is False:
         await uow.sessions.end_all(user_id, Ended.removed)
+        await uow.api_keys.revoke_all(user_id)
     return updated
 
 
@@ -123,6 +113,7 @@ async def delete(uow: UnitOfWork, user_id: int) -> None:
     await uow.users.soft_delete(await get(uow, user_id, lock=Lock.change))
     await uow.products.take_off_sale(user_id)
     await uow.sessions.end_all(user_id, Ended.removed)
+    await uow.api_keys.revoke_all(user_id)
 
 
 async def delete_other(uow: UnitOfWork, caller: Caller, user_id: int) -> None:

@@ -20,6 +20,8 @@ from tests.api.client import Api
 from tests.api.test_outbox_control import BASE, LETTERS
 from tests.factories import CONFIRMED, make_category, make_operator, make_product, make_user
 
+A_KEY = {"name": "a program", "scopes": ["keys:rotate"], **CONFIRMED}
+
 
 class Fill(Protocol):
     """Makes a body from the values that must be so; the others are made up, other than `before`."""
@@ -95,6 +97,36 @@ async def change_user(api: Api, fill: Fill) -> Sent:
     body = fill(good(await api.get(path, by=operator)))
     made = good(await api.patch(path, by=operator, version=1, json=body))
     return Sent(body, await row_of(api, "users", id=user.id), [made, good(await api.get(path, by=operator))])
+
+
+async def make_key(api: Api, fill: Fill) -> Sent:
+    owner = await make_user(api.database)
+    body = fill(scopes=["orders:read", "orders:write"], **CONFIRMED)
+    made = good(await api.post("/v1/api-keys", by=owner, key=None, json=body))
+    (read,) = good(await api.get("/v1/api-keys", by=owner))["data"]
+    return Sent(body, await row_of(api, "api_keys", id=UUID(made["id"])), [made, read])
+
+
+async def rotate_key(api: Api, fill: Fill) -> Sent:
+    owner = await make_user(api.database)
+    made = good(await api.post("/v1/api-keys", by=owner, key=None, json=A_KEY))
+    body = fill(overlap=60, **CONFIRMED)
+    path = f"/v1/api-keys/{made['id']}"
+    good(await api.post(f"{path}/rotate", by=owner, key=None, json=body))
+    row = await row_of(api, "api_keys", id=UUID(made["id"]))
+    assert timedelta(seconds=50) < row["retires_at"] - now() <= timedelta(seconds=60)
+    return Sent(body, row, [good(await api.get(path, by=owner))])
+
+
+async def rotate_own_key(api: Api, fill: Fill) -> Sent:
+    owner = await make_user(api.database)
+    made = good(await api.post("/v1/api-keys", by=owner, key=None, json=A_KEY))
+    body = fill(overlap=60)
+    headers = {"Authorization": f"Bearer {made['key']}"}
+    good(await api.post("/v1/api-keys/current/rotate", headers=headers, key=None, json=body))
+    row = await row_of(api, "api_keys", id=UUID(made["id"]))
+    assert timedelta(seconds=50) < row["retires_at"] - now() <= timedelta(seconds=60)
+    return Sent(body, row, [good(await api.get(f"/v1/api-keys/{made['id']}", by=owner))])
 
 
 async def create_category(api: Api, fill: Fill) -> Sent:

@@ -24,6 +24,7 @@ from services.models import metadata
 from services.operations.outbox import schemas as outbox
 from services.orders import schemas as orders
 from services.users import schemas as users
+from services.users.keys import schemas as keys
 from services.users.resets import schemas as resets
 from tests.api import sending
 from tests.api.client import Api
@@ -86,6 +87,7 @@ def made_up(body: type[RequestBody], name: str, before: Mapping[str, Any]) -> An
 
 PASSWORD = {"password": "its hash is stored, as hashed_password"}
 CURRENT = {"current_password": "is compared with the hash"}
+OVERLAP = {"overlap": "is added to the time, as retires_at of the replaced key"}
 RECIPIENT = {"to_user_id": "names the recipient; the recipient's account is stored"}
 DRY_RUN = {"dry_run": "asks to store nothing"}
 SELECTS = "selects dead letters"
@@ -96,6 +98,9 @@ CASES: dict[type[RequestBody], Case] = {
     users.Confirmation: Case(["users"], sending.delete_self, CURRENT),
     resets.ResetRequest: Case(["mails"], sending.ask_for_reset, {"email": "names the user; the user's id is stored"}),
     resets.Reset: Case(["users"], sending.reset, PASSWORD | {"token": "is deleted"}),
+    keys.ApiKeyCreate: Case(["api_keys"], sending.make_key, CURRENT),
+    keys.Rotation: Case(["api_keys"], sending.rotate_key, CURRENT | OVERLAP),
+    keys.OwnRotation: Case(["api_keys"], sending.rotate_own_key, OVERLAP),
     users.UserAdminUpdate: Case(["users"], sending.change_user),
     catalog.CategoryCreate: Case(["categories"], sending.create_category),
     catalog.CategoryUpdate: Case(["categories"], sending.change_category),

@@ -45,6 +45,9 @@ WITH_BODY = [
     ("PATCH", "/v1/users/me"),
     ("DELETE", "/v1/users/me"),
     ("PATCH", "/v1/users/1"),
+    ("POST", "/v1/api-keys"),
+    ("POST", "/v1/api-keys/current/rotate"),
+    ("POST", f"/v1/api-keys/{uuid4()}/rotate"),
     ("POST", "/v1/categories"),
     ("PATCH", "/v1/categories/1"),
     ("POST", "/v1/products"),
@@ -65,7 +68,7 @@ WITH_BODY = [
     ("POST", "/v1/operations/discard"),
     ("POST", "/v1/operations/types/order.placed/limit"),
 ]
-BODY_IS_OPTIONAL = ("/cancel", "/post")
+BODY_IS_OPTIONAL = ("/cancel", "/post", "/current/rotate")
 
 WITH_A_REASON = {
     ("POST", "/v1/operations/types/{event_type}/pause"),
@@ -95,7 +98,7 @@ async def test_every_route_that_takes_a_body_is_tried_here(api: Api) -> None:
     }
     listed = {(method, re.sub("[0-9a-f-]{36}", "ID", path)) for method, path in WITH_BODY}
     known = found - {(method, path.replace("{event_type}", "order.placed")) for method, path in WITH_A_REASON}
-    assert listed == {(method, re.sub(r"\{(order|transfer)_id\}", "ID", path)) for method, path in known}
+    assert listed == {(method, re.sub(r"\{(order|transfer|key)_id\}", "ID", path)) for method, path in known}
 
 
 @pytest.mark.parametrize("name", BODIES)

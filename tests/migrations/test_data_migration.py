@@ -267,6 +267,13 @@ async def test_downgrades_run_with_rows_in_every_table(database: Database, datab
         await connection.execute(
             text("INSERT INTO refresh_tokens (hash, session_id) SELECT sha256('x'), id FROM sessions LIMIT 1")
         )
+        await connection.execute(
+            text(
+                "INSERT INTO api_keys (id, user_id, name, hash, hint, scopes, expires_at)"
+                " VALUES (:id, :user, 'a program', sha256('x'), 'wbk_', '{orders:read}', now() + interval '1 day')"
+            ),
+            {"id": new_id(), "user": buyer.id},
+        )
         await connection.execute(text("INSERT INTO outbox_errors (fingerprint, error) VALUES ('abc', 'no')"))
         for table in metadata.tables:
             count = await connection.scalar(text(f"SELECT count(*) FROM {table}"))

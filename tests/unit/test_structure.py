@@ -24,6 +24,7 @@ EXTRA = {
     "outbox/control": {"why"},
     "outbox/engine": {"window"},
     "users": {"passwords", "rights"},
+    "users/keys": {"secret"},
 }
 """The one file with a non-standard name that each of these folders may have."""
 

@@ -27,6 +27,7 @@ from services.sql import LOCK_NOT_AVAILABLE, sqlstate
 from services.sweeps.service import Sweep
 from services.unit_of_work import UnitOfWork
 from services.users.attempts.service import FORGOTTEN_ATTEMPTS
+from services.users.keys.service import ended_keys
 from services.users.sessions.service import expired_sessions
 from worker.context import WorkerContext
 from worker.jobs.sweeping import raise_all, run_sweeps
@@ -170,10 +171,11 @@ def old_keys(retention: timedelta) -> Sweep[OldKey]:
 
 
 async def prune_sessions(ctx: dict[str, Any]) -> None:
-    """Delete sessions that ended longer ago than the retention, and failed attempts to sign in that no longer count."""
+    """Delete sessions and API keys that ended longer ago than the retention, and failed attempts that count no more."""
     worker: WorkerContext = ctx["worker"]
     sweeps: list[Sweep[Any]] = [
         expired_sessions(timedelta(seconds=worker.settings.session_retention)),
+        ended_keys(timedelta(seconds=worker.settings.api_key_retention)),
         FORGOTTEN_ATTEMPTS,
     ]
     await run_sweeps(worker.open_unit_of_work, sweeps, slice_size=_SESSIONS_PER_TRANSACTION, longest=_LONGEST_PRUNING)

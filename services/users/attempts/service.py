@@ -7,11 +7,14 @@ from ipaddress import ip_address, ip_network
 from math import ceil
 from typing import Self
 
-from services.errors import TooManyAttempts
+from pydantic import SecretStr
+
+from services.errors import NotFound, TooManyAttempts, WrongPassword
 from services.settings import Settings
 from services.sweeps.service import Sweep
 from services.unit_of_work import UnitOfWork
 from services.users.attempts.repository import Forgotten
+from services.users.passwords import Passwords
 
 _MAILS = 3
 """Mails to one address until the first pause."""
@@ -67,6 +70,17 @@ async def take_confirmation(uow: UnitOfWork, limits: Limits, user_id: int) -> At
     subject = _hash("confirm", str(user_id))
     await _take(uow, subject, limits.account, limits)
     return Attempt(subject)
+
+
+async def confirm(uow: UnitOfWork, passwords: Passwords, user_id: int, password: SecretStr) -> None:
+    """Raises `WrongPassword` if this is not the user's password, and `NotFound` if there is no such user."""
+    user = await uow.users.get(user_id)
+    if user is None:
+        raise NotFound(f"there is no user {user_id}")
+    # The connection goes back to the pool while the hash is computed.
+    await uow.rollback()
+    if not await passwords.matches(user.hashed_password, password.get_secret_value()):
+        raise WrongPassword("current_password is not your password")
 
 
 async def take_mail(uow: UnitOfWork, limits: Limits, email: str, address: str | None) -> None:

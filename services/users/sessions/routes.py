@@ -74,7 +74,7 @@ async def list_sessions(caller: CurrentUser, uow: Work) -> Sessions:
 @needs(Scope.profile_write)
 async def sign_out(caller: CurrentUser, uow: Work) -> None:
     """Sign out: end the session of this request. Its tokens are invalid at once."""
-    await service.sign_out(uow, caller, caller.session_id)
+    await service.sign_out_here(uow, caller)
 
 
 @router.delete("/sessions/{session_id}", status_code=204, responses=responses(401, 404, 422))

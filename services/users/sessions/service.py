@@ -132,6 +132,13 @@ async def sign_out(uow: UnitOfWork, caller: SignedIn, session_id: UUID) -> None:
         raise NotFound(f"you have no session {session_id}")
 
 
+async def sign_out_here(uow: UnitOfWork, caller: SignedIn) -> None:
+    """End the session of this request. Raises `NotFound` if it was made with an API key, which has none."""
+    if caller.session_id is None:
+        raise NotFound("this request was made with an API key, which has no session")
+    await sign_out(uow, caller, caller.session_id)
+
+
 async def sign_out_everywhere(uow: UnitOfWork, caller: SignedIn) -> None:
     """End all of the caller's sessions, including this one."""
     await uow.sessions.end_all(caller.id, Ended.signed_out)
