@@ -28,6 +28,9 @@ CONTENTION = frozenset({"40001", "40P01"})
 LOCK_NOT_AVAILABLE = "55P03"
 """SQLSTATE of a lock that was not granted in time."""
 
+ACTOR = "actor"
+"""In a session's `info`: who acts, as rows record it."""
+
 _OBJECTIONS = ("22", "23", "44", "P0001")
 """Beginnings of SQLSTATEs that object to rows: bad data, a constraint, a view's check option, a trigger's exception."""
 
@@ -392,3 +395,9 @@ class SqlAccess:
     def __init__(self, session: AsyncSession) -> None:
         self.session = session
         self.sql = Sql.of(session)
+
+    @property
+    def actor(self) -> str | None:
+        """Who acts in this unit of work, as rows record it (`Transaction.act_as`)."""
+        actor: str | None = self.session.info.get(ACTOR)
+        return actor

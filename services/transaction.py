@@ -10,6 +10,7 @@ from uuid import UUID
 
 from sqlalchemy.exc import DBAPIError
 
+from services.acting import current_actor
 from services.database import CHECKS_ORDER, LENT, SessionFactory, check_owner, commit, outcome_unknown
 from services.fields import new_id
 from services.outbox.control.repository import ControlRepository
@@ -18,7 +19,7 @@ from services.outbox.events import Event, Recorded, Trace
 from services.outbox.log.repository import LogRepository
 from services.outbox.recording.repository import RecordingRepository
 from services.shielding import shielded
-from services.sql import FoundT, OtherT, Read, Sql, SqlAccess, Statement, Write
+from services.sql import ACTOR, FoundT, OtherT, Read, Sql, SqlAccess, Statement, Write
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class Transaction:
         self._factory = factory
         self._name = name
         self._bell = bell
-        self.trace = trace or Trace()
+        self.trace = trace or Trace(actor=current_actor())
         self._events: list[Recorded] = []
         self._writes: list[Write] = []
         self._work_queued = False
@@ -95,7 +96,7 @@ class Transaction:
         """A plain savepoint whose block has ended. The commit releases it, or the next savepoint in its own trip."""
 
     async def __aenter__(self) -> Self:
-        self.session = self._factory(info={"work": self._name})
+        self.session = self._factory(info={"work": self._name, ACTOR: self.trace.actor})
         self._sql = Sql.of(self.session)
         return self
 
@@ -104,16 +105,26 @@ class Transaction:
     ) -> None:
         await self.rollback()
 
+    def act_as(self, actor: str) -> None:
+        """From now on, what is written says that this actor did it (`services/acting.py`)."""
+        self.trace = self.trace._replace(actor=actor)
+        self.session.info[ACTOR] = actor
+
     def record(self, event: Event, trace: Trace | None = None, *, available_at: datetime | None = None) -> UUID:
         """Write the event in this transaction, at the latest when it commits. Returns its id.
 
         The transaction must hold a lock on the event's aggregate, or create it. `trace` says where the event came from;
-        the default is the trace of this unit of work. An event with `available_at` is deferred: no worker takes it
-        before that time, and later events of its aggregate do not wait for it.
+        the default is the trace of this unit of work, whose actor is also that of a `trace` without one. An event with
+        `available_at` is deferred: no worker takes it before that time, and later events of its aggregate do not wait
+        for it.
         """
         assert available_at is None or event.queued, "only an event that a worker processes can be deferred"
         event_id = new_id()
-        self._events.append(Recorded(event_id, event, trace or self.trace, available_at))
+        if trace is None:
+            trace = self.trace
+        elif trace.actor is None:
+            trace = Trace(trace.request_id, trace.traceparent, self.trace.actor)
+        self._events.append(Recorded(event_id, event, trace, available_at))
         return event_id
 
     @property

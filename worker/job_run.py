@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any
 from uuid import UUID
 
+from services.acting import acting_as
 from services.fields import made_storable
 from services.jobs.schemas import Ended, Taken
 from services.logs import Shown
@@ -68,7 +69,8 @@ class JobRun:
         """Run the job and write its outcome, or release it if this task is cancelled."""
         started = monotonic()
         name = self._scheduled.name
-        work = asyncio.create_task(self._scheduled.job(dict(context)), name=f"job-{name}")
+        with acting_as(f"job:{name}"):
+            work = asyncio.create_task(self._scheduled.job(dict(context)), name=f"job-{name}")
         try:
             error = await self._attend(work)
             ended = Ended(monotonic() - started, error)

@@ -31,6 +31,7 @@ from services.errors import DomainError
 from services.groups import Asked, Busy
 from services.idempotency.repository import Free, InFlight, StoredReply
 from services.logs import RateLimitedLogger
+from services.outbox.events import Trace
 from services.settings import Settings
 from services.shielding import end
 from services.sql import Read, detail_of, waiting_at_most
@@ -288,7 +289,7 @@ class _Committer:
                 decided.replies[intent] = Replay(replay.stored)
             except DomainError as refusal:
                 decided.replies[intent] = Answered(domain_problem(intent.request, refusal))
-        asked = [Asked(callers[one.caller], one.wanted, one.trace) for one in free]
+        asked = [_asked(one, callers[one.caller]) for one in free]
         replies = []
         results = self._kind.carry_out(uow, asked, found, self._settings)
         for intent, one, result in zip(free, asked, results, strict=True):
@@ -383,6 +384,11 @@ class _Decided:
             self.again.append(intent)
         else:
             self.replies[intent] = Alone()
+
+
+def _asked(intent: Intent[Any], caller: SignedIn) -> Asked[Any]:
+    trace = intent.trace
+    return Asked(caller, intent.wanted, Trace(trace.request_id, trace.traceparent, caller.actor))
 
 
 def _leave(intents: Sequence[Intent[Any]]) -> None:

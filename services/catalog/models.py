@@ -19,6 +19,7 @@ from sqlalchemy import (
 from sqlalchemy import Text as TextColumn
 from sqlmodel import Field, Relationship, SQLModel
 
+from services.acting import LONGEST_ACTOR
 from services.fields import (
     CREDITS,
     TIMESTAMPTZ,
@@ -118,6 +119,9 @@ class StockMovement(SQLModel, table=True):
     order_id: UUID | None = None
     pieces: int = Field(sa_type=BigInteger)
     created_at: datetime = Field(default=None, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": func.now()})
+    actor: str | None = Field(default=None, max_length=LONGEST_ACTOR)
+    """Who changed the stock (`services/acting.py`). None in rows that a trigger wrote: who created a product with its
+    first pieces is in `product.created`."""
 
 
 class ProductBase(SQLModel):

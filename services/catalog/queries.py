@@ -40,8 +40,8 @@ CHANGE_STOCK = Statement("""
         WHERE inventory.product_id = change.product_id
         RETURNING change.product_id, change.on_hand
     )
-    INSERT INTO stock_movements (product_id, kind, order_id, pieces)
-    SELECT product_id, :kind, CAST(:order_id AS uuid), on_hand FROM moved
+    INSERT INTO stock_movements (product_id, kind, order_id, pieces, actor)
+    SELECT product_id, :kind, CAST(:order_id AS uuid), on_hand, :actor FROM moved
 """)
 
 # Reserved pieces are still on hand.

@@ -138,6 +138,7 @@ class InventoryRepository(Repository[Inventory]):
             reserved=[pieces[product_id] * reserved for product_id in ids],
             kind=kind.value,
             order_id=order_id,
+            actor=self.actor,
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from services.acting import acting_as
 from services.cli.console import CommandError, plain_errors
 
 
@@ -49,7 +50,19 @@ class LazyGroup(TyperGroup):
         if args and args[0] in COMMANDS:
             with plain_errors():
                 self.commands[args[0]] = load(args[0])
+            ctx.with_resource(acting_as(f"command:{_name(self, args)}"))
         return super().resolve_command(ctx, args)
+
+
+def _name(group: Any, args: list[str]) -> str:
+    """The command with its sub-command, such as `outbox pause`, without its arguments."""
+    names: list[str] = []
+    for arg in args:
+        group = getattr(group, "commands", {}).get(arg)
+        if group is None:
+            break
+        names.append(arg)
+    return " ".join(names)
 
 
 def load(name: str) -> Any:

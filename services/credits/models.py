@@ -10,6 +10,7 @@ import pydantic
 from sqlalchemy import BigInteger, CheckConstraint, Column, ForeignKey, Identity, Index, PrimaryKeyConstraint, text
 from sqlmodel import Field, Relationship, SQLModel
 
+from services.acting import LONGEST_ACTOR
 from services.fields import (
     CREDITS,
     TIMESTAMPTZ,
@@ -146,6 +147,11 @@ class Transfer(TransferBase, table=True):
     )
     expires_at: datetime | None = Field(default=None, sa_type=TIMESTAMPTZ)
     """From this time, a pending transfer can no longer be posted."""
+    actor: str | None = Field(default=None, max_length=LONGEST_ACTOR)
+    """Who made it (`services/acting.py`); None in rows of releases that did not record it.
+
+    Who posted, voided or expired a pending transfer is in the event of that, or in the transition of its order.
+    """
     resolved_at: datetime | None = Field(default=None, sa_type=TIMESTAMPTZ)
 
 

@@ -21,6 +21,7 @@ from sqlalchemy import (
 )
 from sqlmodel import Field, Relationship, SQLModel
 
+from services.acting import LONGEST_ACTOR
 from services.catalog.models import Product
 from services.fields import (
     TIMESTAMPTZ,
@@ -206,6 +207,8 @@ class OrderTransition(OrderTransitionBase, table=True):
 
     id: int = Field(default=None, primary_key=True, sa_type=BigInteger, sa_column_args=(Identity(),))
     order_id: UUID = Field(foreign_key="orders.id")
+    actor: str | None = Field(default=None, max_length=LONGEST_ACTOR)
+    """Who moved the order (`services/acting.py`); None in rows of releases that did not record it."""
 
     order: Order = Relationship(back_populates="transitions", sa_relationship_kwargs={"lazy": "raise"})
 

@@ -38,7 +38,7 @@ def placing_statement(said: Sequence[str], said_of_items: Sequence[str], items: 
             SELECT placed.id, line.line, {", ".join(f"line.{column.name}" for column in of_items)}
             FROM placed, unnest({arrays}) WITH ORDINALITY AS line({names}, line)
         ), begun AS (
-            INSERT INTO order_transitions (order_id, to_status) SELECT id, :status FROM placed
+            INSERT INTO order_transitions (order_id, to_status, actor) SELECT id, :status, :actor FROM placed
         )
         """,  # noqa: S608
         counted="placed",
@@ -76,8 +76,8 @@ MOVE = Statement("""
         FROM move WHERE orders.id = move.id AND orders.status = move.from_status
         RETURNING orders.id, move.from_status, move.to_status, move.reason
     )
-    INSERT INTO order_transitions (order_id, from_status, to_status, reason, created_at)
-    SELECT id, from_status, to_status, reason, clock_timestamp() FROM moved
+    INSERT INTO order_transitions (order_id, from_status, to_status, reason, created_at, actor)
+    SELECT id, from_status, to_status, reason, clock_timestamp(), :actor FROM moved
 """)
 
 BY_STATUS = Statement("SELECT status, count(*) AS number FROM orders GROUP BY status")

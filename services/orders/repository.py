@@ -54,6 +54,7 @@ class NewOrder:
     items: Sequence[NewItem]
     at: datetime
     expires_in: timedelta | None
+    actor: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,7 @@ class OrderRepository(Repository[Order]):
             "item_count": len(order.items),
             "at": order.at,
             "expires_in": order.expires_in,
+            "actor": order.actor,
             "each_unit_price": [item.unit_price for item in order.items],
             **picked(order.wanted, ORDER_FIELDS),
             **{f"each_{name}": [getattr(item.wanted, name) for item in order.items] for name in ITEM_FIELDS},
@@ -163,6 +165,7 @@ class OrderRepository(Repository[Order]):
             from_statuses=[move.before.value for move in moves],
             to_statuses=[move.after.value for move in moves],
             reasons=[move.reason for move in moves],
+            actor=self.actor,
         )
         assert moved == len(moves), "an order changed although it was locked"
 

@@ -102,6 +102,7 @@ async def run_batch(uow: TransactionT, consumer: Consumer[TransactionT], lease: 
     if batch.next is None:
         return batch
     own = await uow.log.own()
+    uow.act_as(f"job:{consumer.name}")
     async with lent_to(uow, f"the handler of the log consumer {consumer.name!r}"):
         if batch.begins and consumer.on_start is not None:
             await consumer.on_start(uow)

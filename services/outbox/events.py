@@ -108,10 +108,11 @@ class Registry(Mapping[str, type[Event]]):
 
 
 class Trace(NamedTuple):
-    """Where an event came from: the request's id and its W3C trace context."""
+    """Where an event came from: the request's id and its W3C trace context, and who acts (`services/acting.py`)."""
 
     request_id: str | None = None
     traceparent: str | None = None
+    actor: str | None = None
 
 
 class Recorded(NamedTuple):
@@ -129,7 +130,7 @@ EventT = TypeVar("EventT", bound=Event)
 class Claimed(NamedTuple, Generic[EventT]):
     """An event that this transaction is processing. `attempts` is the number of attempts that failed before this one.
 
-    Events that the handler records because of it carry its `trace`.
+    Events that the handler records because of it carry its `trace`, with the handler as the actor.
     """
 
     position: int

@@ -23,6 +23,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import UserDefinedType
 from sqlmodel import Field, SQLModel
 
+from services.acting import LONGEST_ACTOR
 from services.database import DeclarativeTable, metadata
 from services.fields import TIMESTAMPTZ, allowed, text_enum
 
@@ -98,6 +99,8 @@ class EventRow(DeclarativeTable):
     # Taken when the event is written, under the locks that its transaction holds: an event written by a transaction
     # that saw another event comes after that one.
     position: Mapped[int] = mapped_column(BigInteger, server_default=EVENT_POSITIONS.next_value())
+    # Who did it (`services/acting.py`); null in events of releases that did not record it.
+    actor: Mapped[str | None] = mapped_column(String(LONGEST_ACTOR))
 
 
 class LogConsumer(DeclarativeTable):

@@ -110,8 +110,12 @@ def check_time_limits(
 async def handle(
     transaction: TransactionT, subscription: AnySubscription[TransactionT], events: Sequence[Claimed[Any]], limit: float
 ) -> Verdicts:
-    """Run the handler on the events. Raises what it raises, and `HandlerBroken` if it breaks the rules."""
+    """Run the handler on the events, as the actor of what it writes.
+
+    Raises what it raises, and `HandlerBroken` if it breaks the rules.
+    """
     name = subscription.event.type
+    transaction.act_as(f"job:{name}")
     try:
         async with lent_to(transaction, f"the handler of {name!r}"), asyncio.timeout(limit) as timer:
             verdicts = await subscription.handler(transaction, events)

@@ -119,6 +119,20 @@ async def test_a_new_job_waits_for_its_time_unless_it_is_due_at_the_start(databa
     assert waits.schedule == "each day, at 00:10 UTC"
 
 
+async def test_a_job_acts_under_its_own_name(database: Database) -> None:
+    actors: list[str | None] = []
+
+    async def job(_: dict[str, Any]) -> None:
+        actors.append(UnitOfWork(database.write).trace.actor)
+
+    await announce(database, ScheduledJob(job, DAILY))
+    async with looping(database, ScheduledJob(job, DAILY)) as loop:
+        await act(database, lambda uow: jobs.run_now(uow, "job", By("test")))
+        loop.wake()
+        await until(database, "job", lambda now: now.runs == 1)
+    assert actors == ["job:job"]
+
+
 async def test_two_workers_never_run_a_job_at_the_same_time(database: Database) -> None:
     said: list[str] = []
     scheduled = ScheduledJob(noted(said, "job", seconds=0.03), DAILY)

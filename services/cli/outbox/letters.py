@@ -104,6 +104,7 @@ def show(
             "died_at",
             "occurred_at",
             "request_id",
+            "actor",
             "payload",
             "message",
         ):
@@ -266,7 +267,7 @@ def _whole(letter: DeadLetter, event: EventRow | None) -> dict[str, Any]:
         "died_at",
         "failures",
     )
-    of_event = ("version", "occurred_at", "request_id", "payload")
+    of_event = ("version", "occurred_at", "request_id", "actor", "payload")
     return {
         **{name: getattr(letter, name) for name in of_letter},
         **{name: None if event is None else getattr(event, name) for name in of_event},

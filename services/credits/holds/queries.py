@@ -6,8 +6,8 @@ from services.sql import Statement
 WRITE = Statement("""
     WITH written AS (
         INSERT INTO transfers
-            (id, debit_account_id, credit_account_id, amount, kind, state, note, expires_at)
-        VALUES (:id, :debit, :credit, CAST(:amount AS numeric), 'transfer', 'pending', :note, :expires_at)
+            (id, debit_account_id, credit_account_id, amount, kind, state, note, expires_at, actor)
+        VALUES (:id, :debit, :credit, CAST(:amount AS numeric), 'transfer', 'pending', :note, :expires_at, :actor)
     )
     UPDATE accounts SET held = held + CAST(:amount AS numeric) WHERE id = :debit
 """)

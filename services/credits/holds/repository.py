@@ -25,6 +25,7 @@ class HoldRepository(SqlAccess):
             amount=item.amount,
             note=item.note,
             expires_at=expires_at,
+            actor=self.actor,
         )
 
     async def due(self, after: "DueHold | None", limit: int) -> "list[DueHold]":

@@ -19,9 +19,9 @@ HOLD = Statement("""
             )
         RETURNING id
     )
-    INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, order_id, expires_at)
+    INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, order_id, expires_at, actor)
     SELECT share.id, buyer.id, share.account_id, share.amount, 'order', 'pending', CAST(:order_id AS uuid),
-        statement_timestamp() + CAST(:lasting AS interval)
+        statement_timestamp() + CAST(:lasting AS interval), :actor
     FROM buyer, unnest(CAST(:ids AS uuid[]), CAST(:account_ids AS bigint[]), CAST(:amounts AS numeric[]))
         AS share(id, account_id, amount)
 """)
@@ -41,13 +41,15 @@ LOCK_FREE_BUYERS = Reading(
 HOLD_ALL = Writing(
     """
     pending AS (
-        INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, order_id, expires_at)
+        INSERT INTO transfers (
+            id, debit_account_id, credit_account_id, amount, kind, state, order_id, expires_at, actor
+        )
         SELECT id, debit, credit, amount, 'order', 'pending', order_id,
-            statement_timestamp() + CAST(:lasting AS interval)
+            statement_timestamp() + CAST(:lasting AS interval), actor
         FROM unnest(
             CAST(:ids AS uuid[]), CAST(:debits AS bigint[]), CAST(:credits AS bigint[]), CAST(:amounts AS numeric[]),
-            CAST(:order_ids AS uuid[])
-        ) AS share(id, debit, credit, amount, order_id)
+            CAST(:order_ids AS uuid[]), CAST(:actors AS text[])
+        ) AS share(id, debit, credit, amount, order_id, actor)
     ), held AS (
         UPDATE accounts SET held = held + buyer.total
         FROM unnest(CAST(:account_ids AS bigint[]), CAST(:totals AS numeric[])) AS buyer(account_id, total)
@@ -71,17 +73,18 @@ POST = Writing(
             CAST(:ids AS uuid[]), CAST(:amounts AS numeric[]), CAST(:notes AS text[]), CAST(:order_ids AS uuid[]),
             CAST(:reverses AS uuid[]),
             CAST(:debits AS bigint[]), CAST(:debit_versions AS bigint[]), CAST(:debit_balances AS numeric[]),
-            CAST(:credits AS bigint[]), CAST(:credit_versions AS bigint[]), CAST(:credit_balances AS numeric[])
+            CAST(:credits AS bigint[]), CAST(:credit_versions AS bigint[]), CAST(:credit_balances AS numeric[]),
+            CAST(:actors AS text[])
         ) AS posted(
             id, amount, note, order_id, reverses, debit, debit_version, debit_balance,
-            credit, credit_version, credit_balance
+            credit, credit_version, credit_balance, actor
         )
     ), written AS (
         INSERT INTO transfers (
             id, debit_account_id, credit_account_id, amount, kind, state, posted_amount, order_id, reverses, note,
-            resolved_at
+            resolved_at, actor
         )
-        SELECT id, debit, credit, amount, :kind, 'posted', amount, order_id, reverses, note, now() FROM posted
+        SELECT id, debit, credit, amount, :kind, 'posted', amount, order_id, reverses, note, now(), actor FROM posted
     ), entered AS (
         INSERT INTO entries (account_id, version, transfer_id, amount, balance)
         SELECT debit, debit_version, id, -amount, debit_balance FROM posted

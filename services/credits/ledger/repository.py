@@ -62,6 +62,7 @@ class LedgerRepository(SqlAccess):
             account_ids=account_ids,
             amounts=[share.amount for share in shares],
             lasting=lasting,
+            actor=self.actor,
         )
         if held == 0:
             raise await self._why_not_held(buyer_id, shares)
@@ -86,6 +87,7 @@ class LedgerRepository(SqlAccess):
             "credits": [hold.share.account_id for hold in holds],
             "amounts": [hold.share.amount for hold in holds],
             "order_ids": [hold.order_id for hold in holds],
+            "actors": [hold.actor for hold in holds],
             "account_ids": list(totals),
             "totals": list(totals.values()),
             "lasting": lasting,
@@ -130,17 +132,19 @@ class LedgerRepository(SqlAccess):
         """Write transfers now, as `posting` does."""
         await self.sql.write(self.posting(postings, kind))
 
-    @staticmethod
-    def posting(postings: Sequence[Posting], kind: TransferKind) -> Write:
+    def posting(
+        self, postings: Sequence[Posting], kind: TransferKind, actors: Sequence[str | None] | None = None
+    ) -> Write:
         """Write transfers that take effect immediately, their entries and the resulting balances.
 
-        The caller has locked the accounts.
+        `actors` has who makes each; the default is the actor of the unit of work. The caller has locked the accounts.
         """
         touched = {balance.account_id: balance for p in postings for balance in (p.debit, p.credit)}
         parameters = {
             "ids": [posting.transfer_id for posting in postings],
             "amounts": [posting.item.amount for posting in postings],
             "notes": [posting.item.note for posting in postings],
+            "actors": [self.actor] * len(postings) if actors is None else actors,
             "order_ids": [posting.item.order_id for posting in postings],
             "reverses": [posting.item.reverses for posting in postings],
             "debits": [posting.debit.account_id for posting in postings],
@@ -229,6 +233,7 @@ class NewHold(NamedTuple):
     order_id: UUID
     debit_account_id: int
     share: Share
+    actor: str
 
 
 class OrderHold(NamedTuple):

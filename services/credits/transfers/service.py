@@ -91,6 +91,7 @@ def transfer_all(
     [parties] = found
     outcomes: list[Transferred | DomainError | Busy] = []
     postings: list[Posting] = []
+    actors: list[str | None] = []
     for one in asked:
         sender, recipient = one.caller.id, one.wanted.to_user_id
         if sender in parties.busy or recipient in parties.busy:
@@ -104,10 +105,11 @@ def transfer_all(
             outcomes.append(outcome)
             continue
         postings.append(outcome)
+        actors.append(one.caller.actor)
         record_moved(uow, outcome.movement(), TransferKind.transfer, one.trace)
         outcomes.append(Transferred([outcome], parties.at))
     if postings:
-        uow.write_with_events(uow.ledger.posting(postings, TransferKind.transfer))
+        uow.write_with_events(uow.ledger.posting(postings, TransferKind.transfer, actors))
     return outcomes
 
 

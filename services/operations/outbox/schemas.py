@@ -37,11 +37,12 @@ class DeadLetterDetail(DeadLetterBase, Schema):
     version: int | None
     occurred_at: datetime | None
     request_id: str | None
+    actor: str | None
     payload: dict[str, Any] | None
 
     @classmethod
     def of(cls, letter: DeadLetter, event: EventRow | None) -> "DeadLetterDetail":
-        logged = ("version", "occurred_at", "request_id", "payload")
+        logged = ("version", "occurred_at", "request_id", "actor", "payload")
         return cls.model_validate(
             letter, update={name: None if event is None else getattr(event, name) for name in logged}
         )

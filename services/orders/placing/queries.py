@@ -36,8 +36,8 @@ def placing_statement(said: Sequence[str], said_of_items: Sequence[str], orders:
             SELECT * FROM unnest(
                 CAST(:ids AS uuid[]), CAST(:buyer_ids AS bigint[]), CAST(:statuses AS text[]),
                 CAST(:totals AS numeric[]), CAST(:item_counts AS integer[]), CAST(:lasting AS interval[]),
-                CAST(:ats AS timestamptz[]), {arrays}
-            ) AS new(id, buyer_id, status, total, item_count, lasting, at, {columns})
+                CAST(:ats AS timestamptz[]), CAST(:actors AS text[]), {arrays}
+            ) AS new(id, buyer_id, status, total, item_count, lasting, at, actor, {columns})
         ), placed AS (
             INSERT INTO orders (
                 id, buyer_id, status, total, item_count, expires_at, created_at, updated_at, {columns}
@@ -49,7 +49,7 @@ def placing_statement(said: Sequence[str], said_of_items: Sequence[str], orders:
             INSERT INTO order_items (order_id, line, {item_columns})
             SELECT * FROM unnest(CAST(:of_orders AS uuid[]), CAST(:numbers AS integer[]), {item_arrays})
         ), begun AS (
-            INSERT INTO order_transitions (order_id, to_status) SELECT id, status FROM new_orders
+            INSERT INTO order_transitions (order_id, to_status, actor) SELECT id, status, actor FROM new_orders
         )
         """,  # noqa: S608
         counted="placed",

@@ -32,6 +32,7 @@ class PlacingRepository(SqlAccess):
             "item_counts": [len(order.items) for order in orders],
             "lasting": [order.expires_in for order in orders],
             "ats": [order.at for order in orders],
+            "actors": [order.actor for order in orders],
             "of_orders": [order.id for order, _, _ in lines],
             "numbers": [number for _, number, _ in lines],
             "each_unit_price": [item.unit_price for _, _, item in lines],

@@ -73,6 +73,7 @@ class Draft:
             items=self.items,
             at=self.at,
             expires_in=patience.payment if status is OrderStatus.awaiting_payment else None,
+            actor=self.buyer.actor,
         )
 
     def event(self, status: OrderStatus) -> OrderEvent:
@@ -191,7 +192,7 @@ class _Group:
         status = OrderStatus.pending if refusal is None else OrderStatus.awaiting_payment
         if status is OrderStatus.pending:
             rules.hold(balance, order.total)
-            self._holds += [NewHold(order.id, balance.account_id, share) for share in order.shares()]
+            self._holds += [NewHold(order.id, balance.account_id, share, buyer.actor) for share in order.shares()]
         self._orders.append(order.written(status, self._patience))
         self._uow.record(order.event(status), asked.trace)
         return order.shown(status)

@@ -39,8 +39,8 @@ SETTLE = Writing(
         WHERE orders.id = move.id AND orders.status = 'pending'
         RETURNING orders.id, move.to_status, move.reason
     ), noted AS (
-        INSERT INTO order_transitions (order_id, from_status, to_status, reason, created_at)
-        SELECT id, 'pending', to_status, reason, clock_timestamp() FROM moved
+        INSERT INTO order_transitions (order_id, from_status, to_status, reason, created_at, actor)
+        SELECT id, 'pending', to_status, reason, clock_timestamp(), :actor FROM moved
     ), reserved AS (
         UPDATE inventory SET reserved = inventory.reserved + wanted.pieces
         FROM unnest(CAST(:product_ids AS bigint[]), CAST(:pieces AS bigint[])) AS wanted(product_id, pieces)

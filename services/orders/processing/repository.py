@@ -34,13 +34,13 @@ class ProcessingRepository(SqlAccess):
         """
         return Read(queries.LOCK if wait else queries.LOCK_FREE, {"ids": list(order_ids)}, _placed)
 
-    @staticmethod
-    def settling(moves: Sequence[Move], reserved: Mapping[int, int]) -> Write:
+    def settling(self, moves: Sequence[Move], reserved: Mapping[int, int]) -> Write:
         """Move pending orders, write their transitions, and reserve pieces. The caller has locked everything."""
         parameters = {
             "ids": [move.order_id for move in moves],
             "to_statuses": [move.after.value for move in moves],
             "reasons": [move.reason for move in moves],
+            "actor": self.actor,
             "product_ids": list(reserved),
             "pieces": list(reserved.values()),
         }

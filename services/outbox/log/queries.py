@@ -74,7 +74,8 @@ OPEN = Statement("""
 """)
 
 PAGE = """
-    SELECT position, id, type, version, aggregate, payload, occurred_at, request_id, traceparent FROM events
+    SELECT position, id, type, version, aggregate, payload, occurred_at, request_id, traceparent, actor
+    FROM events
     WHERE position > :after AND position <= :until
     AND NOT pg_visible_in_snapshot(transaction_id, CAST(CAST(:seen AS text) AS pg_snapshot))
     AND pg_visible_in_snapshot(transaction_id, CAST(CAST(:reading AS text) AS pg_snapshot))

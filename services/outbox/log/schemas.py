@@ -100,6 +100,8 @@ class LoggedEvent:
     occurred_at: datetime
     request_id: str | None
     traceparent: str | None
+    actor: str | None
+    """Who did it, such as `user:12`; None in events of releases that did not record it."""
 
     @property
     def made_at(self) -> datetime:

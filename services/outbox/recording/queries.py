@@ -11,13 +11,14 @@ APPEND = Writing("""
         SELECT * FROM unnest(
             CAST(:ids AS uuid[]), CAST(:types AS text[]), CAST(:versions AS smallint[]), CAST(:aggregates AS text[]),
             CAST(:payloads AS text[]), CAST(:request_ids AS text[]), CAST(:traceparents AS text[]),
-            CAST(:queued AS boolean[]), CAST(:available_ats AS timestamptz[])
+            CAST(:actors AS text[]), CAST(:queued AS boolean[]), CAST(:available_ats AS timestamptz[])
         ) WITH ORDINALITY
-        AS new(id, type, version, aggregate, payload, request_id, traceparent, queued, available_at, ordinal)
+        AS new(id, type, version, aggregate, payload, request_id, traceparent, actor, queued, available_at, ordinal)
     ), logged AS (
-        INSERT INTO events (id, type, version, aggregate, payload, request_id, traceparent)
+        INSERT INTO events (id, type, version, aggregate, payload, request_id, traceparent, actor)
         -- The positions in the log are also taken in the order in which the events were recorded.
-        SELECT id, type, version, aggregate, CAST(payload AS jsonb), request_id, traceparent FROM new ORDER BY ordinal
+        SELECT id, type, version, aggregate, CAST(payload AS jsonb), request_id, traceparent, actor
+        FROM new ORDER BY ordinal
     ), queued AS (
         INSERT INTO outbox (event_id, aggregate, type, version, available_at, waits)
         SELECT new.id, aggregate, type, version, available_at, CASE WHEN available_at IS NOT NULL THEN 'asked' END

@@ -40,6 +40,7 @@ def _columns(recorded: Sequence[Recorded]) -> dict[str, list[Any]]:
         "payloads": [event.model_dump_json() for event in events],
         "request_ids": [one.trace.request_id for one in recorded],
         "traceparents": [one.trace.traceparent for one in recorded],
+        "actors": [one.trace.actor for one in recorded],
         "queued": [event.queued for event in events],
         "available_ats": [one.available_at for one in recorded],
     }
