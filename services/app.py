@@ -18,6 +18,7 @@ from services.api.middleware import RequestMiddleware
 from services.api.paths import look_up_paths
 from services.api.probe import open_probe
 from services.api.reads import Reads
+from services.api.refusals import Refusals
 from services.api.request_times import RequestTimes
 from services.api.seen_keys import SeenKeys
 from services.api.shares import SharingPool
@@ -60,6 +61,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """The application. Its engines and its Redis client are created and disposed of in the lifespan."""
     settings = settings or get_settings()
     request_times = RequestTimes()
+    refusals = Refusals()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -84,6 +86,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             groups = await enter(Groups(settings, database.write, doorbell))
             probe = await enter(open_probe(settings, redis, schema))
             canary = await enter(Canary(database.write, probe.sessions, settings.canary_interval))
+            await enter(refusals.written(database.write))
             app.state.waybill = ApiState(
                 settings=settings,
                 database=database,
@@ -117,6 +120,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         limit=settings.max_body_bytes,
         times=request_times,
         protection=Protection(settings.http_hsts),
+        refusals=refusals,
     )
     problems.install(app)
     app.include_router(health.router)

@@ -48,6 +48,13 @@ class Unauthenticated(DomainError):
 
 
 @dataclass
+class SignInRefused(Unauthenticated):
+    """The e-mail address or the password is wrong. `user_id` is who has the address, for the audit log only."""
+
+    user_id: int | None = None
+
+
+@dataclass
 class TooManyAttempts(DomainError):
     """Too many wrong passwords, or requests for a mail. `retry_after` is in seconds."""
 

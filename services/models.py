@@ -1,5 +1,6 @@
 """Imports every table, so that migrations can compare them and relationships can be resolved by name."""
 
+from services.audit.log.models import AuditLogHead, AuditLogRow
 from services.audit.models import LedgerAudit
 from services.canary.models import CanaryRow
 from services.catalog.models import Category, Inventory, Product, StockMovement
@@ -32,6 +33,8 @@ __all__ = [
     "Account",
     "Adjustment",
     "ApiKey",
+    "AuditLogHead",
+    "AuditLogRow",
     "CanaryRow",
     "Category",
     "DeadLetter",

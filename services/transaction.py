@@ -10,7 +10,7 @@ from uuid import UUID
 
 from sqlalchemy.exc import DBAPIError
 
-from services.acting import current_actor
+from services.acting import Act, Acting, Action, acting_now
 from services.database import CHECKS_ORDER, LENT, SessionFactory, check_owner, commit, outcome_unknown
 from services.fields import new_id
 from services.outbox.control.repository import ControlRepository
@@ -79,14 +79,19 @@ class Transaction:
         bell: Bell | None = None,
         trace: Trace | None = None,
         *,
+        acting: Acting | None = None,
         name: str = "a unit of work",
     ) -> None:
+        """`acting` is who acts, unless that is only found out later (`act_as`); the default is `acting_now`."""
         self._factory = factory
         self._name = name
         self._bell = bell
-        self.trace = trace or Trace(actor=current_actor())
+        self.acting = acting or acting_now()
+        trace = trace or Trace()
+        self.trace = trace if trace.actor is not None else trace._replace(actor=self.acting.actor)
         self._events: list[Recorded] = []
         self._writes: list[Write] = []
+        self._acts: list[Act] = []
         self._work_queued = False
         self._committing = False
         self.leaves_out_locked = False
@@ -105,10 +110,22 @@ class Transaction:
     ) -> None:
         await self.rollback()
 
-    def act_as(self, actor: str) -> None:
-        """From now on, what is written says that this actor did it (`services/acting.py`)."""
-        self.trace = self.trace._replace(actor=actor)
+    def act_as(self, actor: str, user_id: int | None = None) -> None:
+        """From now on, what is written says that this actor did it, with this user behind it (`services/acting.py`)."""
+        self.acting = Acting(actor, user_id, self.acting.address)
+        self.trace = Trace(self.trace.request_id, self.trace.traceparent, actor)
         self.session.info[ACTOR] = actor
+
+    def record_act(self, action: Action, object: str, *, reason: str = "", **details: Any) -> None:  # noqa: A002
+        """Write in this transaction to the audit log what is being done, to which `object` (`kind/id`), and why.
+
+        The details are small and contain no secrets. A rollback undoes it, as it undoes what was done.
+        """
+        self._acts.append(Act(action, object, self.acting, self.trace.request_id, reason, details))
+
+    def record_acts(self, acts: Sequence[Act]) -> None:
+        """Write acts of others to the audit log, in this transaction."""
+        self._acts += acts
 
     def record(self, event: Event, trace: Trace | None = None, *, available_at: datetime | None = None) -> UUID:
         """Write the event in this transaction, at the latest when it commits. Returns its id.
@@ -145,7 +162,7 @@ class Transaction:
     @property
     def has_work(self) -> bool:
         """Whether it has recorded events or writes that are not yet written."""
-        return bool(self._events or self._writes)
+        return bool(self._events or self._writes or self._acts)
 
     def write_with_events(self, *writes: Write) -> None:
         """Write this together with the recorded events, in the same trip to the database.
@@ -211,7 +228,7 @@ class Transaction:
 
         Returns False if this is not the transaction with that id: the caller must not commit then.
         """
-        if self._events or self._writes:
+        if self.has_work:
             deleted = await self._write(self.outbox.completing(positions, transaction))
         else:
             deleted = await self.outbox.complete(positions, transaction)
@@ -224,16 +241,21 @@ class Transaction:
             sorted({one.event.aggregate for one in self._events}) if self.session.info.get(CHECKS_ORDER) else []
         )
         checks = [self.recording.reserving(aggregates, self._name)] if aggregates else []
-        writes = [*checks, *self._writes, *events, *more]
+        acts = [self.recording.keeping(self._acts)] if self._acts else []
+        writes = [*checks, *self._writes, *events, *acts, *more]
         if not writes:
             return 0
         counts = await self._sql.write(*writes)
         if checks and counts[0]:
             await self._refuse_unordered(aggregates)
         self._work_queued = self._work_queued or any(one.event.queued for one in self._events)
+        self._forget()
+        return counts[-1]
+
+    def _forget(self) -> None:
         self._events.clear()
         self._writes.clear()
-        return counts[-1]
+        self._acts.clear()
 
     async def _refuse_unordered(self, aggregates: Sequence[str]) -> None:
         """Raises `UnorderedEvents` if another running transaction has written events of one of these aggregates."""
@@ -253,8 +275,7 @@ class Transaction:
         if self._committing:
             return
         check_owner(self.session)
-        self._events.clear()
-        self._writes.clear()
+        self._forget()
         self._work_queued = False
         self._unreleased = None
         self._sql.release()
@@ -282,7 +303,7 @@ class Transaction:
         `plain` is for blocks that write with plain SQL only: an ORM flush that fails would take the transaction with
         it, not only the block. With `check`, what would fail the commit fails the block (see `check`).
         """
-        before = list(self._events), list(self._writes)
+        before = list(self._events), list(self._writes), list(self._acts)
         # SQLAlchemy's nested transaction keeps its objects in step with the database, and costs six times as much.
         objects = self.session.identity_map.keys() or self.session.new
         try:
@@ -294,7 +315,7 @@ class Transaction:
                     yield
         except BaseException:
             # Including those that the block wrote and the savepoint undid.
-            self._events[:], self._writes[:] = before
+            self._events[:], self._writes[:], self._acts[:] = before
             raise
 
     @asynccontextmanager

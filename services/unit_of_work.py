@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TypeAlias
 
+from services.audit.log.repository import AuditLogRepository
 from services.audit.repository import AuditRepository
 from services.canary.repository import CanaryRepository
 from services.catalog.repository import CategoryRepository, InventoryRepository, ProductRepository
@@ -61,6 +62,7 @@ class UnitOfWork(Transaction):
     statements = RepositoryOf(StatementRepository)
     idempotency = RepositoryOf(IdempotencyRepository)
     audits = RepositoryOf(AuditRepository)
+    audit_log = RepositoryOf(AuditLogRepository)
     happened = RepositoryOf(HappenedRepository)
     jobs = RepositoryOf(JobRepository)
     sweeps = RepositoryOf(SweepRepository)

@@ -16,6 +16,7 @@ from worker.jobs.retention import (
     prune_sessions,
 )
 from worker.jobs.schedule import Schedule, ScheduledJob
+from worker.jobs.sealing import seal_audit_log
 from worker.jobs.stranded import wake_stranded_events
 
 LONG = 6 * 3600
@@ -28,6 +29,7 @@ def scheduled_jobs(settings: Settings) -> Sequence[ScheduledJob]:
     mails = (ScheduledJob(send_mails, Schedule(second=frozenset(range(5, 60, 10)))),) if sender_of(settings) else ()
     return (
         *mails,
+        ScheduledJob(seal_audit_log, Schedule(second=frozenset(range(0, 60, 10)))),
         ScheduledJob(ensure_event_partitions, Schedule(minute=10), at_start=True),
         ScheduledJob(drop_expired_events, Schedule(hour=1, minute=40), time_limit=LONG),
         ScheduledJob(forget_workers, Schedule(minute=35)),

@@ -93,7 +93,8 @@ async def current_user(request: Request, token: Annotated[str | None, Depends(_b
         raise Unauthenticated("an access token or an API key is required: Authorization: Bearer TOKEN")
     user = await (_with_key(request, token) if is_key(token) else _signed_in(request, token))
     uow: UnitOfWork = request.state.uow
-    uow.act_as(user.actor)
+    uow.act_as(user.actor, user.id)
+    request.state.acting = uow.acting
     check_scope(user, request.scope["endpoint"], api_state(request).settings)
     return user
 

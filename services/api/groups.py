@@ -20,7 +20,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
+from services.acting import Acting
 from services.api import group_metrics as metrics
+from services.api.callers import acting_in
 from services.api.kept import ReplayStored, check_free, is_kept, kept_reply
 from services.api.problems import domain_problem, is_unavailable, outcome_unknown_problem, overloaded
 from services.api.rights import check_scope
@@ -297,6 +299,8 @@ class _Committer:
                 decided.put_off(intent)
                 continue
             refused = isinstance(result, DomainError)
+            if refused:
+                intent.request.state.acting = Acting(one.caller.actor, one.caller.id, acting_in(intent.request).address)
             response = domain_problem(intent.request, result) if refused else self._kind.reply(result)
             decided.replies[intent] = Answered(response)
             if not refused:

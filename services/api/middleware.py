@@ -15,9 +15,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.api.callers import REFUSALS
 from services.api.headers import Protection
 from services.api.methods import answer_head
 from services.api.problems import problem
+from services.api.refusals import Refusals
 from services.api.request_times import RequestTimes
 from services.errors import CannotStart
 from services.logs import bind, unbind
@@ -37,13 +39,17 @@ class RequestMiddleware:
       limit answers in plain text, and replaces the application's answer.
     - A request that is cancelled because the server stops gets a 503; the server itself would answer in plain text.
     - A request that ends without a reply counts as a 5xx in the times.
+    - Refusals (401, 403, 429) are counted for the audit log.
     """
 
-    def __init__(self, app: ASGIApp, limit: int, times: RequestTimes, protection: Protection) -> None:
+    def __init__(
+        self, app: ASGIApp, limit: int, times: RequestTimes, protection: Protection, refusals: Refusals
+    ) -> None:
         self._app = app
         self._limit = limit
         self._times = times
         self._protection = protection
+        self._refusals = refusals
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -58,6 +64,8 @@ class RequestMiddleware:
             await self._handle(scope, exchange)
         finally:
             self._times.observe(scope, exchange.status or 500, time.perf_counter() - started)
+            if exchange.status in REFUSALS:
+                self._refusals.add(scope, exchange.status)
 
     async def _start(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Report in one line, instead of a traceback, why the application refuses to start."""

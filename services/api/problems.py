@@ -16,6 +16,7 @@ from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
 
 from services.api import pressure
+from services.api.callers import note_refusal, note_sign_in
 from services.api.headers import PROTECTIVE
 from services.api.methods import allowed
 from services.database import not_committed, outcome_unknown
@@ -107,6 +108,7 @@ def problem(
     headers: Mapping[str, str] | None = None,
     members: Mapping[str, Any] | None = None,
 ) -> ProblemResponse:
+    note_refusal(request, status, code)
     body = Problem(
         title=HTTPStatus(status).phrase,
         status=status,
@@ -125,6 +127,7 @@ def status_of(kind: type[DomainError]) -> int:
 
 def domain_problem(request: Request, error: DomainError, members: Mapping[str, Any] | None = None) -> ProblemResponse:
     """The problem for a domain error; `members` are further members that this kind of problem has."""
+    note_sign_in(request, error)
     headers = {}
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"

@@ -29,14 +29,14 @@ class RequestTimes:
     def observe(self, scope: Scope, status: int, seconds: float) -> None:
         """Count one request."""
         method = scope["method"]
-        key = (method if method in _METHODS else "other", _template(scope), status // 100)
+        key = (method if method in _METHODS else "other", route_path(scope), status // 100)
         child = self._children.get(key)
         if child is None:
             child = self._children[key] = self._histogram.labels(key[0], key[1], f"{key[2]}xx")
         child.observe(seconds)
 
 
-def _template(scope: Scope) -> str:
+def route_path(scope: Scope) -> str:
     """The route as it is declared, such as `/v1/orders/{order_id}`."""
     path = getattr(scope.get("route"), "path", None)
     if path is None:

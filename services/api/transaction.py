@@ -14,6 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from services.api.callers import acting_in
 from services.api.declared import DeclaredRoute
 from services.api.groups import Kind
 from services.api.idempotency import Claim
@@ -223,11 +224,11 @@ def ahead(request: Request) -> AbstractAsyncContextManager[UnitOfWork]:
 
 
 def open_unit_of_work(request: Request) -> UnitOfWork:
-    """A unit of work for this request; its events carry the request's id and trace context."""
+    """A unit of work for this request; its events carry the request's id and trace context, and who acts if known."""
     state = api_state(request)
     trace = trace_of(request)
     name = f"{request.method} {request.scope['path']}, request {trace.request_id}"
-    return UnitOfWork(state.database.write, state.doorbell, trace, name=name)
+    return UnitOfWork(state.database.write, state.doorbell, trace, acting=acting_in(request), name=name)
 
 
 def _may_succeed_again(error: DBAPIError) -> bool:

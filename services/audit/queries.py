@@ -22,7 +22,8 @@ ROWS = Statement("""
         + (SELECT count(*) FROM order_transitions) + (SELECT count(*) FROM refunds)
         + (SELECT count(*) FROM refund_lines) + (SELECT count(*) FROM inventory) + (SELECT count(*) FROM outbox)
         + (SELECT count(*) FROM dead_letters) + (SELECT count(*) FROM idempotency_keys)
-        + (SELECT count(*) FROM stock_movements) + (SELECT count(*) FROM events) AS rows
+        + (SELECT count(*) FROM stock_movements) + (SELECT count(*) FROM events)
+        + (SELECT count(*) FROM audit_log) AS rows
 """)
 
 _LEDGER_SUM = Statement("""

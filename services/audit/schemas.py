@@ -59,6 +59,10 @@ class DifferenceKind(StrEnum):
     acknowledged_transfer = "acknowledged_transfer"
     acknowledged_adjustment = "acknowledged_adjustment"
     acknowledged_unreadable = "acknowledged_unreadable"
+    audit_log_removed = "audit_log_removed"
+    audit_log_changed = "audit_log_changed"
+    audit_log_cut = "audit_log_cut"
+    audit_log_unsealed = "audit_log_unsealed"
 
 
 _TOLD = "it was acknowledged to user {caller_id} by {method} {path} with the key {key}"
@@ -112,6 +116,10 @@ _MESSAGES: Mapping[DifferenceKind, str] = {
     DifferenceKind.acknowledged_adjustment: "adjustment {adjustment_id}: the database has {found}; " + _TOLD,
     DifferenceKind.acknowledged_unreadable: "the reply to {method} {path} of user {caller_id}, stored under the key "
     "{key}, does not say what it acknowledged: {found}",
+    DifferenceKind.audit_log_removed: "rows of the audit log are missing: {found} follows where {expected} should be",
+    DifferenceKind.audit_log_changed: "the audit log was changed at or before position {position}: the hash is {found}",
+    DifferenceKind.audit_log_cut: "the audit log ends with {found}, but it was sealed up to {expected}",
+    DifferenceKind.audit_log_unsealed: "rows of the audit log were not sealed in time: {found}",
 }
 
 

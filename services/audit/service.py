@@ -7,6 +7,7 @@ from collections.abc import Callable
 from sqlalchemy.exc import DBAPIError
 
 from services.audit.acknowledged import queries as acknowledged
+from services.audit.log import queries as log
 from services.audit.logged import queries as logged
 from services.audit.queries import CHECKS as OF_TABLES
 from services.audit.schemas import AuditResult, Difference
@@ -14,7 +15,7 @@ from services.fields import now
 from services.sql import CONTENTION, sqlstate
 from services.unit_of_work import UnitOfWork
 
-CHECKS = (*OF_TABLES, *logged.CHECKS, *acknowledged.CHECKS)
+CHECKS = (*OF_TABLES, *logged.CHECKS, *acknowledged.CHECKS, *log.CHECKS)
 """All checks of an audit, in their order."""
 
 _QUERY_CANCELED = "57014"

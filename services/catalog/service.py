@@ -2,9 +2,11 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 
 from sqlmodel import col
 
+from services.acting import Action
 from services.catalog.events import ProductArchived, ProductCreated, ProductRestored, ProductUpdated
 from services.catalog.models import Category, Inventory, InventoryBase, Product, ProductBase
 from services.catalog.repository import PRODUCT_WITH_DETAILS
@@ -112,8 +114,11 @@ async def upsert_products(uow: UnitOfWork, seller: Caller, wanted: Sequence[Prod
         [InventoryBase(product_id=row.id, on_hand=one.stock or 0) for row, one in zip(made, new, strict=True)]
     )
     old = [(known[one.sku], one) for one in wanted if one.sku in known]
+    prices = {row.id: row.price for row, _ in old}
     changed = {row.id: picked(one, _KEPT) for row, one in old if picked(one, _KEPT) != picked(row, _KEPT)}
     await uow.products.bulk_update(changed)
+    for product_id, values in changed.items():
+        _record_price(uow, product_id, prices[product_id], values["price"])
     counted = {
         row.id: one.stock - stock[row.id].on_hand
         for row, one in old
@@ -121,6 +126,7 @@ async def upsert_products(uow: UnitOfWork, seller: Caller, wanted: Sequence[Prod
     }
     if counted:
         await uow.inventory.receive(counted)
+        _record_stock(uow, counted)
 
     for row in made:
         uow.record(ProductCreated(product_id=row.id, seller_id=seller.id, price=row.price))
@@ -155,8 +161,10 @@ async def update_product(
     check_version(product, version)
     if changes.category_id is not None:
         await _keep_category(uow, changes.category_id)
+    price = product.price
     if not await uow.products.update(product, changes):
         return product
+    _record_price(uow, product_id, price, product.price)
     uow.record(_updated(product))
     return await uow.products.refreshed(product)
 
@@ -198,11 +206,22 @@ async def change_stock(uow: UnitOfWork, caller: Caller, product_id: int, pieces:
             [Fault(f"must be at least {-available}", "#/change")],
         )
     await uow.inventory.receive({product_id: pieces})
+    _record_stock(uow, {product_id: pieces})
     return await uow.products.refreshed(product)
 
 
 def _manages(caller: Caller, product: Product) -> bool:
     return caller.id == product.seller_id or caller.may(Scope.catalog_manage)
+
+
+def _record_price(uow: UnitOfWork, product_id: int, before: Decimal, after: Decimal) -> None:
+    if after != before:
+        uow.record_act(Action.price_changed, f"product/{product_id}", was=before, now=after)
+
+
+def _record_stock(uow: UnitOfWork, pieces: Mapping[int, int]) -> None:
+    for product_id, number in pieces.items():
+        uow.record_act(Action.stock_changed, f"product/{product_id}", pieces=number)
 
 
 def _may_manage(caller: Caller, product: Product) -> None:

@@ -1,5 +1,8 @@
 """The `waybill` command. A command's module is imported when that command runs, so that `--help` is fast."""
 
+import getpass
+import os
+import socket
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -50,7 +53,7 @@ class LazyGroup(TyperGroup):
         if args and args[0] in COMMANDS:
             with plain_errors():
                 self.commands[args[0]] = load(args[0])
-            ctx.with_resource(acting_as(f"command:{_name(self, args)}"))
+            ctx.with_resource(acting_as(f"command:{_name(self, args)}", _where()))
         return super().resolve_command(ctx, args)
 
 
@@ -63,6 +66,16 @@ def _name(group: Any, args: list[str]) -> str:
             break
         names.append(arg)
     return " ".join(names)
+
+
+def _where() -> str:
+    """Who runs the command: the system user and the host."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):
+        # In a container, the user may have no name.
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
 
 
 def load(name: str) -> Any:

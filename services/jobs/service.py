@@ -3,6 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
+from services.acting import Action
 from services.errors import NotFound
 from services.jobs.schemas import JobState
 from services.outbox.control.service import By
@@ -34,18 +35,21 @@ async def run_now(work: UnitOfWork, name: str, by: By) -> None:
     """Have a worker run the job now, even if it is paused; once more if it is running. Raises `NotFound`."""
     if not await work.jobs.request(name, by.actor):
         raise _unknown(name)
+    work.record_act(Action.job_requested, f"job/{name}", reason=by.reason, by=by.actor)
 
 
 async def pause(work: UnitOfWork, name: str, by: By) -> None:
     """Stop starting the job on its schedule; a run that is under way continues. Raises `NotFound`."""
     if not await work.jobs.pause(name, by.actor, by.reason):
         raise _unknown(name)
+    work.record_act(Action.job_paused, f"job/{name}", reason=by.reason, by=by.actor)
 
 
 async def resume(work: UnitOfWork, name: str) -> None:
     """Run the job on its schedule again; once immediately if it is due. Raises `NotFound`."""
     if not await work.jobs.resume(name):
         raise _unknown(name)
+    work.record_act(Action.job_resumed, f"job/{name}")
 
 
 def _state(row: dict[str, Any]) -> JobState:

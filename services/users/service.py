@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from typing import Any
 
+from services.acting import Action
 from services.credits.models import AccountBase
 from services.errors import AlreadyExists, Conflict, Fault, Forbidden, InvalidInput, NotFound
 from services.repository import Lock, check_version
@@ -28,6 +29,7 @@ async def register(uow: UnitOfWork, passwords: Passwords, wanted: UserCreate, ro
         user = await uow.users.create(wanted, without={"password"}, hashed_password=hashed, role=role)
     await uow.accounts.create(AccountBase(), user_id=user.id)
     uow.record(UserRegistered(user_id=user.id))
+    uow.record_act(Action.registered, f"user/{user.id}", role=user.role.value)
     return user
 
 
@@ -59,6 +61,7 @@ async def update_self(
         await uow.sessions.end_all(caller.id, Ended.password_changed, but=caller.session_id)
         # Whoever reads the user's mail could take the account back with one that was sent before.
         await uow.mails.forget(caller.id, MailKind.password_reset)
+        uow.record_act(Action.password_changed, f"user/{caller.id}")
     return updated
 
 
@@ -84,7 +87,12 @@ async def update_other(uow: UnitOfWork, caller: Caller, user_id: int, changes: U
         raise _only_admins("change the e-mail address of staff")
     if user.role in KEPT and (changes.is_active is False or new_role):
         await _keep_one_of_each(uow, user_id)
+    role, is_active = user.role, user.is_active
     updated = await _update(uow, user_id, changes, version)
+    if updated.role is not role:
+        uow.record_act(Action.role_changed, f"user/{user_id}", was=role.value, now=updated.role.value)
+    if updated.is_active is not is_active:
+        uow.record_act(Action.activated if updated.is_active else Action.deactivated, f"user/{user_id}")
     if changes.is_active is False:
         await uow.sessions.end_all(user_id, Ended.removed)
         await uow.api_keys.revoke_all(user_id)
@@ -104,6 +112,7 @@ async def set_role(uow: UnitOfWork, email: str, role: Role) -> Role:
         if before in KEPT:
             await _keep_one_of_each(uow, user.id)
         await uow.users.update(user, role=role)
+        uow.record_act(Action.role_changed, f"user/{user.id}", was=before.value, now=role.value)
     return before
 
 
@@ -114,6 +123,7 @@ async def delete(uow: UnitOfWork, user_id: int) -> None:
     await uow.products.take_off_sale(user_id)
     await uow.sessions.end_all(user_id, Ended.removed)
     await uow.api_keys.revoke_all(user_id)
+    uow.record_act(Action.deleted, f"user/{user_id}")
 
 
 async def delete_other(uow: UnitOfWork, caller: Caller, user_id: int) -> None:
@@ -134,6 +144,7 @@ async def restore(uow: UnitOfWork, caller: Caller, user_id: int) -> User:
         raise NotFound(f"there is no deleted user {user_id}")
     _may_change(caller, user)
     await uow.users.restore(user)
+    uow.record_act(Action.restored, f"user/{user_id}")
     return user
 
 
@@ -180,6 +191,7 @@ async def _update(
         await uow.users.update(user, changes, without=without, **more)
     if new_address:
         uow.record(UserEmailChanged(user_id=user_id))
+        uow.record_act(Action.email_changed, f"user/{user_id}")
     return user
 
 

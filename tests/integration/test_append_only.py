@@ -23,6 +23,12 @@ TABLES = {
 }
 
 
+KEPT = {
+    "audit_log": "UPDATE audit_log SET reason = 'another'",
+    "audit_log_head": "UPDATE audit_log_head SET position = position",
+}
+
+
 @pytest.fixture
 def owner(database_url: str) -> Iterator[Connection]:
     """The owner of the tables, even a superuser."""
@@ -35,6 +41,24 @@ def test_append_only_tables_refuse_every_change(owner: Connection, table: str) -
     for statement in (f"UPDATE {table} SET {TABLES[table]}", f"DELETE FROM {table}", f"TRUNCATE {table} CASCADE"):
         with pytest.raises(errors.RestrictViolation, match=f"on {table} is refused: what is written stays"):
             owner.execute(statement.encode())
+
+
+@pytest.mark.parametrize("table", KEPT)
+def test_the_audit_log_refuses_every_change_but_sealing(owner: Connection, table: str) -> None:
+    owner.execute("INSERT INTO audit_log (action, object) VALUES ('user.deleted', 'user/1')")
+    for statement in (KEPT[table], f"DELETE FROM {table}", f"TRUNCATE {table} CASCADE"):
+        with pytest.raises(errors.RestrictViolation, match=f"on {table} is refused: what is written stays"):
+            owner.execute(statement.encode())
+
+
+def test_an_act_is_sealed_once_and_not_changed_with_that(owner: Connection) -> None:
+    owner.execute("INSERT INTO audit_log (action, object) VALUES ('user.deleted', 'user/1')")
+    seal = "UPDATE audit_log SET position = {}, hash = decode('00', 'hex')"
+    with pytest.raises(errors.RestrictViolation, match="what is written stays"):
+        owner.execute((seal.format(1) + ", object = 'user/2'").encode())
+    owner.execute(seal.format(1).encode())
+    with pytest.raises(errors.RestrictViolation, match="what is written stays"):
+        owner.execute(seal.format(2).encode())
 
 
 def test_transfers_cannot_be_deleted(owner: Connection) -> None:

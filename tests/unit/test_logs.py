@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from services.api.headers import Protection
 from services.api.middleware import RequestMiddleware
+from services.api.refusals import Refusals
 from services.api.request_times import RequestTimes
 from services.logs import ConsoleLines, RateLimitedLogger, Repeats, bind, configure_logging, unbind
 from services.settings import Environment, LogFormat, Settings
@@ -164,7 +165,7 @@ async def test_what_a_request_logs_has_its_id(configured: Configured) -> None:
         logging.getLogger("services").info("inside")
         await PlainTextResponse("done")(scope, receive, send)
 
-    transport = httpx2.ASGITransport(RequestMiddleware(app, 0, RequestTimes(), Protection()))
+    transport = httpx2.ASGITransport(RequestMiddleware(app, 0, RequestTimes(), Protection(), Refusals()))
     async with httpx2.AsyncClient(transport=transport, base_url="http://service") as client:
         reply = await client.get("/", headers={"X-Request-Id": "r1"})
     assert reply.headers["X-Request-Id"] == "r1"

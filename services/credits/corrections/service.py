@@ -7,6 +7,7 @@ reversal undoes a posted transfer with another one of the same amount, in the op
 from decimal import Decimal
 from uuid import UUID
 
+from services.acting import Action
 from services.credits.events import (
     AdjustmentApplied,
     AdjustmentRejected,
@@ -72,6 +73,7 @@ async def request(uow: UnitOfWork, operator: Caller, wanted: AdjustmentCreate, a
             )
         else:
             await _apply(uow, adjustment, decided_by=None)
+    _record(uow, Action.adjustment_requested, adjustment)
     return await get(uow, adjustment.id)
 
 
@@ -91,6 +93,7 @@ async def approve(uow: UnitOfWork, operator: Caller, adjustment_id: UUID) -> Adj
     """
     adjustment = await _undecided(uow, operator, adjustment_id)
     await _apply(uow, adjustment, decided_by=operator.id)
+    _record(uow, Action.adjustment_approved, adjustment)
     return adjustment
 
 
@@ -101,6 +104,7 @@ async def reject(uow: UnitOfWork, operator: Caller, adjustment_id: UUID) -> Adju
     uow.record(
         AdjustmentRejected(adjustment_id=adjustment.id, account_id=adjustment.account_id, amount=adjustment.amount)
     )
+    _record(uow, Action.adjustment_rejected, adjustment)
     return adjustment
 
 
@@ -121,7 +125,13 @@ async def reverse(uow: UnitOfWork, operator: Caller, transfer_id: UUID, reason: 
     )
     await ledger.transfer(uow, movement, TransferKind.reversal, reason)
     uow.record(TransferReversed(transfer_id=transfer_id, reversal_id=reversal_id, reason=reason))
+    uow.record_act(Action.reversed, f"transfer/{transfer_id}", reason=reason, reversal=reversal_id)
     return await transfers.get(uow, operator, reversal_id)
+
+
+def _record(uow: UnitOfWork, action: Action, adjustment: Adjustment) -> None:
+    about = {"account": f"account/{adjustment.account_id}", "amount": adjustment.amount}
+    uow.record_act(action, f"adjustment/{adjustment.id}", reason=adjustment.reason, **about)
 
 
 async def _undecided(uow: UnitOfWork, operator: Caller, adjustment_id: UUID) -> Adjustment:

@@ -11,6 +11,7 @@ from decimal import Decimal
 
 from sqlalchemy.exc import DBAPIError
 
+from services.acting import Action
 from services.credits import events
 from services.credits.events import CreditsMoved
 from services.credits.ledger import rules
@@ -72,6 +73,7 @@ async def top_up(uow: UnitOfWork, wanted: TopUpCreate) -> Transfer:
         raise rules.closed(wanted.user_id, [Fault("is closed", "#/user_id")])
     movement = Movement(new_id(), await uow.ledger.issuance_account_id(), to_account.id, wanted.amount)
     await transfer(uow, movement, TransferKind.top_up, wanted.note)
+    _record(uow, Action.top_up, to_account, reason=wanted.note, transfer=movement.transfer_id, amount=wanted.amount)
     return await uow.ledger.get_transfer(movement.transfer_id)
 
 
@@ -112,6 +114,7 @@ async def close_account(uow: UnitOfWork, user_id: int) -> Account:
         raise Conflict(f"{account.held} of the account's credits are held; post or void the holds, or let them expire")
     await uow.accounts.update(account, closed_at=now())
     uow.record(events.AccountClosed(account_id=account.id))
+    _record(uow, Action.account_closed, account)
     return account
 
 
@@ -122,7 +125,12 @@ async def reopen_account(uow: UnitOfWork, user_id: int) -> Account:
         raise Conflict("the account is not closed")
     await uow.accounts.update(account, closed_at=None)
     uow.record(events.AccountReopened(account_id=account.id))
+    _record(uow, Action.account_reopened, account)
     return account
+
+
+def _record(uow: UnitOfWork, action: Action, account: Account, *, reason: str = "", **details: object) -> None:
+    uow.record_act(action, f"account/{account.id}", reason=reason, user=f"user/{account.user_id}", **details)
 
 
 async def _locked_account(uow: UnitOfWork, user_id: int) -> Account:

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Any
 from uuid import UUID
 
+from services.acting import Action
 from services.errors import Conflict, Fault, InvalidInput, NotFound
 from services.outbox.control.repository import COUNTED
 from services.outbox.control.schemas import Selection
@@ -133,6 +134,7 @@ async def replay(
     matching, letters = await _take(work, selection, after, limit, dry_run)
     if letters and not dry_run:
         await work.control.replay([letter.position for letter in letters], by.actor, by.reason)
+        _record_letters(work, Action.letters_replayed, letters, by)
     return _slice(matching, letters, limit)
 
 
@@ -156,6 +158,7 @@ async def discard(
     matching, letters = await _take(work, selection, after, limit, dry_run)
     if letters and not dry_run:
         await work.control.discard([letter.position for letter in letters], by.actor, by.reason)
+        _record_letters(work, Action.letters_discarded, letters, by)
         # A separate statement after the lock, so it sees events that were parked just before.
         await work.outbox.wake(first_positions((letter.aggregate, letter.position) for letter in letters))
         await _react(
@@ -202,6 +205,7 @@ async def cancel_or_refuse(
     """
     cancelled = await work.control.cancel(event_id, by.actor, by.reason)
     if cancelled is not None:
+        _record(work, Action.event_cancelled, f"event/{event_id}", by)
         await _react(work, subscriptions, [_discarded(cancelled)])
         return
     await position_of(work, event_id)
@@ -219,6 +223,7 @@ async def retry_now(work: Transaction, position: int, by: By) -> None:
         if before:
             raise Conflict(f"the event at position {position} waits behind position {min(before)}; act on that one")
     await work.control.retry_now(position, by.actor, by.reason)
+    _record(work, Action.event_retried, f"event/{locked['event_id']}", by)
 
 
 async def bury_waiting(work: Transaction, position: int, by: By) -> None:
@@ -226,8 +231,9 @@ async def bury_waiting(work: Transaction, position: int, by: By) -> None:
 
     Raises `NotFound`, or `Conflict` if it is not waiting or is being processed.
     """
-    await _take_waiting(work, position)
+    row = await _take_waiting(work, position)
     await work.control.bury_waiting(position, by.actor, by.reason)
+    _record(work, Action.event_buried, f"event/{row['event_id']}", by)
 
 
 async def discard_waiting(
@@ -241,6 +247,7 @@ async def discard_waiting(
     _check_reason(by)
     row = await _take_waiting(work, position)
     await work.control.discard_waiting(position, by.actor, by.reason)
+    _record(work, Action.event_discarded, f"event/{row['event_id']}", by)
     # A separate statement after the lock, so it sees events that were parked just before.
     await work.outbox.wake({row["aggregate"]: position})
     await _react(work, subscriptions, [_discarded(row)])
@@ -263,6 +270,7 @@ async def pause(work: Transaction, event_type: str, by: By, *, paused: bool = Tr
     """
     await _check_type(work, event_type)
     await work.control.pause(event_type, paused, by.actor, by.reason)
+    _record(work, Action.type_paused if paused else Action.type_resumed, f"type/{event_type}", by)
     if not paused:
         await work.control.look_again()
 
@@ -274,6 +282,7 @@ async def limit(work: Transaction, event_type: str, max_batches: int | None, by:
     """
     await _check_type(work, event_type)
     await work.control.limit(event_type, max_batches, by.actor, by.reason)
+    _record(work, Action.type_limited, f"type/{event_type}", by, max_batches=max_batches)
     await work.control.look_again()
 
 
@@ -330,6 +339,16 @@ def _persistent(failing: dict[str, Any] | None) -> str | None:
     if failing is None or failing["seconds"] < _FAILING:
         return None
     return f"{failing['part']} has failed for {failing['seconds']:.0f} s; the last error: {failing['error']}"
+
+
+def _record(work: Transaction, action: Action, what: str, by: By, **details: Any) -> None:
+    work.record_act(action, what, reason=by.reason, by=by.actor, **details)
+
+
+def _record_letters(work: Transaction, action: Action, letters: Sequence[Head], by: By) -> None:
+    """One act, whatever the number of letters: `outbox_actions` has each of them."""
+    positions = [letter.position for letter in letters]
+    _record(work, action, f"dead-letters/{positions[0]}", by, letters=len(letters), last=positions[-1])
 
 
 def _check_selection(selection: Selection) -> None:

@@ -1,4 +1,4 @@
-"""The statements that write events, and those that find two writers of one aggregate's events."""
+"""The statements that write events and acts, and those that find two writers of one aggregate's events."""
 
 from services.sql import Statement, Writing
 
@@ -25,6 +25,23 @@ APPEND = Writing("""
         FROM own JOIN new ON queued AND own.id IS NOT NULL ORDER BY ordinal
     )
 """)
+
+KEEP_ACTS = Writing(
+    """
+    kept_acts AS (
+        INSERT INTO audit_log (action, object, actor, user_id, address, request_id, reason, details, number)
+        SELECT action, object, actor, user_id, address, request_id, reason, CAST(details AS jsonb), number
+        FROM unnest(
+            CAST(:actions AS text[]), CAST(:objects AS text[]), CAST(:actors AS text[]), CAST(:user_ids AS bigint[]),
+            CAST(:addresses AS text[]), CAST(:request_ids AS text[]), CAST(:reasons AS text[]),
+            CAST(:details AS text[]), CAST(:numbers AS integer[])
+        ) WITH ORDINALITY AS act(
+            action, object, actor, user_id, address, request_id, reason, details, number, ordinal
+        ) ORDER BY ordinal RETURNING 1
+    )
+    """,
+    counted="kept_acts",
+)
 
 _WRITERS_LOCK = "hashtextextended(current_schema() || ' events of ' || {aggregate}, 0)"
 

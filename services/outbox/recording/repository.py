@@ -1,20 +1,42 @@
-"""Writes the events of a unit of work."""
+"""Writes the events of a unit of work, and its acts."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
+from services.acting import LONGEST_ACTOR, LONGEST_ADDRESS, Act
+from services.fields import made_storable
 from services.outbox.events import Recorded
 from services.outbox.recording import queries
 from services.sql import SqlAccess, Write
 
+LONGEST_OBJECT = 200
+LONGEST_REASON = 500
+
 
 class RecordingRepository(SqlAccess):
-    """The event log and the outbox, as a unit of work writes to them."""
+    """The event log, the outbox and the audit log, as a unit of work writes to them."""
 
     @staticmethod
     def appending(recorded: Sequence[Recorded]) -> Write:
         """Write events to the log, each with its trace, and an outbox row for each one that is queued."""
         return Write(queries.APPEND, _columns(recorded))
+
+    @staticmethod
+    def keeping(acts: Sequence[Act]) -> Write:
+        """Write acts to the audit log. Texts that are too long are cut: an act is not refused for its description."""
+        parameters = {
+            "actions": [one.action.value for one in acts],
+            "objects": [_cut(one.object, LONGEST_OBJECT) for one in acts],
+            "actors": [_cut(one.by.actor, LONGEST_ACTOR) for one in acts],
+            "user_ids": [one.by.user_id for one in acts],
+            "addresses": [_cut(one.by.address, LONGEST_ADDRESS) for one in acts],
+            "request_ids": [one.request_id for one in acts],
+            "reasons": [_cut(one.reason, LONGEST_REASON) for one in acts],
+            "details": [json.dumps(one.details, default=str).replace("\\u0000", "") for one in acts],
+            "numbers": [one.number for one in acts],
+        }
+        return Write(queries.KEEP_ACTS, parameters, wanted=len(acts))
 
     @staticmethod
     def reserving(aggregates: Sequence[str], work: str) -> Write:
@@ -28,6 +50,10 @@ class RecordingRepository(SqlAccess):
         """Other running transactions that write events of these: the aggregate, the server process and its work."""
         rows = await self.sql.fetch(queries.OTHER_WRITERS, aggregates=list(aggregates))
         return [(row["aggregate"], row["pid"], row["application_name"]) for row in rows]
+
+
+def _cut(text: str | None, longest: int) -> str | None:
+    return None if text is None else made_storable(text)[:longest]
 
 
 def _columns(recorded: Sequence[Recorded]) -> dict[str, list[Any]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from email.message import EmailMessage
 
+from services.acting import Action
 from services.errors import Fault, TokenInvalid
 from services.mail import MailNotSent
 from services.repository import Lock
@@ -61,6 +62,8 @@ async def reset(uow: UnitOfWork, passwords: Passwords, given: Reset) -> None:
     passwords.check_new(password, user.email, user.full_name)
     await uow.users.update(user, hashed_password=hashed)
     await uow.sessions.end_all(user.id, Ended.password_changed)
+    uow.act_as(user.actor, user.id)
+    uow.record_act(Action.password_reset, f"user/{user.id}")
 
 
 def message_of(settings: Settings, claimed: Claimed) -> EmailMessage:

@@ -9,7 +9,8 @@ from datetime import timedelta
 from typing import Self
 from uuid import UUID
 
-from services.errors import NotFound, Unauthenticated
+from services.acting import Action
+from services.errors import NotFound, SignInRefused, Unauthenticated
 from services.fields import new_id
 from services.settings import Settings
 from services.sweeps.service import Sweep
@@ -78,7 +79,7 @@ async def sign_in(
             return granted
         # The hash has been replaced meanwhile: by a new password, or by another sign-in with this one.
         await uow.rollback()
-    raise Unauthenticated("the e-mail address or the password is wrong")
+    raise SignInRefused("the e-mail address or the password is wrong", user_id=user.id if user else None)
 
 
 async def _begin(
@@ -94,6 +95,8 @@ async def _begin(
     if not await uow.sessions.begin(session_id, user.id, verified, lifetimes.idle, device, _hash(token)):
         return None
     await uow.sessions.end_beyond(user.id, MOST_SESSIONS)
+    uow.act_as(user.actor, user.id)
+    uow.record_act(Action.signed_in, f"user/{user.id}", session=str(session_id))
     return Granted(Presented(user.id, session_id), token)
 
 
@@ -110,6 +113,7 @@ async def refresh(uow: UnitOfWork, lifetimes: Lifetimes, token: str, device: Dev
         raise Unauthenticated("the refresh token is invalid, or its session has ended; sign in again")
     if await uow.sessions.is_reused(shown):
         await uow.sessions.end(caller.user_id, caller.session_id, Ended.reused)
+        uow.record_act(Action.token_reused, f"user/{caller.user_id}", session=str(caller.session_id))
         logger.warning(
             "a refresh token was used twice: its session was ended",
             extra={"user_id": caller.user_id, "session_id": str(caller.session_id), "address": device.address},
@@ -142,6 +146,7 @@ async def sign_out_here(uow: UnitOfWork, caller: SignedIn) -> None:
 async def sign_out_everywhere(uow: UnitOfWork, caller: SignedIn) -> None:
     """End all of the caller's sessions, including this one."""
     await uow.sessions.end_all(caller.id, Ended.signed_out)
+    uow.record_act(Action.signed_out_everywhere, f"user/{caller.id}")
 
 
 def expired_sessions(retention: timedelta) -> Sweep[ExpiredSession]:

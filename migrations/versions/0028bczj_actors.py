@@ -1,7 +1,7 @@
 """actors: who did it, in events, transfers, transitions of orders and movements of stock
 
-Revision ID: 0027bczj
-Revises: 0026dwrv
+Revision ID: 0028bczj
+Revises: 0027tynh
 Create Date: 2026-11-28 04:22:53.550394+00:00
 
 The previous release leaves the columns null. What it may change of events and transfers stays as it was; the actor
@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from alembic import op
 
-revision: str = "0027bczj"
-down_revision: str | Sequence[str] | None = "0026dwrv"
+revision: str = "0028bczj"
+down_revision: str | Sequence[str] | None = "0027tynh"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
