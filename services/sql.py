@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeAlias, TypeVar, overload
 
 import asyncpg
 from sqlalchemy import Column
+from sqlalchemy import Connection as SqlConnection
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InternalError, OperationalError
 from sqlalchemy.orm import Session
@@ -321,15 +322,34 @@ def _arguments(parts: Sequence[Write | Read[Any]]) -> tuple[Any, ...]:
 
 
 def _execute(session: Session, sql: str, arguments: tuple[Any, ...]) -> tuple[Sequence[Row], int, Connection | None]:
-    """Run it through SQLAlchemy, in one switch to its synchronous side. Returns no driver if statements are logged."""
+    """Run it on SQLAlchemy's connection, in one switch to its synchronous side.
+
+    Its result object is left out: describing each column costs more than the statement. If statements are logged or
+    listened to, it is used, and no driver is returned, so that all others go through it, too.
+    """
     connection = session.connection()
+    if connection.engine.echo or connection.engine.dispatch.before_cursor_execute:
+        return _execute_for_listeners(connection, sql, arguments)
+    pooled = connection.connection
+    cursor = pooled.cursor()
+    try:
+        cursor.execute(sql, arguments)
+    except BaseException as error:
+        # What SQLAlchemy does with an error of any statement: it asks our listeners what has become of the connection.
+        connection._handle_dbapi_exception(error, sql, None, cursor, None)
+    # The driver's own rows, as the other statements return them.
+    rows: Sequence[Any] = cursor.fetchall()
+    return rows, cursor.rowcount, pooled.driver_connection
+
+
+def _execute_for_listeners(
+    connection: SqlConnection, sql: str, arguments: tuple[Any, ...]
+) -> tuple[Sequence[Row], int, Connection | None]:
     result = connection.exec_driver_sql(sql, arguments)
     number = result.rowcount
-    # The driver's own rows, as the other statements return them.
     rows: Sequence[Any] = result.cursor.fetchall() if result.returns_rows and result.cursor else ()
     result.close()
-    driver = None if connection.engine.echo else connection.connection.driver_connection
-    return rows, number, driver
+    return rows, number, None if connection.engine.echo else connection.connection.driver_connection
 
 
 def _check_transaction(driver: Connection) -> None:
