@@ -18,6 +18,9 @@ RINGS_KEPT = 4
 _QUIET = 0.002
 """The shortest time between two rings, in seconds."""
 
+_QUIET_IF_UNHEARD = 0.05
+"""The same after a ring that found as many as are kept: no worker is idle, and the next one that is finds those."""
+
 _GRACE = 0.5
 """How late Redis may be in ending a wait, in seconds."""
 
@@ -71,15 +74,18 @@ class Doorbell:
                 # A woken worker drains the outbox, so a ring a few milliseconds after another adds nothing.
                 await asyncio.sleep(self._quiet_until - monotonic())
                 async with asyncio.timeout(_PATIENCE):
-                    await self._ring_now()
-                self._quiet_until = monotonic() + _QUIET
+                    was_unheard = await self._ring_now()
+                self._quiet_until = monotonic() + (_QUIET_IF_UNHEARD if was_unheard else _QUIET)
             except (RedisError, OSError, TimeoutError) as error:
                 self._log.warning("cannot ring the doorbell, workers fall back to polling: %s", error)
 
-    async def _ring_now(self) -> None:
+    async def _ring_now(self) -> bool:
+        """Ring. Returns whether no worker has heard the last few rings."""
         # While workers listen, the list stays short, and one command is cheaper than a pipeline.
-        if await self._redis.lpush(self._key, b"1") > RINGS_KEPT:  # type: ignore[misc]
-            await self._redis.ltrim(self._key, 0, RINGS_KEPT - 1)  # type: ignore[misc]
+        if await self._redis.lpush(self._key, b"1") <= RINGS_KEPT:  # type: ignore[misc]
+            return False
+        await self._redis.ltrim(self._key, 0, RINGS_KEPT - 1)  # type: ignore[misc]
+        return True
 
 
 class DoorbellListener:

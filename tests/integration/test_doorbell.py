@@ -7,7 +7,7 @@ from time import monotonic
 import pytest
 from redis.asyncio import Redis
 
-from services.outbox.doorbell import Doorbell, DoorbellListener
+from services.outbox.doorbell import RINGS_KEPT, Doorbell, DoorbellListener
 
 EAR = "ear"
 KEY = "test:doorbell"
@@ -65,6 +65,29 @@ async def test_a_ring_ends_a_wait_even_after_many_silent_ones(redis: Redis, redi
         doorbell.ring()
         async with asyncio.timeout(10):
             await waiting
+
+
+async def test_rings_that_nobody_hears_become_rare_and_the_last_one_is_kept(redis: Redis, operator: Redis) -> None:
+    pushed = []
+
+    class Counting(Redis):
+        async def lpush(self, name: str, *values: bytes) -> int:
+            pushed.append(name)
+            return int(await super().lpush(name, *values))  # type: ignore[misc]
+
+    unheard = "test:unheard"
+    async with Counting(connection_pool=redis.connection_pool) as ringer, Doorbell(ringer, unheard) as doorbell:
+        started = monotonic()
+        while monotonic() - started < 0.5:
+            doorbell.ring()
+            await asyncio.sleep(0.003)
+        # The first few are the ones that are kept; without the pause, there would be more than a hundred.
+        assert len(pushed) <= RINGS_KEPT + 2 + (monotonic() - started) / 0.05
+        # Workers hear those that are kept; then the one that was asked for last arrives, too.
+        await operator.delete(unheard)
+        doorbell.ring()
+        assert await DoorbellListener(operator, unheard).wait(10)
+    await operator.delete(unheard)
 
 
 async def test_a_wait_can_be_cancelled_and_the_next_one_hears_the_ring(redis: Redis, redis_url: str) -> None:
