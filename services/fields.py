@@ -167,8 +167,10 @@ def storable(value: str) -> str:
     """Refuse what PostgreSQL's text cannot hold: U+0000 and lone surrogates. Raises `ValueError`."""
     if "\x00" in value:
         raise ValueError("must not contain the character U+0000")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError("must not contain half of a surrogate pair")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("must not contain half of a surrogate pair") from error
     return value
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm.exc import StaleDataError
@@ -51,6 +51,12 @@ _BUSY = CONTENTION | {LOCK_NOT_AVAILABLE, "57014"}
 
 MEDIA_TYPE = "application/problem+json"
 
+MOST_FAULTS = 20
+"""How many faults a problem lists; it counts the others."""
+
+LONGEST = 300
+"""Characters of each text in a problem. Some repeat what the client sent, such as the name of an unknown field."""
+
 _STATUS: Mapping[type[DomainError], int] = {
     DomainError: 422,
     BadQuery: 400,
@@ -78,7 +84,10 @@ class ProblemFault(BaseModel):
 
 
 class Problem(BaseModel):
-    """RFC 9457 problem details. `code` is stable; `detail` is for people and may change."""
+    """RFC 9457 problem details. `code` is stable; `detail` is for people and may change.
+
+    `errors` lists at most 20 faults. `more_errors` is the number of the others, and missing if there are none.
+    """
 
     type: str = "about:blank"
     title: str
@@ -86,7 +95,8 @@ class Problem(BaseModel):
     code: str
     detail: str
     request_id: str | None = None
-    errors: list[ProblemFault] = []
+    errors: list[ProblemFault] = Field(default=[], max_length=MOST_FAULTS)
+    more_errors: int | None = Field(default=None, ge=1, exclude_if=lambda number: number is None)
 
 
 class ProblemResponse(JSONResponse):
@@ -107,15 +117,19 @@ def problem(
     faults: Sequence[Fault] = (),
     headers: Mapping[str, str] | None = None,
     members: Mapping[str, Any] | None = None,
+    more_faults: int = 0,
 ) -> ProblemResponse:
+    """A problem with the first of these faults; `more_faults` were left out before."""
     note_refusal(request, status, code)
+    listed = faults[:MOST_FAULTS]
     body = Problem(
         title=HTTPStatus(status).phrase,
         status=status,
         code=code,
-        detail=detail,
+        detail=_cut(detail),
         request_id=getattr(request.state, "request_id", None),
-        errors=[ProblemFault(detail=fault.detail, pointer=fault.pointer) for fault in faults],
+        errors=[ProblemFault(detail=_cut(fault.detail), pointer=_cut(fault.pointer)) for fault in listed],
+        more_errors=len(faults) - len(listed) + more_faults or None,
     )
     return ProblemResponse({**body.model_dump(), **(members or {})}, status, headers=dict(headers or {}))
 
@@ -175,13 +189,15 @@ async def _on_domain_error(request: Request, error: Exception) -> ProblemRespons
 
 async def _on_validation_error(request: Request, error: Exception) -> ProblemResponse:
     assert isinstance(error, RequestValidationError)
-    faults = [Fault(_message(fault), _pointer(fault["loc"])) for fault in error.errors()]
-    if any(fault["type"] == "json_invalid" for fault in error.errors()):
+    errors = error.errors()
+    faults = [Fault(_message(fault), _pointer(fault["loc"])) for fault in errors[:MOST_FAULTS]]
+    if any(fault["type"] == "json_invalid" for fault in errors):
         return problem(request, 400, "malformed_body", "the body is not valid JSON", faults)
     # A field may have its own code, which is used if nothing else is wrong.
-    amounts_only = all(fault["type"] == AmountInvalid.code for fault in error.errors())
+    amounts_only = all(fault["type"] == AmountInvalid.code for fault in errors)
     code = AmountInvalid.code if amounts_only else InvalidInput.code
-    return problem(request, 422, code, "the request has missing or invalid fields", faults)
+    detail = "the request has missing or invalid fields"
+    return problem(request, 422, code, detail, faults, more_faults=len(errors) - len(faults))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> ProblemResponse:
@@ -274,6 +290,10 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(PoolTimeout, _on_unavailable)
     app.add_exception_handler(OSError, _on_os_error)
     app.add_exception_handler(Exception, _on_unexpected)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
 def _message(fault: Mapping[str, Any]) -> str:
