@@ -7,14 +7,14 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
 from services.api.canary import CanaryState
-from services.api.declared import DeclaredRoute
+from services.api.checked import CheckedRoute
 from services.api.dependencies import State
 from services.api.probe import DatabaseState, RedisState
 from services.api.rights import public
 from services.replica import ReplicaState
 from services.startup import SchemaState
 
-router = APIRouter(route_class=DeclaredRoute, tags=["health"])
+router = APIRouter(route_class=CheckedRoute, tags=["health"])
 
 ClockState: TypeAlias = Literal["ok", "wrong"]
 ReplicaUse: TypeAlias = ReplicaState | Literal["none"]

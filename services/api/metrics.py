@@ -17,7 +17,7 @@ from sqlalchemy.pool import QueuePool
 
 from services.api import group_metrics, pressure
 from services.api.canary import Canary
-from services.api.declared import DeclaredRoute
+from services.api.checked import CheckedRoute
 from services.api.dependencies import State
 from services.api.problems import responses
 from services.api.reads import Outcome, Reads
@@ -40,7 +40,7 @@ _BACKLOG = {
     "dead_letters": ("waybill_dead_letters", "Events that used up their attempts, counted up to 10,000."),
 }
 
-router = APIRouter(route_class=DeclaredRoute, tags=["health"])
+router = APIRouter(route_class=CheckedRoute, tags=["health"])
 _bearer = HTTPBearer(auto_error=False, scheme_name="MetricsToken", description="`WAYBILL_METRICS_TOKEN`")
 
 

@@ -35,8 +35,8 @@ class RequestMiddleware:
     Replies get the headers of `protection`.
 
     - `X-Request-Id` and `traceparent` are taken from the request if they are well formed; the reply carries the id.
-    - A body of more than `limit` bytes is refused with 413, whether its length was announced or not. Starlette's own
-      limit answers in plain text, and replaces the application's answer.
+    - A body of more than `limit` bytes is refused with 413, whether its length was announced or not. Routes lower the
+      limit. Starlette's own limit answers in plain text, and replaces the application's answer.
     - A request that is cancelled because the server stops gets a 503; the server itself would answer in plain text.
     - A request that ends without a reply counts as a 5xx in the times.
     - Refusals (401, 403, 429) are counted for the audit log.
@@ -86,6 +86,7 @@ class RequestMiddleware:
         state: dict[str, Any] = scope.setdefault("state", {})
         state["request_id"] = request_id
         state["traceparent"] = traceparent if _TRACEPARENT.fullmatch(traceparent) else None
+        state["limit_body"] = exchange.limit_body
         bound = bind(request_id=request_id)
         try:
             await self._answer(scope, exchange)
@@ -103,7 +104,8 @@ class RequestMiddleware:
 
     async def _answer(self, scope: Scope, exchange: "_Exchange") -> None:
         announced = _value(scope["headers"], b"content-length")
-        if announced.isdecimal() and int(announced[:20]) > self._limit:
+        exchange.announced = int(announced[:20]) if announced.isdecimal() else 0
+        if exchange.announced > self._limit:
             refused = problem(Request(scope), 413, "body_too_large", _too_large(self._limit))
             await refused(scope, exchange.receive, exchange.send)
         elif scope["method"] == "HEAD":
@@ -115,7 +117,7 @@ class RequestMiddleware:
 class _Exchange:
     """A request and its reply: `receive` and `send` of the layers inside."""
 
-    __slots__ = ("_limit", "_protection", "_receive", "_received", "_send", "request_id", "status")
+    __slots__ = ("_limit", "_protection", "_receive", "_received", "_send", "announced", "request_id", "status")
 
     def __init__(self, receive: Receive, send: Send, limit: int, protection: Protection) -> None:
         self._protection = protection
@@ -123,9 +125,17 @@ class _Exchange:
         self._send = send
         self._limit = limit
         self._received = 0
+        self.announced = 0
+        """The length of the body that the request states; 0 if it does not."""
         self.request_id = ""
         self.status: int | None = None
         """None before the reply begins."""
+
+    def limit_body(self, size: int) -> None:
+        """Lower the limit of the body to this number of bytes. Raises `HTTPException` if it is going to be exceeded."""
+        self._limit = min(self._limit, size)
+        if self.announced > self._limit:
+            raise HTTPException(413, _too_large(self._limit))
 
     async def receive(self) -> Message:
         message = await self._receive()

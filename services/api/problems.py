@@ -75,6 +75,16 @@ _STATUS: Mapping[type[DomainError], int] = {
 }
 """By class; a subclass has the status of its nearest base that is listed here."""
 
+_CODES: Mapping[int, str] = {
+    400: "malformed_body",
+    401: "unauthenticated",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "body_too_large",
+    415: "unsupported_media_type",
+}
+"""Of errors that are raised by their status."""
+
 
 class ProblemFault(BaseModel):
     """One fault in the input, and where it is (a JSON Pointer, or `query`, `path` or `header` and the name)."""
@@ -191,8 +201,6 @@ async def _on_validation_error(request: Request, error: Exception) -> ProblemRes
     assert isinstance(error, RequestValidationError)
     errors = error.errors()
     faults = [Fault(_message(fault), _pointer(fault["loc"])) for fault in errors[:MOST_FAULTS]]
-    if any(fault["type"] == "json_invalid" for fault in errors):
-        return problem(request, 400, "malformed_body", "the body is not valid JSON", faults)
     # A field may have its own code, which is used if nothing else is wrong.
     amounts_only = all(fault["type"] == AmountInvalid.code for fault in errors)
     code = AmountInvalid.code if amounts_only else InvalidInput.code
@@ -202,8 +210,7 @@ async def _on_validation_error(request: Request, error: Exception) -> ProblemRes
 
 async def _on_http_exception(request: Request, error: Exception) -> ProblemResponse:
     assert isinstance(error, HTTPException)
-    codes = {400: "malformed_body", 401: "unauthenticated", 404: "not_found", 405: "method_not_allowed"}
-    code = codes.get(error.status_code, "body_too_large" if error.status_code == 413 else "http_error")
+    code = _CODES.get(error.status_code, "http_error")
     # The error names only the methods of the first route with this path.
     headers = {"Allow": allowed(request)} if error.status_code == 405 else error.headers
     return problem(request, error.status_code, code, str(error.detail), headers=headers)

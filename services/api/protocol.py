@@ -200,8 +200,7 @@ class LimitedProtocol(HttpToolsProtocol):
             raise _Refused("head_size", 431, "headers_too_large", detail)
 
     def on_headers_complete(self) -> None:
-        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
-            raise _head_too_large()
+        self._check_head()
         if len(self.pipeline) >= _MAX_PIPELINE:
             raise _Refused("pipeline", 400, "malformed_request", "too many requests were pipelined on this connection")
         super().on_headers_complete()
@@ -219,6 +218,26 @@ class LimitedProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)  # type: ignore[arg-type]
 
     # Enforcing the limits.
+
+    def _check_head(self) -> None:
+        """Refuse a head that is too large, or that a proxy before us may understand in another way.
+
+        The parser already refuses most of what requests are smuggled with, such as two lengths, a length beside
+        `Transfer-Encoding`, folded lines, and line ends without CR.
+        """
+        size, hosts, version = len(self.url), 0, self.parser.get_http_version()
+        for name, value in self.headers:
+            size += len(name) + len(value)
+            if name == b"host":
+                hosts += 1
+            elif name == b"transfer-encoding" and (version == "1.0" or value.lower() != b"chunked"):
+                # RFC 9112, section 6.1.
+                raise _Refused(*_MALFORMED)
+        if size > MAX_HEAD_BYTES:
+            raise _head_too_large()
+        # RFC 9112, section 3.2.
+        if version not in ("1.0", "1.1") or hosts > 1 or (version == "1.1" and not hosts):
+            raise _Refused(*_MALFORMED)
 
     def make_place(self) -> None:
         """Give the place of this unfinished request to another connection."""

@@ -3,19 +3,17 @@
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from time import monotonic
-from typing import Any, TypeAlias
+from typing import Any
 
 from fastapi import Request, Response
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
+from services.api.bodies import read_whole
 from services.api.callers import acting_in
-from services.api.declared import DeclaredRoute
+from services.api.checked import CheckedRoute, Handle
 from services.api.groups import Kind
 from services.api.idempotency import Claim
 from services.api.intents import in_group, kind_of
@@ -41,7 +39,7 @@ class CommitFailed(Exception):
     """The work was done but could not be committed: the client did nothing wrong, so this is a 5xx."""
 
 
-class TransactionRoute(DeclaredRoute):
+class TransactionRoute(CheckedRoute):
     """A route whose handler runs inside `request.state.uow`.
 
     The reply is rendered, stored under the idempotency key if there is one, and the unit of work committed; only then
@@ -50,13 +48,12 @@ class TransactionRoute(DeclaredRoute):
     server leaves dead ones in the pool), is retried from the start, a bounded number of times with jitter.
     """
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
+    def handler(self, handle: Handle) -> Handle:
         kind = kind_of(self.endpoint)
 
         async def handle_in_transaction(request: Request) -> Response:
             # The whole body before the first statement: no transaction waits for a client.
-            await _read_body(request)
+            await read_whole(request)
             writes.set(request.method not in _READING)
             response = None if kind is None else await _in_group(request, kind)
             if response is None:
@@ -66,9 +63,6 @@ class TransactionRoute(DeclaredRoute):
             return response
 
         return handle_in_transaction
-
-
-Handle: TypeAlias = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 async def _in_group(request: Request, kind: Kind[Any, Any]) -> Response | None:
@@ -120,13 +114,6 @@ async def _try(request: Request, handle: Handle, attempts: int) -> Response:
             logger.info("retrying the transaction, attempt %d: %s", attempt + 1, error.orig)
             await asyncio.sleep(pause)
     raise AssertionError("unreachable")
-
-
-async def _read_body(request: Request) -> None:
-    try:
-        await request.body()
-    except ClientDisconnect as error:
-        raise HTTPException(400, "the connection was closed before the whole body arrived") from error
 
 
 async def _run(request: Request, handle: Handle) -> Response:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
+from services.api.bodies import AS_MUCH_AS_ANY, KIB, body_limit
 from services.api.dependencies import CurrentUser, IfMatch, ReplicaWork, Work, etag, page_of
 from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED
 from services.api.problems import responses
@@ -111,6 +112,7 @@ async def restore_category(category_id: Id, _: CurrentUser, response: Response, 
     responses=responses(400, 401, 403, 409, 413, 422),
 )
 @needs(Scope.catalog_write)
+@body_limit(128 * KIB)
 async def create_product(wanted: ProductCreate, seller: CurrentUser, response: Response, uow: Work) -> Product:
     """Create a product that the caller sells."""
     product = await service.create_product(uow, seller.id, wanted)
@@ -121,6 +123,7 @@ async def create_product(wanted: ProductCreate, seller: CurrentUser, response: R
 
 @router.put("/products", responses=responses(400, 401, 409, 413, 422))
 @needs(Scope.catalog_write)
+@body_limit(AS_MUCH_AS_ANY, values=10_000)
 async def upsert_products(wanted: ProductsUpsert, seller: CurrentUser, uow: Work) -> ProductsUpserted:
     """Create or change up to 1000 products that the caller sells, each by its `sku`, and set their stock; all or none.
 
@@ -153,6 +156,7 @@ async def read_product(product_id: Id, response: Response, uow: Work) -> Product
     responses=responses(400, 401, 403, 404, 412, 413, 422, 428),
 )
 @needs(Scope.catalog_write)
+@body_limit(128 * KIB)
 async def update_product(
     product_id: Id, changes: ProductUpdate, caller: CurrentUser, version: IfMatch, response: Response, uow: Work
 ) -> Product:

@@ -5,6 +5,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Response
 
+from services.api.bodies import KIB, body_limit
 from services.api.dependencies import CurrentUser, ReplicaWork, State, Work, etag, page_of
 from services.api.groups import Kind
 from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED, IDEMPOTENCY_KEY_REQUIRED
@@ -53,6 +54,7 @@ _PLACING: Kind[OrderCreate, OrderPublic] = Kind(
     responses=responses(400, 401, 402, 403, 409, 413, 422),
 )
 @needs(Scope.orders_write)
+@body_limit(128 * KIB, values=5000)
 @in_groups(_PLACING)
 async def place_order(wanted: OrderCreate, buyer: CurrentUser, uow: Work, state: State) -> Response:
     """Place an order: `pending` if the caller's credits cover it, otherwise `awaiting_payment`, or 402 if requested."""
@@ -118,6 +120,7 @@ async def cancel_order(
     responses=responses(400, 401, 402, 403, 404, 409, 413, 422),
 )
 @needs(Scope.sales_write)
+@body_limit(128 * KIB, values=5000)
 async def refund_order(order_id: UUID, wanted: RefundCreate, caller: CurrentUser, uow: Work) -> Refund:
     """Refund pieces of a paid order, for their sellers and operators. Without `lines`, refund all that is left."""
     return await service.refund(uow, caller, order_id, wanted)

@@ -132,7 +132,7 @@ async def test_what_the_service_decides_cannot_be_sent_with_a_line(api: Api, fie
 
 
 @pytest.mark.parametrize(
-    "reference", ["", "   ", "x" * 65, "a\x00b", 7, True, [], {}, "\ud800"], ids=lambda value: repr(value)[:12]
+    "reference", ["", "   ", "x" * 65, "a\x00b", 7, True, [], {}], ids=lambda value: repr(value)[:12]
 )
 async def test_an_invalid_reference_is_refused(api: Api, reference: Any) -> None:
     buyer, _, product = await api.shop()

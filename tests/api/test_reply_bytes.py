@@ -67,6 +67,8 @@ async def replies_of(api: Api, settings: Settings) -> list[httpx2.Response]:
         await api.post("/v1/orders", by=buyer, content=b"{", headers={**named, "Content-Type": "application/json"}),
         await api.post("/v1/orders", by=buyer, key=None, json=order, headers=named),
         await api.post("/v1/orders", by=buyer, content=too_large, headers=named),
+        await api.post("/v1/orders", by=buyer, content=b"{}", headers={**named, "Content-Type": "text/plain"}),
+        await api.get("/v1/orders?status=pending", by=buyer, headers=named),
         await api.post("/v1/orders", json=order, headers=named),
         await api.get(path, by=buyer),
         await api.request("HEAD", path, by=buyer, headers=named),

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 
+from services.api.bodies import AS_MUCH_AS_ANY, body_limit
 from services.api.dependencies import CurrentUser, Work
 from services.api.groups import Kind
 from services.api.idempotency import IDEMPOTENCY_KEY_REQUIRED, forget_key
@@ -89,6 +90,7 @@ async def create_transfer(wanted: TransferCreate, sender: CurrentUser, request: 
     responses=responses(400, 401, 402, 403, 409, 413, 422),
 )
 @needs(Scope.credits_write)
+@body_limit(AS_MUCH_AS_ANY, values=5000)
 async def create_transfers(
     wanted: TransferBatchCreate, sender: CurrentUser, request: Request, uow: Work
 ) -> TransferBatchReply | Response:
