@@ -211,7 +211,14 @@ def _parse_signed_amount(value: object) -> Decimal:
 def _in_calendar(value: datetime) -> datetime:
     if not 1970 <= value.year <= 9000:
         raise ValueError("must be between the years 1970 and 9000")
-    return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+    return _in_utc(value)
+
+
+def _in_utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+    except OverflowError as error:
+        raise ValueError("must be between the years 1 and 9999 in UTC") from error
 
 
 def _two_decimals(value: Decimal) -> str:
@@ -260,3 +267,6 @@ Money = Annotated[
 
 Instant = Annotated[datetime, AfterValidator(_in_calendar)]
 """A point in time; UTC if it has no offset."""
+
+Moment = Annotated[datetime, AfterValidator(_in_utc)]
+"""Any point in time that a row may have, which a client cannot choose; UTC if it has no offset."""

@@ -1,19 +1,17 @@
 """Lists that clients may filter and sort: an allow-list of fields and operators, and keyset pages."""
 
-import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import sqlalchemy
 from pydantic import BaseModel, TypeAdapter
-from pydantic_core import from_json, to_json
 from sqlalchemy import ColumnElement, func, literal, literal_column, true, tuple_, union_all
 from sqlmodel import select
 from sqlmodel.ext.asyncio.session import AsyncSession
 from sqlmodel.sql.expression import SelectOfScalar
 
+from services import cursors
 from services.errors import BadQuery
 from services.filters import COMPARE, EXACT, RANGES, VALUES, Filter, Filterable, Operator
 from services.totals import MAX_COUNTED, Count, Total, counted, estimated
@@ -89,6 +87,8 @@ class PageQuery:
     cursor: str | None = None
     count: Count | None = None
     """Whether to find the total as well."""
+    scope: str = ""
+    """What else the client asked for, such as a search: a cursor is good only for the same."""
 
 
 # Without slots: a frozen generic with slots cannot be made as `Listing[Row](...)` in Python 3.11.
@@ -155,7 +155,7 @@ class Listing(Generic[ItemT]):
             every += [] if members is None else [members.has(self.key.column)]
             # Without what is joined to show a row: a filter may look it up in the same table.
             total = await estimated(session, sqlalchemy.select(self.key.column).where(*every))
-        after = None if wanted.cursor is None else self._decode(wanted.cursor, sort)
+        after = None if wanted.cursor is None else self._place(wanted, sort)
         end = (await session.exec(walk.end(after))).all() if walk.others else []
         page_keys = walk.page(wanted.limit + 1, after, until=end[0] if len(end) == 2 else None)
         is_on_it = page_keys.c.key == self.key.column
@@ -174,7 +174,7 @@ class Listing(Generic[ItemT]):
             last = end[0]
         else:
             return Rows(page, False, None, total)
-        return Rows(page, True, _encode(sort, *last), total)
+        return Rows(page, True, cursors.encode(self._scope(wanted, sort), last), total)
 
     def _sort(self, wanted: str | None) -> str:
         if wanted is None:
@@ -204,16 +204,19 @@ class Listing(Generic[ItemT]):
             case chosen:
                 return Filter(field, chosen, [field.parse(name, value)])
 
-    def _decode(self, cursor: str, sort: str) -> tuple[Any, Any]:
+    def _scope(self, wanted: PageQuery, sort: str) -> list[str]:
+        """What a cursor belongs to. The order of the filters makes no difference."""
+        return [str(self.key.column), wanted.scope, sort, *sorted(set(wanted.filters))]
+
+    def _place(self, wanted: PageQuery, sort: str) -> tuple[Any, Any]:
+        """The place of the cursor: a value of the sort, and a key."""
+        found = cursors.decode(self._scope(wanted, sort), wanted.cursor or "")
+        by = self.sorts[sort.removeprefix("-")]
         try:
-            raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-            given, sort_value, key = from_json(raw)
-            if given != sort:
-                raise BadQuery(f"this cursor belongs to the sort '{given}', not to '{sort}'")
-            by = self.sorts[sort.removeprefix("-")]
+            sort_value, key = found
             return TypeAdapter(by.type).validate_python(sort_value), TypeAdapter(self.key.type).validate_python(key)
-        except (binascii.Error, ValueError, TypeError) as error:
-            raise BadQuery("the cursor was not issued by this list; omit it to start from the first page") from error
+        except (ValueError, TypeError) as error:
+            raise cursors.not_issued() from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,10 +357,6 @@ class _Walk:
 def _constant(number: int) -> Any:
     """A number in the SQL itself: for a parameter, a plan for any values assumes a tenth of the table."""
     return literal_column(str(number))
-
-
-def _encode(sort: str, sort_value: Any, key: Any) -> str:
-    return base64.urlsafe_b64encode(to_json([sort, sort_value, key])).decode().rstrip("=")
 
 
 def _operators(field: Filterable) -> str:

@@ -4,6 +4,7 @@ import re
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
 from fastapi import Depends, Header, Query, Request, Response
 from fastapi.security import OAuth2PasswordBearer
@@ -12,6 +13,7 @@ from services.api.reads import LAG_HEADER, POSITION_HEADER, parse_position, show
 from services.api.rights import check_scope
 from services.api.state import ApiState, api_state
 from services.api.tokens import key_invalid, read_key, session_ended
+from services.cursors import LONGEST
 from services.errors import InvalidInput, Unauthenticated, VersionRequired
 from services.fields import made_storable
 from services.query import Listing, PageQuery
@@ -173,16 +175,24 @@ _COUNT = (
 )
 
 
+_OF_ANY_PAGE = frozenset({"filter", "sort", "limit", "cursor", "count"})
+"""Query parameters that do not change which list this is, or that a `PageQuery` has by itself."""
+
+_CURSOR = "`next_cursor` of the previous page. It is good only for the same list, sort, filters and search."
+
+
 def page_of(listing: Listing[Any]) -> Any:
     """The dependency that reads the requested page of this list: `page: Annotated[PageQuery, page_of(...)]`."""
 
     async def page_query(
+        request: Request,
         filters: Annotated[list[str], filters_of(listing)] = [],  # noqa: B006  (FastAPI copies it)
         sort: Annotated[str | None, Query(max_length=64, description=listing.describe_sorts())] = None,
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
-        cursor: Annotated[str | None, Query(max_length=1000, description="`next_cursor` of the previous page.")] = None,
+        cursor: Annotated[str | None, Query(max_length=LONGEST, description=_CURSOR)] = None,
         count: Annotated[Count | None, Query(description=_COUNT)] = None,
     ) -> PageQuery:
-        return PageQuery(filters, sort, limit, cursor, count)
+        others = sorted(one for one in request.query_params.multi_items() if one[0] not in _OF_ANY_PAGE)
+        return PageQuery(filters, sort, limit, cursor, count, f"{request.url.path}?{urlencode(others)}")
 
     return Depends(page_query)

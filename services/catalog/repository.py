@@ -13,7 +13,7 @@ from sqlmodel import col, select
 
 from services.catalog import queries
 from services.catalog.models import Category, Inventory, MovementKind, Product
-from services.fields import Id, Instant, Text
+from services.fields import Id, Instant, Moment, Text
 from services.filters import EXACT, ORDERED, TEXT, Filterable
 from services.query import Listing, PageQuery, Rows, Sortable
 from services.repository import Lock, Repository, SoftDeleteRepository
@@ -174,7 +174,7 @@ PRODUCTS = Listing[Product](
         "id": _PRODUCT_ID,
         "price": Sortable(col(Product.price), _Amount),
         "name": Sortable(col(Product.name), Text),
-        "created_at": Sortable(col(Product.created_at), Instant),
+        "created_at": Sortable(col(Product.created_at), Moment),
     },
     key=_PRODUCT_ID,
     default="id",

@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import func
 from sqlmodel import col, select
 
-from services.fields import Id, Instant, Text
+from services.fields import Id, Instant, Moment, Text
 from services.filters import EXACT, ORDERED, TEXT, Filterable
 from services.query import Listing, Sortable
 from services.repository import SoftDeleteRepository
@@ -108,7 +108,7 @@ USERS = Listing[User](
     },
     sorts={
         "id": _ID,
-        "created_at": Sortable(col(User.created_at), Instant),
+        "created_at": Sortable(col(User.created_at), Moment),
         "email": Sortable(col(User.email), Text),
     },
     key=_ID,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from services import cursors
 from services.totals import MAX_COUNTED
 from services.users.models import User
 from tests.api.client import Api, assert_problem
@@ -30,8 +31,9 @@ LISTS = {
 }
 
 
-def cursor(*parts: Any) -> str:
-    return base64.urlsafe_b64encode(json.dumps(parts).encode()).decode().rstrip("=")
+def cursor(*place: Any, sort: str = "id") -> str:
+    """A cursor of the list of products, made up."""
+    return cursors.encode(["products.id", "/v1/products?", sort], place)
 
 
 @pytest.mark.parametrize("path", LISTS)
@@ -105,33 +107,68 @@ async def test_a_value_that_does_not_fit_its_field_is_refused(api: Api, filter_:
         "====",
         base64.urlsafe_b64encode(b"\xff\xfe").decode(),
         base64.urlsafe_b64encode(b"[" * 300).decode(),
+        base64.urlsafe_b64encode(b'["id", 1, 1]').decode(),
         cursor(),
-        cursor("id"),
-        cursor("id", 1),
-        cursor("id", 1, 1, 1),
-        cursor("-id", 1, 1),
-        cursor("price", "1.00", 1),
-        cursor(["id"], 1, 1),
-        cursor("id", "x", 1),
-        cursor("id", 1, 2**63),
-        cursor("id", None, 1),
-        cursor("id", {}, []),
-        cursor("id", float("nan"), 1),
-        base64.urlsafe_b64encode(b'{"id": 1, "a": 2, "b": 3}').decode(),
+        cursor(1),
+        cursor(1, 1, 1),
+        cursor(1, 1, sort="-id"),
+        cursor("1.00", 1, sort="price"),
+        cursor("x", 1),
+        cursor(1, 2**63),
+        cursor(None, 1),
+        cursor({}, []),
+        cursor(float("nan"), 1),
+        cursor(1, 1)[:-3],
+        cursor(1, 1)[3:],
     ],
 )
 async def test_a_cursor_that_this_list_did_not_give_out_is_refused(api: Api, value: str) -> None:
-    assert_problem(await api.get(f"/v1/products?sort=id&cursor={value}"), 400, "bad_query")
+    problem = assert_problem(await api.get(f"/v1/products?sort=id&cursor={value}"), 400, "bad_query")
+    assert problem["detail"].startswith("the cursor was not issued by this list with this sort and these filters")
+
+
+async def test_a_cursor_is_good_only_for_the_list_that_issued_it_whatever_the_size_of_its_pages(api: Api) -> None:
+    user = await make_operator(api.database)
+    lamps = await make_category(api.database)
+    for number in range(3):
+        await make_product(api.database, category=lamps, seller=user, name=f"Lamp {number}")
+    of_category = f"filter=category_id:eq:{lamps.id}&filter=price:gt:0.01"
+    path = f"/v1/products?{of_category}&sort=-id&q=lamp&limit=1"
+    cursor = (await api.get(path)).json()["next_cursor"]
+    continued = await api.get(f"{path.replace('limit=1', 'limit=2&count=exact')}&cursor={cursor}")
+    assert [one["name"] for one in continued.json()["data"]] == ["Lamp 1", "Lamp 0"]
+    for other in (
+        path.replace("-id", "id"),
+        path.replace("&sort=-id", ""),
+        path.replace("q=lamp", "q=lam"),
+        path.replace("&q=lamp", ""),
+        path.replace("0.01", "0.02"),
+        "/v1/products?sort=-id",
+        "/v1/categories?sort=-id",
+        "/v1/users?sort=-id",
+    ):
+        assert_problem(await api.get(f"{other}&cursor={cursor}", by=user), 400, "bad_query")
+
+
+@pytest.mark.parametrize("letter", ["\N{GRINNING FACE}", "\x01", "'"])
+async def test_the_page_after_the_longest_name_can_be_read(api: Api, letter: str) -> None:
+    seller = await make_operator(api.database)
+    names = [letter * 199 + last for last in "ab"]
+    for name in names:
+        await make_product(api.database, seller=seller, name=name)
+    first = (await api.get("/v1/products?sort=name&limit=1")).json()
+    second = (await api.get(f"/v1/products?sort=name&limit=1&cursor={first['next_cursor']}")).json()
+    assert [page["data"][0]["name"] for page in (first, second)] == names
 
 
 async def test_a_cursor_of_every_sort_is_checked_for_what_the_database_cannot_hold(api: Api) -> None:
     for sort, bad in (
-        ("name", ["a\u0000b", 1, None, "\ud800"]),
+        ("name", ["a\u0000b", 1, None]),
         ("price", ["NaN", "1e99", 10**40, None]),
-        ("created_at", ["0001-01-01T00:00:00", "x", None, 10**30]),
+        ("created_at", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "x", None, 10**30]),
     ):
         for value in bad:
-            reply = await api.get(f"/v1/products?sort={sort}&cursor={cursor(sort, value, 1)}")
+            reply = await api.get(f"/v1/products?sort={sort}&cursor={cursor(value, 1, sort=sort)}")
             assert_problem(reply, 400, "bad_query")
 
 

@@ -15,7 +15,9 @@ from starlette.types import Message
 from services.api import problems
 from services.api.bodies import DEFAULT, BodyLimit, is_json, parse, read_body
 from services.api.checked import CheckedRoute, Handle
+from services.api.headers import Protection
 from services.api.middleware import RequestMiddleware
+from services.api.refusals import Refusals
 from services.api.request_times import RequestTimes
 from services.credits.schemas import TransferCreate
 from services.orders.schemas import OrderCreate
@@ -55,7 +57,9 @@ async def read(model: type[BaseModel], body: bytes, content_type: str | None = J
     problems.install(app)
     router.post("/", status_code=204)(take)
     app.include_router(router)
-    app.add_middleware(RequestMiddleware, limit=1_000_000, times=RequestTimes())
+    app.add_middleware(
+        RequestMiddleware, limit=1_000_000, times=RequestTimes(), protection=Protection(), refusals=Refusals()
+    )
 
     async def receive() -> Message:
         return {"type": "http.request", "body": body, "more_body": False}

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, literal_column
 from sqlmodel import col, select
 
-from services.fields import Id, Instant, Text
+from services.fields import Id, Instant, Moment, Text
 from services.filters import EXACT, ORDERED, Filterable
 from services.outbox.control import queries
 from services.outbox.control.schemas import OtherWorker, Selection
@@ -217,7 +217,7 @@ DEFERRED = Listing[OutboxRow](
         "type": Filterable(OutboxRow.type, Text, EXACT, indexed=frozenset({"position"})),
         "available_at": Filterable(OutboxRow.available_at, Instant, ORDERED),
     },
-    sorts={"position": _PLACE, "available_at": Sortable(OutboxRow.available_at, Instant)},
+    sorts={"position": _PLACE, "available_at": Sortable(OutboxRow.available_at, Moment)},
     key=_PLACE,
     default="position",
 )
