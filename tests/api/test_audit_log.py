@@ -11,7 +11,9 @@ from services.api import refusals as security_events
 from services.api.refusals import MOST_KEYS, Refusals
 from services.database import Database
 from services.users.models import User
+from services.users.rights import Role
 from tests.api.client import Api, assert_problem
+from tests.api.programs import make_key, with_key
 from tests.factories import CONFIRMED, make_operator, make_product, make_user
 
 NEW = "another very good password"
@@ -80,6 +82,24 @@ async def test_corrections(api: Api, operator: User) -> None:
         (second.actor, "adjustment.rejected", f"adjustment/{rejected}"),
         (operator.actor, "transfer.reversed", f"transfer/{transfer}"),
     ]
+
+
+async def test_what_is_done_with_api_keys(api: Api) -> None:
+    owner, admin = await make_user(api.database), await make_user(api.database, role=Role.admin)
+    made = await make_key(api, owner)
+    rotated = await api.post("/v1/api-keys/current/rotate", headers=with_key(made), key=None, json={})
+    assert rotated.status_code == 201, rotated.text
+    second = rotated.json()["id"]
+    assert (await api.delete(f"/v1/users/{owner.id}/api-keys/{second}", by=admin)).status_code == 204
+    assert await acts(api) == [
+        (owner.actor, "key.made", f"key/{made['id']}"),
+        (f"key:{made['id']}", "key.rotated", f"key/{made['id']}"),
+        (admin.actor, "key.revoked", f"key/{second}"),
+    ]
+    details = "SELECT concat_ws(' ', user_id, details ->> 'replaced_by') FROM audit_log WHERE action = 'key.rotated'"
+    assert await api.scalar(details) == f"{owner.id} {second}"
+    everything = str(await read(api.database, "SELECT row_to_json(audit_log)::text FROM audit_log"))
+    assert made["key"][4:-6] not in everything
 
 
 async def test_what_users_do_with_their_sign_in(api: Api) -> None:

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Self
 from uuid import UUID
 
+from services.acting import Action
 from services.errors import Conflict, Fault, InvalidInput, NotFound, Unauthenticated
 from services.fields import new_id, now
 from services.repository import Lock
@@ -60,6 +61,7 @@ async def make(uow: UnitOfWork, owner: Caller, wanted: ApiKeyCreate, limits: Key
         hint=hint_of(secret),
         expires_at=expires_at,
     )
+    uow.record_act(Action.key_made, f"key/{row.id}", scopes=[scope.value for scope in row.scopes])
     return Issued(row, secret)
 
 
@@ -77,6 +79,7 @@ async def rotate(uow: UnitOfWork, owner_id: int, key_id: UUID, overlap: timedelt
     secret, new = new_secret(), new_id()
     await uow.api_keys.follow(old.id, new, hash_of(secret), hint_of(secret), limits.longest)
     await uow.api_keys.retire(old.id, overlap)
+    uow.record_act(Action.key_rotated, f"key/{old.id}", replaced_by=new, overlap=overlap.total_seconds())
     return Issued(await find(uow, owner_id, new), secret)
 
 
@@ -106,6 +109,7 @@ async def revoke(uow: UnitOfWork, user_id: int, key_id: UUID) -> None:
     """End a key at once. Raises `NotFound` if it has ended, or is not this user's."""
     if not await uow.api_keys.revoke(user_id, key_id):
         raise _unknown(key_id)
+    uow.record_act(Action.key_revoked, f"key/{key_id}", owner=user_id)
 
 
 def ended_keys(retention: timedelta) -> Sweep[EndedKey]:
