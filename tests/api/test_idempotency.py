@@ -10,6 +10,7 @@ from httpx2 import Response
 from benchmarks.sessions import session_of
 from services.idempotency.repository import Free, RequestKey
 from services.unit_of_work import UnitOfWork
+from services.users.rights import Role
 from tests.api.client import FRESH, Api, assert_problem, order_of
 from tests.conftest import BOTH_PATHS
 from tests.factories import make_operator, make_user
@@ -197,6 +198,43 @@ async def test_a_caller_who_lost_the_scope_gets_neither_a_new_reply_nor_the_stor
             assert "idempotency-replayed" not in refused.headers
     assert await api.everything() == before
     assert await api.scalar("SELECT count(*) FROM idempotency_keys") == 2
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "code"),
+    [
+        ("operator", "customer", "replay_forbidden"),
+        ("operator", "seller", "replay_forbidden"),
+        ("operator", "support", "replay_forbidden"),
+        ("operator", "admin", "replay_forbidden"),
+        ("operator", "auditor", "forbidden"),
+        ("support", "customer", "replay_forbidden"),
+        ("support", "admin", "replay_forbidden"),
+        ("admin", "operator", "replay_forbidden"),
+        ("admin", "customer", "replay_forbidden"),
+        ("customer", "auditor", "forbidden"),
+        ("seller", "customer", None),
+        ("support", "operator", None),
+        *(("customer", role, None) for role in ("seller", "support", "operator", "admin")),
+    ],
+)
+async def test_a_reply_is_shown_to_roles_with_all_the_scopes_it_was_made_for(
+    api: Api, before: str, now: str, code: str | None
+) -> None:
+    _, seller, _ = await api.shop()
+    caller = await make_user(api.database, credits="10", role=Role(before))
+    body = {"to_user_id": seller.id, "amount": "1.00"}
+    first = await api.post("/v1/transfers", by=caller, key="k-1", json=body)
+    assert first.status_code == 201
+    await api.execute("UPDATE users SET role = :role WHERE id = :id", role=now, id=caller.id)
+    again = await api.post("/v1/transfers", by=caller, key="k-1", json=body)
+    if code is None:
+        assert (again.status_code, again.content) == (201, first.content)
+        assert again.headers["idempotency-replayed"] == "true"
+    else:
+        assert_problem(again, 403, code)
+        assert "idempotency-replayed" not in again.headers
+    assert await api.scalar("SELECT count(*) FROM transfers WHERE kind = 'transfer'") == 1
 
 
 async def test_a_hundred_simultaneous_posts_with_one_key_take_effect_once(api: Api) -> None:

@@ -1,5 +1,6 @@
 """Every route declares the scope that its callers need, or that it is public; there is no other kind of route."""
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -94,3 +95,39 @@ def test_a_scope_that_nothing_would_check_is_refused() -> None:
         router.get("/open")(open_by_mistake)
     with pytest.raises(LookupError, match="is @public, so it cannot take a CurrentUser"):
         router.get("/closed")(closed_by_mistake)
+
+
+def test_the_openapi_document_says_which_scope_each_operation_needs(app: FastAPI) -> None:
+    document = app.openapi()
+    found = {}
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            asked = operation.get("security", [])
+            named = re.findall(r"^Needs the scope `(.+)`\.$", operation["description"], re.MULTILINE)
+            scopes = {scope for one in asked for given in one.values() for scope in given}
+            assert scopes == set(named), f"{method} {path}"
+            assert not scopes or {"401", "403"} <= operation["responses"].keys(), f"{method} {path}"
+            found[method.upper(), path] = scopes
+    declared = {
+        (method, context.path): scope_of(context.original_route.endpoint)
+        for context in iter_route_contexts(app.routes)
+        if isinstance(context.original_route, DeclaredRoute)
+        for method in context.methods or ()
+    }
+    assert found == {key: set() if scope is None else {scope.value} for key, scope in declared.items()}
+    flows = document["components"]["securitySchemes"]["OAuth2PasswordBearer"]["flows"]
+    assert flows["password"]["scopes"] == {scope.value: scope.meaning for scope in Scope}
+
+
+def test_a_route_that_is_added_is_in_the_document_with_its_scope(app: FastAPI) -> None:
+    @needs(Scope.audit_read)
+    async def read_trail(_: CurrentUser) -> str:
+        """Read the trail."""
+        return ""
+
+    router = APIRouter(route_class=TransactionRoute)
+    router.get("/trail")(read_trail)
+    app.include_router(router, prefix="/v1")
+    operation = app.openapi()["paths"]["/v1/trail"]["get"]
+    assert operation["description"] == "Read the trail.\n\nNeeds the scope `audit:read`."
+    assert operation["security"] == [{"OAuth2PasswordBearer": ["audit:read"]}]
