@@ -46,13 +46,12 @@ def some_orders(shop: Shop, items: int) -> list[Order]:
     return orders
 
 
-def order_requests(settings: Settings, orders: Sequence[Order]) -> Requests:
-    """The requests that place these orders."""
+def order_requests(settings: Settings, orders: Sequence[Order], keys: Mapping[int, str] | None = None) -> Requests:
+    """The requests that place these orders, with the buyers' API keys if given, otherwise with access tokens."""
     tokens = Tokens.from_settings(settings)
-    token_of = {buyer_id: tokens.make(session_of(buyer_id)) for buyer_id in {order["buyer_id"] for order in orders}}
+    shown = keys or {buyer_id: tokens.make(session_of(buyer_id)) for buyer_id in {one["buyer_id"] for one in orders}}
     return [
-        _request("/v1/orders", token_of[order["buyer_id"]], order["body"], order.get("status", "201"))
-        for order in orders
+        _request("/v1/orders", shown[order["buyer_id"]], order["body"], order.get("status", "201")) for order in orders
     ]
 
 

@@ -20,6 +20,7 @@ from services.api.probe import open_probe
 from services.api.reads import Reads
 from services.api.refusals import Refusals
 from services.api.request_times import RequestTimes
+from services.api.schemes import describe_keys
 from services.api.seen_keys import SeenKeys
 from services.api.shares import SharingPool
 from services.api.state import ApiState
@@ -173,5 +174,6 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         problem.pop("$defs", None)
         schemas.update(Problem=problem, ProblemFault=fault)
         describe_scopes(app, document)
+        describe_keys(document)
         app.openapi_schema = document
     return app.openapi_schema

@@ -29,6 +29,7 @@ _SCENARIOS: dict[str, Callable[[Bench], Found]] = {
     "lone": placing.place_alone,
     "mixed": placing.place_mixed,
     "latency": steady.process_steadily,
+    "keys": placing.place_with_keys,
     "two": placing.place_by_two,
     "flood": flood.place_beside_a_flood,
 }

@@ -49,13 +49,14 @@ class Bench:
     def orders(
         self, name: str, clients: int, orders: Sequence[Order], source: str = "shop", *, group: bool, **more: Any
     ) -> Measured:
-        """Place orders over HTTP."""
+        """Place orders over HTTP, with access tokens, or with `keys` if given."""
         job = {"clients": clients, "seconds": self.seconds, "repeated": more.pop("repeated", 0.0)}
+        keys = more.pop("keys", None)
         seen = send(
             self.stage,
             source,
             job,
-            lambda settings: order_requests(settings, orders),
+            lambda settings: order_requests(settings, orders, keys),
             **more,
             settings=path_settings(group=group),
         )

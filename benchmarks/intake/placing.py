@@ -7,6 +7,7 @@ from functools import partial
 
 import psycopg
 
+from benchmarks.api_keys import make_keys
 from benchmarks.intake.bench import ITEMS, Bench, Found, ratio
 from benchmarks.outbox.table import Line, at_least, at_most
 from benchmarks.over_http import Order, middle, plain_orders, some_orders
@@ -160,6 +161,29 @@ def mix(orders: Sequence[Order], poisoned: Sequence[int], dear: Sequence[int]) -
         else:
             mixed.append(order)
     return mixed
+
+
+def place_with_keys(bench: Bench) -> Found:
+    """Programs with API keys beside people with access tokens."""
+    orders = some_orders(bench.shop, ITEMS)
+    keys = make_keys(bench.stage.postgres.url("shop"))
+    runs = bench.alternate(
+        {
+            "tokens": lambda: bench.orders("access tokens", 16, orders, group=True),
+            "keys": lambda: bench.orders("API keys", 16, orders, group=True, keys=keys),
+        }
+    )
+    tokens, of_keys = middle(runs["tokens"]), middle(runs["keys"])
+    line = Line(
+        "placing with API keys, 16 clients: to access tokens",
+        ratio(runs["keys"], runs["tokens"]),
+        "x",
+        at_least(0.97),
+        note=f"{of_keys.rate:,.0f} and {tokens.rate:,.0f} orders/s; CPU of the API {of_keys.cpu_ms:.3f} and "
+        f"{tokens.cpu_ms:.3f} ms an order, of PostgreSQL {of_keys.postgres_cpu_ms:.3f} and "
+        f"{tokens.postgres_cpu_ms:.3f} ms",
+    )
+    return Found("Placing orders with API keys, 16 clients", [tokens, of_keys], [line])
 
 
 def place_by_two(bench: Bench) -> Found:

@@ -19,6 +19,13 @@ class Credentials(BaseModel):
     full_name: str
 
 
+class DemoKey(BaseModel):
+    """The API key of a demo program."""
+
+    key: str
+    scopes: list[str]
+
+
 class ProcessIds(BaseModel):
     """None means not started by us, or not running."""
 
@@ -44,6 +51,8 @@ class Facts(BaseModel):
     admin: Credentials | None = None
     users: list[Credentials] = Field(default_factory=list)
     """Demo users: first the buyers, who have credits, then the seller of the demo products."""
+    api_key: DemoKey | None = None
+    """A key of the first demo user."""
     product_ids: list[int] = Field(default_factory=list)
     pids: ProcessIds = Field(default_factory=ProcessIds)
 

@@ -20,6 +20,8 @@ def announcement(facts: Facts, home: Home) -> Iterator[str]:
             yield f"  {role:<27} {staff.email}   password {staff.password}"
     for user in facts.users:
         yield f"  {user.full_name:<27} {user.email}   password {user.password}"
+    if facts.api_key is not None:
+        yield f"  API key                     {facts.api_key.key}   scopes {' '.join(facts.api_key.scopes)}"
     yield f"  data                        {home.path}"
     yield f"  logs                        {home.logs}"
     yield f"  all of this as JSON         {home.path / FILE_NAME}"
@@ -41,10 +43,17 @@ def _first_order(facts: Facts, buyer: Credentials, product_id: int) -> Iterator[
     yield ""
     yield f"  TOKEN=$({sign_in} | {_READ_TOKEN})"
     yield ""
-    yield (
-        f"  curl -i {orders} {authorization} -H 'Idempotency-Key: try-{secrets.token_hex(6)}' "
-        f"-H 'Content-Type: application/json' -d '{body}'"
-    )
+    yield f"  curl -i {orders} {authorization} {_order(body)}"
     yield ""
     yield f'  curl -s "{orders}?limit=1" {authorization}'
     yield ""
+    if facts.api_key is not None:
+        yield f"A program of {buyer.full_name} places an order with its API key instead:"
+        yield ""
+        yield f"  curl -i {orders} -H 'Authorization: Bearer {facts.api_key.key}' {_order(body)}"
+        yield ""
+
+
+def _order(body: str) -> str:
+    """The other options of a command that places an order."""
+    return f"-H 'Idempotency-Key: try-{secrets.token_hex(6)}' -H 'Content-Type: application/json' -d '{body}'"

@@ -6,7 +6,7 @@ from decimal import Decimal
 
 from services.catalog import service as catalog
 from services.catalog.schemas import CategoryCreate, ProductCreate
-from services.cli.facts import Credentials, Facts
+from services.cli.facts import Credentials, DemoKey, Facts
 from services.cli.users import new_password
 from services.credits.ledger.service import top_up
 from services.credits.schemas import TopUpCreate
@@ -15,6 +15,10 @@ from services.settings import Settings
 from services.skew import follow_database
 from services.unit_of_work import UnitOfWork, background
 from services.users import service as users
+from services.users.keys import service as keys
+from services.users.keys.schemas import ApiKeyCreate
+from services.users.keys.secret import hash_of
+from services.users.keys.service import KeyLimits
 from services.users.models import User
 from services.users.passwords import Passwords
 from services.users.rights import Role
@@ -22,6 +26,8 @@ from services.users.schemas import UserCreate
 
 FIRST_CREDITS = Decimal("10000.00")
 _CATEGORY = "Stationery"
+_PROGRAM = "demo program"
+_PROGRAM_SCOPES = ["orders:read", "orders:write", "credits:read", "keys:rotate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +61,7 @@ _OFFERS = (
 
 
 async def seed(settings: Settings, facts: Facts, keep: Callable[[], None]) -> None:
-    """Create the demo users, products and credits that are missing, and note the credentials in `facts`.
+    """Create the demo users, key, products and credits that are missing, and note the credentials in `facts`.
 
     Existing users are left unchanged, but one whose password in `facts` is missing or wrong gets a new password. `keep`
     is called before the commit: credentials that were not saved would be lost.
@@ -71,6 +77,7 @@ async def seed(settings: Settings, facts: Facts, keep: Callable[[], None]) -> No
         facts.admin = admin[1] if admin else None
         facts.users = [found[1] for found in (*buyers, seller) if found]
         facts.product_ids = await _find_or_make_products(uow, seller[0]) if seller else []
+        facts.api_key = await _find_or_make_key(uow, *buyers[0], facts.api_key, settings) if buyers[0] else None
         keep()
 
 
@@ -104,6 +111,22 @@ class _People:
         if person.buys:
             await top_up(self.uow, TopUpCreate(user_id=user.id, amount=FIRST_CREDITS, note="to try it out"))
         return user, made
+
+
+async def _find_or_make_key(
+    uow: UnitOfWork, owner: User, credentials: Credentials, known: DemoKey | None, settings: Settings
+) -> DemoKey:
+    """The key of the demo program; a new one if the known one cannot be used."""
+    if known is not None and await uow.users.with_key(hash_of(known.key)) is not None:
+        return known
+    for lost in await uow.api_keys.of_user(owner.id):
+        if lost.name == _PROGRAM:
+            await keys.revoke(uow, owner.id, lost.id)
+    wanted = ApiKeyCreate.model_validate(
+        {"name": _PROGRAM, "scopes": _PROGRAM_SCOPES, "current_password": credentials.password}
+    )
+    made = await keys.make(uow, owner, wanted, KeyLimits.of(settings))
+    return DemoKey(key=made.secret, scopes=made.row.scopes)
 
 
 async def _find_or_make_products(uow: UnitOfWork, seller: User) -> list[int]:

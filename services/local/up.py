@@ -215,6 +215,7 @@ class _House:
         )
         if before is not None and settings.is_development:
             facts.operator, facts.admin, facts.users = before.operator, before.admin, before.users
+            facts.api_key = before.api_key
         return facts
 
     def _write_facts(self) -> None:

@@ -10,6 +10,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy.exc import IntegrityError
 
+from services.api.schemes import describe_keys
 from services.fields import now
 from services.orders.routes import place_order
 from services.unit_of_work import UnitOfWork
@@ -348,3 +349,20 @@ async def test_a_key_lasts_as_long_as_its_owner_wants_within_the_limit(api: Api,
     assert short["expires_at"] == until.isoformat().replace("+00:00", "Z")
     lasts = "SELECT extract(epoch FROM expires_at - created_at) FROM api_keys WHERE id = CAST(:id AS uuid)"
     assert abs(await api.scalar(lasts, id=longest["id"]) - api.settings.api_key_max_ttl) < 60
+
+
+async def test_the_openapi_document_says_which_operations_take_a_key(api: Api) -> None:
+    document = api.app.openapi()
+    scheme = document["components"]["securitySchemes"]["ApiKey"]
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+    placing = document["paths"]["/v1/orders"]["post"]["security"]
+    assert [list(one) for one in placing] == [["OAuth2PasswordBearer"], ["ApiKey"]], "either of them"
+    assert "security" not in document["paths"]["/v1/token"]["post"]
+
+
+def test_operations_for_people_take_no_key() -> None:
+    of = {scope: {"security": [{"OAuth2PasswordBearer": [scope]}]} for scope in ("profile:write", "orders:read")}
+    document: dict[str, Any] = {"components": {}, "paths": {scope: {"get": one} for scope, one in of.items()}}
+    describe_keys(document)
+    assert of["profile:write"]["security"] == [{"OAuth2PasswordBearer": ["profile:write"]}]
+    assert of["orders:read"]["security"] == [{"OAuth2PasswordBearer": ["orders:read"]}, {"ApiKey": ["orders:read"]}]

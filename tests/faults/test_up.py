@@ -176,12 +176,17 @@ def test_reports_are_in_a_second_database_of_the_same_server(running: Up) -> Non
 
 def test_the_printed_commands_work_as_they_are(running: Up) -> None:
     printed = [line.strip() for line in running.said().splitlines()]
-    sign_in_line, order_line, look_line = [line for line in printed if line.startswith(("TOKEN=", "curl "))]
+    sign_in_line, order_line, look_line, key_line = [line for line in printed if line.startswith(("TOKEN=", "curl "))]
     script = f"{sign_in_line}\n{order_line}\necho\necho ----\n{look_line}\n"
     ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, timeout=60)
     placed, listed = ran.stdout.split("----\n")
     assert placed.startswith("HTTP/1.1 201"), placed
     assert json.loads(listed)["data"][0]["id"] == json.loads(placed.strip().splitlines()[-1])["id"]
+    shown = running.facts().api_key
+    assert shown is not None
+    assert f"{shown.key}   scopes {' '.join(shown.scopes)}" in running.said()
+    by_key = subprocess.run(["bash", "-c", key_line], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert by_key.startswith("HTTP/1.1 201"), by_key
 
 
 def test_only_the_owner_can_read_the_facts(running: Up) -> None:
@@ -247,7 +252,7 @@ def test_ctrl_c_stops_everything_cleanly_and_the_next_run_has_the_data(tmp_path:
     assert all_of(first.facts().pids) == []
 
     with up(folder) as second:
-        assert second.facts().users == facts.users
+        assert (second.facts().users, second.facts().api_key) == (facts.users, facts.api_key)
         with signed_in(second.facts()) as client:
             assert is_confirmed(client, order)
 
