@@ -27,7 +27,7 @@ _DAY = 86_400
 class ApiKeyCreate(ApiKeyBase, RequestBody):
     """A new API key. `scopes` are among those of the owner's role, without `profile:*` and `keys:write`.
 
-    It needs `current_password`: whoever has stolen an access token must not get a key that outlives it.
+    It needs `current_password`: a stolen access token must not be enough for a key that outlives it.
     """
 
     expires_at: Instant | None = Field(
