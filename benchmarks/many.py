@@ -216,6 +216,13 @@ VALUES: Mapping[str, Mapping[str, Sequence[str]]] = {
         "state": ("rejected", "pending", "applied"),
         "created_at": TIMES,
     },
+    "/v1/audit-log": {
+        "actor": ("user:1", "user:7", "none"),
+        "user_id": ("1", "7", "999999"),
+        "action": ("user.signed_in", "credits.top_up", "key.made"),
+        "object": ("user/1", "account/7", "none"),
+        "at": TIMES,
+    },
     "/v1/operations/dead-letters": {
         "aggregate": ("dead/7", "none"),
         "type": ("fatal", "rare", "none"),

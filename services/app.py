@@ -26,6 +26,7 @@ from services.api.shares import SharingPool
 from services.api.state import ApiState
 from services.api.tokens import Tokens
 from services.audit import routes as audit
+from services.audit.log import routes as audit_log
 from services.budget import check_pool_budget, check_replica_budget
 from services.catalog import routes as catalog
 from services.collector import spare_what_stays
@@ -144,6 +145,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         operations,
         outbox_routes,
         audit,
+        audit_log,
         sweeps,
         order_days,
         order_export,

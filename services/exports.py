@@ -4,12 +4,28 @@ import csv
 import io
 from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime
-from typing import Protocol
+from enum import StrEnum
+from typing import Any, Protocol
 
 from pydantic_core import to_json
 
 # What spreadsheets treat as the beginning of a formula (OWASP, "CSV Injection").
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+class Format(StrEnum):
+    """How rows are written; the ending of a file's name."""
+
+    csv = "csv"
+    ndjson = "ndjson"
+
+
+MEDIA_TYPES = {Format.csv: "text/csv; charset=utf-8; header=present", Format.ndjson: "application/x-ndjson"}
+
+
+def documented(form: Format) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI documentation of an export."""
+    return {200: {"content": {MEDIA_TYPES[form].partition(";")[0]: {"schema": {"type": "string"}}}}}
 
 
 class Lines(Protocol):

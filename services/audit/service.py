@@ -8,6 +8,7 @@ from sqlalchemy.exc import DBAPIError
 
 from services.audit.acknowledged import queries as acknowledged
 from services.audit.log import queries as log
+from services.audit.log.schemas import Head
 from services.audit.logged import queries as logged
 from services.audit.queries import CHECKS as OF_TABLES
 from services.audit.schemas import AuditResult, Difference
@@ -25,8 +26,12 @@ class AuditNotFinished(Exception):
     """The audit was stopped before it had checked everything. The message says why and what to do."""
 
 
-async def audit(uow: UnitOfWork, time_limit: float, tell: Callable[[Difference], None]) -> AuditResult:
+async def audit(
+    uow: UnitOfWork, time_limit: float, tell: Callable[[Difference], None], noted: Head | None = None
+) -> AuditResult:
     """Recompute balances, transfers, orders, stock and outbox in one snapshot, and `tell` each difference found.
+
+    `noted` is a head of the audit log that was noted elsewhere: what was sealed up to there must still be the same.
 
     `uow` must be fresh. It may read a replica: every state there is one that the primary was in. `time_limit` (seconds)
     bounds how long the snapshot is held. Raises `AuditNotFinished` if that is too short, or if the database ends the
@@ -39,6 +44,9 @@ async def audit(uow: UnitOfWork, time_limit: float, tell: Callable[[Difference],
             await uow.audits.begin(time_limit)
             rows = await uow.audits.count_rows()
             async for difference in uow.audits.differences(CHECKS):
+                differences += 1
+                tell(difference)
+            for difference in [] if noted is None else await uow.audit_log.cut_after(noted):
                 differences += 1
                 tell(difference)
     except TimeoutError as error:

@@ -26,6 +26,10 @@ def audit_ledger(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object: the differences, then the summary.")
     ] = False,
+    head: Annotated[
+        str | None,
+        typer.Option(help="A head of the audit log from a worker's log, as POSITION:HASH; it must still be there."),
+    ] = None,
 ) -> None:
     """Recompute accounts, transfers, orders, stock and the outbox from their tables, and print each difference.
 
@@ -39,7 +43,7 @@ def audit_ledger(
         check_database(settings)
         printer = _JsonPrinter() if as_json else _Printer()
         try:
-            result = asyncio.run(_audit(settings, printer))
+            result = asyncio.run(_audit(settings, printer, head))
         except (DBAPIError, OSError) as error:
             raise CommandError(f"the audit could not be completed: {reason_of(error)}") from error
         printer.end(result)
@@ -47,15 +51,20 @@ def audit_ledger(
         raise typer.Exit(DIFFERENCES)
 
 
-async def _audit(settings: Settings, printer: "_Printer") -> "AuditResult":
+async def _audit(settings: Settings, printer: "_Printer", head: str | None = None) -> "AuditResult":
     # Imported here: this loads all domains, which the other commands do not need.
+    from services.audit.log.schemas import Head
     from services.audit.service import AuditNotFinished, audit
     from services.database import open_database
     from services.unit_of_work import UnitOfWork
 
+    try:
+        noted = None if head is None else Head.parse(head)
+    except ValueError as error:
+        raise CommandError(f"{head!r} is not a head of the audit log, such as 12:{'0' * 8}...: {error}") from error
     async with open_database(settings, "audit") as database, UnitOfWork(await database.look_and_read()) as uow:
         try:
-            return await audit(uow, settings.audit_time_limit, printer.tell)
+            return await audit(uow, settings.audit_time_limit, printer.tell, noted)
         except AuditNotFinished as error:
             raise CommandError(str(error)) from error
 

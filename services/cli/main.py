@@ -35,6 +35,7 @@ COMMANDS = {
     "reports": Command("services.cli.reports:reports", "Rebuild the reports in the analytics database."),
     "jobs": Command("services.cli.jobs:jobs", "List and control the scheduled jobs."),
     "ledger": Command("services.cli.ledger:ledger", "Check that the books balance."),
+    "audit-log": Command("services.cli.audit_log:audit_log", "Show who did what, when and why."),
     "import-retail": Command("services.cli.retail.command:import_retail", "Place a real shop's invoices as orders."),
     "replay": Command("services.cli.retail.command:import_retail", "The old name of import-retail.", hidden=True),
     "clean-data": Command("services.local.clean:clean_data", "Delete the data of `waybill up`."),

@@ -1,6 +1,7 @@
 """What people do leaves its row in the audit log, in the same transaction; refusals are counted there."""
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from sqlalchemy import text
 from services.acting import Acting
 from services.api import refusals as security_events
 from services.api.refusals import MOST_KEYS, Refusals
+from services.audit.log.repository import EXPORTED
 from services.database import Database
 from services.users.models import User
 from services.users.rights import Role
@@ -303,3 +305,44 @@ async def test_refusals_that_cannot_be_written_are_written_later(api: Api, monke
         await api.get("/v1/users/me")
         await asyncio.sleep(2.5)
     assert [row[4] for row in await written(api, 1)] == [1]
+
+
+async def test_the_audit_log_is_read_by_those_who_may(api: Api, operator: User) -> None:
+    user, auditor = await make_user(api.database), await make_user(api.database, role=Role.auditor)
+    assert (await api.post(f"/v1/accounts/{user.id}/close", by=operator)).status_code == 200
+    assert (await api.post(f"/v1/accounts/{user.id}/reopen", by=operator)).status_code == 200
+    for path in ("/v1/audit-log", "/v1/audit-log.csv", "/v1/audit-log.ndjson"):
+        assert_problem(await api.get(path), 401, "unauthenticated")
+        assert_problem(await api.get(path, by=user), 403, "forbidden")
+
+    first = (await api.get("/v1/audit-log?filter=action:eq:account.closed", by=auditor)).json()
+    (act,) = first["data"]
+    assert act.keys() == set(EXPORTED)
+    assert (act["actor"], act["user_id"], act["object"]) == (operator.actor, operator.id, await account(api, user))
+    page = (await api.get(f"/v1/audit-log?filter=actor:eq:{operator.actor}&limit=1", by=auditor)).json()
+    rest = f"/v1/audit-log?filter=actor:eq:{operator.actor}&limit=1&cursor={page['next_cursor']}"
+    actions = [page["data"][0]["action"], (await api.get(rest, by=auditor)).json()["data"][0]["action"]]
+    assert actions == ["account.reopened", "account.closed"]
+    assert_problem(await api.get("/v1/audit-log?filter=action:eq:nothing", by=auditor), 400, "bad_query")
+
+
+async def test_an_export_has_every_act_and_is_recorded_itself(api: Api, operator: User) -> None:
+    user = await make_user(api.database)
+    for what in ("close", "reopen", "close"):
+        wanted = f"/v1/accounts/{user.id}/{what}"
+        assert (await api.post(wanted, by=operator)).status_code == 200
+    reply = await api.get("/v1/audit-log.ndjson?filter=action:eq:account.closed", by=operator)
+    assert reply.headers["content-type"] == "application/x-ndjson"
+    lines = [json.loads(line) for line in reply.text.splitlines()]
+    assert [(line["action"], line["actor"]) for line in lines] == [("account.closed", operator.actor)] * 2
+    table = (await api.get("/v1/audit-log.csv", by=operator)).text.split("\r\n")
+    assert table[0] == ",".join(EXPORTED)
+    # The export has its own act as well.
+    assert len(table) == 1 + 3 + 2 + 1
+    exports = await acts(api, "action = 'audit_log.exported'")
+    assert exports == [(operator.actor, "audit_log.exported", "audit-log")] * 2
+    said = "SELECT details ->> 'filters' FROM audit_log WHERE action = 'audit_log.exported' ORDER BY id LIMIT 1"
+    assert await api.scalar(said) == "action:eq:account.closed"
+    before = len(exports)
+    assert_problem(await api.get("/v1/audit-log.csv?filter=nothing:eq:1", by=operator), 400, "bad_query")
+    assert len(await acts(api, "action = 'audit_log.exported'")) == before

@@ -31,6 +31,7 @@ REPLICATED = {
     "/v1/accounts/me/statement",
     "/v1/users",
     "/v1/adjustments",
+    "/v1/audit-log",
     "/v1/operations/books",
     "/v1/operations/orders-by-day",
     "/v1/operations/dead-letters",

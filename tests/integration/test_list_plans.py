@@ -18,6 +18,7 @@ from sqlalchemy import event
 import services
 import services.query
 from benchmarks import many
+from services.audit.log.repository import AUDIT_LOG
 from services.catalog.repository import CATEGORIES, PRODUCTS
 from services.credits.corrections.repository import ADJUSTMENTS
 from services.credits.statement.repository import _LINES, ENTRIES
@@ -36,6 +37,7 @@ from tests.servers import TestServers
 
 SIZE = many.Size(users=6_000, products=20_000, orders=30_000, others=6_000)
 REFUNDS_OF_ONE = 6_000
+ACTS = 30_000
 EXAMINED, LIMIT = 200, 20
 
 Read = Callable[[UnitOfWork, PageQuery], Awaitable[Rows[Any]]]
@@ -73,6 +75,7 @@ CASES = {
     "adjustments": Case(
         ADJUSTMENTS, lambda uow, wanted: uow.adjustments.list_page(ADJUSTMENTS, wanted), "/v1/adjustments"
     ),
+    "the audit log": Case(AUDIT_LOG, lambda uow, wanted: uow.audit_log.list_page(AUDIT_LOG, wanted), "/v1/audit-log"),
     "a statement": Case(ENTRIES, lambda uow, wanted: uow.statements.page(2, wanted), "/v1/accounts/me/statement"),
     "an export": Case(
         _LINES, lambda uow, wanted: uow.statements.lines(2, 2**40, wanted), "/v1/accounts/me/statement.csv"
@@ -107,6 +110,17 @@ def filled(administrator: Administrator, servers: TestServers, template_database
                 [REFUNDS_OF_ONE],
             )
             connection.execute("ANALYZE refunds")
+            # Most rows are the sign-ins of one user; the others are older.
+            connection.execute(
+                "INSERT INTO audit_log (action, object, actor, user_id, at)"
+                " SELECT CASE WHEN n < 3000 THEN 'credits.top_up' ELSE 'user.signed_in' END,"
+                " CASE WHEN n < 3000 THEN 'account/' || n %% 500 ELSE 'user/1' END,"
+                " 'user:' || one.user_id, one.user_id, now() - (%s - n) * interval '1 minute'"
+                " FROM generate_series(1, %s) AS n,"
+                " LATERAL (SELECT CASE WHEN n < 3000 THEN 1 + n %% 10 ELSE 1 END AS user_id) AS one",
+                [ACTS, ACTS],
+            )
+            connection.execute("ANALYZE audit_log")
         yield url
 
 

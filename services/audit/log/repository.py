@@ -1,9 +1,11 @@
 """All SQL about the audit log; `services/outbox/recording` writes it."""
 
 from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
 from typing import Any
 
-from sqlmodel import col
+from sqlalchemy import or_
+from sqlmodel import col, select
 
 from services.acting import Action
 from services.audit.log import queries
@@ -51,6 +53,33 @@ class AuditLogRepository(Repository[AuditLogRow]):
         """
         columns = [col(getattr(AuditLogRow, name)) for name in EXPORTED[1:]]
         return self.stream(columns, col(AuditLogRow.id) <= last, *AUDIT_LOG.conditions(filters), after=after)
+
+    async def find(
+        self,
+        limit: int,
+        *,
+        user_id: int | None,
+        about: Sequence[str],
+        actor: str | None,
+        action: Action | None,
+        what: str | None,
+        since: datetime | None,
+        until: datetime | None,
+    ) -> Sequence[AuditLogRow]:
+        """The newest rows that meet every condition given, the newest first; `about` are objects of the user's."""
+        row = AuditLogRow
+        conditions = [
+            column == value
+            for column, value in ((col(row.actor), actor), (col(row.action), action), (col(row.object), what))
+            if value is not None
+        ]
+        if user_id is not None:
+            conditions.append(or_(col(row.user_id) == user_id, col(row.object).in_(about)))
+        if since is not None:
+            conditions.append(col(row.at) >= since)
+        if until is not None:
+            conditions.append(col(row.at) < until)
+        return (await self.session.exec(select(row).where(*conditions).order_by(col(row.id).desc()).limit(limit))).all()
 
     async def newest(self) -> int:
         """The id of the newest row; 0 if there is none."""

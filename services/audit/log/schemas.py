@@ -1,14 +1,34 @@
 """What goes out about the audit log."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Self
 
+from services.acting import Action
 from services.audit.log.models import ActBase
 from services.fields import Schema
 
 
 class ActPublic(ActBase, Schema):
     """An entry of the audit log: who did what to which object, and why."""
+
+    id: int
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which entries to find. `user` is an e-mail address: entries of, and about, the user or their account.
+
+    `since` is included and `until` is not; both are in UTC if they have no time zone.
+    """
+
+    user: str | None = None
+    actor: str | None = None
+    action: Action | None = None
+    object: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from services.api.dependencies import CurrentUser, State, Work, filters_of
 from services.api.problems import responses
 from services.api.rights import needs
 from services.api.transaction import TransactionRoute
-from services.exports import begun
-from services.orders.export.service import Format, export, of_side
+from services.exports import MEDIA_TYPES, Format, begun, documented
+from services.orders.export.service import export, of_side
 from services.orders.repository import ORDERS
 from services.orders.schemas import Side
 from services.unit_of_work import UnitOfWork
@@ -22,17 +22,11 @@ router = APIRouter(route_class=TransactionRoute, tags=["orders"])
 OfSide = Annotated[Side, Query(alias="as", description="`everybody` needs the scope `orders:read_all`.")]
 Filters = Annotated[list[str], filters_of(ORDERS)]
 
-_TYPES = {Format.csv: "text/csv; charset=utf-8; header=present", Format.ndjson: "application/x-ndjson"}
-
-
-def _content(media_type: str) -> dict[int | str, dict[str, object]]:
-    return {200: {"content": {media_type: {"schema": {"type": "string"}}}}}
-
 
 @router.get(
     "/orders.csv",
     response_class=StreamingResponse,
-    responses={**_content("text/csv"), **responses(400, 401, 403, 422)},
+    responses={**documented(Format.csv), **responses(400, 401, 403, 422)},
 )
 @needs(Scope.orders_read)
 async def export_orders_as_csv(
@@ -49,7 +43,7 @@ async def export_orders_as_csv(
 @router.get(
     "/orders.ndjson",
     response_class=StreamingResponse,
-    responses={**_content("application/x-ndjson"), **responses(400, 401, 403, 422)},
+    responses={**documented(Format.ndjson), **responses(400, 401, 403, 422)},
 )
 @needs(Scope.orders_read)
 async def export_orders_as_json(
@@ -74,6 +68,6 @@ async def _export(
     pieces = export(lambda read: state.reads.run(read, position), form, filters, wanted)
     return StreamingResponse(
         await begun(pieces),
-        media_type=_TYPES[form],
+        media_type=MEDIA_TYPES[form],
         headers={"Content-Disposition": f'attachment; filename="orders.{form.value}"'},
     )

@@ -1,13 +1,12 @@
 """Exports orders in pieces, so that many need no more memory than a few."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from enum import StrEnum
 from functools import partial
 from typing import Any, TypeAlias, TypedDict
 from uuid import UUID
 
 from services.errors import Forbidden
-from services.exports import CsvLines, JsonLines, harmless, instant
+from services.exports import CsvLines, Format, JsonLines, harmless, instant
 from services.orders.models import ORDER_FIELDS
 from services.orders.repository import EXPORTED
 from services.orders.schemas import Side
@@ -17,13 +16,6 @@ from services.users.rights import Scope
 
 NIL = UUID(int=0)
 """Before every order."""
-
-
-class Format(StrEnum):
-    """How an order is written; the ending of a file's name."""
-
-    csv = "csv"
-    ndjson = "ndjson"
 
 
 class Parties(TypedDict):
