@@ -13,7 +13,7 @@ from benchmarks.shop import open_shop
 from benchmarks.stage import open_stage, running_api
 from benchmarks.usage import peak_rss_mib
 from services.api.tokens import Tokens
-from services.orders.export.service import Format
+from services.exports import Format
 
 _MOST_MEMORY_MIB = 16.0
 _LINES_A_SECOND = 30_000

@@ -32,7 +32,7 @@ def test_help_loads_no_domain_no_database_and_no_server() -> None:
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     ours = {name for name in loaded if name.startswith("services.")}
-    assert ours == {"services.cli", "services.cli.console", "services.cli.main", "services.errors"}
+    assert ours == {"services.acting", "services.cli", "services.cli.console", "services.cli.main", "services.errors"}
     assert not {"sqlalchemy", "fastapi", "uvicorn", "pydantic_settings"} & set(loaded)
 
 
