@@ -7,7 +7,7 @@ import asyncio
 import logging
 import re
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from time import monotonic
 from typing import Any, TypeVar
@@ -37,7 +37,10 @@ KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES = 15, 5, 3
 USER_TIMEOUT_MS = 20_000
 """The connection ends when the peer's kernel has not acknowledged sent bytes for this long (RFC 5482)."""
 
-_OF_ONE_SESSION = frozenset({"25P03", "25P04", "57P05"})
+_TOO_LONG = frozenset({"25P03", "25P04"})
+"""SQLSTATEs of a session that the server ended since its transaction was idle, or lasted, for too long."""
+
+_OF_ONE_SESSION = _TOO_LONG | {"57P05"}
 """SQLSTATEs of a session that the server ended because of what it did, or did not do."""
 
 READ_ONLY = "25006"
@@ -280,15 +283,25 @@ def _keep_alive(transport: asyncio.Transport) -> None:
 
 def concerns_one_session(error: BaseException) -> bool:
     """Whether a connection was lost for a reason that does not affect other connections to the same server."""
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in _causes(error):
         if getattr(cause, "sqlstate", None) in _OF_ONE_SESSION or isinstance(cause, NotCommitted):
             return True
         if isinstance(cause, CommitUnknown):
             # Without a cause, the server did answer, but with a warning.
             return cause.__cause__ is None
-        cause = cause.__cause__
     return False
+
+
+def ended_for_its_time(error: BaseException) -> bool:
+    """Whether the server ended the session because its transaction was idle, or lasted, for too long."""
+    return any(getattr(cause, "sqlstate", None) in _TOO_LONG for cause in _causes(error))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
 
 
 class PoolGuard:

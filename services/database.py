@@ -75,12 +75,14 @@ class DeclarativeTable(DeclarativeBase):
 class Limits:
     """Time limits that the server enforces on a connection, in seconds. The client waits `PROMPT` longer.
 
-    `transaction` needs PostgreSQL 17 and is not set on older servers.
+    `transaction` needs PostgreSQL 17 and is not set on older servers. `idle` is how long a transaction may wait for its
+    client; None: as long as in `Settings`, which is above the time that a worker's batch may take.
     """
 
     statement: float
     lock: float
     transaction: float | None = None
+    idle: float | None = None
 
     @classmethod
     def of_requests(cls, settings: Settings) -> "Limits":
@@ -89,6 +91,8 @@ class Limits:
             settings.database_statement_timeout,
             settings.database_lock_timeout,
             settings.database_transaction_timeout,
+            # On older servers, it is the only limit on a request that has stopped.
+            min(settings.database_transaction_timeout, settings.database_idle_in_transaction_timeout),
         )
 
     @classmethod
@@ -175,7 +179,9 @@ def _server_settings(settings: Settings, process: str, limits: Limits) -> dict[s
         # Stated, whatever the defaults of the server, the database and the role. In a stricter level, a claim would not
         # see what was committed after its transaction's first statement, and would not wake or park the rows it must.
         "default_transaction_isolation": _ISOLATION,
-        "idle_in_transaction_session_timeout": _milliseconds(settings.database_idle_in_transaction_timeout),
+        "idle_in_transaction_session_timeout": _milliseconds(
+            settings.database_idle_in_transaction_timeout if limits.idle is None else limits.idle
+        ),
         "statement_timeout": _milliseconds(limits.statement),
         # The server detects a vanished peer as soon as we do (`services.connections`), and releases its locks.
         "tcp_keepalives_idle": str(KEEPALIVE_IDLE),

@@ -23,6 +23,9 @@ Results: TypeAlias = Sequence[Sequence[tuple[Any, ...]]]
 FoundT = TypeVar("FoundT")
 OtherT = TypeVar("OtherT")
 
+CANCELED = "57014"
+"""SQLSTATE of a statement that was stopped, for example because it took too long."""
+
 CONTENTION = frozenset({"40001", "40P01"})
 """SQLSTATEs of a serialization failure and a deadlock: the same transaction may succeed if it is retried."""
 

@@ -19,6 +19,7 @@ from services.api import pressure
 from services.api.callers import note_refusal, note_sign_in
 from services.api.headers import PROTECTIVE
 from services.api.methods import allowed
+from services.connections import ended_for_its_time
 from services.database import not_committed, outcome_unknown
 from services.errors import (
     AlreadyExists,
@@ -41,12 +42,12 @@ from services.errors import (
     VersionRequired,
 )
 from services.logs import RateLimitedLogger
-from services.sql import CONTENTION, LOCK_NOT_AVAILABLE, sqlstate
+from services.sql import CANCELED, CONTENTION, LOCK_NOT_AVAILABLE, sqlstate
 
 logger = logging.getLogger(__name__)
 outage = RateLimitedLogger(logger)
 
-_BUSY = CONTENTION | {LOCK_NOT_AVAILABLE, "57014"}
+_BUSY = CONTENTION | {LOCK_NOT_AVAILABLE, CANCELED}
 """SQLSTATEs of a transaction that met contention, or whose lock or statement took too long."""
 
 MEDIA_TYPE = "application/problem+json"
@@ -229,10 +230,12 @@ async def _on_database_error(request: Request, error: Exception) -> ProblemRespo
         return refused
     if outcome_unknown(error):
         return outcome_unknown_problem(request)
-    if sqlstate(error) in _BUSY:
-        outage.warning("a statement or a lock took too long: %s", error.orig)
+    if sqlstate(error) in _BUSY or ended_for_its_time(error):
+        outage.warning("a statement, a lock or a transaction took too long: %s", error.orig)
         return _retry_later(
-            request, "busy", "rows that this request needs are in use; nothing took effect; send it again"
+            request,
+            "busy",
+            "the request took too long or needs rows that are in use; nothing took effect; send it again",
         )
     if is_unavailable(error) and not not_committed(error):
         return await _on_unavailable(request, error)
