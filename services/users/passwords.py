@@ -129,4 +129,5 @@ class Passwords:
 def _give_way() -> None:
     """Lower the priority of this thread. Where it would be that of the whole process, leave it."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)

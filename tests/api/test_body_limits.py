@@ -36,7 +36,7 @@ def settings(settings: Settings) -> Settings:
 
 def routes_of(api: Api) -> dict[str, APIRoute]:
     """All routes of ours, each as its method and path."""
-    found = {}
+    found: dict[str, APIRoute] = {}
     for context in iter_route_contexts(api.app.routes):
         if isinstance(context.original_route, APIRoute):
             found |= {f"{method} {context.path}": context.original_route for method in context.methods or ()}

@@ -19,6 +19,7 @@ from services.api.headers import Protection
 from services.api.middleware import RequestMiddleware
 from services.api.refusals import Refusals
 from services.api.request_times import RequestTimes
+from services.api.rights import public
 from services.credits.schemas import TransferCreate
 from services.orders.schemas import OrderCreate
 
@@ -55,7 +56,7 @@ async def read(model: type[BaseModel], body: bytes, content_type: str | None = J
     take.__annotations__["wanted"] = model
     app, router = FastAPI(), APIRouter(route_class=BothWays)
     problems.install(app)
-    router.post("/", status_code=204)(take)
+    router.post("/", status_code=204)(public(take))
     app.include_router(router)
     app.add_middleware(
         RequestMiddleware, limit=1_000_000, times=RequestTimes(), protection=Protection(), refusals=Refusals()

@@ -8,7 +8,7 @@ import pytest
 
 import services
 from services.api.problems import status_of
-from services.errors import DomainError
+from services.errors import DomainError, SignInRefused
 
 STATUSES = {
     "account_closed": 409,
@@ -68,7 +68,8 @@ def errors_of_services() -> set[type[DomainError]]:
 def test_each_code_has_its_status_and_no_two_errors_share_a_code() -> None:
     found = errors_of_services()
     assert {error.code: status_of(error) for error in found} == STATUSES
-    assert len(found) == len(STATUSES)
+    # One that says more to the audit log only; clients must not tell it from the others with its code.
+    assert len(found - {SignInRefused}) == len(STATUSES)
 
 
 @pytest.mark.parametrize("root", ROOTS, ids=lambda root: root.__name__)
