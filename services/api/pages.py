@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 from starlette.exceptions import HTTPException
 
+from services.api.checked import CheckedRoute
 from services.api.rights import public
 
 _ASSETS = Path(__file__).parent / "assets"
@@ -42,7 +43,7 @@ _PAGE = """\
 </html>
 """
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(route_class=CheckedRoute, include_in_schema=False)
 
 
 @router.get("/docs")

@@ -22,6 +22,7 @@ from services.users.models import User
 from services.users.rights import SCOPES, Role, Scope
 from tests.api.client import FRESH, Api
 from tests.api.populated import populate
+from tests.api.programs import make_key
 from tests.factories import make_category, make_product, make_user
 
 
@@ -38,6 +39,7 @@ RULES: Mapping[str, Rule] = {
     "/v1/orders/{order_id}/pay": Rule(Scope.orders_read_all, None),
     "/v1/transfers/{transfer_id}": Rule(Scope.credits_read_all, Scope.corrections_write),
     "/v1/sessions/{session_id}": Rule(None, None),
+    "/v1/api-keys/{key_id}": Rule(None, None),
     # Everyone sees a product, until it is archived.
     "/v1/products/{product_id}": Rule(Scope.catalog_write, Scope.catalog_manage),
     "/v1/products/{product_id}/restore": Rule(Scope.catalog_manage, Scope.catalog_manage),
@@ -141,6 +143,8 @@ async def world(api: Api) -> World:
         "product_id": (product.id, 2**40),
         "category_id": ((await make_category(api.database)).id, 2**40),
         "session_id": (session_of(owner.id).session_id, uuid4()),
+        "key_id": ((await make_key(api, owner))["id"], uuid4()),
+        "name": ("docs.js", "unknown"),
         "event_type": ("order.placed", "order.unknown"),
         "position": (known["position"][0], 2**40),
     }
