@@ -1,6 +1,6 @@
 """`waybill users`: create a user with a role, and change a user's role.
 
-Whoever can use the database may do this: it is how an installation gets its first admin.
+Access to the database is the authority for this: it is how an installation gets its first admin.
 """
 
 import asyncio

@@ -105,7 +105,7 @@ SCOPES: Mapping[Role, frozenset[Scope]] = {
 """The scopes of each role."""
 
 KEPT = (Role.operator, Role.admin)
-"""The roles whose last user stays: without one, nobody could run the service or give roles."""
+"""The roles whose last user stays: without an operator or an admin, an installation cannot be run."""
 
 SELLING = frozenset({Role.seller, Role.operator})
 """The roles that can use `catalog:write` even if customers may not sell (`WAYBILL_CUSTOMERS_MAY_SELL`)."""
