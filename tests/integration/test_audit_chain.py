@@ -1,8 +1,10 @@
 """The audit log is a chain of hashes: what is changed, removed or cut off is found, even if triggers are disabled."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,11 +13,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.acting import Action, acting_as
 from services.audit.log import queries, service
-from services.audit.log.schemas import Head
+from services.audit.log.schemas import Head, Wanted
 from services.audit.schemas import Difference, DifferenceKind
 from services.audit.service import audit
 from services.database import Database
 from services.unit_of_work import UnitOfWork, background
+from worker.jobs.sealing import seal_audit_log
 
 
 async def act(database: Database, number: int = 1) -> None:
@@ -147,7 +150,9 @@ async def test_a_row_that_is_committed_late_is_sealed_after_those_with_higher_id
         await sealed(database)
         await late.commit()
     await sealed(database)
-    ids = [act_id for act_id, _ in await positions(database)]
+    placed = await positions(database)
+    assert [position for _, position in placed] == [1, 2, 3]
+    ids = [act_id for act_id, _ in placed]
     assert ids[2] < ids[0] < ids[1]
     assert await found(database) == []
 
@@ -177,6 +182,35 @@ async def test_sealing_that_is_cut_short_leaves_nothing_behind_and_the_next_one_
     assert [position for _, position in await positions(database)] == [None] * 3
     assert (await sealed(database)).position == 3
     assert await found(database) == []
+
+
+async def test_an_act_in_a_savepoint_that_is_undone_is_undone_too(database: Database) -> None:
+    for plain in (True, False):
+        async with background(lambda: UnitOfWork(database.write)) as uow:
+            uow.record_act(Action.restored, "user/1")
+            with suppress(ValueError):
+                async with uow.savepoint(plain=plain):
+                    uow.record_act(Action.deleted, "user/2")
+                    await uow.flush()
+                    raise ValueError("no")
+    async with UnitOfWork(database.write) as uow:
+        assert [one.object for one in await service.find(uow, Wanted(), 10)] == ["user/1", "user/1"]
+
+
+async def test_the_job_seals_what_there_is_and_logs_the_head(
+    database: Database, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "AT_ONCE", 2)
+    await act(database, 5)
+    worker = SimpleNamespace(open_unit_of_work=lambda: UnitOfWork(database.write))
+    with caplog.at_level(logging.INFO):
+        await seal_audit_log({"worker": worker})
+        await seal_audit_log({"worker": worker})
+    heads = [Head.parse(one.head) for one in caplog.records if one.message == "audit log sealed"]  # type: ignore[attr-defined]
+    # Nothing is logged when there was nothing to seal.
+    assert [head.position for head in heads] == [2, 4, 5]
+    async with UnitOfWork(database.write) as uow:
+        assert [await uow.audit_log.cut_after(head) for head in heads] == [[], [], []]
 
 
 async def test_acts_do_not_wait_for_sealing(database: Database) -> None:
