@@ -51,13 +51,16 @@ _PLAIN_WORD = re.compile(r"(?!null$)[\w>]([\w> ]*[\w>])?", re.ASCII | re.IGNOREC
 class Schema(SQLModel):
     """What comes in or goes out. It shares its fields with a table by way of a base, and is never a table itself.
 
-    Pydantic alone makes it: SQLModel's own way is for tables, and takes twice the time.
+    Pydantic alone makes it: SQLModel's own ways are for tables, and together take twice the time.
     """
 
     # A reply has each field, even one that has a default. SQLModel's type of this is private.
     model_config = ConfigDict(json_schema_serialization_defaults_required=True)  # type: ignore[assignment]
 
     __init__ = BaseModel.__init__
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        return object.__new__(cls)
 
 
 class RequestBody(Schema):

@@ -57,6 +57,7 @@ class Statement:
         self.text = text
         self.limit = limit
         self.parameters = tuple(dict.fromkeys(_PARAMETER.findall(text)))
+        self._names = frozenset(self.parameters)
         self.sql = self.numbered(1)
 
     def numbered(self, first: int) -> str:
@@ -66,9 +67,9 @@ class Statement:
 
     def arguments(self, parameters: Mapping[str, Any]) -> tuple[Any, ...]:
         """The values in the order of their numbers. Raises `TypeError` for a missing or unknown name."""
-        if parameters.keys() != set(self.parameters):
+        if parameters.keys() != self._names:
             raise TypeError(f"the statement takes {self.parameters}, not {tuple(parameters)}")
-        return tuple(parameters[name] for name in self.parameters)
+        return tuple(map(parameters.__getitem__, self.parameters))
 
 
 class Writing(Statement):
@@ -327,8 +328,8 @@ def _arguments(parts: Sequence[Write | Read[Any]]) -> tuple[Any, ...]:
 def _execute(session: Session, sql: str, arguments: tuple[Any, ...]) -> tuple[Sequence[Row], int, Connection | None]:
     """Run it on SQLAlchemy's connection, in one switch to its synchronous side.
 
-    Its result object is left out: describing each column costs more than the statement. If statements are logged or
-    listened to, it is used, and no driver is returned, so that all others go through it, too.
+    Its result object is left out: describing each column costs more than the statement. It is used only if statements
+    are logged or listened to. If they are logged, no driver is returned, so that all others go through SQLAlchemy, too.
     """
     connection = session.connection()
     if connection.engine.echo or connection.engine.dispatch.before_cursor_execute:
