@@ -338,7 +338,7 @@ def _execute(session: Session, sql: str, arguments: tuple[Any, ...]) -> tuple[Se
     cursor = pooled.cursor()
     try:
         cursor.execute(sql, arguments)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001  (it is raised again)
         # What SQLAlchemy does with an error of any statement: it asks our listeners what has become of the connection.
         connection._handle_dbapi_exception(error, sql, None, cursor, None)
     # The driver's own rows, as the other statements return them.
