@@ -102,7 +102,7 @@ async def test_every_problem_in_the_document_has_the_same_schema(api: Api) -> No
                 if status.startswith("4"):
                     assert reply["content"] == {"application/problem+json": reference}, f"{method} {path} {status}"
     assert document["components"]["schemas"]["Problem"]["properties"].keys() == {
-        "type", "title", "status", "code", "detail", "request_id", "errors",
+        "type", "title", "status", "code", "detail", "request_id", "errors", "more_errors",
     }  # fmt: skip
 
 

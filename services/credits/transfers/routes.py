@@ -97,18 +97,20 @@ async def create_transfers(
     """Carry out up to 500 transfers one after another.
 
     `independent`: each succeeds or fails on its own, linked ones together; the response is 200 with a result for each.
-    `atomic`: all or none; if one fails, the response is the problem of that one, with the results added.
+    `atomic`: all or none; if one fails, the response is the problem of that one.
     """
     if wanted.dry_run:
         forget_key(request)
     done = await transfers.transfer_batch(uow, sender, wanted)
+    cause = planning.cause(done.outcomes) if wanted.mode is BatchMode.atomic else None
+    if cause is not None:
+        # Without the results, which would all be stored: the others failed because of this one.
+        return domain_problem(request, cause)
     results = [_result(outcome, done.at, wanted.dry_run) for outcome in done.outcomes]
     posted = sum(isinstance(outcome, Posting) for outcome in done.outcomes)
-    reply = TransferBatchReply(
+    return TransferBatchReply(
         mode=wanted.mode, dry_run=wanted.dry_run, posted=posted, failed=len(results) - posted, results=results
     )
-    cause = planning.cause(done.outcomes) if wanted.mode is BatchMode.atomic else None
-    return reply if cause is None else domain_problem(request, cause, reply.model_dump(mode="json"))
 
 
 @router.get("/transfers/{transfer_id}", response_model=TransferDetail, responses=responses(401, 404, 422))
