@@ -1,0 +1,196 @@
+"""How long bad requests keep the API's event loop busy: `python -m benchmarks.bad_bodies`.
+
+Each is sent to the application in this process, by a caller with a valid token. CPU time is what counts: what other
+processes do meanwhile does not.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+
+import httpx2
+import psycopg
+from fastapi import FastAPI
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.sessions import BEGIN, session_of
+from benchmarks.stage import Stage, open_stage
+from services.api.tokens import Tokens
+from services.app import create_app
+from services.collector import spare_what_stays
+
+MIB = 2**20
+JSON = "application/json"
+FORM = "application/x-www-form-urlencoded"
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """A request that must be refused."""
+
+    method: str
+    path: str
+    body: bytes = b""
+    content_type: str = JSON
+
+
+def _products(one: dict[str, object], number: int) -> bytes:
+    return json.dumps({"products": [one] * number}).encode()
+
+
+def _filled(start: bytes, piece: bytes, end: bytes, size: int) -> bytes:
+    return start + piece * ((size - len(start) - len(end)) // len(piece)) + end
+
+
+_SEVEN = {f"field{number}": 1 for number in range(7)}
+_WRONG = {"sku": 1, "name": 1, "description": 1, "price": 1, "category_id": "1", "stock": "1"}
+_UNKNOWN = b"{" + b",".join(b'"%d":1' % number for number in range(110_000))[: MIB - 8] + b"}"
+
+BAD = {
+    "110,000 unknown fields": Bad("PUT", "/v1/products", _UNKNOWN),
+    "as many unknown fields as there may be": Bad("PUT", "/v1/products", _products(_SEVEN, 1200)),
+    "all values of 1000 products wrong": Bad("PUT", "/v1/products", _products(_WRONG, 1000)),
+    "500 fields of 2 KB": Bad("PUT", "/v1/products", json.dumps({f"{n}{'x' * 2000}": 1 for n in range(490)}).encode()),
+    "a name of 1 MiB": Bad("PUT", "/v1/products", _filled(b'{"', b"x", b'":1}', MIB)),
+    "a long name twice": Bad("PUT", "/v1/products", b'{"%b":1,"%b":2}' % (b"x" * 500_000, b"x" * 500_000)),
+    "5000 unknown fields of an order": Bad(
+        "POST", "/v1/orders", b"{" + b",".join(b'"%d":1' % number for number in range(4999)) + b"}"
+    ),
+    "an order of 1600 wrong lines": Bad(
+        "POST", "/v1/orders", json.dumps({"items": [{"a": 1, "b": 2}] * 1600}).encode()
+    ),
+    "a text of commas": Bad("PUT", "/v1/products", _filled(b'{"products":"', b",", b'"}', MIB)),
+    "a text of escapes": Bad("PUT", "/v1/products", _filled(b'{"products":"', rb"\",", b'"}', MIB)),
+    "a text of surrogate pairs": Bad("PUT", "/v1/products", _filled(b'{"products":"', rb"\ud83d\ude00", b'"}', MIB)),
+    "a text without an end": Bad("PUT", "/v1/products", _filled(b'{"products":"', rb"\"", b"", MIB)),
+    "a list in a list": Bad("PUT", "/v1/products", b"[" * MIB),
+    "a list without an end": Bad("PUT", "/v1/products", _filled(b"[", b"1,", b"", MIB)),
+    "long numbers": Bad("PUT", "/v1/products", _filled(b"[", b"9" * 4299 + b",", b"1]", MIB)),
+    "a longer number": Bad("PUT", "/v1/products", b"9" * MIB),
+    "blanks": Bad("PUT", "/v1/products", b" " * MIB),
+    "an address of 16 KB": Bad("POST", "/v1/users", _filled(b'{"email":"', "ü.".encode(), b'@x"}', 16_384)),
+    "a form of ampersands": Bad("POST", "/v1/token", b"&" * 16_384, FORM),
+    "a form of 500 fields": Bad("POST", "/v1/token", b"&".join(b"a%d=1" % n for n in range(499)), FORM),
+    "a form of escapes": Bad("POST", "/v1/token", b"username=" + b"%ff" * 5000 + b"&password=x", FORM),
+    "20,000 parameters": Bad("GET", "/v1/orders?" + "a&" * 20_000),
+    "a parameter of 60 KB": Bad("GET", "/v1/orders?" + "x" * 60_000),
+    "a filter of 60 KB": Bad("GET", "/v1/orders?filter=" + "x" * 60_000),
+}
+"""By what is bad about it. A body of 1 MiB is as large as one may be."""
+
+
+class Held:
+    """Inside the block: the most CPU time, in seconds, that the event loop spent without starting its next round."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self._before = 0.0
+        self._ends = False
+
+    def __enter__(self) -> "Held":
+        self._before = time.thread_time()
+        asyncio.get_running_loop().call_soon(self._look)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._note()
+        self._ends = True
+
+    def _look(self) -> None:
+        if not self._ends:
+            self._note()
+            # In the next round, after whatever is ready by then.
+            asyncio.get_running_loop().call_soon(self._look)
+
+    def _note(self) -> None:
+        now = time.thread_time()
+        self.longest = max(self.longest, now - self._before)
+        self._before = now
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The longest of all rounds, and what was answered."""
+
+    name: str
+    sent: int
+    status: int
+    replied: int
+    held_ms: float
+
+
+async def send(client: httpx2.AsyncClient, bad: Bad, token: str) -> httpx2.Response:
+    """Send a bad request as the owner of the token."""
+    headers = {"Authorization": f"Bearer {token}", "Idempotency-Key": "bad", "Content-Type": bad.content_type}
+    content = bad.body or None
+    return await client.request(bad.method, bad.path, content=content, headers=headers)
+
+
+async def measure(client: httpx2.AsyncClient, token: str, rounds: int) -> AsyncIterator[Measured]:
+    """Send all of them, this number of times each."""
+    for name, bad in BAD.items():
+        held = 0.0
+        for _ in range(rounds):
+            with Held() as one:
+                reply = await send(client, bad, token)
+            held = max(held, one.longest)
+        yield Measured(name, len(bad.body), reply.status_code, len(reply.content), held * 1000)
+
+
+def main() -> int:
+    options = _options()
+    with open_stage() as stage:
+        measured = asyncio.run(_run(stage, options.rounds))
+    if options.json:
+        print(json.dumps([asdict(one) for one in measured], indent=2))
+    else:
+        _print(measured)
+    return int(any(one.held_ms > 50 or not 400 <= one.status < 500 for one in measured))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bad_bodies", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="how many times each is sent (default: 3)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser.parse_args()
+
+
+async def _run(stage: Stage, rounds: int) -> list[Measured]:
+    await asyncio.to_thread(stage.migrate, "measured")
+    with psycopg.connect(stage.postgres.url("measured"), autocommit=True) as connection:
+        connection.execute("INSERT INTO users (email, full_name, hashed_password) VALUES ('a@example.com', 'A', '!')")
+        connection.execute(BEGIN)
+        ((user_id,),) = connection.execute("SELECT id FROM users").fetchall()
+    settings = stage.settings("measured")
+    app = create_app(settings)
+    # As in a server process.
+    spare_what_stays()
+    async with app.router.lifespan_context(app), _client(app) as client:
+        token = Tokens.from_settings(settings).make(session_of(user_id))
+        return [one async for one in measure(client, token, rounds)]
+
+
+@asynccontextmanager
+async def _client(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
+    transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://waybill") as client:
+        yield client
+
+
+def _print(measured: list[Measured]) -> None:
+    table = Table("request", "bytes sent", "status", "bytes replied", "loop busy, CPU ms")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for one in measured:
+        table.add_row(one.name, f"{one.sent:,}", str(one.status), f"{one.replied:,}", f"{one.held_ms:.1f}")
+    Console(width=110, highlight=False).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
