@@ -1,13 +1,14 @@
 """What a client may filter a list by: fields with their operators, and what an index knows of each."""
 
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import ColumnElement
+from sqlalchemy import ColumnElement, literal
 
 from services.errors import BadQuery
 from services.fields import made_around
@@ -44,6 +45,9 @@ ORDERED = EXACT | {Operator.gt, Operator.gte, Operator.lt, Operator.lte}
 TEXT = EXACT | {Operator.like}
 
 
+_THREE_TOGETHER = re.compile(r"[^\W_]{3}")
+
+
 @dataclass(frozen=True, slots=True)
 class Filterable:
     """A column that a client may filter by: what its values look like and which operators it takes.
@@ -58,7 +62,7 @@ class Filterable:
     indexed: frozenset[str] = frozenset()
     """The sorts for which an index has the rows of each value in order, so that `eq` and `in` read only those."""
     trigrams: bool = False
-    """Whether a trigram index finds what `like` looks for."""
+    """Whether a trigram index finds what `like` looks for, if few rows have it."""
     bounds: "Bounds | None" = None
     """A condition that holds for all rows that match, and that an index supports in the order of each sort."""
 
@@ -99,8 +103,18 @@ class Filter:
     values: Sequence[Any]
 
     @property
-    def needs_trigrams(self) -> bool:
-        return self.field.trigrams and self.operator is Operator.like
+    def by_trigrams(self) -> bool:
+        """Whether a trigram index finds the rows. It knows sequences of three letters or digits."""
+        return (
+            self.field.trigrams
+            and self.operator is Operator.like
+            and _THREE_TOGETHER.search(self.values[0]) is not None
+        )
+
+    @property
+    def by_value(self) -> bool:
+        """Whether an index has the rows of each of the values, in one order or another."""
+        return bool(self.field.indexed) and self.operator in VALUES
 
     @property
     def condition(self) -> ColumnElement[bool]:
@@ -119,3 +133,20 @@ class Filter:
             case comparison:
                 condition = COMPARE[comparison](column, self.values[0])
         return condition
+
+
+@dataclass(frozen=True, slots=True)
+class Similar(Filter):
+    """A search for similar words, by `pg_trgm`'s word similarity. Clients do not write it as a filter."""
+
+    schema: str = ""
+    """Where the extension is, quoted: it is not in the search path."""
+
+    @property
+    def by_trigrams(self) -> bool:
+        """Whether there is a letter or a digit: words are compared by their trigrams, and those have a beginning."""
+        return any(character.isalnum() for character in self.values[0])
+
+    def on(self, column: Any) -> ColumnElement[bool]:
+        # `<%` is the operator that the trigram index supports.
+        return literal(self.values[0]).op(f"OPERATOR({self.schema}.<%)", is_comparison=True)(column)

@@ -1,12 +1,13 @@
 """Lists that clients may filter and sort: an allow-list of fields and operators, and keyset pages."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, Generic, TypeVar
 
 import sqlalchemy
 from pydantic import BaseModel, TypeAdapter
-from sqlalchemy import ColumnElement, func, literal, literal_column, true, tuple_, union_all
+from sqlalchemy import ARRAY, ColumnElement, any_, func, literal, literal_column, true, tuple_, union_all
 from sqlmodel import select
 from sqlmodel.ext.asyncio.session import AsyncSession
 from sqlmodel.sql.expression import SelectOfScalar
@@ -14,6 +15,7 @@ from sqlmodel.sql.expression import SelectOfScalar
 from services import cursors
 from services.errors import BadQuery
 from services.filters import COMPARE, EXACT, RANGES, VALUES, Filter, Filterable, Operator
+from services.searching import soon_found
 from services.totals import MAX_COUNTED, Count, Total, counted, estimated
 
 ItemT = TypeVar("ItemT")
@@ -132,6 +134,7 @@ class Listing(Generic[ItemT]):
         wanted: PageQuery,
         *within: ColumnElement[bool],
         members: Members | None = None,
+        search: Filter | None = None,
     ) -> Rows[ItemT]:
         """Up to `limit` rows after the cursor.
 
@@ -139,23 +142,44 @@ class Listing(Generic[ItemT]):
         table of the key, and are among the `members`. An index must have them in the order of each sort: their keys are
         read first, no more than the page needs, and only these rows are then looked up and joined.
 
-        It takes one statement, and one for each `selectinload` option. With filters that no index supports, another
-        one first finds the last row to examine. A total takes one more: it counts the rows of the first pages, and
-        examines no more than `MAX_COUNTED`.
+        It takes one statement, and one for each `selectinload` option. With filters that no index supports in this
+        order, another one first finds the last row to examine. If the page then ends there with too few rows, and an
+        index without the order may know that few match, those are found and sorted (`_few`). A total takes one
+        more: it counts the rows of the first pages, and examines no more than `MAX_COUNTED`.
         """
         sort = self._sort(wanted.sort)
-        walk = _Walk.of(self, sort, [self._filter(one) for one in wanted.filters], within, members)
-        if walk.depends_on_values:
+        filters = [*(self._filter(one) for one in wanted.filters), *([] if search is None else [search])]
+        walk = _Walk.of(self, sort, filters, within, members)
+        after = None if wanted.cursor is None else self._place(wanted, sort)
+        if walk.split is not None:
             await session.exec(_CUSTOM_PLAN)
         total = None
         if wanted.count is Count.exact:
+            few = await self._few(session, walk, within)
+            walk = walk if few is None else replace(_Walk.of(self, sort, filters, within, members, few), finders=())
             total = counted(*(await session.exec(walk.number(MAX_COUNTED + 1))).one())
         elif wanted.count is Count.estimate:
-            every = [*within, *self.conditions(wanted.filters)]
+            every = [*within, *(one.condition for one in filters)]
             every += [] if members is None else [members.has(self.key.column)]
             # Without what is joined to show a row: a filter may look it up in the same table.
             total = await estimated(session, sqlalchemy.select(self.key.column).where(*every))
-        after = None if wanted.cursor is None else self._place(wanted, sort)
+        rows = await self._read(session, statement, wanted, walk, after)
+        if rows.has_more and len(rows.data) < wanted.limit:
+            few = await self._few(session, walk, within)
+            if few is not None:
+                walk = _Walk.of(self, sort, filters, within, members, few)
+                rows = await self._read(session, statement, wanted, walk, after)
+        return replace(rows, total=total)
+
+    async def _read(
+        self,
+        session: AsyncSession,
+        statement: SelectOfScalar[ItemT],
+        wanted: PageQuery,
+        walk: "_Walk",
+        after: tuple[Any, Any] | None,
+    ) -> Rows[ItemT]:
+        """The page, as one walk finds it."""
         end = (await session.exec(walk.end(after))).all() if walk.others else []
         page_keys = walk.page(wanted.limit + 1, after, until=end[0] if len(end) == 2 else None)
         is_on_it = page_keys.c.key == self.key.column
@@ -167,14 +191,46 @@ class Listing(Generic[ItemT]):
         statement = statement.order_by(*walk.order(page_keys.c.sort, page_keys.c.key)).limit(wanted.limit + 1)
         rows = (await session.exec(statement)).all()
         page = list(rows[: wanted.limit])
+        sort = self._sort(wanted.sort)
         if len(rows) > wanted.limit:
-            by = self.sorts[sort.removeprefix("-")].column
-            last = getattr(page[-1], by.key), getattr(page[-1], self.key.column.key)
-        elif len(end) == 2:
-            last = end[0]
-        else:
-            return Rows(page, False, None, total)
-        return Rows(page, True, cursors.encode(self._scope(wanted, sort), last), total)
+            return Rows(page, True, self.cursor_after(page[-1], wanted))
+        if len(end) == 2:
+            return Rows(page, True, cursors.encode(self._scope(wanted, sort), end[0]))
+        return Rows(page, False, None)
+
+    def cursor_after(self, row: ItemT, wanted: PageQuery) -> str:
+        """The cursor of the page that begins after this row."""
+        sort = self._sort(wanted.sort)
+        by = self.sorts[sort.removeprefix("-")].column
+        return cursors.encode(self._scope(wanted, sort), [getattr(row, by.key), getattr(row, self.key.column.key)])
+
+    def within(self, rows: Rows[ItemT], wanted: PageQuery, weights: Sequence[int], most: int) -> Rows[ItemT]:
+        """As many of the page's first rows as have this weight together at most, and one in any case.
+
+        Each row has its weight: what a reply spends on what belongs to it, such as a number of lines.
+        """
+        fitting = sum(total <= most for total in accumulate(weights))
+        kept = rows.data[: max(1, fitting)]
+        if len(kept) == len(rows.data):
+            return rows
+        return Rows(kept, True, self.cursor_after(kept[-1], wanted), rows.total)
+
+    async def _few(
+        self, session: AsyncSession, walk: "_Walk", within: Sequence[ColumnElement[bool]]
+    ) -> Sequence[Any] | None:
+        """The keys of all rows that match one of the filters; None if an index does not soon find that they are few.
+
+        It may be wrong about a row that does not match the others, or what the list is `within`.
+        """
+        for one in walk.finders:
+            # A trigram index has all rows of the table. Conditions on them could lead the planner to another index,
+            # which it would have to read from end to end.
+            conditions = [one.condition] if one.by_trigrams else [one.condition, *within]
+            statement = sqlalchemy.select(self.key.column).where(*conditions).limit(_constant(EXAMINED + 1))
+            keys = await soon_found(session, statement, EXAMINED)
+            if keys is not None:
+                return keys
+        return None
 
     def _sort(self, wanted: str | None) -> str:
         if wanted is None:
@@ -240,8 +296,8 @@ class _Walk:
     """See `Listing.owner`."""
     row: tuple[Any, Sequence[ColumnElement[bool]]]
     """The key of the row with the values to examine, and further conditions that make it unique."""
-    depends_on_values: bool
-    """Whether the best plan for one value of a filter can be a bad one for others."""
+    finders: Sequence[Filter]
+    """Those of the others whose rows an index has, in another order or in none."""
 
     @classmethod
     def of(
@@ -251,13 +307,17 @@ class _Walk:
         filters: Sequence[Filter],
         within: Sequence[ColumnElement[bool]],
         members: Members | None,
+        few: Sequence[Any] | None = None,
     ) -> "_Walk":
+        """With `few`, among the rows with these keys, of which there are `EXAMINED` at most."""
         name, key = sort.removeprefix("-"), listing.key.column
         by, conditions = listing.sorts[name].column, list(within)
         others: list[Filter] = []
         # Only one: with two, all rows of one of them could be read to find those of the other.
         chosen = next((one for one in filters if name in one.field.indexed and one.operator in VALUES), None)
-        if members is not None and chosen is None:
+        if few is not None:
+            chosen, conditions = None, []
+        if members is not None and chosen is None and few is None:
             by = key = members.key
             conditions = [members.condition]
         elif members is not None:
@@ -265,13 +325,14 @@ class _Walk:
             others.append(Filter(Filterable(is_member, bool, EXACT), Operator.eq, [True]))
         for one in filters:
             bounds = one.field.bounds
-            if bounds is not None and (bound := bounds(key, one.operator, one.values)) is not None:
+            if few is None and bounds is not None and (bound := bounds(key, one.operator, one.values)) is not None:
                 conditions.append(bound)
-            by_sort = one.field.column is by and one.operator in RANGES
-            if by_sort or one.needs_trigrams:
+            if few is None and one.field.column is by and one.operator in RANGES:
                 conditions.append(one.condition)
             elif one is not chosen:
                 others.append(one)
+        if few is not None:
+            by, key = _among(few, by, key, within)
         return cls(
             by,
             key,
@@ -281,7 +342,7 @@ class _Walk:
             others,
             listing.owner,
             (listing.key.column, within),
-            chosen is not None or any(one.needs_trigrams for one in filters),
+            [one for one in others if one.by_trigrams or one.by_value],
         )
 
     def order(self, by: Any, key: Any) -> list[ColumnElement[Any]]:
@@ -352,6 +413,15 @@ class _Walk:
             return self.key, literal(key, self.key.type)
         there = tuple_(literal(sort, self.by.type), literal(key, self.key.type))
         return tuple_(self.by, self.key), there
+
+
+def _among(few: Sequence[Any], by: Any, key: Any, within: Sequence[ColumnElement[bool]]) -> tuple[Any, Any]:
+    """The columns of the sort and the key, of the rows with these keys. They are looked up, and sorted afterwards."""
+    is_one = key == any_(literal(list(few), ARRAY(key.type)))
+    # With the limit, PostgreSQL cannot read all rows in the order of the sort instead.
+    rows = sqlalchemy.select(by.label("sort"), key.label("key")).where(is_one, *within).limit(_constant(EXAMINED))
+    found = rows.subquery("few")
+    return (found.c.key if by is key else found.c.sort), found.c.key
 
 
 def _constant(number: int) -> Any:

@@ -16,6 +16,7 @@ from sqlmodel.sql.expression import SelectOfScalar
 
 from services.errors import StaleVersion
 from services.fields import SoftDeletable, Versioned, now, picked
+from services.filters import Filter
 from services.query import Listing, Members, PageQuery, Rows
 from services.sql import SqlAccess
 
@@ -89,11 +90,13 @@ class Repository(SqlAccess, Generic[ModelT]):
         wanted: PageQuery,
         *conditions: ColumnElement[bool],
         members: Members | None = None,
+        search: Filter | None = None,
         options: Sequence[ExecutableOption] = (),
     ) -> Rows[ModelT]:
-        """One page of the rows that match the conditions and the client's filters."""
+        """One page of the rows that match the conditions, the search and the client's filters."""
         statement = self._select().options(*options)
-        return await listing.page(self.session, statement, wanted, *conditions, *self._visible(), members=members)
+        within = *conditions, *self._visible()
+        return await listing.page(self.session, statement, wanted, *within, members=members, search=search)
 
     async def count(self, *conditions: ColumnElement[bool]) -> int:
         """How many rows match. It reads all of them."""

@@ -2,11 +2,9 @@
 
 from services.sql import Reading, Statement
 
-# The extension's operators must be qualified with its schema, which is not in the search path. A plan for any word
-# would be wrong for most: rare words are found by their trigrams, common ones by looking at each row.
+# The extension's operators must be qualified with its schema, which is not in the search path.
 TRIGRAMS = Statement("""
-    SELECT quote_ident(nspname) AS schema, set_config('plan_cache_mode', 'force_custom_plan', true)
-    FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace
+    SELECT quote_ident(nspname) AS schema FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace
     WHERE extname = 'pg_trgm'
 """)
 

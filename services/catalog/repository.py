@@ -14,7 +14,7 @@ from sqlmodel import col, select
 from services.catalog import queries
 from services.catalog.models import Category, Inventory, MovementKind, Product
 from services.fields import Id, Instant, Moment, Text
-from services.filters import EXACT, ORDERED, TEXT, Filterable
+from services.filters import EXACT, ORDERED, TEXT, Filterable, Operator, Similar
 from services.query import Listing, PageQuery, Rows, Sortable
 from services.repository import Lock, Repository, SoftDeleteRepository
 from services.sql import Read, Results
@@ -31,6 +31,10 @@ class ProductForSale:
     price: Decimal
     is_active: bool
     seller_account_id: int
+
+
+TEXT_A_PAGE = 500_000
+"""The maximum number of characters that the descriptions of a page have together: those of 50 products at least."""
 
 
 class CategoryRepository(SoftDeleteRepository[Category]):
@@ -56,15 +60,18 @@ class ProductRepository(SoftDeleteRepository[Product]):
         return {product.sku: product for product in found}
 
     async def page(self, wanted: PageQuery, search: str | None = None) -> Rows[Product]:
-        """Active products; with `search`, those with a similar name (by `pg_trgm`'s word similarity)."""
-        conditions: list[Any] = [col(Product.is_active)]
+        """Active products; with `search`, those with a similar name (by `pg_trgm`'s word similarity).
+
+        A page ends early rather than have descriptions of more than `TEXT_A_PAGE` characters together.
+        """
+        similar = None
         if search is not None:
             (trigrams,) = await self.sql.fetch(queries.TRIGRAMS)
-            # `<%` is the operator that the trigram index supports.
-            is_similar = literal(search).op(f"OPERATOR({trigrams['schema']}.<%)", is_comparison=True)
-            conditions.append(is_similar(col(Product.name)))
+            similar = Similar(PRODUCTS.filters["name"], Operator.like, [search], trigrams["schema"])
         # An archived product is not active, unless the release before, which does not know archived ones, activates it.
-        return await self.list_page(PRODUCTS, wanted, *conditions, options=PRODUCT_WITH_DETAILS)
+        active: Any = col(Product.is_active)
+        rows = await self.list_page(PRODUCTS, wanted, active, search=similar, options=PRODUCT_WITH_DETAILS)
+        return PRODUCTS.within(rows, wanted, [len(product.description) for product in rows.data], TEXT_A_PAGE)
 
     async def refreshed(self, product: Product) -> Product:
         """The product, reloaded with everything that `ProductPublic` shows."""

@@ -5,17 +5,18 @@ from typing import Annotated, Any
 
 import pytest
 from pydantic import Field
-from sqlalchemy import text
+from sqlalchemy import func, text
 from sqlmodel import col, select
 
-from services import query
+from services import query, totals
 from services.catalog.models import Category, Product
-from services.catalog.repository import CategoryRepository
+from services.catalog.repository import PRODUCTS, CategoryRepository
 from services.database import Database
 from services.fields import Id, Text
-from services.filters import ORDERED, TEXT, Filterable, Operator
+from services.filters import ORDERED, TEXT, Filterable, Operator, Similar
 from services.orders.models import Order
 from services.query import Listing, PageQuery, Rows, Sortable
+from services.totals import Count, Precision, Total
 from services.unit_of_work import UnitOfWork
 from tests.factories import make_category, make_order, make_product, make_user
 
@@ -214,6 +215,95 @@ async def test_a_filter_by_several_values_merges_their_rows_in_order(
             break
     assert seen == [row.id for row in await visit(uow, sort, 50) if row.seller_id != nobody.id]
     assert len(seen) == 4
+
+
+NAMES = ["oak lamp", "tin lamp", "oak box", "tin box", "oak bowl", "tin bowl", "oak chair", "brass lamp", "oak bed"]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 50])
+@pytest.mark.parametrize("sort", ["id", "-id", "name", "-name", "price", "-created_at"])
+async def test_a_search_finds_every_match_once_in_order_whether_few_rows_match_or_many(
+    database: Database, uow: UnitOfWork, monkeypatch: pytest.MonkeyPatch, sort: str, limit: int
+) -> None:
+    monkeypatch.setattr(query, "EXAMINED", 3)
+    seller, category = await make_user(database), await make_category(database)
+    for number, name in enumerate(NAMES):
+        price = f"{number % 3 + 1}.00"
+        await make_product(database, seller=seller, category=category, name=name, price=price, sku=f"S{number}")
+    await make_product(database, seller=seller, category=category, name="oak lamp", is_active=False)
+    everything = await visit(uow, sort, 50)
+
+    async def found(*filters: str, words: str | None = None) -> list[str]:
+        names: list[str] = []
+        cursor, pages = None, 0
+        while pages == 0 or cursor is not None:
+            page = await uow.products.page(PageQuery(filters, sort, limit, cursor), words)
+            names, cursor, pages = [*names, *(row.name for row in page.data)], page.next_cursor, pages + 1
+            assert pages < 40, "the pages go round in circles"
+        return names
+
+    def expected(*wanted: str) -> list[str]:
+        return [row.name for row in everything if all(one in row.name for one in wanted)]
+
+    assert await found("name:like:LAMP") == expected("lamp")
+    assert await found("name:like:oak") == expected("oak"), "more than may be examined"
+    assert await found("name:like:la") == expected("la"), "too short for trigrams"
+    assert await found("name:like:lamp", "name:like:oak") == ["oak lamp"]
+    assert await found("sku:in:S0,S4") == [name for name in expected("oak") if name in (NAMES[0], NAMES[4])]
+    assert await found(words="chair") == ["oak chair"]
+    assert await found("price:gt:1.00", words="lamp") == [name for name in expected("lamp") if name != "oak lamp"]
+    assert await found(words="oak") == expected("oak")
+    assert await found(words="%%") == []
+
+
+async def test_a_total_of_a_search_is_exact_if_few_rows_match(
+    database: Database, uow: UnitOfWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(query, "EXAMINED", 3)
+    for module in (query, totals):
+        monkeypatch.setattr(module, "MAX_COUNTED", 5)
+    for name in NAMES:
+        await make_product(database, name=name)
+    few = await uow.products.page(PageQuery(["name:like:lamp"], count=Count.exact, limit=1))
+    many = await uow.products.page(PageQuery(["name:like:oak"], count=Count.exact, limit=1))
+    assert few.total == Total(value=3, precision=Precision.exact)
+    assert many.total == Total(value=3, precision=Precision.at_least)
+
+
+class _Slow(Similar):
+    """Looking it up in an index takes longer than a page may."""
+
+    @property
+    def condition(self) -> Any:
+        return func.pg_sleep(30).is_not(None)
+
+    def on(self, column: Any) -> Any:
+        return column == self.values[0]
+
+
+async def test_a_search_that_takes_too_long_is_stopped_and_the_page_ends_early(
+    database: Database, uow: UnitOfWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(query, "EXAMINED", 3)
+    for name in NAMES:
+        await make_product(database, name=name)
+
+    async def shown() -> list[str]:
+        connection = await uow.session.connection()
+        names = ("enable_seqscan", "statement_timeout")
+        return [str((await connection.execute(text(f"SHOW {name}"))).scalar_one()) for name in names]
+
+    before = await shown()
+    search = _Slow(PRODUCTS.filters["name"], Operator.like, ["oak chair"])
+    active: Any = col(Product.is_active)
+    pages: list[Rows[Product]] = []
+    for _ in range(3):
+        cursor = pages[-1].next_cursor if pages else None
+        wanted = PageQuery(sort="id", limit=2, cursor=cursor)
+        pages.append(await uow.products.list_page(PRODUCTS, wanted, active, search=search))
+    assert [[row.name for row in page.data] for page in pages] == [[], [], ["oak chair"]]
+    assert [page.has_more for page in pages] == [True, True, False]
+    assert await shown() == before
 
 
 async def test_orders_of_a_seller_are_filtered_like_all_others(database: Database, uow: UnitOfWork) -> None:
