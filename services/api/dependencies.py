@@ -175,7 +175,7 @@ _COUNT = (
 )
 
 
-_OF_ANY_PAGE = frozenset({"filter", "sort", "limit", "cursor", "count"})
+_OF_ANY_PAGE = frozenset({"filter", "sort", "limit", "cursor", "count", "include"})
 """Query parameters that do not change which list this is, or that a `PageQuery` has by itself."""
 
 _CURSOR = "`next_cursor` of the previous page. It is good only for the same list, sort, filters and search."

@@ -40,6 +40,9 @@ from services.users.models import User
 MAX_ITEMS = 750
 """The maximum number of lines in an order."""
 
+LINES_A_PAGE = 1000
+"""The maximum number of lines in a page of a list: what is read, rendered and sent for it does not grow beyond that."""
+
 Reference = Annotated[str, pydantic.Field(min_length=1, max_length=64, pattern=r"\S"), AfterValidator(storable)]
 Reason = Annotated[Text, pydantic.Field(max_length=200)]
 LineNumber = Annotated[int, pydantic.Field(strict=True, ge=1, le=MAX_ITEMS)]

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from pydantic import Field
-from sqlalchemy import ColumnElement
+from sqlalchemy import ARRAY, ColumnElement, Uuid, any_, literal
 from sqlalchemy.orm import joinedload, selectinload
 from sqlmodel import col, select
 
+from services.catalog.models import Product
 from services.fields import Id, Instant, Text, picked
 from services.filters import EXACT, ORDERED, TEXT, Filterable, Operator, made_then
 from services.orders import queries
@@ -115,9 +116,23 @@ class OrderRepository(Repository[Order]):
     async def page(
         self, wanted: PageQuery, *, buyer_id: int | None = None, seller_id: int | None = None
     ) -> Rows[Order]:
-        """Orders of one buyer, orders with a product of one seller, or all orders; newest first."""
+        """Orders of one buyer, orders with a product of one seller, or all orders, without lines; newest first."""
         bought, sold = _parties(buyer_id, seller_id)
-        return await self.list_page(ORDERS, wanted, *bought, members=sold, options=ORDER_WITH_ITEMS)
+        return await self.list_page(ORDERS, wanted, *bought, members=sold, options=(_BUYER,))
+
+    async def items_of(self, order_ids: Sequence[UUID]) -> dict[UUID, list[OrderItem]]:
+        """The lines of each order, with what is shown of their products."""
+        shown = joinedload(OrderItem.product, innerjoin=True)  # type: ignore[arg-type]
+        statement = (
+            select(OrderItem)
+            .where(col(OrderItem.order_id) == any_(literal(list(order_ids), ARRAY(Uuid))))
+            .options(shown.load_only(Product.id, Product.sku, Product.name))  # type: ignore[arg-type]
+            .order_by(col(OrderItem.order_id), col(OrderItem.line))
+        )
+        found: dict[UUID, list[OrderItem]] = {order_id: [] for order_id in order_ids}
+        for item in await self.session.exec(statement):
+            found[item.order_id].append(item)
+        return found
 
     async def newest(self, *, buyer_id: int | None, seller_id: int | None) -> UUID | None:
         """The id of the newest of these orders; None if there are none."""
@@ -191,14 +206,14 @@ EXPORTED = (
 )
 """The fields of an order that an export has."""
 
-ORDER_WITH_ITEMS = (
-    joinedload(Order.buyer, innerjoin=True),  # type: ignore[arg-type]
-    selectinload(Order.items).joinedload(OrderItem.product, innerjoin=True),  # type: ignore[arg-type]
-)
-"""Everything `OrderPublic` shows: one statement for the orders, one for all their lines."""
+_BUYER = joinedload(Order.buyer, innerjoin=True)  # type: ignore[arg-type]
 
-ORDER_WITH_DETAILS = (*ORDER_WITH_ITEMS, selectinload(Order.transitions))  # type: ignore[arg-type]
-"""Everything `OrderDetail` shows."""
+ORDER_WITH_DETAILS = (
+    _BUYER,
+    selectinload(Order.items).joinedload(OrderItem.product, innerjoin=True),  # type: ignore[arg-type]
+    selectinload(Order.transitions),  # type: ignore[arg-type]
+)
+"""Everything `OrderDetail` shows: one statement for the orders, one for their lines, one for their history."""
 
 _Amount = Annotated[Decimal, Field(max_digits=18, decimal_places=2)]
 

@@ -3,7 +3,7 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 
 from services.api.bodies import KIB, body_limit
 from services.api.dependencies import CurrentUser, ReplicaWork, State, Work, etag, page_of
@@ -16,13 +16,32 @@ from services.api.transaction import TransactionRoute
 from services.orders import service
 from services.orders.export.routes import OfSide
 from services.orders.export.service import of_side
-from services.orders.models import Order, Refund
+from services.orders.models import LINES_A_PAGE, Order, Refund
 from services.orders.placing import service as placing
 from services.orders.refunds.repository import REFUNDS
 from services.orders.repository import ORDERS
-from services.orders.schemas import OrderCancel, OrderCreate, OrderDetail, OrderPublic, RefundCreate, RefundPublic, Side
+from services.orders.schemas import (
+    Include,
+    OrderCancel,
+    OrderCreate,
+    OrderDetail,
+    OrderListed,
+    OrderPublic,
+    RefundCreate,
+    RefundPublic,
+    Side,
+)
 from services.query import Page, PageQuery, Rows
 from services.users.rights import Scope
+
+Including = Annotated[
+    tuple[Include, ...],
+    Query(
+        max_length=5,
+        description=f"`items`: the lines of each order. A page then has at most {LINES_A_PAGE:,} of them: it may have "
+        "fewer orders than its limit although `has_more` is true.",
+    ),
+]
 
 router = APIRouter(route_class=TransactionRoute, tags=["orders"])
 
@@ -61,16 +80,17 @@ async def place_order(wanted: OrderCreate, buyer: CurrentUser, uow: Work, state:
     return _placed(await service.place(uow, buyer, wanted, service.Patience.from_settings(state.settings)))
 
 
-@router.get("/orders", response_model=Page[OrderPublic], responses=responses(400, 401, 403, 422))
+@router.get("/orders", responses=responses(400, 401, 403, 422))
 @needs(Scope.orders_read)
 async def list_orders(
     caller: CurrentUser,
     page: Annotated[PageQuery, page_of(ORDERS)],
     uow: ReplicaWork,
     side: OfSide = Side.buyer,
-) -> Rows[Order]:
+    include: Including = (),
+) -> Page[OrderListed]:
     """List the caller's orders, newest first."""
-    return await uow.orders.page(page, **of_side(caller, side))
+    return await service.listed(uow, page, with_items=Include.items in include, **of_side(caller, side))
 
 
 @router.get("/orders/{order_id}", response_model=OrderDetail, responses=responses(401, 404, 422))

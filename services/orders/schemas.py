@@ -93,8 +93,8 @@ class OrderItemPublic(OrderItemBase, Schema):
         return Decimal(self.unit_price * self.quantity)
 
 
-class OrderPublic(OrderBase, Schema):
-    """An order with its lines and its buyer. `refunded` is the part of the total that went back to the buyer."""
+class OrderSummary(OrderBase, Schema):
+    """An order with its buyer. `refunded` is the part of the total that went back to the buyer."""
 
     id: UUID
     status: OrderStatus
@@ -105,7 +105,24 @@ class OrderPublic(OrderBase, Schema):
     created_at: datetime
     updated_at: datetime
     buyer: UserSummary
+
+
+class OrderPublic(OrderSummary):
+    """An order with its lines and its buyer."""
+
     items: list[OrderItemPublic]
+
+
+class OrderListed(OrderSummary):
+    """An order in a list. `items` is null unless the request asks for the lines (`include=items`)."""
+
+    items: list[OrderItemPublic] | None = None
+
+
+class Include(StrEnum):
+    """What else a list of orders shows of each."""
+
+    items = "items"
 
 
 class OrderTransitionPublic(OrderTransitionBase, Schema):

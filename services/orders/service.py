@@ -1,5 +1,6 @@
 """Operations on orders."""
 
+from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 from services.credits.ledger.repository import Share
@@ -11,22 +12,26 @@ from services.errors import (
     NotFound,
     TransferRefused,
 )
+from services.fields import picked
 from services.orders.events import (
     OrderCancelled,
     OrderEvent,
     OrderFulfilled,
     OrderPlaced,
 )
-from services.orders.models import ALLOWED_MOVES, Order, OrderStatus, Refund, RefundBase
+from services.orders.models import ALLOWED_MOVES, LINES_A_PAGE, Order, OrderItem, OrderStatus, Refund, RefundBase
 from services.orders.placing.service import Patience as Patience
 from services.orders.placing.service import awaits_payment, draft, reference_taken
 from services.orders.refunds.service import REFUNDABLE, give_back, wanted_pieces
-from services.orders.repository import ORDER_WITH_DETAILS, LockedOrder, Move
+from services.orders.repository import ORDER_WITH_DETAILS, ORDERS, LockedOrder, Move
 from services.orders.schemas import (
     OrderCreate,
+    OrderListed,
     OrderPublic,
+    OrderSummary,
     RefundCreate,
 )
+from services.query import Page, PageQuery
 from services.unit_of_work import UnitOfWork
 from services.users.models import Caller
 from services.users.rights import Scope
@@ -71,6 +76,30 @@ async def get(uow: UnitOfWork, caller: Caller, order_id: UUID) -> Order:
     if order is None or not await _may_see(uow, caller, order.id, order.buyer_id):
         raise _unknown(order_id)
     return order
+
+
+async def listed(
+    uow: UnitOfWork,
+    wanted: PageQuery,
+    *,
+    with_items: bool,
+    buyer_id: int | None = None,
+    seller_id: int | None = None,
+) -> Page[OrderListed]:
+    """A page of orders. With their lines, it ends early rather than have more than `LINES_A_PAGE` of them."""
+    rows = await uow.orders.page(wanted, buyer_id=buyer_id, seller_id=seller_id)
+    items: Mapping[UUID, Sequence[OrderItem]] = {}
+    if with_items:
+        rows = ORDERS.within(rows, wanted, [order.item_count for order in rows.data], LINES_A_PAGE)
+        items = await uow.orders.items_of([order.id for order in rows.data])
+    data = [
+        OrderListed.model_validate(
+            {**picked(order, OrderSummary.model_fields), "items": items[order.id] if with_items else None},
+            from_attributes=True,
+        )
+        for order in rows.data
+    ]
+    return Page(data=data, has_more=rows.has_more, next_cursor=rows.next_cursor, total=rows.total)
 
 
 async def pay(uow: UnitOfWork, buyer: Caller, order_id: UUID, patience: Patience) -> Order:

@@ -201,7 +201,7 @@ async def place(api: Api, fill: Fill) -> Sent:
     body = fill(items=[{"product_id": product.id, "quantity": 1}])
     made = good(await api.post("/v1/orders", by=buyer, json=body))
     read = good(await api.get(f"/v1/orders/{made['id']}", by=buyer))
-    (listed,) = good(await api.get("/v1/orders", by=buyer))["data"]
+    (listed,) = good(await api.get("/v1/orders?include=items", by=buyer))["data"]
     return Sent(body, await row_of(api, "orders", id=UUID(made["id"])), [made, read, listed])
 
 
