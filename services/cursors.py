@@ -30,8 +30,8 @@ def encode(scope: Sequence[str], place: Sequence[Any]) -> str:
 def decode(scope: Sequence[str], cursor: str) -> Any:
     """The place, as JSON gives it back. Raises `BadQuery` if the cursor is damaged or belongs to another list.
 
-    The check has no secret: whoever makes up a cursor reads only what the list shows them anyway. Its values must be
-    validated like any others.
+    The check has no secret: a cursor that a client makes up reads only what the list shows them anyway. Its values
+    must be validated like any others.
     """
     try:
         raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)

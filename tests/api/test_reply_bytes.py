@@ -73,7 +73,7 @@ async def replies_of(api: Api, settings: Settings) -> list[httpx2.Response]:
         await api.get(path, by=buyer),
         await api.request("HEAD", path, by=buyer, headers=named),
         await api.post(f"{path}/cancel", by=buyer, json={"reason": "late"}, headers=named),
-        await api.get("/v1/orders?limit=1&count=exact", by=buyer),
+        await api.get("/v1/orders?limit=1&count=exact&include=items", by=buyer),
         await api.post("/v1/transfers", by=buyer, json=moved, headers=named),
         await api.post("/v1/transfers", by=buyer, json={**moved, "dry_run": True}, headers=named),
         await api.post("/v1/transfers", by=buyer, json={**moved, "amount": "1e3"}, headers=named),

@@ -254,6 +254,8 @@ async def test_a_search_finds_every_match_once_in_order_whether_few_rows_match_o
     assert await found("price:gt:1.00", words="lamp") == [name for name in expected("lamp") if name != "oak lamp"]
     assert await found(words="oak") == expected("oak")
     assert await found(words="%%") == []
+    at_once = await uow.products.page(PageQuery(["name:like:chair"], sort, limit))
+    assert ([row.name for row in at_once.data], at_once.has_more) == (["oak chair"], False)
 
 
 async def test_a_total_of_a_search_is_exact_if_few_rows_match(

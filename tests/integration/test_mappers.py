@@ -8,6 +8,7 @@ from sqlmodel.main import default_registry
 
 import services.models
 from services.database import Database, DeclarativeTable
+from services.orders import service
 from services.query import PageQuery
 from services.unit_of_work import UnitOfWork
 from services.users.rights import Role
@@ -45,10 +46,11 @@ async def _orders(database: Database, number: int) -> int:
     """The number of statements to list and read this many orders with lines, buyers and products."""
     async with UnitOfWork(database.write) as uow:
         with count_statements(database.engine) as statements:
-            page = await uow.orders.page(PageQuery(limit=number))
+            page = await service.listed(uow, PageQuery(limit=number), with_items=True)
         assert len(page.data) == number
         for order in page.data:
             assert order.buyer.full_name
+            assert order.items is not None
             assert [line.product.name for line in order.items]
             assert len(order.items) == 3
     return len(statements)
