@@ -9,7 +9,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 
@@ -40,7 +40,7 @@ class Bad:
     content_type: str = JSON
 
 
-def _products(one: dict[str, object], number: int) -> bytes:
+def _products(one: Mapping[str, object], number: int) -> bytes:
     return json.dumps({"products": [one] * number}).encode()
 
 

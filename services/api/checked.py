@@ -74,7 +74,7 @@ class _Check:
     @classmethod
     def of(cls, route: APIRoute) -> "_Check":
         known = {one.alias: one.field_info.annotation for one in _query_parameters(route.dependant)}
-        repeated = {name for name, kind in known.items() if get_origin(kind) is list}
+        repeated = {name for name, kind in known.items() if get_origin(kind) in (list, tuple)}
         field = route.body_field
         content_type = None if field is None else FORM if isinstance(field.field_info, params.Form) else JSON
         return cls(frozenset(known), frozenset(repeated), content_type, limit_of(route.endpoint))

@@ -71,7 +71,7 @@ async def test_rings_that_nobody_hears_become_rare_and_the_last_one_is_kept(redi
     pushed = []
 
     class Counting(Redis):
-        async def lpush(self, name: str, *values: bytes) -> int:
+        async def lpush(self, name: str, *values: bytes) -> int:  # type: ignore[override]
             pushed.append(name)
             return int(await super().lpush(name, *values))  # type: ignore[misc]
 
