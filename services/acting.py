@@ -60,6 +60,9 @@ class Action(StrEnum):
     password_reset = "user.password_reset"  # noqa: S105
     email_changed = "user.email_changed"
     role_changed = "user.role_changed"
+    role_requested = "user.role_requested"
+    role_approved = "user.role_approved"
+    role_rejected = "user.role_rejected"
     deactivated = "user.deactivated"
     activated = "user.activated"
     deleted = "user.deleted"

@@ -54,6 +54,7 @@ from services.users import routes as users
 from services.users.keys import routes as api_keys
 from services.users.passwords import Passwords
 from services.users.resets import routes as resets
+from services.users.roles import routes as roles
 from services.users.sessions import routes as sessions
 
 VERSION = "0.1.0"
@@ -141,6 +142,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         sessions,
         api_keys,
         resets,
+        roles,
         corrections,
         operations,
         outbox_routes,

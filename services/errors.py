@@ -88,6 +88,42 @@ class WrongPassword(Forbidden):
     code = "wrong_password"
 
 
+class OwnAccount(Forbidden):
+    """Operators neither correct their own account nor approve a correction of it."""
+
+    code = "own_account"
+
+
+class OwnRequest(Forbidden):
+    """Whoever requested something does not decide on it."""
+
+    code = "own_request"
+
+
+class ApproverTooNew(Forbidden):
+    """The caller has not had the role that decides for long enough."""
+
+    code = "approver_too_new"
+
+
+class ApprovalNeeded(Forbidden):
+    """It exceeds what one operator may do alone, and there is no request that another one could approve."""
+
+    code = "approval_needed"
+
+
+class OwnRole(Forbidden):
+    """Nobody requests or decides on their own role."""
+
+    code = "own_role"
+
+
+class StaffAddress(Forbidden):
+    """An e-mail address is enough to act as its user; that of a member of the staff is changed by themselves."""
+
+    code = "staff_address"
+
+
 class NotFound(DomainError):
     """It does not exist, or the caller may not see it."""
 
@@ -116,6 +152,24 @@ class Conflict(DomainError):
     """The current state does not allow this."""
 
     code = "conflict"
+
+
+class RoleRequestPending(Conflict):
+    """A request for another role of this user is waiting."""
+
+    code = "role_request_pending"
+
+
+class RoleRequestDecided(Conflict):
+    """The request for another role has been approved or rejected."""
+
+    code = "role_request_decided"
+
+
+class RoleRequestExpired(Conflict):
+    """Nobody has decided on the request for another role in time."""
+
+    code = "role_request_expired"
 
 
 class AlreadyExists(Conflict):
@@ -170,6 +224,18 @@ class AmountInvalid(InvalidInput):
     """The amount is not one that can be moved."""
 
     code = "amount_invalid"
+
+
+class RoleAlone(InvalidInput):
+    """A role that a second admin must approve is sent in a request of its own."""
+
+    code = "role_alone"
+
+
+class NoteRequired(InvalidInput):
+    """A top-up that another operator must approve has to say what it is for."""
+
+    code = "note_required"
 
 
 class TransferRefused(InvalidInput):

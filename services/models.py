@@ -4,6 +4,7 @@ from services.audit.log.models import AuditLogHead, AuditLogRow
 from services.audit.models import LedgerAudit
 from services.canary.models import CanaryRow
 from services.catalog.models import Category, Inventory, Product, StockMovement
+from services.credits.approval.models import UnapprovedMovement
 from services.credits.models import Account, Adjustment, Entry, Transfer
 from services.database import metadata
 from services.idempotency.models import IdempotencyKey
@@ -27,6 +28,7 @@ from services.users.attempts.models import FailedAttempts
 from services.users.keys.models import ApiKey
 from services.users.models import User
 from services.users.resets.models import Mail, OneTimeToken
+from services.users.roles.models import RoleRequest
 from services.users.sessions.models import RefreshToken, UserSession
 
 __all__ = [
@@ -63,9 +65,11 @@ __all__ = [
     "RefreshToken",
     "Refund",
     "RefundLine",
+    "RoleRequest",
     "StockMovement",
     "SweepFailure",
     "Transfer",
+    "UnapprovedMovement",
     "User",
     "UserSession",
     "WorkerRow",

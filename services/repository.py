@@ -230,9 +230,9 @@ class SoftDeleteRepository(Repository[DeletableT]):
         """Hide the row from every read; `restore` brings it back. Sets more fields as well."""
         await self.update(row, deleted_at=now(), **more)
 
-    async def restore(self, row: DeletableT) -> None:
-        """Show a deleted row again."""
-        await self.update(row, deleted_at=None)
+    async def restore(self, row: DeletableT, **more: Any) -> None:
+        """Show a deleted row again. Sets more fields as well."""
+        await self.update(row, deleted_at=None, **more)
 
 
 def check_version(row: Versioned, version: int) -> None:

@@ -102,6 +102,7 @@ class Settings(BaseSettings):
     mail_from: str = "Waybill <waybill@localhost>"
     password_reset_link: str = ""
     password_reset_ttl: Annotated[int, Field(ge=60, le=86_400)] = 1800
+    role_request_ttl: Annotated[int, Field(ge=60, le=31_536_000)] = 604_800
     # OWASP Password Storage Cheat Sheet: argon2id with 19 MiB, 2 passes, 1 lane.
     argon2_memory_kib: Annotated[int, Field(ge=8)] = 19_456
     argon2_time_cost: Annotated[int, Field(ge=1)] = 2
@@ -126,6 +127,9 @@ class Settings(BaseSettings):
     awaiting_payment_ttl: Annotated[int, Field(ge=1, le=31_536_000)] = 604_800
     transfer_hold_max: Annotated[int, Field(ge=1, le=31_536_000)] = 2_592_000
     adjustment_approval_above: Annotated[Decimal, Field(ge=0, max_digits=18, decimal_places=2)] = Decimal(1000)
+    operator_approval_above: Annotated[Decimal, Field(ge=0, max_digits=18, decimal_places=2)] = Decimal(5000)
+    approval_window: Annotated[int, Field(ge=60, le=31_536_000)] = 86_400
+    approver_tenure: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
 
     outbox_poll_interval: Annotated[float, Field(gt=0, le=60)] = 1.0
     outbox_batch_size: Annotated[int, Field(ge=1, le=5000)] = 500
@@ -211,7 +215,14 @@ class Settings(BaseSettings):
             )
         return value
 
-    @field_validator("database_replica_url", "event_export_path", "outbox_order_check", "analytics_url", mode="before")
+    @field_validator(
+        "database_replica_url",
+        "event_export_path",
+        "outbox_order_check",
+        "analytics_url",
+        "approver_tenure",
+        mode="before",
+    )
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         # An empty path would be the current directory, and an empty string is neither a boolean nor an address.
@@ -271,6 +282,13 @@ class Settings(BaseSettings):
     def checks_order(self) -> bool:
         """Whether a transaction that records an event finds out if another one records one of the same aggregate."""
         return self.is_development if self.outbox_order_check is None else self.outbox_order_check
+
+    @property
+    def tenure_of_approvers(self) -> int:
+        """How long, in seconds, someone must have had a role before they approve what others with it request."""
+        if self.approver_tenure is None:
+            return 0 if self.is_development else 86_400
+        return self.approver_tenure
 
     def async_url(self) -> URL:
         """The primary's address for asyncpg."""

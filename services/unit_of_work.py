@@ -8,6 +8,7 @@ from services.audit.log.repository import AuditLogRepository
 from services.audit.repository import AuditRepository
 from services.canary.repository import CanaryRepository
 from services.catalog.repository import CategoryRepository, InventoryRepository, ProductRepository
+from services.credits.approval.repository import ApprovalRepository
 from services.credits.corrections.repository import AdjustmentRepository
 from services.credits.holds.repository import HoldRepository
 from services.credits.ledger.repository import AccountRepository, LedgerRepository
@@ -29,6 +30,7 @@ from services.users.attempts.repository import AttemptRepository
 from services.users.keys.repository import ApiKeyRepository
 from services.users.repository import UserRepository
 from services.users.resets.repository import MailRepository
+from services.users.roles.repository import RoleRequestRepository
 from services.users.sessions.repository import SessionRepository
 
 
@@ -44,6 +46,7 @@ class UnitOfWork(Transaction):
     sessions = RepositoryOf(SessionRepository)
     api_keys = RepositoryOf(ApiKeyRepository)
     attempts = RepositoryOf(AttemptRepository)
+    role_requests = RepositoryOf(RoleRequestRepository)
     mails = RepositoryOf(MailRepository)
     categories = RepositoryOf(CategoryRepository)
     products = RepositoryOf(ProductRepository)
@@ -58,6 +61,7 @@ class UnitOfWork(Transaction):
     ledger = RepositoryOf(LedgerRepository)
     transfers = RepositoryOf(TransferRepository)
     holds = RepositoryOf(HoldRepository)
+    approval = RepositoryOf(ApprovalRepository)
     adjustments = RepositoryOf(AdjustmentRepository)
     statements = RepositoryOf(StatementRepository)
     idempotency = RepositoryOf(IdempotencyRepository)

@@ -21,9 +21,10 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from benchmarks.sessions import session_of
 from services.catalog.models import Category, Inventory, Product
+from services.credits.approval.rules import Limits
 from services.credits.models import ISSUANCE, Account, Entry, Transfer, TransferKind, TransferState
 from services.database import Database
-from services.fields import new_id, now
+from services.fields import MAX_CREDITS, new_id, now
 from services.orders.models import Order, OrderItem, OrderStatus
 from services.sql import Row, Sql, Statement
 from services.users.models import User
@@ -36,6 +37,11 @@ PASSWORD = "the password of every user"
 HASHED = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(PASSWORD)
 CONFIRMED = {"current_password": PASSWORD}
 """What a user of `make_user` sends to confirm who they are."""
+
+UNLIMITED = Limits(MAX_CREDITS, MAX_CREDITS, timedelta(days=1), timedelta(0))
+"""For tests that are about something else: operators do alone what they want."""
+NOTHING_ALONE = Limits(Decimal(0), Decimal(0), timedelta(days=1), timedelta(0))
+"""A second operator has to approve everything."""
 
 
 async def make_user(

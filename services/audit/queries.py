@@ -18,7 +18,8 @@ SETTINGS = Statement("""
 
 ROWS = Statement("""
     SELECT (SELECT count(*) FROM entries) + (SELECT count(*) FROM transfers) + (SELECT count(*) FROM accounts)
-        + (SELECT count(*) FROM adjustments) + (SELECT count(*) FROM orders) + (SELECT count(*) FROM order_items)
+        + (SELECT count(*) FROM adjustments) + (SELECT count(*) FROM unapproved_movements)
+        + (SELECT count(*) FROM orders) + (SELECT count(*) FROM order_items)
         + (SELECT count(*) FROM order_transitions) + (SELECT count(*) FROM refunds)
         + (SELECT count(*) FROM refund_lines) + (SELECT count(*) FROM inventory) + (SELECT count(*) FROM outbox)
         + (SELECT count(*) FROM dead_letters) + (SELECT count(*) FROM idempotency_keys)
@@ -109,23 +110,48 @@ _REVERSALS = Statement("""
         IS DISTINCT FROM (reversed.credit_account_id, reversed.debit_account_id, reversed.posted_amount)
 """)
 
+# What an adjustment asked for is what its transfer did: a reversal takes the amount from the account and gives it
+# back to whoever had paid it. The check `reversal` compares that transfer with the one it reverses.
 _ADJUSTMENTS = Statement("""
     SELECT 'adjustment' AS kind, adjustments.id AS adjustment_id, adjustments.transfer_id,
-        format('%s: %s, %s', adjustments.account_id, adjustments.amount, reason) AS expected,
-        CASE WHEN transfers.id IS NOT NULL THEN format('%s: %s, %s', did.account_id, did.amount, note) END AS found
+        concat_ws(' ', operation, format('%s: %s, %s', adjustments.account_id, adjustments.amount, reason),
+            'reverses ' || adjustments.reverses) AS expected,
+        CASE WHEN transfers.id IS NOT NULL THEN concat_ws(' ', transfers.kind,
+            format('%s: %s, %s', did.account_id, did.amount, note), 'reverses ' || transfers.reverses) END AS found
     FROM adjustments
-    LEFT JOIN transfers ON transfers.id = adjustments.transfer_id AND kind = 'adjustment'
+    LEFT JOIN transfers ON transfers.id = adjustments.transfer_id
     LEFT JOIN accounts AS issuance ON issuance.system_name = 'issuance'
     LEFT JOIN LATERAL (
-        SELECT CASE issuance.id WHEN debit_account_id THEN credit_account_id
-                WHEN credit_account_id THEN debit_account_id END AS account_id,
-            CASE issuance.id WHEN debit_account_id THEN posted_amount ELSE -posted_amount END AS amount
+        SELECT CASE WHEN transfers.kind = 'reversal' OR credit_account_id = issuance.id THEN debit_account_id
+                WHEN debit_account_id = issuance.id THEN credit_account_id END AS account_id,
+            CASE WHEN transfers.kind = 'reversal' OR debit_account_id <> issuance.id THEN -posted_amount
+                ELSE posted_amount END AS amount
     ) AS did ON true
     WHERE adjustments.state = 'applied'
-    AND (adjustments.account_id, adjustments.amount, reason) IS DISTINCT FROM (did.account_id, did.amount, note)
+    AND (operation, adjustments.account_id, adjustments.amount, reason, adjustments.reverses)
+        IS DISTINCT FROM (transfers.kind, did.account_id, did.amount, note, transfers.reverses)
     UNION ALL
     SELECT 'adjustment_orphan', NULL, id, 'an adjustment', amount::text FROM transfers
     WHERE kind = 'adjustment' AND NOT EXISTS (SELECT FROM adjustments WHERE transfer_id = transfers.id)
+""")
+
+# A movement that an operator made alone is the transfer that it names, as far as that was posted or, if it was voided,
+# released. Nobody approved it, and neither account is the operator's.
+_UNAPPROVED = Statement("""
+    SELECT 'unapproved_movement' AS kind, alone.transfer_id, operator_id,
+        coalesce(format('from %s to %s: %s, of others, without approval', transfers.debit_account_id,
+            transfers.credit_account_id, coalesce(posted_amount, transfers.amount)), 'a transfer') AS expected,
+        format('from %s to %s: %s', alone.debit_account_id, alone.credit_account_id, alone.amount)
+            || CASE WHEN own.id IS NULL THEN '' ELSE ', of the operator' END
+            || CASE WHEN needs_approval THEN ', approved' ELSE '' END AS found
+    FROM unapproved_movements AS alone
+    LEFT JOIN transfers ON transfers.id = alone.transfer_id
+    LEFT JOIN adjustments ON adjustments.transfer_id = alone.transfer_id
+    LEFT JOIN accounts AS own
+        ON own.user_id = operator_id AND own.id IN (alone.debit_account_id, alone.credit_account_id)
+    WHERE own.id IS NOT NULL OR needs_approval OR (alone.debit_account_id, alone.credit_account_id, alone.amount)
+        IS DISTINCT FROM
+        (transfers.debit_account_id, transfers.credit_account_id, coalesce(posted_amount, transfers.amount))
 """)
 
 # For a cancelled order, the refunds equal the payments.
@@ -346,7 +372,7 @@ _SLEEPERS = Statement(f"""
 """)  # noqa: S608
 
 CHECKS = (
-    _LEDGER_SUM, _ENTRIES, ACCOUNTS, OVERDRAWN, _TRANSFERS, _ORPHANS, _POSTINGS, _REVERSALS, _ADJUSTMENTS,
+    _LEDGER_SUM, _ENTRIES, ACCOUNTS, OVERDRAWN, _TRANSFERS, _ORPHANS, _POSTINGS, _REVERSALS, _ADJUSTMENTS, _UNAPPROVED,
     PAYMENTS, _PAYEES, _REFUNDED, _STRAY_PAYMENTS, _LINES, _REFUNDS, _STATUSES, _HISTORIES,
     RESERVED_STOCK, IMPOSSIBLE_STOCK, _MOVED_STOCK, _STOCK_BY_HAND, _MOVED_FOR_ORDERS,
     _OUTBOX, _ORDER_EVENTS, _SLEEPERS,

@@ -29,6 +29,7 @@ class DifferenceKind(StrEnum):
     reversal = "reversal"
     adjustment = "adjustment"
     adjustment_orphan = "adjustment_orphan"
+    unapproved_movement = "unapproved_movement"
     order_held = "order_held"
     order_paid = "order_paid"
     payee_held = "payee_held"
@@ -83,6 +84,8 @@ _MESSAGES: Mapping[DifferenceKind, str] = {
     DifferenceKind.reversal: "reversal {transfer_id} is not the opposite of transfer {reversed_id}",
     DifferenceKind.adjustment: "adjustment {adjustment_id} does not match transfer {transfer_id}",
     DifferenceKind.adjustment_orphan: "transfer {transfer_id} is an adjustment that no one requested",
+    DifferenceKind.unapproved_movement: "what operator {operator_id} did alone, {found}, does not match transfer "
+    "{transfer_id}: {expected}",
     DifferenceKind.order_held: "order {order_id} ({status}) has {found} held instead of {expected}",
     DifferenceKind.order_paid: "order {order_id} ({status}) was paid {found} instead of {expected}",
     DifferenceKind.payee_held: "order {order_id} holds {found} for account {account_id}, but its lines cost {expected}",

@@ -61,6 +61,16 @@ class AdjustmentState(StrEnum):
     rejected = "rejected"
 
 
+class Operation(StrEnum):
+    """What an adjustment does when it is applied: the kind of its transfer."""
+
+    adjustment = "adjustment"
+    top_up = "top_up"
+    """A top-up that needs approval."""
+    reversal = "reversal"
+    """A reversal that needs approval."""
+
+
 class AccountBase(SQLModel):
     """The balance of an account. Available credits are `posted - held`."""
 
@@ -194,13 +204,18 @@ class AdjustmentBase(SQLModel):
 
 
 class Adjustment(AdjustmentBase, table=True):
-    """An adjustment requested by an operator; above a set amount, a second operator must approve it."""
+    """An adjustment, or a top-up or reversal beyond what one operator may do alone: a second one must approve it.
+
+    A trigger compares the transfer that applies it with `operation` and `reverses`.
+    """
 
     __tablename__ = "adjustments"
     __table_args__ = (
         CheckConstraint("amount <> 0", name="amount"),
         CheckConstraint("length(reason) > 0", name="reason"),
         CheckConstraint(allowed("state", AdjustmentState), name="state"),
+        CheckConstraint(allowed("operation", Operation), name="operation"),
+        CheckConstraint("(operation = 'reversal') = (reverses IS NOT NULL)", name="reverses"),
         CheckConstraint("decided_by <> requested_by", name="second_operator"),
         CheckConstraint(
             "CASE state WHEN 'pending' THEN decided_by IS NULL WHEN 'rejected' THEN decided_by IS NOT NULL"
@@ -214,6 +229,13 @@ class Adjustment(AdjustmentBase, table=True):
 
     id: UUID = Field(default_factory=new_id, primary_key=True)
     account_id: int = Field(foreign_key="accounts.id", sa_type=BigInteger)
+    operation: Operation = Field(
+        default=Operation.adjustment,
+        sa_type=text_enum(Operation),
+        sa_column_kwargs={"server_default": Operation.adjustment.value},
+    )
+    reverses: UUID | None = Field(default=None, foreign_key="transfers.id")
+    """The transfer that a reversal undoes. Its recipient's account is `account_id`."""
     state: AdjustmentState = Field(sa_type=text_enum(AdjustmentState))
     needs_approval: bool
     requested_by: int = Field(foreign_key="users.id", sa_type=BigInteger)

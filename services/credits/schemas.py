@@ -12,6 +12,7 @@ from services.credits.models import (
     AdjustmentBase,
     AdjustmentState,
     EntryBase,
+    Operation,
     Reason,
     TransferBase,
     TransferKind,
@@ -170,9 +171,15 @@ class AccountStatus(AccountPublic):
 
 
 class AdjustmentPublic(AdjustmentBase, Schema):
-    """An adjustment of a user's balance. `transfer_id` is set once applied; `decided_by` is the second operator."""
+    """An adjustment of a user's balance. `transfer_id` is set once applied; `decided_by` is the second operator.
+
+    `operation` says what is done: an adjustment, or a top-up or reversal that needs approval. `reverses` is the
+    transfer that a reversal undoes.
+    """
 
     id: UUID
+    operation: Operation
+    reverses: UUID | None
     user: UserSummary
     state: AdjustmentState
     needs_approval: bool

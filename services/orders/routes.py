@@ -13,6 +13,7 @@ from services.api.intents import in_groups
 from services.api.problems import responses
 from services.api.rights import needs
 from services.api.transaction import TransactionRoute
+from services.credits.approval.rules import Limits
 from services.orders import service
 from services.orders.export.routes import OfSide
 from services.orders.export.service import of_side
@@ -124,10 +125,16 @@ async def pay_order(order_id: UUID, buyer: CurrentUser, response: Response, uow:
 )
 @needs(Scope.orders_write)
 async def cancel_order(
-    order_id: UUID, caller: CurrentUser, response: Response, uow: Work, wanted: OrderCancel | None = None
+    order_id: UUID,
+    caller: CurrentUser,
+    response: Response,
+    uow: Work,
+    state: State,
+    wanted: OrderCancel | None = None,
 ) -> Order:
     """Cancel an order that is not fulfilled. Held credits are released, payments refunded."""
-    order = await service.cancel(uow, caller, order_id, wanted.reason if wanted else "")
+    reason = wanted.reason if wanted else ""
+    order = await service.cancel(uow, caller, order_id, reason, Limits.of(state.settings))
     response.headers["ETag"] = etag(order.version)
     return order
 
@@ -141,9 +148,9 @@ async def cancel_order(
 )
 @needs(Scope.sales_write)
 @body_limit(128 * KIB, values=5000)
-async def refund_order(order_id: UUID, wanted: RefundCreate, caller: CurrentUser, uow: Work) -> Refund:
+async def refund_order(order_id: UUID, wanted: RefundCreate, caller: CurrentUser, uow: Work, state: State) -> Refund:
     """Refund pieces of a paid order, for their sellers and operators. Without `lines`, refund all that is left."""
-    return await service.refund(uow, caller, order_id, wanted)
+    return await service.refund(uow, caller, order_id, wanted, Limits.of(state.settings))
 
 
 @router.get("/orders/{order_id}/refunds", response_model=Page[RefundPublic], responses=responses(400, 401, 404, 422))

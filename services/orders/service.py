@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from uuid import UUID
 
+from services.credits.approval.rules import Limits
 from services.credits.ledger.repository import Share
 from services.credits.ledger.service import moving
 from services.errors import (
@@ -118,11 +119,11 @@ async def pay(uow: UnitOfWork, buyer: Caller, order_id: UUID, patience: Patience
     return await _moved(uow, buyer, order, OrderStatus.pending, "paid", placed)
 
 
-async def cancel(uow: UnitOfWork, caller: Caller, order_id: UUID, reason: str) -> Order:
+async def cancel(uow: UnitOfWork, caller: Caller, order_id: UUID, reason: str, limits: Limits) -> Order:
     """Cancel an order that is not fulfilled, for its buyer, its only seller or an operator.
 
-    Held credits and reserved stock are released, and payments are refunded. Raises `InsufficientCredits` if a seller
-    has too few credits for that.
+    Held credits and reserved stock are released, and payments are refunded. What an operator refunds for other sellers
+    counts among what they do alone. Raises `ApprovalNeeded`, and `InsufficientCredits` if a seller has too few credits.
     """
     order = await _locked(uow, caller, order_id)
     if caller.id != order.buyer_id:
@@ -137,17 +138,26 @@ async def cancel(uow: UnitOfWork, caller: Caller, order_id: UUID, reason: str) -
         # Pieces that were refunded before are not refunded again.
         left = {line.line: line.left for line in sold.values() if line.left > 0}
         if left:
-            await give_back(uow, caller, order, sold, left, RefundBase(reason=reason))
+            await give_back(
+                uow,
+                caller,
+                order,
+                sold,
+                left,
+                RefundBase(reason=reason),
+                None if caller.id == order.buyer_id else limits,
+            )
     cancelled = OrderCancelled(order_id=order_id, from_status=order.status.value, reason=reason)
     return await _moved(uow, caller, order, OrderStatus.cancelled, reason, cancelled)
 
 
-async def refund(uow: UnitOfWork, caller: Caller, order_id: UUID, wanted: RefundCreate) -> Refund:
+async def refund(uow: UnitOfWork, caller: Caller, order_id: UUID, wanted: RefundCreate, limits: Limits) -> Refund:
     """Refund pieces of a paid order. A seller may refund their own lines, an operator any.
 
     Without lines, everything left that the caller may refund is refunded. A confirmed order with nothing left is
-    cancelled. Raises `InvalidInput` for unknown lines or more pieces than are left, `Conflict` if nothing was paid or
-    nothing is left, and `InsufficientCredits` if a seller has too few credits.
+    cancelled. What an operator refunds for other sellers counts among what they do alone. Raises `InvalidInput` for
+    unknown lines or more pieces than are left, `Conflict` if nothing was paid or nothing is left, `OwnAccount` for an
+    operator who is the buyer, `ApprovalNeeded`, and `InsufficientCredits` if a seller has too few credits.
     """
     order = await _locked(uow, caller, order_id)
     sold = {line.line: line for line in await uow.refunds.sold(order_id)}
@@ -165,7 +175,7 @@ async def refund(uow: UnitOfWork, caller: Caller, order_id: UUID, wanted: Refund
             raise Conflict("everything has already been refunded")
     else:
         pieces = wanted_pieces(mine, wanted.lines)
-    refund_id = await give_back(uow, caller, order, sold, pieces, wanted)
+    refund_id = await give_back(uow, caller, order, sold, pieces, wanted, limits)
     nothing_left = all(line.left == pieces.get(number, 0) for number, line in sold.items())
     if order.status is OrderStatus.confirmed and nothing_left:
         await uow.orders.move([Move(order.id, order.status, OrderStatus.cancelled, _ALL_REFUNDED)])

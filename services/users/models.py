@@ -87,6 +87,11 @@ class User(UserBase, Versioned, SoftDeletable, table=True):
     role: Role = Field(
         default=Role.customer, sa_type=text_enum(Role), sa_column_kwargs={"server_default": Role.customer.value}
     )
+    role_since: datetime = Field(
+        default_factory=now, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": text("now()")}
+    )
+    """Since when the user has had this role without a break. A trigger sets it with each change of the role, and when
+    a deactivated or deleted user comes back."""
     hashed_password: str = Field(max_length=255)
     created_at: datetime = Field(
         default_factory=now, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": text("now()")}

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -78,6 +79,13 @@ class UserRepository(SoftDeleteRepository[User]):
             found[Role(row["role"])].append(row["id"])
         return found
 
+    async def too_new_until(self, user_id: int, tenure: timedelta) -> datetime | None:
+        """When the user will have had their role for this long, by the database's clock; None if they already have."""
+        for row in await self.sql.fetch(_TOO_NEW, user_id=user_id, tenure=tenure):
+            until: datetime = row["until"]
+            return until
+        return None
+
     async def replace_hash(self, user_id: int, verified: str, hashed: str) -> bool:
         """Store a new hash of the password that was verified; False if the password has been changed since.
 
@@ -118,6 +126,11 @@ USERS = Listing[User](
 _LOCK_WITH = Statement("""
     SELECT id, role FROM users
     WHERE role = ANY(CAST(:roles AS text[])) AND is_active AND deleted_at IS NULL ORDER BY id FOR NO KEY UPDATE
+""")
+
+_TOO_NEW = Statement("""
+    SELECT role_since + CAST(:tenure AS interval) AS until FROM users
+    WHERE id = :user_id AND role_since + CAST(:tenure AS interval) > statement_timestamp()
 """)
 
 _MAY_CALL = """

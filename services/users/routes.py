@@ -20,6 +20,10 @@ from services.users import service
 from services.users.models import User
 from services.users.repository import USERS, SignedIn
 from services.users.rights import Scope
+from services.users.roles.models import RoleRequest
+from services.users.roles.routes import shown
+from services.users.roles.schemas import RoleRequestPublic
+from services.users.roles.service import RoleRules
 from services.users.schemas import Confirmation, UserAdminUpdate, UserCreate, UserPublic, UserUpdate
 
 router = APIRouter(route_class=TransactionRoute, tags=["users"])
@@ -97,17 +101,30 @@ async def read_user(user_id: Id, _: CurrentUser, response: Response, uow: Work) 
 
 
 @router.patch(
-    "/users/{user_id}", response_model=UserPublic, responses=responses(400, 401, 403, 404, 409, 412, 413, 422, 428)
+    "/users/{user_id}",
+    response_model=UserPublic,
+    responses=responses(400, 401, 403, 404, 409, 412, 413, 422, 428)
+    | {202: {"model": RoleRequestPublic, "description": "The role waits for the approval of another admin."}},
 )
 @needs(Scope.users_write)
 async def update_user(
-    user_id: Id, changes: UserAdminUpdate, caller: CurrentUser, version: IfMatch, response: Response, uow: Work
-) -> User:
+    user_id: Id,
+    changes: UserAdminUpdate,
+    caller: CurrentUser,
+    version: IfMatch,
+    response: Response,
+    uow: Work,
+    state: State,
+) -> User | Response:
     """Change a user's name or e-mail address, or whether they may sign in; with `roles:write`, also the role.
 
-    The e-mail address of staff, and users who may do more than the caller, need `roles:write` as well.
+    The e-mail address of staff, and users who may do more than the caller, need `roles:write` as well. Outside
+    development, a role waits until another admin approves it (202), and nobody changes the address of staff for them.
     """
-    user = await service.update_other(uow, caller, user_id, changes, version)
+    user = await service.update_other(uow, caller, user_id, changes, version, RoleRules.of(state.settings))
+    if isinstance(user, RoleRequest):
+        headers = {"Location": f"/v1/role-requests/{user.id}"}
+        return Response(shown(user).model_dump_json(), 202, headers, "application/json")
     response.headers["ETag"] = etag(user.version)
     return user
 
@@ -126,6 +143,6 @@ async def delete_user(user_id: Id, caller: CurrentUser, uow: Work) -> None:
     responses=responses(400, 401, 403, 404, 409, 422),
 )
 @needs(Scope.users_write)
-async def restore_user(user_id: Id, caller: CurrentUser, uow: Work) -> User:
-    """Restore a deleted user."""
-    return await service.restore(uow, caller, user_id)
+async def restore_user(user_id: Id, caller: CurrentUser, uow: Work, state: State) -> User:
+    """Restore a deleted user. Outside development, a member of the staff comes back as a customer."""
+    return await service.restore(uow, caller, user_id, RoleRules.of(state.settings))

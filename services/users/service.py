@@ -5,7 +5,15 @@ from typing import Any
 
 from services.acting import Action
 from services.credits.models import AccountBase
-from services.errors import AlreadyExists, Conflict, Fault, Forbidden, InvalidInput, NotFound
+from services.errors import (
+    AlreadyExists,
+    Fault,
+    Forbidden,
+    InvalidInput,
+    NotFound,
+    RoleAlone,
+    StaffAddress,
+)
 from services.repository import Lock, check_version
 from services.sql import unless_taken
 from services.unit_of_work import UnitOfWork
@@ -15,6 +23,9 @@ from services.users.passwords import Passwords
 from services.users.repository import SignedIn
 from services.users.resets.models import MailKind
 from services.users.rights import KEPT, Role, Scope
+from services.users.roles import service as roles
+from services.users.roles.models import RoleRequest
+from services.users.roles.service import RoleRules
 from services.users.schemas import UserAdminUpdate, UserCreate, UserUpdate
 from services.users.sessions.models import Ended
 
@@ -65,9 +76,12 @@ async def update_self(
     return updated
 
 
-async def update_other(uow: UnitOfWork, caller: Caller, user_id: int, changes: UserAdminUpdate, version: int) -> User:
+async def update_other(
+    uow: UnitOfWork, caller: Caller, user_id: int, changes: UserAdminUpdate, version: int, rules: RoleRules
+) -> User | RoleRequest:
     """Change a user's name, e-mail address or role, or whether they may sign in. Raises the errors of `update_self`.
 
+    Returns what is requested instead if a second admin must approve the role, which then comes alone (`RoleAlone`).
     Raises `Forbidden` for a user whom the caller may not change, or not in this way, and `InvalidInput` for what
     callers cannot do to themselves.
     """
@@ -85,10 +99,20 @@ async def update_other(uow: UnitOfWork, caller: Caller, user_id: int, changes: U
     # The address is enough to reset the password, and then to act as that user.
     if new_address and user.role.is_staff and not caller.may(Scope.roles_write):
         raise _only_admins("change the e-mail address of staff")
+    if changes.is_active is not None and changes.is_active != user.is_active:
+        _may_remove(caller, user)
+    if not rules.alone and user.role.is_staff and new_address:
+        raise StaffAddress("members of the staff change their e-mail address themselves, at /v1/users/me")
+    if changes.role is not None and new_role and not rules.alone:
+        if changes.model_fields_set != {"role"}:
+            raise RoleAlone("another admin must approve the role: send it in a request of its own")
+        check_version(user, version)
+        return await roles.ask(uow, caller, user, changes.role, rules)
     if user.role in KEPT and (changes.is_active is False or new_role):
-        await _keep_one_of_each(uow, user_id)
+        await roles.keep_one_of_each(uow, user_id)
     role, is_active = user.role, user.is_active
-    updated = await _update(uow, user_id, changes, version)
+    more = _returning(user, rules) if changes.is_active and not user.is_active else {}
+    updated = await _update(uow, user_id, changes, version, **more)
     if updated.role is not role:
         uow.record_act(Action.role_changed, f"user/{user_id}", was=role.value, now=updated.role.value)
     if updated.is_active is not is_active:
@@ -108,17 +132,13 @@ async def set_role(uow: UnitOfWork, email: str, role: Role) -> Role:
     if user is None:
         raise NotFound(f"there is no user with the address {email}")
     before = user.role
-    if before is not role:
-        if before in KEPT:
-            await _keep_one_of_each(uow, user.id)
-        await uow.users.update(user, role=role)
-        uow.record_act(Action.role_changed, f"user/{user.id}", was=before.value, now=role.value)
+    await roles.change(uow, user, role)
     return before
 
 
 async def delete(uow: UnitOfWork, user_id: int) -> None:
     """Soft-delete the user: they can no longer sign in, and their products go off sale. Orders and credits stay."""
-    await _keep_one_of_each(uow, user_id)
+    await roles.keep_one_of_each(uow, user_id)
     await uow.users.soft_delete(await get(uow, user_id, lock=Lock.change))
     await uow.products.take_off_sale(user_id)
     await uow.sessions.end_all(user_id, Ended.removed)
@@ -127,23 +147,27 @@ async def delete(uow: UnitOfWork, user_id: int) -> None:
 
 
 async def delete_other(uow: UnitOfWork, caller: Caller, user_id: int) -> None:
-    """Delete another user. Raises `Forbidden` for one who may do more than the caller."""
+    """Delete another user. Raises `Forbidden` for one whom the caller may not change."""
     if caller.id == user_id:
         raise InvalidInput("you cannot delete yourself here; use DELETE /v1/users/me, with your password")
-    _may_change(caller, await get(uow, user_id))
+    user = await get(uow, user_id)
+    _may_change(caller, user)
+    _may_remove(caller, user)
     await delete(uow, user_id)
 
 
-async def restore(uow: UnitOfWork, caller: Caller, user_id: int) -> User:
+async def restore(uow: UnitOfWork, caller: Caller, user_id: int, rules: RoleRules) -> User:
     """Restore a deleted user. Their products stay off sale until they activate them again.
 
-    Raises `Forbidden` for a user who may do more than the caller.
+    Unless one admin decides on roles alone, a member of the staff comes back as a customer. Raises `Forbidden` for a
+    user whom the caller may not change.
     """
     user = await uow.users.get_deleted(user_id)
     if user is None:
         raise NotFound(f"there is no deleted user {user_id}")
     _may_change(caller, user)
-    await uow.users.restore(user)
+    _may_remove(caller, user)
+    await uow.users.restore(user, **_returning(user, rules))
     uow.record_act(Action.restored, f"user/{user_id}")
     return user
 
@@ -162,16 +186,20 @@ def _may_change(caller: Caller, user: User) -> None:
         raise _only_admins(f"change users with the role {user.role.value}")
 
 
+def _may_remove(caller: Caller, user: User) -> None:
+    """Raises `Forbidden` if the user is one of the staff: operators do not choose who else may approve."""
+    if user.role.is_staff and not caller.may(Scope.roles_write):
+        raise _only_admins("deactivate, delete or restore staff")
+
+
+def _returning(user: User, rules: RoleRules) -> dict[str, Role]:
+    """What else changes of a user who comes back: a role of the staff is requested again."""
+    return {"role": Role.customer} if user.role.is_staff and not rules.alone else {}
+
+
 def _only_admins(what: str) -> Forbidden:
     scope = Scope.roles_write.value
     return Forbidden(f"only admins may {what}: it needs the scope {scope}", scope=scope)
-
-
-async def _keep_one_of_each(uow: UnitOfWork, leaving: int) -> None:
-    """Raise `Conflict` if this user is the last operator or admin. Locks them all: two cannot leave together."""
-    for role, users in (await uow.users.lock_with(KEPT)).items():
-        if users == [leaving]:
-            raise Conflict(f"this is the last {role.value}; give another user the role {role.value} first")
 
 
 async def _update(

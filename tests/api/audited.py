@@ -100,7 +100,7 @@ async def trade(api: Api) -> Busy:
     accounts = {"issuance": await api.scalar("SELECT id FROM accounts WHERE system_name = 'issuance'")}
     for name, user_id in (("buyer", buyer.id), ("seller", seller.id), ("other", other.seller_id)):
         accounts[name] = await api.scalar("SELECT id FROM accounts WHERE user_id = :id", id=user_id)
-    transfers = {"transfer": UUID(moved.json()["id"])}
+    transfers = {"transfer": UUID(moved.json()["id"]), "top_up": UUID(topped.json()["id"])}
     busy = Busy(api, buyer, seller, operator, product, orders, accounts, transfers, new_id())
     await busy.move("partial", "buyer", "seller", "1.50", held=Decimal("4.00"))
     await busy.move("reversal", "seller", "buyer", "7.25", kind="reversal", reverses=transfers["transfer"])

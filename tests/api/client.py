@@ -78,6 +78,12 @@ class Api:
         placed: dict[str, Any] = reply.json()
         return placed
 
+    async def approve(self, asked: httpx2.Response, by: User) -> None:
+        """As a second operator, approve the top-up or reversal that this reply says is pending."""
+        assert asked.status_code == 202, f"{asked.status_code}: {asked.text}"
+        approved = await self.post(f"{asked.headers['location']}/approve", by=by)
+        assert approved.status_code == 200, approved.text
+
     async def sign_in(self, email: str, password: str = PASSWORD) -> httpx2.Response:
         return await self.client.post("/v1/token", data={"username": email, "password": password})
 

@@ -21,7 +21,7 @@ from services.outbox.testing import drain
 from services.subscriptions import SUBSCRIPTIONS
 from services.unit_of_work import UnitOfWork
 from services.users.models import User
-from tests.factories import make_operator, make_product
+from tests.factories import NOTHING_ALONE, make_operator, make_product
 
 EACH = 8
 
@@ -51,7 +51,7 @@ async def populate(database: Database, customer: User, other: User) -> dict[str,
         wanted = HoldCreate(to_user_id=other.id, amount=Decimal(1), expires_at=until)
         held = [(await holds.hold(uow, customer, wanted, timedelta(days=2))).id for _ in range(EACH)]
         correction = AdjustmentCreate(user_id=customer.id, amount=Decimal(1), reason="wrong")
-        asked = [(await adjustments.request(uow, asking, correction, Decimal(0))).id for _ in range(EACH)]
+        asked = [(await adjustments.adjust(uow, asking, correction, NOTHING_ALONE)).id for _ in range(EACH)]
         late = OrderPlaced(order_id=new_id(), buyer_id=customer.id, total=Decimal(1))
         deferred = [uow.record(late, available_at=until) for _ in range(EACH)]
         await uow.commit()

@@ -58,7 +58,7 @@ async def test_a_large_adjustment_waits_for_a_second_operator(api: Api, amount: 
     assert (adjustment["transfer_id"], adjustment["decided_at"]) == (None, None)
     assert await api.credits_of(user) == amounts("5000")
     for verb in ("approve", "reject"):
-        assert_problem(await decide(api, first, adjustment, verb), 403, "forbidden")
+        assert_problem(await decide(api, first, adjustment, verb), 403, "own_request")
     approved = await decide(api, second, adjustment, "approve")
     assert approved.status_code == 200
     assert (approved.json()["state"], approved.json()["decided_by"]) == ("applied", second.id)

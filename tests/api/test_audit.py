@@ -104,6 +104,18 @@ CORRUPTIONS: Mapping[str, tuple[list[str], Expected]] = {
         ["DELETE FROM adjustments WHERE id = :adjustment"],
         [("adjustment_orphan", {"transfer_id": "t_adjustment"})],
     ),
+    "an adjustment that asked for something else": (
+        ["UPDATE adjustments SET operation = 'top_up' WHERE id = :adjustment"],
+        [("adjustment", {"adjustment_id": "adjustment", "transfer_id": "t_adjustment"})],
+    ),
+    "a movement without approval of another amount": (
+        ["UPDATE unapproved_movements SET amount = amount - 1 WHERE transfer_id = :t_top_up"],
+        [("unapproved_movement", {"transfer_id": "t_top_up", "operator_id": "operator"})],
+    ),
+    "a movement without approval that is about something else": (
+        ["UPDATE unapproved_movements SET transfer_id = :t_transfer WHERE transfer_id = :t_top_up"],
+        [("unapproved_movement", {"transfer_id": "t_transfer", "operator_id": "operator"})],
+    ),
     "the holds of a pending order": (
         ["UPDATE transfers SET state = 'voided', resolved_at = now() WHERE order_id = :pending"],
         [

@@ -35,10 +35,9 @@ from services.subscriptions import SUBSCRIPTIONS
 from services.unit_of_work import UnitOfWork
 from services.users.models import User
 from tests.api.client import Api, amounts, assert_problem, order_of
-from tests.factories import make_operator, make_product, make_user, plain_sql
+from tests.factories import UNLIMITED, make_operator, make_product, make_user, plain_sql
 
 PATIENCE = orders.Patience(timedelta(hours=1), timedelta(hours=1))
-LIMIT = Decimal(100)
 """Adjustments above it need approval."""
 
 Move = Callable[[UnitOfWork], Awaitable[object]]
@@ -100,12 +99,12 @@ async def a_hold(people: People) -> Move:
 
 async def a_capture(people: People) -> Move:
     transfer_id = await people.held(people.other, people.frozen)
-    return lambda uow: holds.post(uow, people.frozen, transfer_id, None)
+    return lambda uow: holds.post(uow, people.frozen, transfer_id, None, UNLIMITED)
 
 
 async def a_release(people: People) -> Move:
     transfer_id = await people.held(people.frozen, people.other)
-    return lambda uow: holds.void(uow, people.other, transfer_id)
+    return lambda uow: holds.void(uow, people.other, transfer_id, UNLIMITED)
 
 
 async def a_top_up(people: People) -> Move:
@@ -114,18 +113,18 @@ async def a_top_up(people: People) -> Move:
 
 async def a_reversal(people: People) -> Move:
     made = await people.posted("/v1/transfers", people.other, to_user_id=people.frozen.id, amount="1.00")
-    return lambda uow: corrections.reverse(uow, people.operator, UUID(made["id"]), "a mistake")
+    return lambda uow: corrections.reverse(uow, people.operator, UUID(made["id"]), "a mistake", UNLIMITED)
 
 
 async def an_adjustment(people: People) -> Move:
     wanted = AdjustmentCreate(user_id=people.frozen.id, amount=Decimal(-1), reason="a mistake")
-    return lambda uow: corrections.request(uow, people.operator, wanted, LIMIT)
+    return lambda uow: corrections.adjust(uow, people.operator, wanted, UNLIMITED)
 
 
 async def an_approval(people: People) -> Move:
     wanted = {"user_id": people.frozen.id, "amount": "5000.00", "reason": "a prize"}
     made = await people.posted("/v1/adjustments", people.operator, **wanted)
-    return lambda uow: corrections.approve(uow, people.second, UUID(made["id"]))
+    return lambda uow: corrections.approve(uow, people.second, UUID(made["id"]), UNLIMITED)
 
 
 async def a_payment(people: People) -> Move:
@@ -136,17 +135,17 @@ async def a_payment(people: People) -> Move:
 
 async def a_refund(people: People) -> Move:
     order_id = await people.ordered(people.other, people.frozen, processed=True)
-    return lambda uow: orders.refund(uow, people.operator, order_id, RefundCreate())
+    return lambda uow: orders.refund(uow, people.operator, order_id, RefundCreate(), UNLIMITED)
 
 
 async def a_cancellation_before_the_payment_is_posted(people: People) -> Move:
     order_id = await people.ordered(people.frozen, people.other)
-    return lambda uow: orders.cancel(uow, people.frozen, order_id, "")
+    return lambda uow: orders.cancel(uow, people.frozen, order_id, "", UNLIMITED)
 
 
 async def a_cancellation_after_the_payment_was_posted(people: People) -> Move:
     order_id = await people.ordered(people.other, people.frozen, processed=True)
-    return lambda uow: orders.cancel(uow, people.other, order_id, "")
+    return lambda uow: orders.cancel(uow, people.other, order_id, "", UNLIMITED)
 
 
 async def a_release_for_a_discarded_event(people: People) -> Move:
@@ -301,10 +300,10 @@ async def test_a_fee_that_only_the_database_knows_leaves_too_few_credits(api: Ap
 
 
 async def test_no_more_is_issued_than_the_issuance_account_can_hold(api: Api) -> None:
-    operator = await make_operator(api.database)
+    operator, second = await make_operator(api.database), await make_operator(api.database)
     rich, other = await make_user(api.database), await make_user(api.database)
-    most = {"user_id": rich.id, "amount": str(MAX_CREDITS)}
-    assert (await api.post("/v1/top-ups", by=operator, json=most)).status_code == 201
+    most = {"user_id": rich.id, "amount": str(MAX_CREDITS), "note": "all"}
+    await api.approve(await api.post("/v1/top-ups", by=operator, json=most), second)
     before = await api.everything()
 
     # The account that receives it has room. Only the database knows that the one which issues it has none.

@@ -24,7 +24,7 @@ from services.users.models import User
 from tests.api.audited import corrupt, note_refund, run_audit
 from tests.concurrency.test_ledger_and_stock import place
 from tests.concurrency.ticks import LATER, rows
-from tests.factories import make_product, make_user
+from tests.factories import UNLIMITED, make_product, make_user
 
 
 async def test_a_busy_ledger_has_no_difference_at_any_moment(database: Database) -> None:
@@ -68,7 +68,7 @@ async def test_a_busy_ledger_has_no_difference_at_any_moment(database: Database)
         found = await rows(database, statement, id=buyer.id)
         if found:
             async with UnitOfWork(database.write) as uow:
-                cancelled = await orders.cancel(uow, buyer, chance.choice(found), "")
+                cancelled = await orders.cancel(uow, buyer, chance.choice(found), "", UNLIMITED)
                 await note_refund(await uow.session.connection(), cancelled.id)
                 await uow.commit()
 

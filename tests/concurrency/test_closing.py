@@ -25,7 +25,7 @@ from tests.api.later import assert_nothing_differs
 from tests.concurrency.test_ledger_and_stock import ENDS, PATIENCE
 from tests.concurrency.test_resolving import DAY, balances, told
 from tests.concurrency.ticks import LATER, rows
-from tests.factories import make_product, make_user
+from tests.factories import UNLIMITED, make_product, make_user
 
 WAITING = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
@@ -122,8 +122,8 @@ async def test_a_payee_is_closed_after_a_hold_for_it_which_is_then_only_voided(d
         await somebody_waits(database)
         await holding.commit()
     assert await closed == "done"
-    assert await told(database, lambda uow: holds.post(uow, payee, held, None)) == "account_closed"
-    assert await told(database, lambda uow: holds.void(uow, payee, held)) == "done"
+    assert await told(database, lambda uow: holds.post(uow, payee, held, None, UNLIMITED)) == "account_closed"
+    assert await told(database, lambda uow: holds.void(uow, payee, held, UNLIMITED)) == "done"
     assert await balances(database, payer, payee) == ["(50.00,0.00)", "(0.00,0.00)"]
     await assert_nothing_differs(database)
 
@@ -160,7 +160,7 @@ async def test_a_payee_that_waited_for_an_account_past_a_holds_time_does_not_pos
         await uow.commit()
     async with UnitOfWork(database.write) as busy:
         await busy.ledger.lock_account(payee.id)
-        posted = asyncio.create_task(told(database, lambda uow: holds.post(uow, payee, held, None)))
+        posted = asyncio.create_task(told(database, lambda uow: holds.post(uow, payee, held, None, UNLIMITED)))
         await somebody_waits(database)
         await asyncio.sleep(lasts.total_seconds())
     assert await posted == "transfer_expired"

@@ -24,7 +24,7 @@ from services.subscriptions import SUBSCRIPTIONS
 from services.unit_of_work import UnitOfWork
 from services.users.models import User
 from tests.concurrency.ticks import LATER, rows
-from tests.factories import make_product, make_user
+from tests.factories import UNLIMITED, make_product, make_user
 from tests.processes import running_worker, wait_until
 
 PATIENCE = orders.Patience(timedelta(days=1), timedelta(days=7))
@@ -85,7 +85,7 @@ async def test_of_two_simultaneous_cancels_one_wins(database: Database, confirme
     async def cancel(order_id: object) -> bool:
         try:
             async with UnitOfWork(database.write) as uow:
-                await orders.cancel(uow, buyer, order_id, "changed my mind")  # type: ignore[arg-type]
+                await orders.cancel(uow, buyer, order_id, "changed my mind", UNLIMITED)  # type: ignore[arg-type]
                 await uow.commit()
         except Conflict:
             return False
@@ -109,7 +109,7 @@ async def test_a_cancel_and_the_workers_confirmation_at_the_same_moment_leave_on
     async def cancel(order_id: object, delay: float) -> None:
         await asyncio.sleep(delay)
         async with UnitOfWork(database.write) as uow:
-            await orders.cancel(uow, buyer, order_id, "")  # type: ignore[arg-type]
+            await orders.cancel(uow, buyer, order_id, "", UNLIMITED)  # type: ignore[arg-type]
             await uow.commit()
 
     chance = random.Random(3)

@@ -30,7 +30,7 @@ from services.users.models import User
 from tests.api.later import assert_nothing_differs, let_the_time_run_out, sweep
 from tests.concurrency.test_ledger_and_stock import ENDS, PATIENCE, place
 from tests.concurrency.ticks import LATER, rows
-from tests.factories import make_operator, make_product, make_user
+from tests.factories import NOTHING_ALONE, UNLIMITED, make_operator, make_product, make_user
 
 DAY = timedelta(days=1)
 
@@ -66,10 +66,10 @@ async def test_of_many_who_resolve_a_hold_one_succeeds_and_the_others_learn_the_
         hold = await held(database, payer, payee, "10.00")
 
         async def post(uow: UnitOfWork, hold: Any = hold) -> None:
-            await holds.post(uow, payee, hold, Decimal("4.00"))
+            await holds.post(uow, payee, hold, Decimal("4.00"), UNLIMITED)
 
         async def void(uow: UnitOfWork, hold: Any = hold) -> None:
-            await holds.void(uow, payee, hold)
+            await holds.void(uow, payee, hold, UNLIMITED)
 
         turns = [post, void] * 4 if round_ % 2 else [void, post] * 4
         heard = Counter(await asyncio.gather(*(told(database, turn) for turn in turns)))
@@ -88,7 +88,7 @@ async def test_a_sweep_and_late_requests_expire_each_hold_once(database: Databas
     await let_the_time_run_out(database)
 
     async def post(hold: Any) -> str:
-        return await told(database, lambda uow: holds.post(uow, payee, hold, None))
+        return await told(database, lambda uow: holds.post(uow, payee, hold, None, UNLIMITED))
 
     heard = await asyncio.gather(*map(post, due), *(sweep(database, limit=4) for _ in range(4)), *map(post, due))
 
@@ -193,11 +193,11 @@ async def test_of_two_simultaneous_approvals_one_takes_effect(database: Database
     for _ in range(5):
         wanted = AdjustmentCreate(user_id=user.id, amount=Decimal(10), reason="found")
         async with UnitOfWork(database.write) as uow:
-            adjustment_id = (await adjustments.request(uow, first, wanted, Decimal(0))).id
+            adjustment_id = (await adjustments.adjust(uow, first, wanted, NOTHING_ALONE)).id
             await uow.commit()
 
         async def approve(operator: User, adjustment_id: Any = adjustment_id) -> str:
-            return await told(database, lambda uow: adjustments.approve(uow, operator, adjustment_id))
+            return await told(database, lambda uow: adjustments.approve(uow, operator, adjustment_id, UNLIMITED))
 
         heard = await asyncio.gather(approve(second), approve(third), approve(second), approve(third))
         assert sorted(heard) == ["conflict", "conflict", "conflict", "done"]
@@ -215,7 +215,9 @@ async def test_of_two_simultaneous_reversals_one_takes_effect(database: Database
     [transfer_id] = await rows(database, "SELECT id FROM transfers WHERE kind = 'transfer'")
 
     async def reverse() -> str:
-        return await told(database, lambda uow: corrections.reverse(uow, operator, transfer_id, "sent in error"))
+        return await told(
+            database, lambda uow: corrections.reverse(uow, operator, transfer_id, "sent in error", UNLIMITED)
+        )
 
     heard = await asyncio.gather(*(reverse() for _ in range(8)))
 

@@ -16,7 +16,7 @@ from services.unit_of_work import UnitOfWork
 from services.users.models import User
 from tests.api.later import assert_nothing_differs
 from tests.concurrency.ticks import rows
-from tests.factories import make_product, make_user
+from tests.factories import UNLIMITED, make_product, make_user
 
 DAY = timedelta(days=1)
 BLOCKED = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
@@ -61,7 +61,7 @@ async def test_an_order_that_is_cancelled_while_its_lock_is_waited_for_leaves_th
     placed = [await place(database, buyer, product.id) for _ in range(3)]
 
     async with UnitOfWork(database.write) as cancelling:
-        await orders.cancel(cancelling, buyer, placed[1].event.order_id, "changed my mind")
+        await orders.cancel(cancelling, buyer, placed[1].event.order_id, "changed my mind", UNLIMITED)
         work = asyncio.create_task(process(database, *placed))
         await begun(database, work)
         await cancelling.commit()

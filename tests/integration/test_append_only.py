@@ -20,6 +20,7 @@ TABLES = {
     "refunds": "reason = ''",
     "refund_lines": "quantity = 1",
     "stock_movements": "pieces = pieces",
+    "unapproved_movements": "amount = amount",
 }
 
 
@@ -70,15 +71,15 @@ def test_transfers_cannot_be_deleted(owner: Connection) -> None:
 POSTED = "state = 'posted', posted_amount = amount, resolved_at = now()"
 
 
-def transfer(owner: Connection, state: str) -> object:
+def transfer(owner: Connection, state: str, kind: str = "transfer") -> object:
     """A transfer in the given state between two existing accounts."""
     transfer_id = uuid4()
     owner.execute("INSERT INTO accounts (system_name) VALUES ('other') ON CONFLICT DO NOTHING")
     owner.execute(
         "INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, posted_amount,"
-        " expires_at, resolved_at) SELECT %s, min(id), max(id), 10, 'transfer', %s::text,"
+        " expires_at, resolved_at) SELECT %s, min(id), max(id), 10, %s, %s::text,"
         " CASE %s::text WHEN 'posted' THEN 4 END, now(), CASE WHEN %s::text <> 'pending' THEN now() END FROM accounts",
-        (transfer_id, state, state, state),
+        (transfer_id, kind, state, state, state),
     )
     return transfer_id
 
@@ -230,7 +231,7 @@ def adjustment(owner: Connection, state: str) -> UUID:
         " transfer_id, decided_at) SELECT %s, accounts.id, 5, 'r', %s::text, true, min(users.id),"
         f" CASE %s::text WHEN 'pending' THEN NULL ELSE max(users.id) END, %s, {decided}"
         " FROM accounts, users WHERE system_name = 'issuance' GROUP BY accounts.id".encode(),
-        (adjustment_id, state, state, transfer(owner, "posted") if state == "applied" else None),
+        (adjustment_id, state, state, transfer(owner, "posted", "adjustment") if state == "applied" else None),
     )
     return adjustment_id
 
@@ -240,7 +241,7 @@ REJECTED = "state = 'rejected', decided_by = (SELECT max(id) FROM users), decide
 
 
 def change_adjustment(owner: Connection, adjustment_id: UUID, change: str) -> int:
-    given = change.format(transfer=f"'{transfer(owner, 'posted')}'")
+    given = change.format(transfer=f"'{transfer(owner, 'posted', 'adjustment')}'")
     return owner.execute(f"UPDATE adjustments SET {given} WHERE id = %s".encode(), (adjustment_id,)).rowcount
 
 
@@ -262,6 +263,8 @@ def test_a_pending_adjustment_is_decided_once(owner: Connection, change: str) ->
         "account_id = (SELECT max(id) FROM accounts)",
         "needs_approval = false",
         "requested_by = requested_by + 1",
+        "operation = 'top_up'",
+        "reverses = gen_random_uuid()",
         "created_at = now()",
         "decided_at = decided_at + interval '1 s'",
         "id = gen_random_uuid()",
@@ -272,6 +275,16 @@ def test_nothing_else_of_an_adjustment_changes(owner: Connection, state: str, ch
     adjustment_id = adjustment(owner, state)
     with pytest.raises(errors.RestrictViolation, match="UPDATE on adjustments is refused"):
         change_adjustment(owner, adjustment_id, change)
+
+
+@pytest.mark.parametrize("kind", ["transfer", "top_up", "order"])
+def test_an_adjustment_is_applied_by_a_transfer_that_does_what_was_asked_for(owner: Connection, kind: str) -> None:
+    """Also by a process of the release before, which takes a top-up or a reversal for an adjustment."""
+    adjustment_id = adjustment(owner, "pending")
+    change = APPLIED.format(transfer=f"'{transfer(owner, 'posted', kind)}'")
+    with pytest.raises(errors.CheckViolation, match="is applied by a transfer that does something else"):
+        change_adjustment(owner, adjustment_id, change)
+    assert change_adjustment(owner, adjustment_id, APPLIED) == 1
 
 
 def test_adjustments_cannot_be_deleted(owner: Connection) -> None:

@@ -31,6 +31,7 @@ from services.query import Listing, PageQuery, Rows
 from services.totals import Count
 from services.unit_of_work import UnitOfWork
 from services.users.repository import USERS
+from services.users.roles.repository import ROLE_REQUESTS
 from tests.conftest import Administrator, settings_for, temporary_database
 from tests.factories import Recorder
 from tests.servers import TestServers
@@ -76,6 +77,7 @@ CASES = {
         ADJUSTMENTS, lambda uow, wanted: uow.adjustments.list_page(ADJUSTMENTS, wanted), "/v1/adjustments"
     ),
     "the audit log": Case(AUDIT_LOG, lambda uow, wanted: uow.audit_log.list_page(AUDIT_LOG, wanted), "/v1/audit-log"),
+    "role requests": Case(ROLE_REQUESTS, lambda uow, wanted: uow.role_requests.list_page(ROLE_REQUESTS, wanted), None),
     "a statement": Case(ENTRIES, lambda uow, wanted: uow.statements.page(2, wanted), "/v1/accounts/me/statement"),
     "an export": Case(
         _LINES, lambda uow, wanted: uow.statements.lines(2, 2**40, wanted), "/v1/accounts/me/statement.csv"

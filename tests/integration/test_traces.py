@@ -15,7 +15,7 @@ from services.subscriptions import SUBSCRIPTIONS
 from services.unit_of_work import UnitOfWork
 from services.users.models import User
 from tests.concurrency.ticks import rows
-from tests.factories import make_product, make_user
+from tests.factories import UNLIMITED, make_product, make_user
 
 TRACES = [Trace(f"request-{number}", f"00-{number:032x}-{number:016x}-01") for number in range(1, 6)]
 NO_TRACE = Trace()
@@ -80,7 +80,7 @@ async def test_a_request_leaves_its_own_trace_on_what_it_does_later(database: Da
     await process(database)
     async with UnitOfWork(database.write, trace=TRACES[1]) as uow:
         (order_id,) = await rows(database, "SELECT id FROM orders")
-        await service.cancel(uow, buyer, order_id, "changed my mind")
+        await service.cancel(uow, buyer, order_id, "changed my mind", UNLIMITED)
         await uow.commit()
 
     assert await caused(database, [order]) == [

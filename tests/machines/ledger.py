@@ -39,7 +39,7 @@ from services.sweeps.service import take_slice
 from services.unit_of_work import UnitOfWork
 from services.users.models import User
 from tests.concurrency.ticks import rows
-from tests.factories import make_operator, make_product, make_user
+from tests.factories import NOTHING_ALONE, UNLIMITED, make_operator, make_product, make_user
 from tests.machines.model import Gift, Goods, Line, Model, Promise, Purse, Sale, Wish
 from tests.naive_bank import Bank, Wanted, as_one_chain, naively
 
@@ -136,7 +136,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(gift=gifts)
     def reverse(self, gift: Gift) -> None:
-        told, _ = self.do(lambda uow: corrections.reverse(uow, self.operator, gift.id, "by mistake"))
+        told, _ = self.do(lambda uow: corrections.reverse(uow, self.operator, gift.id, "by mistake", UNLIMITED))
         if gift.reversed:
             assert told == "transfer_already_reversed"
             return
@@ -159,17 +159,17 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(promise=promises, part=st.sampled_from([None, Decimal("0.01"), Decimal(20), Decimal(500)]))
     def post(self, promise: Promise, part: Decimal | None) -> None:
-        told, _ = self.do(lambda uow: holds.post(uow, self.people[promise.payee], promise.id, part))
+        told, _ = self.do(lambda uow: holds.post(uow, self.people[promise.payee], promise.id, part, UNLIMITED))
         assert told == self.model.resolve(promise, "posted", promise.amount if part is None else part)
 
     @rule(promise=promises)
     def void(self, promise: Promise) -> None:
-        told, _ = self.do(lambda uow: holds.void(uow, self.operator, promise.id))
+        told, _ = self.do(lambda uow: holds.void(uow, self.operator, promise.id, UNLIMITED))
         assert told == self.model.resolve(promise, "voided")
 
     @rule(promise=promises)
     def reverse_what_was_held(self, promise: Promise) -> None:
-        told, _ = self.do(lambda uow: corrections.reverse(uow, self.operator, promise.id, "by mistake"))
+        told, _ = self.do(lambda uow: corrections.reverse(uow, self.operator, promise.id, "by mistake", UNLIMITED))
         if promise.state != "posted":
             expected = {"voided": "transfer_already_voided", "expired": "transfer_expired"}
             assert told == expected.get(promise.state, "transfer_not_reversible")
@@ -190,7 +190,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def adjust(self, user: int, amount: Decimal, takes: bool) -> Any:
         signed = -amount if takes else amount
         wanted = AdjustmentCreate(user_id=self.people[user].id, amount=signed, reason="counted anew")
-        told, adjusted = self.do(lambda uow: adjustments.request(uow, self.operator, wanted, APPROVAL_ABOVE))
+        limits = NOTHING_ALONE if amount > APPROVAL_ABOVE else UNLIMITED
+        told, adjusted = self.do(lambda uow: adjustments.adjust(uow, self.operator, wanted, limits))
         if amount > APPROVAL_ABOVE and not self.model.purses[user].closed:
             assert told == "done"
             return Wish(adjusted.id, user, signed)
@@ -199,10 +200,14 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(wish=wishes, agreed=st.booleans())
     def decide(self, wish: Wish, agreed: bool) -> None:
-        decision = adjustments.approve if agreed else adjustments.reject
-        told, _ = self.do(lambda uow: decision(uow, self.operator, wish.id))
-        assert told == "forbidden"
-        told, _ = self.do(lambda uow: decision(uow, self.second_operator, wish.id))
+        def decision(uow: UnitOfWork, operator: User) -> Awaitable[Any]:
+            if agreed:
+                return adjustments.approve(uow, operator, wish.id, UNLIMITED)
+            return adjustments.reject(uow, operator, wish.id)
+
+        told, _ = self.do(lambda uow: decision(uow, self.operator))
+        assert told == "own_request"
+        told, _ = self.do(lambda uow: decision(uow, self.second_operator))
         if wish.state != "pending":
             assert told == "conflict"
         elif agreed:
@@ -286,14 +291,16 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(sale=sales)
     def cancel(self, sale: Sale) -> None:
-        told, _ = self.do(lambda uow: orders.cancel(uow, self.people[sale.buyer], sale.id, "changed my mind"))
+        told, _ = self.do(
+            lambda uow: orders.cancel(uow, self.people[sale.buyer], sale.id, "changed my mind", UNLIMITED)
+        )
         assert told == self.model.cancel(sale)
 
     @rule(sale=sales, place=st.integers(0, 2), quantity=st.integers(1, 6))
     def refund(self, sale: Sale, place: int, quantity: int) -> None:
         place %= len(sale.lines)
         wanted = RefundCreate(lines=[RefundLineCreate(line=place + 1, quantity=quantity)])
-        told, _ = self.do(lambda uow: orders.refund(uow, self.operator, sale.id, wanted))
+        told, _ = self.do(lambda uow: orders.refund(uow, self.operator, sale.id, wanted, UNLIMITED))
         assert told == self.model.refund(sale, place, quantity)
 
     @rule(sale=sales)

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 STANDARD = {"__init__", "models", "schemas", "events", "queries", "repository", "service", "routes"}
 
 EXTRA = {
+    "credits/approval": {"rules"},
     "credits/ledger": {"rules"},
     "credits/transfers": {"planning"},
     "outbox/control": {"why"},

@@ -9,14 +9,14 @@ _UUID = "'^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'"
 _KEPT = "caller_id, method, path, key"
 
 
-def _replies(paths: str) -> str:
+def _replies(paths: str, statuses: str = "BETWEEN 200 AND 299") -> str:
     """The stored 2xx replies for these paths, whatever the prefix under which the API is served.
 
     OFFSET 0 keeps the planner from parsing a body once for each use of `reply`.
     """
     return f"""(
         SELECT {_KEPT}, json_or_null(body) AS reply FROM idempotency_keys
-        WHERE status BETWEEN 200 AND 299 AND path ~ '/v1/({paths})$' OFFSET 0
+        WHERE status {statuses} AND path ~ '/v1/({paths})$' OFFSET 0
     ) AS kept"""  # noqa: S608
 
 
@@ -66,13 +66,14 @@ _ACKNOWLEDGED_REFUNDS = Statement(f"""
     WHERE expected IS DISTINCT FROM found OR named.id IS NULL
 """)  # noqa: S608
 
+# A top-up or a reversal that needs approval is answered with 202 and the adjustment that waits for it.
 # A batch names each transfer that it posted; one that posted none names none.
 _ACKNOWLEDGED_TRANSFERS = Statement(f"""
     {_acknowledged("acknowledged_transfer", "transfer_id")}
     FROM (
         SELECT {_KEPT}, reply, {_id_in("made")}, made ->> 'kind' AS kind, made ->> 'amount' AS amount,
             made ->> 'state' AS state, made ->> 'posted_amount' AS posted_amount
-        FROM {_replies("top-ups|holds|transfers|transfers/batch|transfers/[^/]+/(post|void|reverse)")}
+        FROM {_replies("top-ups|holds|transfers|transfers/batch|transfers/[^/]+/(post|void|reverse)", "IN (200, 201)")}
         LEFT JOIN LATERAL jsonb_path_query(reply, CASE WHEN path ~ '/transfers/batch$'
             THEN '$.results[*] ? (@.status == "posted").transfer' ELSE '$' END::jsonpath) AS made ON true
         WHERE made IS NOT NULL OR path !~ '/transfers/batch$' OR jsonb_typeof(reply) IS DISTINCT FROM 'object'
@@ -95,7 +96,10 @@ _ACKNOWLEDGED_ADJUSTMENTS = Statement(f"""
     FROM (
         SELECT {_KEPT}, reply, {_id_in("reply")}, reply ->> 'amount' AS amount, reply ->> 'state' AS state,
             reply ->> 'transfer_id' AS transfer_id
-        FROM {_replies("adjustments|adjustments/[^/]+/(approve|reject)")}
+        FROM (
+            SELECT * FROM {_replies("adjustments|adjustments/[^/]+/(approve|reject)")}
+            UNION ALL SELECT * FROM {_replies("top-ups|transfers/[^/]+/reverse", "= 202")}
+        ) AS kept
     ) AS named
     LEFT JOIN adjustments ON adjustments.id = named.id
     CROSS JOIN LATERAL (SELECT

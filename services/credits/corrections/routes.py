@@ -1,6 +1,6 @@
-"""HTTP routes for corrections by operators: reversals and adjustments."""
+"""HTTP routes for what operators do with the credits of others: top-ups, reversals and adjustments."""
 
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Response
@@ -10,14 +10,17 @@ from services.api.idempotency import IDEMPOTENCY_KEY_REQUIRED
 from services.api.problems import responses
 from services.api.rights import needs
 from services.api.transaction import TransactionRoute
+from services.credits.approval.rules import Limits
 from services.credits.corrections import service as corrections
 from services.credits.corrections.repository import ADJUSTMENTS
-from services.credits.models import Account, Adjustment
+from services.credits.models import Account, Adjustment, Transfer
 from services.credits.schemas import (
     AdjustmentCreate,
     AdjustmentPublic,
     ReversalCreate,
+    TopUpCreate,
     TransferDetail,
+    TransferPublic,
 )
 from services.credits.transfers.repository import TransferRow
 from services.query import Page, PageQuery
@@ -27,21 +30,42 @@ from services.users.schemas import UserSummary
 router = APIRouter(route_class=TransactionRoute, tags=["credits"])
 
 
+_PENDING: dict[int | str, dict[str, Any]] = {
+    202: {"model": AdjustmentPublic, "description": "It waits for the approval of another operator."}
+}
+
+
+@router.post(
+    "/top-ups",
+    status_code=201,
+    response_model=TransferPublic,
+    dependencies=[IDEMPOTENCY_KEY_REQUIRED],
+    responses=responses(400, 401, 403, 409, 413, 422) | _PENDING,
+)
+@needs(Scope.corrections_write)
+async def create_top_up(wanted: TopUpCreate, operator: CurrentUser, uow: Work, state: State) -> Transfer | Response:
+    """Issue credits to a user: immediately or, beyond what one operator may do alone, once another one approves."""
+    done = await corrections.top_up(uow, operator, wanted, Limits.of(state.settings))
+    return _pending(done) if isinstance(done, Adjustment) else done
+
+
 @router.post(
     "/transfers/{transfer_id}/reverse",
     status_code=201,
     response_model=TransferDetail,
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
-    responses=responses(400, 401, 402, 403, 404, 409, 413, 422),
+    responses=responses(400, 401, 402, 403, 404, 409, 413, 422) | _PENDING,
 )
 @needs(Scope.corrections_write)
 async def reverse_transfer(
-    transfer_id: UUID, wanted: ReversalCreate, operator: CurrentUser, response: Response, uow: Work
-) -> TransferRow:
-    """Reverse a posted transfer with another transfer."""
-    reversal = await corrections.reverse(uow, operator, transfer_id, wanted.reason)
-    response.headers["Location"] = f"/v1/transfers/{reversal.id}"
-    return reversal
+    transfer_id: UUID, wanted: ReversalCreate, operator: CurrentUser, response: Response, uow: Work, state: State
+) -> TransferRow | Response:
+    """Reverse a posted transfer with another transfer, like a top-up at once or when it is approved."""
+    done = await corrections.reverse(uow, operator, transfer_id, wanted.reason, Limits.of(state.settings))
+    if isinstance(done, Adjustment):
+        return _pending(done)
+    response.headers["Location"] = f"/v1/transfers/{done.id}"
+    return done
 
 
 @router.post(
@@ -54,8 +78,8 @@ async def reverse_transfer(
 async def create_adjustment(
     wanted: AdjustmentCreate, operator: CurrentUser, response: Response, uow: Work, state: State
 ) -> AdjustmentPublic:
-    """Adjust a user's balance: immediately or, above a set amount, once a second operator approves."""
-    adjustment = await corrections.request(uow, operator, wanted, state.settings.adjustment_approval_above)
+    """Adjust a user's balance: immediately or, beyond what one operator may do alone, once another one approves."""
+    adjustment = await corrections.adjust(uow, operator, wanted, Limits.of(state.settings))
     response.headers["Location"] = f"/v1/adjustments/{adjustment.id}"
     return _public(adjustment)
 
@@ -88,9 +112,9 @@ async def read_adjustment(adjustment_id: UUID, _: CurrentUser, uow: Work) -> Adj
     responses=responses(400, 401, 402, 403, 404, 409, 422),
 )
 @needs(Scope.corrections_write)
-async def approve_adjustment(adjustment_id: UUID, operator: CurrentUser, uow: Work) -> AdjustmentPublic:
-    """Approve a pending adjustment, for an operator other than the one who requested it."""
-    return _public(await corrections.approve(uow, operator, adjustment_id))
+async def approve_adjustment(adjustment_id: UUID, operator: CurrentUser, uow: Work, state: State) -> AdjustmentPublic:
+    """Approve a pending adjustment, top-up or reversal that another operator requested."""
+    return _public(await corrections.approve(uow, operator, adjustment_id, Limits.of(state.settings)))
 
 
 @router.post(
@@ -100,8 +124,14 @@ async def approve_adjustment(adjustment_id: UUID, operator: CurrentUser, uow: Wo
 )
 @needs(Scope.corrections_write)
 async def reject_adjustment(adjustment_id: UUID, operator: CurrentUser, uow: Work) -> AdjustmentPublic:
-    """Reject a pending adjustment, for an operator other than the one who requested it."""
+    """Reject a pending adjustment, top-up or reversal that another operator requested."""
     return _public(await corrections.reject(uow, operator, adjustment_id))
+
+
+def _pending(adjustment: Adjustment) -> Response:
+    """The reply to what was asked for, if it waits for approval."""
+    headers = {"Location": f"/v1/adjustments/{adjustment.id}"}
+    return Response(_public(adjustment).model_dump_json(), 202, headers, "application/json")
 
 
 def _public(adjustment: Adjustment) -> AdjustmentPublic:

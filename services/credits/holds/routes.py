@@ -10,6 +10,7 @@ from services.api.idempotency import IDEMPOTENCY_KEY_REQUIRED
 from services.api.problems import responses
 from services.api.rights import needs
 from services.api.transaction import TransactionRoute
+from services.credits.approval.rules import Limits
 from services.credits.holds import service as holds
 from services.credits.schemas import HoldCreate, HoldPost, TransferDetail
 from services.credits.transfers.repository import TransferRow
@@ -44,10 +45,10 @@ async def create_hold(
 )
 @needs(Scope.credits_write)
 async def post_transfer(
-    transfer_id: UUID, caller: CurrentUser, uow: Work, wanted: HoldPost | None = None
+    transfer_id: UUID, caller: CurrentUser, uow: Work, state: State, wanted: HoldPost | None = None
 ) -> TransferRow:
     """Post a pending transfer, or part of it and release the remainder, for its recipient and operators."""
-    return await holds.post(uow, caller, transfer_id, wanted.amount if wanted else None)
+    return await holds.post(uow, caller, transfer_id, wanted.amount if wanted else None, Limits.of(state.settings))
 
 
 @router.post(
@@ -57,6 +58,6 @@ async def post_transfer(
     responses=responses(400, 401, 403, 404, 409, 422),
 )
 @needs(Scope.credits_write)
-async def void_transfer(transfer_id: UUID, caller: CurrentUser, uow: Work) -> TransferRow:
+async def void_transfer(transfer_id: UUID, caller: CurrentUser, uow: Work, state: State) -> TransferRow:
     """Void a pending transfer and release its credits, for its recipient and operators."""
-    return await holds.void(uow, caller, transfer_id)
+    return await holds.void(uow, caller, transfer_id, Limits.of(state.settings))

@@ -9,6 +9,8 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from uuid import UUID
 
+from services.credits.approval.rules import Limits
+from services.credits.approval.service import check_alone, count
 from services.credits.events import CreditsHeld, CreditsReleased
 from services.credits.holds.repository import DueHold
 from services.credits.ledger.rules import Item, Movement, refusal
@@ -62,13 +64,17 @@ async def hold(uow: UnitOfWork, payer: Caller, wanted: HoldCreate, longest: time
     return await transfers.get(uow, payer, transfer_id)
 
 
-async def post(uow: UnitOfWork, caller: Caller, transfer_id: UUID, amount: Decimal | None) -> TransferRow:
+async def post(
+    uow: UnitOfWork, caller: Caller, transfer_id: UUID, amount: Decimal | None, limits: Limits
+) -> TransferRow:
     """Post a pending transfer, or only `amount` of it and release the remainder, for the payee or an operator.
 
-    Raises `TransferAlreadyPosted`, `TransferAlreadyVoided` or `TransferExpired` if it is already resolved or its time
-    has passed, `TransferOfOrder`, `AmountInvalid` for more than is held, and `AccountClosed`.
+    What an operator posts for others counts among what they do alone (`services/credits/approval/`). Raises
+    `TransferAlreadyPosted`, `TransferAlreadyVoided` or `TransferExpired` if it is already resolved or its time has
+    passed, `TransferOfOrder`, `OwnAccount` for an operator who pays it, `ApprovalNeeded`, `AmountInvalid` for more than
+    is held, and `AccountClosed`.
     """
-    found = await _pending(uow, caller, transfer_id)
+    found = await _pending(uow, caller, transfer_id, amount, limits, "post less, or leave it to the recipient")
     posted = found.amount if amount is None else amount
     if posted > found.amount:
         raise AmountInvalid(f"the transfer holds only {found.amount}", [Fault("is more than is held", "#/amount")])
@@ -76,18 +82,20 @@ async def post(uow: UnitOfWork, caller: Caller, transfer_id: UUID, amount: Decim
     async with moving(uow, posted):
         await uow.ledger.post_part(movement, posted)
     record_moved(uow, replace(movement, amount=posted), TransferKind.transfer)
+    _count(uow, caller, found, posted)
     return await transfers.get(uow, caller, transfer_id)
 
 
-async def void(uow: UnitOfWork, caller: Caller, transfer_id: UUID) -> TransferRow:
+async def void(uow: UnitOfWork, caller: Caller, transfer_id: UUID, limits: Limits) -> TransferRow:
     """Void a pending transfer and release its credits, for the payee or an operator; the payer may not.
 
     Raises what `post` raises, except for amounts and accounts.
     """
-    found = await _pending(uow, caller, transfer_id)
+    found = await _pending(uow, caller, transfer_id, None, limits, "leave it to the recipient, or let it expire")
     async with moving(uow, found.amount):
         await uow.ledger.resolve_holds(void=[transfer_id])
     _record_release(uow, found.movement(), TransferState.voided)
+    _count(uow, caller, found, None)
     return await transfers.get(uow, caller, transfer_id)
 
 
@@ -118,19 +126,34 @@ def check_unresolved(found: TransferRow) -> None:
             raise TransferExpired(f"the transfer expired at {found.expires_at}")
 
 
-async def _pending(uow: UnitOfWork, caller: Caller, transfer_id: UUID) -> TransferRow:
+async def _pending(
+    uow: UnitOfWork, caller: Caller, transfer_id: UUID, amount: Decimal | None, limits: Limits, otherwise: str
+) -> TransferRow:
     """The transfer, locked, if the caller may resolve it now."""
     # Read without a lock first: callers who may not see it neither wait for its lock nor make others wait.
     found = await transfers.get(uow, caller, transfer_id)
-    if not caller.may(Scope.corrections_write) and caller.id != found.to_user_id:
+    is_payee = caller.id == found.to_user_id
+    if not (is_payee or caller.may(Scope.corrections_write)):
         raise Forbidden("only the recipient or an operator may post or void this transfer")
     if found.order_id is not None:
         raise TransferOfOrder("this transfer pays for an order and is resolved with it")
+    if not is_payee:
+        check_unresolved(found)
+        await check_alone(uow, caller, [_resolved(found, amount)], limits, otherwise)
     found = await transfers.get(uow, caller, transfer_id, lock=True)
     check_unresolved(found)
     if found.is_due:
         raise TransferExpired(f"the transfer expired at {found.expires_at}")
     return found
+
+
+def _resolved(found: TransferRow, amount: Decimal | None) -> Movement:
+    return replace(found.movement(), amount=found.amount if amount is None else amount)
+
+
+def _count(uow: UnitOfWork, caller: Caller, found: TransferRow, amount: Decimal | None) -> None:
+    if caller.id != found.to_user_id:
+        count(uow, caller, [_resolved(found, amount)])
 
 
 def _check_time(expires_at: datetime, at: datetime, longest: timedelta) -> None:

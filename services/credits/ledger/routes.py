@@ -1,15 +1,15 @@
-"""HTTP routes for accounts and top-ups."""
+"""HTTP routes for accounts."""
 
 from fastapi import APIRouter
 
 from services.api.dependencies import CurrentUser, Work
-from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED, IDEMPOTENCY_KEY_REQUIRED
+from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED
 from services.api.problems import responses
 from services.api.rights import needs
 from services.api.transaction import TransactionRoute
 from services.credits.ledger import service
-from services.credits.models import Account, Transfer
-from services.credits.schemas import AccountPublic, AccountStatus, TopUpCreate, TransferPublic
+from services.credits.models import Account
+from services.credits.schemas import AccountPublic, AccountStatus
 from services.fields import Id
 from services.users.rights import Scope
 from services.users.schemas import UserSummary
@@ -29,19 +29,6 @@ async def read_account(user: CurrentUser, uow: Work) -> AccountPublic:
         version=account.version,
         closed_at=account.closed_at,
     )
-
-
-@router.post(
-    "/top-ups",
-    status_code=201,
-    response_model=TransferPublic,
-    dependencies=[IDEMPOTENCY_KEY_REQUIRED],
-    responses=responses(400, 401, 403, 409, 413, 422),
-)
-@needs(Scope.corrections_write)
-async def create_top_up(wanted: TopUpCreate, _: CurrentUser, uow: Work) -> Transfer:
-    """Issue credits to a user."""
-    return await service.top_up(uow, wanted)
 
 
 @router.post(

@@ -68,12 +68,27 @@ async def account_of(uow: UnitOfWork, user_id: int) -> Account:
 
 async def top_up(uow: UnitOfWork, wanted: TopUpCreate) -> Transfer:
     """Issue credits to a user, from the issuance account. Raises `InvalidInput`, `AccountClosed` or `AmountInvalid`."""
+    return await issue(uow, await issuing(uow, wanted), wanted.note)
+
+
+async def issuing(uow: UnitOfWork, wanted: TopUpCreate) -> Movement:
+    """The movement of a top-up, which the user can receive. Raises `InvalidInput` or `AccountClosed`."""
     to_account = await _recipient(uow, wanted.user_id, "#/user_id")
     if to_account.closed_at is not None:
         raise rules.closed(wanted.user_id, [Fault("is closed", "#/user_id")])
-    movement = Movement(new_id(), await uow.ledger.issuance_account_id(), to_account.id, wanted.amount)
-    await transfer(uow, movement, TransferKind.top_up, wanted.note)
-    _record(uow, Action.top_up, to_account, reason=wanted.note, transfer=movement.transfer_id, amount=wanted.amount)
+    return Movement(new_id(), await uow.ledger.issuance_account_id(), to_account.id, wanted.amount)
+
+
+async def issue(uow: UnitOfWork, movement: Movement, note: str) -> Transfer:
+    """Carry out a top-up. Raises a refusal (`services/credits/ledger/rules.py`)."""
+    await transfer(uow, movement, TransferKind.top_up, note)
+    uow.record_act(
+        Action.top_up,
+        f"account/{movement.credit_account_id}",
+        reason=note,
+        transfer=movement.transfer_id,
+        amount=movement.amount,
+    )
     return await uow.ledger.get_transfer(movement.transfer_id)
 
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from decimal import Decimal
 from uuid import UUID
 
+from services.credits.approval.rules import Limits
+from services.credits.approval.service import check_alone, count
 from services.credits.ledger.rules import Movement
 from services.credits.ledger.service import refusals
 from services.credits.models import TransferKind
@@ -51,33 +53,44 @@ async def give_back(
     sold: Mapping[int, SoldLine],
     pieces: Mapping[int, int],
     said: RefundBase,
+    limits: Limits | None,
 ) -> UUID:
     """Refund `pieces` of each line of a paid order; returns the refund's id. The caller has locked the order.
 
     Each seller pays for their own lines, at the prices of the sale. Reserved pieces are released; shipped ones are on
-    hand again. Raises `InsufficientCredits` if a seller has too few, or another refusal, and has then changed nothing.
+    hand again. What the caller refunds of other sellers' lines is within `limits`; None if the order is the caller's
+    own to cancel. Raises `OwnAccount`, `ApprovalNeeded`, `InsufficientCredits` if a seller has too few, or another
+    refusal, and has then changed nothing.
     """
     assert order.status in REFUNDABLE, "nothing was paid"
     goods: dict[int, int] = {}
     due: dict[int, Decimal] = {}
+    own: set[int] = set()
     for number, quantity in pieces.items():
         line = sold[number]
         goods[line.product_id] = goods.get(line.product_id, 0) + quantity
         due[line.seller_account_id] = due.get(line.seller_account_id, Decimal(0)) + quantity * line.unit_price
+        if line.seller_id == caller.id:
+            own.add(line.seller_account_id)
     refund_id = new_id()
     amount = sum(due.values(), Decimal(0))
     # All of it: goods whose price was not given back stay sold.
     async with uow.savepoint(plain=True):
+        buyer = await uow.ledger.account_of(order.buyer_id)
+        assert buyer is not None, "every user has an account"
+        movements = [Movement(new_id(), account_id, buyer.id, due[account_id], order.id) for account_id in sorted(due)]
+        others = [one for one in movements if limits is not None and one.debit_account_id not in own]
+        if limits is not None and others:
+            await check_alone(uow, caller, others, limits, "refund fewer pieces, or leave it to the sellers")
         await uow.inventory.lock(sorted(goods))
         if order.status is OrderStatus.confirmed:
             await uow.inventory.release(goods)
         else:
             await uow.inventory.take_back(order.id, goods)
-        buyer = await uow.ledger.account_of(order.buyer_id)
-        assert buyer is not None, "every user has an account"
-        movements = [Movement(new_id(), account_id, buyer.id, due[account_id], order.id) for account_id in sorted(due)]
         with refusals(amount):
             await uow.ledger.transfer(movements, TransferKind.refund, said.reason)
+        if others:
+            count(uow, caller, others)
         await uow.refunds.write(refund_id, order.id, amount=amount, pieces=pieces, said=said, requested_by=caller.id)
     uow.record(OrderRefunded(order_id=order.id, refund_id=refund_id, amount=amount, pieces=dict(pieces)))
     return refund_id

@@ -1,0 +1,1 @@
+"""Roles change once a second admin approves."""
