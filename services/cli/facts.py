@@ -48,6 +48,8 @@ class Facts(BaseModel):
     data_dir: Path
     environment: str
     operator: Credentials | None = None
+    approver: Credentials | None = None
+    """A second operator, who approves what the first one may not do alone."""
     admin: Credentials | None = None
     users: list[Credentials] = Field(default_factory=list)
     """Demo users: first the buyers, who have credits, then the seller of the demo products."""

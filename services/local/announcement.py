@@ -15,7 +15,7 @@ def announcement(facts: Facts, home: Home) -> Iterator[str]:
     yield "Waybill is running."
     yield ""
     yield f"  API and its documentation   {facts.docs_url}"
-    for role, staff in (("operator", facts.operator), ("admin", facts.admin)):
+    for role, staff in (("operator", facts.operator), ("second operator", facts.approver), ("admin", facts.admin)):
         if staff is not None:
             yield f"  {role:<27} {staff.email}   password {staff.password}"
     for user in facts.users:

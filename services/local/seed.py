@@ -47,6 +47,7 @@ class _Offer:
 
 
 _OPERATOR = _Person("operator@waybill.example", "Olga Operator", Role.operator)
+_APPROVER = _Person("second-operator@waybill.example", "Otto Operator", Role.operator)
 _ADMIN = _Person("admin@waybill.example", "Ada Admin", Role.admin)
 _SELLER = _Person("seller@waybill.example", "Sami Seller", Role.seller)
 _BUYERS = (
@@ -70,10 +71,12 @@ async def seed(settings: Settings, facts: Facts, keep: Callable[[], None]) -> No
         await follow_database(database.engine)
         people = _People(uow, Passwords(settings), {known.email: known for known in _known(facts)})
         operator = await people.find_or_make(_OPERATOR)
+        approver = await people.find_or_make(_APPROVER)
         admin = await people.find_or_make(_ADMIN)
         buyers = [await people.find_or_make(buyer) for buyer in _BUYERS]
         seller = await people.find_or_make(_SELLER)
         facts.operator = operator[1] if operator else None
+        facts.approver = approver[1] if approver else None
         facts.admin = admin[1] if admin else None
         facts.users = [found[1] for found in (*buyers, seller) if found]
         facts.product_ids = await _find_or_make_products(uow, seller[0]) if seller else []
@@ -82,7 +85,7 @@ async def seed(settings: Settings, facts: Facts, keep: Callable[[], None]) -> No
 
 
 def _known(facts: Facts) -> list[Credentials]:
-    return [*facts.users, *(one for one in (facts.operator, facts.admin) if one is not None)]
+    return [*facts.users, *(one for one in (facts.operator, facts.approver, facts.admin) if one is not None)]
 
 
 @dataclass(frozen=True, slots=True)

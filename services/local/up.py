@@ -214,7 +214,8 @@ class _House:
             environment=settings.environment.value,
         )
         if before is not None and settings.is_development:
-            facts.operator, facts.admin, facts.users = before.operator, before.admin, before.users
+            facts.operator, facts.approver = before.operator, before.approver
+            facts.admin, facts.users = before.admin, before.users
             facts.api_key = before.api_key
         return facts
 

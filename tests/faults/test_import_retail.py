@@ -31,6 +31,7 @@ from services.users.rights import Role
 from tests.factories import make_user
 
 OPERATOR, PASSWORD = "operator@waybill.example", "operator-password"
+APPROVER = "approver@waybill.example"
 Row: TypeAlias = tuple[str, str, str, str, str, str]
 """Invoice, code, description, quantity, price, customer."""
 
@@ -200,7 +201,8 @@ def final_figures(summary: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture
 async def house(settings: Settings, database: Database, tmp_path: Path) -> AsyncIterator[House]:
     hashed = await Passwords(settings).hash(PASSWORD)
-    await make_user(database, email=OPERATOR, role=Role.operator, hashed_password=hashed)
+    for email in (OPERATOR, APPROVER):
+        await make_user(database, email=email, role=Role.operator, hashed_password=hashed)
     built = House(settings, tmp_path)
     try:
         built.start_api()
@@ -255,6 +257,23 @@ def test_orders_have_the_lines_prices_and_buyers_of_the_file(house: House, messy
         "71053|Bank Charges|CAKESTAND £3|POSTAGE|WHITE HANGING HEART"
     )
     assert house.count("SELECT count(DISTINCT category_id) FROM products") == 2
+
+
+def test_what_one_operator_may_not_issue_alone_is_approved_by_a_second_one(house: House, tmp_path: Path) -> None:
+    row = ("536365", "85123A", "WHITE HANGING HEART", "300", "5.00", "17850.0")
+    file = write(tmp_path / "large.csv", [row])
+    house.start_worker()
+    process = house.begin_replay(file)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 2
+    assert "--approver-email" in err
+    approver = ("--approver-email", APPROVER, "--approver-password", PASSWORD)
+    for _ in range(2):
+        assert house.replay(file, *approver)["credits_moved"] == "1500.00"
+    assert house.issued() == Decimal("1500.00")
+    house.execute("DELETE FROM idempotency_keys")
+    assert house.replay(file, *approver)["orders_placed_now"] == 0
+    assert house.issued() == Decimal("1500.00")
 
 
 def test_a_second_run_places_issues_and_stocks_nothing(house: House, messy: Path) -> None:

@@ -79,10 +79,11 @@ class Login:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A running service and one of its operators."""
+    """A running service, one of its operators, and one who approves what that operator may not do alone."""
 
     url: str
     operator: Login
+    approver: Login | None = None
 
 
 class Service:

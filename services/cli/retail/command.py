@@ -35,6 +35,13 @@ def import_retail(
     operator_password: Annotated[
         str | None, typer.Option(envvar="WAYBILL_OPERATOR_PASSWORD", help="Safer to set in the environment.")
     ] = None,
+    approver_email: Annotated[
+        str | None,
+        typer.Option(envvar="WAYBILL_APPROVER_EMAIL", help="A second operator, who approves large top-ups."),
+    ] = None,
+    approver_password: Annotated[
+        str | None, typer.Option(envvar="WAYBILL_APPROVER_PASSWORD", help="Safer to set in the environment.")
+    ] = None,
 ) -> None:
     """Place a real shop's invoices as orders through the HTTP API, and check that every credit is where it belongs.
 
@@ -48,7 +55,9 @@ def import_retail(
 
     try:
         plan = read_plan(file)
-        target = find_target(data_dir, url, operator_email, operator_password)
+        target = find_target(
+            data_dir, url, operator_email, operator_password, login_of("approver", approver_email, approver_password)
+        )
         with open_display(quiet=as_json) as display:
             summary, remarks = asyncio.run(run_replay(plan, target, display, limit=limit, clients=concurrency))
     except (FileError, ServiceError, CommandError) as error:
@@ -67,13 +76,23 @@ def import_retail(
         raise typer.Exit(CHECK_FALSE)
 
 
-def find_target(data_dir: Path, url: str | None, email: str | None, password: str | None) -> Target:
+def login_of(who: str, email: str | None, password: str | None) -> Login | None:
+    """The given credentials, if there are any. Raises `CommandError` for one without the other."""
+    if email is None and password is None:
+        return None
+    if email is None or password is None:
+        raise CommandError(f"give both the {who}'s e-mail address and the password, or neither")
+    return Login(email, password)
+
+
+def find_target(
+    data_dir: Path, url: str | None, email: str | None, password: str | None, approver: Login | None = None
+) -> Target:
     """The service to use: the one at `url`, else that of `waybill up` in `data_dir`.
 
     Raises `CommandError` if there is none, or no operator to sign in as.
     """
-    if (email is None) != (password is None):
-        raise CommandError("give both the operator's e-mail address and the password, or neither")
+    operator = login_of("operator", email, password)
     facts = read_facts(data_dir)
     if url is None:
         if facts is None:
@@ -82,14 +101,16 @@ def find_target(data_dir: Path, url: str | None, email: str | None, password: st
                 "Start one with `waybill up`, or point to one with --data-dir or --url"
             )
         url = facts.api_url
-    if email is not None and password is not None:
-        return Target(url, Login(email, password))
+    if operator is not None:
+        return Target(url, operator, approver)
     if facts is None or facts.operator is None or not _same_place(url, facts):
         raise CommandError(
             "an operator is needed: --operator-email and --operator-password, "
             "or WAYBILL_OPERATOR_EMAIL and WAYBILL_OPERATOR_PASSWORD"
         )
-    return Target(url, Login(facts.operator.email, facts.operator.password))
+    if approver is None and facts.approver is not None:
+        approver = Login(facts.approver.email, facts.approver.password)
+    return Target(url, Login(facts.operator.email, facts.operator.password), approver)
 
 
 def _same_place(url: str, facts: Facts) -> bool:

@@ -40,7 +40,7 @@ async def replay(
         service = Service(http, Patience(_FIRST_CONTACT_SECONDS))
         await _make_contact(service, target)
         service.patience = Patience(PATIENCE_SECONDS)
-        shop = await ShopKeeper(service, target.operator, plan, display, clients).open(chosen)
+        shop = await ShopKeeper(service, target, plan, display, clients).open(chosen)
         desk = OrderDesk(service, target.operator, shop, display, clients)
 
         newest_before = await desk.newest_order_at()
