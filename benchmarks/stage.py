@@ -59,6 +59,7 @@ class Stage:
             database_url=self.postgres.url(database),
             redis_url=self.redis.url(),
             secret_key=self.secret,
+            totp_required=False,
             **more,
         )
 

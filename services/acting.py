@@ -59,6 +59,10 @@ class Action(StrEnum):
     password_changed = "user.password_changed"  # noqa: S105
     password_reset = "user.password_reset"  # noqa: S105
     email_changed = "user.email_changed"
+    second_factor_set = "user.second_factor_set"
+    second_factor_removed = "user.second_factor_removed"
+    recovery_code_used = "user.recovery_code_used"
+    recovery_codes_renewed = "user.recovery_codes_renewed"
     role_changed = "user.role_changed"
     role_requested = "user.role_requested"
     role_approved = "user.role_approved"

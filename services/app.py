@@ -56,6 +56,7 @@ from services.users.passwords import Passwords
 from services.users.resets import routes as resets
 from services.users.roles import routes as roles
 from services.users.sessions import routes as sessions
+from services.users.totp import routes as totp
 
 VERSION = "0.1.0"
 
@@ -143,6 +144,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         api_keys,
         resets,
         roles,
+        totp,
         corrections,
         operations,
         outbox_routes,

@@ -47,6 +47,18 @@ class Unauthenticated(DomainError):
     code = "unauthenticated"
 
 
+class OtpRequired(Unauthenticated):
+    """The password is right, and the account needs a one-time code as well."""
+
+    code = "otp_required"
+
+
+class OtpInvalid(Unauthenticated):
+    """The password is right, but the one-time code is wrong or used."""
+
+    code = "otp_invalid"
+
+
 @dataclass
 class SignInRefused(Unauthenticated):
     """The e-mail address or the password is wrong. `user_id` is who has the address, for the audit log only."""
@@ -56,7 +68,7 @@ class SignInRefused(Unauthenticated):
 
 @dataclass
 class TooManyAttempts(DomainError):
-    """Too many wrong passwords, or requests for a mail. `retry_after` is in seconds."""
+    """Too many wrong passwords or codes, or requests for a mail. `retry_after` is in seconds."""
 
     retry_after: int = 1
     code: ClassVar[str] = "too_many_attempts"
@@ -122,6 +134,18 @@ class StaffAddress(Forbidden):
     """An e-mail address is enough to act as its user; that of a member of the staff is changed by themselves."""
 
     code = "staff_address"
+
+
+class WrongCode(Forbidden):
+    """The one-time code with which the caller confirmed a request is wrong or used."""
+
+    code = "wrong_code"
+
+
+class SecondFactorMissing(Forbidden):
+    """The caller's role needs a second factor, which they have not set up."""
+
+    code = "second_factor_missing"
 
 
 class NotFound(DomainError):

@@ -30,6 +30,7 @@ from services.users.models import User
 from services.users.resets.models import Mail, OneTimeToken
 from services.users.roles.models import RoleRequest
 from services.users.sessions.models import RefreshToken, UserSession
+from services.users.totp.models import RecoveryCode, TotpSecret
 
 __all__ = [
     "Account",
@@ -62,12 +63,14 @@ __all__ = [
     "OutboxError",
     "OutboxRow",
     "Product",
+    "RecoveryCode",
     "RefreshToken",
     "Refund",
     "RefundLine",
     "RoleRequest",
     "StockMovement",
     "SweepFailure",
+    "TotpSecret",
     "Transfer",
     "UnapprovedMovement",
     "User",

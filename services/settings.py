@@ -97,6 +97,7 @@ class Settings(BaseSettings):
     api_key_max_ttl: Annotated[int, Field(ge=60, le=315_360_000)] = 31_536_000
     api_keys_per_user: Annotated[int, Field(ge=1, le=1000)] = 20
     api_key_retention: Annotated[int, Field(ge=60, le=3_153_600_000)] = 34_560_000
+    totp_required: bool | None = None
     password_queue: Annotated[int, Field(ge=0, le=10_000)] = 32
     mail_url: SecretStr | None = None
     mail_from: str = "Waybill <waybill@localhost>"
@@ -219,6 +220,7 @@ class Settings(BaseSettings):
         "database_replica_url",
         "event_export_path",
         "outbox_order_check",
+        "totp_required",
         "analytics_url",
         "approver_tenure",
         mode="before",
@@ -277,6 +279,11 @@ class Settings(BaseSettings):
     @property
     def is_development(self) -> bool:
         return self.environment is Environment.development
+
+    @property
+    def requires_totp(self) -> bool:
+        """Whether the staff may do nothing but set up a second factor as long as they have none."""
+        return not self.is_development if self.totp_required is None else self.totp_required
 
     @property
     def checks_order(self) -> bool:

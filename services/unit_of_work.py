@@ -32,6 +32,7 @@ from services.users.repository import UserRepository
 from services.users.resets.repository import MailRepository
 from services.users.roles.repository import RoleRequestRepository
 from services.users.sessions.repository import SessionRepository
+from services.users.totp.repository import TotpRepository
 
 
 class UnitOfWork(Transaction):
@@ -47,6 +48,7 @@ class UnitOfWork(Transaction):
     api_keys = RepositoryOf(ApiKeyRepository)
     attempts = RepositoryOf(AttemptRepository)
     role_requests = RepositoryOf(RoleRequestRepository)
+    totp = RepositoryOf(TotpRepository)
     mails = RepositoryOf(MailRepository)
     categories = RepositoryOf(CategoryRepository)
     products = RepositoryOf(ProductRepository)

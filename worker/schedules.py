@@ -17,6 +17,7 @@ from worker.jobs.retention import (
 )
 from worker.jobs.schedule import Schedule, ScheduledJob
 from worker.jobs.sealing import seal_audit_log
+from worker.jobs.secrets import reencrypt_secrets
 from worker.jobs.stranded import wake_stranded_events
 
 LONG = 6 * 3600
@@ -27,9 +28,12 @@ def scheduled_jobs(settings: Settings) -> Sequence[ScheduledJob]:
     """Every job of this release that these settings need."""
     # Without mail, six runs a minute would find nothing.
     mails = (ScheduledJob(send_mails, Schedule(second=frozenset(range(5, 60, 10)))),) if sender_of(settings) else ()
+    # At the start as well: the key is replaced by a restart.
+    secrets = (ScheduledJob(reencrypt_secrets, Schedule(minute=50), at_start=True),)
     return (
         *mails,
         ScheduledJob(seal_audit_log, Schedule(second=frozenset(range(0, 60, 10)))),
+        *(secrets if settings.secret_key_previous else ()),
         ScheduledJob(ensure_event_partitions, Schedule(minute=10), at_start=True),
         ScheduledJob(drop_expired_events, Schedule(hour=1, minute=40), time_limit=LONG),
         ScheduledJob(forget_workers, Schedule(minute=35)),

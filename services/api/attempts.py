@@ -9,25 +9,32 @@ from pydantic import SecretStr
 
 from services.api.state import ApiState, api_state
 from services.api.transaction import ahead
-from services.errors import TooManyAttempts
+from services.errors import OtpRequired, TooManyAttempts
 from services.unit_of_work import UnitOfWork
-from services.users.attempts.service import Attempt, Limits, confirm, forgive, take_confirmation
+from services.users.attempts.service import Attempt, Limits, confirm, forgive, take_back, take_confirmation
 
 
 @asynccontextmanager
 async def counted(request: Request, take: Callable[[UnitOfWork, Limits], Awaitable[Attempt]]) -> AsyncIterator[Attempt]:
     """Count an attempt as failed, and commit that, before the block checks the password.
 
-    Nothing is counted if too many passwords wait to be checked (`Overloaded`): the client is told to come back.
-    One that has to wait for its next attempt is told so after a moment, as in `Passwords.place`. As for `ahead`, the
-    request's own unit of work must not have begun.
+    Nothing is counted if too many passwords wait to be checked (`Overloaded`): the client is told to come back. Nor is
+    it if the password was right, and a code is asked for (`OtpRequired`); what failed before still counts.
+
+    A client that has to wait for its next attempt is told so after a moment, as in `Passwords.place`. As for `ahead`,
+    the request's own unit of work must not have begun, also where the block raises `OtpRequired`.
     """
     state = api_state(request)
     try:
         async with state.passwords.place():
             async with ahead(request) as counting:
                 attempt = await take(counting, Limits.of(state.settings))
-            yield attempt
+            try:
+                yield attempt
+            except OtpRequired:
+                async with ahead(request) as counting:
+                    await take_back(counting, attempt)
+                raise
     except TooManyAttempts:
         await asyncio.sleep(state.passwords.refusal_delay)
         raise

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from services.errors import Forbidden
+from services.errors import Forbidden, SecondFactorMissing
 from services.settings import Settings
 from services.users.models import Caller
-from services.users.rights import SELLING, Scope
+from services.users.repository import SignedIn
+from services.users.rights import PROFILE, SELLING, Scope
 
 HandlerT = TypeVar("HandlerT", bound=Callable[..., Any])
 
@@ -47,3 +48,14 @@ def check_scope(caller: Caller, handler: Callable[..., Any], settings: Settings)
         raise Forbidden(f"this needs the scope {scope.value}, which you do not have", scope=scope.value)
     if scope is Scope.catalog_write and not settings.customers_may_sell and caller.role not in SELLING:
         raise Forbidden("only sellers and operators may sell here; ask an admin for the role seller", scope=scope.value)
+
+
+def check_second_factor(caller: SignedIn, handler: Callable[..., Any]) -> None:
+    """Raises `SecondFactorMissing` if the caller has to set up a second factor before they may use this handler.
+
+    A handler that declares nothing is refused, too.
+    """
+    if caller.limited and getattr(handler, _SCOPE, None) not in PROFILE:
+        raise SecondFactorMissing(
+            "your role needs a second factor; set one up with POST /v1/users/me/totp, then send this again"
+        )

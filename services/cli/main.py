@@ -26,7 +26,7 @@ COMMANDS = {
     "api": Command("services.cli.serve:api", "Serve the HTTP API in this process."),
     "worker": Command("services.cli.serve:worker", "Process events and jobs in this process."),
     "migrate": Command("services.cli.migrate:migrate", "Upgrade the database to the newest schema."),
-    "users": Command("services.cli.users:users", "Create users with a role, and change the role of a user."),
+    "users": Command("services.cli.users:users", "Create users with a role, change a role, and reset a second factor."),
     "create-operator": Command(
         "services.cli.users:create_operator", "The old name of users create --role operator.", hidden=True
     ),

@@ -17,6 +17,7 @@ from services.errors import DomainError
 from services.settings import Settings, get_settings
 from services.startup import reason_of
 from services.users.rights import Role
+from services.users.totp.service import reset
 
 users = typer.Typer(help="Create users with a role, and change the role of a user.", no_args_is_help=True)
 
@@ -25,6 +26,17 @@ Name = Annotated[str | None, typer.Option(help="The user's full name. Default: t
 Generate = Annotated[
     bool, typer.Option("--generate", help="Generate a random password and print it, instead of asking for one.")
 ]
+
+
+@users.command()
+def reset_totp(email: Annotated[str, typer.Argument(help="The user's e-mail address.")]) -> None:
+    """Remove the second factor of a user who has lost it, recovery codes included. All their sessions end.
+
+    Until they set up another one, their password alone signs them in: make sure that it is they who ask.
+    """
+    with plain_errors():
+        in_one(lambda uow: reset(uow, email))
+    say(f"{email} has no second factor any more, and is signed out everywhere.")
 
 
 @users.command()

@@ -93,6 +93,8 @@ class User(UserBase, Versioned, SoftDeletable, table=True):
     """Since when the user has had this role without a break. A trigger sets it with each change of the role, and when
     a deactivated or deleted user comes back."""
     hashed_password: str = Field(max_length=255)
+    totp_since: datetime | None = Field(default=None, sa_type=TIMESTAMPTZ)
+    """Since when a sign-in needs a second factor as well; None if it does not."""
     created_at: datetime = Field(
         default_factory=now, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": text("now()")}
     )

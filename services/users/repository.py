@@ -15,7 +15,7 @@ from services.query import Listing, Sortable
 from services.repository import SoftDeleteRepository
 from services.sql import Read, Reading, Statement
 from services.users.models import Credential, Presented, PresentedKey, User
-from services.users.rights import SCOPES, Role, Scope
+from services.users.rights import PROFILE, SCOPES, Role, Scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,22 +32,26 @@ class SignedIn:
     session_id: UUID | None = None
     key_id: UUID | None = None
     scopes: frozenset[str] | None = None
+    limited: bool = False
+    """Whether they have to set up a second factor before they may do more than that."""
 
     @property
     def actor(self) -> str:
         return f"user:{self.id}" if self.key_id is None else f"key:{self.key_id}"
 
     def may(self, scope: Scope) -> bool:
+        if self.limited:
+            return scope in PROFILE
         return scope in SCOPES[self.role] and (self.scopes is None or scope in self.scopes)
 
 
 class UserRepository(SoftDeleteRepository[User]):
     model = User
 
-    async def signed_in(self, caller: Presented) -> SignedIn | None:
-        """The user if they may still use their token."""
+    async def signed_in(self, caller: Presented, *, require_totp: bool) -> SignedIn | None:
+        """The user if they may still use their token. `require_totp`: the staff is limited without a second factor."""
         for row in await self.sql.fetch(_CALLER, user_id=caller.user_id, session_id=caller.session_id):
-            return SignedIn(row["id"], row["full_name"], Role(row["role"]), caller.session_id)
+            return _caller(row["id"], row["full_name"], row["role"], caller.session_id, row["has_totp"], require_totp)
         return None
 
     async def with_key(self, hashed: bytes) -> SignedIn | None:
@@ -58,8 +62,8 @@ class UserRepository(SoftDeleteRepository[User]):
         return None
 
     @staticmethod
-    def all_signed_in(callers: Sequence[Credential]) -> Read[dict[Credential, SignedIn]]:
-        """Those who may still use their tokens and API keys, as a part of a longer read."""
+    def all_signed_in(callers: Sequence[Credential], *, require_totp: bool) -> Read[dict[Credential, SignedIn]]:
+        """Those who may still use their tokens and API keys, as a part of a longer read; `require_totp` as above."""
         tokens = [caller for caller in callers if isinstance(caller, Presented)]
         hashes = [caller.hash for caller in callers if isinstance(caller, PresentedKey)]
         of_tokens = {
@@ -67,10 +71,10 @@ class UserRepository(SoftDeleteRepository[User]):
             "session_ids": [caller.session_id for caller in tokens],
         }
         if not hashes:
-            return Read(_CALLERS, of_tokens, lambda results: _signed_in(results[0], ()))
+            return Read(_CALLERS, of_tokens, lambda results: _signed_in(require_totp, results[0], ()))
         if not tokens:
-            return Read(_KEY_CALLERS, {"hashes": hashes}, lambda results: _signed_in((), results[0]))
-        return Read(_ALL_CALLERS, {**of_tokens, "hashes": hashes}, lambda results: _signed_in(*results))
+            return Read(_KEY_CALLERS, {"hashes": hashes}, lambda results: _signed_in(require_totp, (), results[0]))
+        return Read(_ALL_CALLERS, {**of_tokens, "hashes": hashes}, lambda results: _signed_in(require_totp, *results))
 
     async def lock_with(self, roles: Sequence[Role]) -> dict[Role, list[int]]:
         """The ids of all active users with each of these roles, locked until the transaction ends."""
@@ -147,7 +151,8 @@ _MAY_CALL_WITH_KEY = """
 """Users and API keys that are valid. Every look-up of a caller by a key uses it."""
 
 _CALLER = Statement(f"""
-    SELECT users.id, users.full_name, users.role {_MAY_CALL} AND users.id = :user_id AND sessions.id = :session_id
+    SELECT users.id, users.full_name, users.role, users.totp_since IS NOT NULL AS has_totp {_MAY_CALL}
+        AND users.id = :user_id AND sessions.id = :session_id
 """)
 
 _KEY_CALLER = Statement(f"""
@@ -161,7 +166,8 @@ _REPLACE_HASH = Statement("""
 
 _SIGNED_IN = f"""
     callers AS MATERIALIZED (
-        SELECT users.id, users.full_name, users.role, sessions.id AS session_id {_MAY_CALL}
+        SELECT users.id, users.full_name, users.role, sessions.id AS session_id,
+            users.totp_since IS NOT NULL AS has_totp {_MAY_CALL}
             AND users.id = ANY(CAST(:caller_ids AS bigint[])) AND sessions.id = ANY(CAST(:session_ids AS uuid[]))
     )
 """
@@ -173,20 +179,27 @@ _WITH_KEYS = f"""
             AND api_keys.hash = ANY(CAST(:hashes AS bytea[]))
     )
 """
-_OF_SIGNED_IN = ("id", "full_name", "role", "session_id")
+_OF_SIGNED_IN = ("id", "full_name", "role", "session_id", "has_totp")
 _OF_KEYS = ("id", "full_name", "role", "key_id", "hash", "scopes")
 _CALLERS = Reading(_SIGNED_IN, results={"callers": _OF_SIGNED_IN})
 _KEY_CALLERS = Reading(_WITH_KEYS, results={"key_callers": _OF_KEYS})
 _ALL_CALLERS = Reading(f"{_SIGNED_IN}, {_WITH_KEYS}", results={"callers": _OF_SIGNED_IN, "key_callers": _OF_KEYS})
 
 
-def _signed_in(callers: Sequence[Sequence[Any]], of_keys: Sequence[Sequence[Any]]) -> dict[Credential, SignedIn]:
+def _signed_in(
+    require_totp: bool, callers: Sequence[Sequence[Any]], of_keys: Sequence[Sequence[Any]]
+) -> dict[Credential, SignedIn]:
     found: dict[Credential, SignedIn] = {
-        Presented(user_id, session_id): SignedIn(user_id, full_name, Role(role), session_id)
-        for user_id, full_name, role, session_id in callers
+        Presented(user_id, session_id): _caller(user_id, full_name, role, session_id, has_totp, require_totp)
+        for user_id, full_name, role, session_id, has_totp in callers
     }
     for user_id, full_name, role, key_id, hashed, scopes in of_keys:
         found[PresentedKey(user_id, hashed)] = SignedIn(
             user_id, full_name, Role(role), key_id=key_id, scopes=frozenset(scopes.split())
         )
     return found
+
+
+def _caller(user_id: int, full_name: str, role: str, session_id: UUID, has_totp: bool, require_totp: bool) -> SignedIn:
+    limited = require_totp and not has_totp and Role(role).is_staff
+    return SignedIn(user_id, full_name, Role(role), session_id, limited=limited)

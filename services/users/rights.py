@@ -109,3 +109,6 @@ KEPT = (Role.operator, Role.admin)
 
 SELLING = frozenset({Role.seller, Role.operator})
 """The roles that can use `catalog:write` even if customers may not sell (`WAYBILL_CUSTOMERS_MAY_SELL`)."""
+
+PROFILE = frozenset({Scope.profile_read, Scope.profile_write})
+"""What someone may do who has to set up a second factor first."""

@@ -16,6 +16,7 @@ from services.fields import now
 from services.models import metadata
 from services.unit_of_work import UnitOfWork
 from services.users.resets.models import MailKind
+from tests.api import second_factors
 from tests.api.client import Api
 from tests.api.test_outbox_control import BASE, LETTERS
 from tests.factories import CONFIRMED, make_category, make_operator, make_product, make_user
@@ -88,6 +89,27 @@ async def delete_self(api: Api, fill: Fill) -> Sent:
     user = await make_user(api.database)
     body = fill(**CONFIRMED)
     good(await api.delete("/v1/users/me", by=user, json=body))
+    return Sent(body, await row_of(api, "users", id=user.id), [])
+
+
+async def start_totp(api: Api, fill: Fill) -> Sent:
+    user = await make_user(api.database)
+    body = fill(**CONFIRMED)
+    good(await api.post(second_factors.PATH, by=user, key=None, json=body))
+    return Sent(body, await row_of(api, "totp_secrets", user_id=user.id), [])
+
+
+async def confirm_totp(api: Api, fill: Fill) -> Sent:
+    user = await make_user(api.database)
+    body = fill(otp=(await second_factors.start(api, user)).code())
+    good(await api.post(f"{second_factors.PATH}/confirm", by=user, key=None, json=body))
+    return Sent(body, await row_of(api, "users", id=user.id), [])
+
+
+async def remove_totp(api: Api, fill: Fill) -> Sent:
+    user = await make_user(api.database)
+    body = fill(otp=(await second_factors.enrol(api, user)).recovery_codes[0], **CONFIRMED)
+    good(await api.delete(second_factors.PATH, by=user, json=body))
     return Sent(body, await row_of(api, "users", id=user.id), [])
 
 

@@ -26,6 +26,7 @@ from services.orders import schemas as orders
 from services.users import schemas as users
 from services.users.keys import schemas as keys
 from services.users.resets import schemas as resets
+from services.users.totp import schemas as totp
 from tests.api import sending
 from tests.api.client import Api
 
@@ -86,6 +87,7 @@ def made_up(body: type[RequestBody], name: str, before: Mapping[str, Any]) -> An
 
 
 PASSWORD = {"password": "its hash is stored, as hashed_password"}
+OTP = {"otp": "is compared with the codes of the secret"}
 CURRENT = {"current_password": "is compared with the hash"}
 OVERLAP = {"overlap": "is added to the time, as retires_at of the replaced key"}
 RECIPIENT = {"to_user_id": "names the recipient; the recipient's account is stored"}
@@ -101,6 +103,9 @@ CASES: dict[type[RequestBody], Case] = {
     keys.ApiKeyCreate: Case(["api_keys"], sending.make_key, CURRENT),
     keys.Rotation: Case(["api_keys"], sending.rotate_key, CURRENT | OVERLAP),
     keys.OwnRotation: Case(["api_keys"], sending.rotate_own_key, OVERLAP),
+    totp.TotpStart: Case(["totp_secrets"], sending.start_totp, CURRENT),
+    totp.TotpConfirm: Case(["users"], sending.confirm_totp, OTP),
+    totp.TotpProof: Case(["users"], sending.remove_totp, CURRENT | OTP),
     users.UserAdminUpdate: Case(["users"], sending.change_user),
     catalog.CategoryCreate: Case(["categories"], sending.create_category),
     catalog.CategoryUpdate: Case(["categories"], sending.change_category),

@@ -23,7 +23,8 @@ from services.users.passwords import Passwords
 from services.users.rights import Role
 from services.users.sessions import service as sessions
 from services.users.sessions.models import Device
-from services.users.sessions.service import Lifetimes
+from services.users.sessions.service import Credentials, Lifetimes
+from services.users.totp.codes import Secrets
 
 CREATE = ["users", "create", "--role", "admin"]
 
@@ -44,11 +45,14 @@ async def can_sign_in(database: Database, settings: Settings, facts: Facts) -> l
     """Sign in as every user in the facts; return their roles."""
     assert facts.operator is not None
     assert facts.admin is not None
-    passwords, lifetimes, roles = Passwords(settings), Lifetimes.of(settings), []
+    passwords, secrets = Passwords(settings), Secrets.from_settings(settings)
+    lifetimes, roles = Lifetimes.of(settings), []
     for known in (facts.operator, facts.admin, *facts.users):
         async with UnitOfWork(database.write) as uow:
-            granted = await sessions.sign_in(uow, passwords, lifetimes, known.email, known.password, Device(None, None))
-            signed_in = await uow.users.signed_in(granted.caller)
+            granted = await sessions.sign_in(
+                uow, passwords, secrets, lifetimes, Credentials(known.email, known.password), Device(None, None)
+            )
+            signed_in = await uow.users.signed_in(granted.caller, require_totp=False)
             assert signed_in is not None
             roles.append(signed_in.role)
     return roles

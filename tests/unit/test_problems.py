@@ -26,12 +26,15 @@ STATUSES = {
     "linked_failed": 409,
     "mail_off": 404,
     "not_found": 404,
+    "otp_invalid": 401,
+    "otp_required": 401,
     "overloaded": 503,
     "replay_forbidden": 403,
     "reports_off": 404,
     "reports_unavailable": 503,
     "request_in_flight": 409,
     "same_account": 422,
+    "second_factor_missing": 403,
     "stale_version": 412,
     "token_invalid": 422,
     "too_many_attempts": 429,
@@ -45,6 +48,7 @@ STATUSES = {
     "unauthenticated": 401,
     "unknown_recipient": 422,
     "version_required": 428,
+    "wrong_code": 403,
     "wrong_password": 403,
 }
 """The status of each code, which clients rely on."""

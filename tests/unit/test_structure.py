@@ -26,6 +26,7 @@ EXTRA = {
     "outbox/engine": {"window"},
     "users": {"passwords", "rights"},
     "users/keys": {"secret"},
+    "users/totp": {"codes"},
 }
 """The one file with a non-standard name that each of these folders may have."""
 

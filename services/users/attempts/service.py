@@ -41,7 +41,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """An attempt that was counted as failed in advance, until `forgive`."""
+    """An attempt that was counted as failed in advance, until `forgive` or `take_back`."""
 
     of_account: bytes
     of_address: bytes | None = None
@@ -98,6 +98,13 @@ async def forgive(uow: UnitOfWork, attempt: Attempt) -> None:
     await uow.attempts.clear(attempt.of_account)
     if attempt.of_address is not None:
         await uow.attempts.give_back(attempt.of_address)
+
+
+async def take_back(uow: UnitOfWork, attempt: Attempt) -> None:
+    """Nothing was wrong, but more is asked for: the attempt does not count, and whatever failed before still does."""
+    for subject in (attempt.of_account, attempt.of_address):
+        if subject is not None:
+            await uow.attempts.give_back(subject)
 
 
 async def _take(uow: UnitOfWork, subject: bytes, free: int, limits: Limits) -> None:

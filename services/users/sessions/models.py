@@ -21,6 +21,8 @@ class Ended(StrEnum):
     reused = "reused"
     """A refresh token was used twice: one of the two who used it had stolen it."""
     password_changed = "password_changed"  # noqa: S105  (a reason)
+    factor_changed = "factor_changed"
+    """The user set up or removed a second factor, or it was reset."""
     removed = "removed"
     """The user was deleted or deactivated."""
     crowded_out = "crowded_out"

@@ -1,7 +1,7 @@
 """All SQL about sessions and refresh tokens."""
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
@@ -28,17 +28,25 @@ class SessionRepository(SqlAccess):
     """Sessions, and the refresh tokens that extend them."""
 
     async def begin(
-        self, session_id: UUID, user_id: int, verified: str, idle: timedelta, device: Device, token: bytes
+        self,
+        session_id: UUID,
+        user_id: int,
+        verified: str,
+        totp_since: datetime | None,
+        idle: timedelta,
+        device: Device,
+        token: bytes,
     ) -> bool:
-        """Begin a session, unless the user may not sign in, or has a password other than the one that was verified.
+        """Begin a session, unless the user may not sign in, or has another password or second factor than was verified.
 
-        The user's row is locked: a change of the password waits, and then finds this session.
+        The user's row is locked: a change of the password or the factor waits, and then finds this session.
         """
         begun = await self.sql.run(
             _BEGIN,
             id=session_id,
             user_id=user_id,
             verified=verified,
+            totp_since=totp_since,
             idle=idle,
             address=device.address,
             user_agent=device.user_agent,
@@ -104,7 +112,8 @@ class SessionRepository(SqlAccess):
 _BEGIN = Statement("""
     INSERT INTO sessions (id, user_id, expires_at, address, user_agent)
     SELECT CAST(:id AS uuid), id, now() + CAST(:idle AS interval), :address, :user_agent FROM users
-    WHERE id = :user_id AND hashed_password = :verified AND is_active AND deleted_at IS NULL FOR SHARE
+    WHERE id = :user_id AND hashed_password = :verified AND is_active AND deleted_at IS NULL
+        AND totp_since IS NOT DISTINCT FROM CAST(:totp_since AS timestamptz) FOR SHARE
 """)
 
 _GIVE = Statement("INSERT INTO refresh_tokens (hash, session_id, follows) VALUES (:hash, :session_id, :follows)")

@@ -17,7 +17,8 @@ from services.users.attempts import service as attempts
 from services.users.rights import Scope
 from services.users.sessions import service
 from services.users.sessions.schemas import Grant, Sessions, Token, TokenRequest
-from services.users.sessions.service import Lifetimes, Reused
+from services.users.sessions.service import Credentials, Lifetimes, Reused
+from services.users.totp.codes import Secrets
 
 router = APIRouter(route_class=TransactionRoute, tags=["sessions"])
 
@@ -28,6 +29,8 @@ async def create_token(
     form: Annotated[TokenRequest, Form()], request: Request, response: Response, device: Device, uow: Work, state: State
 ) -> Token | Response:
     """Sign in (OAuth 2.0 password flow; `username` is the e-mail address), or extend a session with its refresh token.
+
+    Who has a second factor sends `otp` as well. Without it, the right password is answered with `otp_required`.
 
     A refresh token works once: the reply contains the next one. If it is used again, the session ends.
     """
@@ -43,7 +46,10 @@ async def create_token(
         async with counted(
             request, lambda counting, limits: attempts.take_sign_in(counting, limits, email, device.address)
         ) as attempt:
-            granted = await service.sign_in(uow, state.passwords, lifetimes, email, password, device)
+            secrets = Secrets.from_settings(state.settings)
+            otp = form.otp.get_secret_value() if form.otp is not None else None
+            credentials = Credentials(email, password, otp)
+            granted = await service.sign_in(uow, state.passwords, secrets, lifetimes, credentials, device)
         await attempts.forgive(uow, attempt)
     else:
         granted = await service.refresh(uow, lifetimes, _required("refresh_token", form.refresh_token), device)

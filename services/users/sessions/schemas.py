@@ -22,6 +22,12 @@ class TokenRequest(Schema):
     grant_type: Grant = Grant.password
     username: str | None = Field(default=None, description="For the grant `password`: the e-mail address.")
     password: SecretStr | None = Field(default=None, description="For the grant `password`.")
+    otp: SecretStr | None = Field(
+        default=None,
+        max_length=64,
+        description="For the grant `password`, if the user has a second factor: the code of their app, or a recovery "
+        "code.",
+    )
     refresh_token: SecretStr | None = Field(default=None, description="For the grant `refresh_token`.")
     scope: str = Field(default="", description="Ignored: a token has all of its user's rights.")
 

@@ -4,13 +4,13 @@ import hashlib
 import logging
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Self
 from uuid import UUID
 
 from services.acting import Action
-from services.errors import NotFound, SignInRefused, Unauthenticated
+from services.errors import NotFound, OtpInvalid, OtpRequired, SignInRefused, Unauthenticated
 from services.fields import new_id
 from services.settings import Settings
 from services.sweeps.service import Sweep
@@ -21,6 +21,8 @@ from services.users.repository import SignedIn
 from services.users.sessions.models import Device, Ended
 from services.users.sessions.repository import ExpiredSession
 from services.users.sessions.schemas import SessionPublic, Sessions
+from services.users.totp import service as totp
+from services.users.totp.codes import Secrets
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +50,15 @@ class Lifetimes:
 
 
 @dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a person types to sign in. `otp` is a one-time code or a recovery code, if they gave one."""
+
+    email: str
+    password: str = field(repr=False)
+    otp: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Granted:
     """A session that was begun or extended, and the only refresh token that extends it from now on."""
 
@@ -64,22 +75,35 @@ class Reused:
 
 
 async def sign_in(
-    uow: UnitOfWork, passwords: Passwords, lifetimes: Lifetimes, email: str, password: str, device: Device
+    uow: UnitOfWork, passwords: Passwords, secrets: Secrets, lifetimes: Lifetimes, given: Credentials, device: Device
 ) -> Granted:
-    """Begin a session. Raises `Unauthenticated` without saying whether the address or the password was wrong."""
+    """Begin a session. Raises `Unauthenticated` without saying whether the address or the password was wrong.
+
+    If both are right and the user has a second factor, raises `OtpRequired` without a code, before anything is read
+    again, and `OtpInvalid` if it is wrong or used.
+    """
     for _ in range(_TRIES):
-        user = await uow.users.by_email(email)
+        user = await uow.users.by_email(given.email)
         # The connection goes back to the pool while the hash is computed.
         await uow.rollback()
-        right = await passwords.matches(user.hashed_password if user else None, password)
+        right = await passwords.matches(user.hashed_password if user else None, given.password)
         if user is None or not right or not user.is_active:
             break
-        granted = await _begin(uow, passwords, lifetimes, user, password, device)
+        if user.totp_since is not None:
+            await _check_code(uow, secrets, user.id, given.otp)
+        granted = await _begin(uow, passwords, lifetimes, user, given.password, device)
         if granted is not None:
             return granted
-        # The hash has been replaced meanwhile: by a new password, or by another sign-in with this one.
+        # Replaced meanwhile: the hash, by a new password or another sign-in with this one, or the second factor.
         await uow.rollback()
     raise SignInRefused("the e-mail address or the password is wrong", user_id=user.id if user else None)
+
+
+async def _check_code(uow: UnitOfWork, secrets: Secrets, user_id: int, code: str | None) -> None:
+    if code is None:
+        raise OtpRequired("a one-time code is required: send the code that your authenticator app shows as otp")
+    if not await totp.use(uow, secrets, user_id, code):
+        raise OtpInvalid("the one-time code is wrong, or was already used; wait for the next one")
 
 
 async def _begin(
@@ -92,7 +116,10 @@ async def _begin(
             return None
         verified = hashed
     token, session_id = _new_token(), new_id()
-    if not await uow.sessions.begin(session_id, user.id, verified, lifetimes.idle, device, _hash(token)):
+    begun = await uow.sessions.begin(
+        session_id, user.id, verified, user.totp_since, lifetimes.idle, device, _hash(token)
+    )
+    if not begun:
         return None
     await uow.sessions.end_beyond(user.id, MOST_SESSIONS)
     uow.act_as(user.actor, user.id)
@@ -109,7 +136,7 @@ async def refresh(uow: UnitOfWork, lifetimes: Lifetimes, token: str, device: Dev
     """
     shown = _hash(token)
     caller = await uow.sessions.lock_by_token(shown)
-    if caller is None or await uow.users.signed_in(caller) is None:
+    if caller is None or await uow.users.signed_in(caller, require_totp=False) is None:
         raise Unauthenticated("the refresh token is invalid, or its session has ended; sign in again")
     if await uow.sessions.is_reused(shown):
         await uow.sessions.end(caller.user_id, caller.session_id, Ended.reused)

@@ -1,0 +1,1 @@
+"""The second factor: one-time codes of an authenticator app, and recovery codes."""
