@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.outbox.table import Line
-from benchmarks.over_http import Order, measured, order_requests, send
+from benchmarks.over_http import WARMUP_SECONDS, Order, measured, order_requests, send
 from benchmarks.report import Measured
 from benchmarks.shop import Shop
 from benchmarks.stage import Stage
@@ -51,6 +51,7 @@ class Bench:
     ) -> Measured:
         """Place orders over HTTP, with access tokens, or with `keys` if given."""
         job = {"clients": clients, "seconds": self.seconds, "repeated": more.pop("repeated", 0.0)}
+        job["warmup"] = more.pop("warmup", WARMUP_SECONDS)
         keys = more.pop("keys", None)
         seen = send(
             self.stage,
