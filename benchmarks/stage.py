@@ -60,6 +60,7 @@ class Stage:
             redis_url=self.redis.url(),
             secret_key=self.secret,
             totp_required=False,
+            email_verification=False,
             **more,
         )
 

@@ -27,6 +27,7 @@ from services.sweeps.models import SweepFailure
 from services.users.attempts.models import FailedAttempts
 from services.users.keys.models import ApiKey
 from services.users.models import User
+from services.users.registration.models import UnverifiedEmail
 from services.users.resets.models import Mail, OneTimeToken
 from services.users.roles.models import RoleRequest
 from services.users.sessions.models import RefreshToken, UserSession
@@ -73,6 +74,7 @@ __all__ = [
     "TotpSecret",
     "Transfer",
     "UnapprovedMovement",
+    "UnverifiedEmail",
     "User",
     "UserSession",
     "WorkerRow",

@@ -104,6 +104,9 @@ class Settings(BaseSettings):
     password_reset_link: str = ""
     password_reset_ttl: Annotated[int, Field(ge=60, le=86_400)] = 1800
     role_request_ttl: Annotated[int, Field(ge=60, le=31_536_000)] = 604_800
+    email_verification: bool | None = None
+    email_verification_link: str = ""
+    email_verification_ttl: Annotated[int, Field(ge=300, le=2_592_000)] = 86_400
     # OWASP Password Storage Cheat Sheet: argon2id with 19 MiB, 2 passes, 1 lane.
     argon2_memory_kib: Annotated[int, Field(ge=8)] = 19_456
     argon2_time_cost: Annotated[int, Field(ge=1)] = 2
@@ -207,7 +210,7 @@ class Settings(BaseSettings):
             raise ValueError("expected an address, such as Waybill <waybill@example.com>")
         return value
 
-    @field_validator("password_reset_link")
+    @field_validator("password_reset_link", "email_verification_link")
     @classmethod
     def _has_a_place_for_the_token(cls, value: str) -> str:
         if value and (value.count("{token}") != 1 or value.count("{") != 1 or value.count("}") != 1):
@@ -221,6 +224,7 @@ class Settings(BaseSettings):
         "event_export_path",
         "outbox_order_check",
         "totp_required",
+        "email_verification",
         "analytics_url",
         "approver_tenure",
         mode="before",
@@ -268,6 +272,11 @@ class Settings(BaseSettings):
             )
         if self.mail_url is not None and self.mail_url.get_secret_value() == "console:":
             raise ValueError("WAYBILL_MAIL_URL=console: writes tokens to the log; it is refused outside development")
+        if self.mail_url is None and self.verifies_email:
+            raise ValueError(
+                "WAYBILL_MAIL_URL must be set, since new users confirm their address by mail; or set "
+                "WAYBILL_EMAIL_VERIFICATION=false to register them without, and let the reply reveal who has an account"
+            )
         if self.database_echo:
             raise ValueError("WAYBILL_DATABASE_ECHO writes row data to the log; it is refused outside development")
         if self.argon2_memory_kib < 19_456 or self.argon2_time_cost < 2:
@@ -284,6 +293,11 @@ class Settings(BaseSettings):
     def requires_totp(self) -> bool:
         """Whether the staff may do nothing but set up a second factor as long as they have none."""
         return not self.is_development if self.totp_required is None else self.totp_required
+
+    @property
+    def verifies_email(self) -> bool:
+        """Whether an e-mail address counts only once its owner has confirmed it."""
+        return not self.is_development if self.email_verification is None else self.email_verification
 
     @property
     def checks_order(self) -> bool:

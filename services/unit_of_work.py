@@ -28,6 +28,7 @@ from services.sweeps.repository import SweepRepository
 from services.transaction import RepositoryOf, Transaction
 from services.users.attempts.repository import AttemptRepository
 from services.users.keys.repository import ApiKeyRepository
+from services.users.registration.repository import RegistrationRepository
 from services.users.repository import UserRepository
 from services.users.resets.repository import MailRepository
 from services.users.roles.repository import RoleRequestRepository
@@ -49,6 +50,7 @@ class UnitOfWork(Transaction):
     attempts = RepositoryOf(AttemptRepository)
     role_requests = RepositoryOf(RoleRequestRepository)
     totp = RepositoryOf(TotpRepository)
+    registrations = RepositoryOf(RegistrationRepository)
     mails = RepositoryOf(MailRepository)
     categories = RepositoryOf(CategoryRepository)
     products = RepositoryOf(ProductRepository)

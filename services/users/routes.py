@@ -1,23 +1,28 @@
 """HTTP routes for users."""
 
+from datetime import timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
 from pydantic import SecretStr
 
-from services.api.attempts import confirm_password
-from services.api.dependencies import CurrentUser, IfMatch, ReplicaWork, State, Work, etag, page_of
+from services.api.attempts import confirm_password, counted
+from services.api.dependencies import CurrentUser, Device, IfMatch, ReplicaWork, State, Work, etag, page_of
 from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED
 from services.api.problems import responses
 from services.api.rights import needs, public
 from services.api.state import ApiState
-from services.api.transaction import TransactionRoute
+from services.api.transaction import TransactionRoute, ahead
 from services.errors import Fault, InvalidInput
 from services.fields import Id
 from services.query import Page, PageQuery, Rows
 from services.unit_of_work import UnitOfWork
 from services.users import service
+from services.users.attempts import service as attempts
 from services.users.models import User
+from services.users.registration import service as registration
+from services.users.registration.schemas import EmailConfirmation
 from services.users.repository import USERS, SignedIn
 from services.users.rights import Scope
 from services.users.roles.models import RoleRequest
@@ -25,14 +30,31 @@ from services.users.roles.routes import shown
 from services.users.roles.schemas import RoleRequestPublic
 from services.users.roles.service import RoleRules
 from services.users.schemas import Confirmation, UserAdminUpdate, UserCreate, UserPublic, UserUpdate
+from services.users.sessions import models
 
 router = APIRouter(route_class=TransactionRoute, tags=["users"])
 
 
-@router.post("/users", status_code=201, response_model=UserPublic, responses=responses(400, 409, 413, 422))
+@router.post(
+    "/users",
+    status_code=201,
+    response_model=UserPublic,
+    responses=responses(400, 409, 413, 422, 429, 503) | {202: {"description": "A mail was sent, which says the rest"}},
+)
 @public
-async def register(wanted: UserCreate, response: Response, uow: Work, state: State) -> User:
-    """Register. The new user gets an account without credits."""
+async def register(
+    request: Request, wanted: UserCreate, device: Device, response: Response, uow: Work, state: State
+) -> User | Response:
+    """Register. The new user gets an account without credits.
+
+    If addresses are verified, a token is mailed, with which the registration is finished. The reply is the same for
+    an address that is taken.
+    """
+    if state.settings.verifies_email:
+        state.passwords.check_new(wanted.password.get_secret_value(), wanted.email, wanted.full_name)
+        await _count_mail(request, wanted.email, device, state)
+        await registration.ask(uow, state.passwords, wanted, _verified_within(state))
+        return JSONResponse(None, 202)
     user = await service.register(uow, state.passwords, wanted)
     response.headers["Location"] = "/v1/users/me"
     response.headers["ETag"] = etag(user.version)
@@ -55,16 +77,61 @@ async def update_self(
     changes: UserUpdate,
     user: CurrentUser,
     version: IfMatch,
+    device: Device,
     response: Response,
     uow: Work,
     state: State,
 ) -> User:
-    """Change the signed-in user's name, e-mail address or password. A new password ends all other sessions."""
+    """Change the signed-in user's name, e-mail address or password. A new password ends all other sessions.
+
+    If addresses are verified, another one counts once it is confirmed with the token that is mailed to it.
+    """
     if await service.needs_confirmation(uow, user.id, changes):
         await _confirm(request, user, changes.current_password, uow, state)
-    updated = await service.update_self(uow, state.passwords, user, changes, version)
+    verified_within = _verified_within(state) if state.settings.verifies_email else None
+    if (
+        verified_within is not None
+        and changes.email is not None
+        and await service.wants_other_address(uow, user.id, changes)
+    ):
+        # Only one connection at a time.
+        await uow.rollback()
+        await _count_mail(request, changes.email, device, state)
+    updated = await service.update_self(uow, state.passwords, user, changes, version, verified_within=verified_within)
     response.headers["ETag"] = etag(updated.version)
     return updated
+
+
+@router.post(
+    "/email-verifications/confirm", response_model=UserPublic, responses=responses(400, 403, 409, 413, 422, 429, 503)
+)
+@public
+async def confirm_email(
+    request: Request, given: EmailConfirmation, response: Response, uow: Work, state: State
+) -> User:
+    """Confirm an e-mail address with the token from the mail, which works once, and the password that belongs to it.
+
+    This finishes a registration, or gives the signed-in user who asked for it the new address.
+    """
+    found = await registration.find(uow, given)
+    await uow.rollback()
+    async with counted(
+        request, lambda counting, limits: attempts.take_verification(counting, limits, found["id"])
+    ) as attempt:
+        user = await registration.confirm(uow, state.passwords, given)
+    await attempts.forgive(uow, attempt)
+    response.headers["ETag"] = etag(user.version)
+    return user
+
+
+def _verified_within(state: ApiState) -> timedelta:
+    return timedelta(seconds=state.settings.email_verification_ttl)
+
+
+async def _count_mail(request: Request, email: str, device: models.Device, state: ApiState) -> None:
+    """Count a mail to this address, and commit that before the password is hashed."""
+    async with ahead(request) as counting:
+        await attempts.take_mail(counting, attempts.Limits.of(state.settings), email, device.address)
 
 
 @router.delete("/users/me", status_code=204, responses=responses(400, 401, 403, 409, 413, 422, 429))

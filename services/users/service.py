@@ -1,13 +1,11 @@
 """Operations on users."""
 
 from collections.abc import Collection
+from datetime import timedelta
 from typing import Any
 
 from services.acting import Action
-from services.credits.models import AccountBase
 from services.errors import (
-    AlreadyExists,
-    Fault,
     Forbidden,
     InvalidInput,
     NotFound,
@@ -17,9 +15,10 @@ from services.errors import (
 from services.repository import Lock, check_version
 from services.sql import unless_taken
 from services.unit_of_work import UnitOfWork
-from services.users.events import UserEmailChanged, UserRegistered
+from services.users.events import UserEmailChanged
 from services.users.models import Caller, User
 from services.users.passwords import Passwords
+from services.users.registration import service as registration
 from services.users.repository import SignedIn
 from services.users.resets.models import MailKind
 from services.users.rights import KEPT, Role, Scope
@@ -36,25 +35,32 @@ async def register(uow: UnitOfWork, passwords: Passwords, wanted: UserCreate, ro
     # Before the first statement: no transaction is open while the hash is computed.
     hashed = await passwords.hash(wanted.password.get_secret_value())
     await _email_is_free(uow, wanted.email)
-    with unless_taken("uq_users_email_lower", _taken()):
-        user = await uow.users.create(wanted, without={"password"}, hashed_password=hashed, role=role)
-    await uow.accounts.create(AccountBase(), user_id=user.id)
-    uow.record(UserRegistered(user_id=user.id))
-    uow.record_act(Action.registered, f"user/{user.id}", role=user.role.value)
-    return user
+    return await registration.create(uow, wanted, hashed, role)
 
 
 async def needs_confirmation(uow: UnitOfWork, user_id: int, changes: UserUpdate) -> bool:
     """Whether a person who makes these changes could sign in as the user from then on, or keep the user from it."""
-    if changes.password is not None:
-        return True
+    return changes.password is not None or await wants_other_address(uow, user_id, changes)
+
+
+async def wants_other_address(uow: UnitOfWork, user_id: int, changes: UserUpdate) -> bool:
+    """Whether the changes include another e-mail address."""
     return changes.email is not None and changes.email != (await get(uow, user_id)).email
 
 
 async def update_self(
-    uow: UnitOfWork, passwords: Passwords, caller: SignedIn, changes: UserUpdate, version: int
+    uow: UnitOfWork,
+    passwords: Passwords,
+    caller: SignedIn,
+    changes: UserUpdate,
+    version: int,
+    *,
+    verified_within: timedelta | None = None,
 ) -> User:
     """Change the user's own name, e-mail address or password.
+
+    If `verified_within` is given, another address counts once its owner has confirmed it, within that time. Nothing
+    tells the caller whether it is taken.
 
     A new password ends all other sessions, and makes tokens to reset it void. Raises `StaleVersion` if `version` is not
     the current one, and `AlreadyExists` if the address is taken.
@@ -67,7 +73,11 @@ async def update_self(
         # The connection goes back to the pool while the hash is computed.
         await uow.rollback()
         values["hashed_password"] = await passwords.hash(password)
+    if verified_within is not None:
+        without.add("email")
     updated = await _update(uow, caller.id, changes, version, without=without, **values)
+    if verified_within is not None and changes.email is not None and changes.email != updated.email:
+        await uow.registrations.ask(changes.email, verified_within, user_id=caller.id)
     if values:
         await uow.sessions.end_all(caller.id, Ended.password_changed, but=caller.session_id)
         # Whoever reads the user's mail could take the account back with one that was sent before.
@@ -212,10 +222,10 @@ async def _update(
 ) -> User:
     user = await get(uow, user_id)
     check_version(user, version)
-    new_address = changes.email is not None and changes.email != user.email
+    new_address = changes.email is not None and changes.email != user.email and "email" not in without
     if changes.email is not None and new_address:
         await _email_is_free(uow, changes.email)
-    with unless_taken("uq_users_email_lower", _taken()):
+    with unless_taken("uq_users_email_lower", registration.taken()):
         await uow.users.update(user, changes, without=without, **more)
     if new_address:
         uow.record(UserEmailChanged(user_id=user_id))
@@ -225,8 +235,4 @@ async def _update(
 
 async def _email_is_free(uow: UnitOfWork, email: str) -> None:
     if await uow.users.email_taken(email):
-        raise _taken()
-
-
-def _taken() -> AlreadyExists:
-    return AlreadyExists("a user with this e-mail address already exists", [Fault("is taken", "#/email")])
+        raise registration.taken()

@@ -19,7 +19,7 @@ from services.users.resets.models import MailKind
 from tests.api import second_factors
 from tests.api.client import Api
 from tests.api.test_outbox_control import BASE, LETTERS
-from tests.factories import CONFIRMED, make_category, make_operator, make_product, make_user
+from tests.factories import CONFIRMED, PASSWORD, make_category, make_operator, make_product, make_user
 
 A_KEY = {"name": "a program", "scopes": ["keys:rotate"], **CONFIRMED}
 
@@ -83,6 +83,20 @@ async def reset(api: Api, fill: Fill) -> Sent:
     body = fill(token="token", password="another one!")
     good(await api.post("/v1/password-resets/confirm", key=None, json=body))
     return Sent(body, await row_of(api, "users", id=user.id), [])
+
+
+async def confirm_email(api: Api, fill: Fill) -> Sent:
+    user = await make_user(api.database)
+    async with UnitOfWork(api.database.write) as uow:
+        await uow.registrations.ask("new@example.com", timedelta(hours=1), user_id=user.id)
+        await uow.commit()
+    async with UnitOfWork(api.database.write) as uow:
+        unverified_id = await api.scalar("SELECT id FROM unverified_emails")
+        await uow.registrations.give_token(hashlib.sha256(b"token").digest(), unverified_id)
+        await uow.commit()
+    body = fill(token="token", password=PASSWORD)
+    made = good(await api.post("/v1/email-verifications/confirm", key=None, json=body))
+    return Sent(body, await row_of(api, "users", id=user.id), [made])
 
 
 async def delete_self(api: Api, fill: Fill) -> Sent:

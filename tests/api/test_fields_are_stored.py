@@ -25,6 +25,7 @@ from services.operations.outbox import schemas as outbox
 from services.orders import schemas as orders
 from services.users import schemas as users
 from services.users.keys import schemas as keys
+from services.users.registration import schemas as registration
 from services.users.resets import schemas as resets
 from services.users.totp import schemas as totp
 from tests.api import sending
@@ -103,6 +104,7 @@ CASES: dict[type[RequestBody], Case] = {
     keys.ApiKeyCreate: Case(["api_keys"], sending.make_key, CURRENT),
     keys.Rotation: Case(["api_keys"], sending.rotate_key, CURRENT | OVERLAP),
     keys.OwnRotation: Case(["api_keys"], sending.rotate_own_key, OVERLAP),
+    registration.EmailConfirmation: Case(["users"], sending.confirm_email, PASSWORD | {"token": "is deleted"}),
     totp.TotpStart: Case(["totp_secrets"], sending.start_totp, CURRENT),
     totp.TotpConfirm: Case(["users"], sending.confirm_totp, OTP),
     totp.TotpProof: Case(["users"], sending.remove_totp, CURRENT | OTP),

@@ -45,8 +45,14 @@ def settings(settings: Settings, request: pytest.FixtureRequest) -> Settings:
 def test_production_requires_it_unless_the_setting_says_otherwise(
     environment: str, given: str | None, required: bool
 ) -> None:
-    more: dict[str, Any] = {"totp_required": given}
-    made = Settings(_env_file=None, environment=Environment(environment), secret_key=SecretStr(OLD), **more)
+    more: dict[str, Any] = {"totp_required": given, "email_verification": False}
+    made = Settings(
+        _env_file=None,
+        environment=Environment(environment),
+        secret_key=SecretStr(OLD),
+        mail_url=SecretStr("file:///x"),
+        **more,
+    )
     assert made.requires_totp is required
 
 

@@ -268,7 +268,7 @@ def test_nothing_outlives_a_killed_supervisor(tmp_path: Path) -> None:
 
 
 def test_outside_development_nothing_is_seeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / ".env").write_text("WAYBILL_ENVIRONMENT=production\n")
+    (tmp_path / ".env").write_text("WAYBILL_ENVIRONMENT=production\nWAYBILL_EMAIL_VERIFICATION=false\n")
     with up(tmp_path) as started:
         facts = started.facts()
         assert facts.environment == "production"

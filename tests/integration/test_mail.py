@@ -19,7 +19,13 @@ SECRET = "x" * 48
 
 def settings(url: str | None, environment: Environment = Environment.development) -> Settings:
     given = None if url is None else SecretStr(url)
-    return Settings(_env_file=None, environment=environment, secret_key=SecretStr(SECRET), mail_url=given)
+    return Settings(
+        _env_file=None,
+        environment=environment,
+        secret_key=SecretStr(SECRET),
+        mail_url=given,
+        email_verification=False,
+    )
 
 
 def message() -> EmailMessage:

@@ -11,11 +11,13 @@ SECRET = "a" * 32
 
 
 def production(**given: Any) -> Settings:
-    return Settings(_env_file=None, **{"environment": "production", "secret_key": SECRET, **given})
+    safe = {"environment": "production", "secret_key": SECRET, "mail_url": "file:///var/mail"}
+    return Settings(_env_file=None, **safe | given)
 
 
 def test_the_environment_is_production_unless_set_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAYBILL_SECRET_KEY", SECRET)
+    monkeypatch.setenv("WAYBILL_MAIL_URL", "file:///var/mail")
     assert Settings(_env_file=None).environment is Environment.production
 
 
@@ -29,6 +31,7 @@ def test_the_environment_is_production_unless_set_otherwise(monkeypatch: pytest.
         ({"argon2_memory_kib": 19_455}, "WAYBILL_ARGON2_"),
         ({"argon2_time_cost": 1}, "WAYBILL_ARGON2_"),
         ({"metrics_token": "a" * 15}, "WAYBILL_METRICS_TOKEN"),
+        ({"mail_url": ""}, "WAYBILL_MAIL_URL must be set"),
     ],
 )
 def test_unsafe_values_are_refused_outside_development_only(unsafe: dict[str, Any], named: str) -> None:
@@ -108,6 +111,7 @@ def test_a_malformed_value_is_refused_by_its_name(name: str, value: Any) -> None
 
 def test_values_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAYBILL_SECRET_KEY", SECRET)
+    monkeypatch.setenv("WAYBILL_MAIL_URL", "file:///var/mail")
     monkeypatch.setenv("WAYBILL_DATABASE_POOL_SIZE", "3")
     get_settings.cache_clear()
     try:

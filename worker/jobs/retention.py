@@ -28,6 +28,7 @@ from services.sweeps.service import Sweep
 from services.unit_of_work import UnitOfWork
 from services.users.attempts.service import FORGOTTEN_ATTEMPTS
 from services.users.keys.service import ended_keys
+from services.users.registration.service import EXPIRED_EMAILS
 from services.users.sessions.service import expired_sessions
 from worker.context import WorkerContext
 from worker.jobs.sweeping import raise_all, run_sweeps
@@ -171,12 +172,13 @@ def old_keys(retention: timedelta) -> Sweep[OldKey]:
 
 
 async def prune_sessions(ctx: dict[str, Any]) -> None:
-    """Delete sessions and API keys that ended longer ago than the retention, and failed attempts that count no more."""
+    """Delete what has ended long enough ago: sessions, API keys, failed attempts, and unconfirmed addresses."""
     worker: WorkerContext = ctx["worker"]
     sweeps: list[Sweep[Any]] = [
         expired_sessions(timedelta(seconds=worker.settings.session_retention)),
         ended_keys(timedelta(seconds=worker.settings.api_key_retention)),
         FORGOTTEN_ATTEMPTS,
+        EXPIRED_EMAILS,
     ]
     await run_sweeps(worker.open_unit_of_work, sweeps, slice_size=_SESSIONS_PER_TRANSACTION, longest=_LONGEST_PRUNING)
 

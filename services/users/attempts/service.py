@@ -83,6 +83,13 @@ async def confirm(uow: UnitOfWork, passwords: Passwords, user_id: int, password:
         raise WrongPassword("current_password is not your password")
 
 
+async def take_verification(uow: UnitOfWork, limits: Limits, unverified_id: int) -> Attempt:
+    """Count an attempt to give the password that belongs to a mailed token. Raises `TooManyAttempts`."""
+    subject = _hash("verify", str(unverified_id))
+    await _take(uow, subject, limits.account, limits)
+    return Attempt(subject)
+
+
 async def take_mail(uow: UnitOfWork, limits: Limits, email: str, address: str | None) -> None:
     """Count a request for a mail to this address: a mailbox must not be flooded. Raises `TooManyAttempts`."""
     await _take(uow, _hash("mail", email.lower()), _MAILS, limits)

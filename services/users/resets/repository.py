@@ -17,7 +17,7 @@ class MailRepository(SqlAccess):
         await self.sql.run(_ASK, kind=kind.value, email=email)
 
     async def claim(self) -> Row | None:
-        """The mail that has been due the longest, with the user's address; None if none is due.
+        """The mail that has been due the longest, with the address it goes to; None if none is due.
 
         It is due again later: if it was sent, it is deleted before then.
         """
@@ -72,11 +72,12 @@ _ASK = Statement("""
 _CLAIM = Statement("""
     UPDATE mails SET attempts = attempts + 1,
         due_at = now() + make_interval(secs => least(60 * power(2, least(attempts, 10)), 3600))
-    FROM users WHERE users.id = mails.user_id AND mails.id = (
-        SELECT mails.id FROM mails JOIN users ON users.id = user_id
-        WHERE due_at <= now() AND is_active AND deleted_at IS NULL
+    WHERE id = (
+        SELECT mails.id FROM mails LEFT JOIN users ON users.id = user_id
+        WHERE due_at <= now() AND (user_id IS NULL OR (is_active AND deleted_at IS NULL))
         ORDER BY due_at, mails.id LIMIT 1 FOR UPDATE OF mails SKIP LOCKED
-    ) RETURNING mails.id, mails.user_id, users.email
+    ) RETURNING id, kind, user_id, unverified_id,
+        coalesce(email, (SELECT users.email FROM users WHERE users.id = mails.user_id)) AS email
 """)
 
 _GIVE = Statement("""

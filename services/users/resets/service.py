@@ -1,4 +1,4 @@
-"""Setting a new password with a token from a mail."""
+"""Setting a new password with a token from a mail, and what the mails say."""
 
 import hashlib
 import secrets
@@ -20,14 +20,48 @@ from services.users.sessions.models import Ended
 _SECRET_BYTES = 32
 _KIND = MailKind.password_reset
 
+# Lines of less than 78 characters are sent as they are.
+_RESET = """\
+Someone asked for a new password for the account with this e-mail address.
+To set it:
+
+{link}
+
+This works once, within {minutes} minutes. If it was not you, ignore this
+mail: your password stays the same.
+"""
+
+_VERIFICATION = """\
+Someone wants to use this e-mail address for an account. If it was you,
+confirm it:
+
+{link}
+
+This works once, within {minutes} minutes, and needs the password of the
+account. If it was not you, ignore this mail.
+"""
+
+_TAKEN = """\
+Someone wants to use this e-mail address for an account, but there is one
+with this address already, or there was one. If it was you, sign in with it,
+or ask for a new password. If it was not you, ignore this mail.
+"""
+
+_CHANGED = """\
+The account that had this e-mail address has another one now. If it was not
+you who changed it, contact us.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
     """A mail to send now. It may be sent more than once: each has a token of its own."""
 
     mail_id: int
+    kind: MailKind
     email: str
-    token: str
+    token: str | None
+    """None if the mail has none, since there is nothing to confirm."""
 
 
 async def ask(uow: UnitOfWork, email: str) -> None:
@@ -37,13 +71,26 @@ async def ask(uow: UnitOfWork, email: str) -> None:
 
 async def next_mail(uow: UnitOfWork, settings: Settings) -> Claimed | None:
     """Claim a mail and make its token. Commit before it is sent: no transaction waits for a mail server."""
-    row = await uow.mails.claim()
-    if row is None:
-        return None
-    token = secrets.token_urlsafe(_SECRET_BYTES)
-    ttl = timedelta(seconds=settings.password_reset_ttl)
-    await uow.mails.give_token(_hash(token), _KIND, row["user_id"], row["email"], ttl)
-    return Claimed(row["id"], row["email"], token)
+    while (row := await uow.mails.claim()) is not None:
+        kind, token = MailKind(row["kind"]), secrets.token_urlsafe(_SECRET_BYTES)
+        match kind:
+            case MailKind.password_reset:
+                ttl = timedelta(seconds=settings.password_reset_ttl)
+                await uow.mails.give_token(_hash(token), _KIND, row["user_id"], row["email"], ttl)
+                return Claimed(row["id"], kind, row["email"], token)
+            case MailKind.email_changed:
+                return Claimed(row["id"], kind, row["email"], None)
+            case MailKind.verification:
+                outlook = await uow.registrations.outlook(row["unverified_id"])
+                if outlook is not None and not outlook["taken"]:
+                    await uow.registrations.give_token(_hash(token), row["unverified_id"])
+                    return Claimed(row["id"], kind, row["email"], token)
+                if outlook is not None and not outlook["told"]:
+                    await uow.registrations.note_told(row["unverified_id"])
+                    return Claimed(row["id"], kind, row["email"], None)
+                # It has expired, or its owner has been told that the address is taken.
+                await uow.mails.sent(row["id"])
+    return None
 
 
 async def reset(uow: UnitOfWork, passwords: Passwords, given: Reset) -> None:
@@ -74,15 +121,18 @@ def message_of(settings: Settings, claimed: Claimed) -> EmailMessage:
     message = EmailMessage()
     message["From"] = settings.mail_from
     _address(message, claimed.email)
-    message["Subject"] = "Set a new password"
-    token = claimed.token
-    link = settings.password_reset_link.format(token=token) if settings.password_reset_link else f"Token: {token}"
-    message.set_content(
-        "Someone asked for a new password for the account with this e-mail address. To set it:\n\n"
-        f"{link}\n\n"
-        f"This works once, within {settings.password_reset_ttl // 60} minutes. If it was not you, ignore this "
-        "mail: your password stays the same.\n"
-    )
+    match claimed.kind:
+        case MailKind.password_reset:
+            subject, text = "Set a new password", _RESET
+            link, ttl = settings.password_reset_link, settings.password_reset_ttl
+        case MailKind.verification:
+            subject, text = "Confirm your e-mail address", _VERIFICATION if claimed.token else _TAKEN
+            link, ttl = settings.email_verification_link, settings.email_verification_ttl
+        case MailKind.email_changed:
+            subject, text, link, ttl = "Your e-mail address was changed", _CHANGED, "", 0
+    shown = (link or "Token: {token}").format(token=claimed.token)
+    message["Subject"] = subject
+    message.set_content(text.format(link=shown, minutes=ttl // 60))
     return message
 
 
