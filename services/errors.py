@@ -107,7 +107,7 @@ class OwnAccount(Forbidden):
 
 
 class OwnRequest(Forbidden):
-    """Whoever requested something does not decide on it."""
+    """Those who requested something do not decide on it."""
 
     code = "own_request"
 
@@ -125,7 +125,7 @@ class ApprovalNeeded(Forbidden):
 
 
 class OwnRole(Forbidden):
-    """Nobody requests or decides on their own role."""
+    """No one requests or decides on their own role."""
 
     code = "own_role"
 
@@ -191,7 +191,7 @@ class RoleRequestDecided(Conflict):
 
 
 class RoleRequestExpired(Conflict):
-    """Nobody has decided on the request for another role in time."""
+    """No one has decided on the request for another role in time."""
 
     code = "role_request_expired"
 

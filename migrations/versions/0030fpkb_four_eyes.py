@@ -46,7 +46,7 @@ APPLIED = """
     $$
 """
 
-# Also for changes by the release before, and by hand. Whoever comes back has to wait again before they may approve.
+# Also for changes by the release before, and by hand. Users who come back have to wait again before they may approve.
 ROLE_SINCE = """
     CREATE OR REPLACE FUNCTION set_role_since() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN

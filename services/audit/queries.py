@@ -111,7 +111,7 @@ _REVERSALS = Statement("""
 """)
 
 # What an adjustment asked for is what its transfer did: a reversal takes the amount from the account and gives it
-# back to whoever had paid it. The check `reversal` compares that transfer with the one it reverses.
+# back to the one who had paid it. The check `reversal` compares that transfer with the one it reverses.
 _ADJUSTMENTS = Statement("""
     SELECT 'adjustment' AS kind, adjustments.id AS adjustment_id, adjustments.transfer_id,
         concat_ws(' ', operation, format('%s: %s, %s', adjustments.account_id, adjustments.amount, reason),
@@ -136,7 +136,7 @@ _ADJUSTMENTS = Statement("""
 """)
 
 # A movement that an operator made alone is the transfer that it names, as far as that was posted or, if it was voided,
-# released. Nobody approved it, and neither account is the operator's.
+# released. No one approved it, and neither account is the operator's.
 _UNAPPROVED = Statement("""
     SELECT 'unapproved_movement' AS kind, alone.transfer_id, operator_id,
         coalesce(format('from %s to %s: %s, of others, without approval', transfers.debit_account_id,

@@ -186,7 +186,7 @@ async def update_user(
     """Change a user's name or e-mail address, or whether they may sign in; with `roles:write`, also the role.
 
     The e-mail address of staff, and users who may do more than the caller, need `roles:write` as well. Outside
-    development, a role waits until another admin approves it (202), and nobody changes the address of staff for them.
+    development, a role waits until another admin approves it (202), and no one changes the address of staff for them.
     """
     user = await service.update_other(uow, caller, user_id, changes, version, RoleRules.of(state.settings))
     if isinstance(user, RoleRequest):

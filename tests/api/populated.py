@@ -21,7 +21,9 @@ from services.outbox.testing import drain
 from services.subscriptions import SUBSCRIPTIONS
 from services.unit_of_work import UnitOfWork
 from services.users.models import User
-from tests.factories import NOTHING_ALONE, make_operator, make_product
+from services.users.rights import Role
+from services.users.roles.models import RoleRequestBase
+from tests.factories import NOTHING_ALONE, make_admin, make_operator, make_product, make_user
 
 EACH = 8
 
@@ -37,7 +39,8 @@ _AUDITED = """
 
 async def populate(database: Database, customer: User, other: User) -> dict[str, Sequence[Any]]:
     """Orders, holds, adjustments, dead letters and deferred events: their ids, by the names of their parameters."""
-    asking = await make_operator(database)
+    asking, admin = await make_operator(database), await make_admin(database)
+    wanting = [await make_user(database) for _ in range(EACH)]
     product = await make_product(database, seller=other, stock=1000)
     confirmed = await _place(database, customer, product.id)
     await drain(Processor(lambda: UnitOfWork(database.write), SUBSCRIPTIONS, retry=RetryPolicy(1, 1, 1), batch_size=50))
@@ -52,6 +55,8 @@ async def populate(database: Database, customer: User, other: User) -> dict[str,
         held = [(await holds.hold(uow, customer, wanted, timedelta(days=2))).id for _ in range(EACH)]
         correction = AdjustmentCreate(user_id=customer.id, amount=Decimal(1), reason="wrong")
         asked = [(await adjustments.adjust(uow, asking, correction, NOTHING_ALONE)).id for _ in range(EACH)]
+        roles = [RoleRequestBase(user_id=user.id, role=Role.seller) for user in wanting]
+        requests = await uow.role_requests.bulk_create(roles, requested_by=admin.id, expires_at=until)
         late = OrderPlaced(order_id=new_id(), buyer_id=customer.id, total=Decimal(1))
         deferred = [uow.record(late, available_at=until) for _ in range(EACH)]
         await uow.commit()
@@ -59,6 +64,7 @@ async def populate(database: Database, customer: User, other: User) -> dict[str,
         "order_id": [*confirmed, *placed],
         "transfer_id": held,
         "adjustment_id": asked,
+        "request_id": [one.id for one in requests],
         "position": positions,
         "event_id": deferred,
     }

@@ -216,7 +216,7 @@ async def test_operators_reverse_no_transfer_of_their_own(api: Api) -> None:
         await refused_without_effect(api, await decide(api, operator, asked, verb), "own_account")
 
 
-async def test_whoever_owns_the_account_decides_on_nothing_about_it(api: Api) -> None:
+async def test_the_owner_of_the_account_decides_on_nothing_about_it(api: Api) -> None:
     first, second = await make_operator(api.database), await make_operator(api.database)
     third = await make_operator(api.database)
     asked = await adjust(api, first, second, "1000.01")

@@ -52,6 +52,9 @@ ENDS_THE_CALLER = {("DELETE", "/v1/users/me"), ("DELETE", "/v1/sessions"), ("DEL
 BODIES = {("DELETE", "/v1/users/me"): {"current_password": "the password of every user"}}
 """Where a body that fits the schema is not enough."""
 
+OF_OTHERS = ("order_id", "transfer_id", "adjustment_id", "request_id", "event_id")
+"""UUIDs in paths."""
+
 LAST = [Role.admin, Role.operator]
 """They change what others would find."""
 
@@ -148,7 +151,7 @@ async def world(api: Api) -> World:
         "event_type": ("order.placed", "order.unknown"),
         "position": (known["position"][0], 2**40),
     }
-    ids |= {name: (known[name][0], uuid4()) for name in ("order_id", "transfer_id", "adjustment_id", "event_id")}
+    ids |= {name: (known[name][0], uuid4()) for name in OF_OTHERS}
     callers = {role: await make_user(api.database, role=role, credits="10") for role in Role}
     return World(api, ids, archived.id, callers, api.app.openapi())
 

@@ -166,7 +166,7 @@ steps = st.lists(
     max_size=16,
 )
 
-# What the transfers themselves say: each that the staff made and nobody approved, with the accounts on both sides.
+# What the transfers themselves say: each that the staff made and no one approved, with the accounts on both sides.
 ALONE = """
     WITH alone AS (
         SELECT debit_account_id, credit_account_id, coalesce(posted_amount, amount) AS amount FROM transfers
@@ -238,7 +238,7 @@ class Operator:
         return lambda uow: holds.post(uow, self.operator, transfer_id, amount, LIMITS)
 
     async def alone(self) -> tuple[Decimal, Decimal]:
-        """The sum that nobody approved, and the largest of those of one account."""
+        """The sum that no one approved, and the largest of those of one account."""
         listed = {
             name: "{" + ",".join(map(str, ids)) + "}"
             for name, ids in {"before": self.before, "resolved": self.resolved}.items()

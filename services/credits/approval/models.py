@@ -1,4 +1,4 @@
-"""The table of movements that nobody approved."""
+"""The table of movements that no one approved."""
 
 from datetime import datetime
 from decimal import Decimal

@@ -1,4 +1,4 @@
-"""SQL about movements that nobody approved."""
+"""SQL about movements that no one approved."""
 
 from services.sql import Statement, Writing
 

@@ -1,4 +1,4 @@
-"""All SQL about movements that nobody approved."""
+"""All SQL about movements that no one approved."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Record:
 
 
 class ApprovalRepository(SqlAccess):
-    """Movements that nobody approved."""
+    """Movements that no one approved."""
 
     async def lock(self, operator_id: int, account_ids: Collection[int], window: timedelta) -> Record:
         """Lock the operator and the accounts for movements without approval until the transaction ends; read the sums.

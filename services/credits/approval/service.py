@@ -1,7 +1,7 @@
 """Four eyes: the one policy for credits that the staff issues, takes or moves outside the will of their owners.
 
 An operator may do that alone up to a limit for themselves and one for each account, both within a window of time.
-Beyond that, a second operator must approve. Nobody does or approves anything with their own account.
+Beyond that, a second operator must approve. No one does or approves anything with their own account.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ async def may_alone(uow: UnitOfWork, operator: Caller, movements: Sequence[Movem
 async def check_alone(
     uow: UnitOfWork, operator: Caller, movements: Sequence[Movement], limits: Limits, otherwise: str
 ) -> None:
-    """`may_alone`, for what nobody else can approve. Raises `ApprovalNeeded`, which says what to do `otherwise`."""
+    """`may_alone`, for what no one else can approve. Raises `ApprovalNeeded`, which says what to do `otherwise`."""
     if not await may_alone(uow, operator, movements, limits):
         raise ApprovalNeeded(
             f"without approval, one operator may move at most {limits.per_operator} credits, and all operators "

@@ -30,7 +30,7 @@ class RoleRequestBase(SQLModel):
 class RoleRequest(RoleRequestBase, table=True):
     """An admin's request that a user get another role. Another admin decides on it, neither of them for themselves.
 
-    One that nobody has decided on is stored as pending after its time, too, until another one is made for the user.
+    One that no one has decided on is stored as pending after its time, too, until another one is made for the user.
     """
 
     __tablename__ = "role_requests"
