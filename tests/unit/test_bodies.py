@@ -187,14 +187,16 @@ def test_a_body_that_is_not_json_is_refused_with_the_reason(body: bytes, said: s
     assert said in refused.value.detail
 
 
+_CHARACTERS = st.characters(codec="utf-8")
+"""Without surrogates, which stand for no character and are refused."""
+
 JSON_VALUES = st.recursive(
     st.none()
     | st.booleans()
     | st.integers(-(2**70), 2**70)
     | st.floats(allow_nan=False, allow_infinity=False)
-    # Surrogates stand for no character; they are refused.
-    | st.text(st.characters(codec="utf-8")),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner),
+    | st.text(_CHARACTERS),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(_CHARACTERS), inner),
 )
 
 
