@@ -130,6 +130,11 @@ async def test_an_actor_cannot_be_changed(api: Api) -> None:
     for table in ("events", "transfers", "order_transitions"):
         with pytest.raises(Exception, match="what is written stays"):
             await api.execute(f"UPDATE {table} SET actor = 'user:0'")
+    # Not even with the one change that a transfer may have.
+    voided = "UPDATE transfers SET state = 'voided', resolved_at = now()"
+    with pytest.raises(Exception, match="what is written stays"):
+        await api.execute(f"{voided}, actor = 'user:0'")
+    await api.execute(f"{voided} WHERE state = 'pending'")
 
 
 async def test_an_unauthenticated_request_names_no_actor(api: Api) -> None:

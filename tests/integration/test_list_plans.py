@@ -112,14 +112,14 @@ def filled(administrator: Administrator, servers: TestServers, template_database
                 [REFUNDS_OF_ONE],
             )
             connection.execute("ANALYZE refunds")
-            # Most rows are the sign-ins of one user; the others are older.
+            # Nine of ten rows are the sign-ins of one user.
             connection.execute(
                 "INSERT INTO audit_log (action, object, actor, user_id, at)"
-                " SELECT CASE WHEN n < 3000 THEN 'credits.top_up' ELSE 'user.signed_in' END,"
-                " CASE WHEN n < 3000 THEN 'account/' || n %% 500 ELSE 'user/1' END,"
+                " SELECT CASE WHEN n %% 10 = 0 THEN 'credits.top_up' ELSE 'user.signed_in' END,"
+                " CASE WHEN n %% 10 = 0 THEN 'account/' || n %% 500 ELSE 'user/1' END,"
                 " 'user:' || one.user_id, one.user_id, now() - (%s - n) * interval '1 minute'"
                 " FROM generate_series(1, %s) AS n,"
-                " LATERAL (SELECT CASE WHEN n < 3000 THEN 1 + n %% 10 ELSE 1 END AS user_id) AS one",
+                " LATERAL (SELECT CASE WHEN n %% 10 = 0 THEN 1 + n / 10 %% 10 ELSE 1 END AS user_id) AS one",
                 [ACTS, ACTS],
             )
             connection.execute("ANALYZE audit_log")
