@@ -188,6 +188,13 @@ _OF_ORDERS = {
     "created_at": TIMES,
     "updated_at": TIMES,
 }
+_OF_ACTS = {
+    "actor": ("user:1", "user:7", "none"),
+    "user_id": ("1", "7", "999999"),
+    "action": ("user.signed_in", "credits.top_up", "key.made"),
+    "object": ("user/1", "account/7", "none"),
+    "at": TIMES,
+}
 VALUES: Mapping[str, Mapping[str, Sequence[str]]] = {
     "/v1/products": {
         "category_id": ("1", "7", "999999"),
@@ -216,13 +223,9 @@ VALUES: Mapping[str, Mapping[str, Sequence[str]]] = {
         "state": ("rejected", "pending", "applied"),
         "created_at": TIMES,
     },
-    "/v1/audit-log": {
-        "actor": ("user:1", "user:7", "none"),
-        "user_id": ("1", "7", "999999"),
-        "action": ("user.signed_in", "credits.top_up", "key.made"),
-        "object": ("user/1", "account/7", "none"),
-        "at": TIMES,
-    },
+    "/v1/audit-log": _OF_ACTS,
+    "/v1/audit-log.csv": _OF_ACTS,
+    "/v1/audit-log.ndjson": _OF_ACTS,
     "/v1/operations/dead-letters": {
         "aggregate": ("dead/7", "none"),
         "type": ("fatal", "rare", "none"),

@@ -224,7 +224,10 @@ async def test_each_list_takes_exactly_the_filters_and_sorts_that_its_documentat
     pages = documented(api)
     refunds = pages.pop("/v1/orders/{order_id}/refunds")
     assert "takes no filters" in refunds["filter"]
-    exports = {"/v1/accounts/me/statement.csv", "/v1/orders.csv", "/v1/orders.ndjson"}
+    exports = {
+        *(f"/v1/{name}.{ending}" for name in ("orders", "audit-log") for ending in ("csv", "ndjson")),
+        "/v1/accounts/me/statement.csv",
+    }
     for path in exports:
         assert pages.pop(path)["filter"] == pages[path.rpartition(".")[0]]["filter"]
     assert set(pages) == set(LISTS)
