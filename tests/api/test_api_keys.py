@@ -145,6 +145,15 @@ async def test_a_user_has_so_many_keys_and_no_more(api: Api, owner: User) -> Non
     assert_problem(await api.post("/v1/api-keys", by=owner, key=None, json=wanted()), 409, "conflict")
 
 
+async def test_a_key_waits_for_a_transaction_that_makes_another_key_of_its_owner(api: Api, owner: User) -> None:
+    async with api.database.engine.begin() as connection:
+        await connection.exec_driver_sql("SELECT FROM users FOR NO KEY UPDATE")
+        making = asyncio.create_task(api.post("/v1/api-keys", by=owner, key=None, json=wanted()))
+        done, _ = await asyncio.wait({making}, timeout=0.8)
+        assert not done, "otherwise both would count the same keys"
+    assert (await making).status_code == 201
+
+
 async def test_a_program_that_rotates_in_a_loop_is_stopped(api: Api, owner: User) -> None:
     first = made = await make_key(api, owner)
     most = api.settings.api_keys_per_user
