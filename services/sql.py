@@ -139,8 +139,8 @@ def without_waiting(queries: str) -> str:
 class Sql:
     """Runs statements on the connection, and in the transaction, of a session.
 
-    The first statement of a transaction goes through SQLAlchemy, which begins the transaction and finds out whether the
-    pooled connection is still alive. The others go straight to the driver: a third of the CPU time each
+    The first statement of a transaction goes through a cursor of SQLAlchemy, which begins the transaction and finds out
+    whether the pooled connection is still alive. The others go straight to the driver: a third of the CPU time each
     (`docs/decisions/0004-set-based-sql-on-hot-paths.md`). Errors are SQLAlchemy's either way.
     """
 
