@@ -23,7 +23,7 @@ def encode(scope: Sequence[str], place: Sequence[Any]) -> str:
 
     The place is stored by its values, and not by a row: it stays where it is if the row changes or vanishes.
     """
-    body = to_json(list(place))
+    body = to_json(place)
     return base64.urlsafe_b64encode(_check(scope, body) + body).decode().rstrip("=")
 
 
