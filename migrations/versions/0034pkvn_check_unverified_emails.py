@@ -25,7 +25,7 @@ CONSTRAINTS = (
 
 
 def upgrade() -> None:
-    """Block no writers. Can be run again if it is interrupted."""
+    # It blocks no writers, and can be run again if it is interrupted.
     op.execute("SET LOCAL lock_timeout = '5s'")
     # Named with its schema: if a tenant has no such index yet, the search path would find another schema's.
     schema = op.get_context().version_table_schema
