@@ -113,12 +113,12 @@ async def _signed_in(request: Request, token: str) -> SignedIn:
 
 
 async def _with_key(request: Request, key: str) -> SignedIn:
-    uow: UnitOfWork = request.state.uow
+    state, uow = api_state(request), request.state.uow
     hashed = read_key(key)
-    user = await uow.users.with_key(hashed)
+    user: SignedIn | None = await uow.users.with_key(hashed, require_totp=state.settings.requires_totp)
     if user is None:
         raise key_invalid()
-    api_state(request).seen_keys.used(hashed, user.id)
+    state.seen_keys.used(hashed, user.id)
     return user
 
 

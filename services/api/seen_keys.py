@@ -65,7 +65,7 @@ class SeenKeys:
             return known
         try:
             async with UnitOfWork(self._database, name="the owner of an API key") as uow:
-                found = await uow.users.with_key(hashed)
+                found = await uow.users.with_key(hashed, require_totp=False)
         except (DBAPIError, PoolTimeout, OSError) as error:
             trouble.warning("could not find out whose an API key is: %r", error)
             return None

@@ -40,9 +40,8 @@ class SignedIn:
         return f"user:{self.id}" if self.key_id is None else f"key:{self.key_id}"
 
     def may(self, scope: Scope) -> bool:
-        if self.limited:
-            return scope in PROFILE
-        return scope in SCOPES[self.role] and (self.scopes is None or scope in self.scopes)
+        held = PROFILE if self.limited else SCOPES[self.role]
+        return scope in held and (self.scopes is None or scope in self.scopes)
 
 
 class UserRepository(SoftDeleteRepository[User]):
@@ -54,11 +53,12 @@ class UserRepository(SoftDeleteRepository[User]):
             return _caller(row["id"], row["full_name"], row["role"], caller.session_id, row["has_totp"], require_totp)
         return None
 
-    async def with_key(self, hashed: bytes) -> SignedIn | None:
-        """The owner of the API key with this SHA-256 if it can be used."""
+    async def with_key(self, hashed: bytes, *, require_totp: bool) -> SignedIn | None:
+        """The owner of the API key with this SHA-256 if it can be used; `require_totp` as above."""
         for row in await self.sql.fetch(_KEY_CALLER, hash=hashed):
-            scopes = frozenset(row["scopes"])
-            return SignedIn(row["id"], row["full_name"], Role(row["role"]), key_id=row["key_id"], scopes=scopes)
+            return _with_key(
+                row["id"], row["full_name"], row["role"], row["key_id"], row["scopes"], row["has_totp"], require_totp
+            )
         return None
 
     @staticmethod
@@ -156,8 +156,8 @@ _CALLER = Statement(f"""
 """)
 
 _KEY_CALLER = Statement(f"""
-    SELECT users.id, users.full_name, users.role, api_keys.id AS key_id, api_keys.scopes {_MAY_CALL_WITH_KEY}
-        AND api_keys.hash = :hash
+    SELECT users.id, users.full_name, users.role, users.totp_since IS NOT NULL AS has_totp, api_keys.id AS key_id,
+        api_keys.scopes {_MAY_CALL_WITH_KEY} AND api_keys.hash = :hash
 """)
 
 _REPLACE_HASH = Statement("""
@@ -175,12 +175,12 @@ _SIGNED_IN = f"""
 _WITH_KEYS = f"""
     key_callers AS MATERIALIZED (
         SELECT users.id, users.full_name, users.role, api_keys.id AS key_id, api_keys.hash,
-            array_to_string(api_keys.scopes, ' ') AS scopes {_MAY_CALL_WITH_KEY}
-            AND api_keys.hash = ANY(CAST(:hashes AS bytea[]))
+            array_to_string(api_keys.scopes, ' ') AS scopes, users.totp_since IS NOT NULL AS has_totp
+            {_MAY_CALL_WITH_KEY} AND api_keys.hash = ANY(CAST(:hashes AS bytea[]))
     )
 """
 _OF_SIGNED_IN = ("id", "full_name", "role", "session_id", "has_totp")
-_OF_KEYS = ("id", "full_name", "role", "key_id", "hash", "scopes")
+_OF_KEYS = ("id", "full_name", "role", "key_id", "hash", "scopes", "has_totp")
 _CALLERS = Reading(_SIGNED_IN, results={"callers": _OF_SIGNED_IN})
 _KEY_CALLERS = Reading(_WITH_KEYS, results={"key_callers": _OF_KEYS})
 _ALL_CALLERS = Reading(f"{_SIGNED_IN}, {_WITH_KEYS}", results={"callers": _OF_SIGNED_IN, "key_callers": _OF_KEYS})
@@ -193,13 +193,24 @@ def _signed_in(
         Presented(user_id, session_id): _caller(user_id, full_name, role, session_id, has_totp, require_totp)
         for user_id, full_name, role, session_id, has_totp in callers
     }
-    for user_id, full_name, role, key_id, hashed, scopes in of_keys:
-        found[PresentedKey(user_id, hashed)] = SignedIn(
-            user_id, full_name, Role(role), key_id=key_id, scopes=frozenset(scopes.split())
+    for user_id, full_name, role, key_id, hashed, scopes, has_totp in of_keys:
+        found[PresentedKey(user_id, hashed)] = _with_key(
+            user_id, full_name, role, key_id, scopes.split(), has_totp, require_totp
         )
     return found
 
 
 def _caller(user_id: int, full_name: str, role: str, session_id: UUID, has_totp: bool, require_totp: bool) -> SignedIn:
-    limited = require_totp and not has_totp and Role(role).is_staff
+    limited = _is_limited(role, has_totp, require_totp)
     return SignedIn(user_id, full_name, Role(role), session_id, limited=limited)
+
+
+def _with_key(
+    user_id: int, full_name: str, role: str, key_id: UUID, scopes: list[str], has_totp: bool, require_totp: bool
+) -> SignedIn:
+    limited = _is_limited(role, has_totp, require_totp)
+    return SignedIn(user_id, full_name, Role(role), key_id=key_id, scopes=frozenset(scopes), limited=limited)
+
+
+def _is_limited(role: str, has_totp: bool, require_totp: bool) -> bool:
+    return require_totp and not has_totp and Role(role).is_staff

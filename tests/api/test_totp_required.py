@@ -17,6 +17,7 @@ from services.unit_of_work import UnitOfWork
 from services.users.rights import PROFILE, SCOPES, Role, Scope
 from tests.api.client import Api, assert_problem, order_of
 from tests.api.grouped import Gate, together
+from tests.api.programs import make_key, order_with, with_key
 from tests.api.second_factors import PATH, enrol, sign_in, start
 from tests.factories import PASSWORD, make_product, make_user
 from worker.context import open_worker
@@ -103,6 +104,20 @@ async def test_a_group_refuses_the_one_who_has_none_and_carries_out_the_others(a
     assert gate.attempts == [2]
     assert placed.status_code == 201
     assert_problem(refused, 403, "second_factor_missing")
+
+
+async def test_an_api_key_is_no_way_around_it(api: Api) -> None:
+    owner, _, product = await api.shop()
+    made, order = await make_key(api, owner), order_of((product, 1))
+    assert (await order_with(api, made, order)).status_code == 201
+    await api.execute("UPDATE users SET role = 'operator' WHERE id = :id", id=owner.id)
+    assert_problem(await api.get("/v1/orders", headers=with_key(made)), 403, "second_factor_missing")
+    # Carried out in a group, whose callers are looked up by another statement.
+    assert_problem(await order_with(api, made, order), 403, "second_factor_missing")
+    assert_problem(await api.post("/v1/api-keys/current/rotate", headers=with_key(made)), 403, "second_factor_missing")
+    assert_problem(await api.get("/v1/users/me", headers=with_key(made)), 403, "forbidden")
+    await enrol(api, owner)
+    assert (await order_with(api, made, order)).status_code == 201
 
 
 async def test_customers_need_none(api: Api) -> None:
