@@ -24,7 +24,7 @@ _DRIFT = 1
 """Steps by which the clock of a phone may be wrong, either way (RFC 6238, section 5.2)."""
 _SECRET_BYTES = 20
 """As long as the hash, as RFC 4226 recommends."""
-_RECOVERY_BYTES = 10
+_RECOVERY_BYTES = 15
 _RECOVERY_GROUP = 4
 _CODE = re.compile(rf"[0-9]{{{_DIGITS}}}", re.ASCII)
 _SEPARATORS = re.compile(r"[\s-]+")
@@ -118,14 +118,14 @@ def is_of_an_app(code: str) -> bool:
 
 
 def new_recovery_codes() -> list[str]:
-    """Random codes of 80 bits, such as `MZXW-6YTB-OI2X-G5DF`."""
+    """Random codes of 120 bits, such as `MZXW-6YTB-OI2X-G5DF-MFZW-KZDL`."""
     codes = (base64.b32encode(secrets.token_bytes(_RECOVERY_BYTES)).decode() for _ in range(RECOVERY_CODES))
     starts = range(0, _RECOVERY_BYTES * 8 // 5, _RECOVERY_GROUP)
     return ["-".join(code[start : start + _RECOVERY_GROUP] for start in starts) for code in codes]
 
 
 def hash_of(recovery_code: str) -> bytes:
-    """What is stored of a recovery code. 80 random bits need no slow hash."""
+    """What is stored of a recovery code. 120 random bits need no slow hash."""
     return hashlib.sha256(typed(recovery_code).encode("utf-8", "replace")).digest()
 
 
