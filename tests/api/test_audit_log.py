@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from services.users.models import User
 from services.users.rights import Role
 from tests.api.client import Api, assert_problem
 from tests.api.programs import make_key, with_key
-from tests.factories import CONFIRMED, make_operator, make_product, make_user
+from tests.factories import CONFIRMED, PASSWORD, make_admin, make_operator, make_product, make_user
 
 NEW = "another very good password"
 
@@ -129,6 +130,33 @@ async def test_what_users_do_with_their_sign_in(api: Api) -> None:
     assert await api.scalar("SELECT count(*) FROM audit_log WHERE address = '127.0.0.1'") == 5
 
 
+async def test_neither_the_audit_log_nor_a_line_of_the_log_contains_a_secret(
+    api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    user = await make_user(api.database)
+    wrong = "a wrong password, by mistake that of another site"
+    assert (await api.sign_in(user.email, wrong)).status_code == 401
+    signed_in = (await api.sign_in(user.email)).json()
+    headers = {"Authorization": f"Bearer {signed_in['access_token']}"}
+    key = (await make_key(api, user))["key"]
+    assert (await api.get("/v1/orders", headers=with_key(key))).status_code == 200
+    assert (await api.get("/v1/users", headers=headers)).status_code == 403
+    assert (await api.get("/v1/orders", headers=with_key(key[:-1]))).status_code == 401
+    form = {"grant_type": "refresh_token", "refresh_token": signed_in["refresh_token"]}
+    refreshed = (await api.client.post("/v1/token", data=form)).json()
+    change = {"password": NEW, **CONFIRMED}
+    assert (await api.patch("/v1/users/me", version=1, headers=headers, json=change)).status_code == 200
+    await written(api, 3)
+
+    said = caplog.text + str(await read(api.database, "SELECT row_to_json(audit_log)::text FROM audit_log"))
+    assert "user.sign_in_refused" in said
+    tokens = [one[name] for one in (signed_in, refreshed) for name in ("access_token", "refresh_token")]
+    # Of a key, the beginning and the end are shown to people.
+    secrets = [wrong, PASSWORD, NEW, key[8:-4], *tokens]
+    assert [secret for secret in secrets if secret in said] == []
+
+
 async def test_a_refresh_token_that_is_used_twice(api: Api) -> None:
     user = await make_user(api.database)
     token = (await api.sign_in(user.email)).json()["refresh_token"]
@@ -140,16 +168,16 @@ async def test_a_refresh_token_that_is_used_twice(api: Api) -> None:
     assert (None, "session.token_reused", f"user/{user.id}") in await acts(api)
 
 
-async def test_what_operators_do_to_users(api: Api, operator: User) -> None:
-    user = await make_user(api.database)
+async def test_what_admins_do_to_users(api: Api) -> None:
+    admin, user = await make_admin(api.database), await make_user(api.database)
     path = f"/v1/users/{user.id}"
     for version, change in enumerate(({"role": "operator"}, {"is_active": False}, {"is_active": True}), start=1):
-        reply = await api.patch(path, by=operator, version=version, json=change)
+        reply = await api.patch(path, by=admin, version=version, json=change)
         assert reply.status_code == 200, reply.text
-    assert (await api.delete(path, by=operator)).status_code == 204
-    assert (await api.post(f"{path}/restore", by=operator)).status_code == 200
+    assert (await api.delete(path, by=admin)).status_code == 204
+    assert (await api.post(f"{path}/restore", by=admin)).status_code == 200
     expected = ["user.role_changed", "user.deactivated", "user.activated", "user.deleted", "user.restored"]
-    assert await acts(api) == [(operator.actor, action, f"user/{user.id}") for action in expected]
+    assert await acts(api) == [(admin.actor, action, f"user/{user.id}") for action in expected]
     changed = "SELECT details ->> 'was' || ' ' || (details ->> 'now') FROM audit_log WHERE action = 'user.role_changed'"
     assert await api.scalar(changed) == "customer operator"
 

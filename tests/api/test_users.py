@@ -85,6 +85,23 @@ async def test_users_change_their_own_name_and_password(api: Api) -> None:
     assert (old.status_code, new.status_code) == (401, 200)
 
 
+@pytest.mark.parametrize("password", [" with spaces at both ends ", "PÄSSWÖRTER ΑΒΓ 私の秘密", "long" + " enough" * 28])
+async def test_a_password_of_any_characters_counts_exactly_as_it_was_sent(api: Api, password: str) -> None:
+    assert (await api.post("/v1/users", key=None, json={**ADA, "password": password})).status_code == 201
+    for other in (password[:-1], password.strip(" "), password.lower().upper() + "!", password.swapcase()):
+        if other != password:
+            assert_problem(await api.sign_in(ADA["email"], other), 401, "unauthenticated")
+    assert (await api.sign_in(ADA["email"], password)).status_code == 200
+
+
+async def test_an_operator_cannot_set_the_password_of_a_user(api: Api) -> None:
+    operator, user = await make_operator(api.database), await make_user(api.database)
+    for field in ("password", "hashed_password"):
+        refused = await api.patch(f"/v1/users/{user.id}", by=operator, version=1, json={field: "chosen by someone"})
+        assert_problem(refused, 422, "invalid_input", pointers=[f"#/{field}"])
+    assert (await api.sign_in(user.email)).status_code == 200
+
+
 async def test_users_and_operators_change_an_address(api: Api) -> None:
     operator = await make_operator(api.database)
     taken = (await make_user(api.database, email="bob@example.com")).email
