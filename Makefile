@@ -15,13 +15,14 @@ PEERS_PYTHON ?= $(firstword $(foreach name,python3.14 python3.13 python3.12 \
 	$(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python),$(shell $(name) -c '$(ENOUGH)' 2>/dev/null && echo $(name))) \
 	$(PYTHON))
 PEERS := .venv-bench
+SBOM := build/sbom
 
 UV := build/lock/bin/uv
 COMPILE := $(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --no-header -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check lint format types imports drift lint-migrations release-before migration renumber bench-peers clean-data clean lock
+.PHONY: help setup run test check lint format types imports drift lint-migrations release-before migration renumber bench-peers sbom clean-data clean lock
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -89,6 +90,15 @@ $(PEERS)/ready: requirements-bench.txt
 	$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r requirements-bench.txt
 	@touch $(PEERS)/ready
 
+sbom: $(SBOM)/ready ## Write build/sbom.json: the packages of requirements.txt with their hashes, as CycloneDX
+	$(SBOM)/bin/cyclonedx-py requirements requirements.txt --pyproject pyproject.toml --mc-type application \
+		--output-reproducible --of JSON -o build/sbom.json
+
+$(SBOM)/ready: requirements-sbom.txt | $(BIN)/python
+	$(BIN)/python -m venv --clear $(SBOM)
+	$(SBOM)/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r requirements-sbom.txt
+	@touch $(SBOM)/ready
+
 clean-data: $(READY) ## Delete the data of `make run`
 	@$(BIN)/waybill clean-data $(ARGS)
 
@@ -99,6 +109,7 @@ lock: $(UV) ## Update the lock files to pyproject.toml; remove a lock file first
 	$(COMPILE) pyproject.toml -o requirements.txt
 	$(COMPILE) pyproject.toml --extra dev -o requirements-dev.txt
 	$(COMPILE) --group peers -o requirements-bench.txt
+	$(COMPILE) --group sbom -o requirements-sbom.txt
 	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["embedded"], sep="\n")' \
 		| $(COMPILE) - --no-deps --no-annotate -o requirements-embedded.txt
 

@@ -16,7 +16,13 @@ from services.cli.main import COMMANDS, app
 from services.settings import Settings
 
 ROOT = Path(__file__).parents[2]
-LOCKS = ("requirements.txt", "requirements-dev.txt", "requirements-embedded.txt", "requirements-bench.txt")
+LOCKS = (
+    "requirements.txt",
+    "requirements-dev.txt",
+    "requirements-embedded.txt",
+    "requirements-bench.txt",
+    "requirements-sbom.txt",
+)
 
 
 def commands() -> set[str]:
