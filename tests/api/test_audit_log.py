@@ -149,7 +149,8 @@ async def test_neither_the_audit_log_nor_a_line_of_the_log_contains_a_secret(
     assert (await api.patch("/v1/users/me", version=1, headers=headers, json=change)).status_code == 200
     await written(api, 3)
 
-    said = caplog.text + str(await read(api.database, "SELECT row_to_json(audit_log)::text FROM audit_log"))
+    acts = await read(api.database, "SELECT row_to_json(audit_log)::text FROM audit_log")
+    said = f"{acts} {caplog.text} {[vars(record) for record in caplog.records]}"
     assert "user.sign_in_refused" in said
     tokens = [one[name] for one in (signed_in, refreshed) for name in ("access_token", "refresh_token")]
     # Of a key, the beginning and the end are shown to people.
