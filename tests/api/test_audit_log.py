@@ -171,6 +171,8 @@ async def test_a_refresh_token_that_is_used_twice(api: Api) -> None:
 
 async def test_what_admins_do_to_users(api: Api) -> None:
     admin, user = await make_admin(api.database), await make_user(api.database)
+    # The last operator could not be removed.
+    await make_operator(api.database)
     path = f"/v1/users/{user.id}"
     for version, change in enumerate(({"role": "operator"}, {"is_active": False}, {"is_active": True}), start=1):
         reply = await api.patch(path, by=admin, version=version, json=change)
