@@ -195,7 +195,7 @@ class Listing(Generic[ItemT]):
         if len(rows) > wanted.limit:
             return Rows(page, True, self.cursor_after(page[-1], wanted))
         if len(end) == 2:
-            return Rows(page, True, cursors.encode(self._scope(wanted, sort), end[0]))
+            return Rows(page, True, cursors.encode(self._scope(wanted, sort), tuple(end[0])))
         return Rows(page, False, None)
 
     def cursor_after(self, row: ItemT, wanted: PageQuery) -> str:

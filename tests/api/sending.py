@@ -16,6 +16,7 @@ from services.fields import now
 from services.models import metadata
 from services.unit_of_work import UnitOfWork
 from services.users.resets.models import MailKind
+from services.users.rights import Role
 from tests.api import second_factors
 from tests.api.client import Api
 from tests.api.test_outbox_control import BASE, LETTERS
@@ -128,11 +129,11 @@ async def remove_totp(api: Api, fill: Fill) -> Sent:
 
 
 async def change_user(api: Api, fill: Fill) -> Sent:
-    operator, user = await make_operator(api.database), await make_user(api.database)
+    admin, user = await make_user(api.database, role=Role.admin), await make_user(api.database)
     path = f"/v1/users/{user.id}"
-    body = fill(good(await api.get(path, by=operator)))
-    made = good(await api.patch(path, by=operator, version=1, json=body))
-    return Sent(body, await row_of(api, "users", id=user.id), [made, good(await api.get(path, by=operator))])
+    body = fill(good(await api.get(path, by=admin)))
+    made = good(await api.patch(path, by=admin, version=1, json=body))
+    return Sent(body, await row_of(api, "users", id=user.id), [made, good(await api.get(path, by=admin))])
 
 
 async def make_key(api: Api, fill: Fill) -> Sent:

@@ -25,6 +25,7 @@ LISTS = {
         {"id"},
     ),
     "/v1/accounts/me/statement": ({"created_at", "kind"}, {"version"}),
+    "/v1/role-requests": (set(), {"id"}),
     "/v1/adjustments": ({"created_at", "requested_by", "state", "user_id"}, {"id"}),
     "/v1/audit-log": ({"action", "actor", "at", "object", "user_id"}, {"at", "id"}),
     "/v1/operations/dead-letters": ({"aggregate", "type", "fingerprint", "died_at"}, {"position"}),
