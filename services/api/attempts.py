@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from fastapi import Request
 from pydantic import SecretStr
 
-from services.api.state import ApiState, api_state
+from services.api.state import api_state
 from services.api.transaction import ahead
 from services.errors import OtpRequired, TooManyAttempts
 from services.unit_of_work import UnitOfWork
@@ -40,17 +40,36 @@ async def counted(request: Request, take: Callable[[UnitOfWork, Limits], Awaitab
         raise
 
 
-async def confirm_password(
-    request: Request, user_id: int, password: SecretStr, uow: UnitOfWork, state: ApiState
-) -> None:
+async def confirm_password(request: Request, user_id: int, password: SecretStr, uow: UnitOfWork) -> None:
     """Check the caller's password again: their token may have been stolen. Wrong ones are counted, as at a sign-in.
 
     It rolls back what the unit of work has done.
     """
-    # Only one connection at a time.
-    await uow.rollback()
-    async with counted(request, lambda counting, limits: take_confirmation(counting, limits, user_id)) as attempt:
-        await confirm(uow, state.passwords, user_id, password)
+    async with _confirming(request, user_id, password, uow) as attempt:
+        pass
     # Now, since what is wanted may still be refused.
     async with ahead(request) as counting:
         await forgive(counting, attempt)
+
+
+@asynccontextmanager
+async def confirmed(request: Request, user_id: int, password: SecretStr | None, uow: UnitOfWork) -> AsyncIterator[None]:
+    """Count an attempt, and check the password if one is given, as `confirm_password` does.
+
+    The count is forgiven once the block has succeeded, so wrong codes after the right password are counted as well.
+    """
+    async with _confirming(request, user_id, password, uow) as attempt:
+        yield
+    await forgive(uow, attempt)
+
+
+@asynccontextmanager
+async def _confirming(
+    request: Request, user_id: int, password: SecretStr | None, uow: UnitOfWork
+) -> AsyncIterator[Attempt]:
+    # Only one connection at a time.
+    await uow.rollback()
+    async with counted(request, lambda counting, limits: take_confirmation(counting, limits, user_id)) as attempt:
+        if password is not None:
+            await confirm(uow, api_state(request).passwords, user_id, password)
+        yield attempt

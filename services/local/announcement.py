@@ -45,7 +45,7 @@ def _first_order(facts: Facts, buyer: Credentials, product_id: int) -> Iterator[
     yield ""
     yield f"  curl -i {orders} {authorization} {_order(body)}"
     yield ""
-    yield f'  curl -s "{orders}?limit=1" {authorization}'
+    yield f'  curl -s "{orders}?limit=1&include=items" {authorization}'
     yield ""
     if facts.api_key is not None:
         yield f"A program of {buyer.full_name} places an order with its API key instead:"

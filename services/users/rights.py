@@ -21,7 +21,7 @@ class Role(StrEnum):
     auditor = "auditor"
     """Reads everything, changes nothing."""
     admin = "admin"
-    """Decides on roles and keys, and moves no credits but its own."""
+    """Decides on roles and keys, and moves no credits but their own."""
 
     def covers(self, other: "Role") -> bool:
         """Whether a user with this role may see and do all that one with the other role may."""
@@ -75,7 +75,7 @@ class Scope(StrEnum):
     operations_read = "operations:read", "Read what waits and what failed, and the workers."
     operations_write = "operations:write", "Pause, limit, replay and discard events."
     audit_read = "audit:read", "Read audits and the audit log, and recount the books."
-    roles_write = "roles:write", "Give users roles, and change or delete users who may do more than the caller."
+    roles_write = "roles:write", "Decide on roles, and change, deactivate, delete and restore staff."
     keys_manage = "keys:manage", "List and revoke anyone's API keys."
 
 

@@ -17,13 +17,12 @@ from services.api.transaction import TransactionRoute, ahead
 from services.errors import Fault, InvalidInput
 from services.fields import Id
 from services.query import Page, PageQuery, Rows
-from services.unit_of_work import UnitOfWork
 from services.users import service
 from services.users.attempts import service as attempts
 from services.users.models import User
 from services.users.registration import service as registration
 from services.users.registration.schemas import EmailConfirmation
-from services.users.repository import USERS, SignedIn
+from services.users.repository import USERS
 from services.users.rights import Scope
 from services.users.roles.models import RoleRequest
 from services.users.roles.routes import shown
@@ -87,7 +86,7 @@ async def update_self(
     If addresses are verified, another one counts once it is confirmed with the token that is mailed to it.
     """
     if await service.needs_confirmation(uow, user.id, changes):
-        await _confirm(request, user, changes.current_password, uow, state)
+        await confirm_password(request, user.id, _given(changes.current_password), uow)
     verified_within = _verified_within(state) if state.settings.verifies_email else None
     if (
         verified_within is not None
@@ -136,19 +135,17 @@ async def _count_mail(request: Request, email: str, device: models.Device, state
 
 @router.delete("/users/me", status_code=204, responses=responses(400, 401, 403, 409, 413, 422, 429))
 @needs(Scope.profile_write)
-async def delete_self(request: Request, given: Confirmation, user: CurrentUser, uow: Work, state: State) -> None:
+async def delete_self(request: Request, given: Confirmation, user: CurrentUser, uow: Work) -> None:
     """Delete the signed-in user, who confirms it with their password. Their orders and credits stay on the books."""
-    await _confirm(request, user, given.current_password, uow, state)
+    await confirm_password(request, user.id, given.current_password, uow)
     await service.delete(uow, user.id)
 
 
-async def _confirm(
-    request: Request, user: SignedIn, password: SecretStr | None, uow: UnitOfWork, state: ApiState
-) -> None:
+def _given(password: SecretStr | None) -> SecretStr:
     if password is None:
         fault = Fault("Field required", "#/current_password")
         raise InvalidInput("current_password is required to change the password or the e-mail address", [fault])
-    await confirm_password(request, user.id, password, uow, state)
+    return password
 
 
 @router.get("/users", response_model=Page[UserPublic], responses=responses(400, 401, 403, 422))

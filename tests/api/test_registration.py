@@ -74,6 +74,7 @@ async def test_a_registration_is_finished_with_the_token_from_the_mail(
     assert (await api.sign_in(ADA["email"], ADA["password"])).status_code == 401
     (mail,) = await mailed(ctx, tmp_path)
     assert mail["To"] == ADA["email"]
+    assert "within 24 hours" in str(mail.get_payload())
     token = token_in(mail)
     assert token not in await api.scalar("SELECT string_agg(one_time_tokens::text, '') FROM one_time_tokens")
     done = await confirm(api, token)

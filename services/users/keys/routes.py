@@ -32,7 +32,7 @@ async def make_key(
     request: Request, wanted: ApiKeyCreate, owner: CurrentUser, response: Response, uow: Work, state: State
 ) -> ApiKeyIssued:
     """Make an API key for a program of the caller. The key is shown only in this reply."""
-    await confirm_password(request, owner.id, wanted.current_password, uow, state)
+    await confirm_password(request, owner.id, wanted.current_password, uow)
     return _shown(await service.make(uow, owner, wanted, KeyLimits.of(state.settings)), response)
 
 
@@ -76,7 +76,7 @@ async def rotate_key(
     key_id: UUID, request: Request, wanted: Rotation, owner: CurrentUser, response: Response, uow: Work, state: State
 ) -> ApiKeyIssued:
     """Replace one of the caller's API keys. The old one can still be used for the overlap, a day by default."""
-    await confirm_password(request, owner.id, wanted.current_password, uow, state)
+    await confirm_password(request, owner.id, wanted.current_password, uow)
     overlap = timedelta(seconds=wanted.overlap)
     return _shown(await service.rotate(uow, owner.id, key_id, overlap, KeyLimits.of(state.settings)), response)
 

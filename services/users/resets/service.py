@@ -27,7 +27,7 @@ To set it:
 
 {link}
 
-This works once, within {minutes} minutes. If it was not you, ignore this
+This works once, within {time}. If it was not you, ignore this
 mail: your password stays the same.
 """
 
@@ -37,7 +37,7 @@ confirm it:
 
 {link}
 
-This works once, within {minutes} minutes, and needs the password of the
+This works once, within {time}, and needs the password of the
 account. If it was not you, ignore this mail.
 """
 
@@ -132,8 +132,13 @@ def message_of(settings: Settings, claimed: Claimed) -> EmailMessage:
             subject, text, link, ttl = "Your e-mail address was changed", _CHANGED, "", 0
     shown = (link or "Token: {token}").format(token=claimed.token)
     message["Subject"] = subject
-    message.set_content(text.format(link=shown, minutes=ttl // 60))
+    message.set_content(text.format(link=shown, time=_in_words(ttl)))
     return message
+
+
+def _in_words(seconds: int) -> str:
+    minutes = seconds // 60
+    return f"{minutes} minutes" if minutes < 120 or minutes % 60 else f"{minutes // 60} hours"
 
 
 def _address(message: EmailMessage, email: str) -> None:

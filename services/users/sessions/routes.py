@@ -30,7 +30,7 @@ async def create_token(
 ) -> Token | Response:
     """Sign in (OAuth 2.0 password flow; `username` is the e-mail address), or extend a session with its refresh token.
 
-    Who has a second factor sends `otp` as well. Without it, the right password is answered with `otp_required`.
+    A user with a second factor sends `otp` as well. Without it, the reply to the right password is `otp_required`.
 
     A refresh token works once: the reply contains the next one. If it is used again, the session ends.
     """
