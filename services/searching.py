@@ -10,7 +10,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from services.sql import CANCELED, Sql, Statement, sqlstate
 
 MILLISECONDS = 250
-"""How long a look may take. A trigram index must read all rows with a sequence of letters that is common."""
+"""How long the index may take to tell. A trigram index must read all rows with a sequence of letters that is common."""
 
 _BEFORE = (
     Statement("SAVEPOINT before_searching"),

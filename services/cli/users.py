@@ -1,6 +1,6 @@
-"""`waybill users`: create a user with a role, and change a user's role.
+"""`waybill users`: create a user with a role, change a user's role, and reset a second factor.
 
-Access to the database is the authority for this: it is how an installation gets its first admin.
+Access to the database is the authority for this: it is how an installation gets its first admins.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from services.startup import reason_of
 from services.users.rights import Role
 from services.users.totp.service import reset
 
-users = typer.Typer(help="Create users with a role, and change the role of a user.", no_args_is_help=True)
+users = typer.Typer(help="Create users with a role, change a role, and reset a second factor.", no_args_is_help=True)
 
 Email = Annotated[str, typer.Argument(help="The address to sign in with.")]
 Name = Annotated[str | None, typer.Option(help="The user's full name. Default: the role.")]
@@ -32,11 +32,11 @@ Generate = Annotated[
 def reset_totp(email: Annotated[str, typer.Argument(help="The user's e-mail address.")]) -> None:
     """Remove the second factor of a user who has lost it, recovery codes included. All their sessions end.
 
-    Until they set up another one, their password alone signs them in: make sure that it is they who ask.
+    Until they set up another one, their password alone signs them in: make sure that the user is the one who asks.
     """
     with plain_errors():
         in_one(lambda uow: reset(uow, email))
-    say(f"{email} has no second factor any more, and is signed out everywhere.")
+    say(f"{email} no longer has a second factor, and is signed out everywhere.")
 
 
 @users.command()
@@ -65,7 +65,7 @@ def set_role(
     email: Annotated[str, typer.Argument(help="The user's address.")],
     role: Annotated[Role, typer.Argument(help="The new role.")],
 ) -> None:
-    """Give a user another role, from their next request on. The last operator and the last admin keep theirs."""
+    """Give a user another role, which counts from their next request on. The last operator and the last admin stay."""
     # Imported here: this loads all domains, which the other commands do not need.
     from services.users import service
 

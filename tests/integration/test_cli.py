@@ -44,10 +44,11 @@ def facts(settings: Settings, tmp_path: Path) -> Facts:
 async def can_sign_in(database: Database, settings: Settings, facts: Facts) -> list[Role]:
     """Sign in as every user in the facts; return their roles."""
     assert facts.operator is not None
+    assert facts.approver is not None
     assert facts.admin is not None
     passwords, secrets = Passwords(settings), Secrets.from_settings(settings)
     lifetimes, roles = Lifetimes.of(settings), []
-    for known in (facts.operator, facts.admin, *facts.users):
+    for known in (facts.operator, facts.approver, facts.admin, *facts.users):
         async with UnitOfWork(database.write) as uow:
             granted = await sessions.sign_in(
                 uow, passwords, secrets, lifetimes, Credentials(known.email, known.password), Device(None, None)
@@ -185,6 +186,7 @@ async def test_the_seed_makes_people_products_and_credits(settings: Settings, da
     await seed(settings, facts, facts.write)
     assert await can_sign_in(database, settings, facts) == [
         Role.operator,
+        Role.operator,
         Role.admin,
         Role.customer,
         Role.customer,
@@ -222,9 +224,9 @@ async def test_a_second_seed_changes_nothing(settings: Settings, database: Datab
     before = facts.model_copy(deep=True)
     await seed(settings, facts, facts.write)
     assert facts == before
-    assert len(await can_sign_in(database, settings, facts)) == 5
+    assert len(await can_sign_in(database, settings, facts)) == 6
     async with database.write() as session:
-        assert len((await session.exec(select(User))).all()) == 5
+        assert len((await session.exec(select(User))).all()) == 6
 
 
 async def test_lost_credentials_are_replaced(settings: Settings, database: Database, facts: Facts) -> None:
@@ -233,7 +235,7 @@ async def test_lost_credentials_are_replaced(settings: Settings, database: Datab
     facts.operator, facts.users = None, [kept]
     await seed(settings, facts, facts.write)
     assert facts.users[1] == kept
-    assert len(await can_sign_in(database, settings, facts)) == 5
+    assert len(await can_sign_in(database, settings, facts)) == 6
 
 
 async def test_a_demo_user_that_was_deleted_stays_deleted(settings: Settings, database: Database, facts: Facts) -> None:
