@@ -89,7 +89,7 @@ class Forbidden(DomainError):
 
 
 class ReplayForbidden(Forbidden):
-    """The stored reply was made for the caller in a role that the caller no longer has."""
+    """The stored reply was made for the caller in a role that they no longer have, or with more scopes than the key."""
 
     code = "replay_forbidden"
 

@@ -288,7 +288,7 @@ class _Committer:
                 # First, as for a request that goes alone: a stored reply must not be shown without it either.
                 check_second_factor(caller, intent.request.scope["endpoint"])
                 check_scope(caller, intent.request.scope["endpoint"], self._settings)
-                check_free(key, intent.key, caller.role)
+                check_free(key, intent.key, caller)
                 free.append(intent)
             except ReplayStored as replay:
                 decided.replies[intent] = Replay(replay.stored)
@@ -310,7 +310,7 @@ class _Committer:
                 decided.made[intent] = self._kind.made(result)
             if not refused or is_kept(response.status_code):
                 decided.kept.append(intent)
-                replies.append(kept_reply(intent.key, one.caller.role, response))
+                replies.append(kept_reply(intent.key, callers[intent.caller], response))
         if replies:
             uow.write_with_events(uow.idempotency.storing_all(replies))
         return decided

@@ -13,7 +13,7 @@ from services.api.kept import LONGEST_PATH, check_free, is_valid, request_key, s
 from services.errors import IdempotencyKeyInvalid
 from services.idempotency.repository import Free, RequestKey, StoredReply
 from services.unit_of_work import UnitOfWork
-from services.users.rights import Role
+from services.users.repository import SignedIn
 
 _KEY_RULE = "1 to 255 visible ASCII characters without spaces, such as a UUID"
 
@@ -23,7 +23,7 @@ class Claim:
     """This transaction has claimed the key."""
 
     request: RequestKey
-    role: Role
+    caller: SignedIn
 
 
 def forget_key(request: Request) -> None:
@@ -47,8 +47,8 @@ async def _claim(request: Request, user: CurrentUser, key: str | None, *, requir
         before = await uow.idempotency.take(replace(wanted, path=path[:LONGEST_PATH]))
         if not isinstance(before, StoredReply) or before.fingerprint == wanted.fingerprint:
             found = before
-    check_free(found, wanted, user.role)
-    request.state.claim = Claim(wanted, user.role)
+    check_free(found, wanted, user)
+    request.state.claim = Claim(wanted, user)
 
 
 _Key = Annotated[

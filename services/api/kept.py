@@ -8,6 +8,7 @@ from fastapi import Request, Response
 
 from services.errors import IdempotencyKeyReused, ReplayForbidden, RequestInFlight
 from services.idempotency.repository import Free, InFlight, KeptReply, RequestKey, StoredReply
+from services.users.repository import SignedIn
 from services.users.rights import Role
 
 REPLAYED_HEADER = "Idempotency-Replayed"
@@ -47,10 +48,11 @@ def scope(request: Request) -> str:
     return quote(request.url.path)
 
 
-def check_free(found: StoredReply | InFlight | Free, wanted: RequestKey, role: Role) -> None:
+def check_free(found: StoredReply | InFlight | Free, wanted: RequestKey, caller: SignedIn) -> None:
     """Raises `RequestInFlight`, `IdempotencyKeyReused`, `ReplayForbidden` or `ReplayStored`, unless the key was free.
 
-    `role` is the caller's role now.
+    Callers see what was made for a role that theirs covers, and with an API key only what was made for a key without
+    further scopes: their own, or the one from which it was rotated.
     """
     match found:
         case InFlight():
@@ -58,10 +60,17 @@ def check_free(found: StoredReply | InFlight | Free, wanted: RequestKey, role: R
         case StoredReply() as stored:
             if stored.fingerprint != wanted.fingerprint:
                 raise IdempotencyKeyReused("this Idempotency-Key was already used with a different body; use a new key")
-            if stored.role is not None and stored.role not in {one.value for one in Role if role.covers(one)}:
+            if stored.role is not None and stored.role not in {one.value for one in Role if caller.role.covers(one)}:
                 raise ReplayForbidden(
                     f"this request was processed when you had the role {stored.role}; its reply is not shown to the "
-                    f"role {role.value}"
+                    f"role {caller.role.value}"
+                )
+            if caller.scopes is not None and (
+                stored.scopes is None or not caller.scopes.issuperset(stored.scopes.split())
+            ):
+                raise ReplayForbidden(
+                    "this request was processed for someone who may do more than this API key; its reply is not shown "
+                    "to the key"
                 )
             raise ReplayStored(stored)
 
@@ -71,10 +80,11 @@ def is_kept(status: int) -> bool:
     return status not in _NOT_KEPT and status < 500
 
 
-def kept_reply(key: RequestKey, role: Role, reply: Response) -> KeptReply:
-    """The reply to a caller with this role as it is stored under its key."""
+def kept_reply(key: RequestKey, caller: SignedIn, reply: Response) -> KeptReply:
+    """The reply to this caller as it is stored under its key."""
     headers = {name: reply.headers[name] for name in _KEPT if name in reply.headers}
-    return KeptReply(key, role.value, reply.status_code, headers, bytes(reply.body))
+    scopes = None if caller.scopes is None else " ".join(sorted(caller.scopes))
+    return KeptReply(key, caller.role.value, scopes, reply.status_code, headers, bytes(reply.body))
 
 
 def replayed(stored: StoredReply) -> Response:

@@ -17,14 +17,14 @@ from services.api.checked import CheckedRoute, Handle
 from services.api.groups import Kind
 from services.api.idempotency import Claim
 from services.api.intents import in_group, kind_of
-from services.api.kept import ReplayStored, is_kept, kept_reply, replayed
+from services.api.kept import ReplayStored, check_free, is_kept, kept_reply, replayed
 from services.api.problems import domain_problem, is_unavailable, outcome_unknown_problem
 from services.api.reads import FAILURES, POSITION_HEADER
 from services.api.shares import writes
 from services.api.state import api_state, trace_of
 from services.api.turns import Alone, Answered, Replay
-from services.errors import DomainError, IdempotencyKeyReused, RequestInFlight
-from services.idempotency.repository import PRIMARY_KEY, Free, InFlight, StoredReply
+from services.errors import DomainError
+from services.idempotency.repository import PRIMARY_KEY, StoredReply
 from services.sql import CONTENTION, sqlstate, violates
 from services.unit_of_work import UnitOfWork, background
 
@@ -145,7 +145,7 @@ async def _run(request: Request, handle: Handle) -> Response:
 
 def _keep(uow: UnitOfWork, claim: Claim, reply: Response) -> None:
     """Store the reply under its key, together with the other writes."""
-    uow.write_with_events(uow.idempotency.storing(*kept_reply(claim.request, claim.role, reply)))
+    uow.write_with_events(uow.idempotency.storing(kept_reply(claim.request, claim.caller, reply)))
 
 
 async def _commit(uow: UnitOfWork) -> None:
@@ -162,26 +162,18 @@ async def _store_refusal(request: Request, claim: Claim, refused: Response) -> R
 
     The rollback released the key for a moment. If another request has claimed it since, its outcome is the reply.
     """
-    async with open_unit_of_work(request) as uow:
-        found = await uow.idempotency.take(claim.request)
-        if isinstance(found, Free):
+    try:
+        async with open_unit_of_work(request) as uow:
+            # The other one may have been sent with another credential of the same user.
+            check_free(await uow.idempotency.take(claim.request), claim.request, claim.caller)
             _keep(uow, claim, refused)
             request.state.committing = True
             await uow.commit()
-    match found:
-        case Free():
-            return refused
-        case InFlight():
-            return domain_problem(
-                request, RequestInFlight("the same request is still being processed; retry in a second")
-            )
-        case StoredReply() if found.fingerprint == claim.request.fingerprint:
-            return await _replay(request, found)
-        case StoredReply():
-            return domain_problem(
-                request,
-                IdempotencyKeyReused("this Idempotency-Key was already used for a different request; use a new key"),
-            )
+    except ReplayStored as replay:
+        return await _replay(request, replay.stored)
+    except DomainError as other:
+        return domain_problem(request, other)
+    return refused
 
 
 async def _replay(request: Request, stored: StoredReply) -> Response:

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import BigInteger, Index, LargeBinary, SmallInteger, func
+from sqlalchemy import BigInteger, Index, LargeBinary, SmallInteger, Text, func
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, SQLModel
 
@@ -26,6 +26,8 @@ class IdempotencyKey(SQLModel, table=True):
     fingerprint: bytes = Field(sa_type=LargeBinary)
     role: str | None = Field(default=None, max_length=32)
     """The caller's role for which the reply was made; None in rows of the release before."""
+    scopes: str | None = Field(default=None, sa_type=Text)
+    """The scopes of the API key for which the reply was made, with spaces between them; None for a person."""
     status: int = Field(sa_type=SmallInteger)
     headers: dict[str, str] = Field(sa_type=JSONB)
     body: bytes = Field(sa_type=LargeBinary)

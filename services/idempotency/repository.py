@@ -44,11 +44,13 @@ class OldKey(NamedTuple):
 class StoredReply:
     """The final outcome of a request. `awaits_standby` is whether commits wait for a synchronous standby.
 
-    `role` is the role for which the reply was made; None if the release before stored it.
+    `role` is the role for which the reply was made; None if the release before stored it. `scopes` are those of the API
+    key for which it was made, with spaces between them; None for a person.
     """
 
     fingerprint: bytes
     role: str | None
+    scopes: str | None
     status: int
     headers: Mapping[str, str]
     body: bytes
@@ -56,10 +58,11 @@ class StoredReply:
 
 
 class KeptReply(NamedTuple):
-    """A reply to store under the request's key. `role` is the role for which it was made."""
+    """A reply to store under the request's key. `role` and `scopes` say for whom it was made, as in `StoredReply`."""
 
     request: RequestKey
     role: str
+    scopes: str | None
     status: int
     headers: Mapping[str, str]
     body: bytes
@@ -89,9 +92,7 @@ class IdempotencyRepository(SqlAccess):
             key=request.key,
         )
         if row["status"] is not None:
-            return StoredReply(
-                row["fingerprint"], row["role"], row["status"], row["headers"], row["body"], row["awaits_standby"]
-            )
+            return StoredReply(*(row[name] for name in _OF_REPLY))
         return Free() if row["taken"] else InFlight()
 
     @staticmethod
@@ -116,6 +117,7 @@ class IdempotencyRepository(SqlAccess):
             "keys": [one.request.key for one in replies],
             "fingerprints": [one.request.fingerprint for one in replies],
             "roles": [one.role for one in replies],
+            "scopes": [one.scopes for one in replies],
             "statuses": [one.status for one in replies],
             "headers": [json.dumps(dict(one.headers)) for one in replies],
             "bodies": [one.body for one in replies],
@@ -123,22 +125,23 @@ class IdempotencyRepository(SqlAccess):
         return Write(_STORE_ALL, parameters)
 
     @staticmethod
-    def storing(request: RequestKey, role: str, status: int, headers: Mapping[str, str], body: bytes) -> Write:
-        """Store the reply under the key.
+    def storing(reply: KeptReply) -> Write:
+        """Store the reply under its key.
 
         Raises `IntegrityError` on `PRIMARY_KEY` if another transaction has stored one after this one looked. Then the
         whole transaction must be retried, and finds that reply.
         """
         parameters = {
-            "caller_id": request.caller_id,
-            "method": request.method,
-            "path": request.path,
-            "key": request.key,
-            "fingerprint": request.fingerprint,
-            "role": role,
-            "status": status,
-            "headers": json.dumps(dict(headers)),
-            "body": body,
+            "caller_id": reply.request.caller_id,
+            "method": reply.request.method,
+            "path": reply.request.path,
+            "key": reply.request.key,
+            "fingerprint": reply.request.fingerprint,
+            "role": reply.role,
+            "scopes": reply.scopes,
+            "status": reply.status,
+            "headers": json.dumps(dict(reply.headers)),
+            "body": reply.body,
         }
         return Write(_STORE, parameters)
 
@@ -159,11 +162,14 @@ class IdempotencyRepository(SqlAccess):
         return [OldKey(*row.values()) for row in rows]
 
 
+_OF_REPLY = ("fingerprint", "role", "scopes", "status", "headers", "body", "awaits_standby")
+"""The fields of `StoredReply`, as the statements name them."""
+
 # The lock is held until the transaction ends. Advisory locks belong to the database, so the schema is a part of its
 # number: tenants have callers with the same ids. A transaction that cannot get it knows that the request is in flight.
 _TAKE = Statement("""
     SELECT pg_try_advisory_xact_lock(CAST(:lock AS bigint) # hashtextextended(current_schema(), 0)) AS taken,
-        stored.fingerprint, stored.role, stored.status, stored.headers, stored.body,
+        stored.fingerprint, stored.role, stored.scopes, stored.status, stored.headers, stored.body,
         current_setting('synchronous_standby_names') <> '' AS awaits_standby
     FROM (SELECT) AS one LEFT JOIN idempotency_keys AS stored
     ON stored.caller_id = :caller_id AND stored.method = :method AND stored.path = :path AND stored.key = :key
@@ -179,31 +185,31 @@ _TAKE_ALL = Reading(
     ), taken_keys AS MATERIALIZED (
         SELECT place, pg_try_advisory_xact_lock(lock # hashtextextended(current_schema(), 0)) AS taken FROM wanted_keys
     ), stored_replies AS MATERIALIZED (
-        SELECT place, fingerprint, role, status, headers, body,
+        SELECT place, fingerprint, role, scopes, status, headers, body,
             current_setting('synchronous_standby_names') <> '' AS awaits_standby
         FROM wanted_keys JOIN idempotency_keys USING (caller_id, method, path, key)
     )
     """,
     results={
         "taken_keys": ("place", "taken"),
-        "stored_replies": ("place", "fingerprint", "role", "status", "headers", "body", "awaits_standby"),
+        "stored_replies": ("place", *_OF_REPLY),
     },
 )
 
 _STORE = Writing("""
     stored AS (
-        INSERT INTO idempotency_keys (caller_id, method, path, key, fingerprint, role, status, headers, body)
-        VALUES (:caller_id, :method, :path, :key, :fingerprint, :role, :status, :headers, :body)
+        INSERT INTO idempotency_keys (caller_id, method, path, key, fingerprint, role, scopes, status, headers, body)
+        VALUES (:caller_id, :method, :path, :key, :fingerprint, :role, :scopes, :status, :headers, :body)
     )
 """)
 
 _STORE_ALL = Writing("""
     stored AS (
-        INSERT INTO idempotency_keys (caller_id, method, path, key, fingerprint, role, status, headers, body)
+        INSERT INTO idempotency_keys (caller_id, method, path, key, fingerprint, role, scopes, status, headers, body)
         SELECT * FROM unnest(
             CAST(:caller_ids AS bigint[]), CAST(:methods AS text[]), CAST(:paths AS text[]), CAST(:keys AS text[]),
-            CAST(:fingerprints AS bytea[]), CAST(:roles AS text[]), CAST(:statuses AS smallint[]),
-            CAST(:headers AS jsonb[]), CAST(:bodies AS bytea[])
+            CAST(:fingerprints AS bytea[]), CAST(:roles AS text[]), CAST(:scopes AS text[]),
+            CAST(:statuses AS smallint[]), CAST(:headers AS jsonb[]), CAST(:bodies AS bytea[])
         )
     )
 """)

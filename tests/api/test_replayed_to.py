@@ -9,6 +9,7 @@ from services.database import Database
 from services.users.models import User
 from services.users.rights import Role
 from tests.api.client import Api, assert_problem, order_of
+from tests.api.programs import PLACING, make_key, order_with, rotate, with_key
 from tests.concurrency.ticks import rows
 from tests.factories import make_admin, make_operator, make_user
 
@@ -116,3 +117,46 @@ async def test_a_role_that_is_unknown_here_is_not_the_callers(api: Api, stored: 
     await rows(api.database, "UPDATE idempotency_keys SET role = :role", role=stored)
     again = await api.post("/v1/transfers", by=sender, key="k-1", json=body)
     assert again.status_code == status
+
+
+async def test_an_api_key_gets_no_reply_that_was_made_for_its_owner_in_person(api: Api) -> None:
+    buyer, _, product = await api.shop()
+    narrow = await make_key(api, buyer)
+    body = order_of((product, 1))
+    first = await api.post("/v1/orders", by=buyer, key="k-1", json=body)
+    assert first.status_code == 201
+
+    refused = assert_problem(await order_with(api, narrow, body, key="k-1"), 403, "replay_forbidden")
+
+    assert refused["detail"].startswith("this request was processed for someone who may do more than this API key")
+    assert await api.scalar("SELECT count(*) FROM orders") == 1
+    assert (await api.post("/v1/orders", by=buyer, key="k-1", json=body)).content == first.content
+
+
+async def test_an_api_key_gets_the_reply_of_another_one_only_if_it_has_all_its_scopes(api: Api) -> None:
+    buyer, _, product = await api.shop()
+    wide, narrow = await make_key(api, buyer, *PLACING, "credits:read"), await make_key(api, buyer)
+    body = order_of((product, 1))
+    by_wide = await order_with(api, wide, body, key="k-1")
+    by_narrow = await order_with(api, narrow, body, key="k-2")
+    assert (by_wide.status_code, by_narrow.status_code) == (201, 201)
+
+    assert_problem(await order_with(api, narrow, body, key="k-1"), 403, "replay_forbidden")
+
+    for made in (wide, await rotate(api, wide)):
+        assert (await order_with(api, made, body, key="k-1")).content == by_wide.content
+        assert (await order_with(api, made, body, key="k-2")).content == by_narrow.content
+    assert (await api.post("/v1/orders", by=buyer, key="k-1", json=body)).content == by_wide.content, "in person"
+
+
+async def test_a_key_with_the_scope_of_a_route_gets_no_reply_made_for_its_owner_in_person_there(api: Api) -> None:
+    """The path that takes no groups."""
+    operator, user = await make_operator(api.database), await make_user(api.database)
+    narrow = await make_key(api, operator, "corrections:write")
+    body = {"user_id": user.id, "amount": "5.00", "note": "thanks"}
+    assert (await api.post("/v1/top-ups", by=operator, key="k-1", json=body)).status_code == 201
+
+    refused = await api.post("/v1/top-ups", headers=with_key(narrow), key="k-1", json=body)
+
+    assert_problem(refused, 403, "replay_forbidden")
+    assert await api.scalar("SELECT count(*) FROM transfers WHERE kind = 'top_up'") == 1
