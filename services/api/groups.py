@@ -39,7 +39,7 @@ from services.shielding import end
 from services.sql import Read, detail_of, waiting_at_most
 from services.transaction import Bell
 from services.unit_of_work import UnitOfWork
-from services.users.models import Credential
+from services.users.models import Caller, Credential
 from services.users.repository import SignedIn
 
 logger = logging.getLogger(__name__)
@@ -281,8 +281,8 @@ class _Committer:
         decided = _Decided({}, [], [], {})
         free = []
         for intent, key in zip(intents, keys, strict=True):
+            caller = callers.get(intent.caller)
             try:
-                caller = callers.get(intent.caller)
                 if caller is None:
                     raise no_longer_valid(intent.caller)
                 # First, as for a request that goes alone: a stored reply must not be shown without it either.
@@ -293,6 +293,8 @@ class _Committer:
             except ReplayStored as replay:
                 decided.replies[intent] = Replay(replay.stored)
             except DomainError as refusal:
+                if caller is not None:
+                    _note(intent, caller)
                 decided.replies[intent] = Answered(domain_problem(intent.request, refusal))
         asked = [_asked(one, callers[one.caller]) for one in free]
         replies = []
@@ -303,7 +305,7 @@ class _Committer:
                 continue
             refused = isinstance(result, DomainError)
             if refused:
-                intent.request.state.acting = Acting(one.caller.actor, one.caller.id, acting_in(intent.request).address)
+                _note(intent, one.caller)
             response = domain_problem(intent.request, result) if refused else self._kind.reply(result)
             decided.replies[intent] = Answered(response)
             if not refused:
@@ -396,6 +398,11 @@ class _Decided:
 def _asked(intent: Intent[Any], caller: SignedIn) -> Asked[Any]:
     trace = intent.trace
     return Asked(caller, intent.wanted, Trace(trace.request_id, trace.traceparent, caller.actor))
+
+
+def _note(intent: Intent[Any], caller: Caller) -> None:
+    """Remember for the audit log who is refused."""
+    intent.request.state.acting = Acting(caller.actor, caller.id, acting_in(intent.request).address)
 
 
 def _leave(intents: Sequence[Intent[Any]]) -> None:

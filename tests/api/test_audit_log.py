@@ -15,8 +15,9 @@ from services.audit.log.repository import EXPORTED
 from services.database import Database
 from services.users.models import User
 from services.users.rights import Role
-from tests.api.client import Api, assert_problem
+from tests.api.client import Api, assert_problem, order_of
 from tests.api.programs import make_key, with_key
+from tests.conftest import BOTH_PATHS
 from tests.factories import CONFIRMED, PASSWORD, make_admin, make_operator, make_product, make_user
 
 NEW = "another very good password"
@@ -268,6 +269,40 @@ async def test_refusals_name_who_tried_what(api: Api) -> None:
         (None, "request.unauthenticated", "GET /v1/users/me", "unauthenticated", "127.0.0.1"),
     }
     assert await api.scalar("SELECT user_id FROM audit_log WHERE action = 'request.forbidden' LIMIT 1") == user.id
+
+
+@BOTH_PATHS
+async def test_who_may_not_place_orders_is_named(api: Api) -> None:
+    buyer, _, product = await api.shop()
+    reader = await make_key(api, buyer, "orders:read")
+    auditor = await make_user(api.database, role=Role.auditor)
+    body = order_of((product, 1))
+    assert_problem(await api.post("/v1/orders", by=auditor, json=body), 403, "forbidden")
+    assert_problem(await api.post("/v1/orders", headers=with_key(reader), json=body), 403, "forbidden")
+    found = await written(api, 2)
+    assert {row[:3] for row in found} == {
+        (actor, "request.forbidden", "POST /v1/orders") for actor in (auditor.actor, f"key:{reader['id']}")
+    }
+
+
+@pytest.mark.parametrize("path", ["/v1/users/%5Cu0000", "/v1/users/%00", "/v1/users/%ED%A0%80", "/v1/users/%5Cud800"])
+async def test_no_path_keeps_refusals_from_being_written(api: Api, path: str) -> None:
+    assert_problem(await api.get(path), 401, "unauthenticated")
+    assert_problem(await api.get("/v1/sessions"), 401, "unauthenticated")
+    objects = {row[2] for row in await written(api, 2)}
+    assert objects == {"GET /v1/users/{user_id}", "GET /v1/sessions"}
+
+
+async def test_no_filter_keeps_an_export_from_being_recorded(api: Api, operator: User) -> None:
+    for said in ("%5Cu0000", "a%5Cu0000b%5C", "%5Cud800"):
+        reply = await api.get(f"/v1/audit-log.ndjson?filter=object:eq:{said}", by=operator)
+        assert reply.status_code == 200, reply.text
+    statement = "SELECT details ->> 'filters' FROM audit_log WHERE action = 'audit_log.exported' ORDER BY id"
+    assert await read(api.database, statement) == [
+        ("object:eq:\\u0000",),
+        ("object:eq:a\\u0000b\\",),
+        ("object:eq:\\ud800",),
+    ]
 
 
 async def test_the_second_operator_who_is_the_first_is_seen(api: Api, operator: User) -> None:

@@ -1,7 +1,7 @@
 """Writes the events of a unit of work, and its acts."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from services.acting import LONGEST_ACTOR, LONGEST_ADDRESS, Act
@@ -33,7 +33,7 @@ class RecordingRepository(SqlAccess):
             "addresses": [_cut(one.by.address, LONGEST_ADDRESS) for one in acts],
             "request_ids": [one.request_id for one in acts],
             "reasons": [_cut(one.reason, LONGEST_REASON) for one in acts],
-            "details": [json.dumps(one.details, default=str).replace("\\u0000", "") for one in acts],
+            "details": [json.dumps(_storable(one.details), default=str) for one in acts],
             "numbers": [one.number for one in acts],
         }
         return Write(queries.KEEP_ACTS, parameters, wanted=len(acts))
@@ -54,6 +54,18 @@ class RecordingRepository(SqlAccess):
 
 def _cut(text: str | None, longest: int) -> str | None:
     return None if text is None else made_storable(text)[:longest]
+
+
+def _storable(value: Any) -> Any:
+    """The same details with texts that `jsonb` can hold. It comes before JSON's escapes, which a text may look like."""
+    match value:
+        case str():
+            return made_storable(value)
+        case Mapping():
+            return {name: _storable(one) for name, one in value.items()}
+        case list() | tuple():
+            return [_storable(one) for one in value]
+    return value
 
 
 def _columns(recorded: Sequence[Recorded]) -> dict[str, list[Any]]:
