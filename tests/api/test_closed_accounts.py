@@ -27,6 +27,17 @@ async def reopen(api: Api, user: User) -> httpx2.Response:
     return await api.post(f"/v1/accounts/{user.id}/reopen", by=await make_operator(api.database))
 
 
+@pytest.mark.parametrize("what", ["close", "reopen"])
+async def test_operators_neither_close_nor_reopen_their_own_account(api: Api, what: str) -> None:
+    operator = await make_operator(api.database)
+    if what == "reopen":
+        await closed(api, operator)
+    before = await api.everything()
+    refused = await api.post(f"/v1/accounts/{operator.id}/{what}", by=operator)
+    assert_problem(refused, 403, "own_account")
+    assert await api.everything() == before
+
+
 async def test_an_account_is_closed_with_its_balance_and_opened_again(api: Api) -> None:
     user = await make_user(api.database, credits="12.50", full_name="Ada")
 

@@ -37,8 +37,9 @@ async def read_account(user: CurrentUser, uow: Work) -> AccountPublic:
     responses=responses(400, 401, 403, 404, 409, 422),
 )
 @needs(Scope.corrections_write)
-async def close_account(user_id: Id, _: CurrentUser, uow: Work) -> AccountStatus:
-    """Close a user's account that holds no credits: it can neither send nor receive."""
+async def close_account(user_id: Id, operator: CurrentUser, uow: Work) -> AccountStatus:
+    """Close another user's account that holds no credits: it can neither send nor receive."""
+    service.check_of_another(operator, user_id)
     return _status(await service.close_account(uow, user_id))
 
 
@@ -48,8 +49,9 @@ async def close_account(user_id: Id, _: CurrentUser, uow: Work) -> AccountStatus
     responses=responses(400, 401, 403, 404, 409, 422),
 )
 @needs(Scope.corrections_write)
-async def reopen_account(user_id: Id, _: CurrentUser, uow: Work) -> AccountStatus:
-    """Reopen a closed account: it can send and receive again."""
+async def reopen_account(user_id: Id, operator: CurrentUser, uow: Work) -> AccountStatus:
+    """Reopen another user's closed account: it can send and receive again."""
+    service.check_of_another(operator, user_id)
     return _status(await service.reopen_account(uow, user_id))
 
 

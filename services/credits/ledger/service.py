@@ -18,11 +18,12 @@ from services.credits.ledger import rules
 from services.credits.ledger.rules import Movement
 from services.credits.models import Account, Transfer, TransferKind
 from services.credits.schemas import TopUpCreate
-from services.errors import Conflict, DomainError, Fault, InvalidInput, NotFound
+from services.errors import Conflict, DomainError, Fault, InvalidInput, NotFound, OwnAccount
 from services.fields import new_id, now
 from services.outbox.events import Trace
 from services.sql import constraint_of, objects_to_rows, sqlstate
 from services.unit_of_work import UnitOfWork
+from services.users.models import Caller
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +147,12 @@ async def reopen_account(uow: UnitOfWork, user_id: int) -> Account:
 
 def _record(uow: UnitOfWork, action: Action, account: Account, *, reason: str = "", **details: object) -> None:
     uow.record_act(action, f"account/{account.id}", reason=reason, user=f"user/{account.user_id}", **details)
+
+
+def check_of_another(operator: Caller, user_id: int) -> None:
+    """Raises `OwnAccount` if the account is the operator's."""
+    if operator.id == user_id:
+        raise OwnAccount("this concerns your own account; another operator must do it")
 
 
 async def _locked_account(uow: UnitOfWork, user_id: int) -> Account:
