@@ -78,6 +78,15 @@ async def test_an_export_has_the_orders_of_the_side_that_was_asked_for(api: Api,
     assert await ids(operator, "?as=everybody") == [str(mine.id), str(elsewhere.id)]
     assert await ids(operator, f"?as=everybody&filter=buyer_id:eq:{other.id}") == [str(elsewhere.id)]
     assert await ids(buyer, "?filter=status:eq:cancelled") == []
+    recorded = """
+        SELECT string_agg(concat_ws(' ', actor, object, details ->> 'format', details ->> 'filters'), ', ' ORDER BY id)
+        FROM audit_log WHERE action = 'orders.exported'
+    """
+    form = path.rpartition(".")[2]
+    first = f"{operator.actor} orders {form}"
+    # Whoever exports what is theirs leaves no act, and neither does an export that is refused.
+    assert_problem(await api.get(f"{path}?as=everybody&filter=nothing:eq:1", by=operator), 400, "bad_query")
+    assert await api.scalar(recorded) == f"{first} , {first} buyer_id:eq:{other.id}"
     assert_problem(await api.get(f"{path}?as=everybody", by=buyer), 403, "forbidden")
     assert_problem(await api.get(f"{path}?filter=colour:eq:red", by=buyer), 400, "bad_query")
     assert_problem(await api.get(path), 401, "unauthenticated")

@@ -1,5 +1,6 @@
 """`waybill outbox`: what the commands print, what they change, and their exit codes."""
 
+import getpass
 import json
 import subprocess
 import sys
@@ -215,6 +216,19 @@ def test_consumers_are_listed_with_their_lag_reset_and_deleted(database: psycopg
         assert "'search-index' does not exist" in run("consumers", *command, "--yes", code=1).output
     audited = database.execute("SELECT action, detail ->> 'consumer' FROM outbox_actions ORDER BY id").fetchall()
     assert audited == [(act, "search-index") for act in ("reset_to_now", "reset_to_beginning", "delete_consumer")]
+    assert consumer_acts(database) == [
+        ("command:outbox consumers reset", "consumer.reset", "consumer/search-index", "", "olga"),
+        ("command:outbox consumers reset", "consumer.reset", "consumer/search-index", "", getpass.getuser()),
+        ("command:outbox consumers delete", "consumer.deleted", "consumer/search-index", "unused", getpass.getuser()),
+    ]
+
+
+def consumer_acts(database: psycopg.Connection[Any]) -> list[tuple[Any, ...]]:
+    """The acts on consumers in the audit log."""
+    return database.execute(
+        "SELECT actor, action, object, reason, details ->> 'by' FROM audit_log"
+        " WHERE action LIKE 'consumer.%' ORDER BY id"
+    ).fetchall()
 
 
 def test_the_check_fails_without_workers_or_with_a_silent_one(database: psycopg.Connection[Any]) -> None:
@@ -287,4 +301,8 @@ def test_consumers_are_paused_and_resumed_and_the_health_check_reports_one_that_
         "SELECT action, detail ->> 'consumer', reason FROM outbox_actions ORDER BY id"
     ).fetchall()
     assert actions == [("pause_consumer", "feed", "wrong sums"), ("resume_consumer", "feed", "")]
+    assert [(action, *more) for _, action, *more in consumer_acts(database)] == [
+        ("consumer.paused", "consumer/feed", "wrong sums", "ann"),
+        ("consumer.resumed", "consumer/feed", "", "ann"),
+    ]
     assert "never been run by a worker" in run("consumers", "pause", "by-hand", code=1).output

@@ -323,6 +323,8 @@ async def test_logical_replication_leaves_sequences_behind_and_the_command_corre
             positions = "SELECT count(*) - count(DISTINCT position) FROM events"
             assert await connection.scalar(text(positions)) == 0
             assert await connection.scalar(text("SELECT action FROM outbox_actions")) == "rebase"
+            acts = "SELECT actor FROM audit_log WHERE action = 'outbox.rebased'"
+            assert await connection.scalar(text(acts)) == "command:outbox rebase"
 
 
 def use(settings: Settings, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import typer
 
+from services.acting import Action
 from services.cli.console import plain_errors, say
 from services.cli.run import Actor, Reason, Yes, counted, in_one, who
 from services.outbox.origin import service
@@ -20,6 +21,7 @@ def rebase(yes: Yes = False, actor: Actor = None, reason: Reason = "") -> None:
     async def work(uow: UnitOfWork) -> Rebased:
         done = await service.rebase(await uow.session.connection())
         await uow.control.audit_consumer("all", "rebase", who(actor), reason)
+        uow.record_act(Action.log_rebased, "events", reason=reason, by=who(actor))
         return done
 
     if not yes:

@@ -2,13 +2,14 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
+from services.acting import Action
 from services.api.dependencies import CurrentUser, State, Work, filters_of
 from services.api.problems import responses
 from services.api.rights import needs
-from services.api.transaction import TransactionRoute
+from services.api.transaction import TransactionRoute, ahead
 from services.exports import MEDIA_TYPES, Format, begun, documented
 from services.orders.export.service import export, of_side
 from services.orders.repository import ORDERS
@@ -20,6 +21,9 @@ from services.users.rights import Scope
 router = APIRouter(route_class=TransactionRoute, tags=["orders"])
 
 OfSide = Annotated[Side, Query(alias="as", description="`everybody` needs the scope `orders:read_all`.")]
+_LONGEST = 500
+"""Characters of the filters in the audit log."""
+
 Filters = Annotated[list[str], filters_of(ORDERS)]
 
 
@@ -31,13 +35,17 @@ Filters = Annotated[list[str], filters_of(ORDERS)]
 @needs(Scope.orders_read)
 async def export_orders_as_csv(
     caller: CurrentUser,
+    request: Request,
     uow: Work,
     state: State,
     side: OfSide = Side.buyer,
     filters: Filters = [],  # noqa: B006  (FastAPI copies it)
 ) -> StreamingResponse:
-    """Export the caller's orders as CSV (RFC 4180), in the order in which they were placed."""
-    return await _export(Format.csv, caller, uow, state, side, filters)
+    """Export the caller's orders as CSV (RFC 4180), in the order in which they were placed.
+
+    An export of everybody's orders is recorded in the audit log.
+    """
+    return await _export(Format.csv, caller, request, uow, state, side, filters)
 
 
 @router.get(
@@ -48,21 +56,31 @@ async def export_orders_as_csv(
 @needs(Scope.orders_read)
 async def export_orders_as_json(
     caller: CurrentUser,
+    request: Request,
     uow: Work,
     state: State,
     side: OfSide = Side.buyer,
     filters: Filters = [],  # noqa: B006  (FastAPI copies it)
 ) -> StreamingResponse:
-    """Export the caller's orders as one JSON object a line, in the order in which they were placed."""
-    return await _export(Format.ndjson, caller, uow, state, side, filters)
+    """Export the caller's orders as one JSON object a line, in the order in which they were placed.
+
+    An export of everybody's orders is recorded in the audit log.
+    """
+    return await _export(Format.ndjson, caller, request, uow, state, side, filters)
 
 
 async def _export(
-    form: Format, caller: SignedIn, uow: UnitOfWork, state: State, side: Side, filters: list[str]
+    form: Format, caller: SignedIn, request: Request, uow: UnitOfWork, state: State, side: Side, filters: list[str]
 ) -> StreamingResponse:
     wanted = of_side(caller, side)
     # The connection goes back to the pool: the export takes one only briefly for each piece.
     await uow.rollback()
+    if side is Side.everybody:
+        # A bad filter is refused before anything is recorded.
+        ORDERS.conditions(filters)
+        async with ahead(request) as recording:
+            said = " ".join(filters)[:_LONGEST]
+            recording.record_act(Action.orders_exported, "orders", format=form.value, filters=said)
     # Pieces are read where the newest order is, so that none is missing.
     position = await state.reads.position()
     pieces = export(lambda read: state.reads.run(read, position), form, filters, wanted)
