@@ -16,6 +16,7 @@ from services.api.state import ApiState
 from services.api.transaction import TransactionRoute, ahead
 from services.errors import Fault, InvalidInput
 from services.fields import Id
+from services.mail import sender_of
 from services.query import Page, PageQuery, Rows
 from services.users import service
 from services.users.attempts import service as attempts
@@ -184,8 +185,10 @@ async def update_user(
 
     The e-mail address of staff, and users who may do more than the caller, need `roles:write` as well. Outside
     development, a role waits until another admin approves it (202), and no one changes the address of staff for them.
+    If mail is on, the former address is told that there is another one.
     """
-    user = await service.update_other(uow, caller, user_id, changes, version, RoleRules.of(state.settings))
+    rules, sends_mail = RoleRules.of(state.settings), sender_of(state.settings) is not None
+    user = await service.update_other(uow, caller, user_id, changes, version, rules, sends_mail=sends_mail)
     if isinstance(user, RoleRequest):
         headers = {"Location": f"/v1/role-requests/{user.id}"}
         return Response(shown(user).model_dump_json(), 202, headers, "application/json")

@@ -87,9 +87,18 @@ async def update_self(
 
 
 async def update_other(
-    uow: UnitOfWork, caller: Caller, user_id: int, changes: UserAdminUpdate, version: int, rules: RoleRules
+    uow: UnitOfWork,
+    caller: Caller,
+    user_id: int,
+    changes: UserAdminUpdate,
+    version: int,
+    rules: RoleRules,
+    *,
+    sends_mail: bool,
 ) -> User | RoleRequest:
     """Change a user's name, e-mail address or role, or whether they may sign in. Raises the errors of `update_self`.
+
+    With `sends_mail`, the former e-mail address is told that there is another one: only its owner may know better.
 
     Returns what is requested instead if a second admin must approve the role, which then comes alone (`RoleAlone`).
     Raises `Forbidden` for a user whom the caller may not change, or not in this way, and `InvalidInput` for what
@@ -120,13 +129,15 @@ async def update_other(
         return await roles.ask(uow, caller, user, changes.role, rules)
     if user.role in KEPT and (changes.is_active is False or new_role):
         await roles.keep_one_of_each(uow, user_id)
-    role, is_active = user.role, user.is_active
+    role, is_active, former = user.role, user.is_active, user.email
     more = _returning(user, rules) if changes.is_active and not user.is_active else {}
     updated = await _update(uow, user_id, changes, version, **more)
     if updated.role is not role:
         uow.record_act(Action.role_changed, f"user/{user_id}", was=role.value, now=updated.role.value)
     if updated.is_active is not is_active:
         uow.record_act(Action.activated if updated.is_active else Action.deactivated, f"user/{user_id}")
+    if new_address and sends_mail:
+        await uow.registrations.tell_former_address(former)
     if changes.is_active is False:
         await uow.sessions.end_all(user_id, Ended.removed)
         await uow.api_keys.revoke_all(user_id)

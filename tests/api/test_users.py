@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from services.mail import sender_of
 from tests.api.client import Api, assert_problem
 from tests.factories import CONFIRMED, make_operator, make_product, make_user
 
@@ -223,3 +224,21 @@ async def test_a_deleted_users_orders_and_credits_stay_on_the_books(api: Api) ->
     await api.process()
     assert await api.status_of(placed["id"]) == "confirmed"
     await api.assert_books_balance()
+
+
+@pytest.mark.parametrize("mail_url", ["console:", None], ids=["mail is on", "mail is off"])
+async def test_a_mail_tells_the_former_address_that_someone_else_has_changed_it(
+    api: Api, monkeypatch: pytest.MonkeyPatch, mail_url: str | None
+) -> None:
+    sender = sender_of(api.settings)
+    assert sender is not None, "in development it writes mails to the log"
+    monkeypatch.setattr("services.users.routes.sender_of", lambda _: sender if mail_url else None)
+    user, operator = await make_user(api.database, email="old@example.com"), await make_operator(api.database)
+    path = f"/v1/users/{user.id}"
+
+    named = await api.patch(path, by=operator, version=1, json={"full_name": "Another", "email": "old@example.com"})
+    changed = await api.patch(path, by=operator, version=2, json={"email": "new@example.com"})
+
+    assert (named.status_code, changed.status_code) == (200, 200)
+    mails = await api.scalar("SELECT string_agg(kind || ' ' || email, ', ') FROM mails")
+    assert mails == ("email_changed old@example.com" if mail_url else None)
