@@ -231,6 +231,9 @@ async def test_another_address_counts_once_it_is_confirmed_and_the_former_one_is
     assert (await api.sign_in("new@example.com")).status_code == 200
     told = (await mailed(ctx, tmp_path))[-1]
     assert (told["To"], told["Subject"]) == ("old@example.com", "Your e-mail address was changed")
+    who = "SELECT concat_ws(' ', actor, user_id) FROM audit_log WHERE action = 'user.email_changed'"
+    assert await api.scalar(who) == f"{user.actor} {user.id}"
+    assert await api.scalar("SELECT actor FROM events WHERE type = 'user.email_changed'") == user.actor
     assert await api.scalar("SELECT count(*) FROM events WHERE type = 'user.email_changed'") == 1
 
 

@@ -167,6 +167,8 @@ async def test_recovery_codes_work_once_each_and_are_stored_hashed(api: Api, use
     assert_problem(await sign_in(api, user, first), 401, "otp_invalid")
     assert (await sign_in(api, user, second.lower().replace("-", " "))).status_code == 200
     assert (await api.get(PATH, by=user)).json()["recovery_codes_left"] == 8
+    who = "SELECT array_agg(concat_ws(' ', actor, user_id)) FROM audit_log WHERE action = 'user.recovery_code_used'"
+    assert await api.scalar(who) == [f"{user.actor} {user.id}"] * 2
     stranger = await make_user(api.database)
     await enrol(api, stranger)
     assert_problem(await sign_in(api, stranger, app.recovery_codes[2]), 401, "otp_invalid")

@@ -81,6 +81,8 @@ async def _change(uow: UnitOfWork, found: Row) -> User:
     former = user.email
     with unless_taken("uq_users_email_lower", taken()):
         await uow.users.update(user, email=found["email"])
+    # They have proved with their password that it is them.
+    uow.act_as(user.actor, user.id)
     uow.record(UserEmailChanged(user_id=user.id))
     uow.record_act(Action.email_changed, f"user/{user.id}")
     await uow.registrations.tell_former_address(former)

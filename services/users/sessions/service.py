@@ -90,7 +90,7 @@ async def sign_in(
         if user is None or not right or not user.is_active:
             break
         if user.totp_since is not None:
-            await _check_code(uow, secrets, user.id, given.otp)
+            await _check_code(uow, secrets, user, given.otp)
         granted = await _begin(uow, passwords, lifetimes, user, given.password, device)
         if granted is not None:
             return granted
@@ -99,10 +99,12 @@ async def sign_in(
     raise SignInRefused("the e-mail address or the password is wrong", user_id=user.id if user else None)
 
 
-async def _check_code(uow: UnitOfWork, secrets: Secrets, user_id: int, code: str | None) -> None:
+async def _check_code(uow: UnitOfWork, secrets: Secrets, user: User, code: str | None) -> None:
     if code is None:
         raise OtpRequired("a one-time code is required: send the code that your authenticator app shows as otp")
-    if not await totp.use(uow, secrets, user_id, code):
+    # Their password was right: a recovery code that is used up here is theirs.
+    uow.act_as(user.actor, user.id)
+    if not await totp.use(uow, secrets, user.id, code):
         raise OtpInvalid("the one-time code is wrong, or was already used; wait for the next one")
 
 
