@@ -102,7 +102,7 @@ class Action(StrEnum):
     job_resumed = "job.resumed"
     log_exported = "audit_log.exported"
     orders_exported = "orders.exported"
-    """Everybody's orders were exported."""
+    """The orders of all users were exported."""
     unauthenticated = "request.unauthenticated"
     """Requests were refused with 401."""
     forbidden = "request.forbidden"

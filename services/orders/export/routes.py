@@ -43,7 +43,7 @@ async def export_orders_as_csv(
 ) -> StreamingResponse:
     """Export the caller's orders as CSV (RFC 4180), in the order in which they were placed.
 
-    An export of everybody's orders is recorded in the audit log.
+    An export of all orders is recorded in the audit log.
     """
     return await _export(Format.csv, caller, request, uow, state, side, filters)
 
@@ -64,7 +64,7 @@ async def export_orders_as_json(
 ) -> StreamingResponse:
     """Export the caller's orders as one JSON object a line, in the order in which they were placed.
 
-    An export of everybody's orders is recorded in the audit log.
+    An export of all orders is recorded in the audit log.
     """
     return await _export(Format.ndjson, caller, request, uow, state, side, filters)
 
