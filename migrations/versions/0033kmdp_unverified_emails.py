@@ -66,9 +66,9 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '5s'")
-    op.execute("DELETE FROM mails WHERE user_id IS NULL")
-    op.execute("DELETE FROM one_time_tokens WHERE user_id IS NULL")
-    replace_kinds(KIND_BEFORE)
+    op.execute("DELETE FROM mails WHERE kind <> 'password_reset'")
+    op.execute("DELETE FROM one_time_tokens WHERE purpose <> 'password_reset'")
+    replace_kinds(KIND_BEFORE, not_valid=False)
     op.drop_constraint(op.f("ck_mails_addressed"), "mails")
     op.drop_constraint(op.f("ck_one_time_tokens_about"), "one_time_tokens")
     for table in ("mails", "one_time_tokens"):
@@ -78,12 +78,12 @@ def downgrade() -> None:
     op.drop_table("unverified_emails")
 
 
-def check(table: str, name: str, condition: str) -> None:
+def check(table: str, name: str, condition: str, *, not_valid: bool = True) -> None:
     """Hold for new rows. The next step checks the others, without blocking writers."""
-    op.create_check_constraint(op.f(f"ck_{table}_{name}"), table, condition, postgresql_not_valid=True)
+    op.create_check_constraint(op.f(f"ck_{table}_{name}"), table, condition, postgresql_not_valid=not_valid)
 
 
-def replace_kinds(kinds: str) -> None:
+def replace_kinds(kinds: str, *, not_valid: bool = True) -> None:
     for table, column in (("mails", "kind"), ("one_time_tokens", "purpose")):
         op.drop_constraint(op.f(f"ck_{table}_{column}"), table)
-        check(table, column, f"{column} = ANY ('{{{kinds}}}'::text[])")
+        check(table, column, f"{column} = ANY ('{{{kinds}}}'::text[])", not_valid=not_valid)

@@ -47,3 +47,18 @@ def downgrade() -> None:
             op.drop_index(
                 f"ix_{table}_unverified_id", table, schema=schema, if_exists=True, postgresql_concurrently=True
             )
+    # As they were before: not checked for the rows that there were.
+    for table, name in CONSTRAINTS:
+        op.execute(
+            f"""
+            DO $$
+            DECLARE
+                definition text := pg_get_constraintdef(oid) FROM pg_constraint
+                    WHERE conrelid = '{table}'::regclass AND conname = '{name}';
+            BEGIN
+                ALTER TABLE {table} DROP CONSTRAINT {name};
+                EXECUTE 'ALTER TABLE {table} ADD CONSTRAINT {name} ' || definition || ' NOT VALID';
+            END
+            $$
+            """
+        )
