@@ -1,6 +1,5 @@
 """Counting the attempts of a client to give the right password."""
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -36,7 +35,7 @@ async def counted(request: Request, take: Callable[[UnitOfWork, Limits], Awaitab
                     await take_back(counting, attempt)
                 raise
     except TooManyAttempts:
-        await asyncio.sleep(state.passwords.refusal_delay)
+        await state.passwords.delay_refusal()
         raise
 
 

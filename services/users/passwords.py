@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import string
 import sys
 import threading
@@ -21,7 +22,7 @@ from services.settings import Settings
 ResultT = TypeVar("ResultT")
 
 _HAS_PLACE: ContextVar[bool] = ContextVar("has_place", default=False)
-_NICENESS = 10
+_NICENESS = 19
 
 _DECORATION = f"{string.digits}{string.punctuation}{string.whitespace}"
 _MOST_DECORATION = 6
@@ -37,9 +38,12 @@ class Passwords:
     """
 
     refusal_delay = 1.0
-    """Seconds until a request is told that there is no place for it, or that it has to wait for its next attempt."""
+    """Seconds until a request is told that there is no place for it, or that it has to wait for its next attempt.
 
-    def __init__(self, settings: Settings, concurrent: int = 2) -> None:
+    More or less, at random: those that come together must not come together again.
+    """
+
+    def __init__(self, settings: Settings, concurrent: int | None = None) -> None:
         # Imported here: it takes 13 MiB, and a worker, which imports this module, handles no passwords.
         from zxcvbn.frequency_lists import FREQUENCY_LISTS
 
@@ -50,6 +54,8 @@ class Passwords:
             memory_cost=settings.argon2_memory_kib,
             parallelism=settings.argon2_parallelism,
         )
+        # Half of the CPUs, so that a flood of sign-ins leaves the others to everyone else.
+        concurrent = concurrent or max(1, (os.cpu_count() or 1) // 2)
         self._threads = ThreadPoolExecutor(concurrent, "passwords", _give_way)
         self._most = concurrent + settings.password_queue
         self._taken = 0
@@ -68,6 +74,10 @@ class Passwords:
     async def hash(self, password: str) -> str:
         return await self._in_thread(self._hasher.hash, password)
 
+    async def delay_refusal(self) -> None:
+        """Wait for about `refusal_delay`."""
+        await asyncio.sleep(self.refusal_delay * random.uniform(0.5, 1.5))  # noqa: S311
+
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
         """A place for a request whose passwords are hashed or checked within the block, once or several times.
@@ -80,7 +90,7 @@ class Passwords:
             yield
             return
         if self._taken >= self._most:
-            await asyncio.sleep(self.refusal_delay)
+            await self.delay_refusal()
             raise Overloaded("too many people are signing in; send the request again")
         self._taken += 1
         token = _HAS_PLACE.set(True)
@@ -130,4 +140,4 @@ def _give_way() -> None:
     """Lower the priority of this thread. Where it would be that of the whole process, leave it."""
     if sys.platform == "linux":
         thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
+        os.setpriority(os.PRIO_PROCESS, thread, _NICENESS)

@@ -11,7 +11,7 @@ from services.unit_of_work import UnitOfWork
 from tests.api import test_acknowledged
 from tests.api.audited import Busy, corrupt, run_audit, trade
 from tests.api.client import Api, assert_problem
-from tests.integration import test_audit_chain
+from tests.integration.test_audit_chain import TAMPERED
 
 Expected = list[tuple[str, dict[str, Any]]]
 
@@ -388,9 +388,7 @@ async def test_operators_read_what_the_last_audit_found(api: Api, busy: Busy) ->
 def test_every_kind_of_difference_is_planted_by_a_test() -> None:
     planted = {kind for _, expected in CORRUPTIONS.values() for kind, _ in expected}
     planted |= {kind.value for kind, _ in test_acknowledged.LOST.values()} | {"acknowledged_unreadable"}
-    planted |= {kind for expected in test_audit_chain.TAMPERED.values() for kind, _ in expected} | {
-        "audit_log_unsealed"
-    }
+    planted |= {kind for expected in TAMPERED.values() for kind, _ in expected} | {"audit_log_unsealed"}
     assert planted == {kind.value for kind in DifferenceKind}
 
 

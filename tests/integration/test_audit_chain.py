@@ -77,7 +77,7 @@ async def test_more_acts_than_one_transaction_seals_are_sealed_too(
     assert await found(database) == []
 
 
-TAMPERED = {
+TAMPERED: dict[str, list[tuple[str, int | None]]] = {
     "UPDATE audit_log SET actor = 'user:1' WHERE position = 3": [("audit_log_changed", 3)],
     "UPDATE audit_log SET at = at + interval '1 microsecond' WHERE position = 3": [("audit_log_changed", 3)],
     "UPDATE audit_log SET details = '{}' WHERE position = 3": [("audit_log_changed", 3)],
