@@ -255,7 +255,8 @@ async def test_a_search_finds_every_match_once_in_order_whether_few_rows_match_o
     assert await found(words="oak") == expected("oak")
     assert await found(words="%%") == []
     at_once = await uow.products.page(PageQuery(["name:like:chair"], sort, limit))
-    assert ([row.name for row in at_once.data], at_once.has_more) == (["oak chair"], False)
+    assert [row.name for row in at_once.data] == ["oak chair"]
+    assert limit == 1 or not at_once.has_more, "a full page does not look for more, and there may be some"
 
 
 async def test_a_total_of_a_search_is_exact_if_few_rows_match(
