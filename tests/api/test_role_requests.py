@@ -16,7 +16,9 @@ from tests.factories import make_operator, make_user
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    return settings.model_copy(update={"environment": Environment.production, "approver_tenure": 0})
+    return settings.model_copy(
+        update={"environment": Environment.production, "approver_tenure": 0, "totp_required": False}
+    )
 
 
 async def admins(api: Api, number: int = 2) -> list[User]:

@@ -183,7 +183,7 @@ async def test_a_database_that_is_away_is_not_asked_twice_whose_a_key_is(
     hashed, user_id = await the_key(api, made["id"])
     remembered = SeenKeys(api.database.write)
 
-    async def away(*_: object) -> None:
+    async def away(*_: object, **__: object) -> None:
         raise OperationalError("SELECT", None, OSError("gone"))
 
     with monkeypatch.context() as patch:

@@ -25,6 +25,7 @@ JOBS = [
     "prune_idempotency_keys",
     "prune_sessions",
     "report_backlog",
+    "seal_audit_log",
     "send_mails",
     "wake_stranded_events",
 ]

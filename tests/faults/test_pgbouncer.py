@@ -238,7 +238,7 @@ async def test_the_api_and_a_worker_do_their_work(
         for number in range(20):
             post("/v1/orders", f"order-{number}", order)
             post("/v1/transfers", f"transfer-{number}", {"to_user_id": friend.id, "amount": "1.00"})
-        assert client.get("/v1/products", params={"search": product.name}).status_code == 200
+        assert client.get("/v1/products", params={"q": product.name}).status_code == 200
         with psycopg.connect(settings.database_url, autocommit=True) as watch:
             confirmed = "SELECT count(*) FROM orders WHERE status = 'confirmed'"
             wait_until(lambda: watch.execute(confirmed).fetchone() == (20,), "confirmed orders")

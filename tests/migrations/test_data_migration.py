@@ -275,6 +275,34 @@ async def test_downgrades_run_with_rows_in_every_table(database: Database, datab
             {"id": new_id(), "user": buyer.id},
         )
         await connection.execute(text("INSERT INTO outbox_errors (fingerprint, error) VALUES ('abc', 'no')"))
+        await connection.execute(text("INSERT INTO audit_log (action, object) VALUES ('user.restored', 'user/1')"))
+        await connection.execute(
+            text(
+                "INSERT INTO unapproved_movements"
+                " (transfer_id, operator_id, debit_account_id, credit_account_id, amount)"
+                " SELECT id, :by, debit_account_id, credit_account_id, 1 FROM transfers LIMIT 1"
+            ),
+            {"by": buyer.id},
+        )
+        await connection.execute(
+            text(
+                "INSERT INTO role_requests (id, user_id, role, state, requested_by, expires_at)"
+                " SELECT :id, :user, 'seller', 'pending', max(id), now() + interval '1 day' FROM users"
+            ),
+            {"id": new_id(), "user": buyer.id},
+        )
+        await connection.execute(
+            text("INSERT INTO totp_secrets (user_id, sealed, key_id) VALUES (:user, 'x', 'x')"), {"user": buyer.id}
+        )
+        await connection.execute(
+            text("INSERT INTO recovery_codes (hash, user_id) VALUES (sha256('x'), :user)"), {"user": buyer.id}
+        )
+        await connection.execute(
+            text(
+                "INSERT INTO unverified_emails (email, full_name, hashed_password, expires_at)"
+                " VALUES ('c@example.com', 'C', '!', now() + interval '1 day')"
+            )
+        )
         for table in metadata.tables:
             count = await connection.scalar(text(f"SELECT count(*) FROM {table}"))
             assert count, f"{table} is empty: this test is to know it"
