@@ -1,7 +1,8 @@
-"""Work that cancellation does not stop, and tasks that end even if they swallow a cancellation."""
+"""Work that cancellation does not stop, tasks that must last, and the end of tasks that swallow a cancellation."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from contextvars import Context
 from typing import Any, TypeVar
 
 ResultT = TypeVar("ResultT")
@@ -43,3 +44,29 @@ async def end(*tasks: asyncio.Task[Any]) -> None:
             task.cancel()
         _, left = await asyncio.wait(left, timeout=_CANCEL_AGAIN)
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Lasting:
+    """A task that must run until it is told to end. If it ends before, `complain` is called with the reason.
+
+    It runs in a copy of the current context, or in the one that is given.
+    """
+
+    def __init__(
+        self,
+        work: Coroutine[Any, Any, None],
+        name: str,
+        complain: Callable[[str], None],
+        context: Context | None = None,
+    ) -> None:
+        self._complain = complain
+        self.task = asyncio.get_running_loop().create_task(work, name=name, context=context)
+        self.task.add_done_callback(self._ended)
+
+    async def end(self) -> None:
+        """Cancel it, and return when it has ended."""
+        self.task.remove_done_callback(self._ended)
+        await end(self.task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._complain("it was cancelled" if task.cancelled() else repr(task.exception()))

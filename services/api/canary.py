@@ -14,7 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from services.connections import on_a_live_connection
 from services.database import SessionFactory
 from services.fields import new_id
-from services.shielding import end
+from services.shielding import Lasting, end
 from services.unit_of_work import UnitOfWork, background
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Canary:
         self._step = _Step.connect
         self._complaint: tuple[int, _Step] | None = None
         self._succeeded_at = monotonic()
-        self._running: asyncio.Task[None] | None = None
+        self._running: Lasting | None = None
         self.state: CanaryState = "pending"
         self.failures = 0
 
@@ -66,14 +66,12 @@ class Canary:
         return monotonic() - self._succeeded_at
 
     async def __aenter__(self) -> "Canary":
-        self._running = asyncio.create_task(self._run(), name="canary")
-        self._running.add_done_callback(self._complain_of_its_end)
+        self._running = Lasting(self._run(), "canary", self._complain_of_its_end)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         if self._running is not None:
-            self._running.remove_done_callback(self._complain_of_its_end)
-            await end(self._running)
+            await self._running.end()
 
     async def _run(self) -> None:
         while True:
@@ -133,7 +131,6 @@ class Canary:
             logger.log(self._complaint[0], "canary: could not %s: %r", self._step, error)
         return False
 
-    def _complain_of_its_end(self, ended: asyncio.Task[None]) -> None:
+    def _complain_of_its_end(self, why: str) -> None:
         self.state = "failed"
-        why = "it was cancelled" if ended.cancelled() else repr(ended.exception())
         logger.critical("canary: its task ended (%s); this process stays unready until it is restarted", why)

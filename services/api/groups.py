@@ -35,7 +35,7 @@ from services.idempotency.repository import Free, InFlight, StoredReply
 from services.logs import RateLimitedLogger
 from services.outbox.events import Trace
 from services.settings import Settings
-from services.shielding import end
+from services.shielding import Lasting
 from services.sql import Read, detail_of, waiting_at_most
 from services.transaction import Bell
 from services.unit_of_work import UnitOfWork
@@ -132,12 +132,11 @@ class _Committer:
         self._group_seconds = 0.0
         self._looking_up: set[asyncio.Task[None]] = set()
         # Not in the context of the request that happens to come first.
-        self._running = asyncio.get_running_loop().create_task(self._run(), name="committer", context=Context())
-        self._running.add_done_callback(self._complain_of_its_end)
+        self._running = Lasting(self._run(), "committer", self._complain_of_its_end, Context())
 
     async def join(self, intent: Intent[Any]) -> Outcome:
         """What became of the request in its group."""
-        if self._running.done():
+        if self._running.task.done():
             return Alone()
         if self._expected_wait(intent.key.caller_id) > self._settings.group_commit_wait:
             metrics.refused.inc()
@@ -150,8 +149,7 @@ class _Committer:
     async def close(self) -> None:
         """Carry out what waits, then end."""
         await self._idle.wait()
-        self._running.remove_done_callback(self._complain_of_its_end)
-        await end(self._running)
+        await self._running.end()
         await asyncio.gather(*self._looking_up)
 
     def _expected_wait(self, caller_id: int) -> float:
@@ -363,8 +361,7 @@ class _Committer:
                 trouble.warning("group commit: the look-up of an unconfirmed group failed, and is repeated: %r", error)
             await asyncio.sleep(_LOOK_AGAIN)
 
-    def _complain_of_its_end(self, ended: "asyncio.Task[None]") -> None:
-        why = "it was cancelled" if ended.cancelled() else repr(ended.exception())
+    def _complain_of_its_end(self, why: str) -> None:
         logger.critical("group commit: its task ended (%s); this process handles each request alone from now on", why)
         self._idle.set()
         _leave(self._turns.clear())

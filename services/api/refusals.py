@@ -6,7 +6,7 @@ minute at most, and so is what exceeds the number of different ones.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic
@@ -19,7 +19,7 @@ from services.api.callers import REFUSALS
 from services.api.request_times import route_path
 from services.database import SessionFactory
 from services.logs import RateLimitedLogger
-from services.shielding import end
+from services.shielding import Lasting
 from services.unit_of_work import UnitOfWork, background
 
 logger = logging.getLogger(__name__)
@@ -90,13 +90,11 @@ class Refusals:
     @asynccontextmanager
     async def written(self, sessions: SessionFactory) -> AsyncIterator[None]:
         """Write what was counted every few seconds, and at the end."""
-        task = asyncio.create_task(self._run(sessions), name="refusals")
-        task.add_done_callback(_complain_of_its_end)
+        running = Lasting(self._run(sessions), "refusals", _complain_of_its_end)
         try:
             yield
         finally:
-            task.remove_done_callback(_complain_of_its_end)
-            await end(task)
+            await running.end()
             await self.write(sessions, monotonic() + INTERVAL)
 
     async def _run(self, sessions: SessionFactory) -> None:
@@ -109,11 +107,11 @@ class Refusals:
         for key, one in list(self.counted.items()):
             if one.number == 0 and one.written_at is not None and now - one.written_at >= INTERVAL:
                 del self.counted[key]
-        due = {
-            key: one.number
+        due = [
+            (key, one, one.number)
             for key, one in self.counted.items()
             if one.number and (one.written_at is None or now - one.written_at >= INTERVAL)
-        }
+        ]
         if not due:
             return
         try:
@@ -121,28 +119,19 @@ class Refusals:
                 asyncio.timeout(_PATIENCE),
                 background(lambda: UnitOfWork(sessions, name="security events")) as uow,
             ):
-                uow.record_acts(self._acts(due))
+                uow.record_acts([_act(*one) for one in due])
         except Exception as error:  # noqa: BLE001  (whatever it is, the next attempt may succeed)
             trouble.warning("cannot write security events: %r", error)
             return
-        for key, number in due.items():
-            self.counted[key].number -= number
-            self.counted[key].written_at = now
-
-    def _acts(self, due: dict[_Key, int]) -> Sequence[Act]:
-        return [
-            Act(
-                key.action,
-                key.object,
-                self.counted[key].by,
-                self.counted[key].request_id,
-                details={"code": key.code, "path": self.counted[key].path},
-                number=number,
-            )
-            for key, number in due.items()
-        ]
+        for _, one, number in due:
+            one.number -= number
+            one.written_at = now
 
 
-def _complain_of_its_end(ended: asyncio.Task[None]) -> None:
-    why = "it was cancelled" if ended.cancelled() else repr(ended.exception())
+def _act(key: _Key, one: _Counted, number: int) -> Act:
+    details = {"code": key.code, "path": one.path}
+    return Act(key.action, key.object, one.by, one.request_id, details=details, number=number)
+
+
+def _complain_of_its_end(why: str) -> None:
     logger.critical("security events: the task that writes them ended (%s); restart this process", why)

@@ -14,7 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from services.database import SessionFactory
 from services.fields import now
 from services.logs import RateLimitedLogger
-from services.shielding import end
+from services.shielding import Lasting
 from services.unit_of_work import UnitOfWork, background
 
 logger = logging.getLogger(__name__)
@@ -42,17 +42,15 @@ class SeenKeys:
         self._database = database
         self._owners: OrderedDict[bytes, int] = OrderedDict()
         self._used: dict[bytes, datetime] = {}
-        self._running: asyncio.Task[None] | None = None
+        self._running: Lasting | None = None
 
     async def __aenter__(self) -> "SeenKeys":
-        self._running = asyncio.create_task(self._run(), name="API keys")
-        self._running.add_done_callback(self._complain_of_its_end)
+        self._running = Lasting(self._run(), "API keys", _complain_of_its_end)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         if self._running is not None:
-            self._running.remove_done_callback(self._complain_of_its_end)
-            await end(self._running)
+            await self._running.end()
         await self.store(_LAST_PATIENCE)
 
     async def owner_of(self, hashed: bytes) -> int | None:
@@ -110,6 +108,6 @@ class SeenKeys:
             await asyncio.sleep(INTERVAL)
             await self.store()
 
-    def _complain_of_its_end(self, ended: "asyncio.Task[None]") -> None:
-        why = "it was cancelled" if ended.cancelled() else repr(ended.exception())
-        logger.critical("API keys: the task that stores their last use ended (%s); restart this process", why)
+
+def _complain_of_its_end(why: str) -> None:
+    logger.critical("API keys: the task that stores their last use ended (%s); restart this process", why)

@@ -204,7 +204,7 @@ async def test_a_canary_whose_task_ends_unexpectedly_says_so_and_the_process_is_
 ) -> None:
     client, state = often
     assert state.canary._running is not None
-    state.canary._running.cancel()
+    state.canary._running.task.cancel()
     assert await until_it_says(client, canary="failed") == 503
     [line] = [record for record in caplog.records if record.name == module.__name__]
     assert line.levelno == logging.CRITICAL

@@ -202,7 +202,7 @@ async def test_if_its_task_ends_the_process_says_so_and_handles_each_request_alo
     waiting = asyncio.create_task(api.post("/v1/orders", by=buyer, json=order_of((product, 1))))
     await gate.until(1)
     for committer in gate._committers:
-        committer._running.cancel()
+        committer._running.task.cancel()
     assert (await waiting).status_code == 201
     assert [one.levelno for one in caplog.records if one.name == "services.api.groups"] == [logging.CRITICAL]
     await api.place(buyer, (product, 1))

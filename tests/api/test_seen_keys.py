@@ -107,7 +107,7 @@ async def test_it_goes_on_after_errors_and_loses_no_use(
         running.used(*await the_key(api, other["id"]))
         await eventually(lambda: attempts >= 3)
         assert running._running is not None
-        assert not running._running.done()
+        assert not running._running.task.done()
     assert None not in (await last_used(api, made["id"]), await last_used(api, other["id"]))
     assert "could not store when API keys were last used" in caplog.text
 
@@ -139,8 +139,8 @@ async def test_a_locked_key_does_not_stop_a_process_from_ending(
 async def test_the_end_of_the_task_is_reported(api: Api, caplog: pytest.LogCaptureFixture) -> None:
     running = seen(api)._running
     assert running is not None
-    running.cancel()
-    await eventually(running.done)
+    running.task.cancel()
+    await eventually(running.task.done)
     await asyncio.sleep(0)
     (line,) = [one for one in caplog.records if one.levelno == logging.CRITICAL]
     assert "API keys: the task that stores their last use ended (it was cancelled)" in line.getMessage()
