@@ -1,5 +1,6 @@
 """Column and schema types that several domains share."""
 
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -164,6 +165,11 @@ def made_around(moment: datetime) -> tuple[UUID, UUID]:
 def time_of(event_id: UUID) -> datetime:
     """When a UUIDv7 was made, to the millisecond."""
     return datetime.fromtimestamp((event_id.int >> _UUID_TIME) / 1000, UTC)
+
+
+def sha256_of(secret: str) -> bytes:
+    """What is stored of a random secret, which needs no slow hash. A text that cannot be encoded is none of them."""
+    return hashlib.sha256(secret.encode("utf-8", "replace")).digest()
 
 
 def storable(value: str) -> str:

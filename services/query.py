@@ -1,6 +1,6 @@
 """Lists that clients may filter and sort: an allow-list of fields and operators, and keyset pages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Generic, TypeVar
@@ -19,6 +19,7 @@ from services.searching import soon_found
 from services.totals import MAX_COUNTED, Count, Total, counted, estimated
 
 ItemT = TypeVar("ItemT")
+ShownT = TypeVar("ShownT")
 
 MAX_IN_VALUES = 100
 
@@ -55,6 +56,11 @@ class Rows(Generic[ItemT]):
     has_more: bool
     next_cursor: str | None
     total: Total | None = None
+
+    def shown(self, show: Callable[[ItemT], ShownT]) -> Page[ShownT]:
+        """The page, with each row as `show` shows it."""
+        data = [show(one) for one in self.data]
+        return Page(data=data, has_more=self.has_more, next_cursor=self.next_cursor, total=self.total)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from fastapi import Depends, Header, Query, Request, Response
 from fastapi.security import OAuth2PasswordBearer
 
 from services.api.reads import LAG_HEADER, POSITION_HEADER, parse_position, shown_lag
-from services.api.rights import check_scope, check_second_factor
+from services.api.rights import check_rights
 from services.api.state import ApiState, api_state
 from services.api.tokens import key_invalid, read_key, session_ended
 from services.cursors import LONGEST
@@ -97,8 +97,7 @@ async def current_user(request: Request, token: Annotated[str | None, Depends(_b
     uow: UnitOfWork = request.state.uow
     uow.act_as(user.actor, user.id)
     request.state.acting = uow.acting
-    check_second_factor(user, request.scope["endpoint"])
-    check_scope(user, request.scope["endpoint"], api_state(request).settings)
+    check_rights(user, request.scope["endpoint"], api_state(request).settings)
     return user
 
 

@@ -25,7 +25,7 @@ from services.api import group_metrics as metrics
 from services.api.callers import acting_in
 from services.api.kept import ReplayStored, check_free, is_kept, kept_reply
 from services.api.problems import domain_problem, is_unavailable, outcome_unknown_problem, overloaded
-from services.api.rights import check_scope, check_second_factor
+from services.api.rights import check_rights
 from services.api.tokens import no_longer_valid
 from services.api.turns import Alone, Answered, Intent, Outcome, Replay, Turns
 from services.database import SessionFactory, outcome_unknown
@@ -284,8 +284,7 @@ class _Committer:
                 if caller is None:
                     raise no_longer_valid(intent.caller)
                 # First, as for a request that goes alone: a stored reply must not be shown without it either.
-                check_second_factor(caller, intent.request.scope["endpoint"])
-                check_scope(caller, intent.request.scope["endpoint"], self._settings)
+                check_rights(caller, intent.request.scope["endpoint"], self._settings)
                 check_free(key, intent.key, caller)
                 free.append(intent)
             except ReplayStored as replay:

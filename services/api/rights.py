@@ -5,7 +5,6 @@ from typing import Any, TypeVar
 
 from services.errors import Forbidden, SecondFactorMissing
 from services.settings import Settings
-from services.users.models import Caller
 from services.users.repository import SignedIn
 from services.users.rights import PROFILE, SELLING, Scope
 
@@ -39,23 +38,19 @@ def scope_of(handler: Callable[..., Any]) -> Scope | None:
     return scope
 
 
-def check_scope(caller: Caller, handler: Callable[..., Any], settings: Settings) -> None:
-    """Raises `Forbidden` unless the caller has the scope that the handler needs, and `LookupError` as `scope_of`."""
+def check_rights(caller: SignedIn, handler: Callable[..., Any], settings: Settings) -> None:
+    """Raises `Forbidden` unless the caller has the scope that the handler needs, and `LookupError` as `scope_of`.
+
+    Raises `SecondFactorMissing` if the caller has to set up a second factor first.
+    """
     scope = scope_of(handler)
     if scope is None:
         return
+    if caller.limited and scope not in PROFILE:
+        raise SecondFactorMissing(
+            "your role needs a second factor; set one up with POST /v1/users/me/totp, then send this again"
+        )
     if not caller.may(scope):
         raise Forbidden(f"this needs the scope {scope.value}, which you do not have", scope=scope.value)
     if scope is Scope.catalog_write and not settings.customers_may_sell and caller.role not in SELLING:
         raise Forbidden("only sellers and operators may sell here; ask an admin for the role seller", scope=scope.value)
-
-
-def check_second_factor(caller: SignedIn, handler: Callable[..., Any]) -> None:
-    """Raises `SecondFactorMissing` if the caller has to set up a second factor before they may use this handler.
-
-    A handler that declares nothing is refused, too.
-    """
-    if caller.limited and getattr(handler, _SCOPE, None) not in PROFILE:
-        raise SecondFactorMissing(
-            "your role needs a second factor; set one up with POST /v1/users/me/totp, then send this again"
-        )

@@ -90,13 +90,7 @@ async def list_adjustments(
     _: CurrentUser, page: Annotated[PageQuery, page_of(ADJUSTMENTS)], uow: ReplicaWork
 ) -> Page[AdjustmentPublic]:
     """List all adjustments, newest first."""
-    found = await uow.adjustments.list_page(ADJUSTMENTS, page)
-    return Page(
-        data=[_public(one) for one in found.data],
-        has_more=found.has_more,
-        next_cursor=found.next_cursor,
-        total=found.total,
-    )
+    return (await uow.adjustments.list_page(ADJUSTMENTS, page)).shown(_public)
 
 
 @router.get("/adjustments/{adjustment_id}", responses=responses(401, 403, 404, 422))

@@ -103,7 +103,6 @@ async def revoke_key_of_user(user_id: Id, key_id: UUID, _: CurrentUser, uow: Wor
 
 
 def _shown(issued: Issued, response: Response) -> ApiKeyIssued:
-    response.headers["Cache-Control"] = "no-store"
     response.headers["Location"] = f"/v1/api-keys/{issued.row.id}"
     return ApiKeyIssued(**picked(issued.row, ApiKeyPublic.model_fields), key=issued.secret)
 

@@ -4,11 +4,12 @@ The prefix lets secret scanners find keys in texts, and the checksum lets them, 
 that only looks like one. A scanner can search for `wbk_[0-9A-Za-z]{49}`.
 """
 
-import hashlib
 import re
 import secrets
 import string
 import zlib
+
+from services.fields import sha256_of
 
 PREFIX = "wbk_"
 _DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase
@@ -40,7 +41,7 @@ def is_well_formed(key: str) -> bool:
 
 def hash_of(key: str) -> bytes:
     """What is stored of a key. A random key of 256 bits needs no slow hash."""
-    return hashlib.sha256(key.encode()).digest()
+    return sha256_of(key)
 
 
 def hint_of(key: str) -> str:

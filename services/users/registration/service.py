@@ -1,12 +1,12 @@
 """Registering, and confirming e-mail addresses."""
 
-import hashlib
 from collections.abc import Sequence
 from datetime import timedelta
 
 from services.acting import Action
 from services.credits.models import AccountBase
 from services.errors import AlreadyExists, Fault, TokenInvalid, WrongPassword
+from services.fields import sha256_of
 from services.repository import Lock
 from services.sql import Row, unless_taken
 from services.sweeps.service import Sweep
@@ -46,7 +46,7 @@ async def ask(uow: UnitOfWork, passwords: Passwords, wanted: UserCreate, ttl: ti
 
 async def find(uow: UnitOfWork, given: EmailConfirmation) -> Row:
     """What the token confirms. Raises `TokenInvalid`."""
-    found = await uow.registrations.of_token(_hash(given))
+    found = await uow.registrations.of_token(sha256_of(given.token.get_secret_value()))
     if found is None:
         raise _invalid()
     return found
@@ -62,7 +62,7 @@ async def confirm(uow: UnitOfWork, passwords: Passwords, given: EmailConfirmatio
     await uow.rollback()
     if not await passwords.matches(found["hashed_password"], given.password.get_secret_value()):
         raise WrongPassword("this is not the password of the account that the mail is about")
-    if not await uow.registrations.use(_hash(given)):
+    if not await uow.registrations.use(sha256_of(given.token.get_secret_value())):
         raise _invalid()
     if found["user_id"] is None:
         wanted = UserBase(email=found["email"], full_name=found["full_name"])
@@ -104,10 +104,6 @@ EXPIRED_EMAILS: Sweep[ExpiredEmail] = Sweep("unverified_emails", _find_expired, 
 def taken() -> AlreadyExists:
     """The error for an address that a user has, even a deleted one."""
     return AlreadyExists("a user with this e-mail address already exists", [Fault("is taken", "#/email")])
-
-
-def _hash(given: EmailConfirmation) -> bytes:
-    return hashlib.sha256(given.token.get_secret_value().encode("utf-8", "replace")).digest()
 
 
 def _invalid() -> TokenInvalid:

@@ -1,6 +1,5 @@
 """Setting a new password with a token from a mail, and what the mails say."""
 
-import hashlib
 import secrets
 from dataclasses import dataclass
 from datetime import timedelta
@@ -8,6 +7,7 @@ from email.message import EmailMessage
 
 from services.acting import Action
 from services.errors import Fault, TokenInvalid
+from services.fields import sha256_of
 from services.mail import MailNotSent
 from services.repository import Lock
 from services.settings import Settings
@@ -76,14 +76,14 @@ async def next_mail(uow: UnitOfWork, settings: Settings) -> Claimed | None:
         match kind:
             case MailKind.password_reset:
                 ttl = timedelta(seconds=settings.password_reset_ttl)
-                await uow.mails.give_token(_hash(token), _KIND, row["user_id"], row["email"], ttl)
+                await uow.mails.give_token(sha256_of(token), _KIND, row["user_id"], row["email"], ttl)
                 return Claimed(row["id"], kind, row["email"], token)
             case MailKind.email_changed:
                 return Claimed(row["id"], kind, row["email"], None)
             case MailKind.verification:
                 outlook = await uow.registrations.outlook(row["unverified_id"])
                 if outlook is not None and not outlook["taken"]:
-                    await uow.registrations.give_token(_hash(token), row["unverified_id"])
+                    await uow.registrations.give_token(sha256_of(token), row["unverified_id"])
                     return Claimed(row["id"], kind, row["email"], token)
                 if outlook is not None and not outlook["told"]:
                     await uow.registrations.note_told(row["unverified_id"])
@@ -95,7 +95,7 @@ async def next_mail(uow: UnitOfWork, settings: Settings) -> Claimed | None:
 
 async def reset(uow: UnitOfWork, passwords: Passwords, given: Reset) -> None:
     """Set a new password and end all sessions. Raises `TokenInvalid`, and `InvalidInput` for a common password."""
-    token, password = _hash(given.token.get_secret_value()), given.password.get_secret_value()
+    token, password = sha256_of(given.token.get_secret_value()), given.password.get_secret_value()
     # A hash is computed only for a person who has a token.
     if not await uow.mails.is_valid(token, _KIND):
         raise _invalid()
@@ -150,10 +150,6 @@ def _address(message: EmailMessage, email: str) -> None:
         raise MailNotSent(f"no mail can be addressed to {email!r}") from error
     if read.addr_spec != email:
         raise MailNotSent(f"a mail to {email!r} would go to {read.addr_spec!r}")
-
-
-def _hash(token: str) -> bytes:
-    return hashlib.sha256(token.encode("utf-8", "replace")).digest()
 
 
 def _invalid() -> TokenInvalid:

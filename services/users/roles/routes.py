@@ -27,13 +27,7 @@ async def list_role_requests(
     _: CurrentUser, page: Annotated[PageQuery, page_of(ROLE_REQUESTS)], uow: Work
 ) -> Page[RoleRequestPublic]:
     """List the requests for another role, newest first."""
-    found = await uow.role_requests.list_page(ROLE_REQUESTS, page)
-    return Page(
-        data=[shown(one) for one in found.data],
-        has_more=found.has_more,
-        next_cursor=found.next_cursor,
-        total=found.total,
-    )
+    return (await uow.role_requests.list_page(ROLE_REQUESTS, page)).shown(shown)
 
 
 @router.get("/role-requests/{request_id}", responses=responses(401, 403, 404, 422))

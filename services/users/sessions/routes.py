@@ -26,7 +26,7 @@ router = APIRouter(route_class=TransactionRoute, tags=["sessions"])
 @router.post("/token", response_model=Token, responses=responses(400, 401, 413, 422, 429, 503))
 @public
 async def create_token(
-    form: Annotated[TokenRequest, Form()], request: Request, response: Response, device: Device, uow: Work, state: State
+    form: Annotated[TokenRequest, Form()], request: Request, device: Device, uow: Work, state: State
 ) -> Token | Response:
     """Sign in (OAuth 2.0 password flow; `username` is the e-mail address), or extend a session with its refresh token.
 
@@ -58,7 +58,6 @@ async def create_token(
         return domain_problem(
             request, Unauthenticated("the refresh token was already used, so its session has been ended; sign in again")
         )
-    response.headers["Cache-Control"] = "no-store"
     access_token = state.tokens.make(granted.caller)
     return Token(access_token=access_token, expires_in=state.tokens.ttl, refresh_token=granted.refresh_token)
 

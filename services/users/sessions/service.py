@@ -1,6 +1,5 @@
 """Signing in, staying signed in, and signing out."""
 
-import hashlib
 import logging
 import secrets
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from uuid import UUID
 
 from services.acting import Action
 from services.errors import NotFound, OtpInvalid, OtpRequired, SignInRefused, Unauthenticated
-from services.fields import new_id
+from services.fields import new_id, sha256_of
 from services.settings import Settings
 from services.sweeps.service import Sweep
 from services.unit_of_work import UnitOfWork
@@ -119,7 +118,7 @@ async def _begin(
         verified = hashed
     token, session_id = _new_token(), new_id()
     begun = await uow.sessions.begin(
-        session_id, user.id, verified, user.totp_since, lifetimes.idle, device, _hash(token)
+        session_id, user.id, verified, user.totp_since, lifetimes.idle, device, sha256_of(token)
     )
     if not begun:
         return None
@@ -136,7 +135,7 @@ async def refresh(uow: UnitOfWork, lifetimes: Lifetimes, token: str, device: Dev
     For a few seconds, a client that got no reply may use it again; the token in the lost reply becomes invalid.
     Raises `Unauthenticated` if the token is unknown, or its session has ended.
     """
-    shown = _hash(token)
+    shown = sha256_of(token)
     caller = await uow.sessions.lock_by_token(shown)
     if caller is None or await uow.users.signed_in(caller, require_totp=False) is None:
         raise Unauthenticated("the refresh token is invalid, or its session has ended; sign in again")
@@ -149,7 +148,7 @@ async def refresh(uow: UnitOfWork, lifetimes: Lifetimes, token: str, device: Dev
         )
         return Reused()
     following = _new_token()
-    await uow.sessions.rotate(caller.session_id, shown, _hash(following), lifetimes.idle, lifetimes.longest, device)
+    await uow.sessions.rotate(caller.session_id, shown, sha256_of(following), lifetimes.idle, lifetimes.longest, device)
     return Granted(caller, following)
 
 
@@ -193,8 +192,3 @@ def expired_sessions(retention: timedelta) -> Sweep[ExpiredSession]:
 
 def _new_token() -> str:
     return _PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
-
-
-def _hash(token: str) -> bytes:
-    # A random token of 256 bits needs no slow hash.
-    return hashlib.sha256(token.encode("utf-8", "replace")).digest()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from services.clock import CLOCK
+from services.fields import sha256_of
 from services.settings import Settings
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def new_recovery_codes() -> list[str]:
 
 def hash_of(recovery_code: str) -> bytes:
     """What is stored of a recovery code. 120 random bits need no slow hash."""
-    return hashlib.sha256(typed(recovery_code).encode("utf-8", "replace")).digest()
+    return sha256_of(typed(recovery_code))
 
 
 def _totp(secret: bytes) -> "TOTP":

@@ -1,6 +1,6 @@
 """HTTP routes for the caller's second factor."""
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request
 
 from services.api.attempts import confirmed
 from services.api.dependencies import CurrentUser, State, Work
@@ -27,38 +27,34 @@ async def read_second_factor(caller: CurrentUser, uow: Work, state: State) -> To
 @router.post("", status_code=201, responses=_PROOF)
 @needs(Scope.profile_write)
 async def set_up_second_factor(
-    request: Request, response: Response, given: TotpStart, caller: CurrentUser, uow: Work, state: State
+    request: Request, given: TotpStart, caller: CurrentUser, uow: Work, state: State
 ) -> TotpEnrolment:
     """Get a secret for an authenticator app. It counts once it has been confirmed with a code."""
     async with confirmed(request, caller.id, given.current_password, uow):
-        enrolment = await service.enrol(uow, Secrets.from_settings(state.settings), caller.id)
-    response.headers["Cache-Control"] = "no-store"
-    return enrolment
+        return await service.enrol(uow, Secrets.from_settings(state.settings), caller.id)
 
 
 @router.post("/confirm", responses=responses(400, 401, 403, 409, 413, 422, 429))
 @needs(Scope.profile_write)
 async def confirm_second_factor(
-    request: Request, response: Response, given: TotpConfirm, caller: CurrentUser, uow: Work, state: State
+    request: Request, given: TotpConfirm, caller: CurrentUser, uow: Work, state: State
 ) -> RecoveryCodes:
     """Confirm the app with its first code: from now on, a sign-in needs one. All other sessions end."""
     async with confirmed(request, caller.id, None, uow):
         secrets = Secrets.from_settings(state.settings)
         codes = await service.confirm(uow, secrets, caller, given.otp.get_secret_value())
-    response.headers["Cache-Control"] = "no-store"
     return RecoveryCodes(recovery_codes=codes)
 
 
 @router.post("/recovery-codes", responses=_PROOF)
 @needs(Scope.profile_write)
 async def renew_recovery_codes(
-    request: Request, response: Response, given: TotpProof, caller: CurrentUser, uow: Work, state: State
+    request: Request, given: TotpProof, caller: CurrentUser, uow: Work, state: State
 ) -> RecoveryCodes:
     """Replace the recovery codes. Earlier ones are no longer accepted."""
     async with confirmed(request, caller.id, given.current_password, uow):
         secrets = Secrets.from_settings(state.settings)
         codes = await service.renew_recovery_codes(uow, secrets, caller, given.otp.get_secret_value())
-    response.headers["Cache-Control"] = "no-store"
     return RecoveryCodes(recovery_codes=codes)
 
 
