@@ -229,14 +229,23 @@ class Listing(Generic[ItemT]):
         It may be wrong about a row that does not match the others, or what the list is `within`.
         """
         for one in walk.finders:
-            # A trigram index has all rows of the table. Conditions on them could lead the planner to another index,
-            # which it would have to read from end to end.
-            conditions = [one.condition] if one.by_trigrams else [one.condition, *within]
-            statement = sqlalchemy.select(self.key.column).where(*conditions).limit(_constant(EXAMINED + 1))
-            keys = await soon_found(session, statement, EXAMINED)
+            keys = await soon_found(session, self._finder(one, within), EXAMINED)
             if keys is not None:
                 return keys
         return None
+
+    def _finder(self, one: Filter, within: Sequence[ColumnElement[bool]]) -> Any:
+        """The keys of rows that match the filter, `EXAMINED` and one more at most, by no index but the filter's."""
+        key, column, most = self.key.column, one.field.column, _constant(EXAMINED + 1)
+        if one.by_trigrams:
+            # The index has all rows of the table. Conditions on them could lead the planner to another index, which it
+            # would have to read from end to end.
+            return sqlalchemy.select(key).where(one.condition).limit(most)
+        # As ranges, in their order: for a common value, the planner would read an index of another order, and leave out
+        # the other rows.
+        rows = sqlalchemy.select(key, column).where(*within).order_by(column).limit(most)
+        parts = [rows.where(column.between(value, value)) for value in one.values]
+        return parts[0] if len(parts) == 1 else union_all(*parts).limit(most)
 
     def _sort(self, wanted: str | None) -> str:
         if wanted is None:

@@ -23,7 +23,7 @@ _AFTER = (Statement("ROLLBACK TO SAVEPOINT before_searching"), Statement("RELEAS
 
 
 async def soon_found(session: AsyncSession, statement: "Select[Any]", most: int) -> Sequence[Any] | None:
-    """The values that the statement selects, if they are `most` or fewer and found in time; otherwise None.
+    """The values of the statement's first column, if they are `most` or fewer and found in time; otherwise None.
 
     The statement has a limit above `most`.
     """

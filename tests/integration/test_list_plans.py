@@ -233,13 +233,7 @@ def wanted_filters(case: Case) -> Iterator[list[str]]:
                 yield from ([f"{name}:{operator.value}:{value}"] for value in values)
 
 
-_COMMON = pytest.mark.xfail(
-    reason="For a type that most rows have, PostgreSQL walks the index of the sort and leaves out the other rows.",
-    strict=True,
-)
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=_COMMON if name == "deferred" else ()) for name in CASES])
+@pytest.mark.parametrize("name", CASES)
 async def test_a_page_reads_and_sorts_no_more_rows_than_it_may_examine(database: Database, name: str) -> None:
     case = CASES[name]
     bad: dict[str, list[str]] = {}
