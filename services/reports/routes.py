@@ -14,12 +14,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from services.analytics import HOW_TO_TURN_ON, Analytics, AnalyticsWork, TablesMissing
+from services.api.attachments import attachment
 from services.api.dependencies import CurrentUser, State, Work
 from services.api.problems import responses
 from services.api.rights import needs
 from services.api.transaction import TransactionRoute
 from services.errors import ReportsOff, ReportsUnavailable
-from services.exports import begun
+from services.exports import Format
 from services.fields import Id
 from services.logs import RateLimitedLogger
 from services.orders.days.schemas import OrderDayPublic
@@ -116,11 +117,7 @@ async def export_sales(
 ) -> StreamingResponse:
     """Export the report of sales as CSV (RFC 4180), with any number of rows."""
     pieces = service.sales_csv(lambda: _reading(wanted.analytics), by, wanted.days, wanted.seller_id, product_id)
-    return StreamingResponse(
-        await begun(pieces),
-        media_type="text/csv; charset=utf-8; header=present",
-        headers={"Content-Disposition": 'attachment; filename="sales.csv"'},
-    )
+    return await attachment(pieces, "sales", Format.csv)
 
 
 @router.get("/statuses", responses=_ANSWERS)

@@ -6,16 +6,17 @@ from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
 from services.acting import Action
+from services.api.attachments import attachment, record_export
 from services.api.dependencies import CurrentUser, ReplicaWork, State, Work, filters_of, page_of
 from services.api.problems import responses
 from services.api.rights import needs
 from services.api.state import ApiState
-from services.api.transaction import TransactionRoute, ahead
+from services.api.transaction import TransactionRoute
 from services.audit.log.models import AuditLogRow
 from services.audit.log.repository import AUDIT_LOG
 from services.audit.log.schemas import ActPublic
 from services.audit.log.service import export
-from services.exports import MEDIA_TYPES, Format, begun, documented
+from services.exports import Format, documented
 from services.query import Page, PageQuery, Rows
 from services.unit_of_work import UnitOfWork
 from services.users.rights import Scope
@@ -24,7 +25,6 @@ router = APIRouter(route_class=TransactionRoute, tags=["operations"])
 
 Filters = Annotated[list[str], filters_of(AUDIT_LOG)]
 _REFUSED = responses(400, 401, 403, 422)
-_LONGEST = 500
 
 
 @router.get("/audit-log", response_model=Page[ActPublic], responses=_REFUSED)
@@ -69,13 +69,7 @@ async def _export(
     AUDIT_LOG.conditions(filters)
     # The connection goes back to the pool: the export takes one only briefly for each piece.
     await uow.rollback()
-    async with ahead(request) as recording:
-        said = " ".join(filters)[:_LONGEST]
-        recording.record_act(Action.log_exported, "audit-log", format=form.value, filters=said)
+    await record_export(request, Action.log_exported, "audit-log", form, filters)
     position = await state.reads.position()
     pieces = export(lambda read: state.reads.run(read, position), form, filters)
-    return StreamingResponse(
-        await begun(pieces),
-        media_type=MEDIA_TYPES[form],
-        headers={"Content-Disposition": f'attachment; filename="audit-log.{form.value}"'},
-    )
+    return await attachment(pieces, "audit-log", form)

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
+from services.api.attachments import attachment
 from services.api.dependencies import CurrentUser, ReplicaWork, State, Work, filters_of, page_of
 from services.api.problems import responses
 from services.api.rights import needs
@@ -14,7 +15,7 @@ from services.credits.models import Entry
 from services.credits.schemas import EntryPublic
 from services.credits.statement.repository import ENTRIES
 from services.credits.statement.service import statement_csv
-from services.exports import begun
+from services.exports import Format
 from services.query import Page, PageQuery, Rows
 from services.users.rights import Scope
 
@@ -49,8 +50,4 @@ async def export_statement(
     # Pieces are read where the account's newest entry is, so that none is missing.
     position = await state.reads.position()
     pieces = statement_csv(lambda read: state.reads.run(read, position), account.id, account.version, filters)
-    return StreamingResponse(
-        await begun(pieces),
-        media_type="text/csv; charset=utf-8; header=present",
-        headers={"Content-Disposition": 'attachment; filename="statement.csv"'},
-    )
+    return await attachment(pieces, "statement", Format.csv)

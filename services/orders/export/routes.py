@@ -6,11 +6,12 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
 from services.acting import Action
+from services.api.attachments import attachment, record_export
 from services.api.dependencies import CurrentUser, State, Work, filters_of
 from services.api.problems import responses
 from services.api.rights import needs
-from services.api.transaction import TransactionRoute, ahead
-from services.exports import MEDIA_TYPES, Format, begun, documented
+from services.api.transaction import TransactionRoute
+from services.exports import Format, documented
 from services.orders.export.service import export, of_side
 from services.orders.repository import ORDERS
 from services.orders.schemas import Side
@@ -21,8 +22,6 @@ from services.users.rights import Scope
 router = APIRouter(route_class=TransactionRoute, tags=["orders"])
 
 OfSide = Annotated[Side, Query(alias="as", description="`everybody` needs the scope `orders:read_all`.")]
-_LONGEST = 500
-"""Characters of the filters in the audit log."""
 
 Filters = Annotated[list[str], filters_of(ORDERS)]
 
@@ -78,14 +77,8 @@ async def _export(
     if side is Side.everybody:
         # A bad filter is refused before anything is recorded.
         ORDERS.conditions(filters)
-        async with ahead(request) as recording:
-            said = " ".join(filters)[:_LONGEST]
-            recording.record_act(Action.orders_exported, "orders", format=form.value, filters=said)
+        await record_export(request, Action.orders_exported, "orders", form, filters)
     # Pieces are read where the newest order is, so that none is missing.
     position = await state.reads.position()
     pieces = export(lambda read: state.reads.run(read, position), form, filters, wanted)
-    return StreamingResponse(
-        await begun(pieces),
-        media_type=MEDIA_TYPES[form],
-        headers={"Content-Disposition": f'attachment; filename="orders.{form.value}"'},
-    )
+    return await attachment(pieces, "orders", form)
