@@ -248,7 +248,8 @@ async def test_a_replica_that_was_promoted_is_left_and_its_own_data_never_shown(
             await make_category(database, "Only here")
             assert await names(api) == ["Only here"]
             assert await ready_says(api) == (200, True, "primary")
-            (line,) = said(caplog, "the read replica is not in use")
+            # On a busy machine it may have been left for a moment before, because it was behind.
+            *_, line = said(caplog, "the read replica is not in use")
             assert "is not a standby" in line
 
 

@@ -90,7 +90,8 @@ class Bank:
         items[-1]["linked"] = False
         reply = await self.post(sender, "/v1/transfers/batch", {"mode": mode, "transfers": items})
         assert reply.status_code in ((200,) if mode == "independent" else (200, 402)), reply.text
-        assert len(reply.json()["results"]) == len(items)
+        if reply.status_code == 200:
+            assert len(reply.json()["results"]) == len(items)
         self.seen[f"{mode} batch {reply.status_code}"] += 1
 
     async def _order(self, chance: random.Random, buyer: User) -> None:
