@@ -34,7 +34,8 @@ def upgrade() -> None:
         sa.Column("retires_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("revoked_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint(
-            "NOT scopes && '{keys:write,profile:read,profile:write}'::text[]", name=op.f("ck_api_keys_for_programs")
+            "NOT scopes && '{keys:write,profile:read,profile:write,roles:write}'::text[]",
+            name=op.f("ck_api_keys_for_programs"),
         ),
         sa.CheckConstraint("cardinality(scopes) > 0", name=op.f("ck_api_keys_scoped")),
         sa.CheckConstraint("expires_at > created_at", name=op.f("ck_api_keys_expires_later")),

@@ -86,7 +86,7 @@ async def test_guesses_at_the_password_are_counted(api: Api, owner: User) -> Non
 @pytest.mark.parametrize("role", Role)
 async def test_a_key_can_have_the_scopes_of_its_owners_role_that_are_not_for_people_only(api: Api, role: Role) -> None:
     owner = await make_user(api.database, role=role)
-    personal = {"profile:read", "profile:write", "keys:write"}
+    personal = {"profile:read", "profile:write", "keys:write", "roles:write"}
     for scope in Scope:
         reply = await api.post("/v1/api-keys", by=owner, key=None, json=wanted(scope.value))
         if scope in SCOPES[role] and scope.value not in personal:
