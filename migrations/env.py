@@ -1,6 +1,7 @@
 """How Alembic connects to the database: asynchronously, one run at a time, one transaction per step.
 
-URL and schema come from the settings (`WAYBILL_DATABASE_URL`, `WAYBILL_DATABASE_SCHEMA`), unless
+URL and schema come from the settings (`WAYBILL_MIGRATION_DATABASE_URL`, or `WAYBILL_DATABASE_URL`, and
+`WAYBILL_DATABASE_SCHEMA`), unless
 
 - `-x schema=NAME`, or `config.attributes["schema"]`, names a tenant's schema, which is created if missing. It gets its
   own version table; the schema of the extensions follows it in the search path;
@@ -12,6 +13,9 @@ URL and schema come from the settings (`WAYBILL_DATABASE_URL`, `WAYBILL_DATABASE
 
 The analytics database (`alembic -n analytics`, `WAYBILL_ANALYTICS_URL`) has a history of its own in
 `analytics/versions`, and is treated in the same way.
+
+After an upgrade or downgrade, the roles of the application and of its readers, if they are others than the one that
+migrates, are granted what `services/privileges.py` says.
 
 Upgrades and downgrades hold a session-level advisory lock, so that concurrent runs wait for each other. Connect to
 PostgreSQL directly or through a pooler in session mode: in transaction mode, such a lock would belong to a connection
@@ -36,19 +40,21 @@ from pydantic import ValidationError
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.dialects.postgresql import dialect as postgresql
 from sqlalchemy.dialects.postgresql.base import ischema_names
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlmodel import AutoString
 
 from migrations import column_types
 from migrations.config import ANALYTICS
 from migrations.numbering import duplicates, faults, number_new_files
+from services import privileges
 from services.database import Limits, make_engine
 from services.models import metadata
 from services.outbox.models import PgSnapshot, Xid8
 from services.outbox.retention.repository import is_partition
 from services.reports.models import metadata as analytics_metadata
 from services.settings import Environment, Settings, explain
+from services.sql import INSUFFICIENT_PRIVILEGE, UNDEFINED_OBJECT, sqlstate
 from services.startup import reason_of
 
 logger = logging.getLogger("alembic.env")
@@ -80,7 +86,7 @@ def read_settings() -> Settings:
         raise CommandError(f"unknown -x argument: {', '.join(sorted(unknown))}; known: schema=NAME")
     attributes = context.config.attributes
     given: dict[str, Any] = {
-        "analytics_url" if OF_ANALYTICS else "database_url": attributes.get("database_url"),
+        "migration_analytics_url" if OF_ANALYTICS else "migration_database_url": attributes.get("database_url"),
         "database_schema": arguments.get("schema", attributes.get("schema")),
     }
     chosen = {name: value for name, value in given.items() if value is not None}
@@ -92,7 +98,7 @@ def read_settings() -> Settings:
     if settings.database_schema.startswith("pg_") or settings.database_schema == "information_schema":
         raise CommandError(f"{settings.database_schema} belongs to PostgreSQL; choose another schema")
     given_one = attributes.get("connection") or attributes.get("engine") or context.is_offline_mode()
-    if OF_ANALYTICS and settings.analytics_url is None and not given_one:
+    if OF_ANALYTICS and settings.analytics_owner_url() is None and not given_one:
         raise CommandError("reports are off: set WAYBILL_ANALYTICS_URL to the address of the analytics database")
     return settings
 
@@ -167,6 +173,8 @@ def run_offline(settings: Settings) -> None:
     context.execute(search_path(schema))
     with context.begin_transaction():
         context.run_migrations()
+        for grant in grants(settings):
+            context.execute(grant)
     context.execute(f"SELECT pg_advisory_unlock({lock})")
 
 
@@ -180,6 +188,42 @@ def run_online(connection: Connection, settings: Settings) -> None:
         context.configure(connection=connection, **options(settings))
         with context.begin_transaction():
             context.run_migrations()
+        if changes_the_database():
+            grant_privileges(connection, settings)
+
+
+def grant_privileges(connection: Connection, settings: Settings) -> None:
+    """Grant what `grants` says. Raises `CommandError` if a role does not exist, or the tables belong to another one."""
+    try:
+        for grant in grants(settings):
+            connection.exec_driver_sql(grant)
+        connection.commit()
+    except DBAPIError as error:
+        if sqlstate(error) not in (UNDEFINED_OBJECT, INSUFFICIENT_PRIVILEGE):
+            raise
+        connection.rollback()
+        raise CommandError(
+            f"the tables are migrated, but privileges could not be granted ({reason_of(error)}): run `waybill "
+            "database-roles` (docs/how-to/database-roles.md), and migrate again"
+        ) from error
+
+
+def grants(settings: Settings) -> list[str]:
+    """The statements that grant privileges to the roles of the application and of its readers."""
+    attributes = context.config.attributes
+    if context.config.attributes.keys() & {"connection", "engine"}:
+        return []
+    tables = privileges.ANALYTICS if OF_ANALYTICS else privileges.TABLES
+    own = settings.analytics_async_url() if OF_ANALYTICS else settings.async_url()
+    owner = settings.analytics_owner_url() if OF_ANALYTICS else settings.owner_url()
+    assert owner is not None, "read_settings refuses to run without it"
+    application, reader = attributes.get("roles", (own and own.username, None if OF_ANALYTICS else settings.readers))
+    made: list[str] = []
+    if application not in (None, owner.username):
+        made.append(privileges.grant_to_application(application, settings.database_schema, tables))
+    if reader not in (None, owner.username, application):
+        made.append(privileges.grant_to_reader(reader, settings.database_schema, tables))
+    return made
 
 
 @contextmanager
@@ -285,7 +329,7 @@ async def connected(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         if getattr((await connection.get_raw_connection()).driver_connection, "is_pooled", False):
             raise CommandError(
                 "migrations need a session of the server, and the database is behind a pooler: set "
-                "WAYBILL_DATABASE_URL to the address of PostgreSQL itself for this command"
+                "WAYBILL_MIGRATION_DATABASE_URL to the address of PostgreSQL itself for this command"
             )
         yield connection
     finally:
@@ -296,7 +340,10 @@ def origin_of_the_address() -> str:
     """Where the address of the database comes from."""
     if context.config.attributes.keys() & {"database_url", "engine"}:
         return "The program that runs the migrations gave this address"
-    if "database_url" in Settings(environment=Environment.development).model_fields_set:
+    settings = Settings(environment=Environment.development)
+    if settings.migration_database_url is not None:
+        return "The address is that of WAYBILL_MIGRATION_DATABASE_URL"
+    if "database_url" in settings.model_fields_set:
         return "The address is that of WAYBILL_DATABASE_URL"
     return (
         "WAYBILL_DATABASE_URL is not set, so this is its default; set it to postgresql://USER:PASSWORD@HOST:PORT/NAME"
@@ -305,7 +352,7 @@ def origin_of_the_address() -> str:
 
 def own_engine(settings: Settings) -> AsyncEngine:
     """An engine that caches no prepared statements, since each step may invalidate them."""
-    address = settings.analytics_async_url() if OF_ANALYTICS else settings.async_url()
+    address = settings.analytics_owner_url() if OF_ANALYTICS else settings.owner_url()
     assert address is not None, "read_settings refuses to run without it"
     url = address.update_query_dict({"prepared_statement_cache_size": "0"})
     return make_engine(settings, "migrate", url, limits=Limits.of_migrations())

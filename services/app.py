@@ -48,7 +48,7 @@ from services.outbox.origin import service as origin
 from services.reports import routes as reports
 from services.settings import Settings, get_settings
 from services.skew import watched_clock
-from services.startup import check_schema, plain_connecting
+from services.startup import check_role, check_schema, plain_connecting
 from services.sweeps import routes as sweeps
 from services.users import routes as users
 from services.users.keys import routes as api_keys
@@ -75,6 +75,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             with plain_connecting(settings):
                 database = await enter(open_database(settings, "api", Limits.of_requests(settings), SharingPool))
                 schema = await check_schema(database.engine, settings, may_wait=True)
+                await check_role(database.engine, settings)
                 skew = await enter(watched_clock(database.engine, settings.max_clock_skew))
                 await check_pool_budget(database.engine, settings)
                 if schema.complaint is None:

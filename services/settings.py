@@ -32,6 +32,8 @@ _TLS = frozenset(
 _OTHER_OPTIONS = frozenset({"host", "port", "passfile", "ssl", "target_session_attrs", "krbsrvname", "gsslib"})
 
 
+_ROLE = "^[A-Za-z_][A-Za-z0-9_]{0,62}$"
+
 ANALYTICS_WORKER_CONNECTIONS = 2
 """The most connections of a worker to the analytics database: a batch, and one that was given up and still ends."""
 
@@ -62,6 +64,9 @@ class Settings(BaseSettings):
     log_format: LogFormat = LogFormat.json
 
     database_url: str = "postgresql://waybill@localhost:5432/waybill"
+    database_read_role: Annotated[str, Field(pattern=_ROLE)] | None = None
+    migration_database_url: str | None = None
+    admin_database_url: SecretStr | None = None
     database_replica_url: str | None = None
     database_replica_max_lag: Annotated[float, Field(ge=1, le=86_400)] = 10.0
     database_schema: Annotated[str, Field(pattern="^[a-z_][a-z0-9_]{0,62}$")] = "public"
@@ -77,6 +82,7 @@ class Settings(BaseSettings):
     database_lock_timeout: Annotated[float, Field(gt=0, le=600)] = 2.0
     database_transaction_timeout: Annotated[float, Field(gt=0, le=600)] = 20.0
     analytics_url: str | None = None
+    migration_analytics_url: str | None = None
     analytics_pool_size: Annotated[int, Field(ge=1, le=100)] = 3
     api_processes: Annotated[int, Field(ge=1)] = 1
     worker_processes: Annotated[int, Field(ge=0)] = 1
@@ -166,7 +172,9 @@ class Settings(BaseSettings):
             return 0
         return self.api_processes * self.analytics_pool_size + self.worker_processes * ANALYTICS_WORKER_CONNECTIONS
 
-    @field_validator("database_url", "database_replica_url", "analytics_url")
+    @field_validator(
+        "database_url", "database_replica_url", "migration_database_url", "analytics_url", "migration_analytics_url"
+    )
     @classmethod
     def _is_postgresql(cls, value: str | None) -> str | None:
         if value is None:
@@ -190,7 +198,7 @@ class Settings(BaseSettings):
             raise ValueError("expected redis://[:PASSWORD@]HOST:PORT/DB, rediss:// or unix://") from error
         return value
 
-    @field_validator("metrics_token", "secret_key_previous", "mail_url")
+    @field_validator("metrics_token", "secret_key_previous", "mail_url", "admin_database_url")
     @classmethod
     def _is_given(cls, value: SecretStr | None) -> SecretStr | None:
         # A compose file can pass a variable on only by setting it, even if it is empty.
@@ -220,12 +228,15 @@ class Settings(BaseSettings):
         return value
 
     @field_validator(
+        "database_read_role",
         "database_replica_url",
         "event_export_path",
         "outbox_order_check",
         "totp_required",
         "email_verification",
         "analytics_url",
+        "migration_analytics_url",
+        "migration_database_url",
         "approver_tenure",
         mode="before",
     )
@@ -314,6 +325,21 @@ class Settings(BaseSettings):
     def async_url(self) -> URL:
         """The primary's address for asyncpg."""
         return _for_asyncpg(self.database_url)
+
+    def owner_url(self) -> URL:
+        """The address, for asyncpg, with the role that owns the tables and migrates them."""
+        return _for_asyncpg(self.migration_database_url or self.database_url)
+
+    def analytics_owner_url(self) -> URL | None:
+        """The same for the analytics database; None if reports are off."""
+        address = self.migration_analytics_url or self.analytics_url
+        return _for_asyncpg(address) if address else None
+
+    @property
+    def readers(self) -> str | None:
+        """The role that may only read: the given one, or that of the replica's address."""
+        replica = self.replica_url()
+        return self.database_read_role or (replica.username if replica is not None else None)
 
     def replica_url(self) -> URL | None:
         """The read replica's address for asyncpg, if there is one."""

@@ -29,6 +29,12 @@ CANCELED = "57014"
 CONTENTION = frozenset({"40001", "40P01"})
 """SQLSTATEs of a serialization failure and a deadlock: the same transaction may succeed if it is retried."""
 
+INSUFFICIENT_PRIVILEGE = "42501"
+"""SQLSTATE of a statement that the role may not run."""
+
+UNDEFINED_OBJECT = "42704"
+"""SQLSTATE of a statement that names, for example, a role that does not exist."""
+
 LOCK_NOT_AVAILABLE = "55P03"
 """SQLSTATE of a lock that was not granted in time."""
 

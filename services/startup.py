@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import asyncpg
@@ -33,6 +34,16 @@ _TABLES = text(
     "SELECT to_regnamespace(CAST(:schema AS text)) IS NOT NULL,"
     " to_regclass(CAST(:schema AS text) || '.alembic_version') IS NOT NULL"
 )
+
+
+# A superuser has the rights of every role.
+_ROLE = text("""
+    SELECT rolname, rolsuper, EXISTS (
+        SELECT FROM pg_class WHERE relnamespace = to_regnamespace(:schema) AND relname = 'alembic_version'
+        AND pg_has_role(relowner, 'MEMBER')
+    )
+    FROM pg_roles WHERE rolname = current_user
+""")
 
 
 class DatabaseAway(CannotStart):
@@ -116,6 +127,39 @@ async def check_server(engine: AsyncEngine, settings: Settings) -> None:
             version: int = (await connection.execute(_VERSION)).scalar_one()
     if version < OLDEST_SERVER:
         raise ServerTooOld(f"the server at {_address(settings)} is too old: Waybill needs PostgreSQL 15 or newer")
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseRole:
+    """The role that a process has in its database."""
+
+    name: str
+    is_superuser: bool
+    owns_tables: bool
+
+    @property
+    def excess(self) -> str | None:
+        """What it may do beyond what the application needs; None if nothing is known."""
+        if self.is_superuser:
+            return f"the database role {self.name} is a superuser"
+        return f"the database role {self.name} owns the tables" if self.owns_tables else None
+
+
+async def role_of(engine: AsyncEngine, schema: str) -> DatabaseRole:
+    """The role of this engine's connections. Database errors propagate."""
+    async with engine.connect() as connection:
+        return DatabaseRole(*(await connection.execute(_ROLE, {"schema": schema})).one())
+
+
+async def check_role(engine: AsyncEngine, settings: Settings) -> None:
+    """Log a warning if the process may do more in its database than it needs."""
+    excess = (await role_of(engine, settings.database_schema)).excess
+    if excess is not None:
+        logger.warning(
+            "%s: with its password, what is append-only can be changed, and more. Run the API and the workers with a "
+            "role of their own; see docs/how-to/database-roles.md",
+            excess,
+        )
 
 
 async def check_schema(engine: AsyncEngine, settings: Settings, *, may_wait: bool = False) -> Schema:

@@ -23,9 +23,11 @@ from sqlalchemy import make_url
 from migrations.config import ANALYTICS, alembic_config
 from services.analytics import Analytics, open_analytics
 from services.app import create_app
+from services.cli.database_roles import prepare
 from services.database import Database, Limits, open_database
 from services.settings import Environment, LogFormat, Settings, get_settings
 from services.unit_of_work import OpenUnitOfWork, UnitOfWork
+from tests.roles import APPLICATION, OWNER, READER, as_role, roles_of
 from tests.servers import TestServers, test_servers
 
 Administrator: TypeAlias = psycopg.Connection[tuple[object, ...]]
@@ -74,6 +76,8 @@ def temporary_database(administrator: Administrator, servers: TestServers, templ
     administrator.execute(
         sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
     )
+    # A copy does not take over what was revoked from the database itself.
+    administrator.execute(sql.SQL("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
     try:
         yield make_url(servers.postgres_url).set(database=name).render_as_string(hide_password=False)
     finally:
@@ -84,7 +88,8 @@ def temporary_database(administrator: Administrator, servers: TestServers, templ
 def template_database(administrator: Administrator, servers: TestServers) -> Iterator[str]:
     """The name of an otherwise empty database that was migrated to the newest revision. Do not connect to it."""
     with temporary_database(administrator, servers, "template0") as url:
-        command.upgrade(alembic_config(url), "head")
+        prepare(make_url(url), roles_of(url), "public")
+        command.upgrade(alembic_config(as_role(OWNER, url), application=APPLICATION, reader=READER), "head")
         name = make_url(url).database
         assert name is not None
         yield name
@@ -92,7 +97,10 @@ def template_database(administrator: Administrator, servers: TestServers) -> Ite
 
 @pytest.fixture
 def database_url(administrator: Administrator, servers: TestServers, template_database: str) -> Iterator[str]:
-    """The address (postgresql://...) of a migrated database that belongs to this test."""
+    """The address (postgresql://...) of a migrated database that belongs to this test, with the role of a superuser.
+
+    The application runs as `APPLICATION`, which may do less: see `settings`.
+    """
     with temporary_database(administrator, servers, template_database) as url:
         yield url
 
@@ -101,7 +109,9 @@ def database_url(administrator: Administrator, servers: TestServers, template_da
 def analytics_template(administrator: Administrator, servers: TestServers) -> Iterator[str]:
     """The name of an otherwise empty analytics database that was migrated to the newest revision."""
     with temporary_database(administrator, servers, "template0") as url:
-        command.upgrade(alembic_config(url, section=ANALYTICS), "head")
+        prepare(make_url(url), roles_of(url), "public")
+        config = alembic_config(as_role(OWNER, url), section=ANALYTICS, application=APPLICATION)
+        command.upgrade(config, "head")
         name = make_url(url).database
         assert name is not None
         yield name
@@ -109,9 +119,9 @@ def analytics_template(administrator: Administrator, servers: TestServers) -> It
 
 @pytest.fixture
 def analytics_url(administrator: Administrator, servers: TestServers, analytics_template: str) -> Iterator[str]:
-    """The address of a migrated analytics database that belongs to this test."""
+    """The address of a migrated analytics database that belongs to this test, with the application's role."""
     with temporary_database(administrator, servers, analytics_template) as url:
-        yield url
+        yield as_role(APPLICATION, url)
 
 
 @pytest.fixture
@@ -152,8 +162,18 @@ def group_commit() -> bool:
 
 @pytest.fixture
 def settings(database_url: str, redis_url: str, group_commit: bool) -> Settings:
-    """Settings for this test's database and Redis. Change one with `settings.model_copy(update={...})`."""
-    return settings_for(database_url, redis_url).model_copy(update={"group_commit": group_commit})
+    """Settings for this test's database and Redis. Change one with `settings.model_copy(update={...})`.
+
+    What runs with them has the role of the application, without the rights of the tables' owner.
+    """
+    plain = as_role(APPLICATION, database_url)
+    return settings_for(plain, redis_url).model_copy(update={"group_commit": group_commit})
+
+
+@pytest.fixture
+def settings_of_superuser(settings: Settings, database_url: str) -> Settings:
+    """The same, for a test that changes tables, or rows that the application cannot change."""
+    return settings.model_copy(update={"database_url": database_url})
 
 
 def settings_for(database_url: str, redis_url: str) -> Settings:
@@ -183,16 +203,16 @@ def _settings_of_commands(settings: Settings, monkeypatch: pytest.MonkeyPatch, t
 
 
 @pytest.fixture
-async def database(settings: Settings) -> AsyncIterator[Database]:
-    """Engines and session factories on this test's database."""
-    async with open_database(settings, "test") as opened:
+async def database(settings_of_superuser: Settings) -> AsyncIterator[Database]:
+    """Engines and session factories on this test's database, with which a test may do anything."""
+    async with open_database(settings_of_superuser, "test") as opened:
         yield opened
 
 
 @pytest.fixture
-async def looking(settings: Settings) -> AsyncIterator[Database]:
+async def looking(settings_of_superuser: Settings) -> AsyncIterator[Database]:
     """The same database over other connections: what they see is committed."""
-    async with open_database(settings, "looking") as opened:
+    async with open_database(settings_of_superuser, "looking") as opened:
         yield opened
 
 

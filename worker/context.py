@@ -30,7 +30,7 @@ from services.outbox.policy import RetryPolicy
 from services.outbox.subscription import check_time_limits, longest_limit
 from services.settings import ANALYTICS_WORKER_CONNECTIONS, Settings
 from services.skew import check_clock
-from services.startup import check_schema
+from services.startup import check_role, check_schema
 from services.subscriptions import SUBSCRIPTIONS, consumers_of
 from services.unit_of_work import UnitOfWork
 from worker.follower import LEASE, Follower
@@ -137,6 +137,7 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
         consumers = consumers_of(analytics)
         check_consumers(consumers, LEASE, idle_limit)
         schema = await check_schema(database.engine, settings)
+        await check_role(database.engine, settings)
         await check_pool_budget(database.engine, settings)
         skew = await check_clock(database.engine, settings.max_clock_skew)
         await origin.check_start(database.engine)

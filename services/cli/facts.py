@@ -42,6 +42,10 @@ class Facts(BaseModel):
     api_url: str
     docs_url: str
     database_url: str
+    migration_database_url: str | None = None
+    """The same database, with the role that owns the tables; None if the same role is used for everything."""
+    read_database_url: str | None = None
+    """The same database, with the role that may only read; None if the database is not ours."""
     analytics_url: str | None = None
     """The analytics database; None if reports are off."""
     redis_url: str

@@ -26,6 +26,9 @@ COMMANDS = {
     "api": Command("services.cli.serve:api", "Serve the HTTP API in this process."),
     "worker": Command("services.cli.serve:worker", "Process events and jobs in this process."),
     "migrate": Command("services.cli.migrate:migrate", "Upgrade the database to the newest schema."),
+    "database-roles": Command(
+        "services.cli.database_roles:database_roles", "Create the database roles, and give the tables to their owner."
+    ),
     "users": Command("services.cli.users:users", "Create users with a role, change a role, and reset a second factor."),
     "create-operator": Command(
         "services.cli.users:create_operator", "The old name of users create --role operator.", hidden=True

@@ -25,7 +25,11 @@ def migrate(
     schema: Annotated[str | None, typer.Option(help="The schema to migrate. Default: the one in the settings.")] = None,
     database: Annotated[Which, typer.Option(help="The database to migrate.")] = Which.primary,
 ) -> None:
-    """Upgrade the database to the newest schema. Concurrent runs wait for each other."""
+    """Upgrade the database to the newest schema. Concurrent runs wait for each other.
+
+    It signs in with WAYBILL_MIGRATION_DATABASE_URL if that is set, and then grants what they need to the roles of
+    WAYBILL_DATABASE_URL and WAYBILL_DATABASE_REPLICA_URL.
+    """
     with plain_errors():
         # As in migrations/env.py: a release step needs the database's address, but not the services' secrets.
         migrate_database(Settings(environment=Environment.development), database, schema)
@@ -35,13 +39,19 @@ def migrate(
 def migrate_database(settings: Settings, which: Which, schema: str | None = None) -> None:
     """Check that the database answers and is new enough, and upgrade it. Raises `CannotStart` and `CommandError`."""
     if which is Which.primary:
-        check_database(settings, migrated=False)
+        check_database(as_owner(settings), migrated=False)
         upgrade_to_head(schema)
         return
-    if settings.analytics_url is None:
+    address = settings.migration_analytics_url or settings.analytics_url
+    if address is None:
         raise CommandError("reports are off: set WAYBILL_ANALYTICS_URL to the address of an analytics database")
-    check_database(settings.model_copy(update={"database_url": settings.analytics_url}), migrated=False)
+    check_database(settings.model_copy(update={"database_url": address}), migrated=False)
     upgrade_to_head(schema, which)
+
+
+def as_owner(settings: Settings) -> Settings:
+    """The settings with the address of the role that owns the tables."""
+    return settings.model_copy(update={"database_url": settings.migration_database_url or settings.database_url})
 
 
 def check_database(settings: Settings, *, migrated: bool = True) -> None:

@@ -33,14 +33,19 @@ Reason = Annotated[str, typer.Option(help="Why, for the audit trail.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
 
 
-def in_one(work: Work[ResultT]) -> ResultT:
-    """Do it in one unit of work, and commit. Raises `CommandError` if it is refused, or `CannotStart`."""
-    return in_several([work])[0]
+def in_one(work: Work[ResultT], *, by_owner: bool = False) -> ResultT:
+    """Do it in one unit of work, and commit. Raises `CommandError` if it is refused, or `CannotStart`.
+
+    `by_owner` is for what only the owner of the tables may do.
+    """
+    return in_several([work], by_owner=by_owner)[0]
 
 
-def in_several(works: Iterable[Work[ResultT]]) -> list[ResultT]:
+def in_several(works: Iterable[Work[ResultT]], *, by_owner: bool = False) -> list[ResultT]:
     """Do each in its own unit of work, which is committed before the next one is requested."""
     settings = get_settings()
+    if by_owner and settings.migration_database_url is not None:
+        settings = settings.model_copy(update={"database_url": settings.migration_database_url})
 
     async def run() -> list[ResultT]:
         async with open_database(settings, "cli") as database:

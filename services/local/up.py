@@ -10,10 +10,13 @@ from typing import Annotated
 import httpx2
 import typer
 from pydantic_settings import DotEnvSettingsSource, EnvSettingsSource
+from sqlalchemy import URL, make_url
 from sqlalchemy.exc import DBAPIError
 
 from services.cli.console import CommandError, plain_errors, say
+from services.cli.database_roles import Roles, prepare
 from services.cli.facts import DEFAULT_DATA_DIR, FILE_NAME, Facts, ProcessIds, read_facts
+from services.cli.files import keep_secret
 from services.cli.migrate import Which, check_database, migrate_database, upgrade_to_head
 from services.local.announcement import announcement
 from services.local.embedded import EmbeddedPostgres, EmbeddedRedis, PortTaken, child
@@ -26,6 +29,8 @@ from services.sql import sqlstate
 DATABASE_NAME = "waybill"
 ANALYTICS_NAME = "waybill_analytics"
 """The second database of the same server, for reports."""
+OWNER, APPLICATION, READER = "waybill_owner", "waybill_app", "waybill_read"
+"""The roles of our own PostgreSQL. Its superuser only creates them."""
 READY_SECONDS = 60.0
 _PORTS_TRIED = 20
 _NOT_OUR_FAULT = ("08", "53", "57", "58")
@@ -60,6 +65,7 @@ class _House:
         self.api: Program | None = None
         self.worker_programs: list[Program] = []
         self.facts: Facts | None = None
+        self.read_url: str | None = None
         # What the user has set, in the environment or a .env file; it overrides our own choices.
         self.given = {**DotEnvSettingsSource(Settings)(), **EnvSettingsSource(Settings)()}
 
@@ -117,12 +123,7 @@ class _House:
         if not self.given.get("database_url"):
             self.postgres = EmbeddedPostgres(self.home.path / "postgres", say=say)
             self._start_server(self.postgres, 5432)
-            self.postgres.create_database(DATABASE_NAME)
-            chosen["WAYBILL_DATABASE_URL"] = self.postgres.url(DATABASE_NAME)
-            # An empty value turns reports off.
-            if "analytics_url" not in self.given:
-                self.postgres.create_database(ANALYTICS_NAME)
-                chosen["WAYBILL_ANALYTICS_URL"] = self.postgres.url(ANALYTICS_NAME)
+            chosen |= self._make_databases(self.postgres)
         if not self.given.get("redis_url"):
             self.redis = EmbeddedRedis(self.home.path / "redis", say=say)
             self._start_server(self.redis, 6379)
@@ -130,6 +131,29 @@ class _House:
         # For the migrations and the seed in this process, and for the children.
         os.environ.update(chosen)
         return Settings()
+
+    def _make_databases(self, postgres: EmbeddedPostgres) -> dict[str, str]:
+        """Create what is missing: databases, and their roles. Returns the settings with their addresses."""
+        passwords = {
+            role: keep_secret(postgres.data / f"password.{role}", 24, say, f"the role {role} gets a new password")
+            for role in (OWNER, APPLICATION, READER)
+        }
+
+        def url(role: str, database: str) -> URL:
+            return make_url(postgres.url(database)).set(username=role, password=passwords[role])
+
+        # An empty value turns reports off.
+        names = {"": DATABASE_NAME} | ({} if "analytics_url" in self.given else {"ANALYTICS_": ANALYTICS_NAME})
+        chosen = {"WAYBILL_DATABASE_READ_ROLE": READER}
+        for kind, name in names.items():
+            postgres.create_database(name)
+            roles = Roles(url(OWNER, name), url(APPLICATION, name), READER, passwords[READER])
+            prepare(make_url(postgres.url(name)), roles, str(self.given.get("database_schema") or "public"))
+            variable = "ANALYTICS_URL" if kind else "DATABASE_URL"
+            chosen[f"WAYBILL_{variable}"] = roles.application.render_as_string(hide_password=False)
+            chosen[f"WAYBILL_MIGRATION_{variable}"] = roles.owner.render_as_string(hide_password=False)
+        self.read_url = url(READER, DATABASE_NAME).render_as_string(hide_password=False)
+        return chosen
 
     def _start_server(self, server: EmbeddedPostgres | EmbeddedRedis, preferred: int) -> None:
         say(f"Starting {server.name} ...")
@@ -142,13 +166,15 @@ class _House:
         self.supervisor.start(server)
 
     def _start_programs(self) -> None:
-        self.api = Program("API", [], self.home.logs / "api.log", os.environ.copy())
+        # Not even the address of the owner: what they run as cannot change the tables.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("WAYBILL_MIGRATION_")}
+        self.api = Program("API", [], self.home.logs / "api.log", environment)
         self._choose_api_port(self.api)
         say(f"Starting the API and {self.workers} worker{'' if self.workers == 1 else 's'} ...")
         self.supervisor.start(self.api)
         for number in range(1, self.workers + 1):
             log = self.home.logs / f"worker-{number}.log"
-            program = Program(f"worker {number}", ["-m", "services.cli", "worker"], log, os.environ.copy())
+            program = Program(f"worker {number}", ["-m", "services.cli", "worker"], log, environment)
             self.worker_programs.append(program)
             self.supervisor.start(program)
         self.supervisor.tell_of_changes()
@@ -208,6 +234,8 @@ class _House:
             api_url="",
             docs_url="",
             database_url=settings.database_url,
+            migration_database_url=settings.migration_database_url,
+            read_database_url=self.read_url,
             analytics_url=settings.analytics_url,
             redis_url=settings.redis_url,
             data_dir=self.home.path,

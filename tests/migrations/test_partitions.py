@@ -189,9 +189,9 @@ async def test_writers_and_readers_continue_while_a_partition_is_created(databas
         await job.commit()
 
 
-async def test_a_tenants_log_gets_its_own_partitions(database: Database, settings: Settings) -> None:
-    await asyncio.to_thread(upgrade, settings.database_url, schema="tenant_a")
-    tenant = settings.model_copy(update={"database_schema": "tenant_a"})
+async def test_a_tenants_log_gets_its_own_partitions(database: Database, settings_of_superuser: Settings) -> None:
+    await asyncio.to_thread(upgrade, settings_of_superuser.database_url, schema="tenant_a")
+    tenant = settings_of_superuser.model_copy(update={"database_schema": "tenant_a"})
     async with open_database(tenant, "test") as opened:
         for engine in (database.engine, opened.engine):
             async with engine.begin() as connection:

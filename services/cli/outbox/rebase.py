@@ -16,6 +16,8 @@ def rebase(yes: Yes = False, actor: Actor = None, reason: Reason = "") -> None:
     The event log stores transaction ids, which mean nothing in another cluster. They are replaced, and each consumer of
     the log continues with exactly the events that it had not read. Sequences continue after the values in their tables.
     Stop the API and the workers first. With a large log this takes a long time and as much free disk space as the log.
+    It changes what is append-only for the application, so it signs in with WAYBILL_MIGRATION_DATABASE_URL if that is
+    set.
     """
 
     async def work(uow: UnitOfWork) -> Rebased:
@@ -27,7 +29,7 @@ def rebase(yes: Yes = False, actor: Actor = None, reason: Reason = "") -> None:
     if not yes:
         typer.confirm("are the API and the workers stopped?", abort=True, err=True)
     with plain_errors():
-        done = in_one(work)
+        done = in_one(work, by_owner=True)
     if done.sequences:
         say(f"These sequences continue after the values in their tables: {', '.join(done.sequences)}.")
     if done.events or done.consumers:

@@ -29,10 +29,6 @@ MONTHS_AHEAD = 3
 MOST_MOVED = 20_000
 """The most events that are moved out of the default partition while claims and writers wait: well below a second."""
 
-_NO_TRUNCATE = """
-    CREATE TRIGGER events_all_stay BEFORE TRUNCATE ON {partition} FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()
-"""
-
 _PARTITION = re.compile(r"events_(default|[0-9]{4}_[0-9]{2})", re.ASCII)
 
 
@@ -59,18 +55,25 @@ async def add_partitions(
 
     With `most_moved=None`, any number of events is moved, however long that takes: only while nothing uses the log.
     """
-    wanted = {partition_name(*month): month_bounds(*month) for month in months}
+    months_of = {partition_name(*month): month for month in months}
+    wanted = {name: month_bounds(*month) for name, month in months_of.items()}
     if wanted.keys() <= await existing_partitions(connection):
         return []
     # Conflicts with itself, but not with reads or writes: one run at a time, and no one queues behind it.
-    await connection.execute(text("LOCK TABLE ONLY events IN SHARE UPDATE EXCLUSIVE MODE"))
+    await connection.execute(text("SELECT lock_event_log()"))
     await connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
     if most_moved is not None:
         await connection.execute(text(f"SET LOCAL statement_timeout = '{_STATEMENT_TIMEOUT}'"))
     existing = await existing_partitions(connection)
     missing = [name for name in wanted if name not in existing]
     for name in missing:
-        await _add_partition(connection, name, *wanted[name], most_moved)
+        if most_moved is not None:
+            await _check_strays(connection, name, *wanted[name], most_moved)
+        # By a function of the log's owner: the role of the API and the workers creates no tables. It creates the
+        # partition separately and attaches it: CREATE TABLE ... PARTITION OF would lock the whole log against writers.
+        # It fails if an event of that month is written meanwhile; the next run moves it.
+        year, month = months_of[name]
+        await connection.execute(text("SELECT add_event_month(:year, :month)"), {"year": year, "month": month})
     return missing
 
 
@@ -112,44 +115,23 @@ def month_of(event_id: UUID) -> tuple[int, int]:
     return moment.year, moment.month
 
 
-async def _add_partition(
-    connection: AsyncConnection, name: str, start: UUID, end: UUID, most_moved: int | None
-) -> None:
-    bounds = {"start": start, "end": end}
-    # If this job has not run for a while, the default partition may already hold events of that month; PostgreSQL would
-    # refuse to attach the new one.
+async def _check_strays(connection: AsyncConnection, name: str, start: UUID, end: UUID, most_moved: int) -> None:
+    """Raises `TooManyStrays`.
+
+    If the job has not run for a while, the default partition may already hold events of the month: they have to move.
+    """
     strays = await connection.scalar(
         text(
             f"SELECT count(*) FROM (SELECT FROM {DEFAULT_PARTITION} WHERE id >= :start AND id < :end LIMIT :enough)"  # noqa: S608
             " AS stray"
         ),
-        {**bounds, "enough": 1 if most_moved is None else most_moved + 1},
+        {"start": start, "end": end, "enough": most_moved + 1},
     )
-    if most_moved is not None and strays > most_moved:
+    if strays > most_moved:
         raise TooManyStrays(
             f"{DEFAULT_PARTITION} holds more than {most_moved} events that belong to {name}. Moving them would stop "
             "all writers for a long time: stop the API and the workers, and run `waybill outbox partitions`"
         )
-    if strays:
-        # A query that was planned without the new partition must not run after the events have moved there: a reader of
-        # the log would skip them forever.
-        await connection.execute(text("LOCK TABLE ONLY events IN ACCESS EXCLUSIVE MODE"))
-    # Created separately and then attached: CREATE TABLE ... PARTITION OF would lock the whole log against writers.
-    await connection.execute(text(f"CREATE TABLE {name} (LIKE events INCLUDING ALL)"))
-    # Attaching it adds the log's triggers of rows, but not those of statements.
-    await connection.execute(text(_NO_TRUNCATE.format(partition=name)))
-    if strays:
-        await connection.execute(
-            text(
-                f"WITH moved AS (DELETE FROM {DEFAULT_PARTITION} WHERE id >= :start AND id < :end RETURNING *)"  # noqa: S608
-                f" INSERT INTO {name} SELECT * FROM moved"
-            ),
-            bounds,
-        )
-    # Fails if another event of that month has been written since; the next run moves it.
-    await connection.execute(
-        text(f"ALTER TABLE events ATTACH PARTITION {name} FOR VALUES FROM ('{start}') TO ('{end}')")
-    )
 
 
 def _first_id(year: int, month: int) -> UUID:

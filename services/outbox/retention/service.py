@@ -168,7 +168,7 @@ async def drop(connection: AsyncConnection, partition: Partition, exported: int 
     await connection.execute(text("SET LOCAL lock_timeout = '5s'"))
     # From here on, no event can be written to this month, and no writer is running: the next statement sees all events.
     # The lock excludes itself, so that two runs do not both hold it and deadlock at the drop.
-    await connection.execute(text(f"LOCK TABLE ONLY {partition.name} IN SHARE ROW EXCLUSIVE MODE"))
+    await connection.execute(text("SELECT lock_event_month(:name)"), {"name": partition.name})
     await connection.execute(text(_LOCK_SINKS))
     reasons = await needed(connection, partition)
     if reasons:
@@ -179,6 +179,7 @@ async def drop(connection: AsyncConnection, partition: Partition, exported: int 
         if held != exported:
             raise Changed(f"{partition.name} holds {held} events, but {exported} were exported")
     await connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
-    # Not DETACH ... CONCURRENTLY: PostgreSQL does not allow it if there is a default partition.
-    await connection.execute(text(f"DROP TABLE {partition.name}"))
+    # By a function of the log's owner. Not DETACH ... CONCURRENTLY: PostgreSQL does not allow it if there is a default
+    # partition.
+    await connection.execute(text("SELECT drop_event_month(:name)"), {"name": partition.name})
     return reasons
