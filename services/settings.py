@@ -4,6 +4,7 @@ from decimal import Decimal
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
+from ssl import get_default_verify_paths
 from typing import Annotated, Literal, Self
 from urllib.parse import urlencode, urlsplit
 
@@ -28,6 +29,12 @@ _TLS = frozenset(
     }
 )
 """Options about TLS that a database URL may have, as libpq names them."""
+
+_TLS_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+_VERIFYING = ("verify-ca", "verify-full")
+_TLS_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
+_SYSTEM = "system"
+"""As `sslrootcert`: the certificates that this machine trusts."""
 
 _OTHER_OPTIONS = frozenset({"host", "port", "passfile", "ssl", "target_session_attrs", "krbsrvname", "gsslib"})
 
@@ -187,6 +194,8 @@ class Settings(BaseSettings):
             raise ValueError("Waybill needs PostgreSQL; expected postgresql://USER:PASSWORD@HOST:PORT/NAME")
         if unknown := url.query.keys() - _TLS - _OTHER_OPTIONS:
             raise ValueError(f"unknown options in the URL: {', '.join(sorted(unknown))}")
+        if fault := _fault_of_tls(url):
+            raise ValueError(fault)
         return value
 
     @field_validator("redis_url")
@@ -350,9 +359,30 @@ class Settings(BaseSettings):
         return _for_asyncpg(self.analytics_url) if self.analytics_url else None
 
 
+def _fault_of_tls(url: URL) -> str | None:
+    """What is wrong with the options about TLS; None if nothing is."""
+    mode = url.query.get("sslmode")
+    if mode is not None and mode not in _TLS_MODES:
+        return f"sslmode must be one of: {', '.join(_TLS_MODES)}"
+    if mode in _VERIFYING and "sslrootcert" not in url.query:
+        return f"sslmode={mode} needs sslrootcert=FILE, with the certificates that may sign the server's, or =system"
+    for name in _TLS_FILES:
+        file = url.query.get(name)
+        if file is None or (name, file) == ("sslrootcert", _SYSTEM):
+            continue
+        try:
+            Path(str(file)).open("rb").close()
+        except OSError as error:
+            return f"{name}: cannot read {file}: {error.strerror}"
+    return None
+
+
 def _for_asyncpg(address: str) -> URL:
     url = make_url(address).set(drivername="postgresql+asyncpg")
     tls = {name: value for name, value in url.query.items() if name in _TLS}
+    if tls.get("sslrootcert") == _SYSTEM:
+        # Known to libpq, but not to asyncpg.
+        tls["sslrootcert"] = get_default_verify_paths().cafile or get_default_verify_paths().openssl_cafile
     if not tls:
         return url
     # asyncpg reads these options only from a DSN, which it uses for what the other arguments leave out.

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,12 @@ OLDEST_SERVER = 150_000
 
 _UNREACHABLE = (OSError, DBAPIError, PoolTimeout, asyncpg.PostgresError, asyncpg.InterfaceError)
 """What an attempt to connect raises. `OSError` includes timeouts and names that cannot be resolved."""
+
+_NO_TLS = "rejected SSL upgrade"
+"""What the driver says if the server answers that it has no TLS."""
+
+_UNKNOWN_ISSUER = frozenset({18, 19, 20, 21})
+"""OpenSSL's codes for a certificate that nobody known has signed: self-signed, or its issuer is not found."""
 
 _VERSION = text("SELECT CAST(current_setting('server_version_num') AS integer)")
 
@@ -188,6 +195,14 @@ def reason_of(error: BaseException) -> str:
         # SQLAlchemy wraps the driver's error in one of its own.
         cause = error.orig.__cause__ or error.orig
     match cause:
+        case ssl.SSLCertVerificationError():
+            return f"its TLS certificate is refused: {_fault_of_certificate(cause)}"
+        case ssl.SSLError():
+            return f"TLS failed: {cause.reason or cause}"
+        case ConnectionError(errno=None) if _NO_TLS in str(cause):
+            return "it does not offer TLS, which the sslmode in the address requires"
+        case asyncpg.ConnectionDoesNotExistError():
+            return "it closed the connection at once; if the address has a sslcert, it may not accept that certificate"
         case TimeoutError() | PoolTimeout():
             return "it did not answer in time"
         case socket.gaierror():
@@ -195,6 +210,14 @@ def reason_of(error: BaseException) -> str:
         case OSError(errno=int(number)):
             return os.strerror(number)
     return " ".join(str(cause).split()) or repr(cause)
+
+
+def _fault_of_certificate(error: ssl.SSLCertVerificationError) -> str:
+    """What is wrong with the server's certificate."""
+    said = error.verify_message.rstrip(".")
+    if error.verify_code in _UNKNOWN_ISSUER:
+        return f"no certificate in sslrootcert has signed it ({said})"
+    return said[:1].lower() + said[1:]
 
 
 def _address(settings: Settings) -> str:

@@ -50,7 +50,10 @@ AWAY: dict[str, tuple[Callable[[Settings], Settings], str]] = {
         "the host name cannot be resolved",
     ),
     "a refused connection": (lambda given: with_url(given, port=1, password=PASSWORD), "Connection refused"),
-    "no TLS": (lambda given: with_url(given, query={"sslmode": "require"}), "rejected SSL upgrade"),
+    "no TLS": (
+        lambda given: with_url(given, query={"sslmode": "require"}),
+        "it does not offer TLS, which the sslmode in the address requires",
+    ),
 }
 
 

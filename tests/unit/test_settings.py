@@ -1,6 +1,8 @@
 """Settings refuse what is malformed and, outside development, what is unsafe."""
 
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote_plus
 
 import pytest
 from pydantic import ValidationError
@@ -133,13 +135,36 @@ def test_an_address_is_passed_to_the_driver_in_the_form_that_it_expects(scheme: 
     assert settings.replica_url() is None
 
 
-def test_options_for_tls_are_those_of_libpq() -> None:
-    address = "postgresql://me@db.example/shop?sslmode=verify-full&sslrootcert=/etc/ca.crt&target_session_attrs=primary"
-    url = production(database_url=address).async_url()
+def test_options_for_tls_are_those_of_libpq(tmp_path: Path) -> None:
+    authority = tmp_path / "ca.crt"
+    authority.touch()
+    tls = f"sslmode=verify-full&sslrootcert={authority}"
+    url = production(database_url=f"postgresql://me@db.example/shop?{tls}&target_session_attrs=primary").async_url()
     assert url.query == {
         "target_session_attrs": "primary",
-        "dsn": "postgresql:///?sslmode=verify-full&sslrootcert=%2Fetc%2Fca.crt",
+        "dsn": f"postgresql:///?sslmode=verify-full&sslrootcert={quote_plus(str(authority))}",
     }
+
+
+@pytest.mark.parametrize("name", ["database_url", "database_replica_url", "migration_database_url", "analytics_url"])
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ("sslmode=verify", "sslmode must be one of: disable, allow, prefer, require, verify-ca, verify-full"),
+        ("sslmode=verify-full", "sslmode=verify-full needs sslrootcert=FILE"),
+        ("sslmode=verify-full&sslrootcert=/nowhere.crt", "sslrootcert: cannot read /nowhere.crt: No such file"),
+        ("sslcert=/nowhere.crt", "sslcert: cannot read /nowhere.crt: No such file"),
+        ("sslkey=/nowhere.key", "sslkey: cannot read /nowhere.key: No such file"),
+    ],
+)
+def test_a_fault_in_the_options_for_tls_is_named(name: str, options: str, fault: str) -> None:
+    with pytest.raises(ValidationError, match=fault):
+        production(**{name: f"postgresql://me@db.example/shop?{options}"})
+
+
+def test_the_certificates_that_the_machine_trusts_can_be_used() -> None:
+    url = production(database_url="postgresql://me@db.example/shop?sslmode=verify-full&sslrootcert=system").async_url()
+    assert str(url.query["dsn"]).startswith("postgresql:///?sslmode=verify-full&sslrootcert=%2F")
 
 
 def test_an_unknown_option_in_an_address_is_refused() -> None:
