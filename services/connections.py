@@ -20,6 +20,8 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
+from services.redaction import redact
+
 logger = logging.getLogger(__name__)
 
 FoundT = TypeVar("FoundT")
@@ -198,6 +200,7 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
         except asyncpg.PostgresError as error:
             # The server refused, for example because of a deferred constraint, and rolled back. If it also ended the
             # session, it may have committed first.
+            redact(error)
             if self.is_closed() or self.is_in_transaction():
                 raise self._unknown(f"the connection ended during the commit: {error}") from error
             raise
@@ -223,6 +226,7 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
 
     def _give_up(self, error: Exception) -> ServerSilent:
         self.terminate()
+        redact(error)
         match error:
             case TimeoutError():
                 what = "did not answer in time"

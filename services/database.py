@@ -34,6 +34,7 @@ from services.connections import (
     concerns_one_session,
 )
 from services.pooler import Connector
+from services.redaction import redact
 from services.replica import PATIENCE, Replica
 from services.settings import Settings
 from services.shielding import settled
@@ -145,6 +146,8 @@ def make_engine(
         pool_use_lifo=True,
         echo=settings.database_echo,
         echo_pool=settings.database_echo_pool,
+        # Neither errors nor what is echoed show them.
+        hide_parameters=True,
         connect_args={
             "connection_class": Connection,
             "timeout": connect_timeout or settings.database_pool_timeout,
@@ -156,6 +159,7 @@ def make_engine(
     guard = PoolGuard(engine)
     of_all = {**_server_settings(settings, process, limits), **(server_settings or {})}
     event.listen(engine.sync_engine, "do_connect", Connector(of_all, of_17, guard.opened))
+    event.listen(engine.sync_engine, "handle_error", _redact)
     event.listen(engine.sync_engine, "handle_error", _judge)
     if keep_cancelled:
         event.listen(engine.sync_engine, "handle_error", _keep_where_cancelled)
@@ -208,6 +212,11 @@ def _milliseconds(seconds: float) -> str:
     return str(int(seconds * 1000))
 
 
+def _redact(context: ExceptionContext) -> None:
+    """Take the values of rows out of the error before anyone can log or store what it says."""
+    redact(context.sqlalchemy_exception or context.original_exception)
+
+
 def _judge(context: ExceptionContext) -> None:
     """Tell SQLAlchemy which errors mean that the server is gone, or is no longer the primary.
 
@@ -223,7 +232,9 @@ def _judge(context: ExceptionContext) -> None:
         PoolGuard.of(context.engine).distrust()
     if isinstance(error, TimeoutError):
         # The driver's statement limit. The server's own limit is shorter, so the server must be silent.
-        raise OperationalError(context.statement, context.parameters, error, connection_invalidated=True) from error
+        raise OperationalError(
+            context.statement, context.parameters, error, hide_parameters=True, connection_invalidated=True
+        ) from error
 
 
 def _keep_where_cancelled(context: ExceptionContext) -> None:

@@ -7,6 +7,8 @@ there, such as `name` and `args`.
 import json
 import logging
 import sys
+import traceback
+import warnings
 from collections.abc import Callable, Hashable, Mapping
 from contextvars import ContextVar, Token
 from datetime import UTC, datetime
@@ -14,6 +16,7 @@ from time import monotonic
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
+from services.redaction import facts_of, in_traceback, redact, repr_of, text_of
 from services.settings import LogFormat, Settings
 
 Fields: TypeAlias = Mapping[str, object]
@@ -43,18 +46,21 @@ class Repeats:
 
 
 class Shown:
-    """A value for a message: its text and its `repr` never raise and can be encoded, whatever the value's own do."""
+    """A value for a message: its text and its `repr` never raise and can be encoded, whatever the value's own do.
+
+    Those of an error contain no values of rows (`services/redaction.py`).
+    """
 
     def __init__(self, value: object) -> None:
         self._value = value
 
     def __str__(self) -> str:
-        return self._text(str)
+        return self._text(text_of if isinstance(self._value, BaseException) else str)
 
     def __repr__(self) -> str:
-        return self._text(repr)
+        return self._text(repr_of if isinstance(self._value, BaseException) else repr)
 
-    def _text(self, show: Callable[[object], str]) -> str:
+    def _text(self, show: Callable[[Any], str]) -> str:
         try:
             # Not the method of what it returned: that may be a subclass of `str`.
             return str.encode(show(self._value), "utf-8", "replace").decode()
@@ -81,6 +87,15 @@ class RateLimitedLogger:
             self._logger.warning(message + " (and %d more since this was last logged)", *args, left_out)
         elif left_out == 0:
             self._logger.warning(message, *args)
+
+
+def traceback_of(error: BaseException) -> str:
+    """The traceback of an error and of its causes, without values of rows or variables.
+
+    Raises whatever the error's own code raises.
+    """
+    redact(error)
+    return in_traceback(error, "".join(traceback.format_exception(error)))
 
 
 def bind(**fields: object) -> Token[Fields]:
@@ -114,17 +129,19 @@ class JsonLines(logging.Formatter):
             "timestamp": timestamp.replace("+00:00", "Z"),
             **{name: value for name, value in record.__dict__.items() if name not in _OF_LOGGING},
         }
-        if record.exc_info:
-            fields["exception"] = self._traceback(record.exc_info)
+        for error in _errors_of(record):
+            fields = {**facts_of(error), **fields}
+        if record.exc_info and record.exc_info[1] is not None:
+            fields["exception"] = self._traceback(record.exc_info[1])
         if record.stack_info:
             fields["stack_info"] = record.stack_info
         return fields
 
-    def _traceback(self, raised: Any) -> str:
+    def _traceback(self, error: BaseException) -> str:
         try:
-            return self.formatException(raised)
+            return traceback_of(error).rstrip("\n")
         except BaseException:  # noqa: BLE001  (it runs the error's own code, which may raise anything)
-            return repr(Shown(raised[1]))
+            return repr(Shown(error))
 
 
 class ConsoleLines(JsonLines):
@@ -145,8 +162,18 @@ class ConsoleLines(JsonLines):
         return "\n".join([" ".join([timestamp, f"[{padded}]", f"{event:<30}", f"[{logger}]", *pairs]), *below])
 
 
+def _errors_of(record: logging.LogRecord) -> list[BaseException]:
+    """The errors that a line is about, whether they are arguments of its message, in `extra`, or being handled."""
+    arguments = record.args if isinstance(record.args, tuple) else ()
+    raised = record.exc_info[1] if record.exc_info else None
+    found = [*arguments, *record.__dict__.values(), raised]
+    return [one for one in found if isinstance(one, BaseException)]
+
+
 def _message(record: logging.LogRecord) -> str:
     try:
+        if isinstance(record.args, tuple) and any(isinstance(one, BaseException) for one in record.args):
+            return str(record.msg) % tuple(Shown(one) if isinstance(one, BaseException) else one for one in record.args)
         return record.getMessage()
     except BaseException as error:  # noqa: BLE001  (an argument's code may raise anything)
         return f"{record.msg} (its arguments cannot be shown: {Shown(error)!r})"
@@ -165,6 +192,8 @@ def configure_logging(settings: Settings, process: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level)
+    # Pydantic warns of a value that a reply should not have, with the value, on standard error.
+    warnings.filterwarnings("ignore", message="Pydantic serializer warnings")
     # ARQ logs the start and end of every job at INFO, several times a minute.
     logging.getLogger("arq").setLevel(
         max(logging.WARNING, root.level) if root.level != logging.DEBUG else logging.DEBUG

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import re
 from dataclasses import dataclass
 from email.message import EmailMessage
 from pathlib import Path
@@ -15,6 +16,8 @@ from services.fields import new_id
 from services.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+_ADDRESS = re.compile(r"""[^\s<>"'(,;]+@[^\s<>"'),;]+""")
 
 PATIENCE = 20.0
 """Seconds that an SMTP server may take for a mail."""
@@ -87,7 +90,12 @@ class SmtpSender:
                 timeout=PATIENCE,
             )
         except (aiosmtplib.SMTPException, OSError) as error:
-            raise MailNotSent(f"{self.host}:{self.port}: {error}") from error
+            raise MailNotSent(f"{self.host}:{self.port}: {_without_addresses(str(error), message['To'])}") from error
+
+
+def _without_addresses(text: str, sent_to: str) -> str:
+    """What an SMTP server said, which is stored and logged, without the address of the person whom the mail is for."""
+    return _ADDRESS.sub("<address>", text.replace(sent_to, "<address>"))
 
 
 def sender_of(settings: Settings) -> Sender | None:

@@ -17,6 +17,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from services.connections import READ_ONLY, Connection, PoolGuard, concerns_one_session, driver_of
 from services.errors import DomainError
+from services.redaction import redact, row_of
 
 Row: TypeAlias = Mapping[str, Any]
 Results: TypeAlias = Sequence[Sequence[tuple[Any, ...]]]
@@ -265,6 +266,7 @@ class Sql:
 
     async def _wrapped(self, driver: Connection, error: Exception, sql: str) -> DBAPIError:
         """The driver's error as SQLAlchemy would raise it. A lost connection is invalidated, as SQLAlchemy would do."""
+        redact(error)
         state = getattr(error, "sqlstate", None) or ""
         lost = driver.is_closed() or isinstance(error, OSError) or state == READ_ONLY
         if lost:
@@ -388,7 +390,7 @@ def constraint_of(error: DBAPIError) -> str | None:
 
 def detail_of(error: DBAPIError) -> str:
     """What the server adds about the row that it refused, including values of the row; empty if it adds nothing."""
-    return getattr(_driver_error(error), "detail", None) or ""
+    return row_of(_driver_error(error))
 
 
 def _driver_error(error: DBAPIError) -> BaseException | None:

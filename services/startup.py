@@ -193,7 +193,7 @@ def reason_of(error: BaseException) -> str:
     cause = error
     if isinstance(error, DBAPIError) and error.orig is not None:
         # SQLAlchemy wraps the driver's error in one of its own.
-        cause = error.orig.__cause__ or error.orig
+        cause = error.orig if isinstance(error.orig, asyncpg.PostgresError) else error.orig.__cause__ or error.orig
     match cause:
         case ssl.SSLCertVerificationError():
             return f"its TLS certificate is refused: {_fault_of_certificate(cause)}"

@@ -123,7 +123,7 @@ class JobLoop:
             except Exception as error:  # noqa: BLE001  (whatever it is, the next look may succeed)
                 self._health.failed(_LOOKS, error)
                 if not self._failures:
-                    logger.warning("cannot look for due jobs", extra={"error": repr(error)})
+                    logger.warning("cannot look for due jobs", extra={"error": error})
                 self._failures += 1
                 wait = min(_LONGEST_WAIT, 0.25 * 2.0 ** min(self._failures, 10))
             self._resting = True
@@ -165,7 +165,7 @@ class JobLoop:
                 due_at = now if scheduled.name in self._at_start else scheduled.schedule.next_after(now)
                 await uow.jobs.announce(scheduled.name, str(scheduled.schedule), due_at, 2 * self._lease.seconds)
         except (TimeoutError, DBAPIError) as error:
-            logger.warning("cannot write a job's row", extra={"function": scheduled.name, "error": repr(error)})
+            logger.warning("cannot write a job's row", extra={"function": scheduled.name, "error": error})
         else:
             self._at_start.discard(scheduled.name)
 

@@ -109,9 +109,7 @@ class JobRun:
             async with asyncio.timeout(min(PATIENCE, self._lease.seconds / 4)), background(self._open) as uow:
                 held = await uow.jobs.renew(self._scheduled.name, self._lease.owner, self._lease.seconds)
         except Exception as error:  # noqa: BLE001  (whatever it is, there is time for another attempt)
-            logger.warning(
-                "cannot renew the lease on a job", extra={"function": self._scheduled.name, "error": repr(error)}
-            )
+            logger.warning("cannot renew the lease on a job", extra={"function": self._scheduled.name, "error": error})
         else:
             self._held_until = asked_at + self._lease.seconds if held else asked_at
 
@@ -127,7 +125,7 @@ class JobRun:
                 if monotonic() >= self._held_until:
                     logger.warning(
                         "cannot write the outcome of a job",
-                        extra={"function": self._scheduled.name, "error": repr(error)},
+                        extra={"function": self._scheduled.name, "error": error},
                     )
                     return
             await asyncio.sleep(_PAUSE)

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi.exceptions import RequestValidationError, ResponseValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
@@ -278,6 +278,9 @@ def overloaded(request: Request) -> ProblemResponse:
 
 
 async def _on_unexpected(request: Request, error: Exception) -> ProblemResponse:
+    if isinstance(error, ResponseValidationError):
+        # What is logged next shows each fault with the value.
+        error._errors = [{name: fault[name] for name in ("type", "loc", "msg")} for fault in error.errors()]
     # This reply is sent outside the middleware that adds these headers to every other reply.
     headers = dict(PROTECTIVE)
     if request_id := getattr(request.state, "request_id", None):

@@ -8,6 +8,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 
+from services.logs import Shown
+
 
 class Unprocessable(Exception):
     """Raised for an event that no retry can help. It becomes a dead letter immediately."""
@@ -52,7 +54,8 @@ class Event(BaseModel):
     @classmethod
     def upgraded(cls, payload: dict[str, Any], version: int) -> dict[str, Any]:
         """Convert the payload of an earlier version to this one. Raises `Unprocessable` if that is not possible."""
-        raise Unprocessable(f"cannot upgrade {cls.type!r} from version {version} to version {cls.version}: {payload}")
+        change = f"from version {version} to version {cls.version}"
+        raise Unprocessable(f"cannot upgrade {cls.type!r} {change}: its fields are {', '.join(sorted(payload))}")
 
     @classmethod
     def reader(cls) -> Callable[[str, int], Self]:
@@ -75,7 +78,9 @@ class Event(BaseModel):
                 old = _Payload.model_validate_json(payload).root
                 return cls.model_validate(cls.upgraded(old, version), extra="ignore")
             except ValidationError as error:
-                raise Unprocessable(f"the payload is not a valid {cls.type!r} of version {version}: {error}") from error
+                raise Unprocessable(
+                    f"the payload is not a valid {cls.type!r} of version {version}: {Shown(error)}"
+                ) from error
 
         return read
 

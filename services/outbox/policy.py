@@ -3,7 +3,6 @@
 import hashlib
 import json
 import random
-import traceback
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -11,6 +10,7 @@ from enum import StrEnum
 from sqlalchemy.exc import DBAPIError
 
 from services.fields import made_storable
+from services.logs import traceback_of
 from services.outbox.events import Locked, Unprocessable
 from services.outbox.summary import kind_of, summary
 from services.sql import CONTENTION, LOCK_NOT_AVAILABLE, sqlstate
@@ -66,7 +66,7 @@ def describe(error: BaseException) -> str:
     """The traceback, with the summary of the error as its last line. If it is too long, its beginning is cut off."""
     said = made_storable(summary(error))
     try:
-        text = made_storable("".join(traceback.format_exception(error)))
+        text = made_storable(traceback_of(error))
     except BaseException:  # noqa: BLE001  (it runs the error's own code, which may raise anything)
         text = ""
     if not text.rstrip().endswith(said):

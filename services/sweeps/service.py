@@ -7,6 +7,7 @@ from typing import Generic, Protocol, TypeVar
 from sqlalchemy.exc import DBAPIError
 
 from services.fields import made_storable
+from services.logs import Shown
 from services.outbox.policy import RetryPolicy
 from services.sql import CONTENTION, LOCK_NOT_AVAILABLE, sqlstate
 from services.sweeps.repository import Failed
@@ -173,4 +174,4 @@ def _is_of_the_server(error: Exception) -> bool:
 
 def _summary(error: Exception) -> str:
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    return made_storable(f"{type(cause).__name__}: {cause}")[:_LONGEST_ERROR]
+    return made_storable(f"{type(cause).__name__}: {Shown(cause)}")[:_LONGEST_ERROR]

@@ -82,7 +82,7 @@ class SmtpServer:
                 writer.write(b"235 welcome\r\n")
                 continue
             refused = self.refuses is not None and line.upper().startswith(self.refuses)
-            writer.write(b"550 mailbox unavailable\r\n" if refused else b"250 OK\r\n")
+            writer.write(b"550 <Ada@Example.com>: mailbox unavailable\r\n" if refused else b"250 OK\r\n")
             if verb == "QUIT":
                 break
 
@@ -104,8 +104,10 @@ async def test_a_mail_that_the_server_refuses_was_not_sent(refuses: str) -> None
     async with SmtpServer(refuses).listening() as server:
         sender = sender_of(settings(f"smtp://127.0.0.1:{server.port}"))
         assert sender is not None
-        with pytest.raises(MailNotSent, match="mailbox unavailable"):
+        with pytest.raises(MailNotSent, match="mailbox unavailable") as refused:
             await sender.send(message())
+    # It is logged, and stored until the mail is sent or dropped.
+    assert "ada@example.com" not in str(refused.value).lower()
 
 
 async def test_a_server_that_cannot_be_reached_is_an_error() -> None:

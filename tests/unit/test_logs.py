@@ -132,7 +132,7 @@ def test_a_line_about_what_cannot_be_shown_is_written(configured: Configured, as
     said = configured(as_what)
     logging.getLogger("test").error("failed: %r", Unreadable(), extra={"cause": Unreadable()}, exc_info=Unreadable())
     RateLimitedLogger(logging.getLogger("test")).warning("limited: %s", Unreadable())
-    assert "failed: %r (its arguments cannot be shown" in said.getvalue()
+    assert "failed: <Unreadable, whose text cannot be shown" in said.getvalue()
     assert "limited: <Unreadable, whose text cannot be shown: EndsAll>" in said.getvalue()
 
 

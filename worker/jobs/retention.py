@@ -65,7 +65,7 @@ async def ensure_event_partitions(ctx: dict[str, Any]) -> None:
         try:
             made += await retention.patiently(engine, partial(_add_month, first=first))
         except Exception as error:  # noqa: BLE001
-            problem = {"partition": partition_name(year, month), "error": repr(error)}
+            problem = {"partition": partition_name(year, month), "error": error}
             if first > today + _SOON and isinstance(error, DBAPIError) and sqlstate(error) == LOCK_NOT_AVAILABLE:
                 logger.warning("event partition not created yet: the log is in use", extra=problem)
                 continue
@@ -108,7 +108,7 @@ async def forget_events(engine: AsyncEngine, before: datetime, export_path: Path
             # Another run has already dropped it.
             if isinstance(error, DBAPIError) and sqlstate(error) == _UNDEFINED_TABLE:
                 continue
-            logger.error("event partition not dropped", extra={"partition": partition.name, "error": repr(error)})
+            logger.error("event partition not dropped", extra={"partition": partition.name, "error": error})
             errors.append(error)
     raise_all(errors, "several months of events could not be dropped")
     return dropped
@@ -124,9 +124,7 @@ async def _give_strays_a_partition(engine: AsyncEngine, before: datetime) -> lis
             # Locks out the log's writers while the events move.
             await retention.patiently(engine, partial(add_partitions, months=[month]))
         except Exception as error:  # noqa: BLE001
-            logger.error(
-                "event partition not created", extra={"partition": partition_name(*month), "error": repr(error)}
-            )
+            logger.error("event partition not created", extra={"partition": partition_name(*month), "error": error})
             errors.append(error)
     return errors
 

@@ -38,7 +38,7 @@ class _Run(Generic[DueT]):
             if is_contention(error):
                 logger.warning(
                     "sweep skipped: a lock was not granted in time",
-                    extra={"sweep": self.sweep.name, "error": repr(error)},
+                    extra={"sweep": self.sweep.name, "error": error},
                 )
             else:
                 self.error = error

@@ -30,6 +30,10 @@ _SETTINGS = {
     "timezone": "UTC",
     "log_timezone": "UTC",
     "log_line_prefix": "%m [%p] %a ",
+    # Errors without their DETAIL and CONTEXT, and statements without parameters: these contain values of rows.
+    "log_error_verbosity": "terse",
+    "log_parameter_max_length": "0",
+    "log_parameter_max_length_on_error": "0",
     "cluster_name": "waybill",
     # A queue table turns over in seconds: vacuum more often than once a minute.
     "autovacuum_naptime": "10s",

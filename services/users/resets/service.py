@@ -147,9 +147,9 @@ def _address(message: EmailMessage, email: str) -> None:
         message["To"] = email
         (read,) = message["To"].addresses
     except (ValueError, IndexError) as error:
-        raise MailNotSent(f"no mail can be addressed to {email!r}") from error
+        raise MailNotSent("no mail can be sent to this address: it is not one that a mail can have") from error
     if read.addr_spec != email:
-        raise MailNotSent(f"a mail to {email!r} would go to {read.addr_spec!r}")
+        raise MailNotSent("no mail can be sent to this address: it would go to another one")
 
 
 def _invalid() -> TokenInvalid:
