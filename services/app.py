@@ -11,12 +11,14 @@ from redis.asyncio import Redis
 from services.analytics import open_analytics
 from services.api import health, metrics, pages, problems
 from services.api.canary import Canary
-from services.api.declared import describe_scopes
+from services.api.declared import describe_limits, describe_scopes
 from services.api.groups import Groups
 from services.api.headers import Protection
 from services.api.middleware import RequestMiddleware
 from services.api.paths import look_up_paths
 from services.api.probe import open_probe
+from services.api.rate_counts import Counts
+from services.api.rate_limits import RateLimits
 from services.api.reads import Reads
 from services.api.refusals import Refusals
 from services.api.request_times import RequestTimes
@@ -88,6 +90,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await enter(redis)
             doorbell = await enter(Doorbell(redis, Keys.of(settings).doorbell))
             seen_keys = await enter(SeenKeys(database.write))
+            counts = await enter(Counts.from_settings(settings, Keys.of(settings).rates))
+            tokens = Tokens.from_settings(settings)
             groups = await enter(Groups(settings, database.write, doorbell))
             probe = await enter(open_probe(settings, redis, schema))
             canary = await enter(Canary(database.write, probe.sessions, settings.canary_interval))
@@ -101,8 +105,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 redis=redis,
                 doorbell=doorbell,
                 passwords=Passwords(settings),
-                tokens=Tokens.from_settings(settings),
+                tokens=tokens,
                 seen_keys=seen_keys,
+                rate_limits=RateLimits(settings, counts, tokens, seen_keys),
                 request_times=request_times,
                 probe=probe,
                 canary=canary,
@@ -181,6 +186,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         problem.pop("$defs", None)
         schemas.update(Problem=problem, ProblemFault=fault)
         describe_scopes(app, document)
+        describe_limits(app, document)
         describe_keys(document)
         app.openapi_schema = document
     return app.openapi_schema

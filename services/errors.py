@@ -74,6 +74,14 @@ class TooManyAttempts(DomainError):
     code: ClassVar[str] = "too_many_attempts"
 
 
+@dataclass
+class RateLimited(DomainError):
+    """The caller has sent more requests than they may for now. `retry_after` is in seconds."""
+
+    retry_after: int = 1
+    code: ClassVar[str] = "rate_limited"
+
+
 class Overloaded(DomainError):
     """The process cannot take on more work at the moment."""
 

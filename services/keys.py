@@ -12,9 +12,11 @@ class Keys:
     jobs: str
     """ARQ's queue. ARQ's keys for a single job (`arq:job:ID`) have only the job's id, which is random by default."""
     doorbell: str
+    rates: str
+    """The start of the keys that count requests; `limits` adds a colon."""
 
     @classmethod
     def of(cls, settings: Settings) -> "Keys":
         """The keys for these settings."""
         place = f"{settings.redis_prefix}:{settings.database_schema}"
-        return cls(jobs=f"{place}:jobs", doorbell=f"{place}:doorbell")
+        return cls(jobs=f"{place}:jobs", doorbell=f"{place}:doorbell", rates=f"{place}:rates")

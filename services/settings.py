@@ -134,6 +134,12 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(ge=1024)] = 1_048_576
     http_hsts: Annotated[int, Field(ge=0, le=63_072_000)] = 0
     http_docs: bool = True
+    rate_limit_read: Annotated[int, Field(ge=0, le=10_000_000)] = 6000
+    rate_limit_write: Annotated[int, Field(ge=0, le=10_000_000)] = 3000
+    rate_limit_search: Annotated[int, Field(ge=0, le=10_000_000)] = 1200
+    rate_limit_export: Annotated[int, Field(ge=0, le=10_000_000)] = 60
+    rate_limit_batch: Annotated[int, Field(ge=0, le=10_000_000)] = 300
+    rate_limit_sign_in: Annotated[int, Field(ge=0, le=10_000_000)] = 600
     group_commit: bool = True
     group_commit_size: Annotated[int, Field(ge=1, le=500)] = 64
     group_commit_wait: Annotated[float, Field(gt=0, le=60)] = 2.0

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from http import HTTPStatus
 from typing import Any, TypeAlias, get_origin
 
 from fastapi import Request, Response, params
@@ -15,7 +16,10 @@ from starlette.exceptions import HTTPException
 from services.api.bodies import BodyLimit, JsonRequest, is_json, limit_of, parse, read_whole, too_many
 from services.api.declared import DeclaredRoute
 from services.api.problems import responses
-from services.errors import BadQuery, Fault
+from services.api.rate_classes import RateClass
+from services.api.rights import scope_of
+from services.api.state import api_state
+from services.errors import BadQuery, Fault, Unauthenticated
 
 Handle: TypeAlias = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -32,6 +36,7 @@ _LONGEST_NAME = 64
 class CheckedRoute(DeclaredRoute):
     """A route that refuses what no handler should see.
 
+    - Any request of a caller who has sent too many of its class (429); see `rate_class`.
     - A query parameter that the route does not have, or has only once (400). Elsewhere a typo would change the reply.
     - A body beyond the route's limit (413); see `body_limit`. It is not read further.
     - A body of another type, or without one (415). Browsers send other types to any site without asking it.
@@ -52,7 +57,26 @@ class CheckedRoute(DeclaredRoute):
         async def handle_checked(request: Request) -> Response:
             return await handle(await check(request))
 
-        return handle_checked
+        return handle_checked if self.rate_class is RateClass.internal else self._limited(handle_checked)
+
+    def _limited(self, handle: Handle) -> Handle:
+        """The same for callers who are within their limit."""
+        kind, public = self.rate_class, scope_of(self.endpoint) is None
+
+        async def handle_limited(request: Request) -> Response:
+            limits = api_state(request).rate_limits
+            credential = await limits.admit(request, kind, public=public)
+            try:
+                response = await handle(request)
+            except Unauthenticated:
+                if credential is not None:
+                    limits.distrust(credential)
+                raise
+            if credential is not None and response.status_code == HTTPStatus.UNAUTHORIZED:
+                limits.distrust(credential)
+            return response
+
+        return handle_limited
 
     def handler(self, handle: Handle) -> Handle:
         """What handles the requests that are not refused."""

@@ -1,6 +1,6 @@
-"""Routes whose handlers declare who may call them. There is no other kind."""
+"""Routes whose handlers declare who may call them, and with what they are limited. There is no other kind."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from fastapi import FastAPI
@@ -9,19 +9,21 @@ from fastapi.routing import APIRoute, iter_route_contexts
 
 from services.api.dependencies import current_user
 from services.api.problems import responses
+from services.api.rate_classes import RateClass, class_of
 from services.api.rights import scope_of
 
 
 class DeclaredRoute(APIRoute):
     """A route whose handler declares the scope that its callers need, or that it is public.
 
-    Raises `LookupError` for a handler that declares neither, or whose declaration nothing checks.
+    Raises `LookupError` for a handler that declares neither, or whose declaration nothing checks, and as `class_of`.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **more: Any) -> None:
         scope = scope_of(endpoint)
         if scope is not None:
             more["responses"] = {**responses(401, 403), **(more.get("responses") or {})}
+        self.rate_class: RateClass = class_of(endpoint, more.get("methods") or ("GET",))
         super().__init__(path, endpoint, **more)
         checked = _takes_caller(self.dependant)
         if scope is not None and not checked:
@@ -36,14 +38,24 @@ def _takes_caller(dependant: Dependant) -> bool:
 
 def describe_scopes(app: FastAPI, document: dict[str, Any]) -> None:
     """Let the OpenAPI document say which scope each operation needs, as its handler declares it."""
-    for context in iter_route_contexts(app.routes):
-        route = context.original_route
-        if not isinstance(route, DeclaredRoute) or not context.include_in_schema:
-            continue
+    for route, operation in _operations(app, document):
         scope = scope_of(route.endpoint)
-        if scope is None:
-            continue
-        for method in context.methods or ():
-            operation = document["paths"][context.path_format][method.lower()]
+        if scope is not None:
             operation["security"] = [{name: [scope.value] for name in one} for one in operation["security"]]
             operation["description"] += f"\n\nNeeds the scope `{scope.value}`."
+
+
+def describe_limits(app: FastAPI, document: dict[str, Any]) -> None:
+    """Let the OpenAPI document say with which other operations each one is limited."""
+    for route, operation in _operations(app, document):
+        if route.rate_class is not RateClass.internal:
+            operation["description"] += f"\n\nRate limit: `{route.rate_class.value}`."
+
+
+def _operations(app: FastAPI, document: dict[str, Any]) -> Iterator[tuple[DeclaredRoute, dict[str, Any]]]:
+    """The routes in the document, each with its operations there."""
+    for context in iter_route_contexts(app.routes):
+        route = context.original_route
+        if isinstance(route, DeclaredRoute) and context.include_in_schema:
+            for method in context.methods or ():
+                yield route, document["paths"][context.path_format][method.lower()]

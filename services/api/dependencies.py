@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import AsyncIterator
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import Depends, Header, Query, Request, Response
 from fastapi.security import OAuth2PasswordBearer
 
+from services.addresses import plain
 from services.api.reads import LAG_HEADER, POSITION_HEADER, parse_position, shown_lag
 from services.api.rights import check_rights
 from services.api.state import ApiState, api_state
@@ -140,20 +140,9 @@ IfMatch = Annotated[int, Depends(_if_match)]
 """The version the caller read (RFC 9110, section 13.1.1)."""
 
 
-def _plain(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    """The address without the name of an interface. A dual-stack socket writes addresses of version 4 as version 6."""
-    if isinstance(address, IPv4Address):
-        return address
-    return address.ipv4_mapped or IPv6Address(int(address))
-
-
 async def _device(request: Request) -> models.Device:
     """Where the request comes from. Behind a trusted proxy (`FORWARDED_ALLOW_IPS`), the server has set the client."""
-    try:
-        address = str(_plain(ip_address(request.client.host if request.client else "")))
-    except ValueError:
-        # A Unix socket, or a proxy that does not say.
-        address = None
+    address = plain(request.client.host) if request.client else None
     agent = made_storable(request.headers.get("user-agent", "")).strip()[: models.LONGEST_USER_AGENT]
     return models.Device(address, agent or None)
 

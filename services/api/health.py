@@ -10,6 +10,7 @@ from services.api.canary import CanaryState
 from services.api.checked import CheckedRoute
 from services.api.dependencies import State
 from services.api.probe import DatabaseState, RedisState
+from services.api.rate_classes import RateClass, rate_class
 from services.api.rights import public
 from services.replica import ReplicaState
 from services.startup import SchemaState
@@ -48,6 +49,7 @@ class Readiness(BaseModel):
 
 @router.get("/healthz")
 @public
+@rate_class(RateClass.internal)
 async def read_health() -> Health:
     """Whether the process is alive."""
     return Health()
@@ -64,6 +66,7 @@ async def read_health() -> Health:
     },
 )
 @public
+@rate_class(RateClass.internal)
 async def read_readiness(state: State, response: Response) -> Readiness:
     """Whether the process can serve requests. Answers within about 2 s, whatever hangs; answers are cached for 1 s."""
     database, redis = await asyncio.gather(state.probe.database(), state.probe.redis())

@@ -15,11 +15,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import QueuePool
 
-from services.api import group_metrics, pressure
+from services.api import group_metrics, pressure, rate_metrics
 from services.api.canary import Canary
 from services.api.checked import CheckedRoute
 from services.api.dependencies import State
 from services.api.problems import responses
+from services.api.rate_classes import RateClass, rate_class
 from services.api.reads import Outcome, Reads
 from services.api.rights import public
 from services.api.state import ApiState
@@ -57,6 +58,7 @@ async def _scraped(state: State, given: Annotated[HTTPAuthorizationCredentials |
 
 @router.get("/metrics", response_class=PlainTextResponse, responses=responses(401, 404))
 @public
+@rate_class(RateClass.internal)
 async def read_metrics(state: Annotated[ApiState, Depends(_scraped)]) -> PlainTextResponse:
     """Metrics in Prometheus' text format: the database's gauges, the same in every process, and this process's own.
 
@@ -64,7 +66,8 @@ async def read_metrics(state: Annotated[ApiState, Depends(_scraped)]) -> PlainTe
     """
     explained = "How far this host's clock is ahead of the database's."
     skew = _gauge("waybill_clock_skew_seconds", explained, state.skew.seconds)
-    own = [*state.request_times.registry.collect(), *pressure.registry.collect(), *group_metrics.registry.collect()]
+    own = [*state.request_times.registry.collect(), *pressure.registry.collect()]
+    own += [*group_metrics.registry.collect(), *rate_metrics.registry.collect()]
     own += [skew, _pools(state), *_canary(state.canary), *_replica(state.reads)]
     scrape = _Scrape([*own, *await _read_database(state)])
     return PlainTextResponse(generate_latest(scrape), media_type=CONTENT_TYPE_LATEST)

@@ -87,6 +87,7 @@ class RequestMiddleware:
         state["request_id"] = request_id
         state["traceparent"] = traceparent if _TRACEPARENT.fullmatch(traceparent) else None
         state["limit_body"] = exchange.limit_body
+        state["fields"] = exchange.fields
         bound = bind(request_id=request_id)
         try:
             await self._answer(scope, exchange)
@@ -117,7 +118,17 @@ class RequestMiddleware:
 class _Exchange:
     """A request and its reply: `receive` and `send` of the layers inside."""
 
-    __slots__ = ("_limit", "_protection", "_receive", "_received", "_send", "announced", "request_id", "status")
+    __slots__ = (
+        "_limit",
+        "_protection",
+        "_receive",
+        "_received",
+        "_send",
+        "announced",
+        "fields",
+        "request_id",
+        "status",
+    )
 
     def __init__(self, receive: Receive, send: Send, limit: int, protection: Protection) -> None:
         self._protection = protection
@@ -127,6 +138,8 @@ class _Exchange:
         self._received = 0
         self.announced = 0
         """The length of the body that the request states; 0 if it does not."""
+        self.fields: list[tuple[bytes, bytes]] = []
+        """Header fields that the reply gets, whatever it is going to be."""
         self.request_id = ""
         self.status: int | None = None
         """None before the reply begins."""
@@ -151,6 +164,7 @@ class _Exchange:
             message["headers"] = [
                 *headers,
                 (b"x-request-id", self.request_id.encode()),
+                *self.fields,
                 *self._protection.missing(headers),
             ]
         await self._send(message)

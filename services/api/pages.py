@@ -7,6 +7,7 @@ from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 from starlette.exceptions import HTTPException
 
 from services.api.checked import CheckedRoute
+from services.api.rate_classes import RateClass, rate_class
 from services.api.rights import public
 
 _ASSETS = Path(__file__).parent / "assets"
@@ -48,6 +49,7 @@ router = APIRouter(route_class=CheckedRoute, include_in_schema=False)
 
 @router.get("/docs")
 @public
+@rate_class(RateClass.internal)
 async def read_docs() -> HTMLResponse:
     """The API's description as a page, on which requests can be tried."""
     return HTMLResponse(_PAGE, headers={"Content-Security-Policy": _POLICY, **_REVALIDATED})
@@ -55,6 +57,7 @@ async def read_docs() -> HTMLResponse:
 
 @router.get("/redoc")
 @public
+@rate_class(RateClass.internal)
 async def read_redoc() -> RedirectResponse:
     """Where many people look for the API's description."""
     return RedirectResponse("docs", status_code=308)
@@ -62,6 +65,7 @@ async def read_redoc() -> RedirectResponse:
 
 @router.get("/assets/{name}")
 @public
+@rate_class(RateClass.internal)
 async def read_asset(name: str) -> FileResponse:
     """A file that the page needs."""
     if name not in _FILES:

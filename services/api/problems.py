@@ -34,6 +34,7 @@ from services.errors import (
     InvalidInput,
     NotFound,
     Overloaded,
+    RateLimited,
     ReportsUnavailable,
     RequestInFlight,
     StaleVersion,
@@ -68,6 +69,7 @@ _STATUS: Mapping[type[DomainError], int] = {
     InvalidInput: 422,
     NotFound: 404,
     Overloaded: 503,
+    RateLimited: 429,
     ReportsUnavailable: 503,
     StaleVersion: 412,
     TooManyAttempts: 429,
@@ -161,7 +163,7 @@ def domain_problem(request: Request, error: DomainError, members: Mapping[str, A
         headers["WWW-Authenticate"] = f'Bearer error="insufficient_scope", scope="{error.scope}"'
     if isinstance(error, RequestInFlight | ReportsUnavailable | Overloaded):
         headers["Retry-After"] = "1"
-    if isinstance(error, TooManyAttempts):
+    if isinstance(error, TooManyAttempts | RateLimited):
         headers["Retry-After"] = str(error.retry_after)
     return problem(request, status_of(type(error)), error.code, error.detail, error.faults, headers, members)
 

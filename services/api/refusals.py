@@ -77,7 +77,8 @@ class Refusals:
         if "refused_user" in state:
             user_id = state["refused_user"]
             action, route = Action.sign_in_refused, f"user/{user_id}" if user_id is not None else "user"
-        key = _Key(action, state.get("refused_with", ""), route, by.actor or by.address)
+        caller = by.actor or (f"user {by.user_id}" if by.user_id is not None else by.address)
+        key = _Key(action, state.get("refused_with", ""), route, caller)
         found = self.counted.get(key)
         if found is None:
             alike = sum(one.code == key.code and one.action is action for one in self.counted)

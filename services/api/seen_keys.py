@@ -58,7 +58,7 @@ class SeenKeys:
 
         The database is asked only for a key that has not been seen lately.
         """
-        known = self._owners.get(hashed)
+        known = self.known_owner_of(hashed)
         if known is not None:
             return known
         try:
@@ -71,6 +71,10 @@ class SeenKeys:
             return None
         self._remember(hashed, found.id)
         return found.id
+
+    def known_owner_of(self, hashed: bytes) -> int | None:
+        """The same, without the database: None also for a key that has not been seen lately."""
+        return self._owners.get(hashed)
 
     def used(self, hashed: bytes, user_id: int) -> None:
         """Note that a valid key of this user was used."""

@@ -9,6 +9,7 @@ from services.analytics import Analytics
 from services.api.canary import Canary
 from services.api.groups import Groups
 from services.api.probe import Probe
+from services.api.rate_limits import RateLimits
 from services.api.reads import Reads
 from services.api.request_times import RequestTimes
 from services.api.seen_keys import SeenKeys
@@ -37,6 +38,7 @@ class ApiState:
     passwords: Passwords
     tokens: Tokens
     seen_keys: SeenKeys
+    rate_limits: RateLimits
     request_times: RequestTimes
     skew: Skew
 

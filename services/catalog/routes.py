@@ -8,6 +8,7 @@ from services.api.bodies import AS_MUCH_AS_ANY, KIB, body_limit
 from services.api.dependencies import CurrentUser, IfMatch, ReplicaWork, Work, etag, page_of
 from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED
 from services.api.problems import responses
+from services.api.rate_classes import RateClass, rate_class
 from services.api.rights import needs, public
 from services.api.transaction import TransactionRoute
 from services.catalog import service
@@ -124,6 +125,7 @@ async def create_product(wanted: ProductCreate, seller: CurrentUser, response: R
 @router.put("/products", responses=responses(400, 401, 409, 413, 422))
 @needs(Scope.catalog_write)
 @body_limit(AS_MUCH_AS_ANY, values=10_000)
+@rate_class(RateClass.batch)
 async def upsert_products(wanted: ProductsUpsert, seller: CurrentUser, uow: Work) -> ProductsUpserted:
     """Create or change up to 1000 products that the caller sells, each by its `sku`, and set their stock; all or none.
 
@@ -134,6 +136,7 @@ async def upsert_products(wanted: ProductsUpsert, seller: CurrentUser, uow: Work
 
 @router.get("/products", response_model=Page[ProductPublic], responses=responses(400, 422))
 @public
+@rate_class(RateClass.search)
 async def list_products(
     page: Annotated[PageQuery, page_of(PRODUCTS)], uow: ReplicaWork, search: Search = None
 ) -> Rows[Product]:

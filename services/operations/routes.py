@@ -4,6 +4,7 @@ from fastapi import APIRouter
 
 from services.api.dependencies import CurrentUser, ReplicaWork, Work
 from services.api.problems import responses
+from services.api.rate_classes import RateClass, rate_class
 from services.api.rights import needs
 from services.api.transaction import TransactionRoute
 from services.operations import service
@@ -15,6 +16,7 @@ router = APIRouter(route_class=TransactionRoute, tags=["operations"], prefix="/o
 
 @router.get("/books", responses=responses(401, 403, 422))
 @needs(Scope.audit_read)
+@rate_class(RateClass.export)
 async def read_books(_: CurrentUser, uow: ReplicaWork) -> Books:
     """Check whether the books and the stock balance. Recounts everything; do not call it often."""
     return await service.books(uow)

@@ -17,6 +17,7 @@ from services.analytics import HOW_TO_TURN_ON, Analytics, AnalyticsWork, TablesM
 from services.api.attachments import attachment
 from services.api.dependencies import CurrentUser, State, Work
 from services.api.problems import responses
+from services.api.rate_classes import RateClass, rate_class
 from services.api.rights import needs
 from services.api.transaction import TransactionRoute
 from services.errors import ReportsOff, ReportsUnavailable
@@ -90,6 +91,7 @@ async def _reading(analytics: Analytics) -> AsyncIterator[AnalyticsWork]:
 
 @router.get("/sales", responses=_ANSWERS)
 @needs(Scope.reports_read)
+@rate_class(RateClass.export)
 async def report_sales(
     wanted: Wanted,
     by: Grouping = [By.day],  # noqa: B006  (FastAPI copies it)
@@ -110,6 +112,7 @@ async def report_sales(
     responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}, **_ANSWERS},
 )
 @needs(Scope.reports_read)
+@rate_class(RateClass.export)
 async def export_sales(
     wanted: Wanted,
     by: Grouping = [By.day],  # noqa: B006  (FastAPI copies it)
@@ -122,6 +125,7 @@ async def export_sales(
 
 @router.get("/statuses", responses=_ANSWERS)
 @needs(Scope.reports_read)
+@rate_class(RateClass.export)
 async def report_statuses(wanted: Wanted) -> Report[OrderDayPublic]:
     """Report what became of orders on each day: how many were placed, confirmed, rejected and so on.
 
@@ -133,6 +137,7 @@ async def report_statuses(wanted: Wanted) -> Report[OrderDayPublic]:
 
 @router.get("/confirmation-times", responses=_ANSWERS)
 @needs(Scope.reports_read)
+@rate_class(RateClass.export)
 async def report_confirmation_times(wanted: Wanted) -> Report[WaitRow]:
     """Report how long the orders that were confirmed on each day had waited since their credits were held."""
     async with _reading(wanted.analytics) as work:

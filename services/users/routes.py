@@ -11,6 +11,7 @@ from services.api.attempts import confirm_password, counted
 from services.api.dependencies import CurrentUser, Device, IfMatch, ReplicaWork, State, Work, etag, page_of
 from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED
 from services.api.problems import responses
+from services.api.rate_classes import RateClass, rate_class
 from services.api.rights import needs, public
 from services.api.state import ApiState
 from services.api.transaction import TransactionRoute, ahead
@@ -42,6 +43,7 @@ router = APIRouter(route_class=TransactionRoute, tags=["users"])
     responses=responses(400, 409, 413, 422, 429, 503) | {202: {"description": "A mail was sent, which says the rest"}},
 )
 @public
+@rate_class(RateClass.sign_in)
 async def register(
     request: Request, wanted: UserCreate, device: Device, response: Response, uow: Work, state: State
 ) -> User | Response:
@@ -106,6 +108,7 @@ async def update_self(
     "/email-verifications/confirm", response_model=UserPublic, responses=responses(400, 403, 409, 413, 422, 429, 503)
 )
 @public
+@rate_class(RateClass.sign_in)
 async def confirm_email(
     request: Request, given: EmailConfirmation, response: Response, uow: Work, state: State
 ) -> User:
@@ -151,6 +154,7 @@ def _given(password: SecretStr | None) -> SecretStr:
 
 @router.get("/users", response_model=Page[UserPublic], responses=responses(400, 401, 403, 422))
 @needs(Scope.users_read)
+@rate_class(RateClass.search)
 async def list_users(_: CurrentUser, page: Annotated[PageQuery, page_of(USERS)], uow: ReplicaWork) -> Rows[User]:
     """List users."""
     return await uow.users.list_page(USERS, page)

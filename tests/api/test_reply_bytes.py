@@ -25,6 +25,7 @@ _VARYING = (
     (r"/categories/\d+", "/categories/NUMBER"),
     (r'"id":\d+', '"id":NUMBER'),
     (r'"(product_id|to_user_id|from_user_id|user_id)":\d+', r'"\1":NUMBER'),
+    (r'ratelimit: "(\w+)";r=\d+;t=\d+', r'ratelimit: "\1";r=LEFT;t=SECONDS'),
     (r"product \d+ is", "product NUMBER is"),
 )
 

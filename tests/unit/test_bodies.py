@@ -17,6 +17,7 @@ from services.api.bodies import DEFAULT, BodyLimit, is_json, parse, read_body
 from services.api.checked import CheckedRoute, Handle
 from services.api.headers import Protection
 from services.api.middleware import RequestMiddleware
+from services.api.rate_classes import RateClass, rate_class
 from services.api.refusals import Refusals
 from services.api.request_times import RequestTimes
 from services.api.rights import public
@@ -56,7 +57,7 @@ async def read(model: type[BaseModel], body: bytes, content_type: str | None = J
     take.__annotations__["wanted"] = model
     app, router = FastAPI(), APIRouter(route_class=BothWays)
     problems.install(app)
-    router.post("/", status_code=204)(public(take))
+    router.post("/", status_code=204)(public(rate_class(RateClass.internal)(take)))
     app.include_router(router)
     app.add_middleware(
         RequestMiddleware, limit=1_000_000, times=RequestTimes(), protection=Protection(), refusals=Refusals()

@@ -129,5 +129,5 @@ def test_a_route_that_is_added_is_in_the_document_with_its_scope(app: FastAPI) -
     router.get("/trail")(read_trail)
     app.include_router(router, prefix="/v1")
     operation = app.openapi()["paths"]["/v1/trail"]["get"]
-    assert operation["description"] == "Read the trail.\n\nNeeds the scope `audit:read`."
+    assert operation["description"] == "Read the trail.\n\nNeeds the scope `audit:read`.\n\nRate limit: `read`."
     assert operation["security"] == [{"OAuth2PasswordBearer": ["audit:read"]}, {"ApiKey": ["audit:read"]}]

@@ -18,9 +18,9 @@ def with_names(prefix: str, schema: str) -> Settings:
 
 def test_installations_and_tenants_have_different_keys() -> None:
     all_keys = [Keys.of(with_names(prefix, schema)) for prefix in ("one", "two") for schema in ("public", "jobs")]
-    names = [name for keys in all_keys for name in (keys.jobs, keys.doorbell)]
-    assert len(set(names)) == 8
-    assert names[:2] == ["one:public:jobs", "one:public:doorbell"]
+    names = [name for keys in all_keys for name in (keys.jobs, keys.doorbell, keys.rates)]
+    assert len(set(names)) == 12
+    assert names[:3] == ["one:public:jobs", "one:public:doorbell", "one:public:rates"]
 
 
 def test_no_key_is_made_anywhere_else() -> None:

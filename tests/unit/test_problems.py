@@ -49,6 +49,7 @@ STATUSES = {
     "stale_version": 412,
     "token_invalid": 422,
     "too_many_attempts": 429,
+    "rate_limited": 429,
     "transfer_already_posted": 409,
     "transfer_already_reversed": 409,
     "transfer_already_voided": 409,

@@ -9,6 +9,7 @@ from services.acting import Action
 from services.api.attachments import attachment, record_export
 from services.api.dependencies import CurrentUser, ReplicaWork, State, Work, filters_of, page_of
 from services.api.problems import responses
+from services.api.rate_classes import RateClass, rate_class
 from services.api.rights import needs
 from services.api.state import ApiState
 from services.api.transaction import TransactionRoute
@@ -38,6 +39,7 @@ async def list_acts(
 
 @router.get("/audit-log.csv", response_class=StreamingResponse, responses={**documented(Format.csv), **_REFUSED})
 @needs(Scope.audit_read)
+@rate_class(RateClass.export)
 async def export_acts_as_csv(
     _: CurrentUser,
     request: Request,
@@ -51,6 +53,7 @@ async def export_acts_as_csv(
 
 @router.get("/audit-log.ndjson", response_class=StreamingResponse, responses={**documented(Format.ndjson), **_REFUSED})
 @needs(Scope.audit_read)
+@rate_class(RateClass.export)
 async def export_acts_as_json(
     _: CurrentUser,
     request: Request,

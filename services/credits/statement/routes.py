@@ -8,6 +8,7 @@ from fastapi.responses import StreamingResponse
 from services.api.attachments import attachment
 from services.api.dependencies import CurrentUser, ReplicaWork, State, Work, filters_of, page_of
 from services.api.problems import responses
+from services.api.rate_classes import RateClass, rate_class
 from services.api.rights import needs
 from services.api.transaction import TransactionRoute
 from services.credits.ledger import service
@@ -37,6 +38,7 @@ async def read_statement(
     responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}, **responses(400, 401, 422)},
 )
 @needs(Scope.credits_read)
+@rate_class(RateClass.export)
 async def export_statement(
     user: CurrentUser,
     uow: Work,

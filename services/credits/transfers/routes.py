@@ -12,6 +12,7 @@ from services.api.groups import Kind
 from services.api.idempotency import IDEMPOTENCY_KEY_REQUIRED, forget_key
 from services.api.intents import in_groups
 from services.api.problems import domain_problem, responses
+from services.api.rate_classes import RateClass, rate_class
 from services.api.rights import needs
 from services.api.transaction import TransactionRoute
 from services.credits.ledger.rules import Posting
@@ -91,6 +92,7 @@ async def create_transfer(wanted: TransferCreate, sender: CurrentUser, request: 
 )
 @needs(Scope.credits_write)
 @body_limit(AS_MUCH_AS_ANY, values=5000)
+@rate_class(RateClass.batch)
 async def create_transfers(
     wanted: TransferBatchCreate, sender: CurrentUser, request: Request, uow: Work
 ) -> TransferBatchReply | Response:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Path, Query
 from services.api.dependencies import CurrentUser, ReplicaWork, Work, page_of
 from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED
 from services.api.problems import responses
+from services.api.rate_classes import RateClass, rate_class
 from services.api.rights import needs
 from services.api.transaction import TransactionRoute
 from services.errors import InvalidInput, NotFound
@@ -100,6 +101,7 @@ async def explain_wait(
 
 @router.get("/dead-letter-groups", responses=_READ)
 @needs(Scope.operations_read)
+@rate_class(RateClass.search)
 async def list_groups(
     _: CurrentUser,
     uow: ReplicaWork,

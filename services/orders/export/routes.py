@@ -9,6 +9,7 @@ from services.acting import Action
 from services.api.attachments import attachment, record_export
 from services.api.dependencies import CurrentUser, State, Work, filters_of
 from services.api.problems import responses
+from services.api.rate_classes import RateClass, rate_class
 from services.api.rights import needs
 from services.api.transaction import TransactionRoute
 from services.exports import Format, documented
@@ -32,6 +33,7 @@ Filters = Annotated[list[str], filters_of(ORDERS)]
     responses={**documented(Format.csv), **responses(400, 401, 403, 422)},
 )
 @needs(Scope.orders_read)
+@rate_class(RateClass.export)
 async def export_orders_as_csv(
     caller: CurrentUser,
     request: Request,
@@ -53,6 +55,7 @@ async def export_orders_as_csv(
     responses={**documented(Format.ndjson), **responses(400, 401, 403, 422)},
 )
 @needs(Scope.orders_read)
+@rate_class(RateClass.export)
 async def export_orders_as_json(
     caller: CurrentUser,
     request: Request,

@@ -3,12 +3,12 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
 from math import ceil
 from typing import Self
 
 from pydantic import SecretStr
 
+from services.addresses import place_of
 from services.errors import NotFound, TooManyAttempts, WrongPassword
 from services.settings import Settings
 from services.sweeps.service import Sweep
@@ -54,7 +54,7 @@ async def take_sign_in(uow: UnitOfWork, limits: Limits, email: str, address: str
     which one of the user's sessions was last used has its own count, so that strangers who guess do not lock the user
     out. Raises `TooManyAttempts` if the account or the address has to wait; then nothing is counted.
     """
-    place = None if address is None else _place(address)
+    place = None if address is None else place_of(address)
     is_known = address is not None and await uow.attempts.is_known(email, address)
     of_account = _hash("known" if is_known else "account", email.lower(), place if is_known else None)
     await _take(uow, of_account, limits.account, limits)
@@ -94,7 +94,7 @@ async def take_mail(uow: UnitOfWork, limits: Limits, email: str, address: str | 
     """Count a request for a mail to this address: a mailbox must not be flooded. Raises `TooManyAttempts`."""
     await _take(uow, _hash("mail", email.lower()), _MAILS, limits)
     if address is not None and limits.address:
-        await _take(uow, _hash("mails", _place(address)), limits.address, limits)
+        await _take(uow, _hash("mails", place_of(address)), limits.address, limits)
 
 
 async def forgive(uow: UnitOfWork, attempt: Attempt) -> None:
@@ -119,12 +119,6 @@ async def _take(uow: UnitOfWork, subject: bytes, free: int, limits: Limits) -> N
     if wait is not None:
         seconds = max(1, ceil(wait))
         raise TooManyAttempts(f"too many attempts; try again in {seconds} s", retry_after=seconds)
-
-
-def _place(address: str) -> str:
-    """What one client controls: an IPv4 address, or the first 64 bits of an IPv6 address."""
-    one = ip_address(address)
-    return str(one) if one.version == 4 else str(ip_network((int(one), 64), strict=False).network_address)
 
 
 def _hash(kind: str, *parts: str | None) -> bytes:

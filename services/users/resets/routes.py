@@ -4,6 +4,7 @@ from fastapi import APIRouter
 
 from services.api.dependencies import Device, State, Work
 from services.api.problems import responses
+from services.api.rate_classes import RateClass, rate_class
 from services.api.rights import public
 from services.api.transaction import TransactionRoute
 from services.errors import MailOff
@@ -17,6 +18,7 @@ router = APIRouter(route_class=TransactionRoute, prefix="/password-resets", tags
 
 @router.post("", status_code=202, responses=responses(400, 404, 413, 422, 429))
 @public
+@rate_class(RateClass.sign_in)
 async def ask_for_reset(wanted: ResetRequest, device: Device, uow: Work, state: State) -> None:
     """Send a mail with a token to set a new password. The reply does not reveal whether the address is known."""
     if sender_of(state.settings) is None:
@@ -28,6 +30,7 @@ async def ask_for_reset(wanted: ResetRequest, device: Device, uow: Work, state: 
 
 @router.post("/confirm", status_code=204, responses=responses(400, 413, 422, 503))
 @public
+@rate_class(RateClass.sign_in)
 async def reset_password(given: Reset, uow: Work, state: State) -> None:
     """Set a new password with the token from the mail, which works once. All sessions end."""
     await service.reset(uow, state.passwords, given)

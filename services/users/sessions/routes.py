@@ -9,6 +9,7 @@ from pydantic import SecretStr
 from services.api.attempts import counted
 from services.api.dependencies import CurrentUser, Device, State, Work
 from services.api.problems import domain_problem, responses
+from services.api.rate_classes import RateClass, rate_class
 from services.api.rights import needs, public
 from services.api.transaction import TransactionRoute
 from services.errors import Fault, InvalidInput, Unauthenticated
@@ -25,6 +26,7 @@ router = APIRouter(route_class=TransactionRoute, tags=["sessions"])
 
 @router.post("/token", response_model=Token, responses=responses(400, 401, 413, 422, 429, 503))
 @public
+@rate_class(RateClass.sign_in)
 async def create_token(
     form: Annotated[TokenRequest, Form()], request: Request, device: Device, uow: Work, state: State
 ) -> Token | Response:
