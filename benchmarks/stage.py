@@ -51,7 +51,11 @@ class Stage:
         return self.postgres.process.pid
 
     def settings(self, database: str, **more: Any) -> Settings:
-        """The settings of Waybill's processes: as in production, with the benchmark's servers."""
+        """The settings of Waybill's processes: as in production, with the benchmark's servers.
+
+        There are no limits on requests, since a benchmark sends as many as it can from a few callers.
+        """
+        unlimited = {name: 0 for name in Settings.model_fields if name.startswith("rate_limit_")}
         return Settings(
             _env_file=None,
             environment=Environment.production,
@@ -61,7 +65,7 @@ class Stage:
             secret_key=self.secret,
             totp_required=False,
             email_verification=False,
-            **more,
+            **(unlimited | more),
         )
 
     def migrate(self, database: str) -> None:

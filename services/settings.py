@@ -139,7 +139,7 @@ class Settings(BaseSettings):
     rate_limit_search: Annotated[int, Field(ge=0, le=10_000_000)] = 1200
     rate_limit_export: Annotated[int, Field(ge=0, le=10_000_000)] = 60
     rate_limit_batch: Annotated[int, Field(ge=0, le=10_000_000)] = 300
-    rate_limit_sign_in: Annotated[int, Field(ge=0, le=10_000_000)] = 600
+    rate_limit_sign_in: Annotated[int, Field(ge=0, le=10_000_000)] = 1200
     group_commit: bool = True
     group_commit_size: Annotated[int, Field(ge=1, le=500)] = 64
     group_commit_wait: Annotated[float, Field(gt=0, le=60)] = 2.0

@@ -30,6 +30,7 @@ _SCENARIOS: dict[str, Callable[[Bench], Found]] = {
     "mixed": placing.place_mixed,
     "latency": steady.process_steadily,
     "keys": placing.place_with_keys,
+    "limits": placing.place_with_limits,
     "two": placing.place_by_two,
     "flood": flood.place_beside_a_flood,
 }

@@ -53,20 +53,24 @@ class Bench:
         job = {"clients": clients, "seconds": self.seconds, "repeated": more.pop("repeated", 0.0)}
         job["warmup"] = more.pop("warmup", WARMUP_SECONDS)
         keys = more.pop("keys", None)
+        settings = path_settings(group=group, limits=more.pop("limits", True))
         seen = send(
             self.stage,
             source,
             job,
             lambda settings: order_requests(settings, orders, keys),
             **more,
-            settings=path_settings(group=group),
+            settings=settings,
         )
         self.shares.setdefault(name, []).append(_shares(seen))
         return measured(name, seen)
 
 
-def path_settings(*, group: bool) -> dict[str, bool]:
-    return {"group_commit": group} if KNOWS_GROUPS else {}
+def path_settings(*, group: bool, limits: bool = True) -> dict[str, Any]:
+    """With limits, each caller may send as many orders and transfers as by default."""
+    path = {"group_commit": group} if KNOWS_GROUPS else {}
+    limit = Settings.model_fields.get("rate_limit_write")
+    return {**path, "rate_limit_write": limit.default} if limits and limit is not None else path
 
 
 def _shares(seen: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Sequence
 from functools import partial
+from statistics import median
 
 import psycopg
 
@@ -186,6 +187,36 @@ def place_with_keys(bench: Bench) -> Found:
         f"{tokens.postgres_cpu_ms:.3f} ms",
     )
     return Found("Placing orders with API keys, 16 clients", [tokens, of_keys], [line])
+
+
+def place_with_limits(bench: Bench) -> Found:
+    """Orders whose buyers' requests are counted, and the same with the limits off."""
+    orders = some_orders(bench.shop, ITEMS)
+    runs = bench.alternate(
+        {
+            "off": lambda: bench.orders("limits off", 16, orders, group=True, limits=False),
+            "on": lambda: bench.orders("limits on", 16, orders, group=True),
+        }
+    )
+    off, on = middle(runs["off"]), middle(runs["on"])
+    cpu = median(one.cpu_ms / other.cpu_ms for one, other in zip(runs["off"], runs["on"], strict=True))
+    lines = [
+        Line(
+            "placing with limits on, 16 clients: to limits off",
+            ratio(runs["on"], runs["off"]),
+            "x",
+            at_least(0.97),
+            note=f"{on.rate:,.0f} and {off.rate:,.0f} orders/s",
+        ),
+        Line(
+            "… orders for the same CPU time of the API",
+            cpu,
+            "x",
+            at_least(0.97),
+            note=f"{on.cpu_ms:.3f} and {off.cpu_ms:.3f} ms an order",
+        ),
+    ]
+    return Found("Placing orders with limits, 16 clients", [off, on], lines)
 
 
 def place_by_two(bench: Bench) -> Found:

@@ -87,8 +87,8 @@ class RateLimits:
     def distrust(self, credential: Credential) -> None:
         """Note that a request with this credential was refused with 401.
 
-        For a while, others with it are counted by their addresses: whoever has a token or key that was revoked must not
-        use up the limit of its owner.
+        For a while, requests with it are counted by their addresses: someone with a token or key that was revoked must
+        not use up its owner's limit.
         """
         self._distrusted[credential] = monotonic() + _DISTRUST
         self._distrusted.move_to_end(credential)

@@ -14,6 +14,7 @@ from starlette.types import Scope as ASGIScope
 
 from services.api.declared import DeclaredRoute
 from services.api.dependencies import CurrentUser
+from services.api.rate_classes import RateClass, rate_class
 from services.api.rights import needs, public, scope_of
 from services.api.transaction import TransactionRoute
 from services.app import create_app
@@ -73,6 +74,62 @@ def test_a_route_of_another_kind_is_found(app: FastAPI) -> None:
     assert set(undeclared(app)) == PAGES | added
 
 
+CLASSES = {
+    RateClass.sign_in: {
+        "POST /v1/email-verifications/confirm",
+        "POST /v1/password-resets",
+        "POST /v1/password-resets/confirm",
+        "POST /v1/token",
+        "POST /v1/users",
+    },
+    RateClass.search: {
+        "GET /v1/operations/dead-letter-groups",
+        "GET /v1/operations/orders-by-day",
+        "GET /v1/products",
+        "GET /v1/users",
+    },
+    RateClass.batch: {"POST /v1/transfers/batch", "PUT /v1/products"},
+    RateClass.internal: {
+        "GET /assets/{name}",
+        "GET /docs",
+        "GET /healthz",
+        "GET /metrics",
+        "GET /readyz",
+        "GET /redoc",
+    },
+}
+"""The routes of these classes. Exports and reports are known by their names; the rest is read or written."""
+
+
+def test_every_route_has_a_class_with_a_limit(app: FastAPI) -> None:
+    found: dict[RateClass, set[str]] = {}
+    for context in iter_route_contexts(app.routes):
+        route = context.original_route
+        if isinstance(route, DeclaredRoute):
+            for method in context.methods or ():
+                found.setdefault(route.rate_class, set()).add(f"{method} {context.path}")
+    exports = found.pop(RateClass.export)
+    assert all(re.search(r"\.(csv|ndjson)$|/reports/|/books$", path) for path in exports)
+    assert {path.split()[0] for path in found.pop(RateClass.read)} == {"GET"}
+    assert {path.split()[0] for path in found.pop(RateClass.write)} == {"POST", "PATCH", "DELETE"}
+    assert found == CLASSES
+    limits = {name.removeprefix("rate_limit_") for name in Settings.model_fields if name.startswith("rate_limit_")}
+    assert limits == {kind.value for kind in RateClass} - {RateClass.internal}
+
+
+def test_a_public_route_that_does_more_than_read_must_declare_its_class() -> None:
+    @public
+    async def tell() -> str:
+        return ""
+
+    router = APIRouter(route_class=DeclaredRoute)
+    with pytest.raises(LookupError, match="tell is @public and not only read: it must declare its @rate_class"):
+        router.post("/anything")(tell)
+    assert router.routes == []
+    router.post("/anything")(rate_class(RateClass.sign_in)(tell))
+    assert len(router.routes) == 1
+
+
 @pytest.mark.parametrize("kind", [DeclaredRoute, TransactionRoute])
 def test_a_handler_that_declares_nothing_is_refused_when_its_route_is_made(kind: type[APIRoute]) -> None:
     router = APIRouter(route_class=kind)
@@ -117,6 +174,14 @@ def test_the_openapi_document_says_which_scope_each_operation_needs(app: FastAPI
     assert found == {key: set() if scope is None else {scope.value} for key, scope in declared.items()}
     flows = document["components"]["securitySchemes"]["OAuth2PasswordBearer"]["flows"]
     assert flows["password"]["scopes"] == {scope.value: scope.meaning for scope in Scope}
+
+
+def test_the_openapi_document_says_with_what_each_operation_is_limited(app: FastAPI) -> None:
+    for path, operations in app.openapi()["paths"].items():
+        for method, operation in operations.items():
+            named = re.findall(r"^Rate limit: `(.+)`\.$", operation["description"], re.MULTILINE)
+            assert len(named) == (path not in ("/healthz", "/readyz", "/metrics")), f"{method} {path}"
+            assert set(named) <= set(RateClass)
 
 
 def test_a_route_that_is_added_is_in_the_document_with_its_scope(app: FastAPI) -> None:

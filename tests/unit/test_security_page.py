@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "security.md"
 
-TOP_10 = ("API1", "API2", "API3", "API5")
+TOP_10 = ("API1", "API2", "API3", "API4", "API5")
 SECTIONS = {
     # V6: authentication
     "6.1": 3,
@@ -125,7 +125,7 @@ def test_each_requirement_is_there_once_with_tests_that_exist() -> None:
         ("| 8.2.1, 8.2.2 |", "| 8.2.1 |", "8.2.2 is there 2 times"),
         ("| 7.1.3, 7.6.1 |", "| 7.1.3, 7.6 |", "7.6.2 is there 0 times"),
         ("| 9.2.1, 9.3 |", "| 9.2.1 |", "9.3 is not a requirement"),
-        ("| API4 broken", "| API5 broken", "API4 is not a requirement"),
+        ("| API11 broken", "| API5 broken", "API11 is not a requirement"),
         ("| 16.5.1 | ok |", "| 16.5.1 | yes |", "16.5.1: 'ok' is none of ['in part', 'n/a', 'no', 'yes']"),
         ("| |\n", "| none: there is no reminder |\n", "6.4.5 names no test and does not say why"),
     ],

@@ -13,8 +13,11 @@ from services.cli.retail.report import Outcome, Summary, summarize
 from services.cli.retail.shop import ShopKeeper
 from services.cli.retail.source import RetailFile
 
-PATIENCE_SECONDS = 60.0
-"""How long the service may be unreachable, or all orders stay unchanged, before the import gives up."""
+PATIENCE_SECONDS = 90.0
+"""How long the service may be unreachable, or all orders stay unchanged, before the import gives up.
+
+Longer than the window of a rate limit.
+"""
 
 _FIRST_CONTACT_SECONDS = 5.0
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
