@@ -5,13 +5,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from redis.asyncio import Redis
 
 from services.analytics import open_analytics
 from services.api import health, metrics, pages, problems
 from services.api.canary import Canary
-from services.api.declared import describe_limits, describe_scopes
+from services.api.described import describe
 from services.api.groups import Groups
 from services.api.headers import Protection
 from services.api.middleware import RequestMiddleware
@@ -22,7 +21,6 @@ from services.api.rate_limits import RateLimits
 from services.api.reads import Reads
 from services.api.refusals import Refusals
 from services.api.request_times import RequestTimes
-from services.api.schemes import describe_keys
 from services.api.seen_keys import SeenKeys
 from services.api.shares import SharingPool
 from services.api.state import ApiState
@@ -121,6 +119,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         summary="Orders and prepaid credits. Nothing lost, nothing counted twice.",
         lifespan=lifespan,
         redirect_slashes=False,
+        # Names of handlers are unique, and do not change with a path.
+        generate_unique_id_function=lambda route: route.name,
         openapi_url="/openapi.json" if settings.http_docs else None,
         docs_url=None,
         redoc_url=None,
@@ -176,17 +176,6 @@ def serve_app() -> FastAPI:
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document, with the problem schemas that every error response refers to."""
     if app.openapi_schema is None:
-        document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        template = "#/components/schemas/{model}"
-        fault = problems.ProblemFault.model_json_schema(ref_template=template)
-        problem = problems.Problem.model_json_schema(ref_template=template)
-        problem.pop("$defs", None)
-        schemas.update(Problem=problem, ProblemFault=fault)
-        describe_scopes(app, document)
-        describe_limits(app, document)
-        describe_keys(document)
-        app.openapi_schema = document
+        app.openapi_schema = describe(app)
     return app.openapi_schema

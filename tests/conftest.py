@@ -28,6 +28,7 @@ from services.cli.database_roles import prepare
 from services.database import Database, Limits, open_database
 from services.settings import Environment, LogFormat, Settings, get_settings
 from services.unit_of_work import OpenUnitOfWork, UnitOfWork
+from tests.documented import COMPARISON, compared_replies
 from tests.roles import APPLICATION, OWNER, READER, as_role, roles_of
 from tests.servers import TestServers, test_servers
 
@@ -54,6 +55,19 @@ def _no_settings_of_the_developer() -> Iterator[None]:
             if name.startswith("WAYBILL_") and not name.startswith("WAYBILL_TEST_"):
                 patch.delenv(name)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compared_with_the_document() -> Iterator[None]:
+    with compared_replies():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _as_documented() -> Iterator[None]:
+    """A test fails if a reply to it was not as the OpenAPI document says."""
+    yield
+    assert not (found := sorted(set(COMPARISON.take()))), "not as documented:\n" + "\n".join(found)
 
 
 @pytest.fixture(scope="session")

@@ -63,7 +63,7 @@ async def _position(
     return None if position is None else parse_position(position)
 
 
-async def _replica_work(
+async def reads_replica(
     request: Request, response: Response, state: State, position: Annotated[Position | None, Depends(_position)]
 ) -> AsyncIterator[UnitOfWork]:
     primary: UnitOfWork = request.state.uow
@@ -82,7 +82,7 @@ async def _replica_work(
         yield uow or primary
 
 
-ReplicaWork = Annotated[UnitOfWork, Depends(_replica_work, scope="function")]
+ReplicaWork = Annotated[UnitOfWork, Depends(reads_replica, scope="function")]
 """A unit of work for lists, searches and summaries: they may lag behind the caller's writes unless it sends a position.
 
 Only for routes that write nothing, and for nothing that decides, such as what the caller may do.
@@ -125,8 +125,8 @@ CurrentUser = Annotated[SignedIn, Depends(current_user)]
 """The caller, who has the scope that the handler declares."""
 
 
-async def _if_match(
-    if_match: Annotated[str | None, Header(description="The ETag of the version you read.")] = None,
+async def needs_version(
+    if_match: Annotated[str | None, Header(alias="If-Match", description="The ETag of the version you read.")] = None,
 ) -> int:
     if if_match is None:
         raise VersionRequired('the If-Match header is required: the ETag of the version you read, such as "3"')
@@ -136,7 +136,7 @@ async def _if_match(
     return int(matched[1])
 
 
-IfMatch = Annotated[int, Depends(_if_match)]
+IfMatch = Annotated[int, Depends(needs_version)]
 """The version the caller read (RFC 9110, section 13.1.1)."""
 
 

@@ -1,6 +1,7 @@
 """Headers that protect what a reply contains: on every reply, unless its route has set its own."""
 
 from collections.abc import Iterable
+from typing import Any
 
 PROTECTIVE = {
     "x-content-type-options": "nosniff",
@@ -29,3 +30,8 @@ class Protection:
         for name, _ in given:
             added.pop(name, None)
         return [*added.values()]
+
+
+def located(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI documentation of replies that say in `Location` where the thing is that was made."""
+    return {status: {"headers": {"Location": {"$ref": "#/components/headers/Location"}}} for status in statuses}

@@ -15,6 +15,7 @@ from services.idempotency.repository import Free, RequestKey, StoredReply
 from services.unit_of_work import UnitOfWork
 from services.users.repository import SignedIn
 
+HEADER = "Idempotency-Key"
 _KEY_RULE = "1 to 255 visible ASCII characters without spaces, such as a UUID"
 
 
@@ -54,19 +55,19 @@ async def _claim(request: Request, user: CurrentUser, key: str | None, *, requir
 _Key = Annotated[
     str | None,
     Header(
-        alias="Idempotency-Key",
+        alias=HEADER,
         description=f"Makes the request take effect once, however often it is sent. {_KEY_RULE}.",
     ),
 ]
 
 
-async def _required(request: Request, user: CurrentUser, key: _Key = None) -> None:
+async def required(request: Request, user: CurrentUser, key: _Key = None) -> None:
     await _claim(request, user, key, required=True)
 
 
-async def _accepted(request: Request, user: CurrentUser, key: _Key = None) -> None:
+async def accepted(request: Request, user: CurrentUser, key: _Key = None) -> None:
     await _claim(request, user, key, required=False)
 
 
-IDEMPOTENCY_KEY_REQUIRED = Depends(_required)
-IDEMPOTENCY_KEY_ACCEPTED = Depends(_accepted)
+IDEMPOTENCY_KEY_REQUIRED = Depends(required)
+IDEMPOTENCY_KEY_ACCEPTED = Depends(accepted)

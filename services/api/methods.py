@@ -4,6 +4,8 @@ from starlette.requests import Request
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.api.paths import KnownPaths
+
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
@@ -36,7 +38,12 @@ class _Sent(Exception):
 def allowed(request: Request) -> str:
     """The methods that the path of this request allows, for the `Allow` header."""
     found: list[str] = []
+    router = request.app.router.middleware_stack
+    known = router.methods(request.scope["path"]) if isinstance(router, KnownPaths) else set()
     for method in _METHODS:
+        # `/v1/transfers/batch` is not a transfer, although the path of one matches.
+        if known and method not in known:
+            continue
         # Routers leave notes under "fastapi"; those of the refused request do not count.
         scope = {**request.scope, "method": method, "fastapi": {}}
         if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes):

@@ -25,6 +25,10 @@ class KnownPaths:
         self._match = app.router.middleware_stack
         self._known = _known(list(iter_route_contexts(app.routes)))
 
+    def methods(self, path: str) -> set[str]:
+        """The methods of this path, if it is one without parameters."""
+        return {method for method, known in self._known if known == path}
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = None
         # With a root path, the path is longer than the route's. FastAPI's tracing gets its routes from the router.

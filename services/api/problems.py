@@ -1,7 +1,7 @@
 """Every error as `application/problem+json` (RFC 9457) with a stable `code` and the request's id."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from errno import EMFILE, ENFILE
 from http import HTTPStatus
 from typing import Any
@@ -88,6 +88,21 @@ _CODES: Mapping[int, str] = {
 }
 """Of errors that are raised by their status."""
 
+_USUAL: Mapping[int, str] = {
+    **_CODES,
+    400: BadQuery.code,
+    402: InsufficientCredits.code,
+    403: Forbidden.code,
+    409: Conflict.code,
+    412: StaleVersion.code,
+    422: InvalidInput.code,
+    428: VersionRequired.code,
+    429: TooManyAttempts.code,
+    500: "internal_error",
+    503: Overloaded.code,
+}
+"""The code that a route documents with a status."""
+
 
 class ProblemFault(BaseModel):
     """One fault in the input, and where it is (a JSON Pointer, or `query`, `path` or `header` and the name)."""
@@ -116,10 +131,37 @@ class ProblemResponse(JSONResponse):
     media_type = MEDIA_TYPE
 
 
-def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI documentation of a route's problems."""
-    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+def responses(*problems: int | type[DomainError]) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI documentation of a route's problems: of statuses with their usual code, or of errors with their own.
+
+    `described.py` adds those that come from what the route takes, such as a body, or from the service as a whole.
+    """
+    codes: dict[int | str, list[str]] = {}
+    for one in problems:
+        status, code = (one, _USUAL[one]) if isinstance(one, int) else (status_of(one), one.code)
+        codes.setdefault(status, []).append(code)
+    return {status: documented(int(status), its_codes) for status, its_codes in codes.items()}
+
+
+def documented(status: int, codes: Iterable[str]) -> dict[str, Any]:
+    """The OpenAPI documentation of a problem with one of these codes."""
+    return {
+        "description": HTTPStatus(status).phrase,
+        "content": {
+            MEDIA_TYPE: {
+                "schema": {
+                    "allOf": [{"$ref": "#/components/schemas/Problem"}],
+                    "properties": {"code": {"enum": sorted(codes)}},
+                }
+            }
+        },
+    }
+
+
+def codes_of(response: Mapping[str, Any]) -> set[str]:
+    """The codes that the documentation of a problem lists; empty if it is that of another reply."""
+    schema = response.get("content", {}).get(MEDIA_TYPE, {}).get("schema", {})
+    return set(schema.get("properties", {}).get("code", {}).get("enum", ()))
 
 
 def problem(

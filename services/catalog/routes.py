@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query, Response
 
 from services.api.bodies import AS_MUCH_AS_ANY, KIB, body_limit
 from services.api.dependencies import CurrentUser, IfMatch, ReplicaWork, Work, etag, page_of
+from services.api.headers import located
 from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED
 from services.api.problems import responses
 from services.api.rate_classes import RateClass, rate_class
@@ -25,6 +26,7 @@ from services.catalog.schemas import (
     ProductUpdate,
     StockUpdate,
 )
+from services.errors import AlreadyExists
 from services.fields import Id, Text
 from services.query import Page, PageQuery, Rows
 from services.users.rights import Scope
@@ -42,7 +44,7 @@ Search = Annotated[
     status_code=201,
     response_model=CategoryPublic,
     dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
-    responses=responses(400, 401, 403, 409, 413, 422),
+    responses=responses(400, 401, 403, 413, 422, AlreadyExists) | located(201),
 )
 @needs(Scope.catalog_manage)
 async def create_category(wanted: CategoryCreate, _: CurrentUser, response: Response, uow: Work) -> Category:
@@ -72,7 +74,7 @@ async def read_category(category_id: Id, response: Response, uow: Work) -> Categ
 @router.patch(
     "/categories/{category_id}",
     response_model=CategoryPublic,
-    responses=responses(400, 401, 403, 404, 409, 412, 413, 422, 428),
+    responses=responses(400, 401, 403, 404, 412, 413, 422, 428, AlreadyExists),
 )
 @needs(Scope.catalog_manage)
 async def update_category(
@@ -95,7 +97,7 @@ async def delete_category(category_id: Id, _: CurrentUser, uow: Work) -> None:
     "/categories/{category_id}/restore",
     response_model=CategoryPublic,
     dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
-    responses=responses(400, 401, 403, 404, 409, 422),
+    responses=responses(400, 401, 403, 404, 422, AlreadyExists),
 )
 @needs(Scope.catalog_manage)
 async def restore_category(category_id: Id, _: CurrentUser, response: Response, uow: Work) -> Category:
@@ -110,7 +112,7 @@ async def restore_category(category_id: Id, _: CurrentUser, response: Response, 
     status_code=201,
     response_model=ProductPublic,
     dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
-    responses=responses(400, 401, 403, 409, 413, 422),
+    responses=responses(400, 401, 403, 413, 422, AlreadyExists) | located(201),
 )
 @needs(Scope.catalog_write)
 @body_limit(128 * KIB)
@@ -180,7 +182,7 @@ async def archive_product(product_id: Id, caller: CurrentUser, uow: Work) -> Non
     "/products/{product_id}/restore",
     response_model=ProductPublic,
     dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
-    responses=responses(400, 401, 403, 404, 409, 422),
+    responses=responses(400, 401, 403, 404, 409, 422, AlreadyExists),
 )
 @needs(Scope.catalog_write)
 async def restore_product(product_id: Id, caller: CurrentUser, response: Response, uow: Work) -> Product:
@@ -197,6 +199,10 @@ async def restore_product(product_id: Id, caller: CurrentUser, response: Respons
     responses=responses(400, 401, 403, 404, 409, 413, 422),
 )
 @needs(Scope.catalog_write)
-async def change_stock(product_id: Id, change: StockUpdate, caller: CurrentUser, uow: Work) -> Product:
+async def change_stock(
+    product_id: Id, change: StockUpdate, caller: CurrentUser, response: Response, uow: Work
+) -> Product:
     """Add pieces to the stock of a product or remove them, for its seller and operators."""
-    return await service.change_stock(uow, caller, product_id, change.change)
+    product = await service.change_stock(uow, caller, product_id, change.change)
+    response.headers["ETag"] = etag(product.version)
+    return product

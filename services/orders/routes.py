@@ -8,12 +8,15 @@ from fastapi import APIRouter, Query, Response
 from services.api.bodies import KIB, body_limit
 from services.api.dependencies import CurrentUser, ReplicaWork, State, Work, etag, page_of
 from services.api.groups import Kind
+from services.api.headers import located
 from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED, IDEMPOTENCY_KEY_REQUIRED
 from services.api.intents import in_groups
 from services.api.problems import responses
 from services.api.rights import needs
 from services.api.transaction import TransactionRoute
 from services.credits.approval.rules import Limits
+from services.credits.ledger.rules import REFUSALS
+from services.errors import AlreadyExists, ApprovalNeeded, OwnAccount
 from services.orders import service
 from services.orders.export.routes import OfSide
 from services.orders.export.service import of_side
@@ -71,7 +74,7 @@ _PLACING: Kind[OrderCreate, OrderPublic] = Kind(
     status_code=201,
     response_model=OrderPublic,
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
-    responses=responses(400, 401, 402, 403, 409, 413, 422),
+    responses=responses(400, 401, 403, 413, 422, AlreadyExists, *REFUSALS) | located(201),
 )
 @needs(Scope.orders_write)
 @body_limit(128 * KIB, values=5000)
@@ -107,7 +110,7 @@ async def read_order(order_id: UUID, caller: CurrentUser, response: Response, uo
     "/orders/{order_id}/pay",
     response_model=OrderDetail,
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
-    responses=responses(400, 401, 402, 403, 404, 409, 422),
+    responses=responses(400, 401, 403, 404, 409, 422, *REFUSALS),
 )
 @needs(Scope.orders_write)
 async def pay_order(order_id: UUID, buyer: CurrentUser, response: Response, uow: Work, state: State) -> Order:
@@ -121,7 +124,7 @@ async def pay_order(order_id: UUID, buyer: CurrentUser, response: Response, uow:
     "/orders/{order_id}/cancel",
     response_model=OrderDetail,
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
-    responses=responses(400, 401, 402, 403, 404, 409, 413, 422),
+    responses=responses(400, 401, 403, 404, 409, 413, 422, OwnAccount, ApprovalNeeded, *REFUSALS),
 )
 @needs(Scope.orders_write)
 async def cancel_order(
@@ -144,7 +147,7 @@ async def cancel_order(
     status_code=201,
     response_model=RefundPublic,
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
-    responses=responses(400, 401, 402, 403, 404, 409, 413, 422),
+    responses=responses(400, 401, 403, 404, 409, 413, 422, OwnAccount, ApprovalNeeded, *REFUSALS),
 )
 @needs(Scope.sales_write)
 @body_limit(128 * KIB, values=5000)

@@ -36,7 +36,7 @@ PATIENCE = 12.0
 
 router = APIRouter(route_class=TransactionRoute, tags=["reports"], prefix="/reports")
 
-_ANSWERS = responses(401, 403, 404, 422, 503)
+_ANSWERS = responses(401, 403, 422, ReportsOff, ReportsUnavailable)
 
 
 @dataclass(frozen=True, slots=True)

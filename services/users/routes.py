@@ -9,13 +9,24 @@ from pydantic import SecretStr
 
 from services.api.attempts import confirm_password, counted
 from services.api.dependencies import CurrentUser, Device, IfMatch, ReplicaWork, State, Work, etag, page_of
+from services.api.headers import located
 from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED
 from services.api.problems import responses
 from services.api.rate_classes import RateClass, rate_class
 from services.api.rights import needs, public
 from services.api.state import ApiState
 from services.api.transaction import TransactionRoute, ahead
-from services.errors import Fault, InvalidInput
+from services.errors import (
+    AlreadyExists,
+    Fault,
+    InvalidInput,
+    OwnRole,
+    RoleAlone,
+    RoleRequestPending,
+    StaffAddress,
+    TokenInvalid,
+    WrongPassword,
+)
 from services.fields import Id
 from services.mail import sender_of
 from services.query import Page, PageQuery, Rows
@@ -35,12 +46,17 @@ from services.users.sessions import models
 
 router = APIRouter(route_class=TransactionRoute, tags=["users"])
 
+_OF_ROLES = (OwnRole, RoleAlone, StaffAddress)
+"""How a change of a user may be refused because of their role."""
+
 
 @router.post(
     "/users",
     status_code=201,
     response_model=UserPublic,
-    responses=responses(400, 409, 413, 422, 429, 503) | {202: {"description": "A mail was sent, which says the rest"}},
+    responses=responses(400, 413, 422, 429, 503, AlreadyExists)
+    | located(201)
+    | {202: {"description": "A mail was sent, which says the rest"}},
 )
 @public
 @rate_class(RateClass.sign_in)
@@ -72,7 +88,11 @@ async def read_self(caller: CurrentUser, response: Response, uow: Work) -> User:
     return user
 
 
-@router.patch("/users/me", response_model=UserPublic, responses=responses(400, 401, 403, 409, 412, 413, 422, 428, 429))
+@router.patch(
+    "/users/me",
+    response_model=UserPublic,
+    responses=responses(400, 401, 403, 412, 413, 422, 428, 429, 503, AlreadyExists, WrongPassword),
+)
 @needs(Scope.profile_write)
 async def update_self(
     request: Request,
@@ -105,7 +125,9 @@ async def update_self(
 
 
 @router.post(
-    "/email-verifications/confirm", response_model=UserPublic, responses=responses(400, 403, 409, 413, 422, 429, 503)
+    "/email-verifications/confirm",
+    response_model=UserPublic,
+    responses=responses(400, 413, 422, 429, 503, AlreadyExists, TokenInvalid, WrongPassword),
 )
 @public
 @rate_class(RateClass.sign_in)
@@ -137,7 +159,7 @@ async def _count_mail(request: Request, email: str, device: models.Device, state
         await attempts.take_mail(counting, attempts.Limits.of(state.settings), email, device.address)
 
 
-@router.delete("/users/me", status_code=204, responses=responses(400, 401, 403, 409, 413, 422, 429))
+@router.delete("/users/me", status_code=204, responses=responses(400, 401, 403, 409, 413, 422, 429, 503, WrongPassword))
 @needs(Scope.profile_write)
 async def delete_self(request: Request, given: Confirmation, user: CurrentUser, uow: Work) -> None:
     """Delete the signed-in user, who confirms it with their password. Their orders and credits stay on the books."""
@@ -172,8 +194,14 @@ async def read_user(user_id: Id, _: CurrentUser, response: Response, uow: Work) 
 @router.patch(
     "/users/{user_id}",
     response_model=UserPublic,
-    responses=responses(400, 401, 403, 404, 409, 412, 413, 422, 428)
-    | {202: {"model": RoleRequestPublic, "description": "The role waits for the approval of another admin."}},
+    responses=responses(400, 401, 403, 404, 409, 412, 413, 422, 428, AlreadyExists, RoleRequestPending, *_OF_ROLES)
+    | {
+        202: {
+            "model": RoleRequestPublic,
+            "description": "The role waits for the approval of another admin.",
+            **located(202)[202],
+        }
+    },
 )
 @needs(Scope.users_write)
 async def update_user(
@@ -211,7 +239,7 @@ async def delete_user(user_id: Id, caller: CurrentUser, uow: Work) -> None:
     "/users/{user_id}/restore",
     response_model=UserPublic,
     dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
-    responses=responses(400, 401, 403, 404, 409, 422),
+    responses=responses(400, 401, 403, 404, 422, AlreadyExists),
 )
 @needs(Scope.users_write)
 async def restore_user(user_id: Id, caller: CurrentUser, uow: Work, state: State) -> User:

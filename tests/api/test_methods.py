@@ -1,6 +1,7 @@
 """HEAD wherever there is GET, and 405 with every method that the path takes."""
 
 import asyncio
+import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -178,6 +179,18 @@ async def test_405_names_every_method_of_the_path(api: Api, path: str, allow: st
         reply = await api.request(method, path)
         assert_problem(reply, 405, "method_not_allowed")
         assert reply.headers["allow"] == allow
+
+
+async def test_each_path_allows_the_documented_methods_and_no_others(api: Api) -> None:
+    paths: dict[str, Any] = api.app.openapi()["paths"]
+    assert len(paths) > 70
+    for path, operations in paths.items():
+        documented = {method.upper() for method in operations}
+        documented |= {"HEAD"} if "GET" in documented else set()
+        for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY"} - documented:
+            reply = await api.request(method, re.sub(r"\{\w+\}", "1", path))
+            assert_problem(reply, 405, "method_not_allowed")
+            assert set(reply.headers["allow"].split(", ")) == documented, f"{method} {path}"
 
 
 async def test_the_document_has_no_operations_for_head(api: Api) -> None:

@@ -6,6 +6,7 @@ from uuid import UUID
 from fastapi import APIRouter, Response
 
 from services.api.dependencies import CurrentUser, ReplicaWork, State, Work, page_of
+from services.api.headers import located
 from services.api.idempotency import IDEMPOTENCY_KEY_REQUIRED
 from services.api.problems import responses
 from services.api.rights import needs
@@ -13,6 +14,7 @@ from services.api.transaction import TransactionRoute
 from services.credits.approval.rules import Limits
 from services.credits.corrections import service as corrections
 from services.credits.corrections.repository import ADJUSTMENTS
+from services.credits.ledger.rules import REFUSALS
 from services.credits.models import Account, Adjustment, Transfer
 from services.credits.schemas import (
     AdjustmentCreate,
@@ -23,6 +25,17 @@ from services.credits.schemas import (
     TransferPublic,
 )
 from services.credits.transfers.repository import TransferRow
+from services.errors import (
+    ApproverTooNew,
+    NoteRequired,
+    OwnAccount,
+    OwnRequest,
+    TransferAlreadyReversed,
+    TransferAlreadyVoided,
+    TransferExpired,
+    TransferNotReversible,
+    TransferOfOrder,
+)
 from services.query import Page, PageQuery
 from services.users.rights import Scope
 from services.users.schemas import UserSummary
@@ -30,8 +43,21 @@ from services.users.schemas import UserSummary
 router = APIRouter(route_class=TransactionRoute, tags=["credits"])
 
 
+_NOT_REVERSED = (
+    TransferOfOrder,
+    TransferNotReversible,
+    TransferAlreadyVoided,
+    TransferExpired,
+    TransferAlreadyReversed,
+)
+"""How a reversal may be refused, apart from what the ledger refuses."""
+
 _PENDING: dict[int | str, dict[str, Any]] = {
-    202: {"model": AdjustmentPublic, "description": "It waits for the approval of another operator."}
+    202: {
+        "model": AdjustmentPublic,
+        "description": "It waits for the approval of another operator.",
+        **located(202)[202],
+    }
 }
 
 
@@ -40,7 +66,7 @@ _PENDING: dict[int | str, dict[str, Any]] = {
     status_code=201,
     response_model=TransferPublic,
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
-    responses=responses(400, 401, 403, 409, 413, 422) | _PENDING,
+    responses=responses(400, 401, 403, 413, 422, OwnAccount, NoteRequired, *REFUSALS) | _PENDING,
 )
 @needs(Scope.corrections_write)
 async def create_top_up(wanted: TopUpCreate, operator: CurrentUser, uow: Work, state: State) -> Transfer | Response:
@@ -54,7 +80,7 @@ async def create_top_up(wanted: TopUpCreate, operator: CurrentUser, uow: Work, s
     status_code=201,
     response_model=TransferDetail,
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
-    responses=responses(400, 401, 402, 403, 404, 409, 413, 422) | _PENDING,
+    responses=responses(400, 401, 403, 404, 413, 422, OwnAccount, *_NOT_REVERSED, *REFUSALS) | located(201) | _PENDING,
 )
 @needs(Scope.corrections_write)
 async def reverse_transfer(
@@ -72,7 +98,7 @@ async def reverse_transfer(
     "/adjustments",
     status_code=201,
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
-    responses=responses(400, 401, 402, 403, 409, 413, 422),
+    responses=responses(400, 401, 403, 413, 422, OwnAccount, *REFUSALS) | located(201),
 )
 @needs(Scope.corrections_write)
 async def create_adjustment(
@@ -103,7 +129,9 @@ async def read_adjustment(adjustment_id: UUID, _: CurrentUser, uow: Work) -> Adj
 @router.post(
     "/adjustments/{adjustment_id}/approve",
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
-    responses=responses(400, 401, 402, 403, 404, 409, 422),
+    responses=responses(
+        400, 401, 403, 404, 409, 422, OwnAccount, OwnRequest, ApproverTooNew, *_NOT_REVERSED, *REFUSALS
+    ),
 )
 @needs(Scope.corrections_write)
 async def approve_adjustment(adjustment_id: UUID, operator: CurrentUser, uow: Work, state: State) -> AdjustmentPublic:
@@ -114,7 +142,7 @@ async def approve_adjustment(adjustment_id: UUID, operator: CurrentUser, uow: Wo
 @router.post(
     "/adjustments/{adjustment_id}/reject",
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
-    responses=responses(400, 401, 403, 404, 409, 422),
+    responses=responses(400, 401, 403, 404, 409, 422, OwnAccount, OwnRequest),
 )
 @needs(Scope.corrections_write)
 async def reject_adjustment(adjustment_id: UUID, operator: CurrentUser, uow: Work) -> AdjustmentPublic:

@@ -6,12 +6,15 @@ from uuid import UUID
 from fastapi import APIRouter, Response
 
 from services.api.dependencies import CurrentUser, State, Work
+from services.api.headers import located
 from services.api.idempotency import IDEMPOTENCY_KEY_REQUIRED
 from services.api.problems import responses
 from services.api.rights import needs
 from services.api.transaction import TransactionRoute
 from services.credits.approval.rules import Limits
 from services.credits.holds import service as holds
+from services.credits.holds.service import UNRESOLVED
+from services.credits.ledger.rules import REFUSALS
 from services.credits.schemas import HoldCreate, HoldPost, TransferDetail
 from services.credits.transfers.repository import TransferRow
 from services.users.rights import Scope
@@ -24,7 +27,7 @@ router = APIRouter(route_class=TransactionRoute, tags=["credits"])
     status_code=201,
     response_model=TransferDetail,
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
-    responses=responses(400, 401, 402, 403, 409, 413, 422),
+    responses=responses(400, 401, 403, 413, 422, *REFUSALS) | located(201),
 )
 @needs(Scope.credits_write)
 async def create_hold(
@@ -41,7 +44,7 @@ async def create_hold(
     "/transfers/{transfer_id}/post",
     response_model=TransferDetail,
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
-    responses=responses(400, 401, 403, 404, 409, 413, 422),
+    responses=responses(400, 401, 403, 404, 413, 422, *UNRESOLVED, *REFUSALS),
 )
 @needs(Scope.credits_write)
 async def post_transfer(
@@ -55,7 +58,7 @@ async def post_transfer(
     "/transfers/{transfer_id}/void",
     response_model=TransferDetail,
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
-    responses=responses(400, 401, 403, 404, 409, 422),
+    responses=responses(400, 401, 403, 404, 422, *UNRESOLVED, *REFUSALS),
 )
 @needs(Scope.credits_write)
 async def void_transfer(transfer_id: UUID, caller: CurrentUser, uow: Work, state: State) -> TransferRow:

@@ -21,9 +21,11 @@ from services.credits.transfers import service as transfers
 from services.credits.transfers.repository import TransferRow
 from services.errors import (
     AmountInvalid,
+    ApprovalNeeded,
     Fault,
     Forbidden,
     InvalidInput,
+    OwnAccount,
     TransferAlreadyPosted,
     TransferAlreadyVoided,
     TransferExpired,
@@ -113,6 +115,17 @@ async def expire(uow: UnitOfWork, due: Sequence[DueHold]) -> list[str]:
 
 HOLDS: Sweep[DueHold] = Sweep("holds", lambda uow, after, limit: uow.holds.due(after, limit), expire)
 """Holds between users that were not posted in time."""
+
+
+UNRESOLVED = (
+    ApprovalNeeded,
+    OwnAccount,
+    TransferAlreadyPosted,
+    TransferAlreadyVoided,
+    TransferExpired,
+    TransferOfOrder,
+)
+"""How the resolution of a pending transfer may be refused, apart from what the ledger refuses."""
 
 
 def check_unresolved(found: TransferRow) -> None:

@@ -10,6 +10,7 @@ from services.api.transaction import TransactionRoute
 from services.credits.ledger import service
 from services.credits.models import Account
 from services.credits.schemas import AccountPublic, AccountStatus
+from services.errors import OwnAccount
 from services.fields import Id
 from services.users.rights import Scope
 from services.users.schemas import UserSummary
@@ -34,7 +35,7 @@ async def read_account(user: CurrentUser, uow: Work) -> AccountPublic:
 @router.post(
     "/accounts/{user_id}/close",
     dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
-    responses=responses(400, 401, 403, 404, 409, 422),
+    responses=responses(400, 401, 403, 404, 409, 422, OwnAccount),
 )
 @needs(Scope.corrections_write)
 async def close_account(user_id: Id, operator: CurrentUser, uow: Work) -> AccountStatus:
@@ -46,7 +47,7 @@ async def close_account(user_id: Id, operator: CurrentUser, uow: Work) -> Accoun
 @router.post(
     "/accounts/{user_id}/reopen",
     dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
-    responses=responses(400, 401, 403, 404, 409, 422),
+    responses=responses(400, 401, 403, 404, 409, 422, OwnAccount),
 )
 @needs(Scope.corrections_write)
 async def reopen_account(user_id: Id, operator: CurrentUser, uow: Work) -> AccountStatus:

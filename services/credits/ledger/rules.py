@@ -241,6 +241,9 @@ def _not_allowed(_: Decimal, pointer: str) -> TransferRefused:
     return TransferRefused("the database does not allow this transfer", _faults(pointer, "is not allowed"))
 
 
+REFUSALS = (*PRECEDENCE, TransferAlreadyReversed, TransferRefused)
+"""Every kind of refusal of the ledger."""
+
 REFUSED_BY: Mapping[str, Callable[[Decimal, str], DomainError]] = {
     "fk_transfers_credit_account_id_accounts": lambda _, pointer: _unknown_recipient(pointer),
     "ck_transfers_accounts_differ": lambda _, pointer: _same_account(pointer),

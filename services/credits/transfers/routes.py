@@ -15,7 +15,7 @@ from services.api.problems import domain_problem, responses
 from services.api.rate_classes import RateClass, rate_class
 from services.api.rights import needs
 from services.api.transaction import TransactionRoute
-from services.credits.ledger.rules import Posting
+from services.credits.ledger.rules import REFUSALS, Posting
 from services.credits.models import TransferKind, TransferState
 from services.credits.schemas import (
     BatchMode,
@@ -34,7 +34,7 @@ from services.credits.transfers import service as transfers
 from services.credits.transfers.planning import Outcome
 from services.credits.transfers.repository import TransferRow
 from services.credits.transfers.service import Transferred
-from services.errors import DomainError
+from services.errors import BatchRefused, DomainError, LinkedChainOpen
 from services.users.rights import Scope
 
 router = APIRouter(route_class=TransactionRoute, tags=["credits"])
@@ -68,7 +68,8 @@ _TRANSFERRING: Kind[TransferCreate, Transferred] = Kind(
     status_code=201,
     response_model=TransferReply,
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
-    responses=responses(400, 401, 402, 403, 409, 413, 422),
+    responses=responses(400, 401, 403, 413, 422, *REFUSALS)
+    | {200: {"model": TransferReply, "description": "The outcome of a dry run."}},
 )
 @needs(Scope.credits_write)
 @in_groups(_TRANSFERRING)
@@ -88,7 +89,7 @@ async def create_transfer(wanted: TransferCreate, sender: CurrentUser, request: 
     "/transfers/batch",
     response_model=TransferBatchReply,
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
-    responses=responses(400, 401, 402, 403, 409, 413, 422),
+    responses=responses(400, 401, 403, 413, 422, LinkedChainOpen, BatchRefused, *REFUSALS),
 )
 @needs(Scope.credits_write)
 @body_limit(AS_MUCH_AS_ANY, values=5000)

@@ -7,9 +7,11 @@ from fastapi import APIRouter, Request, Response
 
 from services.api.attempts import confirm_password
 from services.api.dependencies import CurrentUser, State, Work
+from services.api.headers import located
 from services.api.problems import responses
 from services.api.rights import needs
 from services.api.transaction import TransactionRoute
+from services.errors import WrongPassword
 from services.fields import Id, picked
 from services.users.keys import service
 from services.users.keys.models import ApiKey
@@ -25,7 +27,7 @@ router = APIRouter(route_class=TransactionRoute, tags=["API keys"])
     "/api-keys",
     status_code=201,
     response_model=ApiKeyIssued,
-    responses=responses(400, 401, 403, 409, 413, 422, 429, 503),
+    responses=responses(400, 401, 403, 409, 413, 422, 429, 503, WrongPassword) | located(201),
 )
 @needs(Scope.keys_write)
 async def make_key(
@@ -47,7 +49,7 @@ async def list_keys(owner: CurrentUser, uow: Work) -> ApiKeys:
     "/api-keys/current/rotate",
     status_code=201,
     response_model=ApiKeyIssued,
-    responses=responses(400, 401, 403, 404, 409, 413, 422),
+    responses=responses(400, 401, 403, 404, 409, 413, 422) | located(201),
 )
 @needs(Scope.keys_rotate)
 async def rotate_current_key(
@@ -69,7 +71,7 @@ async def read_key(key_id: UUID, owner: CurrentUser, uow: Work) -> ApiKey:
     "/api-keys/{key_id}/rotate",
     status_code=201,
     response_model=ApiKeyIssued,
-    responses=responses(400, 401, 403, 404, 409, 413, 422, 429, 503),
+    responses=responses(400, 401, 403, 404, 409, 413, 422, 429, 503, WrongPassword) | located(201),
 )
 @needs(Scope.keys_write)
 async def rotate_key(

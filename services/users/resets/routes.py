@@ -7,7 +7,7 @@ from services.api.problems import responses
 from services.api.rate_classes import RateClass, rate_class
 from services.api.rights import public
 from services.api.transaction import TransactionRoute
-from services.errors import MailOff
+from services.errors import MailOff, TokenInvalid
 from services.mail import sender_of
 from services.users.attempts import service as attempts
 from services.users.resets import service
@@ -16,7 +16,7 @@ from services.users.resets.schemas import Reset, ResetRequest
 router = APIRouter(route_class=TransactionRoute, prefix="/password-resets", tags=["users"])
 
 
-@router.post("", status_code=202, responses=responses(400, 404, 413, 422, 429))
+@router.post("", status_code=202, responses=responses(400, 413, 422, 429, MailOff))
 @public
 @rate_class(RateClass.sign_in)
 async def ask_for_reset(wanted: ResetRequest, device: Device, uow: Work, state: State) -> None:
@@ -28,7 +28,7 @@ async def ask_for_reset(wanted: ResetRequest, device: Device, uow: Work, state: 
     await service.ask(uow, wanted.email)
 
 
-@router.post("/confirm", status_code=204, responses=responses(400, 413, 422, 503))
+@router.post("/confirm", status_code=204, responses=responses(400, 413, 422, 503, TokenInvalid))
 @public
 @rate_class(RateClass.sign_in)
 async def reset_password(given: Reset, uow: Work, state: State) -> None:

@@ -10,6 +10,7 @@ from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED
 from services.api.problems import responses
 from services.api.rights import needs
 from services.api.transaction import TransactionRoute
+from services.errors import ApproverTooNew, OwnRequest, OwnRole, RoleRequestDecided, RoleRequestExpired
 from services.query import Page, PageQuery
 from services.users.rights import Scope
 from services.users.roles import service
@@ -19,6 +20,9 @@ from services.users.roles.schemas import RoleRequestPublic
 from services.users.roles.service import RoleRules
 
 router = APIRouter(route_class=TransactionRoute, tags=["users"])
+
+_DECIDING = (OwnRequest, OwnRole, RoleRequestDecided, RoleRequestExpired)
+"""How a decision may be refused."""
 
 
 @router.get("/role-requests", responses=responses(400, 401, 403, 422))
@@ -40,7 +44,7 @@ async def read_role_request(request_id: UUID, _: CurrentUser, uow: Work) -> Role
 @router.post(
     "/role-requests/{request_id}/approve",
     dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
-    responses=responses(400, 401, 403, 404, 409, 422),
+    responses=responses(400, 401, 403, 404, 409, 422, ApproverTooNew, *_DECIDING),
 )
 @needs(Scope.roles_write)
 async def approve_role_request(request_id: UUID, admin: CurrentUser, uow: Work, state: State) -> RoleRequestPublic:
@@ -51,7 +55,7 @@ async def approve_role_request(request_id: UUID, admin: CurrentUser, uow: Work, 
 @router.post(
     "/role-requests/{request_id}/reject",
     dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
-    responses=responses(400, 401, 403, 404, 409, 422),
+    responses=responses(400, 401, 403, 404, 422, *_DECIDING),
 )
 @needs(Scope.roles_write)
 async def reject_role_request(request_id: UUID, admin: CurrentUser, uow: Work) -> RoleRequestPublic:

@@ -12,7 +12,7 @@ from services.api.problems import domain_problem, responses
 from services.api.rate_classes import RateClass, rate_class
 from services.api.rights import needs, public
 from services.api.transaction import TransactionRoute
-from services.errors import Fault, InvalidInput, Unauthenticated
+from services.errors import Fault, InvalidInput, OtpInvalid, OtpRequired, Unauthenticated
 from services.fields import storable
 from services.users.attempts import service as attempts
 from services.users.rights import Scope
@@ -24,7 +24,7 @@ from services.users.totp.codes import Secrets
 router = APIRouter(route_class=TransactionRoute, tags=["sessions"])
 
 
-@router.post("/token", response_model=Token, responses=responses(400, 401, 413, 422, 429, 503))
+@router.post("/token", response_model=Token, responses=responses(400, 401, 413, 422, 429, 503, OtpRequired, OtpInvalid))
 @public
 @rate_class(RateClass.sign_in)
 async def create_token(

@@ -7,6 +7,7 @@ from services.api.dependencies import CurrentUser, State, Work
 from services.api.problems import responses
 from services.api.rights import needs
 from services.api.transaction import TransactionRoute
+from services.errors import WrongCode, WrongPassword
 from services.users.rights import Scope
 from services.users.totp import service
 from services.users.totp.codes import Secrets
@@ -14,7 +15,7 @@ from services.users.totp.schemas import RecoveryCodes, TotpConfirm, TotpEnrolmen
 
 router = APIRouter(route_class=TransactionRoute, prefix="/users/me/totp", tags=["users"])
 
-_PROOF = responses(400, 401, 403, 409, 413, 422, 429, 503)
+_PROOF = responses(400, 401, 403, 409, 413, 422, 429, 503, WrongPassword, WrongCode)
 
 
 @router.get("", responses=responses(401, 403))
@@ -34,7 +35,7 @@ async def set_up_second_factor(
         return await service.enrol(uow, Secrets.from_settings(state.settings), caller.id)
 
 
-@router.post("/confirm", responses=responses(400, 401, 403, 409, 413, 422, 429))
+@router.post("/confirm", responses=responses(400, 401, 403, 409, 413, 422, 429, WrongCode))
 @needs(Scope.profile_write)
 async def confirm_second_factor(
     request: Request, given: TotpConfirm, caller: CurrentUser, uow: Work, state: State
