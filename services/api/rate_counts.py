@@ -1,8 +1,9 @@
 """Counting requests against limits that all API processes share, mostly without asking anyone.
 
-A process takes a part of a caller's limit from Redis at a time, and then gives it out by itself. So the processes
-together never let through more than the limit while Redis answers, and most requests need no trip. While it does not
-answer, each process gives out its share of each limit. `docs/decisions/0047-limits-per-caller.md` says why.
+Each process owns a small part of every limit, so that most callers cost no trip. Of the rest, which they share, it takes
+another such part from Redis at a time, and gives it out by itself. So the processes together never let through more
+than the limit while Redis answers. While it does not, each process gives out its share of each limit.
+`docs/decisions/0047-limits-per-caller.md` says why.
 """
 
 import asyncio
@@ -27,10 +28,11 @@ trouble = RateLimitedLogger(logger)
 WINDOW = 60
 """Seconds in which a caller may send as many requests as the limit says. Then the count begins again."""
 
-PARTS = 20
-"""Into how many parts the processes together divide a limit.
+PARTS = 40
+"""Into how many parts a limit is divided, and each of these among the processes.
 
-What a process has taken and does not need is lost to the others, at most one part in all: 5 % of the limit.
+What the processes own, and what they have taken last and do not need, is lost to the others: at most two parts in all,
+5 % of the limit.
 """
 
 PATIENCE = 0.1
@@ -66,13 +68,13 @@ class _Count:
 
     __slots__ = ("granted", "rest", "trip", "used", "waiting", "window")
 
-    def __init__(self, window: int, most: int) -> None:
+    def __init__(self, window: int, own: int, shared: int) -> None:
         self.window = window
         self.used = 0
         """The requests that this process has let through."""
-        self.granted = 0
-        """How many of them it may let through, by what it has taken from Redis."""
-        self.rest = most
+        self.granted = own
+        """How many it may let through: what it owns, and what it has taken from Redis."""
+        self.rest = shared
         """What was left in Redis when it last answered."""
         self.trip: asyncio.Task[None] | None = None
         self.waiting = 0
@@ -134,11 +136,16 @@ class Counts:
         count.used += 1
         return Taken(True, most - count.used, resets_in)
 
+    def _part_of(self, quota: Quota) -> int:
+        """What each process owns of the limit, and takes of the rest at a time if it is not 0."""
+        return quota.most // (PARTS * self._processes)
+
     def _count_of(self, quota: Quota, caller: str, window: int) -> _Count:
         name = quota.name, caller
         count = self._counts.get(name)
         if count is None or count.window != window:
-            count = self._counts[name] = _Count(window, quota.most)
+            own = self._part_of(quota)
+            count = self._counts[name] = _Count(window, own, quota.most - own * self._processes)
             if len(self._counts) > _MOST_CALLERS:
                 self._counts.popitem(last=False)
         self._counts.move_to_end(name)
@@ -164,8 +171,9 @@ class Counts:
 
     async def _ask(self, quota: Quota, caller: str, count: _Count) -> None:
         """Take a part of the limit, and what was let through without Redis. All who wait share the part."""
-        part = max(1, quota.most // (PARTS * self._processes), count.waiting)
-        amount = part + max(0, count.used - count.granted)
+        own = self._part_of(quota)
+        shared = quota.most - own * self._processes
+        amount = max(1, own, count.waiting) + max(0, count.used - count.granted)
         metrics.trips.inc()
         try:
             total = await self._storage.incr(f"{quota.name}:{caller}:{count.window}", 2 * WINDOW, amount)
@@ -174,8 +182,8 @@ class Counts:
             return
         finally:
             count.trip = None
-        count.granted += min(amount, max(0, quota.most - (total - amount)))
-        count.rest = max(0, quota.most - total)
+        count.granted += min(amount, max(0, shared - (total - amount)))
+        count.rest = max(0, shared - total)
         if self._silent_until is not None:
             logger.info("rate limits: Redis answers again, and the processes count together")
             self._silent_until = None

@@ -97,23 +97,31 @@ class RateLimits:
 
     def _credential(self, request: Request) -> Credential | None:
         """Who seems to send the request, found without the database; None if it has no credible token or key."""
-        scheme, token = get_authorization_scheme_param(request.headers.get("authorization"))
-        if scheme.lower() != "bearer":
-            return None
         try:
-            credential = self._read(token)
+            credential = self._read(_token(request))
         except Unauthenticated:
             return None
-        if credential is None or self._distrusted.get(credential, 0.0) > monotonic():
+        if credential is None or (self._distrusted and self._distrusted.get(credential, 0.0) > monotonic()):
             return None
         return credential
 
-    def _read(self, token: str) -> Credential | None:
+    def _read(self, token: str | None) -> Credential | None:
+        if token is None:
+            return None
         if not is_key(token):
             return self._tokens.read(token)
         hashed = read_key(token)
         user_id = self._seen_keys.known_owner_of(hashed)
         return None if user_id is None else PresentedKey(user_id, hashed)
+
+
+def _token(request: Request) -> str | None:
+    """What FastAPI's `OAuth2PasswordBearer` finds. `Request.headers` would cost as much as everything else here."""
+    for name, value in request.scope["headers"]:
+        if name == b"authorization":
+            scheme, token = get_authorization_scheme_param(value.decode("latin-1"))
+            return token if scheme.lower() == "bearer" else None
+    return None
 
 
 def _address(request: Request) -> str:
