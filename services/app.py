@@ -53,6 +53,7 @@ from services.sweeps import routes as sweeps
 from services.users import routes as users
 from services.users.keys import routes as api_keys
 from services.users.passwords import Passwords
+from services.users.personal import routes as personal
 from services.users.resets import routes as resets
 from services.users.roles import routes as roles
 from services.users.sessions import routes as sessions
@@ -146,6 +147,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         holds,
         catalog,
         users,
+        personal,
         sessions,
         api_keys,
         resets,

@@ -186,6 +186,12 @@ class Conflict(DomainError):
     code = "conflict"
 
 
+class ErasureBlocked(Conflict):
+    """What identifies the user is still needed: they have credits, or orders that are open."""
+
+    code = "erasure_blocked"
+
+
 class RoleRequestPending(Conflict):
     """A request for another role of this user is waiting."""
 

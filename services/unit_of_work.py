@@ -28,6 +28,7 @@ from services.sweeps.repository import SweepRepository
 from services.transaction import RepositoryOf, Transaction
 from services.users.attempts.repository import AttemptRepository
 from services.users.keys.repository import ApiKeyRepository
+from services.users.personal.repository import PersonalRepository
 from services.users.registration.repository import RegistrationRepository
 from services.users.repository import UserRepository
 from services.users.resets.repository import MailRepository
@@ -69,6 +70,7 @@ class UnitOfWork(Transaction):
     adjustments = RepositoryOf(AdjustmentRepository)
     statements = RepositoryOf(StatementRepository)
     idempotency = RepositoryOf(IdempotencyRepository)
+    personal = RepositoryOf(PersonalRepository)
     audits = RepositoryOf(AuditRepository)
     audit_log = RepositoryOf(AuditLogRepository)
     happened = RepositoryOf(HappenedRepository)

@@ -1,25 +1,37 @@
-"""`waybill users`: create a user with a role, change a user's role, and reset a second factor.
+"""`waybill users`: create users, change roles, reset second factors, and export and erase personal data.
 
 Access to the database is the authority for this: it is how an installation gets its first admins.
 """
 
 import asyncio
+import os
 import secrets
-from typing import Annotated
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from sqlalchemy.exc import DBAPIError
 
 from services.cli.console import CommandError, plain_errors, say
 from services.cli.migrate import check_database
-from services.cli.run import in_one
+from services.cli.run import Yes, in_one
 from services.errors import DomainError
 from services.settings import Settings, get_settings
 from services.startup import reason_of
 from services.users.rights import Role
 from services.users.totp.service import reset
 
-users = typer.Typer(help="Create users with a role, change a role, and reset a second factor.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from services.unit_of_work import UnitOfWork
+    from services.users.personal.service import Rows
+
+users = typer.Typer(
+    help="Create users with a role, change a role, reset a second factor, and export and erase personal data.",
+    no_args_is_help=True,
+)
+
+Whom = Annotated[str, typer.Argument(help="The user's id or e-mail address.")]
 
 Email = Annotated[str, typer.Argument(help="The address to sign in with.")]
 Name = Annotated[str | None, typer.Option(help="The user's full name. Default: the role.")]
@@ -72,6 +84,57 @@ def set_role(
     with plain_errors():
         before = in_one(lambda uow: service.set_role(uow, email, role))
     say(f"{email} now has the role {role.value}; before: {before.value}.")
+
+
+@users.command()
+def export(user: Whom, output: Annotated[Path, typer.Option(help="The file to write. It must not exist.")]) -> None:
+    """Write everything that is stored about a user to a file, one JSON object a line. The audit log records it."""
+    with plain_errors():
+        number = in_one(lambda uow: _export(uow, user, output))
+    say(f"Wrote {number} bytes to {output}.")
+
+
+@users.command()
+def erase(user: Whom, yes: Yes = False) -> None:
+    """Erase a user's name, e-mail address and whatever else identifies them, for good. The books stay.
+
+    No credits may be left on their account, and no order of theirs may be open.
+    """
+    from services.users.personal import service
+
+    with plain_errors():
+        found = in_one(lambda uow: service.find(uow, _wanted(user)))
+        if not yes:
+            typer.confirm(f"This cannot be undone. Erase user {found}?", abort=True)
+        in_one(lambda uow: service.erase(uow, found))
+    say(f"User {found} is erased.")
+
+
+def _wanted(user: str) -> int | str:
+    # No id is larger.
+    return int(user) if user.isascii() and user.isdecimal() and len(user) < 19 else user
+
+
+async def _export(uow: "UnitOfWork", user: str, output: Path) -> int:
+    from services.acting import Action
+    from services.users.personal import service
+
+    user_id = await service.find(uow, _wanted(user))
+    account_id = await uow.personal.account_id(user_id)
+    uow.record_act(Action.exported, f"user/{user_id}")
+
+    async def run(read: "Callable[[UnitOfWork], Awaitable[Rows]]") -> "Rows":
+        return await read(uow)
+
+    number = 0
+    try:
+        # Nothing else runs in this process.
+        with open(output, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:  # noqa: ASYNC230
+            async for piece in service.export(run, user_id, account_id):
+                number += file.write(piece)
+    except OSError as error:
+        raise CommandError(f"{output} cannot be written: {error.strerror}") from error
+    return number
 
 
 def create_operator(email: Email, name: Name = None, generate: Generate = False) -> None:

@@ -27,3 +27,9 @@ class UserEmailChanged(UserEvent):
     """A user has another e-mail address. The log does not keep addresses: it is never changed."""
 
     type: ClassVar[str] = "user.email_changed"
+
+
+class UserErased(UserEvent):
+    """What identified a user was erased for good. Whoever has a copy of it should erase that, too."""
+
+    type: ClassVar[str] = "user.erased"

@@ -63,7 +63,10 @@ class UserBase(SQLModel):
 
 
 class User(UserBase, Versioned, SoftDeletable, table=True):
-    """A user. The row of a deleted user stays and keeps its address taken, so that the user can be restored."""
+    """A user. The row of a deleted user stays and keeps its address taken, so that the user can be restored.
+
+    An erased user stays, too, with an id and without a name: the books refer to it. Its address is free.
+    """
 
     __tablename__ = "users"
     __table_args__ = (
@@ -79,6 +82,7 @@ class User(UserBase, Versioned, SoftDeletable, table=True):
             for column in ("email", "full_name")
         ),
         CheckConstraint(allowed("role", Role), name="role"),
+        CheckConstraint("erased_at IS NULL OR deleted_at IS NOT NULL", name="erased"),
         CheckConstraint("length(email) > 0 AND length(full_name) > 0", name="named"),
     )
 
@@ -95,6 +99,8 @@ class User(UserBase, Versioned, SoftDeletable, table=True):
     hashed_password: str = Field(max_length=255)
     totp_since: datetime | None = Field(default=None, sa_type=TIMESTAMPTZ)
     """Since when a sign-in needs a second factor as well; None if it does not."""
+    erased_at: datetime | None = Field(default=None, sa_type=TIMESTAMPTZ)
+    """When what identifies the user was erased. Such a user stays deleted."""
     created_at: datetime = Field(
         default_factory=now, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": text("now()")}
     )

@@ -75,6 +75,7 @@ class Scope(StrEnum):
     operations_read = "operations:read", "Read what waits and what failed, and the workers."
     operations_write = "operations:write", "Pause, limit, replay and discard events."
     audit_read = "audit:read", "Read audits and the audit log, and recount the books."
+    users_personal = "users:personal", "Export and erase what is stored about other users."
     roles_write = "roles:write", "Decide on roles, and change, deactivate, delete and restore staff."
     keys_manage = "keys:manage", "List and revoke anyone's API keys."
 
@@ -100,7 +101,14 @@ SCOPES: Mapping[Role, frozenset[Scope]] = {
     },
     Role.auditor: _PERSON | _OWN_READS | _READS,
     Role.admin: _CUSTOMER
-    | {Scope.users_read, Scope.users_write, Scope.audit_read, Scope.roles_write, Scope.keys_manage},
+    | {
+        Scope.users_read,
+        Scope.users_write,
+        Scope.users_personal,
+        Scope.audit_read,
+        Scope.roles_write,
+        Scope.keys_manage,
+    },
 }
 """The scopes of each role."""
 

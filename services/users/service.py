@@ -184,8 +184,8 @@ async def restore(uow: UnitOfWork, caller: Caller, user_id: int, rules: RoleRule
     user whom the caller may not change.
     """
     user = await uow.users.get_deleted(user_id)
-    if user is None:
-        raise NotFound(f"there is no deleted user {user_id}")
+    if user is None or user.erased_at is not None:
+        raise NotFound(f"there is no deleted user {user_id} who can be restored")
     _may_change(caller, user)
     _may_remove(caller, user)
     await uow.users.restore(user, **_returning(user, rules))

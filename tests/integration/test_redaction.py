@@ -229,7 +229,7 @@ async def test_a_reply_that_does_not_fit_its_schema_is_not_logged(
     settings: Settings, logged: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def wrong(*_: object, **__: object) -> Any:
-        return User(id=CANARY, email=CANARY, version=1)  # type: ignore[arg-type]
+        return User(id=CANARY, email=CANARY, full_name="x", hashed_password="x", version=1)  # type: ignore[arg-type]
 
     monkeypatch.setattr(users, "register", wrong)
     app = create_app(settings)
