@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from services.cli.console import CommandError, plain_errors, say
 from services.database import close, make_engine
 from services.settings import Environment, Settings
-from services.sql import LOCK_NOT_AVAILABLE, sqlstate
+from services.sql import CONTENTION, LOCK_NOT_AVAILABLE, sqlstate
 from services.startup import check_schema, check_server
 
 
@@ -73,7 +73,8 @@ def check_database(settings: Settings, *, migrated: bool = True) -> None:
 def upgrade_to_head(schema: str | None = None, which: Which = Which.primary) -> None:
     """Run the migrations with the settings of this process.
 
-    Raises `CommandError` if Alembic refuses, or if another session locks a table for longer than a step waits.
+    Raises `CommandError` if Alembic refuses, or if other sessions lock a table for longer than a step waits, or in the
+    other order than the step does (a deadlock).
     """
     # Imported here: it is slow to import, and most commands do not need it.
     from alembic import command
@@ -87,9 +88,11 @@ def upgrade_to_head(schema: str | None = None, which: Which = Which.primary) -> 
     except AlembicError as error:
         raise CommandError(str(error)) from error
     except DBAPIError as error:
-        if sqlstate(error) != LOCK_NOT_AVAILABLE:
+        if sqlstate(error) not in CONTENTION | {LOCK_NOT_AVAILABLE}:
             raise
+        # The cause of a deadlock goes on for several lines, with the statements of others.
+        reason, *_ = str(error.orig).splitlines()
         raise CommandError(
-            f"the migration stopped because a table was in use for too long ({error.orig}). "
+            f"the migration stopped because other transactions were using a table ({reason}). "
             "Completed steps are kept; run `waybill migrate` again"
         ) from error

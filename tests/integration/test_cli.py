@@ -1,5 +1,7 @@
 """The commands that work on a database, and the seed of `waybill up`."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -25,6 +27,7 @@ from services.users.sessions import service as sessions
 from services.users.sessions.models import Device
 from services.users.sessions.service import Credentials, Lifetimes
 from services.users.totp.codes import Secrets
+from tests.processes import wait_until
 
 CREATE = ["users", "create", "--role", "admin"]
 
@@ -159,6 +162,34 @@ def test_migrate_gives_up_if_a_table_is_locked_and_says_so(settings: Settings) -
         refused = CliRunner().invoke(app, ["migrate"])
     assert isinstance(refused.exception, SystemExit)
     assert refused.exit_code == 1
+    assert "run `waybill migrate` again" in refused.output
+    assert CliRunner().invoke(app, ["migrate"]).exit_code == 0
+
+
+def hold_and_want(url: str, held: threading.Event) -> None:
+    """Use `adjustments` until a step waits for it, then wait for `users`, which the step has locked."""
+    with psycopg.connect(url, autocommit=True) as watching, psycopg.connect(url) as holder:
+        # The step notices the deadlock first, and is the one that is aborted.
+        holder.execute("SET deadlock_timeout = '60s'")
+        holder.execute("LOCK TABLE adjustments IN ACCESS SHARE MODE")
+        held.set()
+        waits = "SELECT count(*) FROM pg_locks WHERE relation = 'adjustments'::regclass AND NOT granted"
+        wait_until(lambda: watching.execute(waits).fetchone() == (1,), "the step to wait")
+        holder.execute("LOCK TABLE users IN ROW EXCLUSIVE MODE")
+
+
+@pytest.mark.usefixtures("_settings_of_commands")
+def test_migrate_that_meets_a_deadlock_says_so_and_can_be_run_again(settings: Settings) -> None:
+    command.downgrade(alembic_config(settings.database_url), "0029qtbr")
+    held = threading.Event()
+    with ThreadPoolExecutor(1) as threads:
+        other = threads.submit(hold_and_want, settings.database_url, held)
+        assert held.wait(30)
+        refused = CliRunner().invoke(app, ["migrate"])
+        other.result(60)
+    assert isinstance(refused.exception, SystemExit)
+    assert refused.exit_code == 1
+    assert "deadlock detected" in refused.output
     assert "run `waybill migrate` again" in refused.output
     assert CliRunner().invoke(app, ["migrate"]).exit_code == 0
 
