@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -11,31 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 from sqlalchemy import make_url
 
 from services.local.embedded import child
 from services.local.embedded.ports import LOOPBACK, any_free_port
+from tests.installed import installed
 from tests.processes import ROOT, wait_until
 
 PAGE = ROOT / "docs/how-to/use-pgbouncer.md"
-
-_HOW = "PgBouncer is needed: install the package `pgbouncer`, or set WAYBILL_TEST_PGBOUNCER to its path"
-
-
-def program() -> str:
-    """The path of the program. As root, it is installed if missing; otherwise the test is skipped, and fails in CI."""
-    for found in (os.environ.get("WAYBILL_TEST_PGBOUNCER"), shutil.which("pgbouncer"), "/usr/sbin/pgbouncer"):
-        if found and Path(found).exists():
-            return found
-    if os.geteuid() == 0 and (apt := shutil.which("apt-get")):
-        subprocess.run([apt, "update", "-qq"], check=False, capture_output=True)
-        subprocess.run([apt, "install", "-y", "-qq", "pgbouncer"], check=False, capture_output=True)
-        if installed := shutil.which("pgbouncer", path="/usr/sbin:/usr/bin"):
-            return installed
-    if os.environ.get("WAYBILL_TEST_NEEDS_ALL") or os.environ.get("CI"):
-        pytest.fail(_HOW)
-    pytest.skip(_HOW)
 
 
 @contextmanager
@@ -59,7 +41,7 @@ def running_pgbouncer(database_url: str, **changes: str) -> Iterator[str]:
             )
         )
         process = child.spawn(
-            [program(), configuration],
+            [installed("pgbouncer", "pgbouncer"), configuration],
             cwd=folder,
             log=folder / "pgbouncer.log",
             death_signal=signal.SIGKILL,
