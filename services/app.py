@@ -25,6 +25,7 @@ from services.api.seen_keys import SeenKeys
 from services.api.shares import SharingPool
 from services.api.state import ApiState
 from services.api.tokens import Tokens
+from services.api.waiting import WaitingEvents
 from services.audit import routes as audit
 from services.audit.log import routes as audit_log
 from services.budget import check_pool_budget, check_replica_budget
@@ -36,6 +37,7 @@ from services.credits.ledger import routes as ledger
 from services.credits.statement import routes as statement
 from services.credits.transfers import routes as transfers
 from services.database import Limits, open_database
+from services.exposition import LoopLag, MetricsServer
 from services.keys import Keys
 from services.logs import configure_logging
 from services.operations import routes as operations
@@ -49,6 +51,7 @@ from services.reports import routes as reports
 from services.settings import Settings, get_settings
 from services.skew import watched_clock
 from services.startup import check_role, check_schema, plain_connecting
+from services.subscriptions import SUBSCRIPTIONS
 from services.sweeps import routes as sweeps
 from services.users import routes as users
 from services.users.keys import routes as api_keys
@@ -95,7 +98,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             probe = await enter(open_probe(settings, redis, schema))
             canary = await enter(Canary(database.write, probe.sessions, settings.canary_interval))
             await enter(refusals.written(database.write))
-            app.state.waybill = ApiState(
+            app.state.waybill = state = ApiState(
                 settings=settings,
                 database=database,
                 reads=Reads(database, settings.database_statement_timeout),
@@ -109,9 +112,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 rate_limits=RateLimits(settings, counts, tokens, seen_keys),
                 request_times=request_times,
                 probe=probe,
+                waiting=WaitingEvents(probe, [one.event.type for one in SUBSCRIPTIONS]),
                 canary=canary,
                 skew=skew,
             )
+            await enter(LoopLag())
+            stack.enter_context(MetricsServer(settings, settings.api_metrics_port, metrics.rendering(state)))
             yield
 
     app = FastAPI(

@@ -164,7 +164,12 @@ def made_around(moment: datetime) -> tuple[UUID, UUID]:
 
 def time_of(event_id: UUID) -> datetime:
     """When a UUIDv7 was made, to the millisecond."""
-    return datetime.fromtimestamp((event_id.int >> _UUID_TIME) / 1000, UTC)
+    return datetime.fromtimestamp(seconds_of(event_id), UTC)
+
+
+def seconds_of(event_id: UUID) -> float:
+    """When a UUIDv7 was made, in seconds since the epoch, to the millisecond."""
+    return (event_id.int >> _UUID_TIME) / 1000
 
 
 def sha256_of(secret: str) -> bytes:

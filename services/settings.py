@@ -171,6 +171,9 @@ class Settings(BaseSettings):
     audit_time_limit: Annotated[float, Field(gt=0, le=3000)] = 300.0
     canary_interval: Annotated[float, Field(gt=0, le=3600)] = 60.0
     metrics_token: SecretStr | None = None
+    metrics_host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    api_metrics_port: Annotated[int, Field(ge=0, le=65_535)] = 0
+    worker_metrics_port: Annotated[int, Field(ge=0, le=65_535)] = 0
 
     @property
     def polling_connections(self) -> int:

@@ -19,7 +19,9 @@ from services.database import (
     make_session_factory,
     open_database,
 )
+from services.exposition import LoopLag, MetricsServer
 from services.keys import Keys
+from services.outbox import metrics as engine_metrics
 from services.outbox.consumers import check_consumers
 from services.outbox.doorbell import Doorbell, DoorbellListener
 from services.outbox.engine.repository import claim_settings
@@ -33,6 +35,7 @@ from services.skew import check_clock
 from services.startup import check_role, check_schema
 from services.subscriptions import SUBSCRIPTIONS, consumers_of
 from services.unit_of_work import UnitOfWork
+from worker import metrics as worker_metrics
 from worker.follower import LEASE, Follower
 from worker.heartbeat import Heartbeat, queue_length_of
 from worker.job_loop import JobLoop
@@ -149,11 +152,11 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
             for _ in range(settings.outbox_concurrency)
         ]
         poller = Poller(processors, DoorbellListener(ear, keys.doorbell), settings.outbox_poll_interval)
-        metrics = JobMetrics()
+        runs = JobMetrics()
         heartbeat = Heartbeat(
             lambda: UnitOfWork(database.write),
             poller.progress,
-            metrics,
+            runs,
             queue_length_of(redis, keys.jobs),
             skew,
             schema,
@@ -165,7 +168,7 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
         jobs = JobLoop(
             lambda: UnitOfWork(database.write, name="a job's row"),
             scheduled,
-            metrics,
+            runs,
             heartbeat.worker_id,
             failures=poller.progress.failures,
         )
@@ -176,15 +179,21 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
             processed=lambda: poller.progress.processed,
         )
         context = WorkerContext(settings, database, doorbell, poller, jobs, follower, heartbeat)
-        async with heartbeat:
-            poller.start()
-            jobs.start(context)
-            follower.start()
-            grace = settings.worker_shutdown_grace
-            try:
-                yield context
-            finally:
-                await asyncio.gather(poller.stop(grace), jobs.stop(grace), follower.stop(grace))
+        engine_metrics.announce([subscription.event.type for subscription in SUBSCRIPTIONS])
+        engines = {"write": database.engine, "polling": polling.kw["bind"]}
+        if analytics is not None:
+            engines["analytics"] = analytics.engine
+        render = worker_metrics.rendering(runs.collect, engines, lambda: skew.seconds)
+        with MetricsServer(settings, settings.worker_metrics_port, render):
+            async with LoopLag(), heartbeat:
+                poller.start()
+                jobs.start(context)
+                follower.start()
+                grace = settings.worker_shutdown_grace
+                try:
+                    yield context
+                finally:
+                    await asyncio.gather(poller.stop(grace), jobs.stop(grace), follower.stop(grace))
 
 
 def open_redis(settings: Settings, *, patience: float = REDIS_PATIENCE) -> Redis:

@@ -16,6 +16,7 @@ from services.outbox.engine.schemas import Outcome
 from services.outbox.engine.service import Processor
 from services.shielding import end
 from services.unit_of_work import UnitOfWork
+from worker import metrics
 from worker.failures import Failures
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ class Progress:
         self.buried += outcome.buried
         if outcome.processed or outcome.retried or outcome.buried:
             self.batches += 1
+            metrics.batch_events.observe(outcome.processed + outcome.retried + outcome.buried)
+            metrics.batch_seconds.observe(seconds)
             self.last_batch_at, self.last_batch_seconds = now(), seconds
 
 
@@ -142,6 +145,7 @@ class Poller:
         while True:
             self._mark("ear")
             if await self._listener.wait(wait):
+                metrics.wakeups_by_doorbell.inc()
                 self._call()
                 wait = self._interval
                 continue
@@ -151,9 +155,11 @@ class Poller:
             except Exception:  # noqa: BLE001  (a loop will get the same error, and logs it)
                 ready, due_in, flowing = True, None, False
             if ready or (due_in is not None and due_in <= 0):
+                metrics.wakeups_by_poll.inc()
                 self._call()
                 wait = max(soonest, wait / 2) if flowing else self._interval
             else:
+                metrics.empty_polls.inc()
                 wait = self._interval if due_in is None else min(self._interval, due_in)
 
     async def _run(self, processor: Processor[UnitOfWork], number: int, name: str) -> None:
@@ -177,6 +183,7 @@ class Poller:
                 # The batch was rolled back; its events are still there.
                 failures += 1
                 self.progress.rolled_back += 1
+                metrics.rolled_back.inc()
                 self.progress.failures.failed(_every_batch_of(name), error)
                 backoff = min(_MAX_BACKOFF, 0.05 * 2 ** min(failures, 20)) * random.uniform(0.5, 1.0)  # noqa: S311
                 self._log.warning("outbox batch rolled back, next attempt in %.2f s: %r", backoff, error)

@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from services.acting import Acting
 from services.api import group_metrics as metrics
 from services.api.callers import acting_in
-from services.api.kept import ReplayStored, check_free, is_kept, kept_reply
+from services.api.kept import STORED, ReplayStored, check_free, is_kept, kept_reply
 from services.api.problems import domain_problem, is_unavailable, outcome_unknown_problem, overloaded
 from services.api.rights import check_rights
 from services.api.tokens import no_longer_valid
@@ -254,6 +254,7 @@ class _Committer:
                 else:
                     raise
         metrics.sizes.observe(len(intents))
+        STORED.inc(sum(intent in decided.replies for intent in decided.kept))
         for intent, reply in decided.replies.items():
             intent.settle(reply)
         return decided.again

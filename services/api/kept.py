@@ -5,6 +5,7 @@ import re
 from urllib.parse import quote
 
 from fastapi import Request, Response
+from prometheus_client import CollectorRegistry, Counter
 
 from services.errors import IdempotencyKeyReused, ReplayForbidden, RequestInFlight
 from services.idempotency.repository import Free, InFlight, KeptReply, RequestKey, StoredReply
@@ -18,6 +19,19 @@ _NOT_KEPT = frozenset({401, 403, 429})
 
 LONGEST_PATH = 200
 """Characters of a path that are stored with a key. A longer one is stored with the SHA-256 of all of it at its end."""
+
+
+registry = CollectorRegistry()
+_outcomes = Counter(
+    "waybill_idempotency_outcomes",
+    "Requests with an Idempotency-Key: stored (the reply of a new key), replayed, in_flight, reused, forbidden.",
+    ("outcome",),
+    registry=registry,
+)
+STORED, _REPLAYED, _IN_FLIGHT, _REUSED, _FORBIDDEN = (
+    _outcomes.labels(name) for name in ("stored", "replayed", "in_flight", "reused", "forbidden")
+)
+"""Counters; `STORED` is increased by what commits the reply."""
 
 
 class ReplayStored(Exception):
@@ -56,11 +70,14 @@ def check_free(found: StoredReply | InFlight | Free, wanted: RequestKey, caller:
     """
     match found:
         case InFlight():
+            _IN_FLIGHT.inc()
             raise RequestInFlight("a request with this Idempotency-Key is still being processed; retry in a second")
         case StoredReply() as stored:
             if stored.fingerprint != wanted.fingerprint:
+                _REUSED.inc()
                 raise IdempotencyKeyReused("this Idempotency-Key was already used with a different body; use a new key")
             if stored.role is not None and stored.role not in {one.value for one in Role if caller.role.covers(one)}:
+                _FORBIDDEN.inc()
                 raise ReplayForbidden(
                     f"this request was processed when you had the role {stored.role}; its reply is not shown to the "
                     f"role {caller.role.value}"
@@ -68,6 +85,7 @@ def check_free(found: StoredReply | InFlight | Free, wanted: RequestKey, caller:
             if caller.scopes is not None and (
                 stored.scopes is None or not caller.scopes.issuperset(stored.scopes.split())
             ):
+                _FORBIDDEN.inc()
                 raise ReplayForbidden(
                     "this request was processed for someone who may do more than this API key; its reply is not shown "
                     "to the key"
@@ -89,4 +107,5 @@ def kept_reply(key: RequestKey, caller: SignedIn, reply: Response) -> KeptReply:
 
 def replayed(stored: StoredReply) -> Response:
     """The stored reply as a response, marked as a replay."""
+    _REPLAYED.inc()
     return Response(stored.body, stored.status, headers={**stored.headers, REPLAYED_HEADER: "true"})

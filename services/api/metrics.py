@@ -1,21 +1,22 @@
-"""`GET /metrics` for Prometheus: the backlog, the last audit's findings, and the requests of this process."""
+"""`GET /metrics` for Prometheus, and `GET /internal/scaling` for autoscalers.
+
+The backlog and the last audit's findings are read from the database; the rest is this process's own.
+"""
 
 import asyncio
-import hmac
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
 from fastapi.responses import PlainTextResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.pool import QueuePool
 
-from services.api import group_metrics, pressure, rate_metrics
+from services import exposition
+from services.api import group_metrics, kept, pressure, rate_metrics
 from services.api.canary import Canary
 from services.api.checked import CheckedRoute
 from services.api.dependencies import State
@@ -24,39 +25,47 @@ from services.api.rate_classes import RateClass, rate_class
 from services.api.reads import Outcome, Reads
 from services.api.rights import public
 from services.api.state import ApiState
+from services.api.waiting import PATIENCE
+from services.audit.models import LedgerAudit
+from services.audit.schemas import DifferenceKind
+from services.clock import CLOCK
 from services.errors import NotFound, Unauthenticated
-from services.fields import now
+from services.fields import Schema
+from services.outbox.control.schemas import Waiting
 from services.outbox.log.schemas import Lag
 from services.unit_of_work import UnitOfWork
 
-_PATIENCE = 5.0
-"""Time limit for the database, in seconds; by default Prometheus gives up on a scrape after ten."""
-
 _MOST_COUNTED = 10_000
 
-_BACKLOG = {
-    "waiting": ("waybill_outbox_waiting_events", "Events waiting in the outbox, counted up to 10,000."),
-    "retrying": ("waybill_outbox_retrying_events", "Waiting events that have failed before, counted up to 10,000."),
-    "oldest_due_seconds": ("waybill_outbox_oldest_due_seconds", "How long the most overdue event has been due."),
-    "dead_letters": ("waybill_dead_letters", "Events that used up their attempts, counted up to 10,000."),
-}
+_REASONS = ("ready", "retry", "behind", "paused", "unknown", "asked", "begun")
+"""Why events wait; `services/outbox/models.py` says what each means. A paused type's ready events are `paused`."""
 
-router = APIRouter(route_class=CheckedRoute, tags=["health"])
+router = APIRouter(route_class=CheckedRoute)
 _bearer = HTTPBearer(auto_error=False, scheme_name="MetricsToken", description="`WAYBILL_METRICS_TOKEN`")
+
+
+class Scaling(Schema):
+    """How many events workers can process now: `events` for each type, counted up to 10,000, and `total` for all.
+
+    Left out are events that are deferred, wait for their next attempt or behind another event, or are of a paused type.
+    More workers would not help them.
+    """
+
+    total: int
+    events: dict[str, int]
 
 
 async def _scraped(state: State, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> ApiState:
     """Raises `NotFound` if metrics are disabled, `Unauthenticated` if the token is missing or wrong."""
-    token = state.settings.metrics_token
-    if token is None:
-        if not state.settings.is_development:
-            raise NotFound("metrics are not available here")
-    elif given is None or not hmac.compare_digest(given.credentials.encode(), token.get_secret_value().encode()):
-        raise Unauthenticated("the metrics token is required: Authorization: Bearer TOKEN")
+    match exposition.refusal(state.settings, None if given is None else given.credentials):
+        case 404:
+            raise NotFound(exposition.NOT_AVAILABLE)
+        case 401:
+            raise Unauthenticated(exposition.SEND_IT)
     return state
 
 
-@router.get("/metrics", response_class=PlainTextResponse, responses=responses(401, 404))
+@router.get("/metrics", tags=["health"], response_class=PlainTextResponse, responses=responses(401, 404))
 @public
 @rate_class(RateClass.internal)
 async def read_metrics(state: Annotated[ApiState, Depends(_scraped)]) -> PlainTextResponse:
@@ -64,54 +73,86 @@ async def read_metrics(state: Annotated[ApiState, Depends(_scraped)]) -> PlainTe
 
     If the database does not answer, its gauges are missing and `waybill_database_up` is 0.
     """
+    return PlainTextResponse(await _render(state), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/internal/scaling", tags=["health"], responses=responses(401, 404, 503))
+@public
+@rate_class(RateClass.internal)
+async def read_scaling(state: Annotated[ApiState, Depends(_scraped)]) -> Scaling:
+    """How many events wait for a worker, by type, at most 5 seconds ago: for KEDA's `metrics-api` scaler.
+
+    The token is that of `/metrics`.
+    """
+    events = {one.type: one.due for one in await state.waiting.read()}
+    return Scaling(total=sum(events.values()), events=events)
+
+
+def rendering(state: ApiState) -> Callable[[], bytes]:
+    """A function that renders the same as `/metrics`, to be called in another thread. It raises `TimeoutError`."""
+    loop = asyncio.get_running_loop()
+    return lambda: asyncio.run_coroutine_threadsafe(_render(state), loop).result(2 * PATIENCE)
+
+
+async def _render(state: ApiState) -> bytes:
+    own = [*exposition.registry.collect(), *state.request_times.registry.collect(), *pressure.registry.collect()]
+    own += [*group_metrics.registry.collect(), *kept.registry.collect()]
+    own += [*rate_metrics.registry.collect(), _pools(state), *_canary(state.canary), *_replica(state.reads)]
     explained = "How far this host's clock is ahead of the database's."
-    skew = _gauge("waybill_clock_skew_seconds", explained, state.skew.seconds)
-    own = [*state.request_times.registry.collect(), *pressure.registry.collect()]
-    own += [*group_metrics.registry.collect(), *rate_metrics.registry.collect()]
-    own += [skew, _pools(state), *_canary(state.canary), *_replica(state.reads)]
-    scrape = _Scrape([*own, *await _read_database(state)])
-    return PlainTextResponse(generate_latest(scrape), media_type=CONTENT_TYPE_LATEST)
-
-
-class _Scrape(Collector):
-    """The metrics of one scrape."""
-
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterable[Metric]:
-        return self._families
+    own.append(_gauge("waybill_clock_skew_seconds", explained, state.skew.seconds))
+    return exposition.rendered([*own, *await _read_database(state)])
 
 
 async def _read_database(state: ApiState) -> list[Metric]:
+    explained = "Whether the database answers."
     try:
-        # Not through the request pool: the database is not down just because that pool is exhausted.
+        waiting = await state.waiting.read()
         async with (
-            asyncio.timeout(_PATIENCE),
+            asyncio.timeout(PATIENCE),
             state.probe.scraping,
             UnitOfWork(state.probe.sessions, name="a scrape") as uow,
         ):
             backlog = await uow.control.backlog()
-            audit = await uow.audits.latest()
+            audit, good = await uow.audits.latest(), await uow.audits.latest(good=True)
             refused = await uow.sweeps.count()
             lags = await uow.log.lags(_MOST_COUNTED)
     except (SQLAlchemyError, OSError, TimeoutError):
-        return [_gauge("waybill_database_up", "Whether the database answers.", 0)]
-    gauges = [_gauge("waybill_database_up", "Whether the database answers.", 1)]
-    gauges += [_gauge(name, explained, backlog[key]) for key, (name, explained) in _BACKLOG.items()]
-    gauges.append(
-        _gauge("waybill_sweep_failures", "Due rows that cannot be expired because the database refuses.", refused)
-    )
-    gauges += _consumers(lags)
-    if audit is not None:
-        age = (now() - audit.started_at).total_seconds()
-        gauges += [
-            _gauge("waybill_audit_differences", "Differences that the last finished audit found.", audit.differences),
-            _gauge("waybill_audit_age_seconds", "Time since the last finished audit began.", age),
-            _gauge("waybill_audit_duration_seconds", "How long the last finished audit took.", audit.seconds),
-            _gauge("waybill_audit_rows_checked", "Rows that the last finished audit checked.", audit.rows_checked),
-        ]
-    return gauges
+        return [_gauge("waybill_database_up", explained, 0)]
+    gauges = [_gauge("waybill_database_up", explained, 1), *_waiting(waiting)]
+    explained = "Events that used up their attempts, counted up to 10,000."
+    gauges.append(_gauge("waybill_dead_letters", explained, backlog["dead_letters"]))
+    if backlog["oldest_due_seconds"] > 0:
+        explained = "Since when the most overdue event has been due; missing if none is."
+        since = CLOCK.time() - backlog["oldest_due_seconds"]
+        gauges.append(_gauge("waybill_outbox_oldest_due_timestamp_seconds", explained, since))
+    explained = "Due rows that cannot be expired because the database refuses."
+    gauges += [_gauge("waybill_sweep_failures", explained, refused), *_consumers(lags)]
+    return [*gauges, *_audit(audit, good)]
+
+
+def _waiting(waiting: Iterable[Waiting]) -> Iterable[Metric]:
+    explained = "Events waiting in the outbox, by type and reason, each counted up to 10,000."
+    family = GaugeMetricFamily("waybill_outbox_waiting_events", explained, labels=("type", "reason"))
+    for one in waiting:
+        for reason in _REASONS:
+            family.add_metric((one.type, reason), one.reasons.get(reason, 0))
+    return [family]
+
+
+def _audit(audit: LedgerAudit | None, good: LedgerAudit | None) -> Iterable[Metric]:
+    if audit is None:
+        return
+    yield _gauge("waybill_audit_differences", "Differences that the last finished audit found.", audit.differences)
+    found = [one["found"] for one in audit.sample if one.get("kind") == DifferenceKind.ledger_sum]
+    explained = "What all entries of the ledger summed to in the last finished audit; 0 if the books balance."
+    yield _gauge("waybill_ledger_imbalance_credits", explained, float(found[0]) if found else 0.0)
+    explained = "When the last finished audit began."
+    yield _gauge("waybill_audit_last_timestamp_seconds", explained, audit.started_at.timestamp())
+    if good is not None:
+        explained = "When the last audit began that found no difference; missing if there was none."
+        yield _gauge("waybill_audit_last_good_timestamp_seconds", explained, good.started_at.timestamp())
+    yield _gauge("waybill_audit_duration_seconds", "How long the last finished audit took.", audit.seconds)
+    yield _gauge("waybill_audit_rows_checked", "Rows that the last finished audit checked.", audit.rows_checked)
 
 
 def _consumers(lags: Iterable[Lag]) -> list[Metric]:
@@ -132,24 +173,17 @@ def _consumers(lags: Iterable[Lag]) -> list[Metric]:
 
 def _pools(state: ApiState) -> Metric:
     """Connections of this process. The replica's pool is `read`; reports use `analytics`."""
-    family = GaugeMetricFamily(
-        "waybill_database_pool_connections", "Connections of this process by pool.", labels=("pool", "state")
-    )
     engines: dict[str, AsyncEngine] = {"write": state.database.engine, "probe": state.probe.engine}
     if state.database.replica is not None:
         engines["read"] = state.database.replica.engine
     if state.analytics is not None:
         engines["analytics"] = state.analytics.engine
-    for name, engine in engines.items():
-        pool = engine.pool
-        assert isinstance(pool, QueuePool)
-        family.add_metric((name, "in_use"), pool.checkedout())
-        family.add_metric((name, "idle"), pool.checkedin())
-    return family
+    return exposition.pool_connections(engines)
 
 
 def _canary(canary: Canary) -> Iterable[Metric]:
-    yield _gauge("waybill_canary_age_seconds", "Time since the canary's last write was read back.", canary.age)
+    explained = "When the canary's last write was read back; before the first time, when the process started."
+    yield _gauge("waybill_canary_last_success_timestamp_seconds", explained, CLOCK.time() - canary.age)
     yield CounterMetricFamily("waybill_canary_failures", "Failed attempts of the canary.", value=canary.failures)
 
 

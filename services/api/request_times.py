@@ -1,6 +1,6 @@
 """How long requests take in this process, for `GET /metrics`."""
 
-from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Histogram
 from starlette.types import Scope
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -8,16 +8,15 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 
 class RequestTimes:
-    """Counts and durations of this process's requests, by method, route and status class; and its resource usage.
+    """Counts and durations of this process's requests, by method, route and status class.
 
     Values that clients make up do not become labels: a path without a route is `unmatched`, an unknown method `other`.
     """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
         self._histogram = Histogram(
-            "waybill_http_request_seconds",
+            "waybill_http_request_duration_seconds",
             "Time from a request's head to the end of its reply.",
             ("method", "route", "status"),
             buckets=_BUCKETS,

@@ -14,6 +14,7 @@ from services.api.reads import Reads
 from services.api.request_times import RequestTimes
 from services.api.seen_keys import SeenKeys
 from services.api.tokens import Tokens
+from services.api.waiting import WaitingEvents
 from services.database import Database
 from services.outbox.doorbell import Doorbell
 from services.outbox.events import Trace
@@ -34,6 +35,7 @@ class ApiState:
     redis: Redis
     doorbell: Doorbell
     probe: Probe
+    waiting: WaitingEvents
     canary: Canary
     passwords: Passwords
     tokens: Tokens

@@ -17,7 +17,7 @@ from services.api.checked import CheckedRoute, Handle
 from services.api.groups import Kind
 from services.api.idempotency import Claim
 from services.api.intents import in_group, kind_of
-from services.api.kept import ReplayStored, check_free, is_kept, kept_reply, replayed
+from services.api.kept import STORED, ReplayStored, check_free, is_kept, kept_reply, replayed
 from services.api.problems import domain_problem, is_unavailable, outcome_unknown_problem
 from services.api.reads import FAILURES, POSITION_HEADER
 from services.api.shares import writes
@@ -132,6 +132,8 @@ async def _run(request: Request, handle: Handle) -> Response:
             await uow.flush()
             request.state.committing = True
             await _commit(uow)
+            if claim is not None:
+                STORED.inc()
             return response
     except ReplayStored as replay:
         return await _replay(request, replay.stored)
@@ -169,6 +171,7 @@ async def _store_refusal(request: Request, claim: Claim, refused: Response) -> R
             _keep(uow, claim, refused)
             request.state.committing = True
             await uow.commit()
+            STORED.inc()
     except ReplayStored as replay:
         return await _replay(request, replay.stored)
     except DomainError as other:

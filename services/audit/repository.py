@@ -40,9 +40,11 @@ class AuditRepository(SqlAccess):
             sample=json.dumps([difference.as_json() for difference in sample]),
         )
 
-    async def latest(self) -> LedgerAudit | None:
-        """The audit that started last, of the finished ones."""
+    async def latest(self, *, good: bool = False) -> LedgerAudit | None:
+        """The audit that started last, of the finished ones or, if `good`, of those that found no difference."""
         newest = select(LedgerAudit).order_by(col(LedgerAudit.started_at).desc()).limit(1)
+        if good:
+            newest = newest.where(col(LedgerAudit.differences) == 0)
         return (await self.session.exec(newest)).one_or_none()
 
     async def books(self) -> dict[str, Any]:

@@ -50,6 +50,23 @@ class OnDeath(StrEnum):
     """They are processed without it; if it is replayed, it takes effect after them."""
 
 
+class FailureReason(StrEnum):
+    """Why an attempt failed."""
+
+    handler_error = "handler_error"
+    """The handler raised, or the database refused what it wrote."""
+    time_limit = "time_limit"
+    """The handler did not finish in time."""
+    unreadable = "unreadable"
+    """The payload is not valid, or the handler said that no retry can help."""
+    unknown_version = "unknown_version"
+    """This worker does not know the event's version."""
+    worker_died = "worker_died"
+    """The process ended during the last attempt."""
+    locked = "locked"
+    """Another transaction had locked what the event needs; no attempt is counted."""
+
+
 def is_locked(error: BaseException | None) -> bool:
     """Whether another transaction has locked what the event needs."""
     return isinstance(error, Locked) or (isinstance(error, DBAPIError) and sqlstate(error) == LOCK_NOT_AVAILABLE)

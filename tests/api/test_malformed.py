@@ -311,6 +311,7 @@ async def test_every_route_asks_for_a_token_unless_it_is_open_to_all(api: Api) -
         ("GET", "/readyz"),
         # Outside development it requires its own token (test_metrics.py).
         ("GET", "/metrics"),
+        ("GET", "/internal/scaling"),
     }
     asked = set()
     paths: dict[str, Any] = api.app.openapi()["paths"]

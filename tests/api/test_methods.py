@@ -95,7 +95,7 @@ async def test_head_without_a_get_is_405(api: Api) -> None:
 async def test_head_counts_as_head_on_its_route(api: Api) -> None:
     await api.request("HEAD", "/v1/products")
     labels = (("method", "HEAD"), ("route", "/v1/products"), ("status", "2xx"))
-    assert (await scrape(api))["waybill_http_request_seconds_count", labels] == 1
+    assert (await scrape(api))["waybill_http_request_duration_seconds_count", labels] == 1
 
 
 async def test_head_reads_no_stream_and_keeps_no_connection(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

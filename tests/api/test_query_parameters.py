@@ -91,7 +91,7 @@ async def test_a_flood_of_parameters_is_refused_with_a_short_reply(api: Api) -> 
 
 
 async def test_the_probes_take_no_parameters(api: Api) -> None:
-    for path in ("/healthz", "/readyz", "/metrics"):
+    for path in ("/healthz", "/readyz", "/metrics", "/internal/scaling"):
         assert_problem(await api.client.get(f"{path}?x=1"), 400, "bad_query")
         assert (await api.client.get(path)).status_code == 200
         head = await api.client.head(f"{path}?x=1")

@@ -100,7 +100,7 @@ def test_the_second_request_of_a_connection_gets_no_more_time_than_the_first(edg
 
 @pytest.mark.parametrize("framing", [b"Content-Length: 1000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n3e8\r\n"])
 def test_a_body_that_does_not_arrive_is_answered_408(edge: Edge, framing: bytes) -> None:
-    ended = 'waybill_http_request_seconds_count{method="POST",route="/v1/users",status="4xx"}'
+    ended = 'waybill_http_request_duration_seconds_count{method="POST",route="/v1/users",status="4xx"}'
     before, ended_before = edge.refused("body_time"), edge.metrics().get(ended, 0)
     with edge.connect(REGISTER + framing) as client:
         read(client).assert_problem(408, "request_timeout")

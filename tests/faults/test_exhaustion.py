@@ -71,7 +71,7 @@ async def test_a_client_that_does_not_read_is_dropped_and_its_request_ends(
 ) -> None:
     with running_edge(changed(settings, http_write_timeout=1.0), tmp_path / "api.log") as edge:
         user = await with_a_long_statement(edge, settings, database)
-        ended = f'waybill_http_request_seconds_count{{method="GET",route="{STATEMENT}",status="2xx"}}'
+        ended = f'waybill_http_request_duration_seconds_count{{method="GET",route="{STATEMENT}",status="2xx"}}'
         with edge.connect(get(STATEMENT, settings, user) + followed_by, receive_buffer=4096) as client:
             wait_until(lambda: edge.metrics().get(ended) == 1, "the request to end")
             assert edge.refused("reader") == 1

@@ -11,6 +11,7 @@ from services.cli.outbox.types import _at_least
 from services.database import Database
 from services.outbox.control import queries
 from services.outbox.control.repository import COUNTED
+from services.outbox.control.schemas import Waiting
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork
 
@@ -122,6 +123,30 @@ async def test_what_is_parked_does_not_hide_what_is_overdue(connection: Any, dat
     }
 
 
+async def test_waiting_events_are_counted_by_type_and_reason(connection: Any, database: Database) -> None:
+    for event_type, aggregate, waits, after in (
+        ("order.placed", "order/1", None, None),
+        ("order.placed", "order/2", None, None),
+        ("order.placed", "order/3", "retry", "-60 s"),
+        ("order.placed", "order/4", "retry", "60 s"),
+        ("order.placed", "order/5", "behind", "60 s"),
+        ("a.strange", "thing/1", "unknown", "-60 s"),
+        ("a.paused", "thing/2", None, None),
+        ("a.paused", "thing/3", "retry", "-60 s"),
+        ("a.paused", "thing/4", "retry", "60 s"),
+    ):
+        await connection.execute(PUT, event_type, aggregate, waits, after, 0)
+    await connection.execute("UPDATE outbox SET available_at = 'infinity' WHERE waits = 'behind'")
+    await connection.execute("INSERT INTO outbox_types (type, paused) VALUES ('a.paused', true)")
+    async with UnitOfWork(database.read) as uow:
+        found = await uow.control.waiting()
+    assert found == [
+        Waiting("a.paused", {"paused": 2, "retry": 1}, 0),
+        Waiting("a.strange", {"unknown": 1}, 0),
+        Waiting("order.placed", {"ready": 2, "retry": 2, "behind": 1}, 3),
+    ]
+
+
 @pytest.mark.parametrize("kind", FILL)
 @pytest.mark.parametrize("statistics", ["none", "of an empty outbox", "fresh"])
 async def test_a_scrape_reads_a_bounded_number_of_rows(
@@ -144,20 +169,21 @@ async def test_a_scrape_reads_a_bounded_number_of_rows(
     )
     if statistics == "fresh":
         await connection.execute("ANALYZE outbox, dead_letters")
-    async with connection.transaction():
-        await connection.fetch(queries.PLAN_BY_INDEX.sql, ["enable_bitmapscan", "enable_sort"])
-        found = await connection.fetchval(
-            f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {queries.BACKLOG.sql}",
-            *queries.BACKLOG.arguments({"counted": COUNTED}),
-        )
-        assert await connection.fetchval("SHOW enable_sort") == "on"
-    reads = {
-        f"{node['Node Type']} of {node['Relation Name']}": _rows(node)
-        for node in _nodes(json.loads(found)[0]["Plan"])
-        if node.get("Relation Name") in ("outbox", "dead_letters")
-    }
-    assert reads
-    assert {name: number for name, number in reads.items() if number > COUNTED + 1} == {}
+    for statement, restored in ((queries.BACKLOG, "on"), (queries.WAITING, "off")):
+        async with connection.transaction():
+            await connection.fetch(queries.PLAN_BY_INDEX.sql, ["enable_bitmapscan", "enable_sort"])
+            found = await connection.fetchval(
+                f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {statement.sql}",
+                *statement.arguments({"counted": COUNTED}),
+            )
+            assert await connection.fetchval("SHOW enable_sort") == restored
+        reads = {
+            f"{node['Node Type']} of {node['Relation Name']}": _rows(node)
+            for node in _nodes(json.loads(found)[0]["Plan"])
+            if node.get("Relation Name") in ("outbox", "dead_letters")
+        }
+        assert reads
+        assert {name: number for name, number in reads.items() if number > COUNTED + 1} == {}
     counted = await backlog(database)
     assert (counted["waiting"], counted["waiting_is_more"]) == (COUNTED, True)
     assert (counted["dead_letters"], counted["dead_letters_is_more"]) == (COUNTED, True)

@@ -1,7 +1,10 @@
-"""Counts of one worker's job runs, for its heartbeat."""
+"""Counts of one worker's job runs, for its heartbeat and for Prometheus."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
+
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
 
 from services.fields import now
 
@@ -33,3 +36,12 @@ class JobMetrics:
 
     def of(self, name: str) -> JobRuns:
         return self.functions.setdefault(name, JobRuns())
+
+    def collect(self) -> Iterable[Metric]:
+        """The runs and failures as counters."""
+        runs = CounterMetricFamily("waybill_job_runs", "Runs of scheduled jobs in this worker.", labels=("name",))
+        failures = CounterMetricFamily("waybill_job_failures", "Runs of scheduled jobs that failed.", labels=("name",))
+        for name, one in list(self.functions.items()):
+            runs.add_metric((name,), one.runs)
+            failures.add_metric((name,), one.failures)
+        return [runs, failures]

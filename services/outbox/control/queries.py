@@ -425,3 +425,24 @@ BACKLOG = Statement(f"""
         coalesce((SELECT extract(epoch FROM clock_timestamp() - min(since)) FROM due), 0)::float AS oldest_due_seconds,
         set_config('enable_bitmapscan', 'on', true) || set_config('enable_sort', 'on', true) AS planned
 """)  # noqa: S608
+
+# What waits forever is behind another event. No index has its types, so it is found among the first waiting rows.
+WAITING = Statement(f"""
+    WITH RECURSIVE {_types_in_outbox("ready", _READY)}, {_types_in_outbox("timed", "available_at < 'infinity'")},
+    found AS (
+        SELECT ready.type, 'ready' AS reason, true AS due FROM ready CROSS JOIN LATERAL (
+            SELECT FROM outbox WHERE outbox.type = ready.type AND available_at IS NULL LIMIT :counted
+        ) AS row
+        UNION ALL SELECT timed.type, row.waits, row.due FROM timed CROSS JOIN LATERAL (
+            SELECT waits, available_at <= clock_timestamp() AND waits <> 'unknown' AS due FROM outbox
+            WHERE outbox.type = timed.type AND available_at < 'infinity' ORDER BY available_at, position LIMIT :counted
+        ) AS row
+        UNION ALL SELECT type, 'behind', false FROM (
+            SELECT type, available_at FROM outbox WHERE available_at IS NOT NULL
+            ORDER BY aggregate, position LIMIT :counted
+        ) AS row WHERE available_at = 'infinity'
+    )
+    SELECT type, reason, count(*) AS events, count(*) FILTER (WHERE due) AS due,
+        {_PAUSED.format(type="found.type")} AS paused
+    FROM found GROUP BY type, reason
+""")  # noqa: S608

@@ -12,7 +12,7 @@ from sqlmodel import col, select
 from services.fields import Id, Instant, Moment, Text
 from services.filters import EXACT, ORDERED, Filterable
 from services.outbox.control import queries
-from services.outbox.control.schemas import OtherWorker, Selection
+from services.outbox.control.schemas import OtherWorker, Selection, Waiting, waiting_of
 from services.outbox.models import ASKED, DeadLetter, EventRow, OutboxRow
 from services.query import Listing, PageQuery, Rows, Sortable
 from services.sql import Row, SqlAccess
@@ -71,6 +71,14 @@ class ControlRepository(SqlAccess):
             found[f"{name}_is_more"] = found[name] > COUNTED
             found[name] = min(found[name], COUNTED)
         return found
+
+    async def waiting(self) -> list[Waiting]:
+        """How many events of each type wait for each reason, and how many of these a worker can process now.
+
+        Each count stops at `COUNTED`. It sets how this transaction's later statements are planned.
+        """
+        await self.sql.fetch(queries.PLAN_BY_INDEX, names=["enable_bitmapscan", "enable_sort"])
+        return waiting_of(await self.sql.fetch(queries.WAITING, counted=COUNTED))
 
     async def dead_letters(self, wanted: PageQuery) -> Rows[DeadLetter]:
         """Events whose attempts are used up."""

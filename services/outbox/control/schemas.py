@@ -1,5 +1,7 @@
 """What operators ask about the outbox, and what workers know of each other."""
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -32,3 +34,28 @@ class OtherWorker:
     pid: int
     process: dict[str, Any] | None
     silent: float
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """How many events of one type wait, by reason, and how many a worker can process now. Counts are bounded."""
+
+    type: str
+    reasons: Mapping[str, int]
+    due: int
+
+
+def waiting_of(rows: Iterable[Mapping[str, Any]]) -> list[Waiting]:
+    """From counts by type and reason. Of a paused type, no event is due, and those that were are called `paused`."""
+    reasons: dict[str, Counter[str]] = {}
+    due: Counter[str] = Counter()
+    for row in rows:
+        found = reasons.setdefault(row["type"], Counter())
+        ready = row["due"] if row["paused"] else 0
+        found["paused"] += ready
+        found[row["reason"]] += row["events"] - ready
+        due[row["type"]] += 0 if row["paused"] else row["due"]
+    return [
+        Waiting(name, {reason: n for reason, n in found.items() if n}, due[name])
+        for name, found in sorted(reasons.items())
+    ]

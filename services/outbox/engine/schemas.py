@@ -208,6 +208,8 @@ class Batch:
     """Whether the attempt was counted before it began: the batch is a single event that may kill the process."""
     done: list[ClaimedRow] = field(default_factory=list)
     failed: list[FailedRow] = field(default_factory=list)
+    buried: list["Failure"] = field(default_factory=list)
+    """Those of the failures that make a dead letter."""
     stopped: set[str] = field(default_factory=set)
     """Aggregates with a failed or released event: their later events of the batch wait."""
     released: bool = False

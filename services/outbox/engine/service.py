@@ -9,6 +9,7 @@ from typing import Generic
 from sqlalchemy.exc import DBAPIError
 
 from services.logs import Repeats
+from services.outbox import metrics
 from services.outbox.engine.schemas import (
     Batch,
     ClaimedRow,
@@ -221,6 +222,7 @@ class Processor(Generic[TransactionT]):
                 return Failed(error)
             raise
         self._portion.committed()
+        metrics.committed(batch)
         self._careful, self._locked = max(0, self._careful - 1), max(0, self._locked - 1)
         progress = outcome.processed or outcome.retried or outcome.buried or outcome.postponed
         outcome.more |= len(taken) < len(free) or batch.released or (full and bool(progress))
@@ -389,7 +391,8 @@ class Processor(Generic[TransactionT]):
             if len(works) > 1:
                 self._pace.halve(kind.type, len(works))
             raise
-        self._pace.finished(kind.type, len(works), (monotonic() - began) / limit)
+        self._pace.finished(kind.type, len(works), (seconds := monotonic() - began) / limit)
+        metrics.handled(kind.type, seconds)
         return verdicts
 
     async def _settle(
@@ -421,29 +424,26 @@ class Processor(Generic[TransactionT]):
     async def _settle_failures(self, transaction: TransactionT, batch: Batch) -> Outcome:
         """Count the attempts and bury events that have used theirs up. A lock timeout does not count as an attempt."""
         put_off: list[Failure] = []
-        bury: list[Failure] = []
-        locked = [row for row, error in batch.failed if is_locked(error)]
-        if locked:
-            logger.debug("%d events wait for locked rows; the first is %s", len(locked), locked[0].event_id)
+        bury = batch.buried
+        locked = sum(is_locked(error) for _, error in batch.failed)
         for row, error in batch.failed:
             policy = self._policy(row.type)
             blocks = self._subscriptions[row.type].on_death is OnDeath.block
             failure = Failure.of(row, error, policy, blocks=blocks, counted=batch.counted)
             dead = failure.is_attempt and policy.gives_up(error, failure.attempt)
             (bury if dead else put_off).append(failure)
-            if not is_locked(error):
-                left_out = self._repeats.left_out((row.type, failure.fingerprint, dead))
-                if left_out is not None:
-                    # Of many failures of one kind, only the first is logged, and then one a minute.
-                    level = logging.ERROR if dead else logging.WARNING
-                    logger.log(level, "%s", failure.told(row, error, dead=dead, left_out=left_out))
+            left_out = None if is_locked(error) else self._repeats.left_out((row.type, failure.fingerprint, dead))
+            if left_out is not None:
+                # Of many failures of one kind, only the first is logged, and then one a minute.
+                level = logging.ERROR if dead else logging.WARNING
+                logger.log(level, "%s", failure.told(row, error, dead=dead, left_out=left_out))
         if put_off:
             await transaction.outbox.put_off(put_off)
         if bury:
             await transaction.outbox.bury(bury)
         # Events behind a dead letter that does not block are due immediately.
         more = any(not failure.blocks for failure in bury)
-        return Outcome(retried=len(put_off) - len(locked), buried=len(bury), postponed=len(locked), more=more)
+        return Outcome(retried=len(put_off) - locked, buried=len(bury), postponed=locked, more=more)
 
     def _policy(self, event_type: str) -> RetryPolicy:
         return self._subscriptions[event_type].retry or self._retry
