@@ -36,11 +36,14 @@ _UNKNOWN_ISSUER = frozenset({18, 19, 20, 21})
 
 _VERSION = text("SELECT CAST(current_setting('server_version_num') AS integer)")
 
-# Names are qualified: with the search path, a tenant without tables might find those of another schema.
-_TABLES = text(
-    "SELECT to_regnamespace(CAST(:schema AS text)) IS NOT NULL,"
-    " to_regclass(CAST(:schema AS text) || '.alembic_version') IS NOT NULL"
-)
+# Not by the search path, with which a tenant without tables might find those of another schema.
+_TABLES = text("""
+    SELECT wanted.schema IS NOT NULL, versions.oid IS NOT NULL, coalesce(
+        has_schema_privilege(wanted.schema, 'USAGE') AND has_table_privilege(versions.oid, 'SELECT'), true
+    ), current_user
+    FROM (SELECT CAST(to_regnamespace(CAST(:schema AS text)) AS oid) AS schema) AS wanted
+    LEFT JOIN pg_class AS versions ON versions.relname = 'alembic_version' AND versions.relnamespace = wanted.schema
+""")
 
 
 # A superuser has the rights of every role.
@@ -91,8 +94,16 @@ class Schema:
 
     async def look(self, connection: AsyncConnection) -> None:
         """Compare the revisions. Database errors propagate."""
-        self.exists, has_versions = (await connection.execute(_TABLES, {"schema": self.name})).one()
+        found = await connection.execute(_TABLES, {"schema": self.name})
+        self.exists, has_versions, is_granted, role = found.one()
         revision: str | None = None
+        if not is_granted:
+            self.state = "missing"
+            self.complaint = (
+                f"the database role {role} may not use the tables in the schema {self.name}: run `waybill migrate` "
+                "with WAYBILL_MIGRATION_DATABASE_URL, which grants that to the role of WAYBILL_DATABASE_URL"
+            )
+            return
         if has_versions:
             # The name of a schema in the settings needs no escapes.
             version = text(f'SELECT max(version_num) FROM "{self.name}".alembic_version')  # noqa: S608

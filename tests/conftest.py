@@ -17,6 +17,7 @@ from alembic import command
 from fastapi import FastAPI
 from httpx2 import ASGITransport, AsyncClient
 from psycopg import sql
+from pydantic import SecretStr
 from redis import Redis
 from sqlalchemy import make_url
 
@@ -181,8 +182,8 @@ def settings(database_url: str, redis_url: str, group_commit: bool) -> Settings:
 
     What runs with them has the role of the application, without the rights of the tables' owner.
     """
-    plain = as_role(APPLICATION, database_url)
-    return settings_for(plain, redis_url).model_copy(update={"group_commit": group_commit})
+    made = settings_for(as_role(APPLICATION, database_url), redis_url)
+    return made.model_copy(update={"group_commit": group_commit, "admin_database_url": SecretStr(database_url)})
 
 
 @pytest.fixture
@@ -216,6 +217,7 @@ def _settings_of_commands(settings: Settings, monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WAYBILL_ENVIRONMENT", settings.environment.value)
     monkeypatch.setenv("WAYBILL_DATABASE_URL", settings.database_url)
+    monkeypatch.setenv("WAYBILL_MIGRATION_DATABASE_URL", as_role(OWNER, settings.database_url))
     get_settings.cache_clear()
     yield
     get_settings.cache_clear()

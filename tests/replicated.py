@@ -12,10 +12,12 @@ import psycopg
 import pytest
 from alembic import command
 from psycopg import sql
+from sqlalchemy import make_url
 
 from migrations.config import alembic_config
 from services.api.reads import LAG_HEADER, Outcome
 from services.app import create_app
+from services.cli.database_roles import prepare
 from services.database import Database
 from services.local.embedded import EmbeddedPostgres
 from services.replica import Replica, ReplicaState
@@ -23,6 +25,7 @@ from services.settings import Settings
 from tests.api.client import Api
 from tests.conftest import settings_for
 from tests.processes import wait_until
+from tests.roles import APPLICATION, OWNER, READER, as_role, roles_of
 from tests.standby import Standby, primary_server, standby_of
 
 _TEMPLATE = "migrated"
@@ -43,7 +46,8 @@ class Pair:
             made = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(_TEMPLATE))
             administrator.execute(made)
             self.catch_up()
-            replicated = {"database_replica_url": self.standby.url(name)}
+            # With the role that sees no secrets: what needs more would be read on the primary.
+            replicated = {"database_replica_url": as_role(READER, self.standby.url(name))}
             yield settings_for(self.primary.url(name), redis_url).model_copy(update=replicated)
             self.standby.start()
             self.standby.resume()
@@ -62,7 +66,9 @@ class Pair:
 def replicated_servers(folder: Path) -> Iterator[Pair]:
     with primary_server(folder / "primary") as primary:
         primary.create_database(_TEMPLATE)
-        command.upgrade(alembic_config(primary.url(_TEMPLATE)), "head")
+        url = primary.url(_TEMPLATE)
+        prepare(make_url(url), roles_of(url), "public")
+        command.upgrade(alembic_config(as_role(OWNER, url), application=APPLICATION, reader=READER), "head")
         with standby_of(primary, folder / "standby") as standby:
             yield Pair(primary, standby)
 

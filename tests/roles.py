@@ -3,9 +3,16 @@
 from sqlalchemy import make_url
 
 from services.cli.database_roles import Roles
+from services.settings import Settings
 
 OWNER, APPLICATION, READER = "test_owner", "test_application", "test_reader"
 _PASSWORD = "of-a-test"
+
+
+def superuser_of(settings: Settings) -> str:
+    """The superuser's address of a test's database, for what the application cannot do."""
+    given = settings.admin_database_url
+    return settings.database_url if given is None else given.get_secret_value()
 
 
 def as_role(role: str, url: str) -> str:

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from sqlalchemy import func
+from sqlalchemy.orm import defer
 from sqlmodel import col, select
 
 from services.fields import Id, Instant, Moment, Text
@@ -107,6 +108,9 @@ class UserRepository(SoftDeleteRepository[User]):
 
 
 _ID = Sortable(col(User.id), Id)
+
+WITHOUT_PASSWORD = defer(cast(Any, User.hashed_password))
+"""For reads on the replica, whose role may not see the column."""
 
 USERS = Listing[User](
     filters={

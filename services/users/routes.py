@@ -35,7 +35,7 @@ from services.users.attempts import service as attempts
 from services.users.models import User
 from services.users.registration import service as registration
 from services.users.registration.schemas import EmailConfirmation
-from services.users.repository import USERS
+from services.users.repository import USERS, WITHOUT_PASSWORD
 from services.users.rights import Scope
 from services.users.roles.models import RoleRequest
 from services.users.roles.routes import shown
@@ -179,7 +179,7 @@ def _given(password: SecretStr | None) -> SecretStr:
 @rate_class(RateClass.search)
 async def list_users(_: CurrentUser, page: Annotated[PageQuery, page_of(USERS)], uow: ReplicaWork) -> Rows[User]:
     """List users."""
-    return await uow.users.list_page(USERS, page)
+    return await uow.users.list_page(USERS, page, options=[WITHOUT_PASSWORD])
 
 
 @router.get("/users/{user_id}", response_model=UserPublic, responses=responses(401, 403, 404, 422))

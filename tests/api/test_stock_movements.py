@@ -12,6 +12,7 @@ from services.users.models import User
 from tests.api.audited import corrupt, run_audit
 from tests.api.client import Api
 from tests.factories import make_product
+from tests.roles import superuser_of
 
 OLD_RELEASE = "waybill-api"
 """The name under which processes of the release before are connected."""
@@ -90,7 +91,7 @@ async def test_a_cancelled_order_moves_nothing(api: Api) -> None:
 
 def update(api: Api, application: str, statement: str) -> None:
     """Run it on a connection with this name, as the owner of the tables."""
-    with psycopg.connect(api.settings.database_url, application_name=application) as connection:
+    with psycopg.connect(superuser_of(api.settings), application_name=application) as connection:
         assert connection.execute(statement.encode()).rowcount == 1
 
 
@@ -133,7 +134,7 @@ async def test_a_change_by_hand_is_found_until_it_is_undone(api: Api) -> None:
 async def test_a_change_by_hand_is_noted_beside_the_stock_whatever_the_search_path(api: Api) -> None:
     product = await make_product(api.database, stock=10)
     schema = await api.scalar("SELECT current_schema()")
-    with psycopg.connect(api.settings.database_url, options="-c search_path=pg_temp") as connection:
+    with psycopg.connect(superuser_of(api.settings), options="-c search_path=pg_temp") as connection:
         # As another tenant's table would be found.
         connection.execute("CREATE TEMP TABLE stock_movements (product_id bigint, kind text, pieces bigint)")
         connection.execute(f"UPDATE {schema}.inventory SET on_hand = 15 WHERE product_id = {product.id}".encode())

@@ -12,6 +12,7 @@ from services.sql import Statement
 from services.transaction import UnorderedEvents
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import Tick, rows
+from tests.roles import superuser_of
 
 LOCK = Statement("SELECT id FROM categories WHERE name = :name FOR UPDATE")
 KEY = "hashtextextended(current_schema() || ' events of tick/a', 0)"
@@ -76,7 +77,7 @@ async def test_a_lock_that_a_transaction_still_holds_after_its_end_is_not_a_viol
     database: Database, settings: Settings
 ) -> None:
     # A transaction releases its locks one after the other, shortly after it has ended: the session has no transaction.
-    with psycopg.connect(settings.database_url, autocommit=True) as releasing:
+    with psycopg.connect(superuser_of(settings), autocommit=True) as releasing:
         releasing.execute(f"SELECT pg_advisory_lock({KEY})")
         async with work(database, "the next one") as uow:
             uow.record(Tick(name="a"))

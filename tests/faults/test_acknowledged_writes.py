@@ -22,6 +22,7 @@ from tests.faults.storm.findings import Findings
 from tests.faults.storm.site import Site, open_site
 from tests.faults.storm.verdict import judge, measure_capacity, settle
 from tests.faults.storm.writes import Shop
+from tests.roles import superuser_of
 
 _IS_LONG = bool(os.environ.get("WAYBILL_TEST_LONG"))
 _GIVEN = os.environ.get("WAYBILL_TEST_SEED")
@@ -58,7 +59,7 @@ async def _open_shop(site: Site) -> Shop:
         ]
         collector = await make_user(database, credits="1000")
     values = {"many": _ENTRIES, "payer": sellers[1].id, "payee": collector.id}
-    with psycopg.connect(site.settings.database_url) as connection:
+    with psycopg.connect(superuser_of(site.settings)) as connection:
         connection.execute(_LONG_STATEMENT, values)
     return Shop(
         buyers=[one.id for one in buyers],

@@ -39,6 +39,7 @@ from tests.faults.grouped import (
 )
 from tests.faults.storm.proxy import Proxy
 from tests.processes import running
+from tests.roles import superuser_of
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ async def test_an_api_killed_before_or_in_the_commit_of_a_group_leaves_each_requ
     database: Database, settings: Settings, tmp_path: Path, path: str, where: Stop
 ) -> None:
     shop = await Shop.opened(database)
-    async with stops(settings.database_url, where) as stopping:
+    async with stops(superuser_of(settings), where) as stopping:
         async with api_of(settings, tmp_path / "killed.log") as (api, client):
             group, replies, _ = await group_under_way(client, stopping, shop, path)
             api.kill()
@@ -96,7 +97,7 @@ async def test_an_api_killed_after_the_commit_of_a_group_has_kept_the_replies_of
 ) -> None:
     shop = await Shop.opened(database)
     port = any_free_port()
-    async with stops(settings.database_url, Stop.in_commit) as stopping:
+    async with stops(superuser_of(settings), Stop.in_commit) as stopping:
         with running(["-m", "tests.faults.lossy_api", str(port), GROUP], settings, tmp_path / "lossy.log") as api:
             async with Client(f"http://127.0.0.1:{port}", settings) as client:
                 await client.wait_until_ready()
@@ -116,7 +117,7 @@ async def test_a_backend_terminated_in_the_commit_of_a_group_leaves_each_request
 ) -> None:
     shop = await Shop.opened(database)
     async with (
-        stops(settings.database_url, Stop.in_commit) as stopping,
+        stops(superuser_of(settings), Stop.in_commit) as stopping,
         api_of(settings, tmp_path / "api.log") as (_, client),
     ):
         group, replies, pid = await group_under_way(client, stopping, shop, path)
@@ -133,7 +134,7 @@ async def test_an_unconfirmed_group_that_was_committed_is_found_by_its_keys_and_
     shop = await Shop.opened(database)
     async with (
         behind_proxy(settings) as (proxy, proxied),
-        stops(settings.database_url, Stop.in_commit) as stopping,
+        stops(superuser_of(settings), Stop.in_commit) as stopping,
         api_of(proxied, tmp_path / "api.log") as (_, client),
     ):
         group, replies, pid = await group_under_way(client, stopping, shop, path)
@@ -156,7 +157,7 @@ async def test_a_group_that_is_still_being_committed_when_its_connection_is_lost
     shop = await Shop.opened(database)
     async with (
         behind_proxy(settings) as (proxy, proxied),
-        stops(settings.database_url, Stop.in_commit) as stopping,
+        stops(superuser_of(settings), Stop.in_commit) as stopping,
         api_of(proxied, tmp_path / "api.log") as (_, client),
     ):
         group, replies, _ = await group_under_way(client, stopping, shop, path)
@@ -185,7 +186,7 @@ async def test_postgresql_killed_in_the_commit_of_a_group_leaves_each_request_do
     settings = changed(settings_for(postgres.url(), redis_url), group_commit=True, **LONG)
     async with open_database(settings, "test") as database, api_of(settings, tmp_path / "api.log") as (_, client):
         shop = await Shop.opened(database)
-        async with stops(settings.database_url, Stop.in_commit) as stopping:
+        async with stops(superuser_of(settings), Stop.in_commit) as stopping:
             group, replies, pid = await group_under_way(client, stopping, shop, path)
             kill(postgres, pid, whole=whole)
             # The lock goes with the server.

@@ -26,6 +26,7 @@ from tests.faults.grouped import (
     sizes_of_groups,
     stops,
 )
+from tests.roles import superuser_of
 
 LEAVE = 3
 
@@ -59,7 +60,7 @@ async def test_clients_that_leave_before_their_group_begins_have_no_effect_and_t
 ) -> None:
     shop = await Shop.opened(database)
     async with (
-        stops(settings.database_url, Stop.in_commit) as stopping,
+        stops(superuser_of(settings), Stop.in_commit) as stopping,
         api_of(settings, tmp_path / "api.log") as (_, client),
     ):
         waiting = await group_that_waits(client, stopping, shop, path)
@@ -82,7 +83,7 @@ async def test_clients_that_leave_after_their_group_has_begun_find_their_replies
 ) -> None:
     shop = await Shop.opened(database)
     async with (
-        stops(settings.database_url, Stop.in_commit) as stopping,
+        stops(superuser_of(settings), Stop.in_commit) as stopping,
         api_of(settings, tmp_path / "api.log") as (_, client),
     ):
         group, replies, _ = await group_under_way(client, stopping, shop, path)
@@ -102,7 +103,7 @@ async def test_a_process_that_is_told_to_stop_answers_what_waits_for_a_group(
     database: Database, settings: Settings, tmp_path: Path, path: str
 ) -> None:
     shop = await Shop.opened(database, buyers=30)
-    async with stops(settings.database_url, Stop.in_commit) as stopping:
+    async with stops(superuser_of(settings), Stop.in_commit) as stopping:
         async with api_of(settings, tmp_path / "stopped.log") as (api, client):
             waiting = await group_that_waits(client, stopping, shop, path, many=30)
             api.process.terminate()

@@ -29,6 +29,7 @@ from services.settings import Settings
 from services.users.passwords import Passwords
 from services.users.rights import Role
 from tests.factories import make_user
+from tests.roles import superuser_of
 
 OPERATOR, PASSWORD = "operator@waybill.example", "operator-password"
 APPROVER = "approver@waybill.example"
@@ -163,13 +164,13 @@ class House:
 
     def count(self, query: str) -> Any:
         """The one value of a query."""
-        with psycopg.connect(self.settings.database_url, autocommit=True) as connection:
+        with psycopg.connect(superuser_of(self.settings), autocommit=True) as connection:
             row = connection.execute(query.encode()).fetchone()
         assert row is not None
         return row[0]
 
     def execute(self, statement: str) -> None:
-        with psycopg.connect(self.settings.database_url, autocommit=True) as connection:
+        with psycopg.connect(superuser_of(self.settings), autocommit=True) as connection:
             connection.execute(statement.encode())
 
     def issued(self) -> Decimal:

@@ -31,6 +31,7 @@ from tests.faults.edge import changed
 from tests.faults.test_start import run
 from tests.pgbouncer import running_pgbouncer
 from tests.processes import running_api, running_worker, wait_until
+from tests.roles import superuser_of
 from worker.context import open_polling
 
 OURS = _server_settings(settings_for("postgresql://nowhere/none", "redis://nowhere"), "test", Limits.of_jobs())
@@ -239,7 +240,7 @@ async def test_the_api_and_a_worker_do_their_work(
             post("/v1/orders", f"order-{number}", order)
             post("/v1/transfers", f"transfer-{number}", {"to_user_id": friend.id, "amount": "1.00"})
         assert client.get("/v1/products", params={"q": product.name}).status_code == 200
-        with psycopg.connect(settings.database_url, autocommit=True) as watch:
+        with psycopg.connect(superuser_of(settings), autocommit=True) as watch:
             confirmed = "SELECT count(*) FROM orders WHERE status = 'confirmed'"
             wait_until(lambda: watch.execute(confirmed).fetchone() == (20,), "confirmed orders")
             ran = "SELECT count(*) FROM jobs WHERE ok AND name = 'ensure_event_partitions'"

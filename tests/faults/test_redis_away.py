@@ -26,6 +26,7 @@ from services.unit_of_work import UnitOfWork
 from services.users.models import User
 from tests.factories import make_product, make_user
 from tests.processes import running_api, running_worker, wait_until
+from tests.roles import superuser_of
 
 SECONDS = 30.0
 # Spelled out: importing the worker's settings reads the environment of this process.
@@ -164,7 +165,7 @@ async def prune_keys_by_a_job(settings: Settings) -> None:
     pool = await create_pool(
         RedisSettings.from_dsn(settings.redis_url), job_serializer=serialize, default_queue_name=QUEUE
     )
-    with psycopg.connect(settings.database_url, autocommit=True) as watch:
+    with psycopg.connect(superuser_of(settings), autocommit=True) as watch:
         assert watch.execute("UPDATE idempotency_keys SET created_at = now() - interval '7 days'").rowcount > 0
         try:
             assert await pool.enqueue_job("prune_idempotency_keys") is not None

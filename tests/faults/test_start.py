@@ -17,6 +17,7 @@ from migrations.revisions import revisions
 from services.settings import Settings
 from tests.faults.edge import changed
 from tests.processes import ROOT, environment_of, running_api, running_worker, wait_until
+from tests.roles import superuser_of
 
 API = ["-m", "services.cli", "api", "--port", "0"]
 WORKER = ["-m", "worker"]
@@ -114,7 +115,7 @@ def test_a_database_without_tables_is_refused_in_one_sentence(
 @pytest.mark.parametrize("arguments", [WORKER, *COMMANDS], ids=named)
 def test_a_database_of_an_older_release_is_refused_in_one_sentence(settings: Settings, arguments: list[str]) -> None:
     *_, before, head = revisions()
-    command.downgrade(alembic_config(settings.database_url), "-1")
+    command.downgrade(alembic_config(superuser_of(settings)), "-1")
     code, said = run(arguments, settings)
     assert code in (1, 2)
     assert_plain(said, f"the database is at revision {before}, but this release needs {head}: run `waybill migrate`")
@@ -153,7 +154,7 @@ def test_the_api_is_not_ready_until_the_database_is_migrated(
 
 
 def test_a_database_that_a_newer_release_has_migrated_is_used(settings: Settings, tmp_path: Path) -> None:
-    with psycopg.connect(settings.database_url) as connection:
+    with psycopg.connect(superuser_of(settings)) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     with (
         running_worker(settings, tmp_path / "worker.log") as worker,
@@ -177,7 +178,7 @@ def test_a_running_worker_reports_that_its_database_is_at_an_older_revision(sett
     check = ["-m", "services.cli", "outbox", "workers", "--check"]
     with running_worker(settings, tmp_path / "worker.log") as worker:
         wait_until(lambda: run(check, settings)[0] == 0, "the worker to be healthy")
-        with psycopg.connect(settings.database_url, autocommit=True) as connection:
+        with psycopg.connect(superuser_of(settings), autocommit=True) as connection:
             connection.execute("UPDATE alembic_version SET version_num = '0001'")
             report = "SELECT count(*) FROM workers WHERE report ->> 'tables_complaint' LIKE '%at revision 0001%'"
             wait_until(lambda: connection.execute(report).fetchone() == (1,), "the worker to report it")

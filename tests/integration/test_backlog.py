@@ -14,6 +14,7 @@ from services.outbox.control.repository import COUNTED
 from services.outbox.control.schemas import Waiting
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork
+from tests.roles import superuser_of
 
 MANY = 50_000
 PUT = """
@@ -35,7 +36,7 @@ FILL = {
 
 @pytest.fixture
 async def connection(settings: Settings) -> AsyncIterator[Any]:
-    connected = await asyncpg.connect(settings.database_url, server_settings={"jit": "off"})
+    connected = await asyncpg.connect(superuser_of(settings), server_settings={"jit": "off"})
     await connected.execute("ALTER TABLE outbox SET (autovacuum_enabled = off)")
     yield connected
     await connected.close()

@@ -13,6 +13,7 @@ from services.database import Database, make_session_factory
 from services.outbox.events import Event, Trace
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork
+from tests.roles import superuser_of
 
 # What differs from event to event.
 _OWN = {"id", "event_id", "position", "aggregate", "occurred_at", "transaction_id", "payload", "request_id"}
@@ -114,8 +115,8 @@ async def test_recorded_events_are_split_into_commits_and_each_is_recorded_once(
 
 def test_every_month_has_waiting_events_and_a_look_up_reads_one_partition(settings: Settings) -> None:
     partitions = add_months(settings, earlier_months())
-    fill_all_months(settings.database_url, Events(40, aggregates=10))
-    with psycopg.connect(settings.database_url) as connection:
+    fill_all_months(superuser_of(settings), Events(40, aggregates=10))
+    with psycopg.connect(superuser_of(settings)) as connection:
         found = connection.execute(
             "SELECT events.tableoid::regclass::text FROM outbox JOIN events ON id = event_id ORDER BY outbox.position"
         ).fetchall()
@@ -124,4 +125,4 @@ def test_every_month_has_waiting_events_and_a_look_up_reads_one_partition(settin
     assert months.keys() < partitions
     # In turn: the first batch has events of all months.
     assert len({name for (name,) in found[:500]}) == 14
-    assert partitions_a_look_up(settings.database_url) == 1.0
+    assert partitions_a_look_up(superuser_of(settings)) == 1.0

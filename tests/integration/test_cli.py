@@ -28,6 +28,7 @@ from services.users.sessions.models import Device
 from services.users.sessions.service import Credentials, Lifetimes
 from services.users.totp.codes import Secrets
 from tests.processes import wait_until
+from tests.roles import superuser_of
 
 CREATE = ["users", "create", "--role", "admin"]
 
@@ -71,7 +72,7 @@ def test_users_create_makes_one_with_an_account(settings: Settings, arguments: l
     made = CliRunner().invoke(app, [*arguments, "Boss@Waybill.example", "--generate"])
     assert made.exit_code == 0, made.output
     assert f"now has the role {role}. The password: " in made.output
-    with psycopg.connect(settings.database_url) as connection:
+    with psycopg.connect(superuser_of(settings)) as connection:
         operators = "SELECT email, role, posted FROM users JOIN accounts ON accounts.user_id = users.id"
         assert connection.execute(operators).fetchall() == [("boss@waybill.example", role, 0)]
 
@@ -93,7 +94,7 @@ def test_users_create_says_what_is_wrong(settings: Settings, email: str, passwor
     refused = CliRunner().invoke(app, [*CREATE, email], input=f"{password}\n{password}\n")
     assert refused.exit_code == 1
     assert complaint in refused.output
-    with psycopg.connect(settings.database_url) as connection:
+    with psycopg.connect(superuser_of(settings)) as connection:
         assert connection.execute("SELECT * FROM users").fetchall() == []
 
 
@@ -112,7 +113,7 @@ def test_set_role_gives_a_role_but_not_that_of_the_last_operator(settings: Setti
         return ran.exit_code, ran.output
 
     def roles() -> list[tuple[object, ...]]:
-        with psycopg.connect(settings.database_url) as connection:
+        with psycopg.connect(superuser_of(settings)) as connection:
             return connection.execute("SELECT email, role, version FROM users ORDER BY id").fetchall()
 
     for email in ("ada@waybill.example", "bea@waybill.example"):
@@ -156,8 +157,8 @@ def test_migrate_needs_no_secret(settings: Settings, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("_settings_of_commands")
 def test_migrate_gives_up_if_a_table_is_locked_and_says_so(settings: Settings) -> None:
-    command.downgrade(alembic_config(settings.database_url), "0002")
-    with psycopg.connect(settings.database_url) as holder:
+    command.downgrade(alembic_config(superuser_of(settings)), "0002")
+    with psycopg.connect(superuser_of(settings)) as holder:
         holder.execute("LOCK TABLE order_items, orders IN ACCESS EXCLUSIVE MODE")
         refused = CliRunner().invoke(app, ["migrate"])
     assert isinstance(refused.exception, SystemExit)
@@ -198,7 +199,7 @@ def test_migrate_that_meets_a_deadlock_says_so_and_can_be_run_again(settings: Se
 def test_migrate_makes_the_tables_of_a_tenant(settings: Settings) -> None:
     ran = CliRunner().invoke(app, ["migrate", "--schema", "tenant_one"])
     assert ran.exit_code == 0, ran.output
-    with psycopg.connect(settings.database_url) as connection:
+    with psycopg.connect(superuser_of(settings)) as connection:
         assert connection.execute("SELECT count(*) FROM tenant_one.orders").fetchone() == (0,)
 
 

@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from services.cli.main import app
 from services.settings import Settings, get_settings
+from tests.roles import superuser_of
 
 PASSWORD = "a good long passphrase"
 
@@ -22,7 +23,7 @@ def database(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setenv("WAYBILL_DATABASE_URL", settings.database_url)
     monkeypatch.setattr("getpass.getuser", lambda: "olga")
     get_settings.cache_clear()
-    with psycopg.connect(settings.database_url.replace("+asyncpg", ""), autocommit=True) as connection:
+    with psycopg.connect(superuser_of(settings), autocommit=True) as connection:
         yield connection
     get_settings.cache_clear()
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 from services.cli.main import app
 from services.settings import Settings
+from tests.roles import superuser_of
 
 WORKER = """
     INSERT INTO workers (id, host, pid, started_at, beat_at, progress_at, report)
@@ -26,7 +27,7 @@ JOBS = """
 @pytest.fixture
 def database(settings: Settings, _settings_of_commands: None) -> Iterator[psycopg.Connection[Any]]:
     """A live worker that knows two of three jobs, all of them healthy."""
-    with psycopg.connect(settings.database_url, autocommit=True) as connection:
+    with psycopg.connect(superuser_of(settings), autocommit=True) as connection:
         connection.execute(WORKER)
         connection.execute(JOBS)
         yield connection

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from services.cli.main import app
 from services.settings import Settings
 from tests.processes import ROOT, environment_of
+from tests.roles import superuser_of
 
 pytestmark = pytest.mark.usefixtures("_settings_of_commands")
 
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("_settings_of_commands")
 @pytest.fixture
 def database(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
     """Three dead letters of one kind; an event waits behind the second one."""
-    with psycopg.connect(settings.database_url, autocommit=True) as connection:
+    with psycopg.connect(superuser_of(settings), autocommit=True) as connection:
         connection.execute(
             "INSERT INTO dead_letters (position, event_id, aggregate, type, attempts, error, fingerprint, failures)"
             " SELECT -n, gen_random_uuid(), 'order/' || n, 'order.placed', 5, E'Traceback\\nValueError: no ' || n,"

@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 from services.cli.main import app
 from services.settings import Settings, get_settings
 from tests.migrations.schema import read_schema
+from tests.roles import superuser_of
 
 EVENT = """
     INSERT INTO events (id, type, version, aggregate, payload)
@@ -46,7 +47,7 @@ def on(analytics_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def traded(settings: Settings) -> Settings:
     """Seven events about an order of two pieces."""
-    execute(settings.database_url, SHOP, EVENT)
+    execute(superuser_of(settings), SHOP, EVENT)
     return settings
 
 
@@ -125,11 +126,11 @@ def test_migrate_upgrades_the_analytics_database_and_leaves_the_primary_alone(
     get_settings.cache_clear()
     refused = run("reports", "rebuild", "--yes", code=1)
     assert "run `waybill migrate --database analytics`" in refused.output
-    before = read_schema(settings.database_url)
+    before = read_schema(superuser_of(settings))
     said = run("migrate", "--database", "analytics").stdout
     assert said.endswith("The analytics database is at the newest revision.\n")
     assert "report_days" in read_schema(empty_database_url).tables
-    assert read_schema(settings.database_url) == before
+    assert read_schema(superuser_of(settings)) == before
     assert "analytics" not in run("migrate").stdout
 
 

@@ -23,6 +23,7 @@ from services.database import Database, make_engine, open_database
 from services.outbox.events import Event
 from services.settings import Settings
 from services.subscriptions import SUBSCRIPTIONS
+from tests.roles import superuser_of
 from worker.context import open_polling, open_worker
 
 OF_PROCESS = text(
@@ -74,7 +75,7 @@ async def test_sessions_use_utc_and_limit_idle_time_in_a_transaction(settings: S
 @pytest.fixture
 async def strict(settings: Settings) -> Settings:
     """A database in which transactions are stricter than ours unless they say otherwise."""
-    with psycopg.connect(settings.database_url) as connection:
+    with psycopg.connect(superuser_of(settings)) as connection:
         strict = sql.SQL("ALTER DATABASE {} SET default_transaction_isolation = 'repeatable read'")
         connection.execute(strict.format(sql.Identifier(connection.info.dbname)))
     return settings

@@ -19,6 +19,7 @@ from services.sql import Statement
 from services.sweeps import repository
 from services.sweeps.repository import BEFORE_ALL
 from tests.integration.test_outbox_plans import nodes
+from tests.roles import superuser_of
 
 SLICE = 200
 DUE = 20_000
@@ -65,7 +66,7 @@ LOCK: dict[str, tuple[Statement, str, str]] = {
 
 @pytest.fixture
 async def connection(settings: Settings) -> AsyncIterator[Any]:
-    connected = await asyncpg.connect(settings.database_url, server_settings={"jit": "off", "random_page_cost": "1.1"})
+    connected = await asyncpg.connect(superuser_of(settings), server_settings={"jit": "off", "random_page_cost": "1.1"})
     for table in ("orders", "transfers"):
         # Statistics are taken, and dead rows removed, when the test says so.
         await connected.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
@@ -137,7 +138,7 @@ async def test_with_the_statistics_of_empty_tables_a_slice_reads_its_own_rows(co
 async def test_a_slice_does_not_read_the_dead_rows_of_the_slices_before_it(connection: Any, settings: Settings) -> None:
     await fill(connection)
     await connection.execute("ANALYZE orders, transfers")
-    somebody = await asyncpg.connect(settings.database_url)
+    somebody = await asyncpg.connect(superuser_of(settings))
     try:
         # An old snapshot keeps dead rows from being removed.
         held = somebody.transaction(isolation="repeatable_read")

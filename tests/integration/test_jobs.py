@@ -18,6 +18,7 @@ from services.settings import Settings
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import rows
 from tests.logs import capture_logs
+from tests.roles import superuser_of
 from worker.job_loop import JobLoop
 from worker.jobs.metrics import JobMetrics
 from worker.jobs.schedule import Job, Schedule, ScheduledJob
@@ -271,7 +272,7 @@ async def test_a_locked_row_does_not_hold_up_other_jobs(database: Database, sett
     locked, free = (ScheduledJob(noted(said, name), DAILY, at_start=True) for name in ("locked", "free"))
     await announce(database, locked, free)
     said.clear()
-    with psycopg.connect(settings.database_url) as someone:
+    with psycopg.connect(superuser_of(settings)) as someone:
         someone.execute("SELECT 1 FROM jobs WHERE name = 'locked' FOR UPDATE")
         before = (await state(database, "free")).runs
         async with looping(database, locked, free) as loop:

@@ -30,6 +30,7 @@ from services.settings import Settings, get_settings
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.log_readers import Noted, make_consumer, note, read_all, read_once
 from tests.conftest import settings_for
+from tests.roles import superuser_of
 from worker.context import open_worker
 from worker.jobs.retention import forget_events
 
@@ -344,7 +345,7 @@ async def test_an_api_whose_database_is_replaced_by_a_copy_is_not_ready(settings
     ):
         assert (await client.get("/readyz")).json()["database"] == "ok"
         run(
-            settings.database_url,
+            superuser_of(settings),
             "INSERT INTO events (id, type, version, aggregate, payload, transaction_id)"
             " VALUES (gen_random_uuid(), 'a.b', 1, 'a/1', '{}', '9000000000')",
         )

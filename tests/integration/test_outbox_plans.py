@@ -16,6 +16,7 @@ from services.outbox.engine.repository import claim_settings
 from services.outbox.models import MAX_POSITION
 from services.settings import Settings
 from services.sql import Statement
+from tests.roles import superuser_of
 
 SMALL, LARGE, WAITING = 300, 200_000, 10_000
 BATCH = 500
@@ -104,7 +105,7 @@ def faults(plan: dict[str, Any]) -> list[str]:
 
 @pytest.fixture
 async def connection(settings: Settings) -> Any:
-    connected = await asyncpg.connect(settings.database_url, server_settings={"jit": "off"})
+    connected = await asyncpg.connect(superuser_of(settings), server_settings={"jit": "off"})
     # Statistics are taken when the test says so.
     await connected.execute("ALTER TABLE outbox SET (autovacuum_enabled = off)")
     yield connected

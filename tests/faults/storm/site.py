@@ -23,6 +23,7 @@ from tests.conftest import settings_for
 from tests.faults.storm.findings import Findings
 from tests.faults.storm.proxy import Proxy
 from tests.processes import Running, environment_of, running
+from tests.roles import superuser_of
 
 APIS = 2
 WORKERS = 2
@@ -85,7 +86,7 @@ class Site:
 
     def connect(self, *, autocommit: bool = True) -> psycopg.Connection[TupleRow]:
         """A fresh connection, past all proxies, that no fault of the storm picks."""
-        url = self.settings.database_url
+        url = superuser_of(self.settings)
         return psycopg.connect(url, autocommit=autocommit, application_name="storm", connect_timeout=5)
 
     def rows(self, statement: LiteralString, *values: object) -> list[tuple[Any, ...]]:
