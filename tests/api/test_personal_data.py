@@ -42,6 +42,16 @@ async def canary(api: Api) -> User:
     await make_key(api, user, name=f"key of {NAME}")
     await api.post("/v1/users/me/totp", by=user, key=None, json=CONFIRMED)
     assert (await api.client.post("/v1/password-resets", json={"email": EMAIL})).status_code == 202
+    token = """
+        INSERT INTO one_time_tokens (hash, purpose, user_id, email, expires_at)
+        VALUES (sha256('x'), 'password_reset', :user_id, :email, now() + interval '1 hour')
+    """
+    await api.execute(token, user_id=user.id, email=EMAIL)
+    wants = """
+        INSERT INTO unverified_emails (email, user_id, expires_at)
+        VALUES ('new.' || :email, :user_id, now() + interval '1 day')
+    """
+    await api.execute(wants, user_id=user.id, email=EMAIL)
     operator = await make_operator(api.database)
     topped = {"user_id": user.id, "amount": "20.00", "note": "welcome"}
     assert (await api.post("/v1/top-ups", by=operator, json=topped)).status_code == 201
@@ -139,11 +149,18 @@ async def test_users_export_all_that_is_stored_about_them_and_nothing_of_others(
     topped = next(one for one in found["acts_of_others"] if one["action"] == "credits.top_up")
     assert (topped["action"], "actor" in topped, "address" in topped) == ("credits.top_up", False, False)
     expected = SOURCES.keys() - {
-        "unconfirmed_addresses", "role_requests", "adjustments", "refunds", "refund_lines", "products", "sales",
+        "role_requests", "adjustments", "refunds", "refund_lines", "products", "sales",
     }  # fmt: skip
     assert found.keys() == expected
-    # Every copy that there is, is in the export; the mail and the hashes are not text of the user.
-    assert set(await copies(api)) <= {source.table for source in SOURCES.values()}
+    # Each copy of the name and the address is in the export, but that of a token.
+    assert set(await copies(api)) == {
+        "api_keys",
+        "idempotency_keys",
+        "one_time_tokens",
+        "orders",
+        "unverified_emails",
+        "users",
+    }
     assert not [line for line in lines(reply.text) if other.email in json.dumps(line)]
     recorded = "SELECT actor || ' ' || object FROM audit_log WHERE action = 'user.exported'"
     assert await api.scalar(recorded) == f"user:{user.id} user/{user.id}"
@@ -267,13 +284,29 @@ async def test_the_address_is_free_and_its_next_owner_gets_nothing_of_the_erased
     assert (await api.get("/v1/accounts/me", headers=bearer)).json()["posted"] == "0.00"
 
 
+async def test_the_audit_log_keeps_no_reference_that_an_operator_has_filtered_by(api: Api) -> None:
+    user, operator = await canary(api), await make_operator(api.database)
+    exported = await api.get(f"/v1/orders.csv?as=everybody&filter=reference:eq:for {NAME}", by=operator)
+    assert NAME in exported.text
+    filters = "SELECT details ->> 'filters' FROM audit_log WHERE action = 'orders.exported'"
+    assert await api.scalar(filters) == "reference:eq:..."
+    await spent(api, user)
+    assert (await erase(api, user)).status_code == 204
+    await let_replies_expire(api)
+    assert await copies(api) == []
+
+
 async def test_mails_and_events_that_wait_do_not_bring_the_data_back(api: Api) -> None:
     user = await canary(api)
     await spent(api, user)
     assert await api.scalar("SELECT count(*) FROM mails") == 1
+    assert await api.scalar("SELECT count(*) FROM totp_secrets") == 1
     assert (await erase(api, user)).status_code == 204
     assert await api.scalar("SELECT count(*) FROM mails") == 0
-    assert await api.scalar("SELECT count(*) FROM one_time_tokens") == 0
+    for table in ("one_time_tokens", "totp_secrets", "unverified_emails"):
+        assert await api.scalar(f"SELECT count(*) FROM {table}") == 0, table
+    for table in ("sessions", "api_keys"):
+        assert await api.scalar(f"SELECT count(*) FROM {table} WHERE user_id = :id", id=user.id) == 0, table
     await api.process()
     await let_replies_expire(api)
     assert await copies(api) == []

@@ -38,6 +38,10 @@ SECTIONS = {
     # V9: self-contained tokens
     "9.1": 3,
     "9.2": 4,
+    # V14: data protection
+    "14.1": 2,
+    "14.2": 8,
+    "14.3": 3,
     # V16: logging and errors
     "16.1": 1,
     "16.2": 5,
