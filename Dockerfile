@@ -1,11 +1,11 @@
-FROM python:3.13-slim AS dependencies
+FROM python:3.13.14-slim@sha256:9662417aace5ae7b8e2609cce472b72a8958e134ba372808abe9cc1a0c0125e6 AS dependencies
 COPY requirements.txt /build/
 # The next stage copies only the environment, so it has no pip.
 RUN python -m venv --without-pip /app/.venv \
     && python -m pip --python /app/.venv/bin/python install --no-cache-dir --disable-pip-version-check \
        --require-hashes --only-binary :all: -r /build/requirements.txt
 
-FROM python:3.13-slim
+FROM python:3.13.14-slim@sha256:9662417aace5ae7b8e2609cce472b72a8958e134ba372808abe9cc1a0c0125e6
 RUN python -m pip uninstall --yes --quiet pip \
     && useradd --system --uid 10001 --home-dir /app --shell /usr/sbin/nologin waybill
 WORKDIR /app

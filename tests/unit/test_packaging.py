@@ -13,7 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from services.cli.main import COMMANDS, app
-from services.settings import Settings
+from services.settings import Environment, Settings
 
 ROOT = Path(__file__).parents[2]
 LOCKS = (
@@ -96,10 +96,78 @@ def test_compose_runs_commands_and_sets_settings_that_exist(compose: dict[str, A
         service = compose["services"][name]
         assert service["command"][0] == name
         assert name in commands()
-        assert set(service["environment"]) <= {f"WAYBILL_{field.upper()}" for field in Settings.model_fields}
-        # Both secrets are required and have no default.
-        assert ":?" in service["environment"]["WAYBILL_SECRET_KEY"]
-        assert ":?" in service["environment"]["WAYBILL_DATABASE_URL"]
+        # uvicorn reads the last one: the proxy that may say where a request comes from.
+        known = {f"WAYBILL_{field.upper()}" for field in Settings.model_fields} | {"FORWARDED_ALLOW_IPS"}
+        assert set(service["environment"]) <= known
+        # The secrets are required and have no default.
+        for secret in ("WAYBILL_SECRET_KEY", "WAYBILL_DATABASE_URL", "WAYBILL_REDIS_URL"):
+            assert ":?" in service["environment"][secret]
+
+
+def test_compose_passes_the_metrics_token_on_and_asks_redis_for_a_password(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    for name in ("api", "worker"):
+        environment = services[name]["environment"]
+        assert environment["WAYBILL_METRICS_TOKEN"] == "${WAYBILL_METRICS_TOKEN:-}"
+        assert environment["WAYBILL_REDIS_URL"].startswith("redis://:${REDIS_PASSWORD:?")
+    redis = services["redis"]
+    *_, option, password = redis["command"]
+    assert option == "--requirepass"
+    assert password == redis["environment"]["REDISCLI_AUTH"] == "${REDIS_PASSWORD:?set REDIS_PASSWORD}"
+    assert redis["healthcheck"]["test"] == ["CMD", "redis-cli", "-e", "ping"]
+
+
+def test_compose_makes_settings_that_production_accepts(
+    compose: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {
+        "WAYBILL_SECRET_KEY": "k3y-" * 12,
+        "WAYBILL_METRICS_TOKEN": "token-" * 4,
+        "WAYBILL_EMAIL_VERIFICATION": "false",
+    }
+    for name in [name for name in os.environ if name.startswith("WAYBILL_")]:
+        monkeypatch.delenv(name)
+    for name, value in compose["services"]["api"]["environment"].items():
+        monkeypatch.setenv(
+            name, substituted(str(value), {**given, "POSTGRES_PASSWORD": "pg1", "REDIS_PASSWORD": "rd2"})
+        )
+    settings = Settings(_env_file=None)
+    assert settings.environment is Environment.production
+    assert (settings.async_url().password, settings.redis_url) == ("pg1", "redis://:rd2@redis:6379/0")
+    assert settings.metrics_token is not None
+
+
+def substituted(value: str, given: dict[str, str]) -> str:
+    """The value as compose would pass it on."""
+
+    def replacement(found: re.Match[str]) -> str:
+        name, kind, other = found[1], found[2], found[3]
+        assert kind == ":-" or given.get(name), f"{name} is required"
+        return given.get(name) or other
+
+    return re.sub(r"\$\{(\w+)(:-|:\?)([^}]*)\}", replacement, value)
+
+
+def test_images_are_pinned_by_version_and_digest(compose: dict[str, Any], dockerfile: list[str]) -> None:
+    images = [service["image"] for service in compose["services"].values() if "build" not in service]
+    images = [image for image in images if image != "waybill"]
+    images += [line.split()[1] for line in dockerfile if line.startswith("FROM ")]
+    assert len(images) == 4
+    for image in images:
+        assert re.fullmatch(r"\w+:\d+\.\d+(\.\d+)?-\w+@sha256:[0-9a-f]{64}", image), image
+
+
+def test_systemd_runs_commands_that_exist_and_grants_them_their_grace() -> None:
+    units = {name: (ROOT / "deploy" / f"waybill-{name}@.service").read_text() for name in ("api", "worker")}
+    for name, unit in units.items():
+        (started,) = re.findall(r"^ExecStart=/opt/waybill/venv/bin/waybill (.+)$", unit, re.MULTILINE)
+        assert started.split()[0] == name
+        assert name in commands()
+        (grace,) = re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
+        assert int(grace) > Settings.model_fields["worker_shutdown_grace"].default
+        assert "\nRestart=always\n" in unit
+        assert "\nUser=waybill\n" in unit
+    assert "api --port %i" in units["api"]
 
 
 def test_compose_grants_the_worker_its_grace(compose: dict[str, Any]) -> None:
