@@ -1,7 +1,7 @@
 """HTTP routes for users."""
 
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
@@ -46,6 +46,13 @@ from services.users.sessions import models
 
 router = APIRouter(route_class=TransactionRoute, tags=["users"])
 
+_MAILED: dict[int | str, dict[str, Any]] = {
+    202: {
+        "description": "A mail was sent, which says the rest",
+        "content": {"application/json": {"schema": {"type": "null"}}},
+    }
+}
+
 _OF_ROLES = (OwnRole, RoleAlone, StaffAddress)
 """How a change of a user may be refused because of their role."""
 
@@ -54,9 +61,7 @@ _OF_ROLES = (OwnRole, RoleAlone, StaffAddress)
     "/users",
     status_code=201,
     response_model=UserPublic,
-    responses=responses(400, 413, 422, 429, 503, AlreadyExists)
-    | located(201)
-    | {202: {"description": "A mail was sent, which says the rest"}},
+    responses=responses(400, 413, 422, 429, 503, AlreadyExists) | located(201) | _MAILED,
 )
 @public
 @rate_class(RateClass.sign_in)
@@ -242,6 +247,8 @@ async def delete_user(user_id: Id, caller: CurrentUser, uow: Work) -> None:
     responses=responses(400, 401, 403, 404, 422, AlreadyExists),
 )
 @needs(Scope.users_write)
-async def restore_user(user_id: Id, caller: CurrentUser, uow: Work, state: State) -> User:
+async def restore_user(user_id: Id, caller: CurrentUser, response: Response, uow: Work, state: State) -> User:
     """Restore a deleted user. Outside development, a member of the staff comes back as a customer."""
-    return await service.restore(uow, caller, user_id, RoleRules.of(state.settings))
+    user = await service.restore(uow, caller, user_id, RoleRules.of(state.settings))
+    response.headers["ETag"] = etag(user.version)
+    return user

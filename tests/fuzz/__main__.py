@@ -8,6 +8,7 @@ import argparse
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import psycopg
@@ -25,30 +26,33 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--examples", type=int, default=1000, help="requests for each operation and caller (1000)")
     parser.add_argument("--caller", choices=CALLERS, action="append", help="only this one; can be repeated")
+    parser.add_argument("--together", action="store_true", help="as one caller after another, in one database")
     parser.add_argument("--only", default="", help="operations whose method and path contain this")
     parser.add_argument("--random", action="store_true", help="other requests each time")
     given = parser.parse_args()
     found = 0
     with test_servers() as servers, psycopg.connect(servers.postgres_url, autocommit=True) as administrator:
-        for caller in given.caller or CALLERS:
+        wanted = tuple(given.caller or CALLERS)
+        for callers in [wanted] if given.together else [(one,) for one in wanted]:
             with ExitStack() as stack:
                 url = stack.enter_context(temporary_database(administrator, servers, "template0"))
                 command.upgrade(alembic_config(url), "head")
                 stack.enter_context(compared_replies())
                 world = stack.enter_context(open_world(settings_for(url, servers.redis_url)))
-                found += _try_all(world, caller, given)
+                found += _try_all(world, callers, given)
     print(f"{found} findings", flush=True)
     return 1 if found else 0
 
 
-def _try_all(world: World, caller: str, given: argparse.Namespace) -> int:
+def _try_all(world: World, callers: Sequence[str], given: argparse.Namespace) -> int:
+    caller = " ".join(callers) if len(callers) < len(CALLERS) else "all"
     found = 0
     for operation in world.operations():
         if given.only not in operation.label:
             continue
         started, used = time.monotonic(), time.process_time()
         try:
-            tried = try_out(world, operation, [caller], given.examples, derandomize=not given.random)
+            tried = try_out(world, operation, callers, given.examples, derandomize=not given.random)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
