@@ -210,6 +210,12 @@ class RoleRequestExpired(Conflict):
     code = "role_request_expired"
 
 
+class QuotaExceeded(Conflict):
+    """The caller has as many of these as one caller may have."""
+
+    code = "quota_exceeded"
+
+
 class AlreadyExists(Conflict):
     """The unique value is already taken."""
 

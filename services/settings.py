@@ -107,6 +107,8 @@ class Settings(BaseSettings):
     sign_in_address_attempts: Annotated[int, Field(ge=0, le=1_000_000)] = 100
     sign_in_first_pause: Annotated[float, Field(ge=0.1, le=3600)] = 1.0
     sign_in_max_pause: Annotated[float, Field(ge=1, le=3600)] = 300.0
+    products_per_seller: Annotated[int, Field(ge=1, le=1_000_000)] = 20_000
+    unpaid_orders_per_user: Annotated[int, Field(ge=1, le=10_000)] = 100
     api_key_max_ttl: Annotated[int, Field(ge=60, le=315_360_000)] = 31_536_000
     api_keys_per_user: Annotated[int, Field(ge=1, le=1000)] = 20
     api_key_retention: Annotated[int, Field(ge=60, le=3_153_600_000)] = 34_560_000

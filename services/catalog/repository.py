@@ -59,6 +59,11 @@ class ProductRepository(SoftDeleteRepository[Product]):
         found = await self.session.exec(self._locked(statement, Lock.change))
         return {product.sku: product for product in found}
 
+    async def number_of(self, seller_id: int, most: int) -> int:
+        """How many products the seller has, even archived ones, counted up to `most`."""
+        some = select(col(Product.sku)).where(col(Product.seller_id) == seller_id).limit(most).subquery()
+        return (await self.session.exec(select(func.count()).select_from(some))).one()
+
     async def page(self, wanted: PageQuery, search: str | None = None) -> Rows[Product]:
         """Active products; with `search`, those with a similar name (by `pg_trgm`'s word similarity).
 

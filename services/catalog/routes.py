@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from services.api.bodies import AS_MUCH_AS_ANY, KIB, body_limit
-from services.api.dependencies import CurrentUser, IfMatch, ReplicaWork, Work, etag, page_of
+from services.api.dependencies import CurrentUser, IfMatch, ReplicaWork, State, Work, etag, page_of
 from services.api.headers import located
 from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED
 from services.api.problems import responses
@@ -26,7 +26,7 @@ from services.catalog.schemas import (
     ProductUpdate,
     StockUpdate,
 )
-from services.errors import AlreadyExists
+from services.errors import AlreadyExists, QuotaExceeded
 from services.fields import Id, Text
 from services.query import Page, PageQuery, Rows
 from services.users.rights import Scope
@@ -112,28 +112,31 @@ async def restore_category(category_id: Id, _: CurrentUser, response: Response, 
     status_code=201,
     response_model=ProductPublic,
     dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
-    responses=responses(400, 401, 403, 413, 422, AlreadyExists) | located(201),
+    responses=responses(400, 401, 403, 413, 422, AlreadyExists, QuotaExceeded) | located(201),
 )
 @needs(Scope.catalog_write)
 @body_limit(128 * KIB)
-async def create_product(wanted: ProductCreate, seller: CurrentUser, response: Response, uow: Work) -> Product:
+async def create_product(
+    wanted: ProductCreate, seller: CurrentUser, response: Response, uow: Work, state: State
+) -> Product:
     """Create a product that the caller sells."""
-    product = await service.create_product(uow, seller.id, wanted)
+    product = await service.create_product(uow, seller.id, wanted, state.settings.products_per_seller)
     response.headers["Location"] = f"/v1/products/{product.id}"
     response.headers["ETag"] = etag(product.version)
     return product
 
 
-@router.put("/products", responses=responses(400, 401, 409, 413, 422))
+@router.put("/products", responses=responses(400, 401, 409, 413, 422, QuotaExceeded))
 @needs(Scope.catalog_write)
 @body_limit(AS_MUCH_AS_ANY, values=10_000)
 @rate_class(RateClass.batch)
-async def upsert_products(wanted: ProductsUpsert, seller: CurrentUser, uow: Work) -> ProductsUpserted:
+async def upsert_products(wanted: ProductsUpsert, seller: CurrentUser, uow: Work, state: State) -> ProductsUpserted:
     """Create or change up to 1000 products that the caller sells, each by its `sku`, and set their stock; all or none.
 
     The request states the wanted values, so sending it again changes nothing.
     """
-    return ProductsUpserted(products=await service.upsert_products(uow, seller, wanted.products))
+    most = state.settings.products_per_seller
+    return ProductsUpserted(products=await service.upsert_products(uow, seller, wanted.products, most))
 
 
 @router.get("/products", response_model=Page[ProductPublic], responses=responses(400, 422))

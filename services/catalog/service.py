@@ -19,7 +19,7 @@ from services.catalog.schemas import (
     ProductUpserted,
     UpsertOutcome,
 )
-from services.errors import AlreadyExists, Conflict, Fault, Forbidden, InvalidInput, NotFound
+from services.errors import AlreadyExists, Conflict, Fault, Forbidden, InvalidInput, NotFound, QuotaExceeded
 from services.fields import picked
 from services.repository import Lock, check_version
 from services.sql import unless_taken
@@ -81,13 +81,19 @@ async def restore_category(uow: UnitOfWork, category_id: int) -> Category:
     return category
 
 
-async def create_product(uow: UnitOfWork, seller_id: int, wanted: ProductCreate) -> Product:
-    """Create a product of this seller with its initial stock. Raises `InvalidInput` for an unknown category."""
+async def create_product(uow: UnitOfWork, seller_id: int, wanted: ProductCreate, most: int) -> Product:
+    """Create a product of this seller with its initial stock. Raises `InvalidInput` for an unknown category.
+
+    Raises `QuotaExceeded` if the seller has `most` products. Of two that are created at once, the second counts the
+    first.
+    """
+    await uow.users.get(seller_id, lock=Lock.change)
     taken = AlreadyExists(f"you already have a product with the sku {wanted.sku!r}", [Fault("is taken", "#/sku")])
     await _keep_category(uow, wanted.category_id)
     known = await uow.products.by_sku(seller_id, [wanted.sku])
     if known:
         raise _archived(known[wanted.sku]) if known[wanted.sku].deleted_at else taken
+    await _check_number(uow, seller_id, 1, most)
     with unless_taken("uq_products_seller_id_sku", taken):
         product = await uow.products.create(wanted, without={"stock"}, seller_id=seller_id)
     await uow.inventory.create(InventoryBase(product_id=product.id, on_hand=wanted.stock))
@@ -95,11 +101,14 @@ async def create_product(uow: UnitOfWork, seller_id: int, wanted: ProductCreate)
     return await uow.products.refreshed(product)
 
 
-async def upsert_products(uow: UnitOfWork, seller: Caller, wanted: Sequence[ProductUpsert]) -> list[ProductUpserted]:
+async def upsert_products(
+    uow: UnitOfWork, seller: Caller, wanted: Sequence[ProductUpsert], most: int
+) -> list[ProductUpserted]:
     """Create the products whose SKU the seller does not have yet, change those that differ, and set their stock.
 
     All or nothing: raises `InvalidInput` for a SKU that is listed twice and for unknown categories, and `Conflict` for
-    archived products and for less stock than orders have reserved. What is as wanted is not written.
+    archived products and for less stock than orders have reserved. Raises `QuotaExceeded` if the seller would have more
+    than `most` products. What is as wanted is not written.
     """
     # One such request of a seller at a time: of two that create the same product, one would fail.
     await uow.users.get(seller.id, lock=Lock.change)
@@ -109,6 +118,8 @@ async def upsert_products(uow: UnitOfWork, seller: Caller, wanted: Sequence[Prod
     _check_known(wanted, known, stock)
 
     new = [one for one in wanted if one.sku not in known]
+    if new:
+        await _check_number(uow, seller.id, len(new), most)
     made = await uow.products.bulk_create(new, without={"stock"}, seller_id=seller.id)
     await uow.inventory.bulk_create(
         [InventoryBase(product_id=row.id, on_hand=one.stock or 0) for row, one in zip(made, new, strict=True)]
@@ -263,6 +274,13 @@ def _check_known(wanted: Sequence[ProductUpsert], known: Mapping[str, Product], 
             faults.append(Fault(detail, f"#/products/{index}/stock"))
     if faults:
         raise Conflict("some products cannot be changed as requested", faults)
+
+
+async def _check_number(uow: UnitOfWork, seller_id: int, more: int, most: int) -> None:
+    """Raise `QuotaExceeded` if the seller would have too many products. The caller has locked the seller."""
+    number = await uow.products.number_of(seller_id, most)
+    if number + more > most:
+        raise QuotaExceeded(f"you have {number} products, including archived ones, and may have {most}")
 
 
 def _ids(products: Iterable[Product]) -> list[int]:

@@ -79,7 +79,7 @@ async def seed(settings: Settings, facts: Facts, keep: Callable[[], None]) -> No
         facts.approver = approver[1] if approver else None
         facts.admin = admin[1] if admin else None
         facts.users = [found[1] for found in (*buyers, seller) if found]
-        facts.product_ids = await _find_or_make_products(uow, seller[0]) if seller else []
+        facts.product_ids = await _find_or_make_products(uow, seller[0], settings) if seller else []
         facts.api_key = await _find_or_make_key(uow, *buyers[0], facts.api_key, settings) if buyers[0] else None
         keep()
 
@@ -132,7 +132,7 @@ async def _find_or_make_key(
     return DemoKey(key=made.secret, scopes=made.row.scopes)
 
 
-async def _find_or_make_products(uow: UnitOfWork, seller: User) -> list[int]:
+async def _find_or_make_products(uow: UnitOfWork, seller: User, settings: Settings) -> list[int]:
     ids = await uow.products.ids_by_sku(seller.id)
     missing = [offer for offer in _OFFERS if offer.sku not in ids]
     if missing:
@@ -147,7 +147,8 @@ async def _find_or_make_products(uow: UnitOfWork, seller: User) -> list[int]:
                     "stock": offer.stock,
                 }
             )
-            ids[offer.sku] = (await catalog.create_product(uow, seller.id, wanted)).id
+            made = await catalog.create_product(uow, seller.id, wanted, settings.products_per_seller)
+            ids[offer.sku] = made.id
     return [ids[offer.sku] for offer in _OFFERS]
 
 

@@ -106,6 +106,8 @@ class Order(OrderBase, table=True):
         Index("ix_orders_buyer_id_id", "buyer_id", "id"),
         # The status is left out, so that a move of an order that does not await payment changes no indexed column.
         Index("ix_orders_expires_at_id", "expires_at", "id", postgresql_where=text("expires_at IS NOT NULL")),
+        # How many orders of a buyer await payment is counted before there is another one.
+        Index("ix_orders_buyer_id_unpaid", "buyer_id", postgresql_where=text("expires_at IS NOT NULL")),
         Index(
             "uq_orders_buyer_id_reference",
             "buyer_id",

@@ -16,7 +16,7 @@ from services.api.rights import needs
 from services.api.transaction import TransactionRoute
 from services.credits.approval.rules import Limits
 from services.credits.ledger.rules import REFUSALS
-from services.errors import AlreadyExists, ApprovalNeeded, OwnAccount
+from services.errors import AlreadyExists, ApprovalNeeded, OwnAccount, QuotaExceeded
 from services.orders import service
 from services.orders.export.routes import OfSide
 from services.orders.export.service import of_side
@@ -74,7 +74,7 @@ _PLACING: Kind[OrderCreate, OrderPublic] = Kind(
     status_code=201,
     response_model=OrderPublic,
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
-    responses=responses(400, 401, 403, 413, 422, AlreadyExists, *REFUSALS) | located(201),
+    responses=responses(400, 401, 403, 413, 422, AlreadyExists, QuotaExceeded, *REFUSALS) | located(201),
 )
 @needs(Scope.orders_write)
 @body_limit(128 * KIB, values=5000)

@@ -22,7 +22,7 @@ from services.orders.events import (
 )
 from services.orders.models import ALLOWED_MOVES, LINES_A_PAGE, Order, OrderItem, OrderStatus, Refund, RefundBase
 from services.orders.placing.service import Patience as Patience
-from services.orders.placing.service import awaits_payment, draft, reference_taken
+from services.orders.placing.service import awaits_payment, check_unpaid, draft, reference_taken
 from services.orders.refunds.service import REFUNDABLE, give_back, wanted_pieces
 from services.orders.repository import ORDER_WITH_DETAILS, ORDERS, LockedOrder, Move
 from services.orders.schemas import (
@@ -46,7 +46,8 @@ async def place(uow: UnitOfWork, buyer: Caller, wanted: OrderCreate, patience: P
     If the buyer has too few credits, or the database does not allow the hold, the order becomes `awaiting_payment`, or
     `InsufficientCredits` or `TransferRefused` is raised if the client asked for that. Raises `InvalidInput` for
     products that are unknown, not for sale or the buyer's own, `AccountClosed` if the buyer's account is closed, and
-    `AlreadyExists` for a reference that was used before.
+    `AlreadyExists` for a reference that was used before. Raises `QuotaExceeded` if too many of the buyer's orders await
+    payment already.
     """
     products = await uow.products.for_sale(sorted({item.product_id for item in wanted.items}))
     order = draft(buyer, wanted, products)
@@ -58,6 +59,10 @@ async def place(uow: UnitOfWork, buyer: Caller, wanted: OrderCreate, patience: P
         if not awaits_payment(refusal, wanted):
             raise
         status = OrderStatus.awaiting_payment
+        # Of two that are placed at once, the second counts the first.
+        await uow.ledger.lock_account(buyer.id)
+        (unpaid,) = await uow.read(uow.order_placing.unpaid([buyer.id]))
+        check_unpaid(unpaid[buyer.id], patience)
     placing = uow.orders.placing(order.written(status, patience))
     if wanted.reference is None:
         # Nothing can conflict with it, so it is written together with its event.

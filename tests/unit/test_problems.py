@@ -35,6 +35,7 @@ STATUSES = {
     "own_account": 403,
     "own_request": 403,
     "own_role": 403,
+    "quota_exceeded": 409,
     "replay_forbidden": 403,
     "reports_off": 404,
     "reports_unavailable": 503,

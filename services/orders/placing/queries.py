@@ -20,6 +20,22 @@ USED_REFERENCES = Reading(
 )
 
 
+UNPAID = Reading(
+    """
+    unpaid AS MATERIALIZED (
+        SELECT buyer_id, number
+        FROM unnest(CAST(:unpaid_buyer_ids AS bigint[])) AS buyer(buyer_id) CROSS JOIN LATERAL (
+            SELECT count(*) AS number FROM (
+                SELECT FROM orders WHERE orders.buyer_id = buyer.buyer_id AND expires_at IS NOT NULL
+                LIMIT :most_unpaid
+            ) AS bounded
+        ) AS counted
+    )
+    """,
+    results={"unpaid": ("buyer_id", "number")},
+)
+
+
 def placing_statement(said: Sequence[str], said_of_items: Sequence[str], orders: Table, items: Table) -> Writing:
     """Writes orders, their lines and their first transitions. What buyers said is stored in the columns of that name.
 

@@ -7,6 +7,9 @@ from services.orders.placing import queries
 from services.orders.repository import NewOrder
 from services.sql import Read, Results, SqlAccess, Write
 
+_MOST_UNPAID = 10_000
+"""The most that `WAYBILL_UNPAID_ORDERS_PER_USER` can be."""
+
 
 class PlacingRepository(SqlAccess):
     """Writes groups of orders."""
@@ -16,6 +19,11 @@ class PlacingRepository(SqlAccess):
         """Those of the references that their buyers have used for an order, as pairs of buyer and reference."""
         parameters = {"buyer_ids": [buyer_id for buyer_id, _ in sought], "names": [name for _, name in sought]}
         return Read(queries.USED_REFERENCES, parameters, _used)
+
+    @staticmethod
+    def unpaid(buyer_ids: Sequence[int]) -> Read[dict[int, int]]:
+        """How many orders of each of these buyers await payment, counted up to the largest quota there can be."""
+        return Read(queries.UNPAID, {"unpaid_buyer_ids": list(buyer_ids), "most_unpaid": _MOST_UNPAID}, _numbers)
 
     @staticmethod
     def placing(orders: Sequence[NewOrder]) -> Write:
@@ -40,6 +48,11 @@ class PlacingRepository(SqlAccess):
             **{f"each_{name}": [getattr(item.wanted, name) for _, _, item in lines] for name in ITEM_FIELDS},
         }
         return Write(queries.PLACE_ALL, parameters, wanted=len(orders))
+
+
+def _numbers(results: Results) -> dict[int, int]:
+    (numbers,) = results
+    return dict(numbers)
 
 
 def _used(results: Results) -> Collection[tuple[int, str]]:

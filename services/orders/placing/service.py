@@ -16,7 +16,15 @@ from services.catalog.schemas import ProductSummary
 from services.credits.ledger import rules
 from services.credits.ledger.repository import NewHold, Share
 from services.credits.ledger.rules import Balance
-from services.errors import AlreadyExists, DomainError, Fault, InsufficientCredits, InvalidInput, TransferRefused
+from services.errors import (
+    AlreadyExists,
+    DomainError,
+    Fault,
+    InsufficientCredits,
+    InvalidInput,
+    QuotaExceeded,
+    TransferRefused,
+)
 from services.fields import MAX_CREDITS, new_id, now, picked
 from services.groups import Asked, Busy
 from services.orders.events import OrderAwaitingPayment, OrderEvent, OrderPlaced
@@ -32,14 +40,19 @@ from services.users.schemas import UserSummary
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long credits are held for a pending order, and how long an order may await payment."""
+    """How long credits are held for a pending order, and how long and how many orders of a buyer may await payment."""
 
     hold: timedelta
     payment: timedelta
+    most_unpaid: int = Settings.model_fields["unpaid_orders_per_user"].default
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Patience":
-        return cls(timedelta(seconds=settings.hold_ttl), timedelta(seconds=settings.awaiting_payment_ttl))
+        return cls(
+            timedelta(seconds=settings.hold_ttl),
+            timedelta(seconds=settings.awaiting_payment_ttl),
+            settings.unpaid_orders_per_user,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +140,23 @@ def reference_taken(reference: str) -> AlreadyExists:
     )
 
 
+def check_unpaid(number: int, patience: Patience) -> None:
+    """Raises `QuotaExceeded` if a buyer with this number of orders that await payment may not have another one."""
+    if number >= patience.most_unpaid:
+        raise QuotaExceeded(
+            f"{number} of your orders await payment, and {patience.most_unpaid} may; pay or cancel some of them first"
+        )
+
+
 def reads(uow: UnitOfWork, wanted: Sequence[tuple[int, OrderCreate]]) -> list[Read[Any]]:
     """What has to be read and locked to place these orders, each with the id of its buyer."""
     product_ids = sorted({item.product_id for _, order in wanted for item in order.items})
     references = [(buyer_id, order.reference) for buyer_id, order in wanted if order.reference is not None]
+    buyer_ids = sorted({buyer_id for buyer_id, _ in wanted})
     found: list[Read[Any]] = [
         uow.products.selling(product_ids),
-        uow.ledger.locking_free_buyers(sorted({buyer_id for buyer_id, _ in wanted})),
+        uow.ledger.locking_free_buyers(buyer_ids),
+        uow.order_placing.unpaid(buyer_ids),
     ]
     return [*found, uow.order_placing.references(references)] if references else found
 
@@ -146,8 +169,8 @@ def place_all(
     Nothing is sent: the orders are written with the events of the unit of work. An order is `Busy` if another
     transaction has locked its buyer's account.
     """
-    products, balances, *references = found
-    group = _Group(uow, products, balances, references[0] if references else (), patience)
+    products, balances, unpaid, *references = found
+    group = _Group(uow, products, balances, unpaid, references[0] if references else (), patience)
     outcomes = [group.place(one) for one in asked]
     group.write()
     return outcomes
@@ -161,12 +184,14 @@ class _Group:
         uow: UnitOfWork,
         products: Mapping[int, ProductForSale],
         balances: Mapping[int, Balance],
+        unpaid: dict[int, int],
         references: Collection[tuple[int, str]],
         patience: Patience,
     ) -> None:
         self._uow = uow
         self._products = products
         self._balances = balances
+        self._unpaid = unpaid
         self._references = references
         self._patience = patience
         self._orders: list[NewOrder] = []
@@ -193,6 +218,9 @@ class _Group:
         if status is OrderStatus.pending:
             rules.hold(balance, order.total)
             self._holds += [NewHold(order.id, balance.account_id, share, buyer.actor) for share in order.shares()]
+        else:
+            check_unpaid(self._unpaid[buyer.id], self._patience)
+            self._unpaid[buyer.id] += 1
         self._orders.append(order.written(status, self._patience))
         self._uow.record(order.event(status), asked.trace)
         return order.shown(status)
