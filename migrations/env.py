@@ -217,7 +217,10 @@ def grants(settings: Settings) -> list[str]:
     own = settings.analytics_async_url() if OF_ANALYTICS else settings.async_url()
     owner = settings.analytics_owner_url() if OF_ANALYTICS else settings.owner_url()
     assert owner is not None, "read_settings refuses to run without it"
-    application, reader = attributes.get("roles", (own and own.username, None if OF_ANALYTICS else settings.readers))
+    named = settings.model_fields_set & {"analytics_url" if OF_ANALYTICS else "database_url"}
+    application, reader = attributes.get(
+        "roles", (own.username if own and named else None, None if OF_ANALYTICS else settings.readers)
+    )
     made: list[str] = []
     if application not in (None, owner.username):
         made.append(privileges.grant_to_application(application, settings.database_schema, tables))

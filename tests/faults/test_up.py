@@ -14,9 +14,15 @@ from pathlib import Path
 from uuid import uuid4
 
 import httpx2
+import psycopg
 import pytest
+from alembic import command
+from sqlalchemy import make_url
 
+from migrations.config import alembic_config
 from services.cli.facts import Facts, ProcessIds, read_facts
+from services.local.embedded import EmbeddedPostgres
+from services.local.home import hold
 
 START_SECONDS = 90.0
 PORTS = {8000: "the API", 5432: "PostgreSQL", 6379: "Redis"}
@@ -197,6 +203,50 @@ def test_only_the_owner_can_read_the_facts(running: Up) -> None:
     assert len(all_of(facts.pids)) == 5
     assert all(lives(pid) for pid in all_of(facts.pids))
     assert facts.pids.supervisor == running.process.pid
+
+
+def test_processes_run_with_a_role_that_cannot_change_the_tables(running: Up) -> None:
+    facts = running.facts()
+    assert facts.migration_database_url is not None
+    assert facts.read_database_url is not None
+    with psycopg.connect(facts.database_url) as connection:
+        seen = connection.execute(
+            "SELECT DISTINCT usename FROM pg_stat_activity WHERE application_name LIKE 'waybill-%'"
+        ).fetchall()
+        assert seen == [("waybill_app",)]
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("SET session_replication_role = replica")
+    with psycopg.connect(facts.migration_database_url) as owner:
+        assert owner.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user").fetchone() == (False,)
+        owner.execute("ALTER TABLE orders ADD COLUMN more text")
+        owner.rollback()
+    with psycopg.connect(facts.read_database_url) as reader:
+        reader.execute("SELECT count(*) FROM orders")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            reader.execute("SELECT hashed_password FROM users")
+    for pid in (facts.pids.api, *facts.pids.workers):
+        environment = Path(f"/proc/{pid}/environ").read_text()
+        assert "WAYBILL_DATABASE_URL=" in environment
+        assert "WAYBILL_MIGRATION_" not in environment
+    for log in (running.data / "logs").glob("*.log"):
+        assert "superuser" not in log.read_text()
+
+
+def test_the_data_of_a_release_with_one_role_is_taken_over(tmp_path: Path) -> None:
+    with hold(tmp_path / "data") as home, EmbeddedPostgres(home.path / "postgres") as postgres:
+        postgres.create_database("waybill")
+        command.upgrade(alembic_config(postgres.url("waybill")), "head")
+        superuser = postgres.url("waybill")
+    with up(tmp_path, "--workers", "1") as started:
+        order_is_confirmed(started.facts())
+        port = make_url(started.facts().database_url).port
+        at_its_port = make_url(superuser).set(port=port).render_as_string(hide_password=False)
+        with psycopg.connect(at_its_port) as connection:
+            owners = connection.execute(
+                "SELECT DISTINCT relowner::regrole::text FROM pg_class"
+                " WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'S')"
+            ).fetchall()
+        assert owners == [("waybill_owner",)]
 
 
 def test_a_second_instance_on_the_same_data_is_refused(running: Up) -> None:
