@@ -4,40 +4,18 @@ from decimal import Decimal
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
-from ssl import get_default_verify_paths
 from typing import Annotated, Literal, Self
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from redis.asyncio.connection import parse_url
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL
+
+from services.database_urls import check, for_asyncpg
 
 DEVELOPMENT_SECRET = "waybill-development-secret-do-not-deploy"
 """Signs tokens when nothing else is set; refused outside development."""
-
-_TLS = frozenset(
-    {
-        "sslmode",
-        "sslrootcert",
-        "sslcert",
-        "sslkey",
-        "sslpassword",
-        "sslcrl",
-        "ssl_min_protocol_version",
-        "ssl_max_protocol_version",
-    }
-)
-"""Options about TLS that a database URL may have, as libpq names them."""
-
-_TLS_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-_VERIFYING = ("verify-ca", "verify-full")
-_TLS_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
-_SYSTEM = "system"
-"""As `sslrootcert`: the certificates that this machine trusts."""
-
-_OTHER_OPTIONS = frozenset({"host", "port", "passfile", "ssl", "target_session_attrs", "krbsrvname", "gsslib"})
-
 
 _ROLE = "^[A-Za-z_][A-Za-z0-9_]{0,62}$"
 
@@ -195,18 +173,8 @@ class Settings(BaseSettings):
     )
     @classmethod
     def _is_postgresql(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        try:
-            url = make_url(value)
-        except Exception as error:
-            raise ValueError("not a database URL; expected postgresql://USER:PASSWORD@HOST:PORT/NAME") from error
-        if url.get_backend_name() not in ("postgresql", "postgres"):
-            raise ValueError("Waybill needs PostgreSQL; expected postgresql://USER:PASSWORD@HOST:PORT/NAME")
-        if unknown := url.query.keys() - _TLS - _OTHER_OPTIONS:
-            raise ValueError(f"unknown options in the URL: {', '.join(sorted(unknown))}")
-        if fault := _fault_of_tls(url):
-            raise ValueError(fault)
+        if value is not None:
+            check(value)
         return value
 
     @field_validator("redis_url")
@@ -344,16 +312,16 @@ class Settings(BaseSettings):
 
     def async_url(self) -> URL:
         """The primary's address for asyncpg."""
-        return _for_asyncpg(self.database_url)
+        return for_asyncpg(self.database_url)
 
     def owner_url(self) -> URL:
         """The address, for asyncpg, with the role that owns the tables and migrates them."""
-        return _for_asyncpg(self.migration_database_url or self.database_url)
+        return for_asyncpg(self.migration_database_url or self.database_url)
 
     def analytics_owner_url(self) -> URL | None:
         """The same for the analytics database; None if reports are off."""
         address = self.migration_analytics_url or self.analytics_url
-        return _for_asyncpg(address) if address else None
+        return for_asyncpg(address) if address else None
 
     @property
     def readers(self) -> str | None:
@@ -363,42 +331,11 @@ class Settings(BaseSettings):
 
     def replica_url(self) -> URL | None:
         """The read replica's address for asyncpg, if there is one."""
-        return _for_asyncpg(self.database_replica_url) if self.database_replica_url else None
+        return for_asyncpg(self.database_replica_url) if self.database_replica_url else None
 
     def analytics_async_url(self) -> URL | None:
         """The analytics database's address for asyncpg; None if reports are off."""
-        return _for_asyncpg(self.analytics_url) if self.analytics_url else None
-
-
-def _fault_of_tls(url: URL) -> str | None:
-    """What is wrong with the options about TLS; None if nothing is."""
-    mode = url.query.get("sslmode")
-    if mode is not None and mode not in _TLS_MODES:
-        return f"sslmode must be one of: {', '.join(_TLS_MODES)}"
-    if mode in _VERIFYING and "sslrootcert" not in url.query:
-        return f"sslmode={mode} needs sslrootcert=FILE, with the certificates that may sign the server's, or =system"
-    for name in _TLS_FILES:
-        file = url.query.get(name)
-        if file is None or (name, file) == ("sslrootcert", _SYSTEM):
-            continue
-        try:
-            Path(str(file)).open("rb").close()
-        except OSError as error:
-            return f"{name}: cannot read {file}: {error.strerror}"
-    return None
-
-
-def _for_asyncpg(address: str) -> URL:
-    url = make_url(address).set(drivername="postgresql+asyncpg")
-    tls = {name: value for name, value in url.query.items() if name in _TLS}
-    if tls.get("sslrootcert") == _SYSTEM:
-        # Known to libpq, but not to asyncpg.
-        tls["sslrootcert"] = get_default_verify_paths().cafile or get_default_verify_paths().openssl_cafile
-    if not tls:
-        return url
-    # asyncpg reads these options only from a DSN, which it uses for what the other arguments leave out.
-    others = {name: value for name, value in url.query.items() if name not in _TLS}
-    return url.set(query={**others, "dsn": f"postgresql:///?{urlencode(tls, doseq=True)}"})
+        return for_asyncpg(self.analytics_url) if self.analytics_url else None
 
 
 def _can_carry_mail(address: str) -> bool:
