@@ -43,6 +43,9 @@ MAX_ITEMS = 750
 LINES_A_PAGE = 1000
 """The maximum number of lines in a page of a list: what is read, rendered and sent for it does not grow beyond that."""
 
+LINES_EXAMINED = 20_000
+"""The maximum number of lines that a page of a seller's orders looks at to find those of the seller."""
+
 Reference = Annotated[str, pydantic.Field(min_length=1, max_length=64, pattern=r"\S"), AfterValidator(storable)]
 Reason = Annotated[Text, pydantic.Field(max_length=200)]
 LineNumber = Annotated[int, pydantic.Field(strict=True, ge=1, le=MAX_ITEMS)]
@@ -68,6 +71,15 @@ ALLOWED_MOVES: dict[OrderStatus, frozenset[OrderStatus]] = {
     OrderStatus.cancelled: frozenset(),
 }
 """Every move an order may make; a CHECK on `order_transitions` enforces the same."""
+
+OUT_OF_STOCK = "out of stock"
+SELLER_CLOSED = "a seller's account is closed"
+EXPIRED = "expired"
+DISCARDED = "could not be processed"
+PAID = "paid"
+ALL_REFUNDED = "everything was refunded"
+OWN_REASONS = frozenset({OUT_OF_STOCK, SELLER_CLOSED, EXPIRED, DISCARDED, PAID, ALL_REFUNDED})
+"""The reasons of transitions that the service itself gives."""
 
 FIRST_STATUSES = frozenset({OrderStatus.awaiting_payment, OrderStatus.pending})
 """The statuses that a new order may have."""

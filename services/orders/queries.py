@@ -65,6 +65,15 @@ SHARES = Statement("""
     WHERE order_items.order_id = :id GROUP BY products.seller_id, accounts.id ORDER BY accounts.id
 """)
 
+# Not a join: a plan for any values might read all products.
+SOLD = Statement("""
+    SELECT order_id, count(*) AS item_count, sum(quantity * unit_price) AS total, sum(returned * unit_price) AS refunded
+    FROM order_items
+    WHERE order_id = ANY(CAST(:ids AS uuid[]))
+        AND (SELECT seller_id FROM products WHERE products.id = order_items.product_id) = :seller_id
+    GROUP BY order_id
+""")
+
 MOVE = Statement("""
     WITH move AS (
         SELECT * FROM unnest(

@@ -1,10 +1,10 @@
 """All SQL about orders, their items and their history."""
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 from uuid import UUID
 
 from pydantic import Field
@@ -77,6 +77,17 @@ class SellerShare:
     amount: Decimal
 
 
+class Sold(NamedTuple):
+    """What one seller sold in an order: a number of lines, what they come to, and what of it was refunded."""
+
+    item_count: int
+    total: Decimal
+    refunded: Decimal
+
+
+NOTHING_SOLD = Sold(0, Decimal(0), Decimal(0))
+
+
 @dataclass(frozen=True, slots=True)
 class Move:
     """A move of an order from one status to another."""
@@ -118,14 +129,21 @@ class OrderRepository(Repository[Order]):
     ) -> Rows[Order]:
         """Orders of one buyer, orders with a product of one seller, or all orders, without lines; newest first."""
         bought, sold = _parties(buyer_id, seller_id)
-        return await self.list_page(ORDERS, wanted, *bought, members=sold, options=(_BUYER,))
+        return await self.list_page(_listing(seller_id), wanted, *bought, members=sold, options=(_BUYER,))
 
-    async def items_of(self, order_ids: Sequence[UUID]) -> dict[UUID, list[OrderItem]]:
-        """The lines of each order, with what is shown of their products."""
+    async def sold_in(self, order_ids: Sequence[UUID], seller_id: int) -> dict[UUID, Sold]:
+        """What the seller sold in each of these orders."""
+        rows = await self.sql.fetch(queries.SOLD, ids=list(order_ids), seller_id=seller_id)
+        found = {row["order_id"]: Sold(row["item_count"], row["total"], row["refunded"]) for row in rows}
+        return {order_id: found.get(order_id, NOTHING_SOLD) for order_id in order_ids}
+
+    async def items_of(self, order_ids: Sequence[UUID], seller_id: int | None = None) -> dict[UUID, list[OrderItem]]:
+        """The lines of each order, or those of one seller, with what is shown of their products."""
+        mine = [] if seller_id is None else [is_sold_by(seller_id)]
         shown = joinedload(OrderItem.product, innerjoin=True)  # type: ignore[arg-type]
         statement = (
             select(OrderItem)
-            .where(col(OrderItem.order_id) == any_(literal(list(order_ids), ARRAY(Uuid))))
+            .where(col(OrderItem.order_id) == any_(literal(list(order_ids), ARRAY(Uuid))), *mine)
             .options(shown.load_only(Product.id, Product.sku, Product.name))  # type: ignore[arg-type]
             .order_by(col(OrderItem.order_id), col(OrderItem.line))
         )
@@ -145,12 +163,27 @@ class OrderRepository(Repository[Order]):
     ) -> AsyncIterator[Sequence[Sequence[Any]]]:
         """The same orders without their lines, as rows of `EXPORTED`, oldest first, in batches as `stream` has them.
 
-        Only those after `after`, up to `last`. Raises `BadQuery`.
+        Only those after `after`, up to `last`. For a seller, they have what the seller sold. Raises `BadQuery`.
         """
         bought, sold = _parties(buyer_id, seller_id)
+        listing = _listing(seller_id)
         conditions = [*bought, *([] if sold is None else [sold.has(col(Order.id))]), col(Order.id) <= last]
         columns = [col(getattr(Order, name)) for name in EXPORTED[1:]]
-        return self.stream(columns, *conditions, *ORDERS.conditions(filters), after=after)
+        conditions += listing.conditions(filters)
+        if seller_id is None:
+            return self.stream(columns, *conditions, after=after)
+        return self._as_sold(self.stream(columns, *conditions, after=after, batch=SALES_A_PIECE), seller_id)
+
+    async def _as_sold(
+        self, batches: AsyncIterator[Sequence[Sequence[Any]]], seller_id: int
+    ) -> AsyncIterator[Sequence[Sequence[Any]]]:
+        async for rows in batches:
+            sold = await self.sold_in([row[0] for row in rows], seller_id)
+            shown = [{**dict.fromkeys(ORDER_FIELDS), **sold[row[0]]._asdict()} for row in rows]
+            yield [
+                [one.get(name, value) for name, value in zip(EXPORTED, row, strict=True)]
+                for one, row in zip(shown, rows, strict=True)
+            ]
 
     async def number_by_status(self) -> dict[OrderStatus, int]:
         """How many orders there are in each status that any order has."""
@@ -185,12 +218,26 @@ class OrderRepository(Repository[Order]):
         assert moved == len(moves), "an order changed although it was locked"
 
 
+def is_sold_by(seller_id: int) -> ColumnElement[bool]:
+    """Whether a line of an order is this seller's. Not by a join, which might read all products."""
+    seller = select(col(Product.seller_id)).where(col(Product.id) == col(OrderItem.product_id)).scalar_subquery()
+    mine: ColumnElement[bool] = seller == seller_id
+    return mine
+
+
+def _listing(seller_id: int | None) -> Listing[Order]:
+    return ORDERS if seller_id is None else SALES
+
+
 def _parties(buyer_id: int | None, seller_id: int | None) -> tuple[list[ColumnElement[bool]], Members | None]:
     """The conditions for a buyer's orders, and the orders of a seller."""
     bought = [] if buyer_id is None else [col(Order.buyer_id) == buyer_id]
     sold = None if seller_id is None else Members(col(OrderSeller.order_id), col(OrderSeller.seller_id) == seller_id)
     return bought, sold
 
+
+SALES_A_PIECE = 200
+"""How many orders of a seller are exported at a time. All of their lines are looked at."""
 
 EXPORTED = (
     "id",
@@ -232,3 +279,9 @@ ORDERS = Listing[Order](
     key=_ID,
     default="-id",
 )
+
+_OF_BUYERS = frozenset({"reference", "total"})
+"""What only buyers and the staff see of an order."""
+
+SALES = replace(ORDERS, filters={name: one for name, one in ORDERS.filters.items() if name not in _OF_BUYERS})
+"""The orders with something that one seller sold."""

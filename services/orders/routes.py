@@ -20,7 +20,7 @@ from services.errors import AlreadyExists, ApprovalNeeded, OwnAccount, QuotaExce
 from services.orders import service
 from services.orders.export.routes import OfSide
 from services.orders.export.service import of_side
-from services.orders.models import LINES_A_PAGE, Order, Refund
+from services.orders.models import LINES_A_PAGE, Refund
 from services.orders.placing import service as placing
 from services.orders.refunds.repository import REFUNDS
 from services.orders.repository import ORDERS
@@ -35,7 +35,8 @@ from services.orders.schemas import (
     RefundPublic,
     Side,
 )
-from services.query import Page, PageQuery, Rows
+from services.orders.viewing import service as viewing
+from services.query import Page, PageQuery
 from services.users.rights import Scope
 
 Including = Annotated[
@@ -93,14 +94,22 @@ async def list_orders(
     side: OfSide = Side.buyer,
     include: Including = (),
 ) -> Page[OrderListed]:
-    """List the caller's orders, newest first."""
+    """List the caller's orders, newest first.
+
+    With `as=seller`, an order has the caller's lines only, `total`, `refunded` and `item_count` are of these, and
+    `reference` is null. It can then not be filtered by `total` and `reference`.
+    """
     return await service.listed(uow, page, with_items=Include.items in include, **of_side(caller, side))
 
 
-@router.get("/orders/{order_id}", response_model=OrderDetail, responses=responses(401, 404, 422))
+@router.get("/orders/{order_id}", responses=responses(401, 404, 422))
 @needs(Scope.orders_read)
-async def read_order(order_id: UUID, caller: CurrentUser, response: Response, uow: Work) -> Order:
-    """Get an order with its history, for its buyer, its sellers and callers with `orders:read_all`."""
+async def read_order(order_id: UUID, caller: CurrentUser, response: Response, uow: Work) -> OrderDetail:
+    """Get an order with its history, for its buyer, its sellers and callers with `orders:read_all`.
+
+    A seller sees their own lines only: `total`, `refunded` and `item_count` are of these, and `reference` is null. The
+    reasons of the staff are empty for its buyer and sellers.
+    """
     order = await service.get(uow, caller, order_id)
     response.headers["ETag"] = etag(order.version)
     return order
@@ -108,12 +117,11 @@ async def read_order(order_id: UUID, caller: CurrentUser, response: Response, uo
 
 @router.post(
     "/orders/{order_id}/pay",
-    response_model=OrderDetail,
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
     responses=responses(400, 401, 403, 404, 409, 422, *REFUSALS),
 )
 @needs(Scope.orders_write)
-async def pay_order(order_id: UUID, buyer: CurrentUser, response: Response, uow: Work, state: State) -> Order:
+async def pay_order(order_id: UUID, buyer: CurrentUser, response: Response, uow: Work, state: State) -> OrderDetail:
     """Pay for an order that awaits payment."""
     order = await service.pay(uow, buyer, order_id, service.Patience.from_settings(state.settings))
     response.headers["ETag"] = etag(order.version)
@@ -122,7 +130,6 @@ async def pay_order(order_id: UUID, buyer: CurrentUser, response: Response, uow:
 
 @router.post(
     "/orders/{order_id}/cancel",
-    response_model=OrderDetail,
     dependencies=[IDEMPOTENCY_KEY_REQUIRED],
     responses=responses(400, 401, 403, 404, 409, 413, 422, OwnAccount, ApprovalNeeded, *REFUSALS),
 )
@@ -134,8 +141,11 @@ async def cancel_order(
     uow: Work,
     state: State,
     wanted: OrderCancel | None = None,
-) -> Order:
-    """Cancel an order that is not fulfilled. Held credits are released, payments refunded."""
+) -> OrderDetail:
+    """Cancel an order that is not fulfilled. Held credits are released, payments refunded.
+
+    The reason of the buyer or the seller is shown to both, that of an operator to the staff only.
+    """
     reason = wanted.reason if wanted else ""
     order = await service.cancel(uow, caller, order_id, reason, Limits.of(state.settings))
     response.headers["ETag"] = etag(order.version)
@@ -152,30 +162,36 @@ async def cancel_order(
 @needs(Scope.sales_write)
 @body_limit(128 * KIB, values=5000)
 async def refund_order(order_id: UUID, wanted: RefundCreate, caller: CurrentUser, uow: Work, state: State) -> Refund:
-    """Refund pieces of a paid order, for their sellers and operators. Without `lines`, refund all that is left."""
+    """Refund pieces of a paid order, for their sellers and operators. Without `lines`, refund all that is left.
+
+    The reason of a seller is shown to the buyer, that of an operator to the staff only.
+    """
     return await service.refund(uow, caller, order_id, wanted, Limits.of(state.settings))
 
 
-@router.get("/orders/{order_id}/refunds", response_model=Page[RefundPublic], responses=responses(400, 401, 404, 422))
+@router.get("/orders/{order_id}/refunds", responses=responses(400, 401, 404, 422))
 @needs(Scope.orders_read)
 async def list_refunds(
     order_id: UUID, caller: CurrentUser, page: Annotated[PageQuery, page_of(REFUNDS)], primary: Work, uow: ReplicaWork
-) -> Rows[Refund]:
-    """List the refunds of an order, oldest first, for those who may see the order."""
-    await service.get(primary, caller, order_id)
+) -> Page[RefundPublic]:
+    """List the refunds of an order, oldest first, for those who may see the order.
+
+    A seller sees those of their own lines, with these lines and what was paid for them. The reasons of the staff are
+    empty for its buyer and sellers.
+    """
+    _, sight = await service.find(primary, caller, order_id)
     # Its connection goes back to the pool.
     await primary.rollback()
-    return await uow.refunds.page(order_id, page)
+    return await viewing.refunds(uow, order_id, sight, page)
 
 
 @router.post(
     "/orders/{order_id}/fulfil",
-    response_model=OrderDetail,
     dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
     responses=responses(400, 401, 403, 404, 409, 422),
 )
 @needs(Scope.sales_write)
-async def fulfil_order(order_id: UUID, caller: CurrentUser, response: Response, uow: Work) -> Order:
+async def fulfil_order(order_id: UUID, caller: CurrentUser, response: Response, uow: Work) -> OrderDetail:
     """Mark a confirmed order as shipped, for the seller of all its lines and operators."""
     order = await service.fulfil(uow, caller, order_id)
     response.headers["ETag"] = etag(order.version)

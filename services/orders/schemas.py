@@ -50,7 +50,7 @@ class OrderCreate(OrderBase, RequestBody):
 
 
 class OrderCancel(RequestBody):
-    """Why an order is cancelled."""
+    """Why an order is cancelled. What an operator writes here is for the staff only."""
 
     reason: Reason = ""
 
@@ -60,7 +60,10 @@ class RefundLineCreate(RefundLineBase, RequestBody):
 
 
 class RefundCreate(RefundBase, RequestBody):
-    """What to refund of an order: some lines, or everything that is left if `lines` is omitted."""
+    """What to refund of an order: some lines, or everything that is left if `lines` is omitted.
+
+    What an operator writes as the `reason` is for the staff only.
+    """
 
     lines: Annotated[list[RefundLineCreate], Field(min_length=1, max_length=MAX_ITEMS)] | None = None
 
@@ -70,7 +73,7 @@ class RefundLinePublic(RefundLineBase, Schema):
 
 
 class RefundPublic(RefundBase, Schema):
-    """A refund of pieces of an order; `amount` is what was paid for them."""
+    """A refund of pieces of an order; `amount` is what was paid for them. For a seller, only what they sold counts."""
 
     id: UUID
     order_id: UUID
@@ -94,7 +97,10 @@ class OrderItemPublic(OrderItemBase, Schema):
 
 
 class OrderSummary(OrderBase, Schema):
-    """An order with its buyer. `refunded` is the part of the total that went back to the buyer."""
+    """An order with its buyer. `refunded` is the part of the total that went back to the buyer.
+
+    For a seller, `total`, `refunded` and `item_count` are of what they sold, and `reference` is null.
+    """
 
     id: UUID
     status: OrderStatus
@@ -126,7 +132,7 @@ class Include(StrEnum):
 
 
 class OrderTransitionPublic(OrderTransitionBase, Schema):
-    """One change of an order's status."""
+    """One change of an order's status. `reason` is empty if it is for the staff only."""
 
 
 class OrderDetail(OrderPublic):

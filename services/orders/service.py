@@ -1,6 +1,6 @@
 """Operations on orders."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from uuid import UUID
 
 from services.credits.approval.rules import Limits
@@ -13,31 +13,41 @@ from services.errors import (
     NotFound,
     TransferRefused,
 )
-from services.fields import picked
 from services.orders.events import (
     OrderCancelled,
     OrderEvent,
     OrderFulfilled,
     OrderPlaced,
 )
-from services.orders.models import ALLOWED_MOVES, LINES_A_PAGE, Order, OrderItem, OrderStatus, Refund, RefundBase
+from services.orders.models import (
+    ALL_REFUNDED,
+    ALLOWED_MOVES,
+    LINES_A_PAGE,
+    LINES_EXAMINED,
+    PAID,
+    Order,
+    OrderItem,
+    OrderStatus,
+    Refund,
+    RefundBase,
+)
 from services.orders.placing.service import Patience as Patience
 from services.orders.placing.service import awaits_payment, check_unpaid, draft, reference_taken
 from services.orders.refunds.service import REFUNDABLE, give_back, wanted_pieces
-from services.orders.repository import ORDER_WITH_DETAILS, ORDERS, LockedOrder, Move
+from services.orders.repository import ORDER_WITH_DETAILS, ORDERS, LockedOrder, Move, Sold
 from services.orders.schemas import (
     OrderCreate,
+    OrderDetail,
     OrderListed,
     OrderPublic,
-    OrderSummary,
     RefundCreate,
 )
+from services.orders.viewing import service as viewing
+from services.orders.viewing.service import Sight
 from services.query import Page, PageQuery
 from services.unit_of_work import UnitOfWork
 from services.users.models import Caller
 from services.users.rights import Scope
-
-_ALL_REFUNDED = "everything was refunded"
 
 
 async def place(uow: UnitOfWork, buyer: Caller, wanted: OrderCreate, patience: Patience) -> OrderPublic:
@@ -73,15 +83,21 @@ async def place(uow: UnitOfWork, buyer: Caller, wanted: OrderCreate, patience: P
     return order.shown(status)
 
 
-async def get(uow: UnitOfWork, caller: Caller, order_id: UUID) -> Order:
-    """The order with its lines and history, for its buyer, its sellers and callers with `orders:read_all`.
+async def find(uow: UnitOfWork, caller: Caller, order_id: UUID) -> tuple[Order, Sight]:
+    """The order, and how much of it the caller sees.
 
-    Raises `NotFound` for anyone else, so as not to reveal whether the order exists.
+    Raises `NotFound` for those who are no party to it and have no `orders:read_all`, as if it did not exist.
     """
     order = await uow.orders.get(order_id, options=ORDER_WITH_DETAILS)
-    if order is None or not await _may_see(uow, caller, order.id, order.buyer_id):
+    sight = None if order is None else viewing.sight_of(caller, order)
+    if order is None or sight is None:
         raise _unknown(order_id)
-    return order
+    return order, sight
+
+
+async def get(uow: UnitOfWork, caller: Caller, order_id: UUID) -> OrderDetail:
+    """What the caller sees of the order. Raises `NotFound` as `find` does."""
+    return await viewing.detail(uow, *await find(uow, caller, order_id))
 
 
 async def listed(
@@ -92,23 +108,27 @@ async def listed(
     buyer_id: int | None = None,
     seller_id: int | None = None,
 ) -> Page[OrderListed]:
-    """A page of orders. With their lines, it ends early rather than have more than `LINES_A_PAGE` of them."""
+    """A page of orders. With their lines, it ends early rather than have more than `LINES_A_PAGE` of them.
+
+    With `seller_id`, they are shown as this seller sees them, whatever else the caller may see. The page then also ends
+    early rather than look at more than `LINES_EXAMINED` lines.
+    """
     rows = await uow.orders.page(wanted, buyer_id=buyer_id, seller_id=seller_id)
-    items: Mapping[UUID, Sequence[OrderItem]] = {}
+    sold: Mapping[UUID, Sold] = {}
+    if seller_id is not None:
+        rows = ORDERS.within(rows, wanted, [order.item_count for order in rows.data], LINES_EXAMINED)
+        sold = await uow.orders.sold_in([order.id for order in rows.data], seller_id)
+    items: Mapping[UUID, list[OrderItem]] = {}
     if with_items:
-        rows = ORDERS.within(rows, wanted, [order.item_count for order in rows.data], LINES_A_PAGE)
-        items = await uow.orders.items_of([order.id for order in rows.data])
-    data = [
-        OrderListed.model_validate(
-            {**picked(order, OrderSummary.model_fields), "items": items[order.id] if with_items else None},
-            from_attributes=True,
-        )
-        for order in rows.data
-    ]
-    return Page(data=data, has_more=rows.has_more, next_cursor=rows.next_cursor, total=rows.total)
+        weights = [(order if seller_id is None else sold[order.id]).item_count for order in rows.data]
+        rows = ORDERS.within(rows, wanted, weights, LINES_A_PAGE)
+        items = await uow.orders.items_of([order.id for order in rows.data], seller_id)
+    return rows.shown(
+        lambda order: viewing.listed(order, None if seller_id is None else sold[order.id], items.get(order.id))
+    )
 
 
-async def pay(uow: UnitOfWork, buyer: Caller, order_id: UUID, patience: Patience) -> Order:
+async def pay(uow: UnitOfWork, buyer: Caller, order_id: UUID, patience: Patience) -> OrderDetail:
     """Hold the buyer's credits for an order that awaits payment.
 
     Raises `InsufficientCredits` if there are too few, `AccountClosed`, or `TransferRefused`.
@@ -121,10 +141,10 @@ async def pay(uow: UnitOfWork, buyer: Caller, order_id: UUID, patience: Patience
     async with moving(uow, order.total):
         await uow.ledger.hold(order_id, buyer.id, shares, patience.hold)
     placed = OrderPlaced(order_id=order_id, buyer_id=buyer.id, total=order.total)
-    return await _moved(uow, buyer, order, OrderStatus.pending, "paid", placed)
+    return await _moved(uow, buyer, order, OrderStatus.pending, PAID, placed)
 
 
-async def cancel(uow: UnitOfWork, caller: Caller, order_id: UUID, reason: str, limits: Limits) -> Order:
+async def cancel(uow: UnitOfWork, caller: Caller, order_id: UUID, reason: str, limits: Limits) -> OrderDetail:
     """Cancel an order that is not fulfilled, for its buyer, its only seller or an operator.
 
     Held credits and reserved stock are released, and payments are refunded. What an operator refunds for other sellers
@@ -161,17 +181,17 @@ async def refund(uow: UnitOfWork, caller: Caller, order_id: UUID, wanted: Refund
 
     Without lines, everything left that the caller may refund is refunded. A confirmed order with nothing left is
     cancelled. What an operator refunds for other sellers counts among what they do alone. Raises `InvalidInput` for
-    unknown lines or more pieces than are left, `Conflict` if nothing was paid or nothing is left, `OwnAccount` for an
-    operator who is the buyer, `ApprovalNeeded`, and `InsufficientCredits` if a seller has too few credits.
+    lines that are unknown or another seller's, which is the same to the caller, and for more pieces than are left,
+    `Conflict` if nothing was paid or nothing is left, `OwnAccount` for an operator who is the buyer, `ApprovalNeeded`,
+    and `InsufficientCredits` if a seller has too few credits.
     """
     order = await _locked(uow, caller, order_id)
     sold = {line.line: line for line in await uow.refunds.sold(order_id)}
     mine = {
         number: line for number, line in sold.items() if caller.may(Scope.orders_manage) or line.seller_id == caller.id
     }
-    asked = {one.line for one in wanted.lines or ()}
-    if not mine or asked & (sold.keys() - mine.keys()):
-        raise Forbidden("only the seller of these lines or an operator may refund them")
+    if not mine:
+        raise Forbidden("only sellers of the order or an operator may refund it")
     if order.status not in REFUNDABLE:
         raise Conflict(f"the order is {order.status.value}; there is no payment to refund")
     if wanted.lines is None:
@@ -183,12 +203,12 @@ async def refund(uow: UnitOfWork, caller: Caller, order_id: UUID, wanted: Refund
     refund_id = await give_back(uow, caller, order, sold, pieces, wanted, limits)
     nothing_left = all(line.left == pieces.get(number, 0) for number, line in sold.items())
     if order.status is OrderStatus.confirmed and nothing_left:
-        await uow.orders.move([Move(order.id, order.status, OrderStatus.cancelled, _ALL_REFUNDED)])
-        uow.record(OrderCancelled(order_id=order_id, from_status=order.status.value, reason=_ALL_REFUNDED))
+        await uow.orders.move([Move(order.id, order.status, OrderStatus.cancelled, ALL_REFUNDED)])
+        uow.record(OrderCancelled(order_id=order_id, from_status=order.status.value, reason=ALL_REFUNDED))
     return await uow.refunds.get(refund_id)
 
 
-async def fulfil(uow: UnitOfWork, caller: Caller, order_id: UUID) -> Order:
+async def fulfil(uow: UnitOfWork, caller: Caller, order_id: UUID) -> OrderDetail:
     """Ship the reserved goods of a confirmed order, for its only seller or an operator."""
     order = await _locked(uow, caller, order_id)
     await _must_sell_all(uow, caller, order_id, "fulfil")
@@ -231,7 +251,7 @@ def _check_move(order: LockedOrder, after: OrderStatus) -> None:
 
 async def _moved(
     uow: UnitOfWork, caller: Caller, order: LockedOrder, after: OrderStatus, reason: str, event: OrderEvent
-) -> Order:
+) -> OrderDetail:
     await uow.orders.move([Move(order.id, order.status, after, reason)])
     uow.record(event)
     return await get(uow, caller, order.id)

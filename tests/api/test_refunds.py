@@ -119,7 +119,11 @@ async def test_sellers_refund_their_own_lines_and_operators_any(api: Api) -> Non
     other = await make_product(api.database, seller=other_seller, price="3.00")
     order_id = await confirmed(api, buyer, (product, 2), (other, 2))
 
-    assert_problem(await refund(api, order_id, seller, (1, 1), (2, 1)), 403, "forbidden")
+    # A line of another seller is like one that does not exist.
+    for line in (2, 3):
+        refused = await refund(api, order_id, seller, (1, 1), (line, 1))
+        problem = assert_problem(refused, 422, "invalid_input", pointers=["#/lines/1/line"])
+        assert problem["errors"][0]["detail"] == f"there is no line {line} that you may refund"
     assert_problem(await refund(api, order_id, buyer), 403, "forbidden")
     stranger = await make_user(api.database)
     assert_problem(await refund(api, order_id, stranger), 404, "not_found")

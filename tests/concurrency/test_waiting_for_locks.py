@@ -9,7 +9,8 @@ from services.database import Database
 from services.fields import new_id
 from services.orders import service as orders
 from services.orders.events import OrderPlaced
-from services.orders.processing.service import EXPIRED, process_placed
+from services.orders.models import EXPIRED
+from services.orders.processing.service import process_placed
 from services.orders.schemas import OrderCreate, OrderItemCreate
 from services.outbox.events import Claimed, Trace
 from services.unit_of_work import UnitOfWork

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from services.orders.events import OrderCancelled
 from services.orders.expiry.repository import HeldOrder, UnpaidOrder
-from services.orders.models import OrderStatus
-from services.orders.processing.service import EXPIRED
+from services.orders.models import EXPIRED, OrderStatus
 from services.orders.repository import Move
 from services.sweeps.service import Sweep
 from services.unit_of_work import UnitOfWork

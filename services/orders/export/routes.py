@@ -22,7 +22,9 @@ from services.users.rights import Scope
 
 router = APIRouter(route_class=TransactionRoute, tags=["orders"])
 
-OfSide = Annotated[Side, Query(alias="as", description="`everybody` needs the scope `orders:read_all`.")]
+_SIDE = "`seller`: what the caller sold of each order. `everybody` needs the scope `orders:read_all`."
+
+OfSide = Annotated[Side, Query(alias="as", description=_SIDE)]
 
 Filters = Annotated[list[str], filters_of(ORDERS)]
 

@@ -7,7 +7,7 @@ from uuid import UUID
 from services.credits.ledger.repository import LockedHolds
 from services.credits.ledger.service import moving
 from services.orders.events import OrderCancelled, OrderConfirmed, OrderPlaced, OrderRejected
-from services.orders.models import OrderStatus
+from services.orders.models import DISCARDED, EXPIRED, OUT_OF_STOCK, SELLER_CLOSED, OrderStatus
 from services.orders.processing.repository import Placed
 from services.orders.repository import LockedOrder, Move
 from services.outbox.events import Claimed, Locked, Trace
@@ -15,11 +15,6 @@ from services.outbox.subscription import Discarded, Verdicts
 from services.unit_of_work import UnitOfWork
 
 _LOCKED = Locked("another transaction has locked the order, the stock of a product or an account")
-
-OUT_OF_STOCK = "out of stock"
-SELLER_CLOSED = "a seller's account is closed"
-EXPIRED = "expired"
-DISCARDED = "could not be processed"
 
 
 async def process_placed(uow: UnitOfWork, events: Sequence[Claimed[OrderPlaced]]) -> Verdicts:

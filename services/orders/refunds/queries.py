@@ -15,6 +15,14 @@ SOLD = Statement("""
     WHERE order_items.order_id = :order_id ORDER BY order_items.line
 """)
 
+AMOUNTS = Statement("""
+    SELECT refund_id, sum(refund_lines.quantity * order_items.unit_price) AS amount
+    FROM refund_lines JOIN order_items USING (order_id, line)
+    WHERE refund_id = ANY(CAST(:ids AS uuid[]))
+        AND (SELECT seller_id FROM products WHERE products.id = order_items.product_id) = :seller_id
+    GROUP BY refund_id
+""")
+
 # One statement for the whole refund. CHECKs refuse more pieces than were sold and more credits than were paid.
 WRITE = Statement(f"""
     WITH given AS (

@@ -33,7 +33,7 @@ def wanted_pieces(sold: Mapping[int, SoldLine], wanted: list[RefundLineCreate]) 
     for index, one in enumerate(wanted):
         line = sold.get(one.line)
         if line is None:
-            faults.append(Fault(f"the order has no line {one.line}", f"#/lines/{index}/line"))
+            faults.append(Fault(f"there is no line {one.line} that you may refund", f"#/lines/{index}/line"))
         elif one.line in pieces:
             faults.append(Fault(f"line {one.line} is listed twice", f"#/lines/{index}/line"))
         elif one.quantity > line.left:

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import ARRAY, Uuid, any_, literal, text
 from sqlmodel import col, select
 
 from services.repository import Lock, Repository
@@ -54,6 +54,11 @@ class ApiKeyRepository(Repository[ApiKey]):
         """The user's key if it can be used."""
         statement = select(ApiKey).where(col(ApiKey.id) == key_id, col(ApiKey.user_id) == user_id, text(_USABLE))
         return (await self.session.exec(self._locked(statement, lock))).one_or_none()
+
+    async def owners(self, key_ids: Sequence[UUID]) -> dict[UUID, int]:
+        """The user of each of these keys; those of deleted keys are missing."""
+        among = col(ApiKey.id) == any_(literal(list(key_ids), ARRAY(Uuid)))
+        return dict((await self.session.exec(select(col(ApiKey.id), col(ApiKey.user_id)).where(among))).all())
 
     async def follow(self, old: UUID, new: UUID, hashed: bytes, hint: str, longest: timedelta) -> None:
         """Write the key that replaces another one. It has the same owner, name, scopes and lifetime.

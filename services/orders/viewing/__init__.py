@@ -1,0 +1,1 @@
+"""What each party sees of an order."""
