@@ -58,7 +58,8 @@ def page(app: FastAPI) -> Iterator[str]:
         yield f"| `{scope.value}` | {scope.meaning} | {', '.join(found[scope])} |"
     yield ""
     yield "## What is open to everyone\n"
-    yield "No token is needed, and none is looked at. `/metrics` has its own, `WAYBILL_METRICS_TOKEN`.\n"
+    yield "No token is needed. Products show more to callers who send one."
+    yield "`/metrics` has its own token, `WAYBILL_METRICS_TOKEN`.\n"
     yield from (f"- {route}" for route in found[None])
 
 

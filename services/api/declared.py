@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute, iter_route_contexts
 
-from services.api.dependencies import current_user
+from services.api.dependencies import current_user, known_user
 from services.api.problems import responses
 from services.api.rate_classes import RateClass, class_of
 from services.api.rights import scope_of
@@ -25,22 +25,25 @@ class DeclaredRoute(APIRoute):
             more["responses"] = {**responses(401, 403), **(more.get("responses") or {})}
         self.rate_class: RateClass = class_of(endpoint, more.get("methods") or ("GET",))
         super().__init__(path, endpoint, **more)
-        checked = _takes_caller(self.dependant)
+        checked = _takes(self.dependant, current_user)
         if scope is not None and not checked:
             raise LookupError(f"{endpoint.__qualname__} needs the scope {scope.value}: it must take a CurrentUser")
         if scope is None and checked:
             raise LookupError(f"{endpoint.__qualname__} is @public, so it cannot take a CurrentUser")
 
 
-def _takes_caller(dependant: Dependant) -> bool:
-    return any(one.call is current_user or _takes_caller(one) for one in dependant.dependencies)
+def _takes(dependant: Dependant, dependency: Callable[..., Any]) -> bool:
+    return any(one.call is dependency or _takes(one, dependency) for one in dependant.dependencies)
 
 
 def describe_scopes(app: FastAPI, document: dict[str, Any]) -> None:
     """Let the OpenAPI document say which scope each operation needs, as its handler declares it."""
     for route, operation in _operations(app, document):
         scope = scope_of(route.endpoint)
-        if scope is not None:
+        if scope is None:
+            if _takes(route.dependant, known_user):
+                operation["security"] = [{}, *operation["security"]]
+        else:
             operation["security"] = [{name: [scope.value] for name in one} for one in operation["security"]]
             operation["description"] += f"\n\nNeeds the scope `{scope.value}`."
 

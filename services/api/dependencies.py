@@ -125,6 +125,15 @@ CurrentUser = Annotated[SignedIn, Depends(current_user)]
 """The caller, who has the scope that the handler declares."""
 
 
+async def known_user(request: Request, token: Annotated[str | None, Depends(_bearer)]) -> SignedIn | None:
+    """Who makes a request for which no one has to sign in; None if they send no token. Raises `Unauthenticated`."""
+    return None if token is None else await current_user(request, token)
+
+
+KnownUser = Annotated[SignedIn | None, Depends(known_user)]
+"""The caller of a public route that shows some callers more; None if they do not say who they are."""
+
+
 async def needs_version(
     if_match: Annotated[str | None, Header(alias="If-Match", description="The ETag of the version you read.")] = None,
 ) -> int:

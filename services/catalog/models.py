@@ -152,6 +152,11 @@ class Product(ProductBase, Versioned, SoftDeletable, table=True):
         *(_active(*columns) for columns in (("price",), ("name",), ("created_at",), ("sku",))),
         *(_active("seller_id", *columns) for columns in ((), ("price",), ("name",))),
         *(_active("category_id", *columns) for columns in ((), ("price",), ("name",))),
+        # What a seller lists: inactive products as well.
+        *(
+            Index(f"ix_products_present_{'_'.join(columns)}", *columns, postgresql_where=text("deleted_at IS NULL"))
+            for columns in (("seller_id", "id"), ("seller_id", "name", "id"))
+        ),
     )
 
     id: int = Field(default=None, primary_key=True, sa_type=BigInteger, sa_column_args=(Identity(),))

@@ -78,6 +78,12 @@ class ProductRepository(SoftDeleteRepository[Product]):
         rows = await self.list_page(PRODUCTS, wanted, active, search=similar, options=PRODUCT_WITH_DETAILS)
         return PRODUCTS.within(rows, wanted, [len(product.description) for product in rows.data], TEXT_A_PAGE)
 
+    async def of_seller(self, seller_id: int, wanted: PageQuery) -> Rows[Product]:
+        """The seller's products, active or not, but not archived ones. A page ends early as `page` does."""
+        mine = col(Product.seller_id) == seller_id
+        rows = await self.list_page(OWN_PRODUCTS, wanted, mine, options=PRODUCT_WITH_DETAILS)
+        return OWN_PRODUCTS.within(rows, wanted, [len(product.description) for product in rows.data], TEXT_A_PAGE)
+
     async def refreshed(self, product: Product) -> Product:
         """The product, reloaded with everything that `ProductPublic` shows."""
         statement = select(Product).where(col(Product.id) == product.id).options(*PRODUCT_WITH_DETAILS)
@@ -191,6 +197,21 @@ PRODUCTS = Listing[Product](
     key=_PRODUCT_ID,
     default="id",
 )
+
+OWN_PRODUCTS = Listing[Product](
+    filters={
+        "is_active": Filterable(col(Product.is_active), bool, EXACT),
+        "category_id": Filterable(col(Product.category_id), Id, EXACT),
+        "sku": Filterable(col(Product.sku), Text, EXACT, indexed=frozenset({"sku"})),
+        "name": Filterable(col(Product.name), Text, TEXT, trigrams=True),
+        "price": Filterable(col(Product.price), _Amount, ORDERED),
+        "created_at": Filterable(col(Product.created_at), Instant, ORDERED),
+    },
+    sorts={"id": _PRODUCT_ID, "name": PRODUCTS.sorts["name"]},
+    key=_PRODUCT_ID,
+    default="id",
+)
+"""The products of one seller, active or not."""
 
 _CATEGORY_ID = Sortable(col(Category.id), Id)
 

@@ -1,11 +1,12 @@
 """HTTP routes for categories and products."""
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
 from services.api.bodies import AS_MUCH_AS_ANY, KIB, body_limit
-from services.api.dependencies import CurrentUser, IfMatch, ReplicaWork, State, Work, etag, page_of
+from services.api.dependencies import CurrentUser, IfMatch, KnownUser, ReplicaWork, State, Work, etag, page_of
 from services.api.headers import located
 from services.api.idempotency import IDEMPOTENCY_KEY_ACCEPTED
 from services.api.problems import responses
@@ -13,8 +14,8 @@ from services.api.rate_classes import RateClass, rate_class
 from services.api.rights import needs, public
 from services.api.transaction import TransactionRoute
 from services.catalog import service
-from services.catalog.models import Category, Product
-from services.catalog.repository import CATEGORIES, PRODUCTS
+from services.catalog.models import Category
+from services.catalog.repository import CATEGORIES, OWN_PRODUCTS, PRODUCTS
 from services.catalog.schemas import (
     CategoryCreate,
     CategoryPublic,
@@ -110,20 +111,19 @@ async def restore_category(category_id: Id, _: CurrentUser, response: Response, 
 @router.post(
     "/products",
     status_code=201,
-    response_model=ProductPublic,
     dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
     responses=responses(400, 401, 403, 413, 422, AlreadyExists, QuotaExceeded) | located(201),
 )
 @needs(Scope.catalog_write)
 @body_limit(128 * KIB)
 async def create_product(
-    wanted: ProductCreate, seller: CurrentUser, response: Response, uow: Work, state: State
-) -> Product:
+    wanted: ProductCreate, caller: CurrentUser, response: Response, uow: Work, state: State
+) -> ProductPublic:
     """Create a product that the caller sells."""
-    product = await service.create_product(uow, seller.id, wanted, state.settings.products_per_seller)
+    product = await service.create_product(uow, caller.id, wanted, state.settings.products_per_seller)
     response.headers["Location"] = f"/v1/products/{product.id}"
     response.headers["ETag"] = etag(product.version)
-    return product
+    return service.shown(caller, product)
 
 
 @router.put("/products", responses=responses(400, 401, 409, 413, 422, QuotaExceeded))
@@ -139,39 +139,59 @@ async def upsert_products(wanted: ProductsUpsert, seller: CurrentUser, uow: Work
     return ProductsUpserted(products=await service.upsert_products(uow, seller, wanted.products, most))
 
 
-@router.get("/products", response_model=Page[ProductPublic], responses=responses(400, 422))
+@router.get("/products", responses=responses(400, 401, 422))
 @public
 @rate_class(RateClass.search)
 async def list_products(
-    page: Annotated[PageQuery, page_of(PRODUCTS)], uow: ReplicaWork, search: Search = None
-) -> Rows[Product]:
-    """List active products."""
-    return await uow.products.page(page, search)
+    caller: KnownUser, page: Annotated[PageQuery, page_of(PRODUCTS)], uow: ReplicaWork, search: Search = None
+) -> Page[ProductPublic]:
+    """List active products. A token is not needed; with one, sellers see the stock of their products."""
+    return (await uow.products.page(page, search)).shown(partial(service.shown, caller))
 
 
-@router.get("/products/{product_id}", response_model=ProductPublic, responses=responses(404, 422))
+@router.get("/users/me/products", responses=responses(400, 401, 422))
+@needs(Scope.catalog_read)
+async def list_own_products(
+    caller: CurrentUser, page: Annotated[PageQuery, page_of(OWN_PRODUCTS)], uow: ReplicaWork
+) -> Page[ProductPublic]:
+    """List the products that the caller sells, active or not, with their stock. Archived ones are left out."""
+    return (await uow.products.of_seller(caller.id, page)).shown(partial(service.shown, caller))
+
+
+@router.get("/users/{user_id}/products", responses=responses(400, 401, 403, 422))
+@needs(Scope.catalog_read_all)
+async def list_products_of_seller(
+    user_id: Id, caller: CurrentUser, page: Annotated[PageQuery, page_of(OWN_PRODUCTS)], uow: ReplicaWork
+) -> Page[ProductPublic]:
+    """List the products that a user sells, active or not, with their stock. Archived ones are left out."""
+    return (await uow.products.of_seller(user_id, page)).shown(partial(service.shown, caller))
+
+
+@router.get("/products/{product_id}", responses=responses(401, 404, 422))
 @public
-async def read_product(product_id: Id, response: Response, uow: Work) -> Product:
-    """Get a product, active or not."""
-    product = await service.get_product(uow, product_id)
+async def read_product(product_id: Id, caller: KnownUser, response: Response, uow: Work) -> ProductPublic:
+    """Get a product. One that is not active is shown to its seller and the staff only.
+
+    A token is not needed; with one, the seller sees the stock.
+    """
+    product = await service.get_product(uow, caller, product_id)
     response.headers["ETag"] = etag(product.version)
-    return product
+    return service.shown(caller, product)
 
 
 @router.patch(
     "/products/{product_id}",
-    response_model=ProductPublic,
     responses=responses(400, 401, 403, 404, 412, 413, 422, 428),
 )
 @needs(Scope.catalog_write)
 @body_limit(128 * KIB)
 async def update_product(
     product_id: Id, changes: ProductUpdate, caller: CurrentUser, version: IfMatch, response: Response, uow: Work
-) -> Product:
+) -> ProductPublic:
     """Change a product, for its seller and operators. Orders keep the price at which they were placed."""
     product = await service.update_product(uow, caller, product_id, changes, version)
     response.headers["ETag"] = etag(product.version)
-    return product
+    return service.shown(caller, product)
 
 
 @router.delete("/products/{product_id}", status_code=204, responses=responses(401, 403, 404, 422))
@@ -183,29 +203,27 @@ async def archive_product(product_id: Id, caller: CurrentUser, uow: Work) -> Non
 
 @router.post(
     "/products/{product_id}/restore",
-    response_model=ProductPublic,
     dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
     responses=responses(400, 401, 403, 404, 409, 422, AlreadyExists),
 )
 @needs(Scope.catalog_write)
-async def restore_product(product_id: Id, caller: CurrentUser, response: Response, uow: Work) -> Product:
+async def restore_product(product_id: Id, caller: CurrentUser, response: Response, uow: Work) -> ProductPublic:
     """Restore an archived product, for its seller and operators. It stays off sale until it is activated."""
     product = await service.restore_product(uow, caller, product_id)
     response.headers["ETag"] = etag(product.version)
-    return product
+    return service.shown(caller, product)
 
 
 @router.post(
     "/products/{product_id}/stock",
-    response_model=ProductPublic,
     dependencies=[IDEMPOTENCY_KEY_ACCEPTED],
     responses=responses(400, 401, 403, 404, 409, 413, 422),
 )
 @needs(Scope.catalog_write)
 async def change_stock(
     product_id: Id, change: StockUpdate, caller: CurrentUser, response: Response, uow: Work
-) -> Product:
+) -> ProductPublic:
     """Add pieces to the stock of a product or remove them, for its seller and operators."""
     product = await service.change_stock(uow, caller, product_id, change.change)
     response.headers["ETag"] = etag(product.version)
-    return product
+    return service.shown(caller, product)

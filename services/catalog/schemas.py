@@ -99,6 +99,25 @@ class InventoryPublic(InventoryBase, Schema):
     """Stock in pieces: how many are on hand, and how many of those are reserved by confirmed orders."""
 
 
+FEW = 10
+"""Up to so many available pieces are few: how many exactly is for the seller to know."""
+
+
+class Availability(StrEnum):
+    """Whether pieces can be ordered."""
+
+    in_stock = "in_stock"
+    few_left = "few_left"
+    out_of_stock = "out_of_stock"
+
+    @classmethod
+    def of(cls, pieces: int) -> "Availability":
+        """What is shown of so many available pieces."""
+        if pieces <= 0:
+            return cls.out_of_stock
+        return cls.few_left if pieces <= FEW else cls.in_stock
+
+
 class ProductSummary(Schema):
     """A product, as shown in an order."""
 
@@ -108,7 +127,10 @@ class ProductSummary(Schema):
 
 
 class ProductPublic(ProductBase, Schema):
-    """A product with its seller, category and stock."""
+    """A product with its seller, category and availability.
+
+    `inventory`, its exact stock, is null unless the caller sells it or has a scope for everyone's products.
+    """
 
     id: int
     is_active: bool
@@ -117,4 +139,5 @@ class ProductPublic(ProductBase, Schema):
     updated_at: datetime
     seller: UserSummary
     category: CategoryPublic
-    inventory: InventoryPublic
+    availability: Availability
+    inventory: InventoryPublic | None

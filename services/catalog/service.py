@@ -11,9 +11,11 @@ from services.catalog.events import ProductArchived, ProductCreated, ProductRest
 from services.catalog.models import Category, Inventory, InventoryBase, Product, ProductBase
 from services.catalog.repository import PRODUCT_WITH_DETAILS
 from services.catalog.schemas import (
+    Availability,
     CategoryCreate,
     CategoryUpdate,
     ProductCreate,
+    ProductPublic,
     ProductUpdate,
     ProductUpsert,
     ProductUpserted,
@@ -155,19 +157,30 @@ async def upsert_products(
     ]
 
 
-async def get_product(uow: UnitOfWork, product_id: int) -> Product:
-    """The product with its seller, category and stock, active or not. Raises `NotFound` if it is archived."""
-    product = await uow.products.get(product_id, options=PRODUCT_WITH_DETAILS)
-    if product is None:
-        raise NotFound(f"there is no product {product_id}")
-    return product
+async def get_product(uow: UnitOfWork, caller: Caller | None, product_id: int) -> Product:
+    """The product with its seller, category and stock.
+
+    Raises `NotFound` if it is archived and, for those who do not see all of it, if it is not active.
+    """
+    return _visible(caller, await uow.products.get(product_id, options=PRODUCT_WITH_DETAILS), product_id)
+
+
+def shown(caller: Caller | None, product: Product) -> ProductPublic:
+    """What the caller sees of the product, which is loaded with its details."""
+    stock = product.inventory
+    seen = {
+        **picked(product, ProductPublic.model_fields.keys() - {"availability", "inventory"}),
+        "availability": Availability.of(stock.on_hand - stock.reserved),
+        "inventory": stock if _sees_all(caller, product) else None,
+    }
+    return ProductPublic.model_validate(seen, from_attributes=True)
 
 
 async def update_product(
     uow: UnitOfWork, caller: Caller, product_id: int, changes: ProductUpdate, version: int
 ) -> Product:
     """Change a product, for its seller or an operator. Raises `StaleVersion` if `version` is not the current one."""
-    product = await get_product(uow, product_id)
+    product = await get_product(uow, caller, product_id)
     _may_manage(caller, product)
     check_version(product, version)
     if changes.category_id is not None:
@@ -182,9 +195,7 @@ async def update_product(
 
 async def archive_product(uow: UnitOfWork, caller: Caller, product_id: int) -> None:
     """Take a product off sale and hide it, for its seller or an operator. Orders still show it."""
-    product = await uow.products.get(product_id, lock=Lock.change)
-    if product is None:
-        raise NotFound(f"there is no product {product_id}")
+    product = _visible(caller, await uow.products.get(product_id, lock=Lock.change), product_id)
     _may_manage(caller, product)
     await uow.products.soft_delete(product, is_active=False)
     uow.record(ProductArchived(product_id=product_id, product_version=product.version))
@@ -208,7 +219,7 @@ async def restore_product(uow: UnitOfWork, caller: Caller, product_id: int) -> P
 
 async def change_stock(uow: UnitOfWork, caller: Caller, product_id: int, pieces: int) -> Product:
     """Add pieces or remove them, for the seller or an operator; never below the number that orders have reserved."""
-    product = await get_product(uow, product_id)
+    product = await get_product(uow, caller, product_id)
     _may_manage(caller, product)
     available = (await uow.inventory.lock([product_id]))[product_id]
     if available + pieces < 0:
@@ -223,6 +234,22 @@ async def change_stock(uow: UnitOfWork, caller: Caller, product_id: int, pieces:
 
 def _manages(caller: Caller, product: Product) -> bool:
     return caller.id == product.seller_id or caller.may(Scope.catalog_manage)
+
+
+def _sees_all(caller: Caller | None, product: Product) -> bool:
+    """Whether the caller sees the stock of the product, and sees it when it is not active."""
+    if caller is None:
+        return False
+    if caller.may(Scope.catalog_read_all) or caller.may(Scope.catalog_manage):
+        return True
+    return caller.id == product.seller_id and (caller.may(Scope.catalog_read) or caller.may(Scope.catalog_write))
+
+
+def _visible(caller: Caller | None, product: Product | None, product_id: int) -> Product:
+    """Raises `NotFound` unless there is such a product and the caller sees it."""
+    if product is None or not (product.is_active or _sees_all(caller, product)):
+        raise NotFound(f"there is no product {product_id}")
+    return product
 
 
 def _record_price(uow: UnitOfWork, product_id: int, before: Decimal, after: Decimal) -> None:

@@ -55,10 +55,12 @@ class Scope(StrEnum):
     sales_write = "sales:write", "Fulfil, cancel and refund what the caller sold."
     credits_read = "credits:read", "Read the own account, statement and transfers."
     credits_write = "credits:write", "Move own credits, and post and void holds for the caller."
+    catalog_read = "catalog:read", "Read the own products, on sale or not, and their stock."
     catalog_write = "catalog:write", "Sell products: create and change them, and their stock."
     reports_read = "reports:read", "Read reports of the own sales."
     orders_read_all = "orders:read_all", "Read anyone's orders; extends `orders:read`."
     credits_read_all = "credits:read_all", "Read anyone's transfers; extends `credits:read`."
+    catalog_read_all = "catalog:read_all", "Read anyone's products, on sale or not, and their stock."
     users_read = "users:read", "Read other users."
     users_write = "users:write", "Change, deactivate, delete and restore other users."
     reports_read_all = "reports:read_all", "Read reports of all sales; extends `reports:read`."
@@ -81,9 +83,9 @@ class Scope(StrEnum):
 
 
 _PERSON = frozenset({Scope.profile_read, Scope.profile_write, Scope.keys_read, Scope.keys_write, Scope.keys_rotate})
-_OWN_READS = frozenset({Scope.orders_read, Scope.credits_read, Scope.reports_read})
+_OWN_READS = frozenset({Scope.orders_read, Scope.credits_read, Scope.catalog_read, Scope.reports_read})
 _CUSTOMER = _PERSON | _OWN_READS | {Scope.orders_write, Scope.sales_write, Scope.credits_write, Scope.catalog_write}
-_SUPPORT_READS = frozenset({Scope.orders_read_all, Scope.credits_read_all, Scope.users_read})
+_SUPPORT_READS = frozenset({Scope.orders_read_all, Scope.credits_read_all, Scope.catalog_read_all, Scope.users_read})
 _READS = _SUPPORT_READS | {Scope.reports_read_all, Scope.corrections_read, Scope.operations_read, Scope.audit_read}
 
 SCOPES: Mapping[Role, frozenset[Scope]] = {

@@ -190,7 +190,7 @@ async def create_product(api: Api, fill: Fill) -> Sent:
     seller = await make_user(api.database)
     body = fill(category_id=(await make_category(api.database)).id)
     made = good(await api.post("/v1/products", by=seller, json=body))
-    read = good(await api.get(f"/v1/products/{made['id']}"))
+    read = good(await api.get(f"/v1/products/{made['id']}", by=seller))
     return Sent(body, await row_of(api, "products", id=made["id"]), [with_category_id(one) for one in (made, read)])
 
 
@@ -200,7 +200,7 @@ async def change_product(api: Api, fill: Fill) -> Sent:
     path = f"/v1/products/{product.id}"
     body = fill(good(await api.get(path)), category_id=(await make_category(api.database)).id)
     made = good(await api.patch(path, by=seller, version=1, json=body))
-    read = good(await api.get(path))
+    read = good(await api.get(path, by=seller))
     return Sent(body, await row_of(api, "products", id=product.id), [with_category_id(one) for one in (made, read)])
 
 
@@ -220,7 +220,7 @@ async def upsert_some(api: Api, fill: Fill) -> Sent:
 
 async def upserted(api: Api, seller: Any, body: dict[str, Any]) -> Sent:
     (made,) = good(await api.request("PUT", "/v1/products", by=seller, json={"products": [body]}))["products"]
-    read = with_category_id(good(await api.get(f"/v1/products/{made['id']}")))
+    read = with_category_id(good(await api.get(f"/v1/products/{made['id']}", by=seller)))
     stock = await row_of(api, "inventory", product_id=made["id"])
     return Sent(body, {**await row_of(api, "products", id=made["id"]), **stock}, [read | read["inventory"]])
 

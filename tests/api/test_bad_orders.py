@@ -49,7 +49,7 @@ async def test_products_that_cannot_be_ordered_are_all_named_at_once(api: Api) -
     pointers = ["#/items/1/product_id", "#/items/2/product_id", "#/items/3/product_id"]
     problem = assert_problem(reply, 422, "invalid_input", pointers=pointers)
     assert [fault["detail"] for fault in problem["errors"]] == [
-        f"product {UNKNOWN} is unknown",
+        f"product {UNKNOWN} is not for sale",
         f"product {inactive.id} is not for sale",
         f"product {own.id} is your own",
     ]

@@ -162,7 +162,7 @@ async def test_a_product_is_offered_by_its_caller(api: Api) -> None:
     assert product["seller"] == {"id": seller.id, "full_name": "Sam Seller"}
     assert product["category"]["id"] == category.id
     assert product["inventory"] == {"product_id": product["id"], "on_hand": 7, "reserved": 0}
-    assert (await api.get(reply.headers["location"])).json() == product
+    assert (await api.get(reply.headers["location"], by=seller)).json() == product
     assert await api.scalar("SELECT type FROM events") == "product.created"
 
 
@@ -231,7 +231,7 @@ async def test_an_edit_changes_the_given_fields_and_increments_the_version(api: 
     changed = reply.json()
     assert (changed["price"], changed["is_active"], changed["name"]) == ("3.10", False, "Lantern")
     assert changed["updated_at"] > changed["created_at"]
-    assert (await api.get(path)).json() == changed
+    assert (await api.get(path, by=seller)).json() == changed
     assert (await api.get("/v1/products")).json()["data"] == [], "what is off sale is not listed"
 
 
@@ -259,7 +259,7 @@ async def test_of_simultaneous_edits_of_one_version_none_is_lost(api: Api) -> No
         if reply.status_code == 412:
             assert_problem(reply, 412, "stale_version")
     won = next(reply for reply in replies if reply.status_code == 200).json()
-    assert (await api.get(path)).json() == won
+    assert (await api.get(path, by=seller)).json() == won
     assert won["version"] == 2
 
 
@@ -345,7 +345,7 @@ async def test_an_upsert_creates_changes_and_leaves_alone_what_is_as_wanted(api:
     ]
     shown = {
         one["sku"]: (one["price"], one["inventory"]["on_hand"], one["description"])
-        for one in (await api.get(f"/v1/products?filter=seller_id:eq:{seller.id}")).json()["data"]
+        for one in (await api.get(f"/v1/products?filter=seller_id:eq:{seller.id}", by=seller)).json()["data"]
     }
     assert shown == {"A": ("99.00", 5, ""), "B": ("12.50", 8, ""), "C": ("12.50", 0, "")}
     assert await outcomes(api, seller, b | {"stock": None}) == [("B", 1, "unchanged")]

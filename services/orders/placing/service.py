@@ -242,9 +242,8 @@ def _check_products(buyer: Caller, wanted: OrderCreate, products: Mapping[int, P
     faults = []
     for index, item in enumerate(wanted.items):
         product = products.get(item.product_id)
-        if product is None:
-            faults.append(Fault(f"product {item.product_id} is unknown", f"#/items/{index}/product_id"))
-        elif not product.is_active:
+        if product is None or not product.is_active:
+            # The same for both: whether a product exists that is not for sale is its seller's affair.
             faults.append(Fault(f"product {item.product_id} is not for sale", f"#/items/{index}/product_id"))
         elif product.seller_id == buyer.id:
             faults.append(Fault(f"product {item.product_id} is your own", f"#/items/{index}/product_id"))
