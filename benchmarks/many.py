@@ -195,6 +195,13 @@ _OF_ACTS = {
     "object": ("user/1", "account/7", "none"),
     "at": TIMES,
 }
+_OF_TRANSFERS = {
+    "state": ("posted", "pending", "voided"),
+    "amount": ("0.01", "150.00", "9999.00"),
+    "from_user_id": ("1", "2", "999999"),
+    "to_user_id": ("2", "7", "999999"),
+    "created_at": TIMES,
+}
 VALUES: Mapping[str, Mapping[str, Sequence[str]]] = {
     "/v1/products": {
         "category_id": ("1", "7", "999999"),
@@ -212,7 +219,18 @@ VALUES: Mapping[str, Mapping[str, Sequence[str]]] = {
         "is_active": ("true", "false"),
         "created_at": TIMES,
     },
+    "/v1/users/me/products": {
+        "is_active": ("true", "false"),
+        "category_id": ("1", "7", "999999"),
+        "sku": ("SKU-77", "none"),
+        "name": ("Brass lantern", "lantern a87ff6", "none"),
+        "price": ("0.01", "100.00", "9999.00"),
+        "created_at": TIMES,
+    },
+    "/v1/transfers": {**_OF_TRANSFERS, "kind": ("transfer", "top_up", "reversal")},
+    "/v1/holds": {**_OF_TRANSFERS, "expires_at": TIMES},
     "/v1/orders": _OF_ORDERS,
+    "/v1/orders?as=seller": {name: one for name, one in _OF_ORDERS.items() if name not in ("reference", "total")},
     "/v1/orders.csv": _OF_ORDERS,
     "/v1/orders.ndjson": _OF_ORDERS,
     "/v1/accounts/me/statement": _OF_ENTRIES,

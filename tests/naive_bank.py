@@ -38,15 +38,16 @@ class Bank:
         self.entries = [[] for _ in self.posted]
 
     def transfer(self, one: Wanted) -> str:
-        """`posted`, or the code of the refusal."""
-        if one.credit == UNKNOWN:
-            return "unknown_recipient"
+        """`posted`, or the code of the refusal. An unknown recipient is paid by the payer all the same."""
         if one.debit == one.credit:
             return "same_account"
-        if self.closed[one.debit] or self.closed[one.credit]:
+        if self.closed[one.debit]:
             return "account_closed"
         if self.posted[one.debit] - self.held[one.debit] < one.amount:
             return "insufficient_credits"
+        if one.credit == UNKNOWN or self.closed[one.credit]:
+            self.posted[one.debit] -= one.amount
+            return "unknown_recipient"
         if self.posted[one.credit] + one.amount > MAX_CREDITS:
             return "amount_invalid"
         for account, amount in ((one.debit, -one.amount), (one.credit, one.amount)):
@@ -58,8 +59,8 @@ class Bank:
 def naively(bank: Bank, batch: Sequence[Wanted]) -> tuple[Bank, list[str]]:
     """The bank afterwards and each outcome, by TigerBeetle's rules.
 
-    The first failure breaks its chain; a chain that the end of the batch cuts off is open. The database is only asked
-    about chains that the balances allow.
+    The first failure breaks its chain, but an unknown recipient does so only if nothing else fails. A chain that the
+    end of the batch cuts off is open. The database is only asked about chains that the balances allow.
     """
     told: list[str] = []
     start = 0
@@ -70,20 +71,22 @@ def naively(bank: Bank, batch: Sequence[Wanted]) -> tuple[Bank, list[str]]:
         is_open = end == len(batch)
         chain = batch[start : end + 1]
         savepoint = copy.deepcopy(bank)
-        codes: list[str] = []
+        failed: tuple[int, str] | None = None
         for number, one in enumerate(chain):
-            if is_open and number == len(chain) - 1:
-                codes.append("linked_chain_open")
-            elif any(code != "posted" for code in codes):
-                codes.append("linked_failed")
-            else:
-                codes.append(bank.transfer(one))
+            code = "linked_chain_open" if is_open and number == len(chain) - 1 else bank.transfer(one)
+            if code not in ("posted", "unknown_recipient"):
+                failed = number, code
+                break
+            if code != "posted" and failed is None:
+                failed = number, code
         poisoned = [number for number, one in enumerate(chain) if one.note == POISON]
-        if poisoned and all(code == "posted" for code in codes):
-            codes[poisoned[0]] = "transfer_refused"
-        if any(code != "posted" for code in codes):
+        if poisoned and failed is None:
+            failed = poisoned[0], "transfer_refused"
+        codes = ["posted" if failed is None else "linked_failed"] * len(chain)
+        if failed is not None:
             bank = savepoint
-            codes = ["linked_failed" if code == "posted" else code for code in codes]
+            codes[-1] = "linked_chain_open" if is_open else codes[-1]
+            codes[failed[0]] = failed[1]
         told += codes
         start = end + 1
     return bank, told

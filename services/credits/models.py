@@ -44,6 +44,11 @@ class TransferKind(StrEnum):
     adjustment = "adjustment"
 
 
+NOTED = frozenset({TransferKind.top_up, TransferKind.transfer})
+"""The kinds whose note is written for those who read it. That of the others is a reason, which is the staff's or is
+shown with its order."""
+
+
 class TransferState(StrEnum):
     """A pending transfer holds credits until it is posted or voided, or expires."""
 
@@ -100,6 +105,13 @@ class Account(AccountBase, table=True):
     user: Optional["User"] = Relationship(sa_relationship_kwargs={"lazy": "raise"})
 
 
+LISTED = {
+    "listed": "order_id IS NULL",
+    "holds": "order_id IS NULL AND expires_at IS NOT NULL",
+}
+"""Which transfers the indexes for the lists of transfers and of holds have."""
+
+
 class TransferBase(SQLModel):
     """An amount of credits to move from one account to another."""
 
@@ -135,6 +147,12 @@ class Transfer(TransferBase, table=True):
             "expires_at",
             "id",
             postgresql_where=text("state = 'pending' AND order_id IS NULL"),
+        ),
+        # What each party lists. The transfers of orders are seen with these, and would cost each order more indexes.
+        *(
+            Index(f"ix_transfers_{name}_of_{side}", f"{side}_account_id", "id", postgresql_where=text(condition))
+            for name, condition in LISTED.items()
+            for side in ("debit", "credit")
         ),
         Index("uq_transfers_reverses", "reverses", unique=True, postgresql_where=text("reverses IS NOT NULL")),
     )

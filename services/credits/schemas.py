@@ -5,9 +5,10 @@ from enum import StrEnum
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import Field, StrictBool
+from pydantic import Field, StrictBool, ValidationInfo, field_validator
 
 from services.credits.models import (
+    NOTED,
     AccountBase,
     AdjustmentBase,
     AdjustmentState,
@@ -33,7 +34,10 @@ class _Transfer(TransferBase, RequestBody):
 
 
 class TransferCreate(_Transfer):
-    """A transfer from the caller to another user. A dry run reports what would happen and writes nothing."""
+    """A transfer from the caller to another user.
+
+    A dry run reports what would happen if the recipient can receive credits, and writes nothing.
+    """
 
     dry_run: StrictBool = False
 
@@ -96,7 +100,8 @@ class TransferDetail(TransferPublic):
     """A transfer with all its details. `from_user_id` or `to_user_id` is null if credits were issued or taken back.
 
     Once it is posted, `posted_amount` is what was moved; the rest of `amount` was released. `reverses` is the transfer
-    that this one reverses, `reversed_by` the one that reverses this one.
+    that this one reverses, `reversed_by` the one that reverses this one. `note` is empty if it is for the staff only:
+    the reason of a reversal or an adjustment, and that of a refund, which its order shows.
     """
 
     from_user_id: int | None
@@ -107,6 +112,13 @@ class TransferDetail(TransferPublic):
     order_id: UUID | None
     reverses: UUID | None
     reversed_by: UUID | None
+
+
+class Party(StrEnum):
+    """Which transfers are meant: those that the caller pays, or those that they receive."""
+
+    payer = "payer"
+    recipient = "recipient"
 
 
 class TransferMade(TransferBase, Schema):
@@ -191,12 +203,17 @@ class AdjustmentPublic(AdjustmentBase, Schema):
 
 
 class TransferSummary(Schema):
-    """The transfer that an entry belongs to."""
+    """The transfer that an entry belongs to. `note` is empty unless it is a transfer between users or a top-up."""
 
     id: UUID
     kind: TransferKind
     order_id: UUID | None
     note: str
+
+    @field_validator("note")
+    @classmethod
+    def _for_the_user(cls, note: str, info: ValidationInfo) -> str:
+        return note if info.data["kind"] in NOTED else ""
 
 
 class EntryPublic(EntryBase, Schema):

@@ -42,7 +42,7 @@ async def test_a_small_adjustment_takes_effect_immediately(api: Api, amount: str
     statement = (await api.get("/v1/accounts/me/statement?filter=kind:eq:adjustment", by=user)).json()
     [entry] = statement["data"]
     assert (entry["amount"], entry["balance"]) == (amount, after)
-    assert (entry["transfer"]["id"], entry["transfer"]["note"]) == (adjustment["transfer_id"], "found in the till")
+    assert (entry["transfer"]["id"], entry["transfer"]["note"]) == (adjustment["transfer_id"], "")
     assert await events(api) == ["adjustment.applied"]
     await assert_nothing_differs(api.database)
 

@@ -24,6 +24,9 @@ LISTS = {
         {"buyer_id", "created_at", "reference", "status", "total", "updated_at"},
         {"id"},
     ),
+    "/v1/users/me/products": ({"category_id", "created_at", "is_active", "name", "price", "sku"}, {"id", "name"}),
+    "/v1/transfers": ({"amount", "created_at", "from_user_id", "kind", "state", "to_user_id"}, {"id"}),
+    "/v1/holds": ({"amount", "created_at", "expires_at", "from_user_id", "state", "to_user_id"}, {"id"}),
     "/v1/accounts/me/statement": ({"created_at", "kind"}, {"version"}),
     "/v1/role-requests": (set(), {"id"}),
     "/v1/adjustments": ({"created_at", "requested_by", "state", "user_id"}, {"id"}),
@@ -225,6 +228,7 @@ async def test_each_list_takes_exactly_the_filters_and_sorts_that_its_documentat
     pages = documented(api)
     refunds = pages.pop("/v1/orders/{order_id}/refunds")
     assert "takes no filters" in refunds["filter"]
+    assert pages.pop("/v1/users/{user_id}/products") == pages["/v1/users/me/products"]
     exports = {
         *(f"/v1/{name}.{ending}" for name in ("orders", "audit-log") for ending in ("csv", "ndjson")),
         "/v1/accounts/me/statement.csv",

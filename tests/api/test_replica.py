@@ -26,6 +26,10 @@ from tests.replicated import (
 REPLICATED = {
     "/v1/categories",
     "/v1/products",
+    "/v1/users/me/products",
+    "/v1/users/{user_id}/products",
+    "/v1/transfers",
+    "/v1/holds",
     "/v1/orders",
     "/v1/orders/{order_id}/refunds",
     "/v1/accounts/me/statement",
@@ -74,7 +78,7 @@ async def test_lists_searches_and_summaries_are_read_on_the_replica(api: Api, pa
     pair.catch_up()
     for path in sorted(REPLICATED):
         by = buyer if path == "/v1/accounts/me/statement" else operator
-        reply = await api.get(path.replace("{order_id}", order["id"]), by=by)
+        reply = await api.get(path.replace("{order_id}", order["id"]).replace("{user_id}", str(buyer.id)), by=by)
         assert read_from_replica(reply), path
         assert 0 < float(reply.headers[LAG_HEADER]) < 10
     assert read_from_replica(await api.get(f"/v1/products?q={product.name}"))

@@ -65,7 +65,7 @@ async def test_each_transfer_of_an_independent_batch_succeeds_or_fails_alone(api
         "posted",
         "insufficient_credits",
         "same_account",
-        "account_closed",
+        "unknown_recipient",
         "unknown_recipient",
         "posted",
         "insufficient_credits",

@@ -75,7 +75,7 @@ async def test_each_refusal_has_its_own_code_and_names_the_field(api: Api) -> No
     cases = [
         (receiver.id, "10.01", 402, "insufficient_credits", "#/amount"),
         (sender.id, "1", 422, "same_account", "#/to_user_id"),
-        (closed.id, "1", 409, "account_closed", "#/to_user_id"),
+        (closed.id, "1", 422, "unknown_recipient", "#/to_user_id"),
         (2**62, "1", 422, "unknown_recipient", "#/to_user_id"),
     ]
     for to_user_id, amount, status, code, pointer in cases:

@@ -110,7 +110,7 @@ async def test_a_hold_waits_for_the_closing_of_its_payee_and_is_refused(database
         held = asyncio.create_task(told(database, lambda uow: hold(uow, payer, payee)))
         await somebody_waits(database)
         await closing.commit()
-    assert await held == "account_closed"
+    assert await held == "unknown_recipient"
     assert await balances(database, payer) == ["(50.00,0.00)"]
 
 

@@ -17,14 +17,16 @@ from sqlmodel import col, delete, select
 
 from services.audit.log.repository import AUDIT_LOG
 from services.catalog.models import Product
-from services.catalog.repository import CATEGORIES, PRODUCTS
+from services.catalog.repository import CATEGORIES, OWN_PRODUCTS, PRODUCTS
 from services.credits.corrections.repository import ADJUSTMENTS
 from services.credits.models import Account
+from services.credits.schemas import Party
 from services.credits.statement.repository import _LINES, ENTRIES
+from services.credits.transfers.repository import HOLDS, TRANSFERS
 from services.database import Database, open_database
 from services.fields import MAX_BIGINT, MAX_CREDITS
 from services.orders.refunds.repository import REFUNDS
-from services.orders.repository import ORDERS
+from services.orders.repository import ORDERS, SALES
 from services.outbox.control.repository import DEAD_LETTERS, DEFERRED
 from services.query import Listing, PageQuery, Rows
 from services.settings import Settings
@@ -101,6 +103,11 @@ _INSERTS: dict[str, Sequence[str]] = {
         "INSERT INTO adjustments (id, account_id, amount, reason, state, needs_approval, requested_by)"
         " SELECT uuid, :account, 1, 'because', 'pending', true, :user FROM given",
     ),
+    "transfers": (
+        "INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, expires_at)"
+        " SELECT uuid, issuance.id, :account, 1, 'transfer', 'pending', now()"
+        " FROM given, (SELECT id FROM accounts WHERE user_id IS NULL LIMIT 1) AS issuance",
+    ),
     "entries": (
         "INSERT INTO entries (account_id, version, transfer_id, amount, balance)"
         f" SELECT :account, number, '{TRANSFER}', 1, 1 FROM given",
@@ -134,7 +141,16 @@ LISTS = {
     "users": Case(USERS, "users", lambda uow, wanted, *_: uow.users.list_page(USERS, wanted)),
     "orders": Case(ORDERS, "orders", lambda uow, wanted, *_: uow.orders.page(wanted)),
     "orders of a buyer": Case(ORDERS, "orders", lambda uow, wanted, user, _: uow.orders.page(wanted, buyer_id=user)),
-    "orders of a seller": Case(ORDERS, "orders", lambda uow, wanted, user, _: uow.orders.page(wanted, seller_id=user)),
+    "products of a seller": Case(
+        OWN_PRODUCTS, "products", lambda uow, wanted, user, _: uow.products.of_seller(user, wanted)
+    ),
+    "transfers": Case(
+        TRANSFERS, "transfers", lambda uow, wanted, user, _: uow.transfers.page(user, Party.recipient, wanted)
+    ),
+    "holds": Case(
+        HOLDS, "transfers", lambda uow, wanted, user, _: uow.transfers.page(user, Party.recipient, wanted, holds=True)
+    ),
+    "orders of a seller": Case(SALES, "orders", lambda uow, wanted, user, _: uow.orders.page(wanted, seller_id=user)),
     "refunds": Case(REFUNDS, "refunds", lambda uow, wanted, *_: uow.refunds.page(ORDER, wanted)),
     "dead letters": Case(DEAD_LETTERS, "dead letters", lambda uow, wanted, *_: uow.control.dead_letters(wanted)),
     "deferred": Case(DEFERRED, "deferred", lambda uow, wanted, *_: uow.control.deferred(wanted)),

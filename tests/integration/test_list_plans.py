@@ -20,12 +20,14 @@ import services
 import services.query
 from benchmarks import many
 from services.audit.log.repository import AUDIT_LOG
-from services.catalog.repository import CATEGORIES, PRODUCTS
+from services.catalog.repository import CATEGORIES, OWN_PRODUCTS, PRODUCTS
 from services.credits.corrections.repository import ADJUSTMENTS
+from services.credits.schemas import Party
 from services.credits.statement.repository import _LINES, ENTRIES
+from services.credits.transfers.repository import HOLDS, TRANSFERS
 from services.database import Database, open_database
 from services.orders.refunds.repository import REFUNDS
-from services.orders.repository import ORDERS
+from services.orders.repository import ORDERS, SALES
 from services.outbox.control.repository import DEAD_LETTERS, DEFERRED
 from services.query import Listing, PageQuery, Rows
 from services.totals import Count
@@ -39,6 +41,7 @@ from tests.servers import TestServers
 SIZE = many.Size(users=6_000, products=100_000, orders=30_000, others=6_000)
 REFUNDS_OF_ONE = 6_000
 ACTS = 30_000
+TRANSFERS_OF_ONE = 30_000
 EXAMINED, LIMIT = 200, 20
 
 Read = Callable[[UnitOfWork, PageQuery], Awaitable[Rows[Any]]]
@@ -65,10 +68,26 @@ CASES = {
         ORDERS, lambda uow, wanted: uow.orders.page(wanted, buyer_id=many.BIG_BUYER), "/v1/orders"
     ),
     "orders of a seller": Case(
-        ORDERS, lambda uow, wanted: uow.orders.page(wanted, seller_id=many.BIG_SELLER), "/v1/orders"
+        SALES, lambda uow, wanted: uow.orders.page(wanted, seller_id=many.BIG_SELLER), "/v1/orders?as=seller"
+    ),
+    "products of a seller": Case(
+        OWN_PRODUCTS, lambda uow, wanted: uow.products.of_seller(many.BIG_SELLER, wanted), "/v1/users/me/products"
+    ),
+    "transfers of a payer": Case(
+        TRANSFERS, lambda uow, wanted: uow.transfers.page(1, Party.payer, wanted), "/v1/transfers"
+    ),
+    "transfers of a recipient": Case(
+        TRANSFERS, lambda uow, wanted: uow.transfers.page(2, Party.recipient, wanted), "/v1/transfers"
+    ),
+    "holds of a payer": Case(
+        HOLDS, lambda uow, wanted: uow.transfers.page(1, Party.payer, wanted, holds=True), "/v1/holds"
+    ),
+    "holds of a recipient": Case(
+        HOLDS, lambda uow, wanted: uow.transfers.page(2, Party.recipient, wanted, holds=True), "/v1/holds"
     ),
     "orders of everybody": Case(ORDERS, lambda uow, wanted: uow.orders.page(wanted), "/v1/orders"),
     "refunds": Case(REFUNDS, lambda uow, wanted: _refunds(uow, wanted), None),
+    "refunds of a seller": Case(REFUNDS, lambda uow, wanted: _refunds(uow, wanted, many.BIG_SELLER), None),
     "dead letters": Case(
         DEAD_LETTERS, lambda uow, wanted: uow.control.dead_letters(wanted), "/v1/operations/dead-letters"
     ),
@@ -85,9 +104,9 @@ CASES = {
 }
 
 
-async def _refunds(uow: UnitOfWork, wanted: PageQuery) -> Rows[Any]:
+async def _refunds(uow: UnitOfWork, wanted: PageQuery, seller_id: int | None = None) -> Rows[Any]:
     order = (await uow.orders.page(PageQuery(sort="id", limit=1))).data[0]
-    return await uow.refunds.page(order.id, wanted)
+    return await uow.refunds.page(order.id, wanted, seller_id)
 
 
 def test_every_list_is_tried_with_every_filter() -> None:
@@ -112,6 +131,21 @@ def filled(administrator: Administrator, servers: TestServers, template_database
                 [REFUNDS_OF_ONE],
             )
             connection.execute("ANALYZE refunds")
+            # Nine of ten are from the first user to the second one, and one of ten is a hold.
+            connection.execute(
+                "INSERT INTO transfers (id, debit_account_id, credit_account_id, amount, kind, state, posted_amount,"
+                " created_at, expires_at, resolved_at)"
+                " SELECT uuidv7(made - now()), (SELECT id FROM accounts WHERE user_id = 1),"
+                " (SELECT id FROM accounts WHERE user_id = CASE WHEN n %% 10 = 0 THEN 3 + n / 10 %% 9 ELSE 2 END),"
+                " 1 + n %% 300, 'transfer', CASE WHEN n %% 700 = 0 THEN 'pending' ELSE 'posted' END,"
+                " CASE WHEN n %% 700 = 0 THEN NULL ELSE 1 END, made,"
+                " CASE WHEN n %% 7 = 0 THEN made + interval '1 day' END,"
+                " CASE WHEN n %% 700 = 0 THEN NULL ELSE made END"
+                " FROM generate_series(1, %s) AS n,"
+                " LATERAL (SELECT now() - (%s - n) * interval '1 minute' AS made) AS at",
+                [TRANSFERS_OF_ONE, TRANSFERS_OF_ONE],
+            )
+            connection.execute("ANALYZE transfers")
             # Nine of ten rows are the sign-ins of one user.
             connection.execute(
                 "INSERT INTO audit_log (action, object, actor, user_id, at)"
@@ -252,6 +286,22 @@ async def test_a_page_reads_and_sorts_no_more_rows_than_it_may_examine(database:
     assert bad == {}
 
 
+async def test_what_a_seller_sold_is_looked_up_for_the_lines_of_the_page_only(database: Database) -> None:
+    seller = many.BIG_SELLER
+    async with UnitOfWork(database.write) as uow:
+        page = await uow.orders.page(PageQuery(limit=LIMIT), seller_id=seller)
+        orders = [order.id for order in page.data]
+        refunds = [refund.id for refund in (await _refunds(uow, PageQuery(limit=LIMIT))).data]
+        with recorded(database) as sent:
+            sold = await uow.orders.sold_in(orders, seller)
+            items = await uow.orders.items_of(orders, seller)
+            await uow.refunds.amounts(refunds, seller)
+    assert len(sent.statements) == 3
+    assert sold.keys() == set(orders)
+    assert {order_id: len(lines) for order_id, lines in items.items()} == {one: sold[one].item_count for one in orders}
+    assert await wrong(database, sent) == []
+
+
 _OF_ORDERS = {
     "status": "status:eq:rejected",
     "total": "total:gt:150.00",
@@ -277,7 +327,7 @@ TOGETHER = {
         "created_at": "created_at:gt:2020-01-01T00:00:00Z",
     },
     "orders of a buyer": _OF_ORDERS,
-    "orders of a seller": _OF_ORDERS,
+    "orders of a seller": {name: one for name, one in _OF_ORDERS.items() if name in SALES.filters},
     "orders of everybody": _OF_ORDERS,
 }
 

@@ -122,10 +122,12 @@ class Model:
     def transfer(self, sender: int, recipient: int, amount: Cents) -> str:
         if sender == recipient:
             return "same_account"
-        if self.purses[sender].closed or self.purses[recipient].closed:
+        if self.purses[sender].closed:
             return "account_closed"
         if self.purses[sender].available < amount:
             return "insufficient_credits"
+        if self.purses[recipient].closed:
+            return "unknown_recipient"
         self.purses[sender].posted -= amount
         self.purses[recipient].posted += amount
         return "done"
@@ -133,10 +135,12 @@ class Model:
     def promise(self, payer: int, payee: int, amount: Cents) -> str:
         if payer == payee:
             return "same_account"
-        if self.purses[payer].closed or self.purses[payee].closed:
+        if self.purses[payer].closed:
             return "account_closed"
         if self.purses[payer].available < amount:
             return "insufficient_credits"
+        if self.purses[payee].closed:
+            return "unknown_recipient"
         self.purses[payer].held += amount
         return "done"
 

@@ -1,11 +1,12 @@
 """HTTP routes for two-phase transfers."""
 
 from datetime import timedelta
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Response
 
-from services.api.dependencies import CurrentUser, State, Work
+from services.api.dependencies import CurrentUser, ReplicaWork, State, Work, page_of
 from services.api.headers import located
 from services.api.idempotency import IDEMPOTENCY_KEY_REQUIRED
 from services.api.problems import responses
@@ -15,8 +16,11 @@ from services.credits.approval.rules import Limits
 from services.credits.holds import service as holds
 from services.credits.holds.service import UNRESOLVED
 from services.credits.ledger.rules import REFUSALS
-from services.credits.schemas import HoldCreate, HoldPost, TransferDetail
-from services.credits.transfers.repository import TransferRow
+from services.credits.schemas import HoldCreate, HoldPost, Party, TransferDetail
+from services.credits.transfers import service as transfers
+from services.credits.transfers.repository import HOLDS, TransferRow
+from services.credits.transfers.routes import AsParty
+from services.query import Page, PageQuery
 from services.users.rights import Scope
 
 router = APIRouter(route_class=TransactionRoute, tags=["credits"])
@@ -38,6 +42,18 @@ async def create_hold(
     held = await holds.hold(uow, payer, wanted, longest)
     response.headers["Location"] = f"/v1/transfers/{held.id}"
     return held
+
+
+@router.get("/holds", responses=responses(400, 401, 422))
+@needs(Scope.credits_read)
+async def list_holds(
+    caller: CurrentUser, page: Annotated[PageQuery, page_of(HOLDS)], uow: ReplicaWork, party: AsParty = Party.payer
+) -> Page[TransferDetail]:
+    """List the holds that the caller pays or receives, the newest first, whatever became of them.
+
+    The credits that are held for orders are left out: they are resolved with their order.
+    """
+    return await transfers.listed(uow, caller, party, page, holds=True)
 
 
 @router.post(

@@ -25,13 +25,16 @@ from services.errors import (
 from services.fields import MAX_CREDITS
 
 PRECEDENCE: tuple[type[DomainError], ...] = (
-    UnknownRecipient,
     SameAccount,
     AccountClosed,
     InsufficientCredits,
+    UnknownRecipient,
     AmountInvalid,
 )
 """Why credits may not move, the most important reason first. A closed payer comes before a closed payee.
+
+What concerns only the payer comes before whether there is such a recipient. So no one finds out which users there are
+by transfers that cannot take effect anyway; those that can, cost credits.
 
 Between users, the last one cannot occur if the books balance: all users together have what was issued, and the
 issuance account cannot issue more than `MAX_CREDITS`.
@@ -76,7 +79,7 @@ class Item:
     """Where it is in the request; empty if it is not part of one."""
     debit: Balance
     credit: Balance | None
-    """None if there is no such recipient."""
+    """None if there is no such recipient or, between users, if the recipient's account is closed."""
     amount: Decimal
     note: str
     order_id: UUID | None = None
@@ -106,21 +109,26 @@ def refusal(item: Item, paid: Decimal | None = None, received: Decimal | None = 
     `paid` is the total that its payer pays, `received` the total that its payee receives. Both default to its amount.
     """
     debit, credit = item.debit, item.credit
-    if credit is None:
-        return _unknown_recipient(item.pointer)
     if credit is debit:
         return _same_account(item.pointer)
     if debit.is_closed:
         return closed(debit.user_id, _faults(item.pointer, "comes from a closed account"))
-    if credit.is_closed:
+    if credit is not None and credit.is_closed:
         return closed(credit.user_id, _faults(item.pointer, "is closed", "/to_user_id"))
     paid = item.amount if paid is None else paid
     if not _covers(debit, paid):
         return _not_covered(paid, item.pointer)
+    if credit is None:
+        return _unknown_recipient(item.pointer)
     received = item.amount if received is None else received
     if credit.posted + received > MAX_CREDITS:
         return _too_much(item.pointer)
     return None
+
+
+def anyone() -> Balance:
+    """An account that stands for a recipient of whom nothing is known."""
+    return Balance(0, 0, Decimal(0), Decimal(0), 0, is_closed=False)
 
 
 def hold_refusal(buyer: Balance, total: Decimal) -> DomainError | None:
@@ -208,7 +216,9 @@ def _faults(pointer: str, detail: str, field: str = "") -> Sequence[Fault]:
 
 
 def _unknown_recipient(pointer: str) -> UnknownRecipient:
-    return UnknownRecipient("there is no such recipient", _faults(pointer, "is unknown", "/to_user_id"))
+    return UnknownRecipient(
+        "there is no such recipient, or they cannot receive credits", _faults(pointer, "is unknown", "/to_user_id")
+    )
 
 
 def _same_account(pointer: str) -> SameAccount:

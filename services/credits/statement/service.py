@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeAlias
 
+from services.credits.models import NOTED
 from services.credits.statement.repository import Line
 from services.exports import CsvLines, harmless, instant
 from services.query import PageQuery, Rows
@@ -50,5 +51,5 @@ def _row(line: Line) -> tuple[object, ...]:
         line.balance,
         line.transfer_id,
         line.order_id,
-        harmless(line.note),
+        harmless(line.note) if line.kind in NOTED else "",
     )

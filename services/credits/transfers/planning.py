@@ -5,11 +5,11 @@ fails together with the next one. An atomic batch is one chain.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from services.credits.ledger.rules import Item, Posting, post, refusal, undo
-from services.errors import DomainError, Fault, LinkedChainOpen, LinkedFailed
+from services.credits.ledger.rules import Item, Posting, anyone, post, refusal, undo
+from services.errors import DomainError, Fault, LinkedChainOpen, LinkedFailed, UnknownRecipient
 from services.fields import new_id
 
 
@@ -69,15 +69,25 @@ def cause(outcomes: Iterable[Outcome]) -> DomainError | None:
 
 
 def _carry_out(chain: Chain) -> list[Outcome]:
+    """The outcomes of a chain. An unknown recipient is what it fails because of only if nothing else is: otherwise, a
+    chain that is certain to fail would tell for nothing which users there are."""
     postings: list[Outcome] = []
+    unknown: tuple[int, UnknownRecipient] | None = None
     for number, item in enumerate(chain.items):
         ends_open = chain.is_open and number == len(chain.items) - 1
         error = _chain_open(chain) if ends_open else refusal(item)
-        if error is not None:
+        if isinstance(error, UnknownRecipient):
+            unknown = unknown or (number, error)
+            postings.append(post(replace(item, credit=anyone()), new_id()))
+        elif error is not None:
             take_back(postings)
             return broken(chain, number, error)
-        postings.append(post(item, new_id()))
-    return postings
+        else:
+            postings.append(post(item, new_id()))
+    if unknown is None:
+        return postings
+    take_back(postings)
+    return broken(chain, *unknown)
 
 
 def _chain_open(chain: Chain) -> LinkedChainOpen:

@@ -6,7 +6,8 @@ from services.sql import Reading, Statement, without_waiting
 _PARTIES = """
     SELECT id AS account_id, user_id, posted, held, version, closed_at IS NOT NULL AS is_closed,
         now() AS at,
-        (SELECT is_active AND deleted_at IS NULL FROM users WHERE users.id = accounts.user_id) AS is_known
+        (SELECT is_active AND deleted_at IS NULL AND accounts.closed_at IS NULL FROM users
+            WHERE users.id = accounts.user_id) AS is_known
     FROM accounts WHERE user_id = ANY(CAST(:user_ids AS bigint[]))
 """
 READ_PARTIES = Statement(_PARTIES)

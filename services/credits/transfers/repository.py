@@ -1,29 +1,59 @@
 """All SQL that reads transfers between users. The ledger writes them."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Annotated, Any, Protocol, cast
 from uuid import UUID
 
-from services.credits.ledger.rules import Balance, Movement
-from services.credits.models import TransferKind, TransferState
+import pydantic
+import sqlalchemy
+from sqlalchemy.orm import aliased
+from sqlmodel import col, select
+from sqlmodel.sql.expression import SelectOfScalar
+
+from services.credits.ledger.rules import Balance, Movement, anyone
+from services.credits.models import Account, Transfer, TransferKind, TransferState
+from services.credits.schemas import Party
 from services.credits.transfers import queries
+from services.fields import Id, Instant
+from services.filters import EXACT, ORDERED, Filterable, made_then
+from services.query import Listing, PageQuery, Rows, Sortable
 from services.sql import Read, Results, SqlAccess
+
+
+class TransferLine(Protocol):
+    """A transfer in a list, as plain values, with the users on both sides; None for a system account."""
+
+    id: UUID
+    kind: TransferKind
+    state: TransferState
+    amount: Decimal
+    posted_amount: Decimal | None
+    order_id: UUID | None
+    reverses: UUID | None
+    note: str
+    created_at: datetime
+    expires_at: datetime | None
+    resolved_at: datetime | None
+    from_user_id: int | None
+    to_user_id: int | None
+    reversed_by: UUID | None
 
 
 class TransferRepository(SqlAccess):
     """Transfers between users."""
 
-    async def parties(self, sender_id: int, recipient_ids: Iterable[int], *, lock: bool) -> "Parties":
+    async def parties(self, sender_id: int, recipient_ids: Iterable[int] = (), *, lock: bool) -> "Parties":
         """The users' accounts; `lock` locks them in the order of their ids until the transaction ends."""
         statement = queries.LOCK_PARTIES if lock else queries.READ_PARTIES
         rows = await self.sql.fetch(statement, user_ids=list({sender_id, *recipient_ids}))
         balances = {
             row["user_id"]: Balance.from_row(row)
             for row in rows
-            # Deleted and inactive recipients count as unknown; the sender has just been authenticated.
+            # Recipients who are deleted or inactive, or whose account is closed, count as unknown: what became of
+            # others is not told. The sender has just been authenticated.
             if row["is_known"] or row["user_id"] == sender_id
         }
         return Parties(balances[sender_id], balances, rows[0]["at"])
@@ -35,6 +65,18 @@ class TransferRepository(SqlAccess):
         Those that another transaction has locked are skipped.
         """
         return Read(queries.LOCK_FREE_PARTIES, {"user_ids": list(user_ids)}, _free_parties)
+
+    async def page(self, user_id: int, party: Party, wanted: PageQuery, *, holds: bool = False) -> Rows[TransferLine]:
+        """Transfers that the user pays or receives, other than those of orders; with `holds`, those in two phases."""
+        # In the same statement: a replica may not have the account of a new user yet.
+        account = select(col(Account.id)).where(col(Account.user_id) == user_id).scalar_subquery()
+        side = col(Transfer.debit_account_id if party is Party.payer else Transfer.credit_account_id)
+        within = [side == account, col(Transfer.order_id).is_(None)]
+        if holds:
+            within.append(col(Transfer.expires_at).is_not(None))
+        # Its rows have the attributes of a `TransferLine`.
+        lines = cast("SelectOfScalar[TransferLine]", _LINES)
+        return await (HOLDS if holds else TRANSFERS).page(self.session, lines, wanted, *within)
 
     async def find(self, transfer_id: UUID, *, lock: bool = False) -> "TransferRow | None":
         """The transfer, if there is one; `lock` locks the row and its accounts until the transaction ends."""
@@ -105,6 +147,64 @@ class Parties:
     """The accounts of transfers. `recipients` is by user id, without unknown ones."""
 
     sender: Balance
-    recipients: Mapping[int, Balance]
+    recipients: dict[int, Balance]
     at: datetime
     """The transaction's time, at which the transfers are created."""
+
+    def with_anyone(self, user_ids: Iterable[int]) -> "Parties":
+        """The same, as if all these users could receive credits."""
+        return replace(self, recipients={user_id: anyone() for user_id in user_ids} | self.recipients)
+
+
+_PAYER, _PAYEE, _REVERSAL = aliased(Account), aliased(Account), aliased(Transfer)
+
+_REVERSED_BY = select(col(_REVERSAL.id)).where(col(_REVERSAL.reverses) == col(Transfer.id)).scalar_subquery()
+
+_LINES = (
+    sqlalchemy.select(
+        *(
+            col(getattr(Transfer, name))
+            for name in TransferLine.__annotations__
+            if name not in ("from_user_id", "to_user_id", "reversed_by")
+        ),
+        col(_PAYER.user_id).label("from_user_id"),
+        col(_PAYEE.user_id).label("to_user_id"),
+        _REVERSED_BY.label("reversed_by"),
+    )
+    .join(_PAYER, col(_PAYER.id) == col(Transfer.debit_account_id))
+    .join(_PAYEE, col(_PAYEE.id) == col(Transfer.credit_account_id))
+)
+
+
+def _user_of(account: Any) -> Any:
+    """The user of the account on one side of a transfer."""
+    return select(col(Account.user_id)).where(col(Account.id) == account).correlate(Transfer).scalar_subquery()
+
+
+_Amount = Annotated[Decimal, pydantic.Field(max_digits=18, decimal_places=2)]
+
+_ID = Sortable(col(Transfer.id), UUID)
+
+_FILTERS = {
+    "state": Filterable(col(Transfer.state), TransferState, EXACT),
+    "amount": Filterable(col(Transfer.amount), _Amount, ORDERED),
+    "from_user_id": Filterable(_user_of(col(Transfer.debit_account_id)), Id, EXACT),
+    "to_user_id": Filterable(_user_of(col(Transfer.credit_account_id)), Id, EXACT),
+    "created_at": Filterable(col(Transfer.created_at), Instant, ORDERED, bounds=made_then),
+}
+
+TRANSFERS = Listing[TransferLine](
+    filters={**_FILTERS, "kind": Filterable(col(Transfer.kind), TransferKind, EXACT)},
+    sorts={"id": _ID},
+    key=_ID,
+    default="-id",
+)
+"""The transfers of one payer or recipient, other than those of orders."""
+
+HOLDS = Listing[TransferLine](
+    filters={**_FILTERS, "expires_at": Filterable(col(Transfer.expires_at), Instant, ORDERED)},
+    sorts={"id": _ID},
+    key=_ID,
+    default="-id",
+)
+"""Those of them that were holds, whatever became of them."""

@@ -1,13 +1,13 @@
 """HTTP routes for transfers that take effect immediately."""
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from services.api.bodies import AS_MUCH_AS_ANY, body_limit
-from services.api.dependencies import CurrentUser, Work
+from services.api.dependencies import CurrentUser, ReplicaWork, Work, page_of
 from services.api.groups import Kind
 from services.api.idempotency import IDEMPOTENCY_KEY_REQUIRED, forget_key
 from services.api.intents import in_groups
@@ -22,6 +22,7 @@ from services.credits.schemas import (
     ItemError,
     ItemResult,
     ItemStatus,
+    Party,
     TransferBatchCreate,
     TransferBatchReply,
     TransferCreate,
@@ -32,9 +33,10 @@ from services.credits.schemas import (
 from services.credits.transfers import planning
 from services.credits.transfers import service as transfers
 from services.credits.transfers.planning import Outcome
-from services.credits.transfers.repository import TransferRow
+from services.credits.transfers.repository import TRANSFERS
 from services.credits.transfers.service import Transferred
 from services.errors import BatchRefused, DomainError, LinkedChainOpen
+from services.query import Page, PageQuery
 from services.users.rights import Scope
 
 router = APIRouter(route_class=TransactionRoute, tags=["credits"])
@@ -116,11 +118,23 @@ async def create_transfers(
     )
 
 
-@router.get("/transfers/{transfer_id}", response_model=TransferDetail, responses=responses(401, 404, 422))
+AsParty = Annotated[Party, Query(alias="as", description="Whether the caller pays or receives them.")]
+
+
+@router.get("/transfers", responses=responses(400, 401, 422))
 @needs(Scope.credits_read)
-async def read_transfer(transfer_id: UUID, caller: CurrentUser, uow: Work) -> TransferRow:
+async def list_transfers(
+    caller: CurrentUser, page: Annotated[PageQuery, page_of(TRANSFERS)], uow: ReplicaWork, party: AsParty = Party.payer
+) -> Page[TransferDetail]:
+    """List the transfers that the caller pays or receives, the newest first, other than those of orders."""
+    return await transfers.listed(uow, caller, party, page)
+
+
+@router.get("/transfers/{transfer_id}", responses=responses(401, 404, 422))
+@needs(Scope.credits_read)
+async def read_transfer(transfer_id: UUID, caller: CurrentUser, uow: Work) -> TransferDetail:
     """Get a transfer, for its payer, its recipient and callers with `credits:read_all`."""
-    return await transfers.get(uow, caller, transfer_id)
+    return transfers.shown(caller, await transfers.get(uow, caller, transfer_id))
 
 
 def _made(posting: Posting, at: datetime, dry_run: bool) -> dict[str, Any]:

@@ -14,13 +14,21 @@ from sqlalchemy.exc import DBAPIError
 
 from services.credits.ledger.rules import Item, Posting
 from services.credits.ledger.service import record_moved, refused
-from services.credits.models import TransferKind
-from services.credits.schemas import BatchMode, TransferBatchCreate, TransferCreate, TransferItem
+from services.credits.models import NOTED, TransferKind
+from services.credits.schemas import (
+    BatchMode,
+    Party,
+    TransferBatchCreate,
+    TransferCreate,
+    TransferDetail,
+    TransferItem,
+)
 from services.credits.transfers import planning
 from services.credits.transfers.planning import Chain, Outcome
-from services.credits.transfers.repository import Parties, TransferRow
+from services.credits.transfers.repository import Parties, TransferLine, TransferRow
 from services.errors import BatchRefused, DomainError, NotFound
 from services.groups import Asked, Busy
+from services.query import Page, PageQuery
 from services.sql import Read, objects_to_rows
 from services.transaction import SAVEPOINT_BUDGET
 from services.unit_of_work import UnitOfWork
@@ -37,12 +45,12 @@ class Transferred:
 
 
 async def transfer(uow: UnitOfWork, sender: Caller, wanted: TransferCreate) -> Transferred:
-    """Move the sender's credits to another user; a dry run only reports what would happen.
+    """Move the sender's credits to another user; a dry run only reports what would happen if they can receive them.
 
     Raises `InsufficientCredits`, `AccountClosed`, `SameAccount`, `UnknownRecipient`, `AmountInvalid` or
     `TransferRefused`. The unit of work is then as it was before, and can continue.
     """
-    parties = await uow.transfers.parties(sender.id, [wanted.to_user_id], lock=not wanted.dry_run)
+    parties = await _parties(uow, sender, [wanted.to_user_id], wanted.dry_run)
     chain = Chain([_item(parties, wanted, "#")])
     [outcome] = planning.carry_out([chain]) if wanted.dry_run else await _Writer(uow).carry_out([chain])
     if isinstance(outcome, DomainError):
@@ -57,9 +65,7 @@ async def transfer_batch(uow: UnitOfWork, sender: Caller, wanted: TransferBatchC
 
     Raises `BatchRefused`, and writes nothing, if the database refuses too many of them to find out which.
     """
-    parties = await uow.transfers.parties(
-        sender.id, (one.to_user_id for one in wanted.transfers), lock=not wanted.dry_run
-    )
+    parties = await _parties(uow, sender, [one.to_user_id for one in wanted.transfers], wanted.dry_run)
     items = [_item(parties, one, f"#/transfers/{index}") for index, one in enumerate(wanted.transfers)]
     linked = [one.linked for one in wanted.transfers]
     if wanted.mode is BatchMode.atomic:
@@ -97,7 +103,7 @@ def transfer_all(
         if sender in parties.busy or recipient in parties.busy:
             outcomes.append(Busy())
             continue
-        to = parties.balances[recipient] if recipient in parties.known else None
+        to = parties.balances[recipient] if recipient in parties.known or recipient == sender else None
         [outcome] = planning.carry_out(
             [Chain([Item("#", parties.balances[sender], to, one.wanted.amount, one.wanted.note)])]
         )
@@ -122,6 +128,22 @@ async def get(uow: UnitOfWork, caller: Caller, transfer_id: UUID, *, lock: bool 
     if found is None or not _may_see(caller, found):
         raise NotFound(f"transfer {transfer_id} does not exist, or you may not see it")
     return found
+
+
+def shown(caller: Caller, found: TransferRow | TransferLine) -> TransferDetail:
+    """The transfer as the caller sees it. Why the staff moved credits is for the staff."""
+    seen = TransferDetail.model_validate(found, from_attributes=True)
+    if seen.kind not in NOTED and not caller.may(Scope.credits_read_all):
+        seen.note = ""
+    return seen
+
+
+async def listed(
+    uow: UnitOfWork, caller: Caller, party: Party, wanted: PageQuery, *, holds: bool = False
+) -> Page[TransferDetail]:
+    """The transfers that the caller pays or receives, other than those of orders; with `holds`, only the holds."""
+    rows = await uow.transfers.page(caller.id, party, wanted, holds=holds)
+    return rows.shown(lambda row: shown(caller, row))
 
 
 class _Writer:
@@ -187,6 +209,14 @@ class _Writer:
 
 class _TakenBack(Exception):
     """The database accepts the rows: roll back to the savepoint."""
+
+
+async def _parties(uow: UnitOfWork, sender: Caller, recipient_ids: Sequence[int], dry_run: bool) -> Parties:
+    """The accounts of transfers, locked. A dry run does not look for the recipients: it costs nothing, and would tell
+    anyone which users there are."""
+    if dry_run:
+        return (await uow.transfers.parties(sender.id, lock=False)).with_anyone(recipient_ids)
+    return await uow.transfers.parties(sender.id, recipient_ids, lock=True)
 
 
 def _item(parties: Parties, wanted: TransferCreate | TransferItem, pointer: str) -> Item:
