@@ -13,7 +13,12 @@ Every setting with its default. This page is generated: change `.env.example`, t
 `.venv/bin/python .ci/settings_page.py > docs/reference/settings.md`.
 
 Settings are environment variables, or lines of a file `.env` in the working directory; the environment wins.
-Durations are in seconds, sizes in bytes. `make run` needs no settings.
+Durations are in seconds, sizes in bytes. `make run` needs no settings. [What production refuses](production-checks.md)
+says which values, and which names, no process accepts.
+
+Keys, tokens and URLs may be in files, such as the secrets of Docker or Kubernetes:
+`WAYBILL_SECRET_KEY_FILE=/run/secrets/key` is read in place of `WAYBILL_SECRET_KEY`, without line breaks at its end, and
+so on for `WAYBILL_SECRET_KEY_PREVIOUS`, `WAYBILL_METRICS_TOKEN` and every `WAYBILL_..._URL`. Setting both is an error.
 """
 
 TITLE = re.compile(r"# --- (.+?) -+$")

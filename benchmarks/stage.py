@@ -25,6 +25,7 @@ from migrations.config import alembic_config
 from services.database import open_database
 from services.local.embedded import EmbeddedPostgres, EmbeddedRedis, child
 from services.local.embedded.ports import LOOPBACK, any_free_port
+from services.local.embedded.postgres import SUPERUSER
 from services.operations import service as operations
 from services.operations.schemas import Books
 from services.settings import Environment, LogFormat, Settings
@@ -33,6 +34,7 @@ from services.unit_of_work import UnitOfWork
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 60.0
 # Durable as in production; a checkpoint within ten measured seconds would measure the disk and not Waybill.
+_OWNER = "owner"
 _POSTGRES_SETTINGS = {"shared_buffers": "512MB", "max_wal_size": "8GB", "checkpoint_timeout": "30min"}
 
 
@@ -50,6 +52,10 @@ class Stage:
         assert self.postgres.process is not None
         return self.postgres.process.pid
 
+    def url(self, database: str) -> str:
+        """The address for Waybill: its role owns the tables, but is not a superuser, which production refuses."""
+        return self.postgres.url(database).replace(f"//{SUPERUSER}:", f"//{_OWNER}:", 1)
+
     def settings(self, database: str, **more: Any) -> Settings:
         """The settings of Waybill's processes: as in production, with the benchmark's servers.
 
@@ -60,7 +66,7 @@ class Stage:
             _env_file=None,
             environment=Environment.production,
             log_format=LogFormat.json,
-            database_url=self.postgres.url(database),
+            database_url=self.url(database),
             redis_url=self.redis.url(),
             secret_key=self.secret,
             totp_required=False,
@@ -71,13 +77,16 @@ class Stage:
     def migrate(self, database: str) -> None:
         """A new database at the newest revision."""
         self.postgres.create_database(database)
-        command.upgrade(alembic_config(self.postgres.url(database)), "head")
+        with psycopg.connect(self.postgres.url(), autocommit=True) as connection:
+            statement = sql.SQL("ALTER DATABASE {} OWNER TO {}")
+            connection.execute(statement.format(sql.Identifier(database), sql.Identifier(_OWNER)))
+        command.upgrade(alembic_config(self.url(database)), "head")
 
     def clone(self, source: str, database: str) -> None:
         """Copy a database without connections, and do a checkpoint, so that it does not happen later."""
         with psycopg.connect(self.postgres.url(), autocommit=True) as connection:
-            statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
-            connection.execute(statement.format(sql.Identifier(database), sql.Identifier(source)))
+            statement = sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {} STRATEGY FILE_COPY")
+            connection.execute(statement.format(*map(sql.Identifier, (database, _OWNER, source))))
             connection.execute("CHECKPOINT")
 
     def drop(self, database: str) -> None:
@@ -121,6 +130,9 @@ def open_stage(**postgres_settings: str) -> Iterator[Stage]:
         folder = Path(name)
         postgres = EmbeddedPostgres(folder / "postgres", settings=_POSTGRES_SETTINGS | postgres_settings, durable=True)
         with postgres, EmbeddedRedis(folder / "redis", durable=True) as redis:
+            with psycopg.connect(postgres.url(), autocommit=True) as connection:
+                role = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
+                connection.execute(role.format(sql.Identifier(_OWNER), postgres.password))
             yield Stage(folder, postgres, redis, secrets.token_urlsafe(48))
 
 

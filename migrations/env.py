@@ -53,7 +53,7 @@ from services.models import metadata
 from services.outbox.models import PgSnapshot, Xid8
 from services.outbox.retention.repository import is_partition
 from services.reports.models import metadata as analytics_metadata
-from services.settings import Environment, Settings, explain
+from services.settings import MigrationSettings, Settings, explain
 from services.sql import INSUFFICIENT_PRIVILEGE, UNDEFINED_OBJECT, sqlstate
 from services.startup import reason_of
 
@@ -91,8 +91,7 @@ def read_settings() -> Settings:
     }
     chosen = {name: value for name, value in given.items() if value is not None}
     try:
-        # As in development: a release step needs the database's URL, but not the services' secrets.
-        settings = Settings(environment=Environment.development, **chosen)
+        settings: Settings = MigrationSettings(**chosen)
     except ValidationError as error:
         raise CommandError(explain(error)) from error
     if settings.database_schema.startswith("pg_") or settings.database_schema == "information_schema":
@@ -343,7 +342,7 @@ def origin_of_the_address() -> str:
     """Where the address of the database comes from."""
     if context.config.attributes.keys() & {"database_url", "engine"}:
         return "The program that runs the migrations gave this address"
-    settings = Settings(environment=Environment.development)
+    settings = MigrationSettings()
     if settings.migration_database_url is not None:
         return "The address is that of WAYBILL_MIGRATION_DATABASE_URL"
     if "database_url" in settings.model_fields_set:

@@ -1,21 +1,43 @@
 """Every setting, read from `WAYBILL_*` environment variables or a `.env` file."""
 
+import logging
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from enum import StrEnum
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
 from redis.asyncio.connection import parse_url
 from sqlalchemy.engine import URL
 
 from services.database_urls import check, for_asyncpg
+from services.environment import file_names, read_files, unknown_names
+from services.safety import DEVELOPMENT_SECRET, OF_ADDRESSES, RULES, Fault, Rule
 
-DEVELOPMENT_SECRET = "waybill-development-secret-do-not-deploy"
-"""Signs tokens when nothing else is set; refused outside development."""
+logger = logging.getLogger(__name__)
+
+_FAULTS, _UNKNOWN = "files that cannot be read", "unknown names"
+"""Under these keys, the sources of the settings hand over the faults that they found."""
 
 _ROLE = "^[A-Za-z_][A-Za-z0-9_]{0,62}$"
 
@@ -41,8 +63,16 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="WAYBILL_", env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True
+        env_prefix="WAYBILL_",
+        env_file=".env",
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
+        title="Settings",
     )
+    rules: ClassVar[Sequence[Rule]] = RULES
+    """What must hold outside development."""
 
     environment: Environment = Environment.production
     log_level: Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
@@ -57,23 +87,24 @@ class Settings(BaseSettings):
     database_schema: Annotated[str, Field(pattern="^[a-z_][a-z0-9_]{0,62}$")] = "public"
     database_pool_size: Annotated[int, Field(ge=1, le=1000)] = 10
     database_max_overflow: Annotated[int, Field(ge=0, le=1000)] = 5
-    database_pool_timeout: Annotated[float, Field(gt=0)] = 5.0
-    database_pool_recycle: Annotated[int, Field(ge=-1)] = 1800
+    database_pool_timeout: Annotated[float, Field(ge=0.01, le=600)] = 5.0
+    database_pool_recycle: Annotated[int, Field(ge=-1, le=604_800)] = 1800
     database_pool_pre_ping: bool = False
     database_echo: bool = False
     database_echo_pool: bool | Literal["debug"] = False
-    database_idle_in_transaction_timeout: Annotated[float, Field(gt=0)] = 40.0
-    database_statement_timeout: Annotated[float, Field(gt=0, le=600)] = 10.0
-    database_lock_timeout: Annotated[float, Field(gt=0, le=600)] = 2.0
-    database_transaction_timeout: Annotated[float, Field(gt=0, le=600)] = 20.0
+    database_idle_in_transaction_timeout: Annotated[float, Field(ge=0.01, le=3600)] = 40.0
+    database_statement_timeout: Annotated[float, Field(ge=0.01, le=600)] = 10.0
+    database_lock_timeout: Annotated[float, Field(ge=0.01, le=600)] = 2.0
+    database_transaction_timeout: Annotated[float, Field(ge=0.01, le=600)] = 20.0
     analytics_url: str | None = None
     migration_analytics_url: str | None = None
     analytics_pool_size: Annotated[int, Field(ge=1, le=100)] = 3
-    api_processes: Annotated[int, Field(ge=1)] = 1
-    worker_processes: Annotated[int, Field(ge=0)] = 1
+    api_processes: Annotated[int, Field(ge=1, le=1000)] = 1
+    worker_processes: Annotated[int, Field(ge=0, le=1000)] = 1
 
     redis_url: str = "redis://localhost:6379/0"
     redis_prefix: Annotated[str, Field(pattern="^[A-Za-z0-9_.-]{1,64}$")] = "waybill"
+    private_hosts: Annotated[str, Field(pattern="^[A-Za-z0-9_.:, -]{0,1000}$")] = ""
 
     secret_key: SecretStr = SecretStr(DEVELOPMENT_SECRET)
     secret_key_previous: SecretStr | None = None
@@ -101,9 +132,9 @@ class Settings(BaseSettings):
     email_verification_link: str = ""
     email_verification_ttl: Annotated[int, Field(ge=300, le=2_592_000)] = 86_400
     # OWASP Password Storage Cheat Sheet: argon2id with 19 MiB, 2 passes, 1 lane.
-    argon2_memory_kib: Annotated[int, Field(ge=8)] = 19_456
-    argon2_time_cost: Annotated[int, Field(ge=1)] = 2
-    argon2_parallelism: Annotated[int, Field(ge=1)] = 1
+    argon2_memory_kib: Annotated[int, Field(ge=8, le=1_048_576)] = 19_456
+    argon2_time_cost: Annotated[int, Field(ge=1, le=100)] = 2
+    argon2_parallelism: Annotated[int, Field(ge=1, le=64)] = 1
     customers_may_sell: bool = True
 
     http_max_connections: Annotated[int, Field(ge=0, le=1_000_000)] = 0
@@ -111,7 +142,7 @@ class Settings(BaseSettings):
     http_body_timeout: Annotated[float, Field(ge=0.1, le=3600)] = 30.0
     http_write_timeout: Annotated[float, Field(ge=0.1, le=3600)] = 60.0
     http_keep_alive_timeout: Annotated[int, Field(ge=1, le=3600)] = 5
-    max_body_bytes: Annotated[int, Field(ge=1024)] = 1_048_576
+    max_body_bytes: Annotated[int, Field(ge=1024, le=67_108_864)] = 1_048_576
     http_hsts: Annotated[int, Field(ge=0, le=63_072_000)] = 0
     http_docs: bool = True
     rate_limit_read: Annotated[int, Field(ge=0, le=10_000_000)] = 6000
@@ -122,9 +153,9 @@ class Settings(BaseSettings):
     rate_limit_sign_in: Annotated[int, Field(ge=0, le=10_000_000)] = 1200
     group_commit: bool = True
     group_commit_size: Annotated[int, Field(ge=1, le=500)] = 64
-    group_commit_wait: Annotated[float, Field(gt=0, le=60)] = 2.0
+    group_commit_wait: Annotated[float, Field(ge=0.01, le=60)] = 2.0
     transaction_attempts: Annotated[int, Field(ge=1, le=20)] = 5
-    idempotency_retention: Annotated[int, Field(ge=60)] = 86_400
+    idempotency_retention: Annotated[int, Field(ge=60, le=31_536_000)] = 86_400
 
     hold_ttl: Annotated[int, Field(ge=1, le=31_536_000)] = 86_400
     awaiting_payment_ttl: Annotated[int, Field(ge=1, le=31_536_000)] = 604_800
@@ -134,22 +165,22 @@ class Settings(BaseSettings):
     approval_window: Annotated[int, Field(ge=60, le=31_536_000)] = 86_400
     approver_tenure: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
 
-    outbox_poll_interval: Annotated[float, Field(gt=0, le=60)] = 1.0
+    outbox_poll_interval: Annotated[float, Field(ge=0.01, le=60)] = 1.0
     outbox_batch_size: Annotated[int, Field(ge=1, le=5000)] = 500
     outbox_concurrency: Annotated[int, Field(ge=1, le=16)] = 2
-    outbox_time_limit: Annotated[float, Field(gt=0, le=600)] = 30.0
+    outbox_time_limit: Annotated[float, Field(ge=0.01, le=600)] = 30.0
     outbox_max_attempts: Annotated[int, Field(ge=1, le=100)] = 8
-    outbox_retry_base: Annotated[float, Field(gt=0)] = 1.0
-    outbox_retry_cap: Annotated[float, Field(gt=0)] = 300.0
+    outbox_retry_base: Annotated[float, Field(ge=0.001, le=86_400)] = 1.0
+    outbox_retry_cap: Annotated[float, Field(ge=0.001, le=86_400)] = 300.0
     outbox_order_check: bool | None = None
     event_retention_days: Annotated[int, Field(ge=0, le=36_500)] = 400
     event_export_path: Path | None = None
-    worker_shutdown_grace: Annotated[float, Field(gt=0, le=60)] = 8.0
-    worker_stall_limit: Annotated[float, Field(gt=0, le=7200)] = 120.0
+    worker_shutdown_grace: Annotated[float, Field(ge=0.01, le=60)] = 8.0
+    worker_stall_limit: Annotated[float, Field(ge=0.04, le=7200)] = 120.0
 
-    max_clock_skew: Annotated[float, Field(gt=1)] = 300.0
-    audit_time_limit: Annotated[float, Field(gt=0, le=3000)] = 300.0
-    canary_interval: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    max_clock_skew: Annotated[float, Field(gt=1, le=86_400)] = 300.0
+    audit_time_limit: Annotated[float, Field(ge=0.01, le=3000)] = 300.0
+    canary_interval: Annotated[float, Field(ge=0.01, le=3600)] = 60.0
     metrics_token: SecretStr | None = None
     metrics_host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     api_metrics_port: Annotated[int, Field(ge=0, le=65_535)] = 0
@@ -233,56 +264,70 @@ class Settings(BaseSettings):
         # An empty path would be the current directory, and an empty string is neither a boolean nor an address.
         return None if value == "" else value
 
-    @model_validator(mode="after")
-    def _stall_limit_is_beyond_a_batch(self) -> Self:
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], *args: PydanticBaseSettingsSource, **kwargs: PydanticBaseSettingsSource
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """As usual, and values from files, which are named in the environment or in `.env`."""
+        sources: list[PydanticBaseSettingsSource] = []
+        faults: list[Fault] = []
+        unknown: list[Fault] = []
+        for source in (*args, *kwargs.values()):
+            sources.append(source)
+            if isinstance(source, EnvSettingsSource) and not isinstance(source, SecretsSettingsSource):
+                where = ".env" if isinstance(source, DotEnvSettingsSource) else "the environment"
+                values, unreadable = read_files(source.env_vars, cls.in_files(), where)
+                known = {*cls.model_fields, *file_names(cls.in_files())}
+                sources.append(InitSettingsSource(settings_cls, values))
+                faults += unreadable
+                unknown += unknown_names(source.env_vars, known, where)
+        return (*sources, InitSettingsSource(settings_cls, {_FAULTS: faults, _UNKNOWN: unknown}))
+
+    @classmethod
+    def in_files(cls) -> list[str]:
+        """The settings whose value may be in a file, because it is a secret or contains one."""
+        secret = (SecretStr, SecretStr | None)
+        return [name for name, field in cls.model_fields.items() if field.annotation in secret or name[-4:] == "_url"]
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _report_all_faults(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Find every fault before raising, so that a process that does not start shows all of them."""
+        values = dict(given)
+        malformed: list[Fault] = values.pop(_FAULTS, [])
+        unknown: list[Fault] = values.pop(_UNKNOWN, [])
+        try:
+            settings = handler(values)
+        except ValidationError as error:
+            malformed += [Fault(str(one["loc"][0]), one["msg"].removeprefix("Value error, ")) for one in error.errors()]
+            # The others are judged as if those that are malformed had not been given.
+            settings = handler({name: values[name] for name in values.keys() - {one.setting for one in malformed}})
+        found = list(settings._contradictions())
+        if settings.is_development:
+            for fault in unknown:
+                warn_once(f"WAYBILL_{fault.setting.upper()} {fault.message}")
+        else:
+            found += [*unknown, *(fault for rule in cls.rules for fault in rule(settings))]
+        settled = {fault.setting.removesuffix("_file") for fault in malformed}
+        faults = [*malformed, *(fault for fault in found if fault.setting not in settled)]
+        if faults:
+            raise ValidationError.from_exception_data("Settings", [_as_error(fault) for fault in faults])
+        return settings
+
+    def _contradictions(self) -> Iterator[Fault]:
         # In one transaction, new events may take one and a half times the limit, and events that waited as long again.
         least = max(4 * self.outbox_time_limit, 2 * self.outbox_poll_interval)
         if self.worker_stall_limit < least:
-            raise ValueError(
-                f"WAYBILL_WORKER_STALL_LIMIT must be at least {least:g}: four times WAYBILL_OUTBOX_TIME_LIMIT and "
-                "twice WAYBILL_OUTBOX_POLL_INTERVAL; otherwise workers would exit in the middle of their work"
+            yield Fault(
+                "worker_stall_limit",
+                f"must be at least {least:g}: four times WAYBILL_OUTBOX_TIME_LIMIT and "
+                "twice WAYBILL_OUTBOX_POLL_INTERVAL; otherwise workers would exit in the middle of their work",
             )
-        return self
-
-    @model_validator(mode="after")
-    def _analytics_are_elsewhere(self) -> Self:
         url, primary = self.analytics_async_url(), self.async_url()
         if url is not None and all(
             getattr(url, name) == getattr(primary, name) for name in ("host", "port", "database", "query")
         ):
-            raise ValueError("WAYBILL_ANALYTICS_URL must name another database than WAYBILL_DATABASE_URL")
-        return self
-
-    @model_validator(mode="after")
-    def _safe_outside_development(self) -> Self:
-        if self.environment is Environment.development:
-            return self
-        secret = self.secret_key.get_secret_value()
-        if secret == DEVELOPMENT_SECRET or len(secret) < 32:
-            raise ValueError(
-                "WAYBILL_SECRET_KEY must be set to at least 32 random characters outside development, "
-                "for example from: python -c 'import secrets; print(secrets.token_urlsafe(48))'"
-            )
-        previous = self.secret_key_previous
-        if previous is not None and (len(previous.get_secret_value()) < 32 or previous == self.secret_key):
-            raise ValueError(
-                "WAYBILL_SECRET_KEY_PREVIOUS must differ from WAYBILL_SECRET_KEY and have at least 32 characters, or "
-                "be empty"
-            )
-        if self.mail_url is not None and self.mail_url.get_secret_value() == "console:":
-            raise ValueError("WAYBILL_MAIL_URL=console: writes tokens to the log; it is refused outside development")
-        if self.mail_url is None and self.verifies_email:
-            raise ValueError(
-                "WAYBILL_MAIL_URL must be set, since new users confirm their address by mail; or set "
-                "WAYBILL_EMAIL_VERIFICATION=false to register them without, and let the reply reveal who has an account"
-            )
-        if self.database_echo:
-            raise ValueError("WAYBILL_DATABASE_ECHO writes row data to the log; it is refused outside development")
-        if self.argon2_memory_kib < 19_456 or self.argon2_time_cost < 2:
-            raise ValueError("WAYBILL_ARGON2_* must be at least 19456 KiB and 2 passes outside development")
-        if self.metrics_token is not None and len(self.metrics_token.get_secret_value()) < 16:
-            raise ValueError("WAYBILL_METRICS_TOKEN must have at least 16 characters outside development")
-        return self
+            yield Fault("analytics_url", "must name another database than WAYBILL_DATABASE_URL")
 
     @property
     def is_development(self) -> bool:
@@ -338,6 +383,23 @@ class Settings(BaseSettings):
         return for_asyncpg(self.analytics_url) if self.analytics_url else None
 
 
+class MigrationSettings(Settings):
+    """The settings of a process that only migrates: it needs an address, but not the services' secrets."""
+
+    rules: ClassVar[Sequence[Rule]] = OF_ADDRESSES
+
+
+def _as_error(fault: Fault) -> InitErrorDetails:
+    error = PydanticCustomError("setting", "{message}", {"message": fault.message})
+    return {"type": error, "loc": (fault.setting,), "input": None}
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Log it, once in each process. Before the log is set up, it goes to standard error."""
+    logger.warning("%s", message)
+
+
 def _can_carry_mail(address: str) -> bool:
     try:
         url = urlsplit(address)
@@ -350,6 +412,16 @@ def _can_carry_mail(address: str) -> bool:
         case "file":
             return bool(url.path) and not url.netloc
     return address == "console:"
+
+
+def given_settings() -> dict[str, Any]:
+    """What has been set in the environment, in `.env`, or in files that they name; not validated."""
+    sources = Settings.settings_customise_sources(Settings, EnvSettingsSource(Settings), DotEnvSettingsSource(Settings))
+    given: dict[str, Any] = {}
+    for source in reversed(sources):
+        given.update(source())
+    del given[_FAULTS], given[_UNKNOWN]
+    return given
 
 
 @lru_cache

@@ -45,7 +45,6 @@ _TABLES = text("""
     LEFT JOIN pg_class AS versions ON versions.relname = 'alembic_version' AND versions.relnamespace = wanted.schema
 """)
 
-
 # A superuser has the rights of every role.
 _ROLE = text("""
     SELECT rolname, rolsuper, EXISTS (
@@ -55,6 +54,11 @@ _ROLE = text("""
     FROM pg_roles WHERE rolname = current_user
 """)
 
+# A superuser may become any role, and so is among those that it finds, like a role that is granted a superuser's.
+_SUPERUSER = text(
+    "SELECT session_user, EXISTS (SELECT FROM pg_roles WHERE rolsuper AND pg_has_role(session_user, oid, 'MEMBER'))"
+)
+
 
 class DatabaseAway(CannotStart):
     """The database cannot be reached, or refuses the connection. The message does not contain the password."""
@@ -62,6 +66,10 @@ class DatabaseAway(CannotStart):
 
 class ServerTooOld(CannotStart):
     """The server is older than PostgreSQL 15."""
+
+
+class UnsafeRole(CannotStart):
+    """The database role is a superuser, or may become one, outside development."""
 
 
 class SchemaNotReady(CannotStart):
@@ -183,13 +191,16 @@ async def check_role(engine: AsyncEngine, settings: Settings) -> None:
 async def check_schema(engine: AsyncEngine, settings: Settings, *, may_wait: bool = False) -> Schema:
     """What is known about the tables now.
 
-    Raises `DatabaseAway`, `ServerTooOld`, or `SchemaNotReady` unless the tables are those of this release or of a newer
-    one. With `may_wait`, a complaint is logged instead, unless the schema does not exist: its name may be wrong.
+    Raises `DatabaseAway`, `ServerTooOld`, `UnsafeRole`, or `SchemaNotReady` unless the tables are those of this release
+    or of a newer one. With `may_wait`, a complaint is logged instead, unless the schema does not exist: its name may be
+    wrong.
     """
     await check_server(engine, settings)
     schema = Schema(settings.database_schema)
     with plain_connecting(settings):
         async with engine.connect() as connection:
+            if not settings.is_development:
+                await _refuse_superuser(connection, settings)
             await schema.look(connection)
     if schema.complaint is not None:
         if schema.exists and may_wait:
@@ -197,6 +208,16 @@ async def check_schema(engine: AsyncEngine, settings: Settings, *, may_wait: boo
         else:
             raise SchemaNotReady(schema.complaint)
     return schema
+
+
+async def _refuse_superuser(connection: AsyncConnection, settings: Settings) -> None:
+    role, is_superuser = (await connection.execute(_SUPERUSER)).one()
+    if is_superuser:
+        raise UnsafeRole(
+            f"the role {role} at {_address(settings)} is a superuser, or may become one, and could switch off what "
+            "protects the books: set WAYBILL_DATABASE_URL to an ordinary role that may use the tables "
+            "(docs/reference/production-checks.md)"
+        )
 
 
 def reason_of(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from psycopg import sql
 from sqlalchemy import URL, make_url
 
 from services.cli.console import CommandError, plain_errors, say
-from services.settings import Environment, Settings
+from services.settings import MigrationSettings, Settings
 
 _MAY_TOO_MUCH = """
     SELECT rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls FROM pg_roles WHERE rolname = %s
@@ -74,7 +74,7 @@ def database_roles(
     need.
     """
     with plain_errors():
-        settings = Settings(environment=Environment.development)
+        settings = MigrationSettings()
         if settings.admin_database_url is None or settings.migration_database_url is None:
             raise CommandError(
                 "set WAYBILL_ADMIN_DATABASE_URL to a superuser's address of the database, and "

@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError
 
 from services.cli.console import CommandError, plain_errors, say
 from services.database import close, make_engine
-from services.settings import Environment, Settings
+from services.settings import MigrationSettings, Settings
 from services.sql import CONTENTION, LOCK_NOT_AVAILABLE, sqlstate
 from services.startup import check_schema, check_server
 
@@ -31,8 +31,7 @@ def migrate(
     WAYBILL_DATABASE_URL and WAYBILL_DATABASE_REPLICA_URL.
     """
     with plain_errors():
-        # As in migrations/env.py: a release step needs the database's address, but not the services' secrets.
-        migrate_database(Settings(environment=Environment.development), database, schema)
+        migrate_database(MigrationSettings(), database, schema)
     say(f"The {'' if database is Which.primary else 'analytics '}database is at the newest revision.")
 
 

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli.console import plain_errors
+from services.cli.console import CommandError, plain_errors
+from services.safety import DEVELOPMENT_SECRET, GENERATE, is_loopback
 
 if TYPE_CHECKING:
     import uvicorn
+
+    from services.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,7 @@ def api(
 
     with plain_errors():
         settings = get_settings()
+        _check_address(host, settings)
     if workers > settings.api_processes:
         # What they compare with the server's limit of connections.
         os.environ["WAYBILL_API_PROCESSES"] = str(workers)
@@ -71,6 +75,15 @@ def api(
         server.run()
     if not server.started:
         sys.exit(STARTUP_FAILURE)
+
+
+def _check_address(host: str, settings: "Settings") -> None:
+    """Raises `CommandError` if other machines could reach an API whose signing key everyone can read."""
+    if settings.secret_key.get_secret_value() == DEVELOPMENT_SECRET and not is_loopback(host):
+        raise CommandError(
+            f"with the development secret, the API listens on this machine only, and not on {host}: anyone could sign "
+            "tokens of any user. Use --host 127.0.0.1, or set WAYBILL_SECRET_KEY to a key of your own: " + GENERATE
+        )
 
 
 def _serve_in_several(config: "uvicorn.Config") -> None:

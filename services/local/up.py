@@ -3,13 +3,13 @@
 import asyncio
 import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import httpx2
 import typer
-from pydantic_settings import DotEnvSettingsSource, EnvSettingsSource
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import DBAPIError
 
@@ -19,11 +19,12 @@ from services.cli.facts import DEFAULT_DATA_DIR, FILE_NAME, Facts, ProcessIds, r
 from services.cli.files import keep_secret
 from services.cli.migrate import Which, check_database, migrate_database, upgrade_to_head
 from services.local.announcement import announcement
+from services.local.consent import agree_to_change
 from services.local.embedded import EmbeddedPostgres, EmbeddedRedis, PortTaken, child
 from services.local.embedded.ports import LOOPBACK, next_free_port
 from services.local.home import Home, hold
 from services.local.supervisor import Part, Program, Stop, Supervisor, how_it_ended
-from services.settings import Environment, Settings
+from services.settings import Environment, Settings, given_settings
 from services.sql import sqlstate
 
 DATABASE_NAME = "waybill"
@@ -41,20 +42,33 @@ def up(
     data_dir: Annotated[Path, typer.Option(help="The folder for data, logs and waybill.json.")] = DEFAULT_DATA_DIR,
     port: Annotated[int, typer.Option(min=1, max=65535, help="The API's port, or the next free one.")] = 8000,
     workers: Annotated[int, typer.Option(min=0, max=64, help="The number of worker processes.")] = 1,
+    seed: Annotated[
+        bool, typer.Option("--seed", help="Change a database of yours without asking: migrate it, add demo users.")
+    ] = False,
+    host: Annotated[str, typer.Option(hidden=True)] = LOOPBACK,
 ) -> None:
     """Run everything on this machine: PostgreSQL, Redis, the API and workers. Ctrl-C stops it; the data is kept.
 
     If WAYBILL_DATABASE_URL or WAYBILL_REDIS_URL is set, that server is used instead of the embedded one. Reports use a
     second database of the embedded server, or that of WAYBILL_ANALYTICS_URL; if that is set but empty, they are off.
+    Before it changes a database of yours, it asks; without a terminal it needs --seed.
     """
-    with plain_errors(), hold(data_dir) as home:
-        _House(home, port, workers).run()
+    with plain_errors():
+        if host != LOOPBACK:
+            raise CommandError(
+                f"`waybill up` serves this machine only, on {LOOPBACK}: its users are for trying out. To serve others, "
+                "run `waybill api --host ADDRESS` with settings of your own, as docs/how-to/production.md says"
+            )
+        given = given_settings()
+        agree_to_change(given, agreed=seed)
+        with hold(data_dir) as home:
+            _House(home, port, workers, given).run()
 
 
 class _House:
     """One run of `waybill up`."""
 
-    def __init__(self, home: Home, port: int, workers: int) -> None:
+    def __init__(self, home: Home, port: int, workers: int, given: Mapping[str, Any]) -> None:
         self.home = home
         self.port = port
         self.workers = workers
@@ -66,8 +80,8 @@ class _House:
         self.worker_programs: list[Program] = []
         self.facts: Facts | None = None
         self.read_url: str | None = None
-        # What the user has set, in the environment or a .env file; it overrides our own choices.
-        self.given = {**DotEnvSettingsSource(Settings)(), **EnvSettingsSource(Settings)()}
+        # What the user has set overrides our own choices.
+        self.given = given
 
     def run(self) -> None:
         self.stop.listen()

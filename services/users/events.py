@@ -30,6 +30,6 @@ class UserEmailChanged(UserEvent):
 
 
 class UserErased(UserEvent):
-    """What identified a user was erased for good. Whoever has a copy of it should erase that, too."""
+    """What identified a user was erased, which cannot be undone. Those who have a copy should erase it, too."""
 
     type: ClassVar[str] = "user.erased"

@@ -17,6 +17,7 @@ import httpx2
 import psycopg
 import pytest
 from alembic import command
+from psycopg import sql
 from sqlalchemy import make_url
 
 from migrations.config import alembic_config
@@ -48,7 +49,13 @@ def all_of(pids: ProcessIds) -> list[int]:
 class Up:
     """A running `waybill up` and what it says."""
 
-    def __init__(self, folder: Path, *arguments: str, program: Sequence[str] = ("-m", "services.cli")) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        program: Sequence[str] = ("-m", "services.cli"),
+        stdin: int = subprocess.DEVNULL,
+    ) -> None:
         self.folder = folder
         self.data = folder / "data"
         self.output = folder / f"output-{uuid4().hex}.txt"
@@ -59,7 +66,7 @@ class Up:
                 [sys.executable, "-P", *program, "up", "--data-dir", "data", *arguments],
                 cwd=folder,
                 env=environment,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=output,
                 stderr=output,
             )
@@ -130,6 +137,20 @@ def order_is_confirmed(facts: Facts) -> str:
         order = place_an_order(facts, client)
         wait_for(lambda: is_confirmed(client, order), "the order to be confirmed")
     return order
+
+
+@pytest.fixture
+def database_of_an_ordinary_role(empty_database_url: str) -> Iterator[str]:
+    """The address of an empty database whose owner is not a superuser."""
+    url = make_url(empty_database_url)
+    name, owner = sql.Identifier(str(url.database)), sql.Identifier(f"owner_{url.database}"[:63])
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'pw'").format(owner))
+        connection.execute(sql.SQL("ALTER DATABASE {} OWNER TO {}").format(name, owner))
+    yield url.set(username=owner.as_string().strip('"'), password="pw").render_as_string(hide_password=False)
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("ALTER DATABASE {} OWNER TO CURRENT_USER").format(name))
+        connection.execute(sql.SQL("DROP OWNED BY {0} CASCADE; DROP ROLE {0}").format(owner))
 
 
 @pytest.fixture(scope="module")
@@ -317,13 +338,70 @@ def test_nothing_outlives_a_killed_supervisor(tmp_path: Path) -> None:
         assert order_is_confirmed(second.facts())
 
 
-def test_outside_development_nothing_is_seeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / ".env").write_text("WAYBILL_ENVIRONMENT=production\nWAYBILL_EMAIL_VERIFICATION=false\n")
-    with up(tmp_path) as started:
+def test_outside_development_nothing_is_seeded(tmp_path: Path, database_of_an_ordinary_role: str) -> None:
+    (tmp_path / ".env").write_text(
+        "WAYBILL_ENVIRONMENT=production\nWAYBILL_EMAIL_VERIFICATION=false\n"
+        f"WAYBILL_DATABASE_URL={database_of_an_ordinary_role}\n"
+    )
+    with up(tmp_path, "--seed") as started:
         facts = started.facts()
         assert facts.environment == "production"
+        assert facts.pids.postgres is None
         assert (facts.operator, facts.admin, facts.users, facts.product_ids) == (None, None, [], [])
         assert "waybill users create EMAIL --role admin" in started.said()
+
+
+def test_a_given_database_is_changed_only_with_seed(tmp_path: Path, empty_database_url: str) -> None:
+    url = make_url(empty_database_url)
+    (tmp_path / ".env").write_text(f"WAYBILL_DATABASE_URL={empty_database_url}\n")
+    failed = Up(tmp_path)
+    assert failed.process.wait(START_SECONDS) == 1
+    assert (
+        f"`waybill up` would upgrade the database {url.database} on {url.host} port {url.port} (WAYBILL_DATABASE_URL) "
+        "to the newest schema, and create demo users, among them two operators and an admin"
+    ) in failed.said()
+    assert "Nothing has been changed. If you want that, run `waybill up --seed`." in failed.said()
+    assert url.password is None or url.password not in failed.said()
+    assert not failed.data.exists()
+    with psycopg.connect(empty_database_url) as connection:
+        assert connection.execute("SELECT to_regclass('users')").fetchone() == (None,)
+    with up(tmp_path, "--seed") as started:
+        assert started.facts().operator is not None
+        assert started.facts().pids.postgres is None
+
+
+def test_a_terminal_is_asked_before_a_given_database_is_changed(tmp_path: Path, empty_database_url: str) -> None:
+    (tmp_path / ".env").write_text(f"WAYBILL_DATABASE_URL={empty_database_url}\n")
+    ours, theirs = os.openpty()
+    os.write(ours, b"n\n")
+    failed = Up(tmp_path, stdin=theirs)
+    assert failed.process.wait(START_SECONDS) == 1
+    os.close(ours)
+    os.close(theirs)
+    assert "Continue? [y/N]" in failed.said()
+    assert "Nothing has been changed" in failed.said()
+
+
+def test_the_servers_and_the_api_listen_on_this_machine_only(running: Up) -> None:
+    pids = running.facts().pids
+    for pid in all_of(pids):
+        rows = [
+            line.split()
+            for name in ("tcp", "tcp6")
+            for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()
+        ]
+        held = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
+        hosts = {row[1].partition(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in held}
+        assert hosts == (set() if pid in pids.workers else {"0100007F"})
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.7"])
+def test_it_serves_no_other_machine_and_says_what_would(tmp_path: Path, host: str) -> None:
+    failed = Up(tmp_path, "--host", host)
+    assert failed.process.wait(START_SECONDS) == 1
+    assert "`waybill up` serves this machine only" in failed.said()
+    assert "run `waybill api --host ADDRESS` with settings of your own" in failed.said()
+    assert not failed.data.exists()
 
 
 def test_a_setting_that_is_not_valid_is_named(tmp_path: Path) -> None:

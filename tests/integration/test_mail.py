@@ -14,7 +14,7 @@ from pydantic import SecretStr, ValidationError
 from services.mail import FolderSender, LogSender, MailNotSent, SmtpSender, sender_of
 from services.settings import Environment, Settings
 
-SECRET = "x" * 48
+SECRET = "Vh3kQ9sLx2TzR7mWb5NcJd8GyPf4AuEi"
 
 
 def settings(url: str | None, environment: Environment = Environment.development) -> Settings:

@@ -19,6 +19,7 @@ STATUSES = {
     "bad_query": 400,
     "batch_refused": 422,
     "conflict": 409,
+    "erasure_blocked": 409,
     "forbidden": 403,
     "idempotency_key_invalid": 400,
     "idempotency_key_reused": 422,

@@ -90,6 +90,6 @@ async def _export(
 
 
 def _recorded(one: str) -> str:
-    """A filter as the audit log keeps it for good: without the reference, which a buyer has written."""
+    """A filter as the audit log keeps it permanently: without the reference, which a buyer has written."""
     name, _, rest = one.partition(":")
     return f"{name}:{rest.partition(':')[0]}:..." if name == "reference" else one

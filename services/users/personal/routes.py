@@ -11,6 +11,7 @@ from services.api.problems import responses
 from services.api.rights import needs
 from services.api.state import ApiState
 from services.api.transaction import TransactionRoute, ahead
+from services.errors import ErasureBlocked, WrongPassword
 from services.exports import Format, documented
 from services.fields import Id
 from services.unit_of_work import UnitOfWork
@@ -19,6 +20,8 @@ from services.users.rights import Scope
 from services.users.schemas import Confirmation
 
 router = APIRouter(route_class=TransactionRoute, tags=["users"])
+
+_ERASING = responses(400, 401, 403, 413, 422, 429, 503, ErasureBlocked, WrongPassword)
 
 
 @router.get(
@@ -59,10 +62,10 @@ async def _export(request: Request, user_id: int, uow: UnitOfWork, state: ApiSta
     return await attachment(pieces, f"user-{user_id}", Format.ndjson)
 
 
-@router.delete("/users/me/personal-data", status_code=204, responses=responses(400, 401, 403, 409, 413, 422, 429, 503))
+@router.delete("/users/me/personal-data", status_code=204, responses=_ERASING)
 @needs(Scope.profile_write)
 async def erase_self(request: Request, given: Confirmation, user: CurrentUser, uow: Work) -> None:
-    """Erase the caller's name, e-mail address and whatever else identifies them, for good. The books stay.
+    """Erase the caller's name, e-mail address and whatever else identifies them. It cannot be undone. The books stay.
 
     The caller confirms it with their password. 409 says what must be done first: no credits may be left, and no order
     may be open.
@@ -74,7 +77,7 @@ async def erase_self(request: Request, given: Confirmation, user: CurrentUser, u
 @router.delete(
     "/users/{user_id}/personal-data",
     status_code=204,
-    responses=responses(400, 401, 403, 404, 409, 413, 422, 429, 503),
+    responses=responses(404) | _ERASING,
 )
 @needs(Scope.users_personal)
 async def erase_user(request: Request, user_id: Id, given: Confirmation, caller: CurrentUser, uow: Work) -> None:

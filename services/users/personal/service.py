@@ -65,7 +65,7 @@ async def erase_other(uow: UnitOfWork, caller: Caller, user_id: int) -> None:
 
 
 async def erase(uow: UnitOfWork, user_id: int) -> None:
-    """Erase what identifies the user, who is deleted for good: it cannot be undone. The books stay.
+    """Erase what identifies the user, who is deleted permanently: it cannot be undone. The books stay.
 
     Their account is closed, their products go off sale, and their address is free. Raises `NotFound` if there is no
     such user, or they are erased, `Conflict` for the last operator or admin, and `ErasureBlocked` while credits or

@@ -1,7 +1,7 @@
 """check erased users: validate what the step before has added
 
-Revision ID: 0037zcbt
-Revises: 0036qkfa
+Revision ID: 0040zcbt
+Revises: 0039qkfa
 Create Date: 2026-11-28 08:31:00.000000+00:00
 """
 
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from alembic import op
 
-revision: str = "0037zcbt"
-down_revision: str | Sequence[str] | None = "0036qkfa"
+revision: str = "0040zcbt"
+down_revision: str | Sequence[str] | None = "0039qkfa"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
@@ -23,4 +23,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """A valid constraint is no different from one that is not validated."""
+    """A valid constraint works like one that is not validated."""

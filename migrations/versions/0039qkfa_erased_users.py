@@ -1,7 +1,7 @@
 """erased users: when what identifies a user was erased
 
-Revision ID: 0036qkfa
-Revises: 0035hcvw
+Revision ID: 0039qkfa
+Revises: 0038vnbx
 Create Date: 2026-11-28 08:30:00.000000+00:00
 
 The release before does not know the column. If it restored an erased user, the CHECK would refuse that.
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from alembic import op
 
-revision: str = "0036qkfa"
-down_revision: str | Sequence[str] | None = "0035hcvw"
+revision: str = "0039qkfa"
+down_revision: str | Sequence[str] | None = "0038vnbx"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 

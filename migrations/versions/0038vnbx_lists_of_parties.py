@@ -1,7 +1,7 @@
 """lists of parties: indexes for what payers, recipients and sellers list
 
-Revision ID: 0036vnbx
-Revises: 0035hcvw
+Revision ID: 0038vnbx
+Revises: 0037sjfm
 Create Date: 2026-11-28 08:17:23.101692+00:00
 """
 
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from alembic import op
 
-revision: str = "0036vnbx"
-down_revision: str | Sequence[str] | None = "0035hcvw"
+revision: str = "0038vnbx"
+down_revision: str | Sequence[str] | None = "0037sjfm"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 

@@ -1,7 +1,7 @@
 """unpaid orders of a buyer: an index to count them by
 
-Revision ID: 0036sjfm
-Revises: 0035hcvw
+Revision ID: 0037sjfm
+Revises: 0036vkdt
 Create Date: 2026-11-28 08:36:01.982065+00:00
 """
 
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from alembic import op
 
-revision: str = "0036sjfm"
-down_revision: str | Sequence[str] | None = "0035hcvw"
+revision: str = "0037sjfm"
+down_revision: str | Sequence[str] | None = "0036vkdt"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
