@@ -47,7 +47,7 @@ class Primary:
 
     @property
     def variables(self) -> dict[str, str]:
-        return {"BACKUPS": str(self.backups), "BACKUP_URL": self.server.url(), "WAYBILL_DATABASE_URL": self.url}
+        return {"BACKUPS": str(self.backups), "BACKUP_URL": self.server.url(), "OWNER_URL": self.url}
 
 
 @pytest.fixture(scope="module")

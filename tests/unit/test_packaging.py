@@ -66,11 +66,12 @@ def test_every_command_explains_itself(command: str) -> None:
 
 def test_compose_starts_services_in_order(compose: dict[str, Any]) -> None:
     services = compose["services"]
-    assert set(services) == {"postgres", "redis", "migrate", "api", "worker"}
+    assert set(services) == {"postgres", "redis", "roles", "migrate", "api", "worker"}
     for server in ("postgres", "redis"):
         assert services[server]["healthcheck"]["test"][0] == "CMD"
-    assert services["migrate"]["depends_on"]["postgres"]["condition"] == "service_healthy"
-    assert services["migrate"]["restart"] == "no"
+    assert services["roles"]["depends_on"]["postgres"]["condition"] == "service_healthy"
+    assert services["migrate"]["depends_on"]["roles"]["condition"] == "service_completed_successfully"
+    assert services["roles"]["restart"] == services["migrate"]["restart"] == "no"
     for name in ("api", "worker"):
         waits = services[name]["depends_on"]
         assert waits["migrate"]["condition"] == "service_completed_successfully"
@@ -93,10 +94,10 @@ def test_compose_publishes_only_the_api_and_only_on_the_loopback_address(compose
 
 
 def test_compose_runs_commands_and_sets_settings_that_exist(compose: dict[str, Any]) -> None:
-    for name in ("migrate", "api", "worker"):
+    for name, command in {"roles": "database-roles", "migrate": "migrate", "api": "api", "worker": "worker"}.items():
         service = compose["services"][name]
-        assert service["command"][0] == name
-        assert name in commands()
+        assert service["command"][0] == command
+        assert command in commands()
         # uvicorn reads the last one: the proxy that may say where a request comes from.
         known = {f"WAYBILL_{field.upper()}" for field in Settings.model_fields} | {"FORWARDED_ALLOW_IPS"}
         assert set(service["environment"]) <= known
@@ -126,9 +127,7 @@ def test_compose_makes_settings_that_production_accepts(
     for name in [name for name in os.environ if name.startswith("WAYBILL_")]:
         monkeypatch.delenv(name)
     for name, value in compose["services"]["api"]["environment"].items():
-        monkeypatch.setenv(
-            name, substituted(str(value), {**given, "POSTGRES_PASSWORD": "pg1", "REDIS_PASSWORD": "rd2"})
-        )
+        monkeypatch.setenv(name, substituted(str(value), {**given, "APP_PASSWORD": "pg1", "REDIS_PASSWORD": "rd2"}))
     settings = Settings(_env_file=None)
     assert settings.environment is Environment.production
     assert (settings.async_url().password, settings.redis_url) == ("pg1", "redis://:rd2@redis:6379/0")
@@ -144,6 +143,18 @@ def substituted(value: str, given: dict[str, str]) -> str:
         return given.get(name) or other
 
     return re.sub(r"\$\{(\w+)(:-|:\?)([^}]*)\}", replacement, value)
+
+
+def test_compose_keeps_the_addresses_of_owner_and_superuser_from_those_that_serve(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    known = {
+        name: " ".join(map(str, services[name]["environment"].values()))
+        for name in ("roles", "migrate", "api", "worker")
+    }
+    assert {name for name, values in known.items() if "POSTGRES_PASSWORD" in values} == {"roles"}
+    assert {name for name, values in known.items() if "OWNER_PASSWORD" in values} == {"roles", "migrate"}
+    users = {re.findall(r"postgresql://(\w+):\$\{APP", values)[0] for values in known.values()}
+    assert users == {"waybill_app"}
 
 
 def test_images_are_pinned_by_version_and_digest(compose: dict[str, Any], dockerfile: list[str]) -> None:
