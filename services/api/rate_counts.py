@@ -3,7 +3,8 @@
 Each process owns a small part of every limit, so that most callers cost no trip. Of the rest, which they share, it
 takes another such part from Redis at a time, and gives it out by itself. So the processes together never let through
 more than the limit while Redis answers. While it does not, each process gives out its share of each limit.
-`docs/decisions/0047-limits-per-caller.md` says why."""
+`docs/decisions/0047-limits-per-caller.md` says why.
+"""
 
 import asyncio
 import logging
