@@ -47,6 +47,8 @@ WITH_BODY = [
     ("POST", "/v1/email-verifications/confirm"),
     ("PATCH", "/v1/users/me"),
     ("DELETE", "/v1/users/me"),
+    ("DELETE", "/v1/users/me/personal-data"),
+    ("DELETE", "/v1/users/1/personal-data"),
     ("POST", "/v1/users/me/totp"),
     ("POST", "/v1/users/me/totp/confirm"),
     ("POST", "/v1/users/me/totp/recovery-codes"),

@@ -47,10 +47,20 @@ RULES: Mapping[str, Rule] = {
 }
 """By the beginning of the path; the longest one counts. What is not listed is not any user's own: the scope decides."""
 
-ENDS_THE_CALLER = {("DELETE", "/v1/users/me"), ("DELETE", "/v1/sessions"), ("DELETE", "/v1/sessions/current")}
+ENDS_THE_CALLER = {
+    ("DELETE", "/v1/users/me"),
+    ("DELETE", "/v1/users/me/personal-data"),
+    ("DELETE", "/v1/sessions"),
+    ("DELETE", "/v1/sessions/current"),
+}
 """Sent as a user of their own."""
 
-BODIES = {("DELETE", "/v1/users/me"): {"current_password": "the password of every user"}}
+_CONFIRMED = {"current_password": "the password of every user"}
+BODIES = {
+    ("DELETE", "/v1/users/me"): _CONFIRMED,
+    ("DELETE", "/v1/users/me/personal-data"): _CONFIRMED,
+    ("DELETE", "/v1/users/{user_id}/personal-data"): _CONFIRMED,
+}
 """Where a body that fits the schema is not enough."""
 
 OF_OTHERS = ("order_id", "transfer_id", "adjustment_id", "request_id", "event_id")
