@@ -30,6 +30,6 @@ class UserEmailChanged(UserEvent):
 
 
 class UserErased(UserEvent):
-    """What identified a user was erased, which cannot be undone. Those who have a copy should erase it, too."""
+    """What identified a user was erased permanently. Anyone who keeps a copy of it should erase that, too."""
 
     type: ClassVar[str] = "user.erased"
