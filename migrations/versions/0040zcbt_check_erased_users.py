@@ -23,4 +23,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """A valid constraint works like one that is not validated."""
+    """Nothing to undo: whether a constraint was validated changes nothing for what is written."""

@@ -96,7 +96,7 @@ def export(user: Whom, output: Annotated[Path, typer.Option(help="The file to wr
 
 @users.command()
 def erase(user: Whom, yes: Yes = False) -> None:
-    """Erase a user's name, e-mail address and whatever else identifies them. The books stay.
+    """Erase a user's name, e-mail address and whatever else identifies them, permanently. The books stay.
 
     No credits may be left on their account, and no order of theirs may be open.
     """

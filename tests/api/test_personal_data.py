@@ -362,7 +362,7 @@ async def test_a_user_who_is_still_needed_is_not_erased(api: Api, cause: str, sa
 
 
 async def test_an_order_that_is_placed_during_the_erasure_is_found_or_refused(api: Api, monkeypatch: Any) -> None:
-    buyer, _, product = await api.shop()
+    buyer, _, product = await api.shop(credits="0")
     locked = LedgerRepository.lock_account
     placed = []
 

@@ -65,7 +65,7 @@ async def _export(request: Request, user_id: int, uow: UnitOfWork, state: ApiSta
 @router.delete("/users/me/personal-data", status_code=204, responses=_ERASING)
 @needs(Scope.profile_write)
 async def erase_self(request: Request, given: Confirmation, user: CurrentUser, uow: Work) -> None:
-    """Erase the caller's name, e-mail address and whatever else identifies them. It cannot be undone. The books stay.
+    """Erase the caller's name, e-mail address and whatever else identifies them, permanently. The books stay.
 
     The caller confirms it with their password. 409 says what must be done first: no credits may be left, and no order
     may be open.
