@@ -32,7 +32,7 @@ _NO_TLS = "rejected SSL upgrade"
 """What the driver says if the server answers that it has no TLS."""
 
 _UNKNOWN_ISSUER = frozenset({18, 19, 20, 21})
-"""OpenSSL's codes for a certificate that no known authority has signed: self-signed, or its issuer is not found."""
+"""OpenSSL's codes for a certificate that no known authority has signed."""
 
 _VERSION = text("SELECT CAST(current_setting('server_version_num') AS integer)")
 
