@@ -44,9 +44,9 @@ from tests.machines.model import Gift, Goods, Line, Model, Promise, Purse, Sale,
 from tests.naive_bank import Bank, Wanted, as_one_chain, naively
 
 USERS, PRODUCTS = 4, 3
-PATIENT = orders.Patience(timedelta(hours=1), timedelta(hours=1))
+PATIENT = orders.Patience(timedelta(hours=1), timedelta(hours=1), 10_000)
 BRIEFLY, APPROVAL_ABOVE = timedelta(milliseconds=60), Decimal(100)
-TOO_LATE = orders.Patience(timedelta(0), timedelta(hours=1))
+TOO_LATE = orders.Patience(timedelta(0), timedelta(hours=1), 10_000)
 """Holds that have expired as soon as they are made."""
 
 users = st.integers(0, USERS - 1)
