@@ -262,5 +262,4 @@ def test_migrations_ask_for_the_address_of_the_server(pooled: Settings, argument
     code, said = run(arguments, pooled)
     assert code != 0
     assert "Traceback" not in said
-    advice = "set WAYBILL_MIGRATION_DATABASE_URL to the address of PostgreSQL itself"
-    assert f"the database is behind a pooler: {advice}" in said
+    assert "behind a pooler: set WAYBILL_MIGRATION_DATABASE_URL to the address of PostgreSQL itself" in said
