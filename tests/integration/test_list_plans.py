@@ -286,22 +286,6 @@ async def test_a_page_reads_and_sorts_no_more_rows_than_it_may_examine(database:
     assert bad == {}
 
 
-async def test_what_a_seller_sold_is_looked_up_for_the_lines_of_the_page_only(database: Database) -> None:
-    seller = many.BIG_SELLER
-    async with UnitOfWork(database.write) as uow:
-        page = await uow.orders.page(PageQuery(limit=LIMIT), seller_id=seller)
-        orders = [order.id for order in page.data]
-        refunds = [refund.id for refund in (await _refunds(uow, PageQuery(limit=LIMIT))).data]
-        with recorded(database) as sent:
-            sold = await uow.orders.sold_in(orders, seller)
-            items = await uow.orders.items_of(orders, seller)
-            await uow.refunds.amounts(refunds, seller)
-    assert len(sent.statements) == 3
-    assert sold.keys() == set(orders)
-    assert {order_id: len(lines) for order_id, lines in items.items()} == {one: sold[one].item_count for one in orders}
-    assert await wrong(database, sent) == []
-
-
 _OF_ORDERS = {
     "status": "status:eq:rejected",
     "total": "total:gt:150.00",

@@ -18,6 +18,7 @@ PAGE = ROOT / "docs" / "reference" / "production-checks.md"
 
 SAFE: dict[str, Any] = {"secret_key": SECRET, "mail_url": "smtps://mail.example"}
 DB = "postgresql://me:pw@db.example/shop"
+FILE = Path(__file__)
 
 
 def faults(**given: Any) -> list[str]:
@@ -157,10 +158,10 @@ def test_unsafe_values_are_refused_outside_development_only(case: str) -> None:
         {"secret_key_previous": SECRET[::-1], "metrics_token": "0f3a9b2c7d1e4f6a"},
         {"database_url": f"{DB}?sslmode=require"},
         {
-            "database_url": f"{DB}?sslmode=verify-full&sslrootcert=/ca.crt",
-            "database_replica_url": f"{DB}?sslmode=verify-ca",
+            "database_url": f"{DB}?sslmode=verify-full&sslrootcert=system",
+            "database_replica_url": f"{DB}?sslmode=verify-ca&sslrootcert=system",
         },
-        {"database_url": "postgresql://me@db.example/shop?sslmode=verify-full&sslcert=/a.crt&sslkey=/a.key"},
+        {"database_url": f"postgresql://me@db.example/shop?sslmode=require&sslcert={FILE}&sslkey={FILE}"},
         {"database_url": "postgresql://me@db.example/shop?sslmode=require&passfile=/pgpass"},
         {"database_url": "postgresql://me@localhost/shop"},
         {"database_url": "postgresql://me@[::1]:5432/shop"},
