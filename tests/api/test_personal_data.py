@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from services.cli.main import app as cli
 from services.credits.ledger.repository import LedgerRepository
+from services.credits.models import NOTED
 from services.fields import now
 from services.models import metadata
 from services.sweeps.service import take_slice
@@ -130,6 +131,25 @@ def test_no_secret_is_exported() -> None:
         assert not [name for name in columns_of(part) if "hash" in name or "password" in name], part
 
 
+async def test_an_export_has_notes_of_transfers_and_not_the_reasons_of_the_staff(api: Api) -> None:
+    user, other = await make_user(api.database, credits="20"), await make_user(api.database)
+    operator = await make_operator(api.database)
+    moved = await api.post(
+        "/v1/transfers", by=user, json={"to_user_id": other.id, "amount": "5.00", "note": "for lunch"}
+    )
+    undone = f"/v1/transfers/{moved.json()['id']}/reverse"
+    assert (await api.post(undone, by=operator, json={"reason": "a suspicion"})).status_code == 201
+    said = (await api.get(f"{MINE}.ndjson", by=user)).text
+    assert "for lunch" in said
+    assert "a suspicion" not in said
+    assert [line["amount"] for line in lines(said) if line["part"] == "corrections"] == ["5.00"]
+
+
+def test_notes_are_exported_of_the_kinds_of_which_users_see_them() -> None:
+    kinds = ", ".join(f"'{kind}'" for kind in sorted(NOTED, reverse=True))
+    assert SOURCES["transfers"].condition.endswith(f"kind IN ({kinds})")
+
+
 async def test_users_export_all_that_is_stored_about_them_and_nothing_of_others(api: Api) -> None:
     user = await canary(api)
     other = await make_user(api.database, credits="5")
@@ -149,7 +169,7 @@ async def test_users_export_all_that_is_stored_about_them_and_nothing_of_others(
     topped = next(one for one in found["acts_of_others"] if one["action"] == "credits.top_up")
     assert (topped["action"], "actor" in topped, "address" in topped) == ("credits.top_up", False, False)
     expected = SOURCES.keys() - {
-        "role_requests", "adjustments", "refunds", "refund_lines", "products", "sales",
+        "role_requests", "adjustments", "corrections", "refunds", "refund_lines", "products", "sales",
     }  # fmt: skip
     assert found.keys() == expected
     # Each copy of the name and the address is in the export, but that of a token.

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 from services.sql import Statement
 
+_OWN_TRANSFERS = "order_id IS NULL AND (debit_account_id = :account_id OR credit_account_id = :account_id)"
+# Notes of the other kinds are reasons of the staff.
+_NOTED = "'transfer', 'top_up'"
 _OWN_ORDERS = "(SELECT id FROM orders WHERE buyer_id = :user_id)"
 _STAFF = "Who of the staff did it, or why, is about them."
 
@@ -42,10 +45,9 @@ SOURCES: Mapping[str, Source] = {
     ),
     "account": Source("accounts", "user_id = :user_id"),
     "entries": Source("entries", "account_id = :account_id", ("version",)),
-    "transfers": Source(
-        "transfers",
-        "order_id IS NULL AND (debit_account_id = :account_id OR credit_account_id = :account_id)",
-        without={"actor": _STAFF},
+    "transfers": Source("transfers", f"{_OWN_TRANSFERS} AND kind IN ({_NOTED})", without={"actor": _STAFF}),
+    "corrections": Source(
+        "transfers", f"{_OWN_TRANSFERS} AND kind NOT IN ({_NOTED})", without={"actor": _STAFF, "note": _STAFF}
     ),
     "payments": Source("transfers", f"order_id IN {_OWN_ORDERS}", ("order_id", "id"), {"actor": _STAFF}),
     "adjustments": Source(
