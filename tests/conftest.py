@@ -106,6 +106,12 @@ def template_database(administrator: Administrator, servers: TestServers) -> Ite
     with temporary_database(administrator, servers, "template0") as url:
         prepare(make_url(url), roles_of(url), "public")
         command.upgrade(alembic_config(as_role(OWNER, url), application=APPLICATION, reader=READER), "head")
+        with psycopg.connect(url) as connection:
+            # Tables that a test makes for its own handlers belong to the superuser.
+            for kind in (sql.SQL("TABLES"), sql.SQL("SEQUENCES")):
+                connection.execute(
+                    sql.SQL("ALTER DEFAULT PRIVILEGES GRANT ALL ON {} TO {}").format(kind, sql.Identifier(APPLICATION))
+                )
         name = make_url(url).database
         assert name is not None
         yield name

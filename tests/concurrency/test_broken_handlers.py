@@ -118,9 +118,9 @@ MISDEEDS: dict[Misdeed, str] = {
 
 
 @pytest.fixture
-async def ticking(ticking: Database, settings: Settings) -> AsyncIterator[Database]:
+async def ticking(ticking: Database, settings_of_superuser: Settings) -> AsyncIterator[Database]:
     """A database in which ticks take effect, with connections like those of the poll loops."""
-    engine = make_engine(settings, "polling", keep_cancelled=True)
+    engine = make_engine(settings_of_superuser, "polling", keep_cancelled=True)
     sessions = make_session_factory(engine)
     yield Database(engine, sessions)
     await close(engine)
