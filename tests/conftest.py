@@ -89,10 +89,15 @@ def administrator(servers: TestServers) -> Iterator[Administrator]:
 def temporary_database(administrator: Administrator, servers: TestServers, template: str) -> Iterator[str]:
     """A copy of the database `template`; yields its address. Dropped afterwards, together with open connections."""
     name = f"waybill_test_{uuid4().hex}"
+    owned = "SELECT CAST(pg_get_userbyid(datdba) AS text) FROM pg_database WHERE datname = %s"
+    owner = administrator.execute(owned, [template]).fetchone()
+    assert owner is not None
     administrator.execute(
-        sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+        sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER {}").format(
+            sql.Identifier(name), sql.Identifier(template), sql.Identifier(str(owner[0]))
+        )
     )
-    # A copy does not take over what was revoked from the database itself.
+    # A copy takes over neither the owner nor what was revoked from the database itself.
     administrator.execute(sql.SQL("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
     try:
         yield make_url(servers.postgres_url).set(database=name).render_as_string(hide_password=False)

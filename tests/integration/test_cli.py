@@ -181,10 +181,10 @@ def hold_and_want(url: str, held: threading.Event) -> None:
 
 @pytest.mark.usefixtures("_settings_of_commands")
 def test_migrate_that_meets_a_deadlock_says_so_and_can_be_run_again(settings: Settings) -> None:
-    command.downgrade(alembic_config(settings.database_url), "0029qtbr")
+    command.downgrade(alembic_config(superuser_of(settings)), "0029qtbr")
     held = threading.Event()
     with ThreadPoolExecutor(1) as threads:
-        other = threads.submit(hold_and_want, settings.database_url, held)
+        other = threads.submit(hold_and_want, superuser_of(settings), held)
         assert held.wait(30)
         refused = CliRunner().invoke(app, ["migrate"])
         other.result(60)
@@ -206,6 +206,7 @@ def test_migrate_makes_the_tables_of_a_tenant(settings: Settings) -> None:
 @pytest.mark.usefixtures("_settings_of_commands")
 def test_a_database_that_is_not_there_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAYBILL_DATABASE_URL", "postgresql://somebody:hidden@127.0.0.1:1/nowhere")
+    monkeypatch.delenv("WAYBILL_MIGRATION_DATABASE_URL")
     get_settings.cache_clear()
     refused = CliRunner().invoke(app, ["migrate"])
     assert refused.exit_code == 1
