@@ -211,11 +211,13 @@ async def _walk(database: Database, name: str, rows: Sequence[Row], user: int, a
 
 
 @pytest.mark.parametrize("name", LISTS)
-def test_pages_of_one_and_two_rows_show_every_row_once_whatever_is_stored(settings: Settings, name: str) -> None:
+def test_pages_of_one_and_two_rows_show_every_row_once_whatever_is_stored(
+    settings_of_superuser: Settings, name: str
+) -> None:
     with asyncio.Runner() as runner:
 
         async def opened() -> tuple[Any, Database, int, int]:
-            context = open_database(settings, "test")
+            context = open_database(settings_of_superuser, "test")
             database = await context.__aenter__()
             user = await make_user(database)
             async with UnitOfWork(database.write) as uow:
