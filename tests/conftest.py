@@ -30,7 +30,7 @@ from services.database import Database, Limits, open_database
 from services.settings import Environment, LogFormat, Settings, get_settings
 from services.unit_of_work import OpenUnitOfWork, UnitOfWork
 from tests.documented import COMPARISON, compared_replies
-from tests.roles import APPLICATION, OWNER, READER, as_role, roles_of
+from tests.roles import APPLICATION, OWNER, READER, as_role, roles_of, superuser_of
 from tests.servers import TestServers, test_servers
 
 Administrator: TypeAlias = psycopg.Connection[tuple[object, ...]]
@@ -198,9 +198,9 @@ def settings(database_url: str, redis_url: str, group_commit: bool) -> Settings:
 
 
 @pytest.fixture
-def settings_of_superuser(settings: Settings, database_url: str) -> Settings:
+def settings_of_superuser(settings: Settings) -> Settings:
     """The same, for a test that changes tables, or rows that the application cannot change."""
-    return settings.model_copy(update={"database_url": database_url})
+    return settings.model_copy(update={"database_url": superuser_of(settings)})
 
 
 LOOSE = {f"rate_limit_{kind}": 1_000_000 for kind in RateClass if kind is not RateClass.internal}

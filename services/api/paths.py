@@ -4,7 +4,7 @@ FastAPI's router matches one route after another, twice for an included one, whi
 a short request outside its handler.
 """
 
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException
 from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -17,13 +17,15 @@ def look_up_paths(app: FastAPI) -> None:
 class KnownPaths:
     """The application's router, with a shortcut to the routes whose paths have no parameters.
 
-    What is not found here is left to the router: paths with parameters, unknown paths and methods.
+    What is not found here is left to the router: paths with parameters, and unknown paths. Other methods of a path that
+    is found are refused: the router would take `GET /v1/transfers/batch` for a transfer.
     """
 
     def __init__(self, app: FastAPI) -> None:
         self._router = app.router
         self._match = app.router.middleware_stack
         self._known = _known(list(iter_route_contexts(app.routes)))
+        self._paths = frozenset(path for _, path in self._known)
 
     def methods(self, path: str) -> set[str]:
         """The methods of this path, if it is one without parameters."""
@@ -34,6 +36,8 @@ class KnownPaths:
         # With a root path, the path is longer than the route's. FastAPI's tracing gets its routes from the router.
         if scope["type"] == "http" and not scope.get("root_path") and "fastapi.telemetry" not in scope:
             found = self._known.get((scope["method"], scope["path"]))
+            if found is None and scope["path"] in self._paths:
+                raise HTTPException(405)
         if found is None:
             await self._match(scope, receive, send)
             return
