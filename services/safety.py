@@ -67,7 +67,7 @@ def keys_are_strong(settings: Values) -> Iterator[Fault]:
         if key is not None and (weakness := _weakness(key, least=32, variety=8)):
             yield Fault(name, f"{weakness}. Generate one of at least 32 random characters: {GENERATE}")
     if settings.secret_key == settings.secret_key_previous:
-        yield Fault("secret_key_previous", "is the same as WAYBILL_SECRET_KEY; it must be the one before, or empty")
+        yield Fault("secret_key_previous", "is the same as WAYBILL_SECRET_KEY; set it to the key before that, or leave it empty")
 
 
 def metrics_token_is_strong(settings: Values) -> Iterator[Fault]:
@@ -84,15 +84,15 @@ def mail_is_sent(settings: Values) -> Iterator[Fault]:
     if settings.mail_url is None and settings.verifies_email:
         yield Fault(
             "mail_url",
-            "must be set, since new users confirm their address by mail; or set WAYBILL_EMAIL_VERIFICATION=false to "
-            "register them without, and let the reply reveal who has an account",
+            "must be set, since new users confirm their address by mail. Without mail, set "
+            "WAYBILL_EMAIL_VERIFICATION=false; registering then reveals who has an account",
         )
 
 
 def statements_are_not_logged(settings: Values) -> Iterator[Fault]:
-    """Statements and their values are not logged."""
+    """Statements are not logged."""
     if settings.database_echo:
-        yield Fault("database_echo", "writes row data to the log; set it to false")
+        yield Fault("database_echo", "writes every statement to the log; set it to false")
 
 
 def hashes_are_costly(settings: Values) -> Iterator[Fault]:
@@ -164,7 +164,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _weakness(secret: SecretStr, least: int, variety: int) -> str | None:
-    """What makes the secret easy to guess; None if nothing does. Of random characters, hardly one in a million is."""
+    """What makes the secret easy to guess; None if nothing does. Fewer than one in a million random secrets is refused."""
     value = secret.get_secret_value()
     if value == DEVELOPMENT_SECRET:
         return "is the development secret, which everyone can read"

@@ -35,7 +35,7 @@ OF_SECRETS = {
     f"{KEY}_PREVIOUS": ("x" * 40, "repeats few characters or a short piece"),
     "WAYBILL_METRICS_TOKEN": ("x" * 40, "repeats few characters or a short piece"),
     "WAYBILL_MAIL_URL": ("console:", "console: writes tokens to the log"),
-    "WAYBILL_DATABASE_ECHO": ("true", "writes row data to the log"),
+    "WAYBILL_DATABASE_ECHO": ("true", "writes every statement to the log"),
     "WAYBILL_ARGON2_TIME_COST": ("1", "must be at least 2"),
     "WAYBILL_DATABASE_LOCK_TIMEOUT": ("60", "must be at most 10, which is WAYBILL_DATABASE_STATEMENT_TIMEOUT"),
 }

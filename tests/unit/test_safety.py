@@ -68,7 +68,7 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a weak metrics token": ({"metrics_token": "a" * 16}, ["WAYBILL_METRICS_TOKEN: repeats few"]),
     "mails in the log": ({"mail_url": "console:"}, ["WAYBILL_MAIL_URL: console: writes tokens to the log"]),
     "no mails": ({"mail_url": ""}, ["WAYBILL_MAIL_URL: must be set"]),
-    "logged statements": ({"database_echo": True}, ["WAYBILL_DATABASE_ECHO: writes row data to the log"]),
+    "logged statements": ({"database_echo": True}, ["WAYBILL_DATABASE_ECHO: writes every statement to the log"]),
     "cheap hashes": (
         {"argon2_memory_kib": 19_455, "argon2_time_cost": 1},
         ["WAYBILL_ARGON2_MEMORY_KIB: must be at least 19456", "WAYBILL_ARGON2_TIME_COST: must be at least 2"],
