@@ -120,8 +120,10 @@ def test_requests_that_two_servers_may_read_differently_do_not_arrive(proxy: Pro
     assert proxy.upstream.seen == []
 
 
-@pytest.mark.parametrize("path", ["/metrics", "//metrics", "/%6detrics", "/v1/../metrics"])
-def test_metrics_are_not_shown(proxy: Proxy, path: str) -> None:
+@pytest.mark.parametrize(
+    "path", ["/metrics", "//metrics", "/%6detrics", "/v1/../metrics", "/internal/scaling", "/internal/a.csv"]
+)
+def test_metrics_and_numbers_for_autoscalers_are_not_shown(proxy: Proxy, path: str) -> None:
     proxy.upstream.seen.clear()
     reply = raw(proxy, f"GET {path} HTTP/1.1\r\nHost: {NAME}\r\nConnection: close\r\n\r\n".encode())
     assert b" 404 " in reply.splitlines()[0]
