@@ -4,7 +4,7 @@ from ipaddress import IPv6Address, ip_address, ip_network
 
 
 def plain(address: str) -> str | None:
-    """The address without the name of an interface; None if it is none, as from a Unix socket or a vague proxy.
+    """The address without the name of an interface; None if it is not one, as with a Unix socket.
 
     A dual-stack socket writes addresses of version 4 as version 6.
     """

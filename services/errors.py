@@ -76,7 +76,7 @@ class TooManyAttempts(DomainError):
 
 @dataclass
 class RateLimited(DomainError):
-    """The caller has sent more requests than they may for now. `retry_after` is in seconds."""
+    """The caller has sent too many requests within a minute. `retry_after` is in seconds."""
 
     retry_after: int = 1
     code: ClassVar[str] = "rate_limited"
@@ -211,7 +211,7 @@ class RoleRequestExpired(Conflict):
 
 
 class QuotaExceeded(Conflict):
-    """The caller has as many of these as one caller may have."""
+    """The caller has reached the maximum number of these."""
 
     code = "quota_exceeded"
 

@@ -97,7 +97,7 @@ FUNCTIONS = (
     "lock_event_month(text)",
     "drop_event_month(text)",
 )
-"""What the application may call with the rights of the owner: months of the event log are tables, which come and go."""
+"""Functions that the application may call with the owner's rights. They create and drop months of the event log."""
 
 # A table or column that a later step adds, or a newer release has dropped, is left out.
 _GRANT = """

@@ -67,7 +67,9 @@ def keys_are_strong(settings: Values) -> Iterator[Fault]:
         if key is not None and (weakness := _weakness(key, least=32, variety=8)):
             yield Fault(name, f"{weakness}. Generate one of at least 32 random characters: {GENERATE}")
     if settings.secret_key == settings.secret_key_previous:
-        yield Fault("secret_key_previous", "is the same as WAYBILL_SECRET_KEY; set it to the key before that, or leave it empty")
+        yield Fault(
+            "secret_key_previous", "is the same as WAYBILL_SECRET_KEY; set it to the previous key, or leave it empty"
+        )
 
 
 def metrics_token_is_strong(settings: Values) -> Iterator[Fault]:
@@ -164,7 +166,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _weakness(secret: SecretStr, least: int, variety: int) -> str | None:
-    """What makes the secret easy to guess; None if nothing does. Fewer than one in a million random secrets is refused."""
+    """What makes the secret easy to guess; None if nothing does. Hardly any random secret is refused."""
     value = secret.get_secret_value()
     if value == DEVELOPMENT_SECRET:
         return "is the development secret, which everyone can read"

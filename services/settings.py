@@ -327,7 +327,7 @@ class Settings(BaseSettings):
         if url is not None and all(
             getattr(url, name) == getattr(primary, name) for name in ("host", "port", "database", "query")
         ):
-            yield Fault("analytics_url", "must name another database than WAYBILL_DATABASE_URL")
+            yield Fault("analytics_url", "must name a different database from WAYBILL_DATABASE_URL")
 
     @property
     def is_development(self) -> bool:

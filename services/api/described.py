@@ -53,7 +53,7 @@ HEADERS: Mapping[str, Mapping[str, Any]] = {
         "schema": {"type": "string", "pattern": '^"[0-9]+"$'},
     },
     "Location": {
-        "description": "Where it is.",
+        "description": "The address of what was created.",
         "required": True,
         "schema": {"type": "string", "format": "uri-reference"},
     },
@@ -86,7 +86,7 @@ HEADERS: Mapping[str, Mapping[str, Any]] = {
         "schema": {"type": "string", "pattern": r"^[0-9]+\.[0-9]$"},
     },
     "RateLimit": {
-        "description": "What is left of the limits (draft-ietf-httpapi-ratelimit-headers).",
+        "description": "The number of requests left within each limit (draft-ietf-httpapi-ratelimit-headers).",
         "schema": {"type": "string"},
     },
     "RateLimit-Policy": {

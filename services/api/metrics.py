@@ -125,7 +125,7 @@ async def _read_database(state: ApiState) -> list[Metric]:
         explained = "Since when the most overdue event has been due; missing if none is."
         since = CLOCK.time() - backlog["oldest_due_seconds"]
         gauges.append(_gauge("waybill_outbox_oldest_due_timestamp_seconds", explained, since))
-    explained = "Due rows that cannot be expired because the database refuses."
+    explained = "Due rows that cannot be expired because the database refuses to update them."
     gauges += [_gauge("waybill_sweep_failures", explained, refused), *_consumers(lags)]
     return [*gauges, *_audit(audit, good)]
 

@@ -1,4 +1,4 @@
-"""Counting requests against limits that all API processes share, mostly without asking anyone.
+"""Counting requests against limits that all API processes share, mostly without a trip to Redis.
 
 Each process owns a small part of every limit, so that most callers cost no trip. Of the rest, which they share, it
 takes another such part from Redis at a time, and gives it out by itself. So the processes together never let through
@@ -26,13 +26,13 @@ logger = logging.getLogger(__name__)
 trouble = RateLimitedLogger(logger)
 
 WINDOW = 60
-"""Seconds in which a caller may send as many requests as the limit says. Then the count begins again."""
+"""Seconds for which the limit is counted. Then the count begins again."""
 
 PARTS = 40
 """Into how many parts a limit is divided, and each of these among the processes.
 
-What the processes own, and what they have taken last and do not need, is lost to the others: at most two parts in all,
-5 % of the limit.
+What the processes own or have taken last and do not use is lost to the others: at most two parts in total, 5 % of the
+limit.
 """
 
 PATIENCE = 0.1
@@ -112,7 +112,7 @@ class Counts:
         await self._pool.disconnect()
 
     async def take(self, quota: Quota, caller: str) -> Taken:
-        """Count a request of this caller, unless it is beyond the limit. It never fails, and hardly ever waits."""
+        """Count a request of this caller, unless it is beyond the limit. It never fails, and rarely waits."""
         # Callers begin their windows at different times, so that not all of them come back in the same second.
         at = CLOCK.time() + crc32(caller.encode()) % WINDOW
         window = int(at // WINDOW)

@@ -1,7 +1,7 @@
 """Limits on the requests of each caller, by class of route: refused with 429 before anything is done for them.
 
-A caller is a user, however many tokens and API keys they have. Requests that do not say who sends them, or not
-credibly, are counted by the address of the client.
+A caller is a user, however many tokens and API keys they have. Requests without a token or key, or with one that is not
+valid, are counted by the address of the client.
 """
 
 from collections import OrderedDict
@@ -78,7 +78,7 @@ class RateLimits:
             if credential is not None:
                 _name_for_the_audit_log(request, credential)
             raise RateLimited(
-                f"more than {quota.most} requests of the class {kind.value} within {WINDOW} s; "
+                f"more than {quota.most} requests of the class {kind.value!r} within {WINDOW} s; "
                 f"send it again in {taken.resets_in} s",
                 retry_after=taken.resets_in,
             )

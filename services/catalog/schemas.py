@@ -100,7 +100,7 @@ class InventoryPublic(InventoryBase, Schema):
 
 
 FEW = 10
-"""Up to so many available pieces are few: how many exactly is for the seller to know."""
+"""Up to this number of available pieces are few. Only the seller and the staff see the exact number."""
 
 
 class Availability(StrEnum):

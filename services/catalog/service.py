@@ -307,7 +307,7 @@ async def _check_number(uow: UnitOfWork, seller_id: int, more: int, most: int) -
     """Raise `QuotaExceeded` if the seller would have too many products. The caller has locked the seller."""
     number = await uow.products.number_of(seller_id, most)
     if number + more > most:
-        raise QuotaExceeded(f"you have {number} products, including archived ones, and may have {most}")
+        raise QuotaExceeded(f"you have {number} products, including archived ones; the limit is {most}")
 
 
 def _ids(products: Iterable[Product]) -> list[int]:

@@ -15,7 +15,7 @@ _MAY_TOO_MUCH = """
     SELECT rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls FROM pg_roles WHERE rolname = %s
 """
 
-# What the owner of the version table owns: other tables in the same schema are somebody else's. Sequences of columns
+# What the owner of the version table owns: other tables in the same schema belong to someone else. Sequences of columns
 # follow their tables, and what belongs to an extension stays with it.
 _GIVE = """
 DO $give$
@@ -105,13 +105,13 @@ def roles_of(settings: Settings) -> Roles:
         roles, names = Roles(roles.owner, roles.application), names[:2]
     if len({*names}) < len(names):
         raise CommandError(
-            f"WAYBILL_MIGRATION_DATABASE_URL needs another role than {roles.owner.username}, which the application uses"
+            f"WAYBILL_MIGRATION_DATABASE_URL needs a different role from {roles.owner.username}, the application's"
         )
     return roles
 
 
 def prepare(administrator: URL, roles: Roles, schema: str) -> None:
-    """Create the roles, and give the database and its tables to the owner. Raises `CommandError`."""
+    """Create the roles, and make the owner the owner of the database and its tables. Raises `CommandError`."""
     address = administrator.set(drivername="postgresql").render_as_string(hide_password=False)
     try:
         with psycopg.connect(address) as connection:
@@ -143,7 +143,7 @@ def _give(connection: psycopg.Connection[tuple[object, ...]], roles: Roles, sche
     owner = sql.Identifier(str(roles.owner.username))
     database = sql.Identifier(connection.info.dbname)
     connection.execute(sql.SQL("ALTER DATABASE {} OWNER TO {}").format(database, owner))
-    # A temporary table could stand in front of one of the owner's.
+    # A temporary table could hide one of the owner's.
     connection.execute(sql.SQL("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC").format(database))
     connection.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
     if connection.execute("SELECT to_regnamespace(%s)", [f'"{schema}"']).fetchone() != (None,):

@@ -89,7 +89,7 @@ def upgrade_to_head(schema: str | None = None, which: Which = Which.primary) -> 
     except DBAPIError as error:
         if sqlstate(error) not in CONTENTION | {LOCK_NOT_AVAILABLE}:
             raise
-        # The cause of a deadlock goes on for several lines, with the statements of others.
+        # The cause of a deadlock has several lines, with statements of other sessions.
         reason, *_ = str(error.orig).splitlines()
         raise CommandError(
             f"the migration stopped because other transactions were using a table ({reason}). "

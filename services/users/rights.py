@@ -55,7 +55,7 @@ class Scope(StrEnum):
     sales_write = "sales:write", "Fulfil, cancel and refund what the caller sold."
     credits_read = "credits:read", "Read the own account, statement and transfers."
     credits_write = "credits:write", "Move own credits, and post and void holds for the caller."
-    catalog_read = "catalog:read", "Read the own products, on sale or not, and their stock."
+    catalog_read = "catalog:read", "Read the caller's own products, on sale or not, and their stock."
     catalog_write = "catalog:write", "Sell products: create and change them, and their stock."
     reports_read = "reports:read", "Read reports of the own sales."
     orders_read_all = "orders:read_all", "Read anyone's orders; extends `orders:read`."

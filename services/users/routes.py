@@ -48,7 +48,7 @@ router = APIRouter(route_class=TransactionRoute, tags=["users"])
 
 _MAILED: dict[int | str, dict[str, Any]] = {
     202: {
-        "description": "A mail was sent, which says the rest",
+        "description": "A mail with further instructions was sent",
         "content": {"application/json": {"schema": {"type": "null"}}},
     }
 }

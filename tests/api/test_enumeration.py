@@ -52,7 +52,7 @@ def batch(mode: str, *items: dict[str, Any], dry_run: bool = False) -> dict[str,
     return {"mode": mode, "transfers": list(items), "dry_run": dry_run}
 
 
-async def test_a_dry_run_says_the_same_whoever_the_recipient_is(api: Api, others: Mapping[str, int]) -> None:
+async def test_a_dry_run_answers_the_same_for_any_recipient(api: Api, others: Mapping[str, int]) -> None:
     sender = await make_user(api.database, credits="10")
     before = await api.everything()
     for path, body in (
@@ -70,7 +70,9 @@ async def test_a_dry_run_says_the_same_whoever_the_recipient_is(api: Api, others
     assert await api.everything() == before
 
 
-async def test_who_cannot_pay_is_told_the_same_whoever_the_recipient_is(api: Api, others: Mapping[str, int]) -> None:
+async def test_a_payer_without_credits_gets_the_same_answer_for_any_recipient(
+    api: Api, others: Mapping[str, int]
+) -> None:
     poor, shut = await make_user(api.database, credits="1"), await make_user(api.database, credits="1")
     operator = await make_operator(api.database)
     await api.post(f"/v1/accounts/{shut.id}/close", by=operator)
@@ -104,7 +106,9 @@ async def test_a_batch_that_is_bound_to_fail_does_not_say_which_recipients_there
     assert await api.everything() == before
 
 
-async def test_those_who_cannot_receive_credits_are_all_like_nobody(api: Api, others: Mapping[str, int]) -> None:
+async def test_recipients_who_cannot_receive_credits_are_answered_like_unknown_ones(
+    api: Api, others: Mapping[str, int]
+) -> None:
     sender = await make_user(api.database, credits="10")
     away = {name: others[name] for name in ("inactive", "deleted", "closed", "nobody")}
     for path, body in (

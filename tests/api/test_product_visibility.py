@@ -87,7 +87,7 @@ async def sent(api: Api, method: str, path: str, by: User | None) -> httpx2.Resp
     [("GET", ""), ("PATCH", ""), ("DELETE", ""), ("POST", "/stock")],
     ids=["read", "change", "archive", "stock"],
 )
-async def test_an_inactive_product_is_like_none_for_others(api: Api, method: str, path: str) -> None:
+async def test_an_inactive_product_is_answered_to_others_like_an_unknown_one(api: Api, method: str, path: str) -> None:
     seller, product = await hidden(api)
     before = await api.everything()
     for name, by in (await everyone(api)).items():

@@ -34,7 +34,7 @@ async def test_a_buyer_has_no_more_unpaid_orders_than_the_quota(api: Api) -> Non
     assert {one["status"] for one in placed} == {"awaiting_payment"}
     refused = await api.post("/v1/orders", by=buyer, json=order_of((product, 1)))
     problem = assert_problem(refused, 409, "quota_exceeded")
-    assert "3 of your orders await payment, and 3 may" in problem["detail"]
+    assert "3 of your orders await payment; the limit is 3" in problem["detail"]
     assert (await rows(api))[0] == MOST
     # Another buyer has a quota of their own, and a paid order counts towards none.
     other = await make_user(api.database)
@@ -80,7 +80,7 @@ async def test_a_seller_has_no_more_products_than_the_quota(api: Api) -> None:
     assert (await api.post("/v1/products", by=seller, json=product(category, "c"))).status_code == 201
     refused = await api.post("/v1/products", by=seller, json=product(category, "d"))
     problem = assert_problem(refused, 409, "quota_exceeded")
-    assert problem["detail"] == "you have 3 products, including archived ones, and may have 3"
+    assert problem["detail"] == "you have 3 products, including archived ones; the limit is 3"
     assert await sell(api, seller, category, "a", "b", "c") == 200, "what exists can be changed"
     assert (await rows(api))[1] == MOST
     other = await make_user(api.database)

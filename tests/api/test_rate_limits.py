@@ -133,7 +133,7 @@ async def test_anonymous_callers_are_addresses_and_networks_of_version_6(api: Ap
         assert forwarded.status_code == 429
 
 
-async def test_who_has_a_revoked_key_or_an_ended_session_does_not_use_up_its_owners_limit(
+async def test_a_revoked_key_or_an_ended_session_does_not_use_up_its_owners_limit(
     api: Api, user: User, settings: Settings
 ) -> None:
     made = await make_key(api, user, "orders:read")
@@ -155,7 +155,7 @@ async def token_of_ended_session(api: Api, user: User) -> str:
     return token
 
 
-async def test_a_limit_of_zero_is_none(api: Api, user: User, settings: Settings) -> None:
+async def test_a_limit_of_zero_is_no_limit(api: Api, user: User, settings: Settings) -> None:
     quotas = api.app.state.waybill.rate_limits._quotas
     del quotas[RateClass.read]
     for _ in range(FEW + 2):

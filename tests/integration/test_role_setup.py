@@ -140,7 +140,7 @@ def test_a_superuser_is_not_taken_for_the_application(empty_database_url: str) -
 
 def test_the_owner_and_the_application_are_two(settings: Settings) -> None:
     same = settings.model_copy(update={"migration_database_url": settings.database_url})
-    with pytest.raises(CommandError, match=f"WAYBILL_MIGRATION_DATABASE_URL needs another role than {APPLICATION}"):
+    with pytest.raises(CommandError, match=f"WAYBILL_MIGRATION_DATABASE_URL needs a different role from {APPLICATION}"):
         roles_of(same)
 
 

@@ -78,7 +78,7 @@ def test_a_terminal_is_asked(monkeypatch: pytest.MonkeyPatch, answer: bool) -> N
     assert "the database shop on db.example port 5433" in question
 
 
-def test_ctrl_c_at_the_question_is_no_consent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_at_the_question_is_not_consent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", Terminal())
     with pytest.raises(typer.Abort):
         agree_to_change({"database_url": URL}, agreed=False)

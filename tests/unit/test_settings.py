@@ -220,7 +220,7 @@ def test_an_empty_export_path_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("url", ["postgresql://a@db:5432/shop", "postgresql://b:c@db:5432/shop"])
 def test_the_analytics_database_is_another_one(url: str) -> None:
     given: dict[str, Any] = {"environment": Environment.development, "database_url": "postgresql://a@db:5432/shop"}
-    with pytest.raises(ValidationError, match=r"analytics_url\n  must name another database"):
+    with pytest.raises(ValidationError, match=r"analytics_url\n  must name a different database"):
         Settings(_env_file=None, analytics_url=url, **given)
     assert Settings(_env_file=None, analytics_url="", **given).analytics_url is None
 

@@ -49,9 +49,9 @@ async def create_hold(
 async def list_holds(
     caller: CurrentUser, page: Annotated[PageQuery, page_of(HOLDS)], uow: ReplicaWork, party: AsParty = Party.payer
 ) -> Page[TransferDetail]:
-    """List the holds that the caller pays or receives, the newest first, whatever became of them.
+    """List the holds that the caller pays or receives, the newest first, including those that have ended.
 
-    The credits that are held for orders are left out: they are resolved with their order.
+    Credits that are held for orders are left out: they are released or posted with their order.
     """
     return await transfers.listed(uow, caller, party, page, holds=True)
 

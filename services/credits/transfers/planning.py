@@ -70,7 +70,7 @@ def cause(outcomes: Iterable[Outcome]) -> DomainError | None:
 
 def _carry_out(chain: Chain) -> list[Outcome]:
     """The outcomes of a chain. An unknown recipient is what it fails because of only if nothing else is: otherwise, a
-    chain that is certain to fail would tell for nothing which users there are."""
+    chain that is certain to fail would reveal which users exist."""
     postings: list[Outcome] = []
     unknown: tuple[int, UnknownRecipient] | None = None
     for number, item in enumerate(chain.items):

@@ -207,4 +207,4 @@ HOLDS = Listing[TransferLine](
     key=_ID,
     default="-id",
 )
-"""Those of them that were holds, whatever became of them."""
+"""Those of them that were holds, including those that have ended."""

@@ -212,8 +212,8 @@ class _TakenBack(Exception):
 
 
 async def _parties(uow: UnitOfWork, sender: Caller, recipient_ids: Sequence[int], dry_run: bool) -> Parties:
-    """The accounts of transfers, locked. A dry run does not look for the recipients: it costs nothing, and would tell
-    anyone which users there are."""
+    """The accounts of transfers, locked. A dry run does not look for the recipients: it is free, and would reveal which
+    users exist."""
     if dry_run:
         return (await uow.transfers.parties(sender.id, lock=False)).with_anyone(recipient_ids)
     return await uow.transfers.parties(sender.id, recipient_ids, lock=True)

@@ -144,7 +144,7 @@ def check_unpaid(number: int, patience: Patience) -> None:
     """Raises `QuotaExceeded` if a buyer with this number of orders that await payment may not have another one."""
     if number >= patience.most_unpaid:
         raise QuotaExceeded(
-            f"{number} of your orders await payment, and {patience.most_unpaid} may; pay or cancel some of them first"
+            f"{number} of your orders await payment; the limit is {patience.most_unpaid}. Pay or cancel some first"
         )
 
 
@@ -243,7 +243,7 @@ def _check_products(buyer: Caller, wanted: OrderCreate, products: Mapping[int, P
     for index, item in enumerate(wanted.items):
         product = products.get(item.product_id)
         if product is None or not product.is_active:
-            # The same for both: whether a product exists that is not for sale is its seller's affair.
+            # The same for both: only its seller may know whether a product that is not for sale exists.
             faults.append(Fault(f"product {item.product_id} is not for sale", f"#/items/{index}/product_id"))
         elif product.seller_id == buyer.id:
             faults.append(Fault(f"product {item.product_id} is your own", f"#/items/{index}/product_id"))

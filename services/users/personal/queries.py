@@ -12,7 +12,7 @@ _OWN_TRANSFERS = "order_id IS NULL AND (debit_account_id = :account_id OR credit
 # Notes of the other kinds are reasons of the staff.
 _NOTED = "'transfer', 'top_up'"
 _OWN_ORDERS = "(SELECT id FROM orders WHERE buyer_id = :user_id)"
-_STAFF = "Who of the staff did it, or why, is about them."
+_STAFF = "It says which member of the staff did it, or why."
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ SOURCES: Mapping[str, Source] = {
 }
 """The parts of an export, in its order. A line of an export names its part."""
 
-_ENGINE = "It is about the running of the service. What the events in it are about is exported."
+_ENGINE = "It is about the operation of the service. What its events are about is exported."
 
 NOT_EXPORTED: Mapping[str, str] = {
     "audit_log_head": "It is the end of the chain.",
@@ -110,7 +110,7 @@ NOT_EXPORTED: Mapping[str, str] = {
     "unapproved_movements": "It repeats transfers, which are exported, for the limits of operators.",
     "workers": _ENGINE,
 }
-"""Tables that no export has anything of, and why."""
+"""Tables that are not exported, and why."""
 
 # Including a deleted user.
 FIND = Statement("""
@@ -159,7 +159,7 @@ ERASE = (
     # Those that others got cannot be found without reading all. They expire, after a day by default.
     Statement("DELETE FROM idempotency_keys WHERE caller_id = :user_id"),
 )
-"""What an erasure does, in this order, besides what waits for the address."""
+"""What an erasure does, in this order, apart from mails to the address."""
 
 ERASE_ADDRESS = Statement("DELETE FROM mails WHERE lower(email) = lower(:email)")
 """Mails to the address itself: one that says that the account has another address now, or that it is taken."""

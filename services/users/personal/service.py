@@ -76,7 +76,7 @@ async def erase(uow: UnitOfWork, user_id: int) -> None:
         raise _unknown(user_id)
     if not found["deleted"]:
         await roles.keep_one_of_each(uow, user_id)
-    # Whoever moves credits of the account, or orders with them, waits from here on, and then finds it closed.
+    # From here on, other transactions that use the account wait, and then find it closed.
     account = await uow.ledger.lock_account(user_id)
     assert account is not None, "every user has an account"
     blockers = _blockers(await uow.personal.blocked(user_id))
@@ -107,4 +107,4 @@ def _blockers(found: Row) -> list[str]:
 
 
 def _unknown(wanted: int | str) -> NotFound:
-    return NotFound(f"there is no user {wanted}, or what was stored about them has been erased")
+    return NotFound(f"there is no user {wanted}, or the user was erased")

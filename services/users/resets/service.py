@@ -147,9 +147,9 @@ def _address(message: EmailMessage, email: str) -> None:
         message["To"] = email
         (read,) = message["To"].addresses
     except (ValueError, IndexError) as error:
-        raise MailNotSent("no mail can be sent to this address: it is not one that a mail can have") from error
+        raise MailNotSent("no mail can be sent to this address: it is not a valid mail address") from error
     if read.addr_spec != email:
-        raise MailNotSent("no mail can be sent to this address: it would go to another one")
+        raise MailNotSent("no mail can be sent to this address: the mail would go to a different one")
 
 
 def _invalid() -> TokenInvalid:
