@@ -27,7 +27,12 @@ class AdjustmentRepository(Repository[Adjustment]):
             select(Adjustment)
             .join(Account, col(Account.id) == col(Adjustment.account_id))
             .join(User, col(User.id) == col(Account.user_id))
-            .options(contains_eager(Adjustment.account).contains_eager(Account.user))  # type: ignore[arg-type]
+            .options(
+                # Without the password, which the replica's role may not see.
+                contains_eager(Adjustment.account)  # type: ignore[arg-type]
+                .contains_eager(Account.user)  # type: ignore[arg-type]
+                .defer(User.hashed_password)  # type: ignore[arg-type]
+            )
         )
 
 
