@@ -21,7 +21,7 @@ from services.users.schemas import Confirmation
 
 router = APIRouter(route_class=TransactionRoute, tags=["users"])
 
-_ERASING = responses(400, 401, 403, 413, 422, 429, 503, ErasureBlocked, WrongPassword)
+_ERASING = responses(400, 401, 403, 409, 413, 422, 429, 503, ErasureBlocked, WrongPassword)
 
 
 @router.get(
