@@ -70,7 +70,11 @@ SOURCES: Mapping[str, Source] = {
         "idempotency_keys",
         "caller_id = :user_id",
         ("method", "path", "key"),
-        {"fingerprint": "It is the hash of a request.", "body": "It repeats rows that are exported."},
+        {
+            "fingerprint": "It is the hash of a request.",
+            "headers": "They repeat ids and versions of rows that are exported.",
+            "body": "It repeats rows that are exported.",
+        },
     ),
     "acts": Source("audit_log", "user_id = :user_id", without={"hash": "It belongs to the chain."}),
     "acts_of_others": Source(
