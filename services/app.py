@@ -128,7 +128,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
         # Names of handlers are unique, and do not change with a path.
         generate_unique_id_function=lambda route: route.name,
-        openapi_url="/openapi.json" if settings.http_docs else None,
+        # FastAPI's own route renders the document for each request; `pages` has another one.
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
     )

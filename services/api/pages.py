@@ -1,8 +1,12 @@
 """The page that describes the API. Everything it needs comes from this package, and from no other host."""
 
+import asyncio
+import json
 from pathlib import Path
+from threading import Lock
+from weakref import WeakKeyDictionary
 
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 from starlette.exceptions import HTTPException
 
@@ -44,6 +48,10 @@ _PAGE = """\
 </html>
 """
 
+_rendering = Lock()
+_rendered: WeakKeyDictionary[FastAPI, dict[str, bytes]] = WeakKeyDictionary()
+"""The OpenAPI document of each application, by the path at which it is reached."""
+
 router = APIRouter(route_class=CheckedRoute, include_in_schema=False)
 
 
@@ -53,6 +61,25 @@ router = APIRouter(route_class=CheckedRoute, include_in_schema=False)
 async def read_docs() -> HTMLResponse:
     """The API's description as a page, on which requests can be tried."""
     return HTMLResponse(_PAGE, headers={"Content-Security-Policy": _POLICY, **_REVALIDATED})
+
+
+@router.get("/openapi.json")
+@public
+@rate_class(RateClass.internal)
+async def read_description(request: Request) -> Response:
+    """The OpenAPI document. It is rendered once: rendering costs more than any other reply, and has no limit."""
+    app, prefix = request.app, request.scope.get("root_path", "").rstrip("/")
+    rendered = _rendered.get(app, {}).get(prefix) or await asyncio.to_thread(_render, app, prefix)
+    return Response(rendered, media_type="application/json")
+
+
+def _render(app: FastAPI, prefix: str) -> bytes:
+    with _rendering:
+        kept = _rendered.setdefault(app, {})
+        if prefix not in kept:
+            servers = {"servers": [{"url": prefix}]} if prefix else {}
+            kept[prefix] = json.dumps({**app.openapi(), **servers}, ensure_ascii=False, separators=(",", ":")).encode()
+        return kept[prefix]
 
 
 @router.get("/redoc")

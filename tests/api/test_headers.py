@@ -1,9 +1,12 @@
 """Replies are protected by their headers, and the page that describes the API needs no other host."""
 
+import asyncio
 import hashlib
 import re
+import threading
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -98,6 +101,31 @@ async def test_the_other_address_of_the_page_leads_to_it(api: Api) -> None:
 async def test_only_the_pages_files_are_served(api: Api) -> None:
     for name in ("SOURCE.txt", "..%2Fpages.py", "pages.py", ""):
         assert (await api.get(f"/assets/{name}")).status_code == 404
+
+
+async def test_the_description_is_rendered_once_and_not_on_the_event_loop(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described, threads = api.app.openapi, []
+
+    def describe() -> dict[str, Any]:
+        threads.append(threading.current_thread())
+        return described()
+
+    monkeypatch.setattr(api.app, "openapi", describe)
+    replies = await asyncio.gather(*(api.get("/openapi.json") for _ in range(8)))
+    assert {reply.status_code for reply in replies} == {200}
+    assert replies[0].headers["content-type"] == "application/json"
+    assert replies[0].json() == described()
+    assert len(threads) == 1, "no reply costs more, and anyone may ask for it without a limit"
+    assert threads[0] is not threading.main_thread()
+
+
+async def test_the_description_names_the_path_at_which_the_api_is_reached(api: Api) -> None:
+    transport = httpx2.ASGITransport(api.app, root_path="/shop")
+    async with httpx2.AsyncClient(transport=transport, base_url="http://api.test") as client:
+        assert (await client.get("/shop/openapi.json")).json()["servers"] == [{"url": "/shop"}]
+    assert "servers" not in (await api.get("/openapi.json")).json()
 
 
 async def test_the_description_can_be_turned_off(settings: Settings) -> None:

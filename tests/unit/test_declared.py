@@ -21,9 +21,6 @@ from services.app import create_app
 from services.settings import Environment, Settings
 from services.users.rights import Scope
 
-PAGES = {"/openapi.json"}
-"""FastAPI's own: the API's description, which is open to everyone."""
-
 
 @pytest.fixture
 def app() -> FastAPI:
@@ -42,7 +39,7 @@ def undeclared(app: FastAPI) -> Iterator[str]:
 
 def test_every_route_declares_who_may_call_it(app: FastAPI) -> None:
     assert sum(isinstance(one.original_route, DeclaredRoute) for one in iter_route_contexts(app.routes)) > 80
-    assert set(undeclared(app)) == PAGES
+    assert not list(undeclared(app))
 
 
 async def anything() -> str:
@@ -71,7 +68,7 @@ def test_a_route_of_another_kind_is_found(app: FastAPI) -> None:
     app.include_router(outer, prefix="/v1")
     app.router.routes.append(Mount("/mounted", serve))
     added = {"/plain", "/v1/outer/included", "/v1/outer/socket", "/v1/outer/starlette", "/mounted"}
-    assert set(undeclared(app)) == PAGES | added
+    assert set(undeclared(app)) == added
 
 
 CLASSES = {
@@ -95,6 +92,7 @@ CLASSES = {
         "GET /healthz",
         "GET /internal/scaling",
         "GET /metrics",
+        "GET /openapi.json",
         "GET /readyz",
         "GET /redoc",
     },
