@@ -400,6 +400,24 @@ async def test_an_order_that_is_placed_during_the_erasure_is_found_or_refused(ap
     assert_problem(refused, 409, "erasure_blocked")
 
 
+async def test_an_erasure_locks_orders_before_the_account_as_a_refund_does(api: Api) -> None:
+    user = await canary(api)
+    await spent(api, user)
+    lock_order = text("SELECT FROM orders WHERE buyer_id = :id FOR NO KEY UPDATE")
+    lock_account = text("SELECT FROM accounts WHERE user_id = :id FOR NO KEY UPDATE")
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    async with api.database.engine.connect() as refund:
+        await refund.execute(lock_order, {"id": user.id})
+        erasing = asyncio.create_task(erase(api, user))
+        async with asyncio.timeout(10):
+            while not await api.scalar(waits):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        await refund.execute(text("SET LOCAL lock_timeout = '300ms'"))
+        await refund.execute(lock_account, {"id": user.id})
+        await refund.rollback()
+    assert (await erasing).status_code == 204
+
+
 async def test_products_of_an_erased_seller_go_off_sale(api: Api) -> None:
     seller = await make_user(api.database)
     product = await make_product(api.database, seller=seller)

@@ -127,6 +127,13 @@ LOCK = Statement("""
     WHERE id = :user_id AND erased_at IS NULL FOR NO KEY UPDATE
 """)
 
+# Those that the erasure changes. Whoever locks an order and an account, such as a refund, locks the order first.
+LOCK_ORDERS = Statement("""
+    SELECT count(*) FROM (
+        SELECT FROM orders WHERE buyer_id = :user_id AND reference IS NOT NULL ORDER BY id FOR NO KEY UPDATE
+    ) AS locked
+""")
+
 ACCOUNT = Statement("SELECT id FROM accounts WHERE user_id = :user_id")
 
 _OPEN = "status IN ('awaiting_payment', 'pending', 'confirmed')"

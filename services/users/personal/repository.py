@@ -26,6 +26,10 @@ class PersonalRepository(SqlAccess):
             return row
         return None
 
+    async def lock_orders(self, user_id: int) -> None:
+        """Lock the user's orders that an erasure changes, until the transaction ends. Accounts are locked later."""
+        await self.sql.fetch(queries.LOCK_ORDERS, user_id=user_id)
+
     async def account_id(self, user_id: int) -> int:
         """The account of the user; 0, which no account has, if there is none."""
         for row in await self.sql.fetch(queries.ACCOUNT, user_id=user_id):

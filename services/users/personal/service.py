@@ -76,6 +76,7 @@ async def erase(uow: UnitOfWork, user_id: int) -> None:
         raise _unknown(user_id)
     if not found["deleted"]:
         await roles.keep_one_of_each(uow, user_id)
+    await uow.personal.lock_orders(user_id)
     # From here on, other transactions that use the account wait, and then find it closed.
     account = await uow.ledger.lock_account(user_id)
     assert account is not None, "every user has an account"
