@@ -46,6 +46,9 @@ def check(address: str) -> None:
 def _fault_of_tls(url: URL) -> str | None:
     """What is wrong with the options about TLS; None if nothing is."""
     mode = url.query.get("sslmode")
+    if mode is not None and "ssl" in url.query:
+        # The driver would heed `ssl`, while everyone who checks the address reads `sslmode`.
+        return "sslmode and ssl are two names of one option; leave ssl out"
     if mode is not None and mode not in _TLS_MODES:
         return f"sslmode must be one of: {', '.join(_TLS_MODES)}"
     if mode in _VERIFYING and "sslrootcert" not in url.query:

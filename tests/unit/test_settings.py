@@ -180,6 +180,7 @@ def test_options_for_tls_are_those_of_libpq(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
+        ("sslmode=require&ssl=disable", "sslmode and ssl are two names of one option; leave ssl out"),
         ("sslmode=verify", "sslmode must be one of: disable, allow, prefer, require, verify-ca, verify-full"),
         ("sslmode=verify-full", "sslmode=verify-full needs sslrootcert=FILE"),
         ("sslmode=verify-full&sslrootcert=/nowhere.crt", "sslrootcert: cannot read /nowhere.crt: No such file"),
