@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from services.users.keys.models import PERSONAL
+from services.users.rights import PERSONAL
 
 _TOKEN, _KEY = "OAuth2PasswordBearer", "ApiKey"
 _DESCRIPTION = (

@@ -16,7 +16,7 @@ from services.query import Listing, Sortable
 from services.repository import SoftDeleteRepository
 from services.sql import Read, Reading, Statement
 from services.users.models import Credential, Presented, PresentedKey, User
-from services.users.rights import PROFILE, SCOPES, Role, Scope
+from services.users.rights import PERSONAL, PROFILE, SCOPES, Role, Scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,8 @@ class SignedIn:
 
     def may(self, scope: Scope) -> bool:
         held = PROFILE if self.limited else SCOPES[self.role]
-        return scope in held and (self.scopes is None or scope in self.scopes)
+        # A key may have been made before a scope became one of people only.
+        return scope in held and (self.scopes is None or (scope in self.scopes and scope not in PERSONAL))
 
 
 class UserRepository(SoftDeleteRepository[User]):

@@ -122,3 +122,6 @@ SELLING = frozenset({Role.seller, Role.operator})
 
 PROFILE = frozenset({Scope.profile_read, Scope.profile_write})
 """What someone may do who has to set up a second factor first."""
+
+PERSONAL = frozenset({Scope.profile_read, Scope.profile_write, Scope.keys_write, Scope.roles_write})
+"""Scopes of people only: with them, anyone who finds a key could take over accounts, or make other keys."""

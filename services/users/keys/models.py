@@ -10,10 +10,7 @@ from sqlalchemy import ARRAY, BigInteger, CheckConstraint, ForeignKey, Index, La
 from sqlmodel import Field, SQLModel
 
 from services.fields import TIMESTAMPTZ, Name, new_id, now
-from services.users.rights import Scope
-
-PERSONAL = frozenset({Scope.profile_read, Scope.profile_write, Scope.keys_write, Scope.roles_write})
-"""Scopes of people only: with them, anyone who finds a key could take over accounts, or make other keys."""
+from services.users.rights import PERSONAL, Scope
 
 _PERSONAL = ",".join(sorted(PERSONAL))
 _SCOPES: Any = ARRAY(Text)

@@ -13,13 +13,13 @@ from services.repository import Lock
 from services.settings import Settings
 from services.sweeps.service import Sweep
 from services.unit_of_work import UnitOfWork
-from services.users.keys.models import PERSONAL, ApiKey
+from services.users.keys.models import ApiKey
 from services.users.keys.repository import EndedKey
 from services.users.keys.schemas import ApiKeyCreate
 from services.users.keys.secret import hash_of, hint_of, new_secret
 from services.users.models import Caller
 from services.users.repository import SignedIn
-from services.users.rights import Scope
+from services.users.rights import PERSONAL, Scope
 
 
 @dataclass(frozen=True, slots=True)
