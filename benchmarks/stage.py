@@ -19,6 +19,7 @@ from typing import Any
 import psycopg
 from alembic import command
 from psycopg import sql
+from pydantic import SecretStr
 from redis import Redis
 
 from migrations.config import alembic_config
@@ -200,7 +201,9 @@ def check_books(stage: Stage, database: str) -> None:
 def _environment(settings: Settings) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WAYBILL_")}
     values = settings.model_dump(mode="json", exclude_unset=True)
-    values["secret_key"] = settings.secret_key.get_secret_value()
+    for name in values:
+        if isinstance(secret := getattr(settings, name), SecretStr):
+            values[name] = secret.get_secret_value()
     # So that the benchmark's own modules are found from any working directory.
     return kept | {f"WAYBILL_{name.upper()}": str(value) for name, value in values.items()} | {"PYTHONPATH": str(ROOT)}
 

@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from benchmarks.bad_bodies import BAD, Bad, Held, send
+from benchmarks.bad_bodies import Held, send
+from benchmarks.bad_requests import BAD, Bad
 from benchmarks.sessions import session_of
 from services.api.problems import MOST_FAULTS
 from tests.api.client import Api, order_of
