@@ -20,7 +20,7 @@ from services.api import group_metrics, kept, pressure, rate_metrics
 from services.api.canary import Canary
 from services.api.checked import CheckedRoute
 from services.api.dependencies import State
-from services.api.problems import responses
+from services.api.problems import documented, responses
 from services.api.rate_classes import RateClass, rate_class
 from services.api.reads import Outcome, Reads
 from services.api.rights import public
@@ -76,7 +76,11 @@ async def read_metrics(state: Annotated[ApiState, Depends(_scraped)]) -> PlainTe
     return PlainTextResponse(await _render(state), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/internal/scaling", tags=["health"], responses=responses(401, 404, 503))
+@router.get(
+    "/internal/scaling",
+    tags=["health"],
+    responses=responses(401, 404) | {503: documented(503, ("overloaded", "unavailable"))},
+)
 @public
 @rate_class(RateClass.internal)
 async def read_scaling(state: Annotated[ApiState, Depends(_scraped)]) -> Scaling:

@@ -25,7 +25,7 @@ class KnownPaths:
         self._router = app.router
         self._match = app.router.middleware_stack
         self._known = _known(list(iter_route_contexts(app.routes)))
-        self._paths = frozenset(path for _, path in self._known)
+        self._paths = {path: route for (_, path), (route, _) in self._known.items()}
 
     def methods(self, path: str) -> set[str]:
         """The methods of this path, if it is one without parameters."""
@@ -37,6 +37,8 @@ class KnownPaths:
         if scope["type"] == "http" and not scope.get("root_path") and "fastapi.telemetry" not in scope:
             found = self._known.get((scope["method"], scope["path"]))
             if found is None and scope["path"] in self._paths:
+                # The metrics name it.
+                scope["route"] = self._paths[scope["path"]]
                 raise HTTPException(405)
         if found is None:
             await self._match(scope, receive, send)

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
@@ -27,6 +28,7 @@ from tests.reporting import (
     rows,
     sink_of,
 )
+from tests.roles import OWNER, as_role
 from worker.jobs.retention import forget_events
 
 OLD = datetime(2021, 3, 15, tzinfo=UTC)
@@ -194,13 +196,14 @@ async def test_the_place_cannot_be_reset_in_the_primary_alone(shop: Shop, report
 
 
 async def test_tables_that_are_missing_or_old_are_named_with_the_command(
-    shop: Shop, reporter: Reporter, monkeypatch: pytest.MonkeyPatch
+    shop: Shop, reporter: Reporter, analytics_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("services.analytics.revisions", lambda _: ("0001", "0002"))
         with pytest.raises(SinkUnusable, match="at revision 0001, but this release needs 0002: run `waybill migrate"):
             await reporter.step()
-    await rows(reporter.analytics.engine, "DROP TABLE alembic_version")
+    with psycopg.connect(as_role(OWNER, analytics_url)) as owner:
+        owner.execute("DROP TABLE alembic_version")
     with pytest.raises(SinkUnusable, match="has no tables: run `waybill migrate --database analytics`"):
         await reporter.step()
 

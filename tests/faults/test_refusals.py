@@ -15,6 +15,7 @@ from sqlalchemy import make_url
 from services.safety import DEVELOPMENT_SECRET
 from services.settings import Settings
 from tests.processes import ROOT, environment_of, running, wait_until
+from tests.roles import superuser_of
 from tests.secret import SECRET
 
 API = ["-m", "services.cli", "api", "--port", "0"]
@@ -134,7 +135,7 @@ def roles(settings: Settings) -> Iterator[dict[str, str]]:
     name = url.database
     assert name
     made = {role: f"{role}_{name}"[:63] for role in (ORDINARY, MEMBER)}
-    with psycopg.connect(settings.database_url, autocommit=True) as connection:
+    with psycopg.connect(superuser_of(settings), autocommit=True) as connection:
         for role in made.values():
             connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'pw'").format(sql.Identifier(role)))
         granted = map(sql.Identifier, (str(url.username), made[MEMBER]))
@@ -144,7 +145,7 @@ def roles(settings: Settings) -> Iterator[dict[str, str]]:
     yield {
         kind: url.set(username=role, password="pw").render_as_string(hide_password=False) for kind, role in made.items()
     }
-    with psycopg.connect(settings.database_url, autocommit=True) as connection:
+    with psycopg.connect(superuser_of(settings), autocommit=True) as connection:
         for role in made.values():
             connection.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(sql.Identifier(role)))
 
@@ -163,7 +164,7 @@ def roles(settings: Settings) -> Iterator[dict[str, str]]:
 def test_production_refuses_a_superuser(
     settings: Settings, roles: dict[str, str], tmp_path: Path, arguments: list[str], code: int, kind: str
 ) -> None:
-    url = roles.get(kind, settings.database_url)
+    url = roles.get(kind, superuser_of(settings))
     refused = run(arguments, environment(settings, WAYBILL_DATABASE_URL=url), tmp_path)
     said = refused.stdout + refused.stderr
     assert refused.returncode == code, said

@@ -26,7 +26,8 @@ Connection = psycopg.Connection[tuple[object, ...]]
 
 OWNERS = """
     SELECT DISTINCT relowner::regrole::text FROM pg_class
-    WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'S', 'i', 'I') AND relname <> 'somebody'
+    WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'S', 'i', 'I')
+        AND relname NOT LIKE 'somebody%'
     UNION SELECT proowner::regrole::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace
 """
 
