@@ -47,7 +47,7 @@ TABLES: dict[str, Privileges] = {
     "entries": APPEND_ONLY,
     "events": APPEND_ONLY,
     "failed_attempts": PASSING,
-    "idempotency_keys": Privileges(delete=True, secret=("fingerprint", "headers", "body")),
+    "idempotency_keys": Privileges(delete=True, secret=("fingerprint", "headers")),
     "inventory": KEPT,
     "jobs": KEPT,
     "ledger_audits": APPEND_ONLY,

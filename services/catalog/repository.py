@@ -18,6 +18,7 @@ from services.filters import EXACT, ORDERED, TEXT, Filterable, Operator, Similar
 from services.query import Listing, PageQuery, Rows, Sortable
 from services.repository import Lock, Repository, SoftDeleteRepository
 from services.sql import Read, Results
+from services.users.models import User
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +167,8 @@ def _for_sale(results: Results) -> dict[int, ProductForSale]:
 
 
 PRODUCT_WITH_DETAILS = (
-    joinedload(Product.seller, innerjoin=True),  # type: ignore[arg-type]
+    # Without the password, which the role that reads the replica may not see.
+    joinedload(Product.seller, innerjoin=True).defer(User.hashed_password),  # type: ignore[arg-type]
     joinedload(Product.category, innerjoin=True),  # type: ignore[arg-type]
     joinedload(Product.inventory, innerjoin=True),  # type: ignore[arg-type]
 )

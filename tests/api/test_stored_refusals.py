@@ -34,7 +34,8 @@ def transfers(mode: str) -> dict[str, Any]:
 
 
 async def test_the_refusal_of_an_atomic_batch_names_what_failed_and_is_small(api: Api) -> None:
-    replied, stored = await grown(api, await make_user(api.database), "/v1/transfers/batch", transfers("atomic"), 422)
+    user = await make_user(api.database, credits="1000.00")
+    replied, stored = await grown(api, user, "/v1/transfers/batch", transfers("atomic"), 422)
     assert replied < 500
     assert stored < 2500
 

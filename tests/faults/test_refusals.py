@@ -138,7 +138,7 @@ def roles(settings: Settings) -> Iterator[dict[str, str]]:
     with psycopg.connect(superuser_of(settings), autocommit=True) as connection:
         for role in made.values():
             connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'pw'").format(sql.Identifier(role)))
-        granted = map(sql.Identifier, (str(url.username), made[MEMBER]))
+        granted = map(sql.Identifier, (str(make_url(superuser_of(settings)).username), made[MEMBER]))
         connection.execute(sql.SQL("GRANT {} TO {}").format(*granted))
         owned = sql.SQL("GRANT ALL ON SCHEMA public TO {0}; GRANT ALL ON ALL TABLES IN SCHEMA public TO {0}")
         connection.execute(owned.format(sql.Identifier(made[ORDINARY])))

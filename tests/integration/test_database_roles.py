@@ -76,7 +76,7 @@ SECRETS = (
     "SELECT hash FROM one_time_tokens",
     "SELECT sealed FROM totp_secrets",
     "SELECT hashed_password FROM unverified_emails",
-    "SELECT body FROM idempotency_keys",
+    "SELECT headers FROM idempotency_keys",
     "TABLE users",
 )
 
