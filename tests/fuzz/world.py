@@ -23,6 +23,7 @@ from services.users.models import User
 from services.users.rights import Role
 from tests.api.populated import populate
 from tests.factories import make_order, make_product, make_user
+from tests.roles import superuser_of
 
 ANONYMOUS = "anonymous"
 CALLERS = (ANONYMOUS, *(role.value for role in Role))
@@ -73,7 +74,8 @@ def open_world(settings: Settings) -> Iterator[World]:
 
 
 async def _fill(settings: Settings) -> tuple[dict[str, User], dict[str, Sequence[Any]]]:
-    async with open_database(settings, "test") as database:
+    anything = settings.model_copy(update={"database_url": superuser_of(settings)})
+    async with open_database(anything, "test") as database:
         customer = await make_user(database, credits="1000000")
         product = await make_product(database)
         await make_product(database, seller=customer)

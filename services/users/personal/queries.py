@@ -49,7 +49,9 @@ SOURCES: Mapping[str, Source] = {
     "corrections": Source(
         "transfers", f"{_OWN_TRANSFERS} AND kind NOT IN ({_NOTED})", without={"actor": _STAFF, "note": _STAFF}
     ),
-    "payments": Source("transfers", f"order_id IN {_OWN_ORDERS}", ("order_id", "id"), {"actor": _STAFF}),
+    "payments": Source(
+        "transfers", f"order_id IN {_OWN_ORDERS}", ("order_id", "id"), {"actor": _STAFF, "note": _STAFF}
+    ),
     "adjustments": Source(
         "adjustments",
         "account_id = :account_id",
