@@ -9,7 +9,7 @@ from tests.api.client import FRESH, Api, assert_problem
 from tests.api.test_body_limits import routes_of, target
 from tests.factories import make_operator, make_user
 
-PAGES = ("GET /docs", "GET /redoc", "GET /assets/{name}")
+PAGES = ("GET /docs", "GET /redoc", "GET /assets/{name}", "GET /openapi.json")
 
 
 def operations(api: Api) -> Iterator[tuple[str, list[dict[str, Any]]]]:
