@@ -219,7 +219,8 @@ async def test_closing_the_terminal_lets_the_api_finish_its_requests(
 
 def test_closing_the_terminal_stops_a_worker_as_sigterm_does(settings: Settings, tmp_path: Path) -> None:
     with running_worker(settings, tmp_path / "worker.log") as worker:
-        wait_until(lambda: "backlog" in worker.said(), "the worker's first job")
+        # The job runs once a minute.
+        wait_until(lambda: "backlog" in worker.said(), "the worker's first job", seconds=120)
         worker.process.send_signal(signal.SIGHUP)
         assert worker.process.wait(30) == 0, worker.said()
 
