@@ -18,7 +18,7 @@ from services.filters import EXACT, ORDERED, TEXT, Filterable, Operator, Similar
 from services.query import Listing, PageQuery, Rows, Sortable
 from services.repository import Lock, Repository, SoftDeleteRepository
 from services.sql import Read, Results
-from services.users.models import User
+from services.users.repository import WITHOUT_PASSWORD
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +167,7 @@ def _for_sale(results: Results) -> dict[int, ProductForSale]:
 
 
 PRODUCT_WITH_DETAILS = (
-    # Without the password, which the role that reads the replica may not see.
-    joinedload(Product.seller, innerjoin=True).defer(User.hashed_password),  # type: ignore[arg-type]
+    joinedload(Product.seller, innerjoin=True).options(WITHOUT_PASSWORD),  # type: ignore[arg-type]
     joinedload(Product.category, innerjoin=True),  # type: ignore[arg-type]
     joinedload(Product.inventory, innerjoin=True),  # type: ignore[arg-type]
 )

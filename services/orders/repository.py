@@ -29,7 +29,7 @@ from services.orders.models import (
 from services.query import Listing, Members, PageQuery, Rows, Sortable
 from services.repository import Repository
 from services.sql import Write
-from services.users.models import User
+from services.users.repository import WITHOUT_PASSWORD
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,8 +254,7 @@ EXPORTED = (
 )
 """The fields of an order that an export has."""
 
-# Without the password, which the role that reads the replica may not see.
-_BUYER = joinedload(Order.buyer, innerjoin=True).defer(User.hashed_password)  # type: ignore[arg-type]
+_BUYER = joinedload(Order.buyer, innerjoin=True).options(WITHOUT_PASSWORD)  # type: ignore[arg-type]
 
 ORDER_WITH_DETAILS = (
     _BUYER,

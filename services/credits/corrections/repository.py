@@ -15,6 +15,7 @@ from services.filters import EXACT, ORDERED, Filterable, Operator, made_then
 from services.query import Listing, Sortable
 from services.repository import Repository
 from services.users.models import User
+from services.users.repository import WITHOUT_PASSWORD
 
 
 class AdjustmentRepository(Repository[Adjustment]):
@@ -28,10 +29,9 @@ class AdjustmentRepository(Repository[Adjustment]):
             .join(Account, col(Account.id) == col(Adjustment.account_id))
             .join(User, col(User.id) == col(Account.user_id))
             .options(
-                # Without the password, which the replica's role may not see.
                 contains_eager(Adjustment.account)  # type: ignore[arg-type]
                 .contains_eager(Account.user)  # type: ignore[arg-type]
-                .defer(User.hashed_password)  # type: ignore[arg-type]
+                .options(WITHOUT_PASSWORD)
             )
         )
 
