@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
-from typing import Annotated, Any, Protocol, cast
+from typing import Annotated, Any, cast
 from uuid import UUID
 
 import pydantic
@@ -23,8 +23,9 @@ from services.query import Listing, PageQuery, Rows, Sortable
 from services.sql import Read, Results, SqlAccess
 
 
-class TransferLine(Protocol):
-    """A transfer in a list, as plain values, with the users on both sides; None for a system account."""
+@dataclass(frozen=True, slots=True)
+class TransferLine:
+    """A transfer with the users on both sides; None for a system account."""
 
     id: UUID
     kind: TransferKind
@@ -88,27 +89,13 @@ class TransferRepository(SqlAccess):
 
 
 @dataclass(frozen=True, slots=True)
-class TransferRow:
-    """A transfer with the users on both sides; None for a system account."""
+class TransferRow(TransferLine):
+    """The same, with its accounts."""
 
-    id: UUID
-    kind: TransferKind
-    state: TransferState
-    amount: Decimal
-    posted_amount: Decimal | None
     debit_account_id: int
     credit_account_id: int
-    order_id: UUID | None
-    reverses: UUID | None
-    note: str
-    created_at: datetime
-    expires_at: datetime | None
-    resolved_at: datetime | None
-    from_user_id: int | None
-    to_user_id: int | None
     is_due: bool
     """Whether its time to be posted has passed, even if no sweep has expired it yet."""
-    reversed_by: UUID | None
 
     @classmethod
     def from_row(cls, row: Any) -> "TransferRow":
