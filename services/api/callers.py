@@ -3,10 +3,19 @@
 from fastapi import Request
 
 from services.acting import Acting, Action
+from services.addresses import plain
 from services.errors import DomainError, SignInRefused
 
 REFUSALS = {401: Action.unauthenticated, 403: Action.forbidden, 429: Action.limited}
 """Replies that are security events, by status."""
+
+
+def client_address(request: Request) -> str | None:
+    """Where the request comes from, as `plain` writes it.
+
+    Behind a trusted proxy (`FORWARDED_ALLOW_IPS`), the server has set the client.
+    """
+    return plain(request.client.host) if request.client else None
 
 
 def acting_in(request: Request) -> Acting:

@@ -25,11 +25,15 @@ class DeclaredRoute(APIRoute):
             more["responses"] = {**responses(401, 403), **(more.get("responses") or {})}
         self.rate_class: RateClass = class_of(endpoint, more.get("methods") or ("GET",))
         super().__init__(path, endpoint, **more)
-        checked = _takes(self.dependant, current_user)
+        checked = self.takes(current_user)
         if scope is not None and not checked:
             raise LookupError(f"{endpoint.__qualname__} needs the scope {scope.value}: it must take a CurrentUser")
         if scope is None and checked:
             raise LookupError(f"{endpoint.__qualname__} is @public, so it cannot take a CurrentUser")
+
+    def takes(self, dependency: Callable[..., Any]) -> bool:
+        """Whether the handler depends on this, directly or not."""
+        return _takes(self.dependant, dependency)
 
 
 def _takes(dependant: Dependant, dependency: Callable[..., Any]) -> bool:
@@ -38,10 +42,10 @@ def _takes(dependant: Dependant, dependency: Callable[..., Any]) -> bool:
 
 def describe_scopes(app: FastAPI, document: dict[str, Any]) -> None:
     """Let the OpenAPI document say which scope each operation needs, as its handler declares it."""
-    for route, operation in _operations(app, document):
+    for route, _, operation in operations(app, document):
         scope = scope_of(route.endpoint)
         if scope is None:
-            if _takes(route.dependant, known_user):
+            if route.takes(known_user):
                 operation["security"] = [{}, *operation["security"]]
         else:
             operation["security"] = [{name: [scope.value] for name in one} for one in operation["security"]]
@@ -50,15 +54,15 @@ def describe_scopes(app: FastAPI, document: dict[str, Any]) -> None:
 
 def describe_limits(app: FastAPI, document: dict[str, Any]) -> None:
     """Let the OpenAPI document say with which other operations each one is limited."""
-    for route, operation in _operations(app, document):
+    for route, _, operation in operations(app, document):
         if route.rate_class is not RateClass.internal:
             operation["description"] += f"\n\nRate limit: `{route.rate_class.value}`."
 
 
-def _operations(app: FastAPI, document: dict[str, Any]) -> Iterator[tuple[DeclaredRoute, dict[str, Any]]]:
-    """The routes in the document, each with its operations there."""
+def operations(app: FastAPI, document: dict[str, Any]) -> Iterator[tuple[DeclaredRoute, str, dict[str, Any]]]:
+    """The routes that the document describes, each with its methods and the operations that describe them."""
     for context in iter_route_contexts(app.routes):
         route = context.original_route
         if isinstance(route, DeclaredRoute) and context.include_in_schema:
             for method in context.methods or ():
-                yield route, document["paths"][context.path_format][method.lower()]
+                yield route, method, document["paths"][context.path_format][method.lower()]

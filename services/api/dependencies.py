@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 from fastapi import Depends, Header, Query, Request, Response
 from fastapi.security import OAuth2PasswordBearer
 
-from services.addresses import plain
+from services.api.callers import client_address
 from services.api.reads import LAG_HEADER, POSITION_HEADER, parse_position, shown_lag
 from services.api.rights import check_rights
 from services.api.state import ApiState, api_state
@@ -150,10 +150,8 @@ IfMatch = Annotated[int, Depends(needs_version)]
 
 
 async def _device(request: Request) -> models.Device:
-    """Where the request comes from. Behind a trusted proxy (`FORWARDED_ALLOW_IPS`), the server has set the client."""
-    address = plain(request.client.host) if request.client else None
     agent = made_storable(request.headers.get("user-agent", "")).strip()[: models.LONGEST_USER_AGENT]
-    return models.Device(address, agent or None)
+    return models.Device(client_address(request), agent or None)
 
 
 Device = Annotated[models.Device, Depends(_device)]

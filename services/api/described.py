@@ -5,12 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.dependencies.models import Dependant
 from fastapi.openapi.utils import get_openapi
-from fastapi.routing import iter_route_contexts
 
 from services.api import idempotency, problems
-from services.api.declared import DeclaredRoute, describe_limits, describe_scopes
+from services.api.declared import DeclaredRoute, describe_limits, describe_scopes, operations
 from services.api.dependencies import needs_version, reads_replica
 from services.api.examples import describe_examples
 from services.api.kept import REPLAYED_HEADER, is_kept
@@ -122,10 +120,10 @@ def describe(app: FastAPI) -> dict[str, Any]:
     describe_scopes(app, document)
     describe_limits(app, document)
     describe_keys(document)
-    for route in operations(app, document):
-        _require_headers(route)
-        _describe_problems(route)
-        _describe_headers(route, components["schemas"])
+    for described in described_routes(app, document):
+        _require_headers(described)
+        _describe_problems(described)
+        _describe_headers(described, components["schemas"])
     describe_examples(document)
     return document
 
@@ -145,37 +143,25 @@ class Described:
 
     @property
     def takes_key(self) -> bool:
-        return self.takes(idempotency.accepted) or self.takes(idempotency.required)
+        return self.route.takes(idempotency.accepted) or self.route.takes(idempotency.required)
 
     @property
     def takes_input(self) -> bool:
         """Whether there is something whose value can be wrong."""
         return "requestBody" in self.operation or "parameters" in self.operation
 
-    def takes(self, dependency: Any) -> bool:
-        """Whether the handler depends on this, directly or not."""
-        return _has(self.route.dependant, dependency)
 
-
-def operations(app: FastAPI, document: dict[str, Any]) -> Iterator[Described]:
+def described_routes(app: FastAPI, document: dict[str, Any]) -> list[Described]:
     """All routes that the document describes."""
-    for context in iter_route_contexts(app.routes):
-        if isinstance(context.original_route, DeclaredRoute) and context.include_in_schema:
-            for method in context.methods or ():
-                operation = document["paths"][context.path_format][method.lower()]
-                yield Described(context.original_route, method, operation)
-
-
-def _has(dependant: Dependant, wanted: Any) -> bool:
-    return any(one.call is wanted or _has(one, wanted) for one in dependant.dependencies)
+    return [Described(*one) for one in operations(app, document)]
 
 
 def _require_headers(described: Described) -> None:
     """Headers that are refused with a code of their own if they are missing, and are therefore optional to FastAPI."""
     required = set()
-    if described.takes(idempotency.required):
+    if described.route.takes(idempotency.required):
         required.add(idempotency.HEADER)
-    if described.takes(needs_version):
+    if described.route.takes(needs_version):
         required.add("If-Match")
     for parameter in described.operation.get("parameters", ()):
         if parameter["name"] in required:
@@ -205,7 +191,7 @@ def _implied(described: Described) -> dict[int, set[str]]:
         codes[415] = {"unsupported_media_type"}
     if described.takes_input:
         codes[422] = {"invalid_input"}
-    if described.takes(needs_version):
+    if described.route.takes(needs_version):
         codes |= {412: {"stale_version"}, 428: {"version_required"}}
     if described.takes_key:
         codes[400] |= {"idempotency_key_invalid"}
@@ -241,7 +227,7 @@ def _headers(described: Described, status: int, reply: Mapping[str, Any]) -> Ite
     if status < 400:
         if described.is_limited and described.method != "GET":
             yield POSITION_HEADER
-        if described.takes(reads_replica):
+        if described.route.takes(reads_replica):
             yield LAG_HEADER
     elif status in (429, 503) or "request_in_flight" in codes_of(reply):
         yield "Retry-After"

@@ -12,8 +12,9 @@ from fastapi import Request
 from fastapi.security.utils import get_authorization_scheme_param
 
 from services.acting import Acting
-from services.addresses import place_of, plain
+from services.addresses import place_of
 from services.api import rate_metrics as metrics
+from services.api.callers import acting_in, client_address
 from services.api.rate_classes import RateClass
 from services.api.rate_counts import WINDOW, Counts, Quota
 from services.api.seen_keys import SeenKeys
@@ -125,12 +126,11 @@ def _token(request: Request) -> str | None:
 
 
 def _address(request: Request) -> str:
-    """What the client controls. Behind a trusted proxy (`FORWARDED_ALLOW_IPS`), the server has set the client."""
-    address = plain(request.client.host) if request.client else None
+    """What the client controls."""
+    address = client_address(request)
     return "address:unknown" if address is None else f"address:{place_of(address)}"
 
 
 def _name_for_the_audit_log(request: Request, credential: Credential) -> None:
-    address = request.client.host if request.client else None
     actor = f"user:{credential.user_id}" if isinstance(credential, Presented) else None
-    request.state.acting = Acting(actor, credential.user_id, address)
+    request.state.acting = Acting(actor, credential.user_id, acting_in(request).address)

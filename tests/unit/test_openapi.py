@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 from httpx2 import ASGITransport, AsyncClient
 
-from services.api.described import TAGS, Described, operations
+from services.api.described import TAGS, Described, described_routes
 from services.api.problems import MEDIA_TYPE, codes_of, responses
 from services.api.rights import scope_of
 from services.app import create_app
@@ -41,7 +41,7 @@ def app() -> FastAPI:
 
 @pytest.fixture(scope="module")
 def described(app: FastAPI) -> list[Described]:
-    return list(operations(app, app.openapi()))
+    return described_routes(app, app.openapi())
 
 
 def test_operations_keep_their_ids() -> None:

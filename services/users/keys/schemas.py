@@ -25,8 +25,9 @@ _DAY = 86_400
 
 
 class ApiKeyCreate(ApiKeyBase, RequestBody):
-    """A new API key. `scopes` are among those of the owner's role, without `profile:*`,
-    `keys:write` and `roles:write`.
+    """A new API key.
+
+    `scopes` are among those of the owner's role, without `profile:*`, `keys:write` and `roles:write`.
 
     It needs `current_password`: a stolen access token must not be enough for a key that outlives it.
     """

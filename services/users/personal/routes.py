@@ -74,11 +74,7 @@ async def erase_self(request: Request, given: Confirmation, user: CurrentUser, u
     await service.erase(uow, user.id)
 
 
-@router.delete(
-    "/users/{user_id}/personal-data",
-    status_code=204,
-    responses=responses(404) | _ERASING,
-)
+@router.delete("/users/{user_id}/personal-data", status_code=204, responses=responses(404) | _ERASING)
 @needs(Scope.users_personal)
 async def erase_user(request: Request, user_id: Id, given: Confirmation, caller: CurrentUser, uow: Work) -> None:
     """Erase a user, even a deleted one, as the user could. The caller confirms it with their own password."""
