@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from time import monotonic
@@ -26,13 +25,6 @@ from tests.processes import running_api, wait_until
 MOST = 60
 SECONDS = 30.0
 FORWARDED = "FORWARDED_ALLOW_IPS"
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[EmbeddedRedis]:
-    """A Redis of this test alone; stopped, it comes back on the same port."""
-    with EmbeddedRedis(tmp_path / "redis", durable=False) as server:
-        yield server
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -35,13 +34,6 @@ QUEUE = "waybill:public:jobs"
 
 def serialize(job: dict[str, Any]) -> bytes:
     return json.dumps(job).encode()
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[EmbeddedRedis]:
-    """A Redis of this test alone; stopped, it comes back on the same port."""
-    with EmbeddedRedis(tmp_path / "redis", durable=False) as server:
-        yield server
 
 
 @pytest.fixture

@@ -33,12 +33,6 @@ def postgres(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
         yield server
 
 
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[EmbeddedRedis]:
-    with EmbeddedRedis(tmp_path / "redis", durable=False) as server:
-        yield server
-
-
 def crash(postgres: EmbeddedPostgres) -> None:
     """An immediate shutdown: every backend ends immediately, and the next start recovers."""
     assert postgres.process is not None
