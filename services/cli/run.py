@@ -13,6 +13,7 @@ from rich.table import Table
 from sqlalchemy.exc import DBAPIError
 
 from services.cli.console import CommandError, say
+from services.cli.migrate import as_owner
 from services.database import open_database, outcome_unknown
 from services.errors import DomainError
 from services.fields import now
@@ -43,9 +44,7 @@ def in_one(work: Work[ResultT], *, by_owner: bool = False) -> ResultT:
 
 def in_several(works: Iterable[Work[ResultT]], *, by_owner: bool = False) -> list[ResultT]:
     """Do each in its own unit of work, which is committed before the next one is requested."""
-    settings = get_settings()
-    if by_owner and settings.migration_database_url is not None:
-        settings = settings.model_copy(update={"database_url": settings.migration_database_url})
+    settings = as_owner(get_settings()) if by_owner else get_settings()
 
     async def run() -> list[ResultT]:
         async with open_database(settings, "cli") as database:
