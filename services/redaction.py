@@ -18,6 +18,9 @@ _BAD_DATA = "22"
 _BEFORE_DATA = re.compile(r"[^:\"'«»„“”‘’]*")
 """What a message says before the data. It may be translated, with other quotation marks."""
 
+_FACTS = {"sqlstate": "sqlstate", "constraint": "constraint_name", "table": "table_name", "column": "column_name"}
+"""What identifies an error, and the driver's name for it."""
+
 _ROW = "_waybill_row"
 """The attribute of a driver's error that keeps what its `DETAIL` said. Nothing prints it."""
 
@@ -77,9 +80,7 @@ def facts_of(error: BaseException) -> dict[str, str]:
     """What identifies a database error: its `sqlstate`, `constraint`, `table` and `column`, as far as it has them."""
     for one in _related(error):
         if isinstance(one, asyncpg.PostgresError):
-            names = {"sqlstate": "sqlstate", "constraint": "constraint_name", "table": "table_name"}
-            names["column"] = "column_name"
-            return {name: value for name, kept in names.items() if (value := getattr(one, kept, None))}
+            return {name: value for name, kept in _FACTS.items() if (value := getattr(one, kept, None))}
     return {}
 
 
