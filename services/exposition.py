@@ -73,6 +73,12 @@ def pool_connections(engines: Mapping[str, AsyncEngine]) -> Metric:
     return family
 
 
+def clock_skew(seconds: float) -> Metric:
+    """How far this process's clock is from the database's."""
+    explained = "How far this host's clock is ahead of the database's."
+    return GaugeMetricFamily("waybill_clock_skew_seconds", explained, value=seconds)
+
+
 class LoopLag:
     """Measures how late the event loop is, from entry to exit: a blocked loop delays everything it runs."""
 

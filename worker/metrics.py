@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.metrics_core import Metric
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -33,17 +33,15 @@ _wakeups = Counter(
 wakeups_by_doorbell = _wakeups.labels("doorbell")
 wakeups_by_poll = _wakeups.labels("poll")
 empty_polls = _wakeups.labels("empty_poll")
-_skew = Gauge("waybill_clock_skew_seconds", "How far this host's clock is ahead of the database's.", registry=registry)
 
 
 def rendering(
     jobs: Callable[[], Iterable[Metric]], engines: Mapping[str, AsyncEngine], skew: Callable[[], float]
 ) -> Callable[[], bytes]:
     """A function that renders the metrics of this worker, in any thread."""
-    _skew.set_function(skew)
 
     def render() -> bytes:
         own = [*exposition.registry.collect(), *registry.collect(), *engine.registry.collect()]
-        return exposition.rendered([*own, *jobs(), exposition.pool_connections(engines)])
+        return exposition.rendered([*own, *jobs(), exposition.pool_connections(engines), exposition.clock_skew(skew())])
 
     return render

@@ -102,8 +102,7 @@ async def _render(state: ApiState) -> bytes:
     own = [*exposition.registry.collect(), *state.request_times.registry.collect(), *pressure.registry.collect()]
     own += [*group_metrics.registry.collect(), *kept.registry.collect()]
     own += [*rate_metrics.registry.collect(), _pools(state), *_canary(state.canary), *_replica(state.reads)]
-    explained = "How far this host's clock is ahead of the database's."
-    own.append(_gauge("waybill_clock_skew_seconds", explained, state.skew.seconds))
+    own.append(exposition.clock_skew(state.skew.seconds))
     return exposition.rendered([*own, *await _read_database(state)])
 
 
