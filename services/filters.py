@@ -66,6 +66,11 @@ class Filterable:
     bounds: "Bounds | None" = None
     """A condition that holds for all rows that match, and that an index supports in the order of each sort."""
 
+    @property
+    def operator_names(self) -> str:
+        """The operators that it takes, for people."""
+        return ", ".join(sorted(known.value for known in self.operators))
+
     def parse(self, name: str, text: str) -> Any:
         """Raises `BadQuery` if the text is not a valid value of this field."""
         try:

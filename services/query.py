@@ -121,7 +121,7 @@ class Listing(Generic[ItemT]):
         """One sentence for the documentation: each field with its operators."""
         if not self.filters:
             return "This list takes no filters."
-        fields = (f"`{name}` ({_operators(self.filters[name])})" for name in sorted(self.filters))
+        fields = (f"`{name}` ({self.filters[name].operator_names})" for name in sorted(self.filters))
         return f"`field:operator:value`; all must match. Fields: {', '.join(fields)}."
 
     def describe_sorts(self) -> str:
@@ -261,7 +261,7 @@ class Listing(Generic[ItemT]):
         if field is None:
             raise BadQuery(f"cannot filter by '{name}'; allowed: {_names(self.filters)}, written field:operator:value")
         if operator_name not in {known.value for known in field.operators}:
-            raise BadQuery(f"'{name}' has no operator '{operator_name}'; allowed: {_operators(field)}")
+            raise BadQuery(f"'{name}' has no operator '{operator_name}'; allowed: {field.operator_names}")
         match Operator(operator_name):
             case Operator.in_ as chosen:
                 texts = value.split(",")
@@ -442,10 +442,6 @@ def _among(few: Sequence[Any], by: Any, key: Any, within: Sequence[ColumnElement
 def _constant(number: int) -> Any:
     """A number in the SQL itself: for a parameter, a plan for any values assumes a tenth of the table."""
     return literal_column(str(number))
-
-
-def _operators(field: Filterable) -> str:
-    return ", ".join(sorted(known.value for known in field.operators))
 
 
 def _names(fields: Mapping[str, Any]) -> str:
