@@ -212,24 +212,17 @@ def _counted(replies: Mapping[str, int]) -> str:
     return ", ".join(f"{number:,} x {reply}" for reply, number in replies.items())
 
 
+def _compared(measure: str, phase: Phase, alone: Phase) -> Line:
+    note = f"{phase.p99_ms:.1f} and {alone.p99_ms:.1f} ms; p50 {phase.p50_ms:.1f} and {alone.p50_ms:.1f} ms"
+    return Line(measure, phase.p99_ms / alone.p99_ms, "x", at_most(2), note=note)
+
+
 def _lines(pid: int, phases: Sequence[Phase], answered: Mapping[Kind, Answered], recovered: float | None) -> list[Line]:
     _, alone, beside, after = phases
     faults = {f"{reply} for {kind}": number for kind, one in answered.items() for reply, number in one.faults.items()}
     return [
-        Line(
-            "p99 of honest orders beside hostile clients, to that alone",
-            beside.p99_ms / alone.p99_ms,
-            "x",
-            at_most(2),
-            note=f"{beside.p99_ms:.1f} and {alone.p99_ms:.1f} ms; p50 {beside.p50_ms:.1f} and {alone.p50_ms:.1f} ms",
-        ),
-        Line(
-            "p99 of honest orders afterwards, to that before",
-            after.p99_ms / alone.p99_ms,
-            "x",
-            at_most(2),
-            note=f"{after.p99_ms:.1f} and {alone.p99_ms:.1f} ms; p50 {after.p50_ms:.1f} and {alone.p50_ms:.1f} ms",
-        ),
+        _compared("p99 of honest orders beside hostile clients, to that alone", beside, alone),
+        _compared("p99 of honest orders afterwards, to that before", after, alone),
         Line(
             "honest orders with another reply than 201, in any phase",
             sum(sum(phase.errors.values()) for phase in phases),
