@@ -45,6 +45,10 @@ ANALYTICS_WORKER_CONNECTIONS = 2
 """The most connections of a worker to the analytics database: a batch, and one that was given up and still ends."""
 
 
+RateLimit = Annotated[int, Field(ge=0, le=10_000_000)]
+"""Requests of a caller in a minute; 0 switches the limit off."""
+
+
 class Environment(StrEnum):
     development = "development"
     production = "production"
@@ -145,12 +149,12 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(ge=1024, le=67_108_864)] = 1_048_576
     http_hsts: Annotated[int, Field(ge=0, le=63_072_000)] = 0
     http_docs: bool = True
-    rate_limit_read: Annotated[int, Field(ge=0, le=10_000_000)] = 6000
-    rate_limit_write: Annotated[int, Field(ge=0, le=10_000_000)] = 3000
-    rate_limit_search: Annotated[int, Field(ge=0, le=10_000_000)] = 1200
-    rate_limit_export: Annotated[int, Field(ge=0, le=10_000_000)] = 60
-    rate_limit_batch: Annotated[int, Field(ge=0, le=10_000_000)] = 300
-    rate_limit_sign_in: Annotated[int, Field(ge=0, le=10_000_000)] = 1200
+    rate_limit_read: RateLimit = 6000
+    rate_limit_write: RateLimit = 3000
+    rate_limit_search: RateLimit = 1200
+    rate_limit_export: RateLimit = 60
+    rate_limit_batch: RateLimit = 300
+    rate_limit_sign_in: RateLimit = 1200
     group_commit: bool = True
     group_commit_size: Annotated[int, Field(ge=1, le=500)] = 64
     group_commit_wait: Annotated[float, Field(ge=0.01, le=60)] = 2.0

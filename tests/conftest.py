@@ -23,7 +23,7 @@ from sqlalchemy import make_url
 
 from migrations.config import ANALYTICS, alembic_config
 from services.analytics import Analytics, open_analytics
-from services.api.rate_classes import RateClass
+from services.api.rate_classes import LIMITED
 from services.app import create_app
 from services.cli.database_roles import prepare
 from services.database import Database, Limits, open_database
@@ -203,7 +203,7 @@ def settings_of_superuser(settings: Settings) -> Settings:
     return settings.model_copy(update={"database_url": superuser_of(settings)})
 
 
-LOOSE = {f"rate_limit_{kind}": 1_000_000 for kind in RateClass if kind is not RateClass.internal}
+LOOSE = {f"rate_limit_{kind}": 1_000_000 for kind in LIMITED}
 """Requests are counted in every test, and refused only in those about limits."""
 
 

@@ -29,6 +29,10 @@ class RateClass(StrEnum):
     """Probes, metrics and the pages that describe the API. They have no limit."""
 
 
+LIMITED = tuple(kind for kind in RateClass if kind is not RateClass.internal)
+"""The classes that have a limit: the setting `rate_limit_` with their name."""
+
+
 def rate_class(kind: RateClass) -> Callable[[HandlerT], HandlerT]:
     """Mark a handler: its requests are of this class. Without a mark, they are `read` or `write`, by their method."""
 

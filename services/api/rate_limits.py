@@ -15,7 +15,7 @@ from services.acting import Acting
 from services.addresses import place_of
 from services.api import rate_metrics as metrics
 from services.api.callers import acting_in, client_address
-from services.api.rate_classes import RateClass
+from services.api.rate_classes import LIMITED, RateClass
 from services.api.rate_counts import WINDOW, Counts, Quota
 from services.api.seen_keys import SeenKeys
 from services.api.tokens import Tokens, read_key
@@ -37,14 +37,7 @@ class RateLimits:
         self._counts = counts
         self._tokens = tokens
         self._seen_keys = seen_keys
-        limits = {
-            RateClass.sign_in: settings.rate_limit_sign_in,
-            RateClass.read: settings.rate_limit_read,
-            RateClass.write: settings.rate_limit_write,
-            RateClass.search: settings.rate_limit_search,
-            RateClass.export: settings.rate_limit_export,
-            RateClass.batch: settings.rate_limit_batch,
-        }
+        limits: dict[RateClass, int] = {kind: getattr(settings, f"rate_limit_{kind.value}") for kind in LIMITED}
         self._quotas: Mapping[RateClass, Quota] = {
             kind: Quota(kind.value, most) for kind, most in limits.items() if most
         }

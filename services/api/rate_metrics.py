@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from services.api.rate_classes import RateClass
+from services.api.rate_classes import LIMITED, RateClass
 
 registry = CollectorRegistry()
 _refused = Counter(
@@ -23,6 +23,4 @@ shared = Gauge(
 )
 shared.set(1)
 # So that alerts see a zero before the first refusal.
-refused_by: dict[RateClass, Counter] = {
-    kind: _refused.labels(kind.value) for kind in RateClass if kind is not RateClass.internal
-}
+refused_by: dict[RateClass, Counter] = {kind: _refused.labels(kind.value) for kind in LIMITED}
