@@ -108,7 +108,27 @@ async def test_a_planner_that_is_kept_from_the_indexes(settings: Settings, sql: 
     name = sql.info.dbname
     sql.execute(f'ALTER DATABASE "{name}" SET enable_indexscan = off'.encode())
     sql.execute(f'ALTER DATABASE "{name}" SET enable_indexonlyscan = off'.encode())
-    await only(settings, "claim plan", "problem", "the plan of a claim uses Seq Scan")
+    await only(settings, "claim plan", "problem", "the plan of a claim reads the outbox by Seq Scan")
+
+
+FILL = """
+    INSERT INTO outbox (event_id, aggregate, type, version, available_at, waits)
+    SELECT gen_random_uuid(), 'thing/' || mod(n, 1000), 'order.placed', 1, CASE WHEN n <= %(waiting)s THEN now() END,
+        CASE WHEN n <= %(waiting)s THEN 'retry' END
+    FROM generate_series(1, 50000) AS n
+"""
+
+
+@pytest.mark.parametrize("waiting", [0, 100, 50_000])
+async def test_a_long_queue_is_claimed_by_the_indexes_whatever_the_statistics(
+    settings: Settings, sql: psycopg.Connection[Any], waiting: int
+) -> None:
+    checks = [check for check in CHECKS if check.name in ("database", "migrations", "claim plan")]
+    states = []
+    for statement in ("SELECT 1", FILL, "ANALYZE outbox", "DELETE FROM outbox WHERE position > 10", "VACUUM outbox"):
+        sql.execute(statement, {"waiting": waiting})
+        states += [(await examined(settings, checks=checks))[-1].state]
+    assert states == [State.ok] * 5
 
 
 async def test_another_lost_index(settings: Settings, sql: psycopg.Connection[Any]) -> None:
@@ -148,10 +168,10 @@ async def test_a_transaction_that_was_prepared_and_forgotten(settings: Settings,
         sql.execute("ROLLBACK PREPARED 'forgotten'")
 
 
-async def test_a_replication_slot_that_nobody_reads(settings: Settings, sql: psycopg.Connection[Any]) -> None:
+async def test_a_replication_slot_that_no_one_reads(settings: Settings, sql: psycopg.Connection[Any]) -> None:
     sql.execute("SELECT pg_create_physical_replication_slot('of_a_lost_standby', true)")
     try:
-        await only(settings, "snapshots", "warning", "nobody reads the replication slot of_a_lost_standby")
+        await only(settings, "snapshots", "warning", "no one reads the replication slot of_a_lost_standby")
     finally:
         sql.execute("SELECT pg_drop_replication_slot('of_a_lost_standby')")
 

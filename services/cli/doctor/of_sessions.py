@@ -121,9 +121,9 @@ def _of_prepared(prepared: Iterable[Row[Any]], limit: float) -> list[Finding]:
 def _of_slot(slot: Row[Any]) -> Finding:
     kept = f", and keeps {slot.behind / 2**20:,.0f} MiB of the write-ahead log" if slot.behind else ""
     return warning(
-        f"nobody reads the replication slot {slot.name}{kept}",
+        f"no one reads the replication slot {slot.name}{kept}",
         "The server keeps what the slot has not read, dead rows perhaps included, until its disk is full.",
-        "Start the standby or subscriber that it belongs to; if that is gone for good, drop the slot.",
+        "Start the standby or subscriber that it belongs to; if that will not return, drop the slot.",
         f"psql -c \"SELECT pg_drop_replication_slot('{slot.name}')\"",
     )
 

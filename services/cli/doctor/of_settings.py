@@ -20,7 +20,7 @@ async def settings(at: Installation) -> Checked:
 
 
 async def tls(at: Installation) -> Checked:
-    """Whether everything that is sent to other hosts is encrypted, and whoever connects has to say who they are."""
+    """Whether everything that is sent to other hosts is encrypted, and their servers require a password or certificate."""
     faults = [fault for rule in OF_ADDRESSES for fault in rule(at.settings)]
     if not faults:
         return Checked("nothing is sent to another host unencrypted or without credentials")
@@ -67,7 +67,7 @@ def _exposed(fault: Fault, severity: Severity) -> Finding:
     return Finding(
         severity,
         f"{_variable(fault)} {fault.message}",
-        "Whoever can read or join that network sees passwords, orders and events, and may change them.",
+        "Anyone who can read that network sees passwords, orders and events, and may change them.",
         f"Correct {_variable(fault)} and restart the processes ({_PAGE}).",
     )
 
