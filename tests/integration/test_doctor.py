@@ -232,6 +232,20 @@ async def test_a_database_that_is_away(settings: Settings) -> None:
     assert {one.saw for one in outcomes if one.state is State.skipped} >= {"because of `database`"}
 
 
+async def test_a_database_that_accepts_connections_and_says_nothing(settings: Settings) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as silent:
+        address = f"postgresql://x:y@127.0.0.1:{silent.getsockname()[1]}/waybill"
+        given = settings.model_copy(update={"database_url": address, "database_pool_timeout": 0.5})
+        ((name, severity, what),) = found(await examined(given))
+    assert (name, severity) == ("database", "problem")
+    assert what.endswith("it did not answer in time")
+
+
+async def test_a_database_that_refuses_writes(settings: Settings, sql: psycopg.Connection[Any]) -> None:
+    sql.execute(f'ALTER DATABASE "{sql.info.dbname}" SET default_transaction_read_only = on'.encode())
+    await only(settings, "database", "problem", "refuses writes (default_transaction_read_only)")
+
+
 async def test_a_month_without_a_partition(settings: Settings, sql: psycopg.Connection[Any]) -> None:
     month = months_from(datetime.now(UTC).date(), MONTHS_AHEAD)[-1]
     sql.execute(f"DROP TABLE {partition_name(*month)}".encode())

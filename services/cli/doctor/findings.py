@@ -33,6 +33,8 @@ class Checked:
 
     saw: str
     findings: Sequence[Finding] = ()
+    is_final: bool = False
+    """Whether the checks that depend on this one would only repeat what it has found."""
 
 
 class State(StrEnum):
@@ -61,6 +63,8 @@ class Outcome:
     saw: str
     findings: Sequence[Finding] = ()
     seconds: float = 0.0
+    is_final: bool = False
+    """Whether those that depend on it are skipped."""
 
     @property
     def is_bad(self) -> bool:

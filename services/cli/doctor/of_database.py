@@ -38,10 +38,13 @@ async def database(at: Installation) -> Checked:
                     "pg_isready",
                 )
             ],
+            is_final=True,
         )
     except ServerTooOld as error:
         return Checked(
-            "it is too old", [problem(str(error), "Statements fail on it.", "Upgrade the server with pg_upgrade.")]
+            "it is too old",
+            [problem(str(error), "Statements fail on it.", "Upgrade the server with pg_upgrade.")],
+            is_final=True,
         )
     async with at.database.engine.connect() as connection:
         found = (await connection.execute(_SERVER)).one()
@@ -79,6 +82,7 @@ async def migrations(at: Installation) -> Checked:
                 "waybill migrate",
             )
         ],
+        is_final=True,
     )
 
 

@@ -20,7 +20,7 @@ async def settings(at: Installation) -> Checked:
 
 
 async def tls(at: Installation) -> Checked:
-    """Whether everything that is sent to other hosts is encrypted, and their servers require a password or certificate."""
+    """Whether connections to other hosts are encrypted, and use a password or a certificate."""
     faults = [fault for rule in OF_ADDRESSES for fault in rule(at.settings)]
     if not faults:
         return Checked("nothing is sent to another host unencrypted or without credentials")

@@ -42,8 +42,8 @@ async def events(at: Installation) -> Checked:
                     f"{counted(number, 'event')} of the type {one.type} wait, but no live worker knows "
                     + ("that version of it" if one.workers else "that type"),
                     "They wait until a worker that knows them runs, and so do the later events of their aggregates.",
-                    "Start workers of the release that writes them. If no release has that type any more, discard its events: "
-                    "`waybill outbox discard --help`.",
+                    "Start workers of the release that writes them. If no release has that type any more, discard its "
+                    "events: `waybill outbox discard --help`.",
                     "waybill outbox types",
                 )
             )

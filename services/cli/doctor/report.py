@@ -25,7 +25,13 @@ _WIDTH_IN_A_PIPE = 400
 
 def as_json(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """What `--json` prints."""
-    return {"healthy": not any(one.is_bad for one in outcomes), "checks": [asdict(one) for one in outcomes]}
+    return {"healthy": not any(one.is_bad for one in outcomes), "checks": [_as_json(one) for one in outcomes]}
+
+
+def _as_json(outcome: Outcome) -> dict[str, Any]:
+    told = asdict(outcome)
+    del told["is_final"]
+    return told | {"seconds": round(outcome.seconds, 3)}
 
 
 def show(outcomes: Sequence[Outcome]) -> None:

@@ -21,7 +21,7 @@ _DATABASE, _TABLES = "database", "migrations"
 
 
 class Check(NamedTuple):
-    """A check with its name; `after` are those without whose success it would only repeat what they have found."""
+    """A check with its name; `after` are those that it depends on."""
 
     name: str
     run: Callable[[Installation], Awaitable[Checked]]
@@ -70,14 +70,14 @@ async def examine(
             outcomes[check.name] = (
                 await _run(check, installation, limit)
                 if stopped is None
-                else Outcome(check.name, State.skipped, f"because of `{stopped}`")
+                else Outcome(check.name, State.skipped, f"because of `{stopped}`", is_final=True)
             )
     return list(outcomes.values())
 
 
 def _stopping(check: Check, outcomes: dict[str, Outcome]) -> Iterator[str]:
     for name in check.after:
-        if outcomes[name].state in (State.problem, State.failed, State.skipped):
+        if outcomes[name].is_final:
             yield name
 
 
@@ -87,9 +87,9 @@ async def _run(check: Check, installation: Installation, limit: float) -> Outcom
         async with asyncio.timeout(limit):
             checked = await check.run(installation)
     except Exception as error:  # noqa: BLE001  (whatever it is, the other checks may succeed)
-        return Outcome(check.name, State.failed, _why(error), seconds=monotonic() - began)
+        return Outcome(check.name, State.failed, _why(error), seconds=monotonic() - began, is_final=True)
     state = state_of(checked.findings)
-    return Outcome(check.name, state, checked.saw, checked.findings, monotonic() - began)
+    return Outcome(check.name, state, checked.saw, checked.findings, monotonic() - began, checked.is_final)
 
 
 def _why(error: Exception) -> str:
