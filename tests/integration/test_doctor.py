@@ -47,7 +47,7 @@ def redis(redis_url: str) -> Iterator[Redis]:
 
 
 async def test_a_healthy_installation_has_no_findings(settings: Settings, sql: psycopg.Connection[Any]) -> None:
-    outcomes = await examined(settings)
+    outcomes = await examined(settings, checks=CHECKS)
     assert found(outcomes) == []
     assert {one.name: one.state for one in outcomes} == {check.name: State.ok for check in CHECKS}
 
@@ -246,6 +246,15 @@ async def test_a_database_that_refuses_writes(settings: Settings, sql: psycopg.C
     await only(settings, "database", "problem", "refuses writes (default_transaction_read_only)")
 
 
+async def test_a_database_that_may_lose_what_it_has_acknowledged(
+    settings: Settings, sql: psycopg.Connection[Any]
+) -> None:
+    checks = [check for check in CHECKS if check.name in ("database", "durability")]
+    sql.execute(f'ALTER DATABASE "{sql.info.dbname}" SET synchronous_commit = off'.encode())
+    await only(in_production(settings), "durability", "problem", "synchronous_commit", checks=checks)
+    assert found(await examined(settings, checks=checks)) == []
+
+
 async def test_a_month_without_a_partition(settings: Settings, sql: psycopg.Connection[Any]) -> None:
     month = months_from(datetime.now(UTC).date(), MONTHS_AHEAD)[-1]
     sql.execute(f"DROP TABLE {partition_name(*month)}".encode())
@@ -264,7 +273,17 @@ LETTER = """
 
 async def test_a_dead_letter(settings: Settings, sql: psycopg.Connection[Any]) -> None:
     sql.execute(LETTER)
-    await only(settings, "dead letters", "problem", "1 dead letter: 1 x order.placed: ValueError: no such product")
+    await only(settings, "dead letters", "problem", "1 dead letter; 1 x order.placed: ValueError: no such product")
+
+
+async def test_more_dead_letters_than_are_counted_are_not_read(
+    settings: Settings, sql: psycopg.Connection[Any]
+) -> None:
+    sql.execute(
+        LETTER.replace("VALUES (7,", "SELECT n,").replace("'abc')", "'abc' FROM generate_series(1, 10001) AS n")
+    )
+    said = await only(settings, "dead letters", "problem", "there are more than 10000 dead letters")
+    assert said.saw == "more than 10,000"
 
 
 async def test_a_schedule_that_did_not_run(settings: Settings, sql: psycopg.Connection[Any]) -> None:

@@ -17,6 +17,11 @@ _SERVER = text("""
         (SELECT count(*) FROM pg_stat_activity WHERE usesysid IS NOT NULL) AS connections
 """)
 
+_DURABLE = text("""
+    SELECT current_setting('fsync') AS fsync, current_setting('full_page_writes') AS full_page_writes,
+        current_setting('synchronous_commit') AS synchronous_commit
+""")
+
 _CROWDED = 0.9
 """The share of the server's connections from which a warning is given."""
 
@@ -60,6 +65,29 @@ async def database(at: Installation) -> Checked:
                 "Point WAYBILL_DATABASE_URL at the primary."
                 if found.standby
                 else "Find out who set default_transaction_read_only, and reset it.",
+            )
+        ],
+    )
+
+
+async def durability(at: Installation) -> Checked:
+    """Whether what the database has acknowledged survives a crash."""
+    async with at.database.engine.connect() as connection:
+        found = (await connection.execute(_DURABLE)).one()._asdict()
+    off = [name for name, value in found.items() if value == "off"]
+    if not off:
+        return Checked("commits survive a crash")
+    if at.settings.is_development:
+        return Checked(f"off: {', '.join(off)}; that is for development only")
+    return Checked(
+        f"off: {', '.join(off)}",
+        [
+            problem(
+                f"{', '.join(off)} is off" if len(off) == 1 else f"{', '.join(off)} are off",
+                "What was acknowledged may be lost in a crash; without fsync or full_page_writes, the whole database may "
+                "be.",
+                "Reset them for the server, the database and the role (\\drds in psql), and reload.",
+                "psql " + " ".join(f"-c 'ALTER SYSTEM RESET {name}'" for name in off) + " -c 'SELECT pg_reload_conf()'",
             )
         ],
     )

@@ -23,41 +23,36 @@ _ROLLOUT = 3600.0
 _AUDIT_EVERY = 3600.0
 _LISTED = 5
 
+_PAUSED = text("SELECT type, changed_at, changed_by FROM outbox_types WHERE paused ORDER BY type")
+
 _FIRST_EVENT = text("SELECT id FROM events ORDER BY id LIMIT 1")
 
 
 async def events(at: Installation) -> Checked:
     """Events that no worker knows, that wait for too long, or whose type is paused."""
     async with at.work() as work:
-        is_served = bool(await _alive(work))
-        types = await control.types(work)
-        unknown = {one.type: one.reasons.get("unknown", 0) for one in await work.control.waiting()}
+        alive = await _alive(work)
         backlog = await work.control.backlog()
+        waiting = await work.control.waiting()
+        paused = (await (await work.session.connection()).execute(_PAUSED)).all()
+    handled = {name for one in alive for name in one.report.get("types", [])}
     findings: list[Finding] = []
-    for one in types if is_served else []:
-        number = unknown.get(one.type, 0) or (one.ready + one.waiting if one.workers == 0 else 0)
+    for one in waiting if alive else []:
+        number = one.reasons.get("unknown", 0) if one.type in handled else sum(one.reasons.values())
         if number:
-            findings.append(
-                problem(
-                    f"{counted(number, 'event')} of the type {one.type} wait, but no live worker knows "
-                    + ("that version of it" if one.workers else "that type"),
-                    "They wait until a worker that knows them runs, and so do the later events of their aggregates.",
-                    "Start workers of the release that writes them. If no release has that type any more, discard its "
-                    "events: `waybill outbox discard --help`.",
-                    "waybill outbox types",
-                )
+            findings.append(_unknown(one.type, number, one.type in handled))
+    for row in paused:
+        number = sum(sum(one.reasons.values()) for one in waiting if one.type == row.type)
+        findings.append(
+            note(
+                f"the type {row.type} was paused {ago(row.changed_at)} by {row.changed_by}; "
+                f"{counted(number, 'event')} wait",
+                "Its events are not processed until someone resumes it.",
+                "Resume it if the reason is gone.",
+                f"waybill outbox resume {row.type}",
             )
-        if one.paused:
-            findings.append(
-                note(
-                    f"the type {one.type} was paused {ago(one.changed_at)} by {one.changed_by}; "
-                    f"{counted(one.ready + one.waiting, 'event')} wait",
-                    "Its events are not processed until someone resumes it.",
-                    "Resume it if the reason is gone.",
-                    f"waybill outbox resume {one.type}",
-                )
-            )
-    if is_served and backlog["oldest_due_seconds"] > _WAITS:
+        )
+    if alive and backlog["oldest_due_seconds"] > _WAITS:
         findings.append(
             warning(
                 f"the oldest event has been due for {lasting(backlog['oldest_due_seconds'])}",
@@ -70,21 +65,34 @@ async def events(at: Installation) -> Checked:
     return Checked(f"{backlog['waiting']:,}{more} wait", findings)
 
 
+def _unknown(name: str, number: int, knows_type: bool) -> Finding:
+    return problem(
+        f"{counted(number, 'event')} of the type {name} wait, but no live worker knows "
+        + ("that version of it" if knows_type else "that type"),
+        "They wait until a worker that knows them runs, and so do the later events of their aggregates.",
+        "Start workers of the release that writes them. If no release has that type any more, discard its events: "
+        "`waybill outbox discard --help`.",
+        "waybill outbox types",
+    )
+
+
 async def dead_letters(at: Installation) -> Checked:
     """Events whose attempts are used up."""
     async with at.work() as work:
         backlog = await work.control.backlog()
-        groups = await control.groups(work, limit=_LISTED) if backlog["dead_letters"] else []
+        # To group them, all have to be read.
+        is_few = not backlog["dead_letters_is_more"]
+        groups = await control.groups(work, limit=_LISTED) if backlog["dead_letters"] and is_few else []
     number = backlog["dead_letters"]
     if not number:
         return Checked("none")
-    kinds = "; ".join(f"{group.letters:,} x {group.type}: {group.message[:100]}" for group in groups)
+    kinds = "".join(f"; {group.letters:,} x {group.type}: {group.message[:100]}" for group in groups)
     more = "more than " if backlog["dead_letters_is_more"] else ""
     return Checked(
         f"{more}{number:,}",
         [
             problem(
-                f"there are {more}{counted(number, 'dead letter')}: {kinds}",
+                f"there are {more}{counted(number, 'dead letter')}{kinds}",
                 "They have not taken effect, and later events of their aggregates wait behind them.",
                 "Find and remove the cause, then replay them (docs/how-to/replay-dead-letters.md).",
                 "waybill outbox dead-letters groups",

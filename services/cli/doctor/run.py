@@ -32,6 +32,7 @@ CHECKS = (
     Check("settings", of_settings.settings),
     Check("tls", of_settings.tls),
     Check(_DATABASE, of_database.database),
+    Check("durability", of_database.durability, (_DATABASE,)),
     Check(_TABLES, of_database.migrations, (_DATABASE,)),
     Check("origin", of_database.where_from, (_DATABASE, _TABLES)),
     Check("role", of_roles.role, (_DATABASE,)),
