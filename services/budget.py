@@ -48,6 +48,18 @@ class PoolBudget:
 
 async def check_pool_budget(engine: AsyncEngine, settings: Settings) -> PoolBudget:
     """Compare the pools' budget with the server's limit; log a warning if it does not fit and there is no pooler."""
+    return _warned(*await measure_pool_budget(engine, settings), "PostgreSQL")
+
+
+async def measure_pool_budget(
+    engine: AsyncEngine, settings: Settings, workers_alive: int = 0
+) -> tuple[PoolBudget, bool]:
+    """The pools' budget, and whether there is a pooler in between, so that the server's limit does not matter.
+
+    If more workers are alive than the settings say, those are counted.
+    """
+    if workers_alive > settings.worker_processes:
+        settings = settings.model_copy(update={"worker_processes": workers_alive})
     processes = settings.api_processes + settings.worker_processes
     beside = (
         settings.worker_processes * settings.polling_connections
@@ -57,7 +69,7 @@ async def check_pool_budget(engine: AsyncEngine, settings: Settings) -> PoolBudg
     if settings.database_replica_url is not None:
         # Each process asks for the primary's position over a connection of its own.
         beside += processes
-    return await _check_budget(engine, settings, beside, "PostgreSQL")
+    return await _measure(engine, settings, beside)
 
 
 async def check_replica_budget(replica: Replica, settings: Settings) -> PoolBudget | None:
@@ -66,12 +78,12 @@ async def check_replica_budget(replica: Replica, settings: Settings) -> PoolBudg
         return None
     processes = settings.api_processes + settings.worker_processes
     try:
-        return await _check_budget(replica.engine, settings, processes, "the read replica")
+        return _warned(*await _measure(replica.engine, settings, processes), "the read replica")
     except (DBAPIError, PoolTimeout, OSError):
         return None
 
 
-async def _check_budget(engine: AsyncEngine, settings: Settings, beside: int, server: str) -> PoolBudget:
+async def _measure(engine: AsyncEngine, settings: Settings, beside: int) -> tuple[PoolBudget, bool]:
     statement = text(
         "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
         " - coalesce(current_setting('reserved_connections', true)::int, 0)"
@@ -85,7 +97,11 @@ async def _check_budget(engine: AsyncEngine, settings: Settings, beside: int, se
         beside=beside,
         available=available,
     )
-    if not (budget.fits or driver.is_pooled):
+    return budget, driver.is_pooled
+
+
+def _warned(budget: PoolBudget, is_pooled: bool, server: str) -> PoolBudget:
+    if not (budget.fits or is_pooled):
         logger.warning(
             "connection pools may exhaust %s: %s. Lower WAYBILL_DATABASE_POOL_SIZE or "
             "WAYBILL_DATABASE_MAX_OVERFLOW, or raise max_connections",

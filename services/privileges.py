@@ -154,12 +154,17 @@ END $grants$
 
 def grant_to_application(role: str, schema: str, tables: dict[str, Privileges]) -> str:
     """The statement that gives the role what the API and the workers need, and nothing else in this schema."""
+    return _grant(role, schema, wanted_by_application(tables), "USAGE, SELECT", FUNCTIONS)
+
+
+def wanted_by_application(tables: dict[str, Privileges]) -> list[object]:
+    """What the application needs: a `name` of a table, a `privilege`, and the `columns`; one entry for each."""
     wanted = [_wanted(name, "SELECT") for name in tables]
     for name, of_table in tables.items():
         wanted += [_wanted(name, "INSERT")] * of_table.insert + [_wanted(name, "DELETE")] * of_table.delete
         if of_table.update:
             wanted.append(_wanted(name, "UPDATE", of_table.update))
-    return _grant(role, schema, wanted, "USAGE, SELECT", FUNCTIONS)
+    return wanted
 
 
 def grant_to_reader(role: str, schema: str, tables: dict[str, Privileges]) -> str:

@@ -210,8 +210,14 @@ async def check_schema(engine: AsyncEngine, settings: Settings, *, may_wait: boo
     return schema
 
 
-async def _refuse_superuser(connection: AsyncConnection, settings: Settings) -> None:
+async def may_become_superuser(connection: AsyncConnection) -> tuple[str, bool]:
+    """The session's role, and whether it is a superuser or may become one."""
     role, is_superuser = (await connection.execute(_SUPERUSER)).one()
+    return role, is_superuser
+
+
+async def _refuse_superuser(connection: AsyncConnection, settings: Settings) -> None:
+    role, is_superuser = await may_become_superuser(connection)
     if is_superuser:
         raise UnsafeRole(
             f"the role {role} at {_address(settings)} is a superuser, or may become one, and could switch off what "

@@ -23,7 +23,13 @@ from services.local.embedded import EmbeddedPostgres, EmbeddedRedis
 POSTGRES_IMAGE = "postgres:18-alpine"
 REDIS_IMAGE = "redis:8-alpine"
 # Many databases are cloned from the template, each with its own connections.
-_POSTGRES_SETTINGS = {"max_connections": "300", "fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+_POSTGRES_SETTINGS = {
+    "max_connections": "300",
+    "max_prepared_transactions": "4",
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ COMMANDS = {
     "api": Command("services.cli.serve:api", "Serve the HTTP API in this process."),
     "worker": Command("services.cli.serve:worker", "Process events and jobs in this process."),
     "migrate": Command("services.cli.migrate:migrate", "Upgrade the database to the newest schema."),
+    "doctor": Command("services.cli.doctor.command:doctor", "Check an installation, and say what to do."),
     "database-roles": Command(
         "services.cli.database_roles:database_roles", "Create the database roles, and give the tables to their owner."
     ),

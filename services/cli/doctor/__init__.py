@@ -1,0 +1,1 @@
+"""`waybill doctor`: check an installation, and say what is wrong and what to do."""
