@@ -137,15 +137,18 @@ RETRY_NOW = Statement(f"""
     ) {_audit_waiting("retry_now")}
 """)  # noqa: S608
 
-# Those that were buried before their first attempt are one kind for each type.
+# Those that were buried before their first attempt are one kind for each type. An event that the release before has
+# tried has a history without reasons.
 BURY_WAITING = Statement(f"""
     WITH taken AS (
         DELETE FROM outbox WHERE position = :position RETURNING *
     ), audited AS ({_audit_waiting("bury")})
-    INSERT INTO dead_letters (position, event_id, aggregate, type, attempts, error, fingerprint, failures)
+    INSERT INTO dead_letters (position, event_id, aggregate, type, attempts, error, fingerprint, failures, reason)
     SELECT position, event_id, aggregate, type, attempts,
         coalesce(last_error, 'buried by an operator before its first attempt'),
-        coalesce(failures -> -1 ->> 'fingerprint', left(md5('buried ' || type), 16)), coalesce(failures, '[]')
+        coalesce(failures -> -1 ->> 'fingerprint', left(md5('buried ' || type), 16)), coalesce(failures, '[]'),
+        CASE WHEN waits = 'unknown' THEN 'unknown_version' WHEN waits = 'begun' THEN 'worker_died'
+            WHEN failures IS NULL THEN 'buried' ELSE failures -> -1 ->> 'reason' END
     FROM taken
 """)  # noqa: S608
 
