@@ -25,7 +25,7 @@ async def letters(api: Api) -> None:
 @pytest.mark.usefixtures("letters")
 async def test_dead_letters_of_one_kind_are_shown_dry_run_and_discarded_once(api: Api) -> None:
     operator = await make_operator(api.database)
-    (group,) = (await api.get(f"{BASE}/dead-letter-groups", by=operator)).json()
+    (group,) = (await api.get(f"{BASE}/dead-letter-groups", by=operator)).json()["data"]
     assert (group["letters"], group["message"]) == (3, "ValueError: no")
     wanted: dict[str, Any] = {"fingerprint": "abc", "reason": "known bug"}
     dry = await api.post(f"{BASE}/discard", by=operator, json={**wanted, "dry_run": True})

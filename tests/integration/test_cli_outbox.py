@@ -97,7 +97,7 @@ def test_dead_letters_are_listed_grouped_and_shown(database: psycopg.Connection[
     assert "order/3" in run("dead-letters", "list").output
     assert [one["message"] for one in listed] == [f"ValueError: no {number}" for number in (1, 2, 3)]
     assert "ValueError: no 3" in run("dead-letters", "list").output
-    (group,) = read("dead-letters", "groups")
+    (group,) = read("dead-letters", "groups")["data"]
     assert (group["letters"], group["fingerprint"]) == (3, "abc")
     position = str(listed[0]["position"])
     shown = run("dead-letters", "show", position).output
