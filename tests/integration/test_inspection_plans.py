@@ -61,7 +61,7 @@ def statements() -> dict[str, tuple[Statement, dict[str, Any], int]]:
 def rows_read(plan: dict[str, Any]) -> int:
     scans = [one for one in nodes(plan) if one.get("Relation Name") == "dead_letters" and "Scan" in one["Node Type"]]
     removed = ("Rows Removed by Filter", "Rows Removed by Index Recheck")
-    return round(
+    return int(
         sum((one["Actual Rows"] + sum(one.get(name, 0) for name in removed)) * one["Actual Loops"] for one in scans)
     )
 
