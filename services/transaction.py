@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from services.acting import Act, Acting, Action, acting_now
 from services.database import CHECKS_ORDER, LENT, SessionFactory, check_owner, commit, outcome_unknown
 from services.fields import new_id
+from services.outbox.bulk.repository import BulkRepository
 from services.outbox.control.repository import ControlRepository
 from services.outbox.engine.repository import OutboxRepository
 from services.outbox.events import Event, Recorded, Trace
@@ -74,6 +75,7 @@ class Transaction:
     log = RepositoryOf(LogRepository)
     control = RepositoryOf(ControlRepository)
     inspection = RepositoryOf(InspectionRepository)
+    bulk = RepositoryOf(BulkRepository)
 
     def __init__(
         self,

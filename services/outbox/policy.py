@@ -16,6 +16,9 @@ from services.outbox.models import FailureReason
 from services.outbox.summary import kind_of, summary
 from services.sql import CONTENTION, LOCK_NOT_AVAILABLE, sqlstate
 
+_NOT_OF_A_ROW = ("08", "25006", "53", "57P", "58")
+"""Beginnings of SQLSTATEs which mean that the server cannot work now; no row is to blame."""
+
 _LONGEST_ERROR = 8000
 _LONGEST_SUMMARY = 500
 
@@ -61,6 +64,18 @@ def is_transient(error: Exception) -> bool:
     if not isinstance(error, DBAPIError):
         return False
     return error.connection_invalidated or sqlstate(error) in CONTENTION
+
+
+def is_contention(error: Exception) -> bool:
+    """Whether another transaction has locked the rows or the table: the same may succeed later."""
+    return isinstance(error, DBAPIError) and sqlstate(error) in CONTENTION | {LOCK_NOT_AVAILABLE}
+
+
+def is_of_the_server(error: Exception) -> bool:
+    """Whether the server cannot work now, whatever the rows are."""
+    if not isinstance(error, DBAPIError):
+        return False
+    return error.connection_invalidated or (sqlstate(error) or "").startswith(_NOT_OF_A_ROW)
 
 
 def describe(error: BaseException) -> str:

@@ -28,11 +28,7 @@ HEADS = Statement(f"""
 
 # A separate statement before the change: it waits for transactions that are parking events behind one of these dead
 # letters, and the next statement sees what they have done.
-LOCK = Statement(f"""
-    SELECT position, event_id, aggregate, type, fingerprint, died_at, right(error, {_SHOWN}) AS error
-    FROM dead_letters
-    WHERE {_SELECTED} AND position > :after ORDER BY position LIMIT :slice FOR UPDATE
-""")  # noqa: S608
+LOCK = Statement(f"{HEADS.text} FOR UPDATE")
 
 
 def _message(error: str) -> str:
@@ -61,6 +57,10 @@ def _keep_errors(taken: str) -> str:
     """  # noqa: S608
 
 
+# Says in the audit trail which bulk action an entry belongs to.
+_OF_BULK = "jsonb_strip_nulls(jsonb_build_object('bulk_action', CAST(:bulk AS text)))"
+
+
 def _audit_letters(action: str, more: str = "") -> str:
     """Queries that record what was done to the dead letters in `taken`, and keep an error of each kind."""
     return f"""
@@ -69,7 +69,7 @@ def _audit_letters(action: str, more: str = "") -> str:
             SELECT :actor, '{action}', type, event_id, aggregate, :reason, jsonb_build_object(
                 'position', position, 'attempts', attempts, 'died_at', died_at, 'fingerprint', {_KIND},
                 'message', {_message("error")}{more}
-            ) FROM taken
+            ) || {_OF_BULK} FROM taken
         )
     """  # noqa: S608
 
@@ -120,13 +120,13 @@ def _audit_waiting(action: str, more: str = "") -> str:
         SELECT :actor, '{action}', type, event_id, aggregate, :reason, jsonb_build_object(
             'position', position, 'waits', waits, 'attempts', attempts, 'fingerprint', failures -> -1 ->> 'fingerprint',
             'message', {_message("last_error")}{more}
-        ) FROM taken
+        ) || {_OF_BULK} FROM taken
     """  # noqa: S608
 
 
 RETRY_NOW = Statement(f"""
     WITH taken AS (
-        UPDATE outbox SET available_at = statement_timestamp() WHERE position = :position RETURNING *
+        UPDATE outbox SET available_at = statement_timestamp() WHERE position = ANY(:positions) RETURNING *
     ) {_audit_waiting("retry_now")}
 """)  # noqa: S608
 
@@ -134,7 +134,7 @@ RETRY_NOW = Statement(f"""
 # tried has a history without reasons.
 BURY_WAITING = Statement(f"""
     WITH taken AS (
-        DELETE FROM outbox WHERE position = :position RETURNING *
+        DELETE FROM outbox WHERE position = ANY(CAST(:positions AS bigint[])) RETURNING *
     ), audited AS ({_audit_waiting("bury")})
     INSERT INTO dead_letters (position, event_id, aggregate, type, attempts, error, fingerprint, failures, reason)
     SELECT position, event_id, aggregate, type, attempts,

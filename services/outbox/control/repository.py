@@ -46,13 +46,18 @@ class ControlRepository(SqlAccess):
         """Like `heads`, but locks them: until the transaction ends, no one can replay, discard or park behind them."""
         return await self.sql.fetch(queries.LOCK, **asdict(selection), after=after, slice=limit)
 
-    async def replay(self, positions: Sequence[int], actor: str, reason: str) -> int:
-        """Put locked dead letters back in their old places, due now and with no attempts; return their number."""
-        return await self.sql.run(queries.REPLAY, positions=list(positions), actor=actor, reason=reason)
+    async def replay(self, positions: Sequence[int], actor: str, reason: str, bulk: UUID | None = None) -> int:
+        """Put locked dead letters back in their old places, due now and with no attempts; return their number.
 
-    async def discard(self, positions: Sequence[int], actor: str, reason: str) -> int:
-        """Delete locked dead letters; return their number. The caller wakes the events that waited behind them."""
-        return await self.sql.run(queries.DISCARD, positions=list(positions), actor=actor, reason=reason)
+        `bulk` is the id of the bulk action that does it.
+        """
+        return await self.sql.run(
+            queries.REPLAY, positions=list(positions), actor=actor, reason=reason, bulk=_text(bulk)
+        )
+
+    async def discard(self, positions: Sequence[int], actor: str, reason: str, bulk: UUID | None = None) -> None:
+        """Delete locked dead letters. The caller wakes the events that waited behind them. `bulk` as for `replay`."""
+        await self.sql.fetch(queries.DISCARD, positions=list(positions), actor=actor, reason=reason, bulk=_text(bulk))
 
     async def backlog(self) -> dict[str, Any]:
         """How many events wait, are retried or are dead, and how long the oldest due event has waited.
@@ -102,17 +107,19 @@ class ControlRepository(SqlAccess):
         """
         return next(iter(await self.sql.fetch(queries.LOCK_WAITING, position=position)), None)
 
-    async def retry_now(self, position: int, actor: str, reason: str) -> None:
-        """Make a locked event due."""
-        await self.sql.run(queries.RETRY_NOW, position=position, actor=actor, reason=reason)
+    async def retry_now(self, positions: Sequence[int], actor: str, reason: str, bulk: UUID | None = None) -> None:
+        """Make locked events due. `bulk` as for `replay`."""
+        await self.sql.run(queries.RETRY_NOW, positions=list(positions), actor=actor, reason=reason, bulk=_text(bulk))
 
-    async def bury_waiting(self, position: int, actor: str, reason: str) -> None:
-        """Turn a locked event into a dead letter, with the attempts and the errors that it has."""
-        await self.sql.run(queries.BURY_WAITING, position=position, actor=actor, reason=reason)
+    async def bury_waiting(self, positions: Sequence[int], actor: str, reason: str, bulk: UUID | None = None) -> None:
+        """Turn locked events into dead letters, with the attempts and the errors that they have. `bulk` as before."""
+        await self.sql.run(
+            queries.BURY_WAITING, positions=list(positions), actor=actor, reason=reason, bulk=_text(bulk)
+        )
 
     async def discard_waiting(self, position: int, actor: str, reason: str) -> None:
         """Delete a locked event. The caller wakes the events that waited behind it."""
-        await self.sql.run(queries.DISCARD_WAITING, position=position, actor=actor, reason=reason)
+        await self.sql.run(queries.DISCARD_WAITING, position=position, actor=actor, reason=reason, bulk=None)
 
     async def audit_consumer(self, consumer: str, action: str, actor: str, reason: str) -> None:
         """Record what an operator did to a consumer of the log."""
@@ -201,6 +208,10 @@ class ControlRepository(SqlAccess):
     async def workers(self, host: str | None) -> Sequence[Row]:
         """The workers of one host, or all, with the seconds since their last heartbeat and their last progress."""
         return await self.sql.fetch(queries.WORKERS, host=host)
+
+
+def _text(bulk: UUID | None) -> str | None:
+    return None if bulk is None else str(bulk)
 
 
 _LETTER = Sortable(col(DeadLetter.position), Id)

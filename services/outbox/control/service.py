@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 from services.acting import Action
@@ -57,6 +57,19 @@ class Head:
     fingerprint: str
     died_at: datetime
     message: str
+
+
+class Letter(Protocol):
+    """What a discard has to know of a dead letter."""
+
+    @property
+    def position(self) -> int: ...
+    @property
+    def event_id(self) -> UUID: ...
+    @property
+    def aggregate(self) -> str: ...
+    @property
+    def type(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,14 +164,26 @@ async def discard(
     _check_reason(by)
     matching, letters = await _take(work, selection, after, limit, dry_run)
     if letters and not dry_run:
-        await work.control.discard([letter.position for letter in letters], by.actor, by.reason)
+        await throw_away(work, letters, by, subscriptions)
         _record_letters(work, Action.letters_discarded, letters, by)
-        # A separate statement after the lock, so it sees events that were parked just before.
-        await work.outbox.wake(first_positions((letter.aggregate, letter.position) for letter in letters))
-        await _react(
-            work, subscriptions, [Discarded(letter.type, letter.event_id, letter.aggregate) for letter in letters]
-        )
     return _slice(matching, letters, limit)
+
+
+async def throw_away(
+    work: TransactionT,
+    letters: Sequence[Letter],
+    by: By,
+    subscriptions: Sequence[AnySubscription[TransactionT]],
+    bulk: UUID | None = None,
+) -> None:
+    """Delete locked dead letters, wake what waited behind them, and do what the subscriptions declare.
+
+    `bulk` is the id of the bulk action that does it.
+    """
+    await work.control.discard([letter.position for letter in letters], by.actor, by.reason, bulk)
+    # A separate statement after the lock, so it sees events that were parked just before.
+    await work.outbox.wake(first_positions((letter.aggregate, letter.position) for letter in letters))
+    await _react(work, subscriptions, [Discarded(one.type, one.event_id, one.aggregate) for one in letters])
 
 
 async def heads(work: Transaction, selection: Selection, after: int, limit: int) -> list[Head]:
@@ -200,7 +225,7 @@ async def retry_now(work: Transaction, position: int, by: By) -> None:
         before = [found for found in (row["dead_before"], row["waiting_before"]) if found is not None]
         if before:
             raise Conflict(f"the event at position {position} waits behind position {min(before)}; act on that one")
-    await work.control.retry_now(position, by.actor, by.reason)
+    await work.control.retry_now([position], by.actor, by.reason)
     _record(work, Action.event_retried, f"event/{locked['event_id']}", by)
 
 
@@ -210,7 +235,7 @@ async def bury_waiting(work: Transaction, position: int, by: By) -> None:
     Raises `NotFound`, or `Conflict` if it is not waiting or is being processed.
     """
     row = await _take_waiting(work, position)
-    await work.control.bury_waiting(position, by.actor, by.reason)
+    await work.control.bury_waiting([position], by.actor, by.reason)
     _record(work, Action.event_buried, f"event/{row['event_id']}", by)
 
 

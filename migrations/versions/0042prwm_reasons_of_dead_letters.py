@@ -1,7 +1,7 @@
 """reasons of dead letters: why each one failed
 
-Revision ID: 0041prwm
-Revises: 0040zcbt
+Revision ID: 0042prwm
+Revises: 0041ftxc
 Create Date: 2026-11-28 11:57:36.320635+00:00
 
 The previous release leaves the column null.
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from alembic import op
 
-revision: str = "0041prwm"
-down_revision: str | Sequence[str] | None = "0040zcbt"
+revision: str = "0042prwm"
+down_revision: str | Sequence[str] | None = "0041ftxc"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 

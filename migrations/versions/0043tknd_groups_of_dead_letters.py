@@ -1,7 +1,7 @@
 """groups of dead letters: indexes, and validate what the step before has added
 
-Revision ID: 0042tknd
-Revises: 0041prwm
+Revision ID: 0043tknd
+Revises: 0042prwm
 Create Date: 2026-11-28 12:02:11.480219+00:00
 """
 
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from alembic import op
 
-revision: str = "0042tknd"
-down_revision: str | Sequence[str] | None = "0041prwm"
+revision: str = "0043tknd"
+down_revision: str | Sequence[str] | None = "0042prwm"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
