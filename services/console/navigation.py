@@ -17,7 +17,11 @@ class Page:
     scope: Scope
 
 
-PAGES: tuple[Page, ...] = (Page("Overview", f"{ROOT}/overview", Scope.operations_read),)
+PAGES: tuple[Page, ...] = (
+    Page("Overview", f"{ROOT}/overview", Scope.operations_read),
+    Page("Events", f"{ROOT}/events", Scope.operations_read),
+    Page("Failures", f"{ROOT}/failures", Scope.operations_read),
+)
 
 
 def pages_for(staff: SignedIn) -> list[Page]:

@@ -3,9 +3,9 @@
 from fastapi import APIRouter, FastAPI
 
 from services.console import errors
-from services.console.pages import entry, overview
+from services.console.pages import bulk, entry, failures, overview, waiting
 
-PAGES: tuple[APIRouter, ...] = (entry.router, overview.router)
+PAGES: tuple[APIRouter, ...] = (entry.router, overview.router, waiting.router, failures.router, bulk.router)
 
 
 def install(app: FastAPI) -> None:

@@ -81,6 +81,10 @@ CLASSES = {
         "POST /v1/users",
     },
     RateClass.search: {
+        "GET /console/events",
+        "GET /console/failures",
+        "GET /console/failures/all",
+        "GET /console/failures/group",
         "GET /v1/operations/dead-letter-groups",
         "GET /v1/operations/orders-by-day",
         "GET /v1/products",
