@@ -33,6 +33,7 @@ from services.audit.log import routes as audit_log
 from services.budget import check_pool_budget, check_replica_budget
 from services.catalog import routes as catalog
 from services.collector import spare_what_stays
+from services.console import errors, site
 from services.credits.corrections import routes as corrections
 from services.credits.holds import routes as holds
 from services.credits.ledger import routes as ledger
@@ -127,7 +128,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=VERSION,
         summary="Orders and prepaid credits. Nothing lost, nothing counted twice.",
         lifespan=lifespan,
-        routes=list(_routes(docs=settings.http_docs)),
+        routes=list(_routes(docs=settings.http_docs, console=settings.console)),
         redirect_slashes=False,
         # FastAPI's own route renders the document for each request; `pages` has another one.
         openapi_url=None,
@@ -142,13 +143,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         refusals=refusals,
     )
     problems.install(app)
+    if settings.console:
+        errors.install(app)
     look_up_paths(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
 
 @cache
-def _routes(*, docs: bool) -> list[BaseRoute]:
+def _routes(*, docs: bool, console: bool) -> list[BaseRoute]:
     """All routes. FastAPI takes 0.1 s to prepare them, and they are the same in each application of a process."""
     # Names of handlers are unique, and do not change with a path.
     router = APIRouter(generate_unique_id_function=lambda route: route.name)
@@ -182,6 +185,9 @@ def _routes(*, docs: bool) -> list[BaseRoute]:
         reports,
     ):
         router.include_router(domain.router, prefix="/v1")
+    if console:
+        for page in site.PAGES:
+            router.include_router(page)
     return router.routes
 
 

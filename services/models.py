@@ -11,6 +11,7 @@ from services.idempotency.models import IdempotencyKey
 from services.jobs.models import JobRow
 from services.orders.days.models import OrderDay
 from services.orders.models import Order, OrderItem, OrderSeller, OrderTransition, Refund, RefundLine
+from services.outbox.bulk.models import BulkAction
 from services.outbox.models import (
     DeadLetter,
     EventRow,
@@ -39,6 +40,7 @@ __all__ = [
     "ApiKey",
     "AuditLogHead",
     "AuditLogRow",
+    "BulkAction",
     "CanaryRow",
     "Category",
     "DeadLetter",

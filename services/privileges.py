@@ -41,6 +41,7 @@ TABLES: dict[str, Privileges] = {
     "api_keys": Privileges(delete=True, secret=("hash",)),
     "audit_log": Privileges(update=("position", "hash")),
     "audit_log_head": Privileges(insert=False),
+    "bulk_actions": KEPT,
     "canaries": PASSING,
     "categories": KEPT,
     "dead_letters": PASSING,

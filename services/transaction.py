@@ -13,9 +13,11 @@ from sqlalchemy.exc import DBAPIError
 from services.acting import Act, Acting, Action, acting_now
 from services.database import CHECKS_ORDER, LENT, SessionFactory, check_owner, commit, outcome_unknown
 from services.fields import new_id
+from services.outbox.bulk.repository import BulkRepository
 from services.outbox.control.repository import ControlRepository
 from services.outbox.engine.repository import OutboxRepository
 from services.outbox.events import Event, Recorded, Trace
+from services.outbox.inspection.repository import InspectionRepository
 from services.outbox.log.repository import LogRepository
 from services.outbox.recording.repository import RecordingRepository
 from services.shielding import shielded
@@ -72,6 +74,8 @@ class Transaction:
     recording = RepositoryOf(RecordingRepository)
     log = RepositoryOf(LogRepository)
     control = RepositoryOf(ControlRepository)
+    inspection = RepositoryOf(InspectionRepository)
+    bulk = RepositoryOf(BulkRepository)
 
     def __init__(
         self,

@@ -36,6 +36,7 @@ from services.startup import check_role, check_schema
 from services.subscriptions import SUBSCRIPTIONS, consumers_of
 from services.unit_of_work import UnitOfWork
 from worker import metrics as worker_metrics
+from worker.bulk import BulkRunner
 from worker.follower import LEASE, Follower
 from worker.heartbeat import Heartbeat, queue_length_of
 from worker.job_loop import JobLoop
@@ -56,6 +57,7 @@ class WorkerContext:
     doorbell: Doorbell
     poller: Poller
     jobs: JobLoop
+    bulk: BulkRunner
     follower: Follower
     heartbeat: Heartbeat
 
@@ -63,11 +65,11 @@ class WorkerContext:
     def tasks(self) -> Sequence[asyncio.Task[None]]:
         """Everything that runs until the worker stops."""
         running = [*self.poller.tasks, *self.follower.tasks, *self.heartbeat.tasks, *self.doorbell.tasks]
-        return running if self.jobs.task is None else [*running, self.jobs.task]
+        return [*running, *(task for task in (self.jobs.task, self.bulk.task) if task is not None)]
 
     def signs(self) -> Mapping[str, object]:
         """For each busy loop, something that changes as long as it makes progress."""
-        return {**self.poller.progress.alive_at, **self.jobs.signs(), **self.follower.signs()}
+        return {**self.poller.progress.alive_at, **self.jobs.signs(), **self.bulk.signs(), **self.follower.signs()}
 
     def open_unit_of_work(self) -> UnitOfWork:
         return UnitOfWork(self.database.write, self.doorbell, name="a job")
@@ -172,13 +174,20 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
             heartbeat.worker_id,
             failures=poller.progress.failures,
         )
+        bulk = BulkRunner(
+            lambda: UnitOfWork(database.write, doorbell, name="a bulk action"),
+            SUBSCRIPTIONS,
+            heartbeat.worker_id,
+            time_limit=limit,
+            failures=poller.progress.failures,
+        )
         follower = Follower(
             lambda: UnitOfWork(database.write, doorbell, name="a log consumer"),
             consumers,
             heartbeat.worker_id,
             processed=lambda: poller.progress.processed,
         )
-        context = WorkerContext(settings, database, doorbell, poller, jobs, follower, heartbeat)
+        context = WorkerContext(settings, database, doorbell, poller, jobs, bulk, follower, heartbeat)
         engine_metrics.announce([subscription.event.type for subscription in SUBSCRIPTIONS])
         engines = {"write": database.engine, "polling": polling.kw["bind"]}
         if analytics is not None:
@@ -188,12 +197,13 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
             async with LoopLag(), heartbeat:
                 poller.start()
                 jobs.start(context)
+                bulk.start()
                 follower.start()
                 grace = settings.worker_shutdown_grace
                 try:
                     yield context
                 finally:
-                    await asyncio.gather(poller.stop(grace), jobs.stop(grace), follower.stop(grace))
+                    await asyncio.gather(poller.stop(grace), jobs.stop(grace), bulk.stop(grace), follower.stop(grace))
 
 
 def open_redis(settings: Settings, *, patience: float = REDIS_PATIENCE) -> Redis:

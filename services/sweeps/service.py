@@ -8,8 +8,7 @@ from sqlalchemy.exc import DBAPIError
 
 from services.fields import made_storable
 from services.logs import Shown
-from services.outbox.policy import RetryPolicy
-from services.sql import CONTENTION, LOCK_NOT_AVAILABLE, sqlstate
+from services.outbox.policy import RetryPolicy, is_contention, is_of_the_server
 from services.sweeps.repository import Failed
 from services.transaction import SAVEPOINT_BUDGET
 from services.unit_of_work import UnitOfWork
@@ -22,12 +21,6 @@ LOCK_TIMEOUT = 1.0
 
 _SHORT_LOCK_TIMEOUT = 0.1
 """The same, once this transaction has waited for a lock in vain."""
-
-_PASSED = CONTENTION | {LOCK_NOT_AVAILABLE}
-"""SQLSTATEs of contention: the rows have not failed, and the next run tries them again."""
-
-_NOT_OF_A_ROW = ("08", "25006", "53", "57P", "58")
-"""Beginnings of SQLSTATEs which mean that the server cannot work now; no row is to blame."""
 
 _LONGEST_ERROR = 2000
 
@@ -143,7 +136,7 @@ async def _end(uow: UnitOfWork, sweep: Sweep[DueT], rows: Sequence[DueT], done: 
             ended = await sweep.end(uow, rows)
     except Exception as error:
         # Anything may refuse a row: a constraint, a trigger, one of our assertions.
-        if _is_of_the_server(error):
+        if is_of_the_server(error):
             raise
         locked = is_contention(error)
         if locked and not done.waited:
@@ -159,17 +152,6 @@ async def _end(uow: UnitOfWork, sweep: Sweep[DueT], rows: Sequence[DueT], done: 
         await _end(uow, sweep, rows[middle:], done)
     else:
         done.ended.update(ended)
-
-
-def is_contention(error: Exception) -> bool:
-    """Whether another transaction has locked the rows or the table; the next run tries them again."""
-    return isinstance(error, DBAPIError) and sqlstate(error) in _PASSED
-
-
-def _is_of_the_server(error: Exception) -> bool:
-    if not isinstance(error, DBAPIError):
-        return False
-    return error.connection_invalidated or (sqlstate(error) or "").startswith(_NOT_OF_A_ROW)
 
 
 def _summary(error: Exception) -> str:

@@ -73,6 +73,7 @@ def test_a_route_of_another_kind_is_found(app: FastAPI) -> None:
 
 CLASSES = {
     RateClass.sign_in: {
+        "POST /console/sign-in",
         "POST /v1/email-verifications/confirm",
         "POST /v1/password-resets",
         "POST /v1/password-resets/confirm",
@@ -80,6 +81,10 @@ CLASSES = {
         "POST /v1/users",
     },
     RateClass.search: {
+        "GET /console/events",
+        "GET /console/failures",
+        "GET /console/failures/all",
+        "GET /console/failures/group",
         "GET /v1/operations/dead-letter-groups",
         "GET /v1/operations/orders-by-day",
         "GET /v1/products",
@@ -88,6 +93,7 @@ CLASSES = {
     RateClass.batch: {"POST /v1/transfers/batch", "PUT /v1/products"},
     RateClass.internal: {
         "GET /assets/{name}",
+        "GET /console/assets/{version}/{name}",
         "GET /docs",
         "GET /healthz",
         "GET /internal/scaling",

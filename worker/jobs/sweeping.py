@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Any, Generic
 
-from services.sweeps.service import DueT, Refused, Sweep, is_contention, take_slice
+from services.outbox.policy import is_contention
+from services.sweeps.service import DueT, Refused, Sweep, take_slice
 from services.unit_of_work import OpenUnitOfWork, background
 
 logger = logging.getLogger(__name__)

@@ -11,6 +11,8 @@ from services.fields import now, time_of
 from services.jobs import service as of_jobs
 from services.outbox.control import service as control
 from services.outbox.control.service import WorkerState
+from services.outbox.inspection import service as inspection
+from services.outbox.inspection.schemas import GroupsWanted
 from services.outbox.log import service as log
 from services.unit_of_work import UnitOfWork
 
@@ -80,13 +82,13 @@ async def dead_letters(at: Installation) -> Checked:
     """Events whose attempts are used up."""
     async with at.work() as work:
         backlog = await work.control.backlog()
-        # To group them, all have to be read.
-        is_few = not backlog["dead_letters_is_more"]
-        groups = await control.groups(work, limit=_LISTED) if backlog["dead_letters"] and is_few else []
+        groups = (await inspection.groups(work, GroupsWanted(), _LISTED)).data
     number = backlog["dead_letters"]
     if not number:
         return Checked("none")
-    kinds = "".join(f"; {group.letters:,} x {group.type}: {group.message[:100]}" for group in groups)
+    kinds = "".join(
+        f"; {group.letters:,}{'+' * group.letters_is_more} x {group.type}: {group.message[:100]}" for group in groups
+    )
     more = "more than " if backlog["dead_letters_is_more"] else ""
     return Checked(
         f"{more}{number:,}",

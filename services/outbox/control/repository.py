@@ -12,8 +12,8 @@ from sqlmodel import col, select
 from services.fields import Id, Instant, Moment, Text
 from services.filters import EXACT, ORDERED, Filterable
 from services.outbox.control import queries
-from services.outbox.control.schemas import OtherWorker, Selection, Waiting, waiting_of
-from services.outbox.models import ASKED, DeadLetter, EventRow, OutboxRow
+from services.outbox.control.schemas import NOT_TO_USE, OtherWorker, Selection, Waiting, waiting_of
+from services.outbox.models import ASKED, DeadLetter, EventRow, FailureReason, OutboxRow
 from services.query import Listing, PageQuery, Rows, Sortable
 from services.sql import Row, SqlAccess
 
@@ -46,17 +46,18 @@ class ControlRepository(SqlAccess):
         """Like `heads`, but locks them: until the transaction ends, no one can replay, discard or park behind them."""
         return await self.sql.fetch(queries.LOCK, **asdict(selection), after=after, slice=limit)
 
-    async def replay(self, positions: Sequence[int], actor: str, reason: str) -> int:
-        """Put locked dead letters back in their old places, due now and with no attempts; return their number."""
-        return await self.sql.run(queries.REPLAY, positions=list(positions), actor=actor, reason=reason)
+    async def replay(self, positions: Sequence[int], actor: str, reason: str, bulk: UUID | None = None) -> int:
+        """Put locked dead letters back in their old places, due now and with no attempts; return their number.
 
-    async def discard(self, positions: Sequence[int], actor: str, reason: str) -> int:
-        """Delete locked dead letters; return their number. The caller wakes the events that waited behind them."""
-        return await self.sql.run(queries.DISCARD, positions=list(positions), actor=actor, reason=reason)
+        `bulk` is the id of the bulk action that does it.
+        """
+        return await self.sql.run(
+            queries.REPLAY, positions=list(positions), actor=actor, reason=reason, bulk=_text(bulk)
+        )
 
-    async def groups(self, event_type: str | None, limit: int) -> Sequence[Row]:
-        """Dead letters grouped by fingerprint, largest group first, each with its latest error."""
-        return await self.sql.fetch(queries.GROUPS, type=event_type, slice=limit)
+    async def discard(self, positions: Sequence[int], actor: str, reason: str, bulk: UUID | None = None) -> None:
+        """Delete locked dead letters. The caller wakes the events that waited behind them. `bulk` as for `replay`."""
+        await self.sql.fetch(queries.DISCARD, positions=list(positions), actor=actor, reason=reason, bulk=_text(bulk))
 
     async def backlog(self) -> dict[str, Any]:
         """How many events wait, are retried or are dead, and how long the oldest due event has waited.
@@ -106,17 +107,19 @@ class ControlRepository(SqlAccess):
         """
         return next(iter(await self.sql.fetch(queries.LOCK_WAITING, position=position)), None)
 
-    async def retry_now(self, position: int, actor: str, reason: str) -> None:
-        """Make a locked event due."""
-        await self.sql.run(queries.RETRY_NOW, position=position, actor=actor, reason=reason)
+    async def retry_now(self, positions: Sequence[int], actor: str, reason: str, bulk: UUID | None = None) -> None:
+        """Make locked events due. `bulk` as for `replay`."""
+        await self.sql.run(queries.RETRY_NOW, positions=list(positions), actor=actor, reason=reason, bulk=_text(bulk))
 
-    async def bury_waiting(self, position: int, actor: str, reason: str) -> None:
-        """Turn a locked event into a dead letter, with the attempts and the errors that it has."""
-        await self.sql.run(queries.BURY_WAITING, position=position, actor=actor, reason=reason)
+    async def bury_waiting(self, positions: Sequence[int], actor: str, reason: str, bulk: UUID | None = None) -> None:
+        """Turn locked events into dead letters, with the attempts and the errors that they have. `bulk` as before."""
+        await self.sql.run(
+            queries.BURY_WAITING, positions=list(positions), actor=actor, reason=reason, bulk=_text(bulk)
+        )
 
     async def discard_waiting(self, position: int, actor: str, reason: str) -> None:
         """Delete a locked event. The caller wakes the events that waited behind it."""
-        await self.sql.run(queries.DISCARD_WAITING, position=position, actor=actor, reason=reason)
+        await self.sql.run(queries.DISCARD_WAITING, position=position, actor=actor, reason=reason, bulk=None)
 
     async def audit_consumer(self, consumer: str, action: str, actor: str, reason: str) -> None:
         """Record what an operator did to a consumer of the log."""
@@ -137,7 +140,11 @@ class ControlRepository(SqlAccess):
         return await self.sql.run(queries.LOOK_AGAIN)
 
     async def types(self) -> Sequence[Row]:
-        """Every event type that is in the outbox, handled, controlled or dead; counts stop at `COUNTED` + 1."""
+        """Every event type that is in the outbox, handled, controlled or dead; counts stop at `COUNTED` + 1.
+
+        It sets how this transaction's later statements are planned.
+        """
+        await self.sql.fetch(queries.PLAN_BY_INDEX, names=NOT_TO_USE)
         return await self.sql.fetch(queries.TYPES, counted=COUNTED)
 
     async def type_names(self) -> set[str]:
@@ -203,12 +210,17 @@ class ControlRepository(SqlAccess):
         return await self.sql.fetch(queries.WORKERS, host=host)
 
 
+def _text(bulk: UUID | None) -> str | None:
+    return None if bulk is None else str(bulk)
+
+
 _LETTER = Sortable(col(DeadLetter.position), Id)
 
 DEAD_LETTERS = Listing[DeadLetter](
     filters={
         "aggregate": Filterable(col(DeadLetter.aggregate), Text, EXACT, indexed=frozenset({"position"})),
         "fingerprint": Filterable(col(DeadLetter.fingerprint), Text, EXACT, indexed=frozenset({"position"})),
+        "reason": Filterable(col(DeadLetter.reason), FailureReason, EXACT, indexed=frozenset({"position"})),
         "type": Filterable(col(DeadLetter.type), Text, EXACT, indexed=frozenset({"position"})),
         "died_at": Filterable(col(DeadLetter.died_at), Instant, ORDERED),
     },

@@ -92,6 +92,7 @@ _ENGINE = "It is about the operation of the service. What its events are about i
 
 NOT_EXPORTED: Mapping[str, str] = {
     "audit_log_head": "It is the end of the chain.",
+    "bulk_actions": "It says what the staff did to events, which is in the audit log as well.",
     "canaries": "Its row is about no one.",
     "categories": "They are the shop's.",
     "dead_letters": _ENGINE,
