@@ -1,9 +1,11 @@
 """A healthy installation for the tests of `waybill doctor`, and what it says."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
+import psycopg
 from pydantic import SecretStr
 from pydantic_core import to_json
 
@@ -11,6 +13,7 @@ from services.cli.doctor.findings import Outcome, State
 from services.cli.doctor.run import CHECKS, examine
 from services.settings import Environment, Settings
 from services.subscriptions import SUBSCRIPTIONS
+from tests.roles import superuser_of
 
 WORKER = """
     INSERT INTO workers (id, host, pid, started_at, beat_at, progress_at, report) VALUES
@@ -37,6 +40,15 @@ def report(**changes: Any) -> str:
         "clock_skew": 0.001,
     }
     return to_json(whole | changes).decode()
+
+
+@contextmanager
+def healthy(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
+    """A superuser's connection to a healthy installation, in autocommit mode."""
+    with psycopg.connect(superuser_of(settings), autocommit=True) as connection:
+        connection.execute(WORKER, [report()])
+        connection.execute(JOB)
+        yield connection
 
 
 def in_production(settings: Settings) -> Settings:

@@ -84,8 +84,8 @@ async def durability(at: Installation) -> Checked:
         [
             problem(
                 f"{', '.join(off)} is off" if len(off) == 1 else f"{', '.join(off)} are off",
-                "What was acknowledged may be lost in a crash; without fsync or full_page_writes, the whole database "
-                "may be.",
+                "What was acknowledged may be lost in a crash; without fsync or full_page_writes, so may the whole "
+                "database.",
                 "Reset them for the server, the database and the role (\\drds in psql), and reload.",
                 "psql " + " ".join(f"-c 'ALTER SYSTEM RESET {name}'" for name in off) + " -c 'SELECT pg_reload_conf()'",
             )
