@@ -80,6 +80,7 @@ CLASSES = {
         "POST /v1/users",
     },
     RateClass.search: {
+        "GET /v1/operations/bulk-actions/preview",
         "GET /v1/operations/dead-letter-groups",
         "GET /v1/operations/orders-by-day",
         "GET /v1/products",
