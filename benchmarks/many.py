@@ -245,6 +245,11 @@ VALUES: Mapping[str, Mapping[str, Sequence[str]]] = {
     "/v1/audit-log": _OF_ACTS,
     "/v1/audit-log.csv": _OF_ACTS,
     "/v1/audit-log.ndjson": _OF_ACTS,
+    "/v1/operations/bulk-actions": {
+        "action": ("replay", "bury"),
+        "state": ("finished", "cancelled", "running"),
+        "created_at": TIMES,
+    },
     "/v1/operations/dead-letters": {
         "aggregate": ("dead/7", "none"),
         "type": ("fatal", "rare", "none"),

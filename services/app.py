@@ -44,6 +44,7 @@ from services.exposition import LoopLag, MetricsServer
 from services.keys import Keys
 from services.logs import configure_logging
 from services.operations import routes as operations
+from services.operations.bulk import routes as bulk_routes
 from services.operations.outbox import routes as outbox_routes
 from services.orders import routes as orders
 from services.orders.days import routes as order_days
@@ -177,6 +178,7 @@ def _routes(*, docs: bool, console: bool) -> list[BaseRoute]:
         corrections,
         operations,
         outbox_routes,
+        bulk_routes,
         audit,
         audit_log,
         sweeps,

@@ -17,14 +17,16 @@ from services.cli.migrate import as_owner
 from services.database import open_database, outcome_unknown
 from services.errors import DomainError
 from services.fields import now
-from services.settings import get_settings
+from services.settings import Settings, get_settings
 from services.skew import follow_database
 from services.sql import CONTENTION, sqlstate
 from services.startup import check_schema, plain_connecting, reason_of
 from services.unit_of_work import UnitOfWork, background
 
 ResultT = TypeVar("ResultT")
+DoneT = TypeVar("DoneT")
 Work: TypeAlias = Callable[[UnitOfWork], Awaitable[ResultT]]
+Do: TypeAlias = Callable[[Work[ResultT]], Awaitable[ResultT]]
 
 _TRIES = 5
 
@@ -46,12 +48,37 @@ def in_several(works: Iterable[Work[ResultT]], *, by_owner: bool = False) -> lis
     """Do each in its own unit of work, which is committed before the next one is requested."""
     settings = as_owner(get_settings()) if by_owner else get_settings()
 
-    async def run() -> list[ResultT]:
+    async def each(do: Do[ResultT]) -> list[ResultT]:
+        return [await do(work) for work in works]
+
+    return _run(settings, each)
+
+
+def watched(work: Work[ResultT], *, until: Callable[[ResultT], bool], every: float) -> ResultT:
+    """Do it every so many seconds, each time in its own unit of work, until its result is the wanted one; returns that.
+
+    Raises what `in_one` does, and `KeyboardInterrupt` after Ctrl-C.
+    """
+
+    async def again(do: Do[ResultT]) -> ResultT:
+        while True:
+            result = await do(work)
+            if until(result):
+                return result
+            await asyncio.sleep(every)
+
+    return _run(get_settings(), again)
+
+
+def _run(settings: Settings, commands: Callable[[Do[ResultT]], Awaitable[DoneT]]) -> DoneT:
+    """Let the commands do units of work, one after another."""
+
+    async def run() -> DoneT:
         async with open_database(settings, "cli") as database:
             with plain_connecting(settings):
                 await check_schema(database.engine, settings)
                 await follow_database(database.engine)
-            return [await _committed(lambda: UnitOfWork(database.write), work) for work in works]
+            return await commands(lambda work: _committed(lambda: UnitOfWork(database.write), work))
 
     try:
         return asyncio.run(run())

@@ -15,6 +15,10 @@ from services.fields import new_id, now
 from services.orders import service as orders
 from services.orders.events import OrderPlaced
 from services.orders.schemas import OrderCreate
+from services.outbox.bulk import service as bulk
+from services.outbox.bulk.models import BulkKind
+from services.outbox.bulk.schemas import BulkFilter
+from services.outbox.control.service import By
 from services.outbox.engine.service import Processor
 from services.outbox.policy import RetryPolicy
 from services.outbox.testing import drain
@@ -38,7 +42,7 @@ _AUDITED = """
 
 
 async def populate(database: Database, customer: User, other: User) -> dict[str, Sequence[Any]]:
-    """Orders, holds, adjustments, dead letters and deferred events: their ids, by the names of their parameters."""
+    """Some of everything that has an id in a path: the ids, by the names of their parameters."""
     asking, admin = await make_operator(database), await make_admin(database)
     wanting = [await make_user(database) for _ in range(EACH)]
     product = await make_product(database, seller=other, stock=1000)
@@ -59,6 +63,8 @@ async def populate(database: Database, customer: User, other: User) -> dict[str,
         requests = await uow.role_requests.bulk_create(roles, requested_by=admin.id, expires_at=until)
         late = OrderPlaced(order_id=new_id(), buyer_id=customer.id, total=Decimal(1))
         deferred = [uow.record(late, available_at=until) for _ in range(EACH)]
+        letters, by = BulkFilter(type="none"), By("an operator", "a test")
+        actions = [(await bulk.start(uow, BulkKind.replay, letters, by)).id for _ in range(EACH)]
         await uow.commit()
     return {
         "order_id": [*confirmed, *placed],
@@ -67,6 +73,7 @@ async def populate(database: Database, customer: User, other: User) -> dict[str,
         "request_id": [one.id for one in requests],
         "position": positions,
         "event_id": deferred,
+        "action_id": actions,
     }
 
 

@@ -365,6 +365,14 @@ async def limit(api: Api, fill: Fill) -> Sent:
     return Sent(body, {**await row_of(api, "outbox_actions"), **await row_of(api, "outbox_types")}, [state])
 
 
+async def start_bulk_action(api: Api, fill: Fill) -> Sent:
+    operator = await make_operator(api.database)
+    body = fill(everything=True)
+    made = good(await api.post(f"{BASE}/bulk-actions", by=operator, json=body))
+    read = good(await api.get(f"{BASE}/bulk-actions/{made['id']}", by=operator))
+    return Sent(body, await row_of(api, "bulk_actions"), [made, read])
+
+
 async def discard(api: Api, fill: Fill) -> Sent:
     async with api.database.engine.begin() as connection:
         await connection.exec_driver_sql(LETTERS)

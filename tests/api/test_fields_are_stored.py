@@ -21,6 +21,7 @@ from services.catalog import schemas as catalog
 from services.credits import schemas as credits_
 from services.fields import RequestBody, new_id, now
 from services.models import metadata
+from services.operations.bulk import schemas as bulk
 from services.operations.outbox import schemas as outbox
 from services.orders import schemas as orders
 from services.users import schemas as users
@@ -94,6 +95,7 @@ OVERLAP = {"overlap": "is added to the time, as retires_at of the replaced key"}
 RECIPIENT = {"to_user_id": "names the recipient; the recipient's account is stored"}
 DRY_RUN = {"dry_run": "asks to store nothing"}
 SELECTS = "selects dead letters"
+FILTERS = "is stored in the filter"
 
 CASES: dict[type[RequestBody], Case] = {
     users.UserCreate: Case(["users"], sending.register, PASSWORD),
@@ -145,6 +147,12 @@ CASES: dict[type[RequestBody], Case] = {
     ),
     outbox.Because: Case(["outbox_actions"], sending.pause, unseen=frozenset({"reason"})),
     outbox.LimitChange: Case(["outbox_actions", "outbox_types"], sending.limit, unseen=frozenset({"reason"})),
+    bulk.BulkActionCreate: Case(
+        ["bulk_actions"],
+        sending.start_bulk_action,
+        dict.fromkeys(("type", "aggregate", "fingerprint", "died_from", "died_before", "waits"), FILTERS)
+        | {"everything": "says that an empty filter is meant"},
+    ),
     outbox.LettersWanted: Case(
         ["outbox_actions"],
         sending.discard,

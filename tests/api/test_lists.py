@@ -31,6 +31,7 @@ LISTS = {
     "/v1/role-requests": (set(), {"id"}),
     "/v1/adjustments": ({"created_at", "requested_by", "state", "user_id"}, {"id"}),
     "/v1/audit-log": ({"action", "actor", "at", "object", "user_id"}, {"at", "id"}),
+    "/v1/operations/bulk-actions": ({"action", "created_at", "state"}, {"id"}),
     "/v1/operations/dead-letters": (
         {"aggregate", "type", "fingerprint", "reason", "died_at"},
         {"position"},

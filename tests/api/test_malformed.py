@@ -79,6 +79,7 @@ WITH_BODY = [
     ("POST", "/v1/operations/replay"),
     ("POST", "/v1/operations/discard"),
     ("POST", "/v1/operations/types/order.placed/limit"),
+    ("POST", "/v1/operations/bulk-actions"),
 ]
 BODY_IS_OPTIONAL = ("/cancel", "/post", "/current/rotate")
 
@@ -89,8 +90,9 @@ WITH_A_REASON = {
     ("POST", "/v1/operations/waiting/{position}/retry-now"),
     ("POST", "/v1/operations/waiting/{position}/bury"),
     ("POST", "/v1/operations/waiting/{position}/discard"),
+    ("POST", "/v1/operations/bulk-actions/{action_id}/cancel"),
 }
-"""An empty object is enough there: `test_outbox_control.py` tries them."""
+"""An empty object is enough there: `test_outbox_control.py` and `test_bulk_actions.py` try them."""
 
 
 def routes_with_body(api: Api) -> set[tuple[str, str]]:

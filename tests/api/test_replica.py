@@ -38,6 +38,7 @@ REPLICATED = {
     "/v1/audit-log",
     "/v1/operations/books",
     "/v1/operations/orders-by-day",
+    "/v1/operations/bulk-actions",
     "/v1/operations/dead-letters",
     "/v1/operations/dead-letter-groups",
     "/v1/operations/deferred",

@@ -64,7 +64,7 @@ BODIES = {
 }
 """Where a body that fits the schema is not enough."""
 
-OF_OTHERS = ("order_id", "transfer_id", "adjustment_id", "request_id", "event_id")
+OF_OTHERS = ("order_id", "transfer_id", "adjustment_id", "request_id", "event_id", "action_id")
 """UUIDs in paths."""
 
 LAST = [Role.admin, Role.operator]

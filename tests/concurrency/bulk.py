@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID, uuid4
 
+from services.acting import acting_as
 from services.database import Database
 from services.outbox.bulk import service as bulk
 from services.outbox.bulk.models import BulkAction, BulkKind, BulkState
@@ -49,7 +50,9 @@ async def seen(database: Database, action_id: UUID) -> BulkAction:
 
 async def run_chunk(database: Database, subscriptions: Sequence[AnySubscription[UnitOfWork]] = ()) -> bool:
     """What a worker does in one transaction; returns False if no action is due."""
-    async with UnitOfWork(database.write) as uow:
+    with acting_as("job:bulk_actions"):
+        uow_of_job = UnitOfWork(database.write)
+    async with uow_of_job as uow:
         claimed = await uow.bulk.take()
         if claimed is None:
             return False

@@ -28,6 +28,7 @@ from services.credits.transfers.repository import HOLDS, TRANSFERS
 from services.database import Database, open_database
 from services.orders.refunds.repository import REFUNDS
 from services.orders.repository import ORDERS, SALES
+from services.outbox.bulk.repository import BULK_ACTIONS
 from services.outbox.control.repository import DEAD_LETTERS, DEFERRED
 from services.outbox.inspection.repository import BY_AGGREGATE, READY, TIMED
 from services.query import Listing, PageQuery, Rows
@@ -89,6 +90,9 @@ CASES = {
     "orders of everybody": Case(ORDERS, lambda uow, wanted: uow.orders.page(wanted), "/v1/orders"),
     "refunds": Case(REFUNDS, lambda uow, wanted: _refunds(uow, wanted), None),
     "refunds of a seller": Case(REFUNDS, lambda uow, wanted: _refunds(uow, wanted, many.BIG_SELLER), None),
+    "bulk actions": Case(
+        BULK_ACTIONS, lambda uow, wanted: uow.bulk.list_page(BULK_ACTIONS, wanted), "/v1/operations/bulk-actions"
+    ),
     "dead letters": Case(
         DEAD_LETTERS, lambda uow, wanted: uow.control.dead_letters(wanted), "/v1/operations/dead-letters"
     ),

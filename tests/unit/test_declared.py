@@ -85,6 +85,7 @@ CLASSES = {
         "GET /console/failures",
         "GET /console/failures/all",
         "GET /console/failures/group",
+        "GET /v1/operations/bulk-actions/preview",
         "GET /v1/operations/dead-letter-groups",
         "GET /v1/operations/orders-by-day",
         "GET /v1/products",

@@ -2,6 +2,7 @@
 
 import typer
 
+from services.cli.outbox.bulk import bulk
 from services.cli.outbox.consumers import delete, list_consumers, reset
 from services.cli.outbox.consumers import pause as pause_consumer
 from services.cli.outbox.consumers import resume as resume_consumer
@@ -47,4 +48,5 @@ outbox.command("cancel")(cancel)
 outbox.command("workers")(workers)
 outbox.command("partitions")(partitions)
 outbox.command("rebase")(rebase)
+outbox.add_typer(bulk, name="bulk")
 outbox.add_typer(consumers, name="consumers")

@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy
-from sqlalchemy import ColumnElement, Select, and_, func, literal, true, tuple_
+from sqlalchemy import ARRAY, BigInteger, ColumnElement, Select, and_, any_, func, literal, true, tuple_
 from sqlmodel import col
 
 from services.fields import Instant
@@ -63,16 +63,17 @@ class BulkRepository(Repository[BulkAction]):
     async def sample(self, kind: BulkKind, wanted: BulkFilter, most: int) -> list[Sample]:
         """The first of the events that match, if they are among the first `MAX_COUNTED` that are examined."""
         walk = _walk(kind, wanted, Place(), None, MAX_COUNTED).subquery()
-        first = sqlalchemy.select(walk.c.position).where(walk.c.matches).limit(most).scalar_subquery()
+        first = sqlalchemy.select(walk.c.position).where(walk.c.matches).limit(most)
+        # A statement of their own: together, the planner might read the whole table to find these few.
+        positions = (await self.session.exec(first)).scalars().all()  # type: ignore[call-overload]
         table: Any = DeadLetter if kind.of_letters else OutboxRow
         error: Any = DeadLetter.error if kind.of_letters else func.coalesce(OutboxRow.last_error, "")
         kind_of_error: Any = DeadLetter.fingerprint if kind.of_letters else _FINGERPRINT
         shown = sqlalchemy.select(
             table.position, table.event_id, table.aggregate, table.type, kind_of_error, func.right(error, _SHOWN)
         )
-        in_order = _order(kind)
         found = await self.session.exec(  # type: ignore[call-overload]
-            shown.where(table.position.in_(first)).order_by(*in_order)
+            shown.where(_among(table, positions)).order_by(*_order(kind))
         )
         return [Sample(*row) for row in found]
 
@@ -98,7 +99,7 @@ class BulkRepository(Repository[BulkAction]):
         table: Any = DeadLetter if claimed.kind.of_letters else OutboxRow
         statement = (
             sqlalchemy.select(table.position, table.event_id, table.aggregate, table.type)
-            .where(table.position == sqlalchemy.any_(literal(list(positions), sqlalchemy.ARRAY(sqlalchemy.BigInteger))))
+            .where(_among(table, positions))
             .where(*_scope(claimed.kind, claimed.filter, None))
             .where(*_conditions(claimed.kind, claimed.filter, claimed.bound))
             .order_by(*_order(claimed.kind))
@@ -150,6 +151,11 @@ class BulkRepository(Repository[BulkAction]):
 _FINGERPRINT: Any = col(OutboxRow.failures)[-1]["fingerprint"].astext
 
 
+def _among(table: Any, positions: Sequence[int]) -> ColumnElement[bool]:
+    condition: ColumnElement[bool] = table.position == any_(literal(list(positions), ARRAY(BigInteger)))
+    return condition
+
+
 def _order(kind: BulkKind) -> list[Any]:
     """The order of the walk, in which an index has the events. Events of one aggregate are in their own order."""
     return [col(DeadLetter.position)] if kind.of_letters else [OutboxRow.aggregate, OutboxRow.position]
@@ -167,7 +173,7 @@ def _walk(kind: BulkKind, wanted: BulkFilter, after: Place, bound: Bound | None,
     if kind.of_letters:
         walk = walk.where(table.position > after.position)
     else:
-        place = tuple_(literal(after.aggregate), literal(after.position, sqlalchemy.BigInteger))
+        place = tuple_(literal(after.aggregate), literal(after.position, BigInteger))
         walk = walk.where(tuple_(table.aggregate, table.position) > place)
     return walk.where(*_scope(kind, wanted, bound)).order_by(*_order(kind)).limit(examined)
 

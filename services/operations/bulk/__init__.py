@@ -1,0 +1,1 @@
+"""HTTP for bulk actions: what is done to all events that match a filter."""
