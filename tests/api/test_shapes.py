@@ -14,6 +14,7 @@ from tests.factories import make_operator, make_user
 SHOWN = {
     # The kind of error; a request's fingerprint, which is internal, has the same name.
     "get /v1/operations/dead-letter-groups": {"fingerprint"},
+    "get /v1/operations/dead-letter-groups/{fingerprint}": {"fingerprint", "payload"},
     "post /v1/operations/replay": {"fingerprint"},
     "post /v1/operations/discard": {"fingerprint"},
     # An operator needs it to decide whether this event can ever take effect.
