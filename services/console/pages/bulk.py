@@ -36,8 +36,11 @@ async def show_bulk(request: Request, _: Staff, uow: Work, action_id: UUID) -> R
 @needs(Scope.operations_read)
 async def show_progress(request: Request, _: Staff, uow: Work, action_id: UUID) -> Response:
     """How far it has come, as a part of the page that asks for it again until the action has ended."""
-    text = fragment(request, "bulk_progress.html", {"action": await bulk.get(uow, action_id)})
-    return HTMLResponse(text, headers=PROTECTION)
+    action = await bulk.get(uow, action_id)
+    text = fragment(request, "bulk_progress.html", {"action": action})
+    # Once it has ended, the whole page is loaded again: there is nothing to cancel any more.
+    ended = {} if action.state.is_active else {"HX-Refresh": "true"}
+    return HTMLResponse(text, headers={**PROTECTION, **ended})
 
 
 @router.post("/bulk/{action_id}/cancel")

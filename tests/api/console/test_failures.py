@@ -144,10 +144,13 @@ async def test_all_of_a_kind_are_replayed_by_a_bulk_action_with_progress_and_can
     progress, html = await shown(browser, reply.headers["location"])
     assert "waiting: a worker begins within seconds" in progress.text
     assert f'hx-get="/console/bulk/{action_id}/progress" hx-trigger="every 1s"' in html
+    assert "hx-refresh" not in (await browser.get(f"/console/bulk/{action_id}/progress")).headers
     overview, _ = await shown(browser, "/console/failures")
     assert "replay is waiting: 0 of 3" in overview.text
     cancelled = await browser.send(progress.form("/cancel"), {"reason": "wrong one"})
     assert cancelled.status_code == 303
+    reply = await browser.get(f"/console/bulk/{action_id}/progress")
+    assert reply.headers["hx-refresh"] == "true", "there is nothing to cancel any more"
     part, html = await shown(browser, f"/console/bulk/{action_id}/progress")
     assert "Cancelled by user/" in part.text
     assert "wrong one" in part.text
