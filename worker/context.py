@@ -38,6 +38,7 @@ from services.unit_of_work import UnitOfWork
 from worker import metrics as worker_metrics
 from worker.follower import LEASE, Follower
 from worker.heartbeat import Heartbeat, queue_length_of
+from worker.history import History
 from worker.job_loop import JobLoop
 from worker.jobs.metrics import JobMetrics
 from worker.jobs.schedule import ScheduledJob
@@ -58,11 +59,13 @@ class WorkerContext:
     jobs: JobLoop
     follower: Follower
     heartbeat: Heartbeat
+    history: History
 
     @property
     def tasks(self) -> Sequence[asyncio.Task[None]]:
         """Everything that runs until the worker stops."""
         running = [*self.poller.tasks, *self.follower.tasks, *self.heartbeat.tasks, *self.doorbell.tasks]
+        running += self.history.tasks
         return running if self.jobs.task is None else [*running, self.jobs.task]
 
     def signs(self) -> Mapping[str, object]:
@@ -165,6 +168,7 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
             time_limit=limit,
             on_death=poller.be_wary,
         )
+        history = History(lambda: UnitOfWork(database.write, name="the history"), poller.progress, heartbeat.worker_id)
         jobs = JobLoop(
             lambda: UnitOfWork(database.write, name="a job's row"),
             scheduled,
@@ -178,14 +182,14 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
             heartbeat.worker_id,
             processed=lambda: poller.progress.processed,
         )
-        context = WorkerContext(settings, database, doorbell, poller, jobs, follower, heartbeat)
+        context = WorkerContext(settings, database, doorbell, poller, jobs, follower, heartbeat, history)
         engine_metrics.announce([subscription.event.type for subscription in SUBSCRIPTIONS])
         engines = {"write": database.engine, "polling": polling.kw["bind"]}
         if analytics is not None:
             engines["analytics"] = analytics.engine
         render = worker_metrics.rendering(runs.collect, engines, lambda: skew.seconds)
         with MetricsServer(settings, settings.worker_metrics_port, render):
-            async with LoopLag(), heartbeat:
+            async with LoopLag(), heartbeat, history:
                 poller.start()
                 jobs.start(context)
                 follower.start()

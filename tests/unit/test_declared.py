@@ -82,7 +82,9 @@ CLASSES = {
     },
     RateClass.search: {
         "GET /v1/operations/dead-letter-groups",
+        "GET /v1/operations/history",
         "GET /v1/operations/orders-by-day",
+        "GET /v1/operations/overview",
         "GET /v1/products",
         "GET /v1/users",
     },
