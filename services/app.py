@@ -34,6 +34,7 @@ from services.budget import check_pool_budget, check_replica_budget
 from services.catalog import routes as catalog
 from services.collector import spare_what_stays
 from services.console import errors, site
+from services.console.live import Live
 from services.credits.corrections import routes as corrections
 from services.credits.holds import routes as holds
 from services.credits.ledger import routes as ledger
@@ -46,6 +47,7 @@ from services.logs import configure_logging
 from services.operations import routes as operations
 from services.operations.bulk import routes as bulk_routes
 from services.operations.outbox import routes as outbox_routes
+from services.operations.overview import routes as overview
 from services.orders import routes as orders
 from services.orders.days import routes as order_days
 from services.orders.export import routes as order_export
@@ -57,6 +59,7 @@ from services.skew import watched_clock
 from services.startup import check_role, check_schema, plain_connecting
 from services.subscriptions import SUBSCRIPTIONS
 from services.sweeps import routes as sweeps
+from services.unit_of_work import UnitOfWork
 from services.users import routes as users
 from services.users.keys import routes as api_keys
 from services.users.passwords import Passwords
@@ -120,6 +123,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 canary=canary,
                 skew=skew,
             )
+            app.state.live = stack.enter_context(
+                Live(lambda: UnitOfWork(database.write, name="the console's overview")).served()
+            )
             await enter(LoopLag())
             stack.enter_context(MetricsServer(settings, settings.api_metrics_port, metrics.rendering(state)))
             yield
@@ -179,6 +185,7 @@ def _routes(*, docs: bool, console: bool) -> list[BaseRoute]:
         operations,
         outbox_routes,
         bulk_routes,
+        overview,
         audit,
         audit_log,
         sweeps,

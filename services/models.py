@@ -7,6 +7,7 @@ from services.catalog.models import Category, Inventory, Product, StockMovement
 from services.credits.approval.models import UnapprovedMovement
 from services.credits.models import Account, Adjustment, Entry, Transfer
 from services.database import metadata
+from services.history.models import HistoryRow
 from services.idempotency.models import IdempotencyKey
 from services.jobs.models import JobRow
 from services.orders.days.models import OrderDay
@@ -48,6 +49,7 @@ __all__ = [
     "EventRow",
     "EventTypeControl",
     "FailedAttempts",
+    "HistoryRow",
     "IdempotencyKey",
     "Inventory",
     "JobRow",

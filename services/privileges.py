@@ -48,6 +48,7 @@ TABLES: dict[str, Privileges] = {
     "entries": APPEND_ONLY,
     "events": APPEND_ONLY,
     "failed_attempts": PASSING,
+    "history": PASSING,
     "idempotency_keys": Privileges(delete=True, secret=("fingerprint", "headers")),
     "inventory": KEPT,
     "jobs": KEPT,

@@ -14,6 +14,7 @@ from services.credits.holds.repository import HoldRepository
 from services.credits.ledger.repository import AccountRepository, LedgerRepository
 from services.credits.statement.repository import StatementRepository
 from services.credits.transfers.repository import TransferRepository
+from services.history.repository import HistoryRepository
 from services.idempotency.repository import IdempotencyRepository
 from services.jobs.repository import JobRepository
 from services.orders.days.repository import OrderDayRepository
@@ -77,6 +78,7 @@ class UnitOfWork(Transaction):
     jobs = RepositoryOf(JobRepository)
     sweeps = RepositoryOf(SweepRepository)
     canaries = RepositoryOf(CanaryRepository)
+    history = RepositoryOf(HistoryRepository)
 
 
 OpenUnitOfWork: TypeAlias = Callable[[], UnitOfWork]

@@ -39,6 +39,7 @@ from worker import metrics as worker_metrics
 from worker.bulk import BulkRunner
 from worker.follower import LEASE, Follower
 from worker.heartbeat import Heartbeat, queue_length_of
+from worker.history import History
 from worker.job_loop import JobLoop
 from worker.jobs.metrics import JobMetrics
 from worker.jobs.schedule import ScheduledJob
@@ -60,11 +61,13 @@ class WorkerContext:
     bulk: BulkRunner
     follower: Follower
     heartbeat: Heartbeat
+    history: History
 
     @property
     def tasks(self) -> Sequence[asyncio.Task[None]]:
         """Everything that runs until the worker stops."""
         running = [*self.poller.tasks, *self.follower.tasks, *self.heartbeat.tasks, *self.doorbell.tasks]
+        running += self.history.tasks
         return [*running, *(task for task in (self.jobs.task, self.bulk.task) if task is not None)]
 
     def signs(self) -> Mapping[str, object]:
@@ -167,6 +170,7 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
             time_limit=limit,
             on_death=poller.be_wary,
         )
+        history = History(lambda: UnitOfWork(database.write, name="the history"), poller.progress, heartbeat.worker_id)
         jobs = JobLoop(
             lambda: UnitOfWork(database.write, name="a job's row"),
             scheduled,
@@ -187,14 +191,14 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
             heartbeat.worker_id,
             processed=lambda: poller.progress.processed,
         )
-        context = WorkerContext(settings, database, doorbell, poller, jobs, bulk, follower, heartbeat)
+        context = WorkerContext(settings, database, doorbell, poller, jobs, bulk, follower, heartbeat, history)
         engine_metrics.announce([subscription.event.type for subscription in SUBSCRIPTIONS])
         engines = {"write": database.engine, "polling": polling.kw["bind"]}
         if analytics is not None:
             engines["analytics"] = analytics.engine
         render = worker_metrics.rendering(runs.collect, engines, lambda: skew.seconds)
         with MetricsServer(settings, settings.worker_metrics_port, render):
-            async with LoopLag(), heartbeat:
+            async with LoopLag(), heartbeat, history:
                 poller.start()
                 jobs.start(context)
                 bulk.start()

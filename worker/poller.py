@@ -51,6 +51,10 @@ class Progress:
     rolled_back: int = 0
     last_batch_at: datetime | None = None
     last_batch_seconds: float = 0.0
+    rung: int = 0
+    """How often the doorbell led to a look at the outbox."""
+    polled: int = 0
+    """How often a timed look found events for which it had not rung."""
     alive_at: dict[str, float] = field(default_factory=dict)
     """When each loop last began a round, by the monotonic clock, which is never stepped."""
     failures: Failures = field(default_factory=Failures)
@@ -146,6 +150,7 @@ class Poller:
             self._mark("ear")
             if await self._listener.wait(wait):
                 metrics.wakeups_by_doorbell.inc()
+                self.progress.rung += 1
                 self._call()
                 wait = self._interval
                 continue
@@ -156,6 +161,7 @@ class Poller:
                 ready, due_in, flowing = True, None, False
             if ready or (due_in is not None and due_in <= 0):
                 metrics.wakeups_by_poll.inc()
+                self.progress.polled += 1
                 self._call()
                 wait = max(soonest, wait / 2) if flowing else self._interval
             else:

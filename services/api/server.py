@@ -15,7 +15,7 @@ from functools import partial
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
-from services.api import pressure
+from services.api import pressure, stopping
 from services.api.protocol import RETRY, Connections, HttpLimits, LimitedProtocol, refusal
 from services.settings import Settings
 
@@ -94,6 +94,10 @@ class Server(uvicorn.Server):
             host, port = listener.getsockname()[:2]
             logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
         self.started = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        stopping.begin()
+        await super().shutdown(sockets)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -41,6 +41,8 @@ class Facts(BaseModel):
 
     api_url: str
     docs_url: str
+    console_url: str | None = None
+    """The operators' console; None if it is turned off."""
     database_url: str
     migration_database_url: str | None = None
     """The same database, with the role that owns the tables; None if the same role is used for everything."""

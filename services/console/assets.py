@@ -8,6 +8,7 @@ _FOLDER = Path(__file__).parent / "assets"
 FILES = {
     file.name: file
     for file in (
+        _FOLDER / "charts.js",
         _FOLDER / "console.css",
         _FOLDER / "console.js",
         _FOLDER / "htmx" / "htmx.min.js",

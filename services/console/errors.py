@@ -46,10 +46,23 @@ def as_page(request: Request, response: Response) -> Response:
     if request.headers.get("hx-request") == "true" and response.status_code == 401:
         # A part of a page cannot hold the form: the browser loads the whole page again.
         headers["HX-Refresh"] = "true"
+    if request.headers.get("hx-request") == "true" and response.status_code != 401:
+        return render(request, "error_part.html", {"problem": problem}, status=response.status_code, headers=headers)
     signs_in = request.scope["path"].endswith(SIGN_IN) and request.method == "POST"
+    if response.status_code == 401 and _comes_from_elsewhere(request):
+        # The browser has left out the cookie. When the page loads itself again, it sends it.
+        return render(request, "again.html", status=200)
     if response.status_code == 401 or signs_in:
-        return sign_in_page(request, problem["detail"], response.status_code, headers)
+        # Someone who has just come is not told that they made an error.
+        message = problem["detail"] if signs_in or tokens.session_token(request) else ""
+        return sign_in_page(request, message, response.status_code, headers)
     return render(request, "error.html", {"problem": problem}, status=response.status_code, headers=headers)
+
+
+def _comes_from_elsewhere(request: Request) -> bool:
+    """Whether someone has followed a link of another site, such as a chat."""
+    fetch = {name: request.headers.get(f"sec-fetch-{name}") for name in ("site", "mode")}
+    return request.method == "GET" and fetch["site"] in ("cross-site", "same-site") and fetch["mode"] == "navigate"
 
 
 def sign_in_page(

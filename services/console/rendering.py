@@ -78,6 +78,16 @@ def _number(value: float, digits: int = 0) -> str:
     return f"{value:,.{digits}f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
+def _sentence(text: str) -> str:
+    """A message as a sentence."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def _rate(value: float | None) -> str:
+    """Events in a second: with a digit after the point if there are few; a dash if it is unknown."""
+    return "\N{EN DASH}" if value is None else _number(value, 1 if value < 100 else 0)
+
+
 def _duration(seconds: float) -> str:
     """In the largest units that matter: 0.25 s, 42 s, 3 min 20 s, 5 h 12 min, 3 d 4 h."""
     if seconds < 10:
@@ -105,4 +115,4 @@ _environment = Environment(
     lstrip_blocks=True,
     auto_reload=False,
 )
-_environment.filters.update(number=_number, duration=_duration, time=_time)
+_environment.filters.update(number=_number, rate=_rate, sentence=_sentence, duration=_duration, time=_time)

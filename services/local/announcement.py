@@ -14,6 +14,10 @@ def announcement(facts: Facts, home: Home) -> Iterator[str]:
     yield ""
     yield "Waybill is running."
     yield ""
+    if facts.console_url is not None and facts.operator is not None:
+        yield f"  console                     {facts.console_url}"
+        yield f"  sign in to it as            {facts.operator.email}   password {facts.operator.password}"
+        yield ""
     yield f"  API and its documentation   {facts.docs_url}"
     for role, staff in (("operator", facts.operator), ("second operator", facts.approver), ("admin", facts.admin)):
         if staff is not None:

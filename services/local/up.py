@@ -198,6 +198,7 @@ class _House:
         port = self._free_port(self.port, "the API")
         self.facts.api_url = f"http://{LOOPBACK}:{port}"
         self.facts.docs_url = f"{self.facts.api_url}/docs"
+        self.facts.console_url = f"{self.facts.api_url}/console" if Settings().console else None
         api.arguments = ["-m", "services.cli", "api", "--host", LOOPBACK, "--port", str(port)]
 
     def _wait_until_ready(self) -> None:

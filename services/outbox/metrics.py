@@ -63,6 +63,10 @@ class _QueueTimes(Collector):
                 total += weight * seconds
         self._sums[event_type] = total
 
+    def total(self) -> tuple[int, float]:
+        """The number of events, and their seconds in all."""
+        return sum(map(sum, self._counts.values())), sum(self._sums.values())
+
     def collect(self) -> Iterable[Metric]:
         family = HistogramMetricFamily(
             "waybill_event_queue_seconds",
@@ -79,6 +83,11 @@ class _QueueTimes(Collector):
 _OF_ATTEMPTS = [reason for reason in FailureReason if reason is not FailureReason.buried]
 _queue_times = _QueueTimes()
 registry.register(_queue_times)
+
+
+def queue_times() -> tuple[int, float]:
+    """How many events of this process succeeded at once, and how many seconds they had waited in all. Estimates."""
+    return _queue_times.total()
 
 
 def announce(types: Sequence[str]) -> None:

@@ -15,6 +15,10 @@ from tests.factories import PASSWORD, make_user
 SAME_ORIGIN = {"Sec-Fetch-Site": "same-origin"}
 
 
+_BLOCKS = {"h1", "h2", "p", "li", "td", "th", "div", "figcaption", "label", "button"}
+"""Elements after which a browser begins a new line or cell."""
+
+
 @dataclass
 class Form:
     """A form of a page: where it is sent to, and the values that its fields have."""
@@ -57,6 +61,10 @@ class Page(HTMLParser):
         if (tag == "script" and "src" not in given) or tag == "style":
             self.inline.append(tag)
         self.inline += [name for name in given if name.startswith(("on", "hx-on")) or name == "style"]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in _BLOCKS:
+            self.words.append(" ")
 
     def handle_data(self, data: str) -> None:
         self.words.append(data)

@@ -46,7 +46,7 @@ async def test_a_session_of_a_customer_opens_no_page(api: Api) -> None:
     browser.client.cookies.set("waybill_console", token)
     reply = await browser.get("/console/overview")
     assert reply.status_code == 403
-    assert "the console is for the staff; your role is customer" in Page(reply.text).text
+    assert "The console is for the staff; your role is customer." in Page(reply.text).text
 
 
 async def test_without_a_session_every_page_is_the_form_to_sign_in_and_leads_back(api: Api) -> None:
@@ -59,6 +59,16 @@ async def test_without_a_session_every_page_is_the_form_to_sign_in_and_leads_bac
     form = Page(reply.text).form("/sign-in")
     signed_in = await browser.send(form, {"email": user.email, "password": PASSWORD})
     assert (signed_in.status_code, signed_in.headers["location"]) == (303, "/console/overview")
+
+
+async def test_a_link_of_another_site_opens_the_page_for_someone_who_is_signed_in(api: Api) -> None:
+    # The browser leaves out the cookie, because it is sent within the site only.
+    elsewhere = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    first = await Browser(api).get("/console/overview", headers=elsewhere)
+    assert first.status_code == 200
+    assert '<meta http-equiv="refresh" content="0">' in first.text
+    again = {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "navigate"}
+    assert (await Browser(api).get("/console/overview", headers=again)).status_code == 401
 
 
 @pytest.mark.parametrize(
@@ -86,7 +96,7 @@ async def test_a_wrong_password_is_told_as_such_and_counted(api: Api) -> None:
         reply = await browser.sign_in(user, "a wrong password")
         assert reply.status_code == 401
         page = Page(reply.text)
-        assert "the e-mail address or the password is wrong" in page.text
+        assert "The e-mail address or the password is wrong." in page.text
         assert page.form("/sign-in").fields["email"] == user.email
         assert page.form("/sign-in").fields["password"] == ""
     reply = await browser.sign_in(user)
@@ -101,7 +111,7 @@ async def test_a_second_factor_is_asked_for_and_its_code_works_once(api: Api) ->
     browser = Browser(api)
     reply = await browser.sign_in(user)
     assert reply.status_code == 401
-    assert "your account has a second factor: type its code as well" in Page(reply.text).text
+    assert "Your account has a second factor: type its code as well." in Page(reply.text).text
     assert (await browser.sign_in(user, otp=app.wrong_code())).status_code == 401
     code = app.code()
     assert (await browser.sign_in(user, otp=f" {code} ")).status_code == 303
@@ -114,7 +124,7 @@ async def test_someone_who_has_to_set_up_a_second_factor_is_told_so(api: Api, mo
     for path in ("/console", "/console/overview"):
         reply = await browser.get(path)
         assert reply.status_code == 403
-        assert "your role needs a second factor" in Page(reply.text).text
+        assert "Your role needs a second factor" in Page(reply.text).text
 
 
 async def test_the_cookie_is_hidden_from_scripts_and_other_sites(api: Api, settings: Settings) -> None:
@@ -152,7 +162,7 @@ async def test_a_session_that_is_ended_elsewhere_ends_here_at_once(api: Api) -> 
     assert (await api.delete(f"/v1/sessions/{session['id']}", by=user)).status_code == 204
     reply = await browser.get("/console/overview")
     assert reply.status_code == 401
-    assert "your session has ended; sign in again" in Page(reply.text).text
+    assert "Your session has ended; sign in again." in Page(reply.text).text
     part = await browser.get("/console/overview", headers={"HX-Request": "true"})
     assert part.headers["hx-refresh"] == "true", "a part of a page loads the whole page again"
 
@@ -178,7 +188,7 @@ async def test_a_form_needs_its_token(api: Api) -> None:
     for token in ("", "0" * 64, other.fields["form_token"], "\N{SNOWMAN}"):
         reply = await browser.send(form, {"form_token": token})
         assert reply.status_code == 403
-        assert "this form belongs to another session" in Page(reply.text).text
+        assert "This form belongs to another session" in Page(reply.text).text
     assert (await browser.client.post(form.action, headers=SAME_ORIGIN)).status_code == 403
     reply = await browser.send(form)
     assert reply.status_code == 303, reply.text
@@ -201,7 +211,7 @@ async def test_a_form_that_another_site_sends_is_refused(api: Api, headers: dict
     form = (await browser.open("/console")).form("/sign-out")
     reply = await browser.send(form, headers=headers)
     assert reply.status_code == 403
-    assert "this form was sent by another site" in Page(reply.text).text
+    assert "This form was sent by another site" in Page(reply.text).text
     assert (await browser.get("/console/overview")).status_code == 200, "the session goes on"
 
 

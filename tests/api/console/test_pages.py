@@ -75,7 +75,7 @@ async def test_errors_of_the_console_are_pages(api: Api, monkeypatch: pytest.Mon
     browser = await browser_of(api)
     for reply, status, words in (
         (await browser.get("/console/nowhere"), 404, "Not Found"),
-        (await browser.get("/console/overview?colour=red"), 400, "the query parameter 'colour' is unknown"),
+        (await browser.get("/console/overview?colour=red"), 400, "The query parameter 'colour' is unknown"),
         (await browser.client.put("/console/overview", headers=SAME_ORIGIN), 405, "Method Not Allowed"),
     ):
         assert reply.status_code == status
@@ -88,10 +88,10 @@ async def test_errors_of_the_console_are_pages(api: Api, monkeypatch: pytest.Mon
     def fail(*_: object) -> None:
         raise RuntimeError("unexpected")
 
-    monkeypatch.setattr("services.operations.service.backlog", fail)
+    monkeypatch.setattr("services.operations.overview.service.overview", fail)
     failed = await browser.get("/console/overview")
     assert failed.status_code == 500
-    assert "the request failed; nothing took effect" in Page(failed.text).text
+    assert "The request failed; nothing took effect." in Page(failed.text).text
     assert failed.headers.get_list("x-request-id") == [failed.headers["x-request-id"]]
     assert "default-src 'none'; script-src 'self'" in failed.headers["content-security-policy"]
 

@@ -1,0 +1,1 @@
+"""What the workers did and found over the last day, for charts."""

@@ -1,0 +1,105 @@
+"""All SQL of the history."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import timedelta
+from uuid import UUID
+
+from services.history.models import SLOT
+from services.history.schemas import Done
+from services.sql import Row, SqlAccess, Statement
+
+_KEPT = timedelta(hours=25)
+_SLOT = timedelta(seconds=SLOT)
+
+
+class HistoryRepository(SqlAccess):
+    """What workers did and found, in slots of ten seconds. Rows are deleted after 25 hours."""
+
+    async def write(self, worker_id: UUID, done: Done) -> bool:
+        """Add what this worker did to its row of the present slot, and delete a few rows that are too old.
+
+        Returns whether someone has looked in this slot at what waits.
+        """
+        (row,) = await self.sql.fetch(_WRITE, worker_id=worker_id, slot=_SLOT, kept=_KEPT, **asdict(done))
+        return bool(row["looked"])
+
+    async def note(self, worker_id: UUID, waiting: int, dead_letters: int, oldest_due_seconds: float) -> None:
+        """Add what waits to the row that was written in this transaction."""
+        await self.sql.run(
+            _NOTE,
+            worker_id=worker_id,
+            slot=_SLOT,
+            waiting=waiting,
+            dead_letters=dead_letters,
+            oldest_due_seconds=oldest_due_seconds,
+        )
+
+    async def wakeups(self, length: timedelta) -> tuple[int, int]:
+        """How often, in this time, the doorbell and timed looks led workers to events."""
+        (row,) = await self.sql.fetch(_WAKEUPS, length=length)
+        return row["rung"], row["polled"]
+
+    async def read(self, length: timedelta, step: timedelta) -> Sequence[Row]:
+        """The steps of the last `length` in which a worker was running; the slot that is not over yet is left out.
+
+        `number` counts the steps back from `until`, which is the end of step 0.
+        """
+        return await self.sql.fetch(_READ, length=length, step=step, slot=_SLOT)
+
+
+_THIS_SLOT = "date_bin(CAST(:slot AS interval), now(), 'epoch')"
+
+_WRITE = Statement(f"""
+    WITH gone AS (
+        DELETE FROM history WHERE (at, worker_id) IN (
+            SELECT at, worker_id FROM history WHERE at < now() - CAST(:kept AS interval)
+            ORDER BY at, worker_id LIMIT 100 FOR UPDATE SKIP LOCKED
+        )
+    ), written AS (
+        INSERT INTO history AS row (
+            at, worker_id, processed, retried, buried, batches, rolled_back, rung, polled, queued, queue_seconds
+        ) VALUES (
+            {_THIS_SLOT}, :worker_id, :processed, :retried, :buried, :batches, :rolled_back, :rung, :polled, :queued,
+            :queue_seconds
+        ) ON CONFLICT (at, worker_id) DO UPDATE SET
+            processed = row.processed + excluded.processed, retried = row.retried + excluded.retried,
+            buried = row.buried + excluded.buried, batches = row.batches + excluded.batches,
+            rolled_back = row.rolled_back + excluded.rolled_back, rung = row.rung + excluded.rung,
+            polled = row.polled + excluded.polled, queued = row.queued + excluded.queued,
+            queue_seconds = row.queue_seconds + excluded.queue_seconds
+    )
+    SELECT EXISTS (SELECT FROM history WHERE at = {_THIS_SLOT} AND waiting IS NOT NULL) AS looked
+""")  # noqa: S608
+
+_NOTE = Statement(f"""
+    UPDATE history SET waiting = :waiting, dead_letters = :dead_letters, oldest_due_seconds = :oldest_due_seconds,
+        position = pg_sequence_last_value(pg_get_serial_sequence('outbox', 'position'))
+    WHERE at = {_THIS_SLOT} AND worker_id = :worker_id
+""")  # noqa: S608
+
+_WAKEUPS = Statement("""
+    SELECT coalesce(sum(rung), 0)::bigint AS rung, coalesce(sum(polled), 0)::bigint AS polled
+    FROM history WHERE at >= now() - CAST(:length AS interval)
+""")
+
+# Steps end where the present slot begins, so that each of them is complete.
+_READ = Statement(f"""
+    WITH limits AS (SELECT {_THIS_SLOT} AS until), slots AS (
+        SELECT at, sum(processed) AS processed, sum(retried + buried) AS failed, sum(batches) AS batches,
+            sum(queued) AS queued, sum(queue_seconds) AS queue_seconds,
+            max(waiting) AS waiting, max(dead_letters) AS dead_letters, max(oldest_due_seconds) AS oldest_due_seconds,
+            max(position) AS position, count(*) AS workers
+        FROM history, limits WHERE at >= until - CAST(:length AS interval) AND at < until GROUP BY at
+    )
+    SELECT extract(epoch FROM until)::float8 AS until,
+        ceil(extract(epoch FROM until - at) / extract(epoch FROM CAST(:step AS interval)))::int - 1 AS number,
+        sum(processed)::bigint AS processed, sum(failed)::bigint AS failed, sum(batches)::bigint AS batches,
+        sum(queued)::bigint AS queued,
+        sum(queue_seconds)::float8 AS queue_seconds, max(waiting) AS waiting, max(dead_letters) AS dead_letters,
+        max(oldest_due_seconds) AS oldest_due_seconds, max(workers)::int AS workers,
+        min(position) AS first_position, max(position) AS last_position,
+        extract(epoch FROM min(at) FILTER (WHERE position IS NOT NULL))::float8 AS first_at,
+        extract(epoch FROM max(at) FILTER (WHERE position IS NOT NULL))::float8 AS last_at
+    FROM slots, limits GROUP BY until, number ORDER BY number DESC
+""")  # noqa: S608

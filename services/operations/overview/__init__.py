@@ -1,0 +1,1 @@
+"""How the whole service goes, at a glance."""
