@@ -45,6 +45,8 @@ from services.operations.outbox import routes as outbox_routes
 from services.orders import routes as orders
 from services.orders.days import routes as order_days
 from services.orders.export import routes as order_export
+from services.orders.search import routes as order_search
+from services.orders.timeline import routes as order_timeline
 from services.outbox.doorbell import Doorbell
 from services.outbox.origin import service as origin
 from services.reports import routes as reports
@@ -168,6 +170,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         sweeps,
         order_days,
         order_export,
+        order_search,
+        order_timeline,
         reports,
     ):
         app.include_router(domain.router, prefix="/v1")

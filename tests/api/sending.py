@@ -371,3 +371,12 @@ async def discard(api: Api, fill: Fill) -> Sent:
     body = fill(aggregate="order/2")
     good(await api.post(f"{BASE}/discard", by=await make_operator(api.database), json=body))
     return Sent(body, await row_of(api, "outbox_actions"), [])
+
+
+async def search_orders(api: Api, fill: Fill) -> Sent:
+    buyer, _, product = await api.shop()
+    placed = await api.place(buyer, (product, 1), reference="INV-1")
+    body = fill(id=placed["id"], buyer_id=buyer.id, reference="INV-1")
+    reply = await api.post(f"{BASE}/orders/search", by=await make_operator(api.database), json=body)
+    (found,) = good(reply)["data"]
+    return Sent(body, await row_of(api, "orders", id=UUID(placed["id"])), [found])

@@ -23,6 +23,7 @@ from services.fields import RequestBody, new_id, now
 from services.models import metadata
 from services.operations.outbox import schemas as outbox
 from services.orders import schemas as orders
+from services.orders.search import schemas as search
 from services.users import schemas as users
 from services.users.keys import schemas as keys
 from services.users.registration import schemas as registration
@@ -94,6 +95,7 @@ OVERLAP = {"overlap": "is added to the time, as retires_at of the replaced key"}
 RECIPIENT = {"to_user_id": "names the recipient; the recipient's account is stored"}
 DRY_RUN = {"dry_run": "asks to store nothing"}
 SELECTS = "selects dead letters"
+FINDS = "says which orders to find"
 
 CASES: dict[type[RequestBody], Case] = {
     users.UserCreate: Case(["users"], sending.register, PASSWORD),
@@ -152,6 +154,12 @@ CASES: dict[type[RequestBody], Case] = {
         | dict.fromkeys(("position", "event_id", "type", "aggregate", "fingerprint"), SELECTS)
         | dict.fromkeys(("died_from", "died_before", "after", "limit"), SELECTS),
         unseen=frozenset({"reason"}),
+    ),
+    search.OrderSearch: Case(
+        ["orders"],
+        sending.search_orders,
+        dict.fromkeys(("buyer_email", "status", "placed_from", "placed_before", "limit", "cursor"), FINDS),
+        unseen=frozenset({"buyer_id"}),
     ),
 }
 

@@ -78,6 +78,7 @@ WITH_BODY = [
     ("POST", "/v1/adjustments"),
     ("POST", "/v1/operations/replay"),
     ("POST", "/v1/operations/discard"),
+    ("POST", "/v1/operations/orders/search"),
     ("POST", "/v1/operations/types/order.placed/limit"),
 ]
 BODY_IS_OPTIONAL = ("/cancel", "/post", "/current/rotate")

@@ -82,6 +82,8 @@ CLASSES = {
     RateClass.search: {
         "GET /v1/operations/dead-letter-groups",
         "GET /v1/operations/orders-by-day",
+        "GET /v1/operations/orders/{order_id}/timeline",
+        "POST /v1/operations/orders/search",
         "GET /v1/products",
         "GET /v1/users",
     },
