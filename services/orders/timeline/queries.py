@@ -71,8 +71,8 @@ NEAR = Statement(f"""
     ) AS near WHERE near.aggregate = :aggregate AND near.type = wanted.type
 """)  # noqa: S608
 
-# For `NEAR`: otherwise the planner might read all events of the minute to sort them, although each partition's index has
-# them in order.
+# For `NEAR`: otherwise the planner might read all events of the minute to sort them, although the partitions have them
+# in order.
 WITHOUT_SORTING = Statement("SET LOCAL enable_sort = off")
 SORTING = Statement("SET LOCAL enable_sort = on")
 
