@@ -41,6 +41,8 @@ from services.exposition import LoopLag, MetricsServer
 from services.keys import Keys
 from services.logs import configure_logging
 from services.operations import routes as operations
+from services.operations.consumers import routes as consumers
+from services.operations.jobs import routes as jobs
 from services.operations.outbox import routes as outbox_routes
 from services.orders import routes as orders
 from services.orders.days import routes as order_days
@@ -165,6 +167,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         corrections,
         operations,
         outbox_routes,
+        consumers,
+        jobs,
         audit,
         audit_log,
         sweeps,

@@ -21,6 +21,7 @@ from services.catalog import schemas as catalog
 from services.credits import schemas as credits_
 from services.fields import RequestBody, new_id, now
 from services.models import metadata
+from services.operations.consumers import schemas as consumers
 from services.operations.outbox import schemas as outbox
 from services.orders import schemas as orders
 from services.orders.search import schemas as search
@@ -153,6 +154,12 @@ CASES: dict[type[RequestBody], Case] = {
         DRY_RUN
         | dict.fromkeys(("position", "event_id", "type", "aggregate", "fingerprint"), SELECTS)
         | dict.fromkeys(("died_from", "died_before", "after", "limit"), SELECTS),
+        unseen=frozenset({"reason"}),
+    ),
+    consumers.ConsumerReset: Case(
+        ["outbox_actions"],
+        sending.reset_consumer,
+        {"to": "is a part of the action"},
         unseen=frozenset({"reason"}),
     ),
     search.OrderSearch: Case(

@@ -27,7 +27,7 @@ from services.outbox.control import why
 from services.outbox.control.repository import DEAD_LETTERS, DEFERRED
 from services.outbox.control.service import By, Group, Slice, TypeState, WorkerState
 from services.outbox.control.why import Why
-from services.outbox.models import DeadLetter, OutboxRow
+from services.outbox.models import DeadLetter, OutboxRow, WorkerWish
 from services.query import Page, PageQuery, Rows
 from services.subscriptions import SUBSCRIPTIONS
 from services.users.repository import SignedIn
@@ -77,6 +77,27 @@ async def limit_type(event_type: EventType, wanted: LimitChange, user: CurrentUs
 async def list_workers(_: CurrentUser, uow: Work) -> list[WorkerState]:
     """List worker processes, as each last reported; `complaint` is null if a worker is healthy."""
     return await control.workers(uow)
+
+
+@router.post("/workers/{worker_id}/quiet", status_code=204, dependencies=_ONCE, responses=_ACT_ON_ONE)
+@needs(Scope.operations_write)
+async def quiet_worker(worker_id: UUID, wanted: Because, user: CurrentUser, uow: Work) -> None:
+    """Ask a worker to finish what has begun and take nothing new. It obeys at its next heartbeat, within 5 s."""
+    await control.ask(uow, worker_id, WorkerWish.quiet, _by(user, wanted))
+
+
+@router.post("/workers/{worker_id}/resume", status_code=204, dependencies=_ONCE, responses=_ACT_ON_ONE)
+@needs(Scope.operations_write)
+async def resume_worker(worker_id: UUID, wanted: Because, user: CurrentUser, uow: Work) -> None:
+    """Have a quiet worker work again."""
+    await control.ask(uow, worker_id, None, _by(user, wanted))
+
+
+@router.post("/workers/{worker_id}/stop", status_code=204, dependencies=_ONCE, responses=_ACT_ON_ONE)
+@needs(Scope.operations_write)
+async def stop_worker(worker_id: UUID, wanted: Because, user: CurrentUser, uow: Work) -> None:
+    """Ask a worker to shut down, as after SIGTERM. What supervises it may start another one."""
+    await control.ask(uow, worker_id, WorkerWish.stop, _by(user, wanted))
 
 
 @router.get("/why", responses=_READ_ONE)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +13,15 @@ FAILING = 2
 
 LATE = 120.0
 """Seconds for which an event may be unread while no worker runs the consumer: twice a lease."""
+
+
+class Start(StrEnum):
+    """Where a consumer starts."""
+
+    beginning = "beginning"
+    """At the oldest event that the log still holds."""
+    now = "now"
+    """At the first event that is committed from now on."""
 
 
 @dataclass(frozen=True, slots=True)
