@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from http import HTTPStatus
-from typing import Any, TypeAlias, get_origin
+from typing import Any, ClassVar, TypeAlias, get_origin
 
 from fastapi import Request, Response, params
 from fastapi.dependencies.models import Dependant
@@ -45,6 +45,9 @@ class CheckedRoute(DeclaredRoute):
     Handlers and the code that reads a body before FastAPI does get a request whose body is read and parsed.
     """
 
+    limited_by_address: ClassVar[bool] = False
+    """Whether requests count as those of the address, even if they carry a token."""
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         possible = (400,) if self.body_field is None else (400, 413, 415)
@@ -61,11 +64,12 @@ class CheckedRoute(DeclaredRoute):
 
     def _limited(self, handle: Handle) -> Handle:
         """The same for callers who are within their limit."""
-        kind, public = self.rate_class, scope_of(self.endpoint) is None
+        kind = self.rate_class
+        by_address = self.limited_by_address or scope_of(self.endpoint) is None
 
         async def handle_limited(request: Request) -> Response:
             limits = api_state(request).rate_limits
-            credential = await limits.admit(request, kind, public=public)
+            credential = await limits.admit(request, kind, public=by_address)
             try:
                 response = await handle(request)
             except Unauthenticated:

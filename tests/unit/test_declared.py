@@ -73,6 +73,7 @@ def test_a_route_of_another_kind_is_found(app: FastAPI) -> None:
 
 CLASSES = {
     RateClass.sign_in: {
+        "POST /console/sign-in",
         "POST /v1/email-verifications/confirm",
         "POST /v1/password-resets",
         "POST /v1/password-resets/confirm",
@@ -90,6 +91,7 @@ CLASSES = {
     RateClass.batch: {"POST /v1/transfers/batch", "PUT /v1/products"},
     RateClass.internal: {
         "GET /assets/{name}",
+        "GET /console/assets/{version}/{name}",
         "GET /docs",
         "GET /healthz",
         "GET /internal/scaling",
