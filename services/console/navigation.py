@@ -17,7 +17,10 @@ class Page:
     scope: Scope
 
 
-PAGES: tuple[Page, ...] = (Page("Overview", f"{ROOT}/overview", Scope.operations_read),)
+PAGES: tuple[Page, ...] = (
+    Page("Overview", f"{ROOT}/overview", Scope.operations_read),
+    Page("Orders", f"{ROOT}/orders", Scope.orders_read_all),
+)
 
 
 def pages_for(staff: SignedIn) -> list[Page]:

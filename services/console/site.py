@@ -3,9 +3,9 @@
 from fastapi import APIRouter, FastAPI
 
 from services.console import errors
-from services.console.pages import entry, overview
+from services.console.pages import entry, orders, overview
 
-PAGES: tuple[APIRouter, ...] = (entry.router, overview.router)
+PAGES: tuple[APIRouter, ...] = (entry.router, overview.router, orders.router)
 
 
 def install(app: FastAPI) -> None:

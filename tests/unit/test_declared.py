@@ -81,6 +81,9 @@ CLASSES = {
         "POST /v1/users",
     },
     RateClass.search: {
+        "GET /console/orders",
+        "GET /console/orders/{order_id}",
+        "POST /console/orders",
         "GET /v1/operations/dead-letter-groups",
         "GET /v1/operations/orders-by-day",
         "GET /v1/operations/orders/{order_id}/timeline",
