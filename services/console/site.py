@@ -3,9 +3,10 @@
 from fastapi import APIRouter, FastAPI
 
 from services.console import errors
+from services.console.pages import credits as credits_
 from services.console.pages import entry, orders, overview
 
-PAGES: tuple[APIRouter, ...] = (entry.router, overview.router, orders.router)
+PAGES: tuple[APIRouter, ...] = (entry.router, overview.router, orders.router, credits_.router)
 
 
 def install(app: FastAPI) -> None:

@@ -84,6 +84,8 @@ CLASSES = {
         "GET /console/orders",
         "GET /console/orders/{order_id}",
         "POST /console/orders",
+        "GET /console/credits/accounts/{user_id}",
+        "POST /console/credits",
         "GET /v1/operations/dead-letter-groups",
         "GET /v1/operations/orders-by-day",
         "GET /v1/operations/orders/{order_id}/timeline",

@@ -330,7 +330,7 @@ async def ask(work: Transaction, worker_id: UUID, wish: WorkerWish | None, by: B
 
     Raises `NotFound` if it has left, and `Conflict` if it has already been asked to stop.
     """
-    (known,) = [one for one in await workers(work) if one.id == worker_id] or [None]
+    known = next((one for one in await workers(work) if one.id == worker_id), None)
     if known is None:
         raise NotFound(f"there is no worker {worker_id}: it has stopped, or never existed")
     if known.asked is WorkerWish.stop:
