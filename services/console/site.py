@@ -4,9 +4,9 @@ from fastapi import APIRouter, FastAPI
 
 from services.console import errors
 from services.console.pages import credits as credits_
-from services.console.pages import entry, orders, overview
+from services.console.pages import entry, log, orders, overview
 
-PAGES: tuple[APIRouter, ...] = (entry.router, overview.router, orders.router, credits_.router)
+PAGES: tuple[APIRouter, ...] = (entry.router, overview.router, orders.router, credits_.router, log.router)
 
 
 def install(app: FastAPI) -> None:

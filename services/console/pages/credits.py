@@ -94,9 +94,7 @@ async def show_account(
         "account": account,
         "user_id": user_id,
         "full_name": "a deleted user" if user is None else user.full_name,
-        "statement": await uow.statements.page(
-            user_id, PageQuery(limit=LINES, cursor=cursor, scope=f"account {user_id}")
-        ),
+        "statement": await uow.statements.page(user_id, lines),
         "is_first": cursor is None,
         "moved": moved,
         "recent": RECENT,
