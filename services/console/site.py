@@ -4,9 +4,16 @@ from fastapi import APIRouter, FastAPI
 
 from services.console import errors
 from services.console.pages import credits as credits_
-from services.console.pages import entry, log, orders, overview
+from services.console.pages import entry, log, orders, overview, workers
 
-PAGES: tuple[APIRouter, ...] = (entry.router, overview.router, orders.router, credits_.router, log.router)
+PAGES: tuple[APIRouter, ...] = (
+    entry.router,
+    overview.router,
+    orders.router,
+    credits_.router,
+    workers.router,
+    log.router,
+)
 
 
 def install(app: FastAPI) -> None:
