@@ -99,6 +99,8 @@ class Action(StrEnum):
     consumer_resumed = "consumer.resumed"
     consumer_reset = "consumer.reset"
     consumer_deleted = "consumer.deleted"
+    reports_rebuilt = "reports.rebuilt"
+    """The reports began to be counted again."""
     log_rebased = "outbox.rebased"
     job_requested = "job.requested"
     job_paused = "job.paused"

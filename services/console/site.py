@@ -3,14 +3,15 @@
 from fastapi import APIRouter, FastAPI
 
 from services.console import errors
+from services.console.pages import consumers, entry, log, orders, overview, workers
 from services.console.pages import credits as credits_
-from services.console.pages import entry, log, orders, overview, workers
 
 PAGES: tuple[APIRouter, ...] = (
     entry.router,
     overview.router,
     orders.router,
     credits_.router,
+    consumers.router,
     workers.router,
     log.router,
 )

@@ -81,6 +81,7 @@ CLASSES = {
         "POST /v1/users",
     },
     RateClass.search: {
+        "GET /console/consumers",
         "GET /console/orders",
         "GET /console/orders/{order_id}",
         "POST /console/orders",

@@ -124,7 +124,8 @@ class Lag:
     """How far behind a consumer is, and who runs it.
 
     `events` is the number of unread events of any type, `seconds` the age of the oldest. `state` is `running`,
-    `waiting` (for a worker), `failing`, `paused`, or `manual` if no worker has ever run it.
+    `waiting` (for a worker), `failing`, `paused`, or `manual` if no worker has ever run it. Of what it is reading now,
+    it has read up to `position`, and `until` is the last one; None if it has read all of it.
     """
 
     name: str
@@ -139,6 +140,8 @@ class Lag:
     retry_at: datetime | None
     paused_at: datetime | None
     paused_by: str | None
+    position: int
+    until: int | None
 
     @property
     def complaint(self) -> str | None:
