@@ -46,11 +46,15 @@ from services.keys import Keys
 from services.logs import configure_logging
 from services.operations import routes as operations
 from services.operations.bulk import routes as bulk_routes
+from services.operations.consumers import routes as consumers
+from services.operations.jobs import routes as jobs
 from services.operations.outbox import routes as outbox_routes
 from services.operations.overview import routes as overview
 from services.orders import routes as orders
 from services.orders.days import routes as order_days
 from services.orders.export import routes as order_export
+from services.orders.search import routes as order_search
+from services.orders.timeline import routes as order_timeline
 from services.outbox.doorbell import Doorbell
 from services.outbox.origin import service as origin
 from services.reports import routes as reports
@@ -186,11 +190,15 @@ def _routes(*, docs: bool, console: bool) -> list[BaseRoute]:
         outbox_routes,
         bulk_routes,
         overview,
+        consumers,
+        jobs,
         audit,
         audit_log,
         sweeps,
         order_days,
         order_export,
+        order_search,
+        order_timeline,
         reports,
     ):
         router.include_router(domain.router, prefix="/v1")

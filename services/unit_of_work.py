@@ -23,6 +23,7 @@ from services.orders.placing.repository import PlacingRepository
 from services.orders.processing.repository import ProcessingRepository
 from services.orders.refunds.repository import RefundRepository
 from services.orders.repository import OrderRepository
+from services.orders.timeline.repository import TimelineRepository
 from services.outbox.subscription import TransactionT
 from services.reports.repository import HappenedRepository
 from services.sweeps.repository import SweepRepository
@@ -63,6 +64,7 @@ class UnitOfWork(Transaction):
     order_days = RepositoryOf(OrderDayRepository)
     order_expiry = RepositoryOf(OrderExpiryRepository)
     refunds = RepositoryOf(RefundRepository)
+    timelines = RepositoryOf(TimelineRepository)
     accounts = RepositoryOf(AccountRepository)
     ledger = RepositoryOf(LedgerRepository)
     transfers = RepositoryOf(TransferRepository)

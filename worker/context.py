@@ -1,6 +1,8 @@
 """The objects of one worker process: its settings, database, Redis clients, poll loops and job loop."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from services.outbox.doorbell import Doorbell, DoorbellListener
 from services.outbox.engine.repository import claim_settings
 from services.outbox.engine.service import Processor
 from services.outbox.engine.window import Pace, Window
+from services.outbox.models import WorkerWish
 from services.outbox.origin import service as origin
 from services.outbox.policy import RetryPolicy
 from services.outbox.subscription import check_time_limits, longest_limit
@@ -169,6 +172,7 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
             schedules=[one.name for one in scheduled],
             time_limit=limit,
             on_death=poller.be_wary,
+            on_asked=lambda wish: obey(wish, poller, jobs, follower),
         )
         history = History(lambda: UnitOfWork(database.write, name="the history"), poller.progress, heartbeat.worker_id)
         jobs = JobLoop(
@@ -208,6 +212,14 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
                     yield context
                 finally:
                     await asyncio.gather(poller.stop(grace), jobs.stop(grace), bulk.stop(grace), follower.stop(grace))
+
+
+def obey(wish: WorkerWish | None, poller: Poller, jobs: JobLoop, follower: Follower) -> None:
+    """Do what an operator asked of this worker."""
+    for part in (poller, jobs, follower):
+        part.be_quiet(wish is not None)
+    if wish is WorkerWish.stop:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def open_redis(settings: Settings, *, patience: float = REDIS_PATIENCE) -> Redis:

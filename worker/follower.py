@@ -76,6 +76,11 @@ class Follower:
         for one in self._running:
             one.task = asyncio.create_task(one.run(), name=f"log consumer {one.name}")
 
+    def be_quiet(self, quiet: bool) -> None:
+        """Give the consumers back after their running batches, for other workers, or claim them again."""
+        for one in self._running:
+            one.quiet = quiet
+
     async def stop(self, grace: float) -> None:
         """Let running batches finish for `grace` seconds, roll the others back, and give the leases back."""
         for one in self._running:
@@ -116,6 +121,7 @@ class _Running:
         self.ends_at: float | None = None
         """When the running batch must have ended, by `monotonic()`; None between batches."""
         self.stopping = asyncio.Event()
+        self.quiet = False
         self.task: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -123,16 +129,22 @@ class _Running:
         try:
             await self._run()
         finally:
-            if self._lease is not None:
-                with suppress(Exception):
-                    async with asyncio.timeout(_PATIENCE), background(self._open) as uow:
-                        await uow.log.release(self.name, self._lease)
+            with suppress(Exception):
+                await self._give_back()
+
+    async def _give_back(self) -> float:
+        """Let another worker have it; returns how many seconds to wait before the next step."""
+        if self._lease is not None:
+            async with asyncio.timeout(_PATIENCE), background(self._open) as uow:
+                await uow.log.release(self.name, self._lease)
+            self._lease = None
+        return _CLAIM
 
     async def _run(self) -> None:
         failures = 0
         while not self.stopping.is_set():
             try:
-                wait = await self._step()
+                wait = await (self._give_back() if self.quiet else self._step())
                 failures = 0
             except Exception as error:  # noqa: BLE001  (whatever it is, the next round may succeed)
                 failures += 1

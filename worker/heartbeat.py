@@ -22,6 +22,7 @@ from services.fields import new_id
 from services.logs import RateLimitedLogger
 from services.outbox.control.schemas import OtherWorker
 from services.outbox.control.service import SILENT
+from services.outbox.models import WorkerWish
 from services.shielding import end
 from services.skew import Skew
 from services.startup import Schema
@@ -70,7 +71,9 @@ class Heartbeat:
         schedules: Sequence[str] = (),
         time_limit: float,
         on_death: Callable[[], None] = lambda: None,
+        on_asked: Callable[[WorkerWish | None], None] = lambda _: None,
     ) -> None:
+        """`on_asked` is called when an operator asks something of this worker, or takes it back."""
         self._open = open_unit_of_work
         self._progress = progress
         self._jobs = jobs
@@ -86,6 +89,8 @@ class Heartbeat:
             "process": identity(),
         }
         self._on_death = on_death
+        self._on_asked = on_asked
+        self._asked: WorkerWish | None = None
         self._beats = 0
         self.leaves_row = False
         """Whether the row stays at exit: this worker ends abnormally, and its successor has to find that out."""
@@ -151,11 +156,16 @@ class Heartbeat:
             )
             dead = self._dead_of_this_host(others)
             await uow.control.clear(list(dead))
+            asked = await uow.control.asked(self._id)
         if dead:
             logger.info("deleted the rows of dead workers of this host", extra={"pids": sorted(dead.values())})
         if dead or any(other.silent > SILENT for other in others):
             self._on_death()
         self._beats += 1
+        if asked is not self._asked:
+            logger.info("an operator asked this worker", extra={"wish": asked.value if asked else "to work"})
+            self._asked = asked
+            self._on_asked(asked)
 
     def _dead_of_this_host(self, others: Sequence[OtherWorker]) -> dict[UUID, int]:
         """The workers of this host that have died, with their process ids: this one is their successor."""
@@ -187,6 +197,7 @@ class Heartbeat:
         done = self._progress
         return {
             **self._fixed,
+            "quiet": self._asked is not None,
             "batches": done.batches,
             "processed": done.processed,
             "retried": done.retried,

@@ -65,6 +65,7 @@ class JobLoop:
         self._context: Mapping[str, Any] = {}
         self._at_start = {one.name for one in scheduled if one.at_start}
         self._stopping = False
+        self._quiet = False
         self._woken = asyncio.Event()
         self._runs: dict[str, tuple[JobRun, asyncio.Task[None]]] = {}
         self._rounds = 0
@@ -102,6 +103,11 @@ class JobLoop:
             if running:
                 logger.warning("jobs do not end", extra={"jobs": sorted(task.get_name() for task in running)})
 
+    def be_quiet(self, quiet: bool) -> None:
+        """Claim no more jobs, or claim them again. Those that run continue."""
+        self._quiet = quiet
+        self.wake()
+
     def wake(self) -> None:
         """Look for due jobs immediately."""
         self._woken.set()
@@ -117,7 +123,8 @@ class JobLoop:
             self._rounds += 1
             self._woken.clear()
             try:
-                wait = await self._claim(await self._look())
+                seen = await self._look()
+                wait = _LONGEST_WAIT if self._quiet else await self._claim(seen)
                 self._failures = 0
                 self._health.succeeded(_LOOKS)
             except Exception as error:  # noqa: BLE001  (whatever it is, the next look may succeed)

@@ -87,6 +87,7 @@ class Poller:
         self._listener = listener
         self._interval = poll_interval
         self._stopping = asyncio.Event()
+        self._quiet = False
         # Whether each loop has been called. Two calls are as good as one: a loop takes all there is.
         self._called = [asyncio.Event() for _ in processors]
         self._sharing: asyncio.TimerHandle | None = None
@@ -115,6 +116,12 @@ class Poller:
         if running:
             logger.warning("the running batch took longer than %.1f s to finish; it is rolled back", grace)
         await end(*self._loops)
+
+    def be_quiet(self, quiet: bool) -> None:
+        """Take no more events after the running batches, or take them again."""
+        self._quiet = quiet
+        if not quiet:
+            self._call()
 
     def be_wary(self) -> None:
         """Another worker was killed: process the next batches as if one of their events had killed it."""
@@ -171,6 +178,9 @@ class Poller:
     async def _run(self, processor: Processor[UnitOfWork], number: int, name: str) -> None:
         failures = blocked = 0
         while not self._stopping.is_set():
+            if self._quiet:
+                await self._rest(number, name)
+                continue
             self._mark(name)
             before = self.progress.processed
             try:
@@ -195,9 +205,13 @@ class Poller:
                 self._log.warning("outbox batch rolled back, next attempt in %.2f s: %r", backoff, error)
                 await self._pause(backoff)
                 continue
-            self.progress.alive_at.pop(name, None)
-            await self._called[number].wait()
-            self._called[number].clear()
+            await self._rest(number, name)
+
+    async def _rest(self, number: int, name: str) -> None:
+        """Wait for a call. Meanwhile the loop is not expected to make progress."""
+        self.progress.alive_at.pop(name, None)
+        await self._called[number].wait()
+        self._called[number].clear()
 
     async def _drain(self, processor: Processor[UnitOfWork], number: int, name: str) -> Outcome:
         while True:
@@ -215,7 +229,7 @@ class Poller:
                     outcome.buried,
                     seconds * 1000,
                 )
-            if not outcome.more or self._stopping.is_set():
+            if not outcome.more or self._stopping.is_set() or self._quiet:
                 return outcome
             # There is more than one loop can take: the next one helps.
             if number + 1 < len(self._called):

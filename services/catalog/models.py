@@ -111,6 +111,8 @@ class StockMovement(SQLModel, table=True):
     __table_args__ = (
         CheckConstraint(allowed("kind", MovementKind), name="kind"),
         CheckConstraint("pieces <> 0", name="pieces"),
+        # For the timeline of an order. What an order is placed with has no movements, so placing does not pay for it.
+        Index("ix_stock_movements_order_id_id", "order_id", "id", postgresql_where=text("order_id IS NOT NULL")),
     )
 
     id: int = Field(default=None, primary_key=True, sa_type=BigInteger, sa_column_args=(Identity(),))

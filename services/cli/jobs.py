@@ -49,9 +49,9 @@ def pause(name: Name, actor: Actor = None, reason: Reason = "", as_json: AsJson 
 
 
 @jobs.command()
-def resume(name: Name, as_json: AsJson = False) -> None:
+def resume(name: Name, actor: Actor = None, reason: Reason = "", as_json: AsJson = False) -> None:
     """Run the job on its schedule again. If it became due in the meantime, it runs once, immediately."""
-    _change(name, lambda uow: service.resume(uow, name), "is not paused", as_json)
+    _change(name, lambda uow: service.resume(uow, name, By(who(actor), reason)), "is not paused", as_json)
 
 
 def _change(name: str, change: Callable[[UnitOfWork], Awaitable[None]], done: str, as_json: bool) -> None:

@@ -35,6 +35,7 @@ COMMANDS = {
         "services.cli.users:create_operator", "The old name of users create --role operator.", hidden=True
     ),
     "outbox": Command("services.cli.outbox:outbox", "Inspect and control the outbox."),
+    "orders": Command("services.cli.orders:orders", "Find orders, and show what happened to one."),
     "orders-by-day": Command("services.cli.orders:orders_by_day", "Show what happened to orders on the last days."),
     "reports": Command("services.cli.reports:reports", "Rebuild the reports in the analytics database."),
     "jobs": Command("services.cli.jobs:jobs", "List and control the scheduled jobs."),

@@ -7,6 +7,7 @@ import typer
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from services.acting import Action
 from services.analytics import HOW_TO_TURN_ON, Analytics, open_analytics
 from services.cli.console import CommandError, plain_errors, say
 from services.cli.progress import Display, open_display
@@ -99,6 +100,7 @@ async def _restart(database: Database, actor: str, reason: str) -> tuple[UUID, L
     async with background(lambda: UnitOfWork(database.write)) as uow:
         restarted = await log.restart_sink(uow, service.CONSUMER, new_id(), LEASE)
         await uow.control.audit_consumer(service.CONSUMER, "rebuild", actor, reason)
+        uow.record_act(Action.reports_rebuilt, f"consumer/{service.CONSUMER}", reason=reason, by=actor)
     return restarted
 
 

@@ -21,6 +21,11 @@ PAGES: tuple[Page, ...] = (
     Page("Overview", f"{ROOT}/overview", Scope.operations_read),
     Page("Events", f"{ROOT}/events", Scope.operations_read),
     Page("Failures", f"{ROOT}/failures", Scope.operations_read),
+    Page("Orders", f"{ROOT}/orders", Scope.orders_read_all),
+    Page("Credits", f"{ROOT}/credits", Scope.credits_read_all),
+    Page("Consumers", f"{ROOT}/consumers", Scope.operations_read),
+    Page("Workers", f"{ROOT}/workers", Scope.operations_read),
+    Page("Log of actions", f"{ROOT}/log", Scope.audit_read),
 )
 
 

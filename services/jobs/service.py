@@ -45,11 +45,11 @@ async def pause(work: UnitOfWork, name: str, by: By) -> None:
     work.record_act(Action.job_paused, f"job/{name}", reason=by.reason, by=by.actor)
 
 
-async def resume(work: UnitOfWork, name: str) -> None:
+async def resume(work: UnitOfWork, name: str, by: By) -> None:
     """Run the job on its schedule again; once immediately if it is due. Raises `NotFound`."""
     if not await work.jobs.resume(name):
         raise _unknown(name)
-    work.record_act(Action.job_resumed, f"job/{name}")
+    work.record_act(Action.job_resumed, f"job/{name}", reason=by.reason, by=by.actor)
 
 
 def _state(row: dict[str, Any]) -> JobState:

@@ -130,7 +130,7 @@ class OrderRepository(Repository[Order]):
     ) -> Rows[Order]:
         """Orders of one buyer, orders with a product of one seller, or all orders, without lines; newest first."""
         bought, sold = _parties(buyer_id, seller_id)
-        return await self.list_page(_listing(seller_id), wanted, *bought, members=sold, options=(_BUYER,))
+        return await self.list_page(_listing(seller_id), wanted, *bought, members=sold, options=(WITH_BUYER,))
 
     async def sold_in(self, order_ids: Sequence[UUID], seller_id: int) -> dict[UUID, Sold]:
         """What the seller sold in each of these orders."""
@@ -254,10 +254,10 @@ EXPORTED = (
 )
 """The fields of an order that an export has."""
 
-_BUYER = joinedload(Order.buyer, innerjoin=True).options(WITHOUT_PASSWORD)  # type: ignore[arg-type]
+WITH_BUYER = joinedload(Order.buyer, innerjoin=True).options(WITHOUT_PASSWORD)  # type: ignore[arg-type]
 
 ORDER_WITH_DETAILS = (
-    _BUYER,
+    WITH_BUYER,
     selectinload(Order.items).joinedload(OrderItem.product, innerjoin=True),  # type: ignore[arg-type]
     selectinload(Order.transitions),  # type: ignore[arg-type]
 )

@@ -365,10 +365,20 @@ class OutboxAction(SQLModel, table=True):
     )
 
 
+class WorkerWish(StrEnum):
+    """What an operator asked of a worker; without a wish, it works."""
+
+    quiet = "quiet"
+    """Finish what has begun, and take nothing new: no events, no jobs, no consumers."""
+    stop = "stop"
+    """Shut down, as after SIGTERM."""
+
+
 class WorkerRow(SQLModel, table=True):
     """One worker process, as it reports itself every few seconds. The row is deleted on an orderly shutdown."""
 
     __tablename__ = "workers"
+    __table_args__ = (CheckConstraint(allowed("asked", WorkerWish), name="asked"),)
 
     id: UUID = Field(primary_key=True)
     host: str = Field(max_length=255)
@@ -379,3 +389,6 @@ class WorkerRow(SQLModel, table=True):
     """When the slowest of its poll loops last finished a look at the outbox. It stops advancing if one hangs."""
     report: dict[str, Any] = Field(sa_type=JSONB)
     """What it does: types, batches, events processed, failed and buried, rates, its last batch, its ARQ jobs."""
+    asked: WorkerWish | None = Field(default=None, sa_type=text_enum(WorkerWish))
+    """Read at each heartbeat. It ends with the process: its successor has a row of its own."""
+    asked_by: str | None = Field(default=None, max_length=200)

@@ -76,7 +76,7 @@ Grouping = Annotated[
 
 
 @asynccontextmanager
-async def _reading(analytics: Analytics) -> AsyncIterator[AnalyticsWork]:
+async def reading(analytics: Analytics) -> AsyncIterator[AnalyticsWork]:
     """A transaction of the analytics database. Raises `ReportsUnavailable` if that cannot be used."""
     try:
         async with asyncio.timeout(PATIENCE), analytics.open() as work:
@@ -102,7 +102,7 @@ async def report_sales(
     Sellers see their own sales; those of all sellers need `reports:read_all`. Groups without sales and refunds are left
     out.
     """
-    async with _reading(wanted.analytics) as work:
+    async with reading(wanted.analytics) as work:
         return await service.sales(work, by, wanted.days, wanted.seller_id, product_id)
 
 
@@ -119,7 +119,7 @@ async def export_sales(
     product_id: Product = None,
 ) -> StreamingResponse:
     """Export the report of sales as CSV (RFC 4180), with any number of rows."""
-    pieces = service.sales_csv(lambda: _reading(wanted.analytics), by, wanted.days, wanted.seller_id, product_id)
+    pieces = service.sales_csv(lambda: reading(wanted.analytics), by, wanted.days, wanted.seller_id, product_id)
     return await attachment(pieces, "sales", Format.csv)
 
 
@@ -131,7 +131,7 @@ async def report_statuses(wanted: Wanted) -> Report[OrderDayPublic]:
 
     For a seller, an order counts with the seller's lines only.
     """
-    async with _reading(wanted.analytics) as work:
+    async with reading(wanted.analytics) as work:
         return await service.statuses(work, wanted.days, wanted.seller_id)
 
 
@@ -140,5 +140,5 @@ async def report_statuses(wanted: Wanted) -> Report[OrderDayPublic]:
 @rate_class(RateClass.export)
 async def report_confirmation_times(wanted: Wanted) -> Report[WaitRow]:
     """Report how long the orders that were confirmed on each day had waited since their credits were held."""
-    async with _reading(wanted.analytics) as work:
+    async with reading(wanted.analytics) as work:
         return await service.waits(work, wanted.days, wanted.seller_id)

@@ -14,6 +14,7 @@ from sqlalchemy import select
 
 from services.fields import now
 from services.models import metadata
+from services.outbox.log import service as log
 from services.unit_of_work import UnitOfWork
 from services.users.resets.models import MailKind
 from services.users.rights import Role
@@ -378,4 +379,22 @@ async def discard(api: Api, fill: Fill) -> Sent:
         await connection.exec_driver_sql(LETTERS)
     body = fill(aggregate="order/2")
     good(await api.post(f"{BASE}/discard", by=await make_operator(api.database), json=body))
+    return Sent(body, await row_of(api, "outbox_actions"), [])
+
+
+async def search_orders(api: Api, fill: Fill) -> Sent:
+    buyer, _, product = await api.shop()
+    placed = await api.place(buyer, (product, 1), reference="INV-1")
+    body = fill(id=placed["id"], buyer_id=buyer.id, reference="INV-1")
+    reply = await api.post(f"{BASE}/orders/search", by=await make_operator(api.database), json=body)
+    (found,) = good(reply)["data"]
+    return Sent(body, await row_of(api, "orders", id=UUID(placed["id"])), [found])
+
+
+async def reset_consumer(api: Api, fill: Fill) -> Sent:
+    async with UnitOfWork(api.database.write) as uow:
+        await log.create(uow, "feed")
+        await uow.commit()
+    body = fill(to="now")
+    good(await api.post(f"{BASE}/consumers/feed/reset", by=await make_operator(api.database), json=body))
     return Sent(body, await row_of(api, "outbox_actions"), [])

@@ -22,8 +22,10 @@ from services.credits import schemas as credits_
 from services.fields import RequestBody, new_id, now
 from services.models import metadata
 from services.operations.bulk import schemas as bulk
+from services.operations.consumers import schemas as consumers
 from services.operations.outbox import schemas as outbox
 from services.orders import schemas as orders
+from services.orders.search import schemas as search
 from services.users import schemas as users
 from services.users.keys import schemas as keys
 from services.users.registration import schemas as registration
@@ -96,6 +98,7 @@ RECIPIENT = {"to_user_id": "names the recipient; the recipient's account is stor
 DRY_RUN = {"dry_run": "asks to store nothing"}
 SELECTS = "selects dead letters"
 FILTERS = "is stored in the filter"
+FINDS = "says which orders to find"
 
 CASES: dict[type[RequestBody], Case] = {
     users.UserCreate: Case(["users"], sending.register, PASSWORD),
@@ -160,6 +163,18 @@ CASES: dict[type[RequestBody], Case] = {
         | dict.fromkeys(("position", "event_id", "type", "aggregate", "fingerprint"), SELECTS)
         | dict.fromkeys(("died_from", "died_before", "after", "limit"), SELECTS),
         unseen=frozenset({"reason"}),
+    ),
+    consumers.ConsumerReset: Case(
+        ["outbox_actions"],
+        sending.reset_consumer,
+        {"to": "is a part of the action"},
+        unseen=frozenset({"reason"}),
+    ),
+    search.OrderSearch: Case(
+        ["orders"],
+        sending.search_orders,
+        dict.fromkeys(("buyer_email", "status", "placed_from", "placed_before", "limit", "cursor"), FINDS),
+        unseen=frozenset({"buyer_id"}),
     ),
 }
 

@@ -78,6 +78,8 @@ WITH_BODY = [
     ("POST", "/v1/adjustments"),
     ("POST", "/v1/operations/replay"),
     ("POST", "/v1/operations/discard"),
+    ("POST", "/v1/operations/orders/search"),
+    ("POST", "/v1/operations/consumers/orders-by-day/reset"),
     ("POST", "/v1/operations/types/order.placed/limit"),
     ("POST", "/v1/operations/bulk-actions"),
 ]
@@ -91,6 +93,14 @@ WITH_A_REASON = {
     ("POST", "/v1/operations/waiting/{position}/bury"),
     ("POST", "/v1/operations/waiting/{position}/discard"),
     ("POST", "/v1/operations/bulk-actions/{action_id}/cancel"),
+    ("POST", "/v1/operations/workers/{worker_id}/quiet"),
+    ("POST", "/v1/operations/workers/{worker_id}/resume"),
+    ("POST", "/v1/operations/workers/{worker_id}/stop"),
+    ("POST", "/v1/operations/consumers/{consumer}/pause"),
+    ("POST", "/v1/operations/consumers/{consumer}/resume"),
+    ("POST", "/v1/operations/jobs/{job}/run"),
+    ("POST", "/v1/operations/jobs/{job}/pause"),
+    ("POST", "/v1/operations/jobs/{job}/resume"),
 }
 """An empty object is enough there: `test_outbox_control.py` and `test_bulk_actions.py` try them."""
 
@@ -107,7 +117,12 @@ def routes_with_body(api: Api) -> set[tuple[str, str]]:
 
 async def test_every_route_that_takes_a_body_is_tried_here(api: Api) -> None:
     found = {
-        (method, re.sub(r"\{(user|category|product)_id\}", "1", path).replace("{event_type}", "order.placed"))
+        (
+            method,
+            re.sub(r"\{(user|category|product)_id\}", "1", path)
+            .replace("{event_type}", "order.placed")
+            .replace("{consumer}/reset", "orders-by-day/reset"),
+        )
         for method, path in routes_with_body(api)
     }
     listed = {(method, re.sub("[0-9a-f-]{36}", "ID", path)) for method, path in WITH_BODY}

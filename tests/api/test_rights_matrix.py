@@ -162,6 +162,9 @@ async def world(api: Api) -> World:
         "key_id": ((await make_key(api, owner))["id"], uuid4()),
         "name": ("docs.js", "unknown"),
         "event_type": ("order.placed", "order.unknown"),
+        "consumer": ("orders-by-day", "unknown"),
+        "job": ("audit", "unknown"),
+        "worker_id": (uuid4(), uuid4()),
         "position": (known["position"][0], 2**40),
     }
     ids |= {name: (known[name][0], uuid4()) for name in OF_OTHERS}

@@ -48,7 +48,7 @@ async def export_acts_as_csv(
     filters: Filters = [],  # noqa: B006  (FastAPI copies it)
 ) -> StreamingResponse:
     """Export the audit log as CSV (RFC 4180), oldest first. The export is itself recorded."""
-    return await _export(Format.csv, request, uow, state, filters)
+    return await export_log(Format.csv, request, uow, state, filters)
 
 
 @router.get("/audit-log.ndjson", response_class=StreamingResponse, responses={**documented(Format.ndjson), **_REFUSED})
@@ -62,12 +62,13 @@ async def export_acts_as_json(
     filters: Filters = [],  # noqa: B006  (FastAPI copies it)
 ) -> StreamingResponse:
     """Export the audit log as one JSON object a line, oldest first. The export is itself recorded."""
-    return await _export(Format.ndjson, request, uow, state, filters)
+    return await export_log(Format.ndjson, request, uow, state, filters)
 
 
-async def _export(
+async def export_log(
     form: Format, request: Request, uow: UnitOfWork, state: ApiState, filters: list[str]
 ) -> StreamingResponse:
+    """The audit log as a file, recorded as an export of whoever makes the request. Raises `BadQuery`."""
     # A bad filter is refused before anything is recorded.
     AUDIT_LOG.conditions(filters)
     # The connection goes back to the pool: the export takes one only briefly for each piece.

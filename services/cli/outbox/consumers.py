@@ -4,9 +4,10 @@ from typing import Annotated
 
 import typer
 
-from services.acting import Action
 from services.cli.console import plain_errors, say
-from services.cli.run import Actor, AsJson, Reason, Work, Yes, ago, counted, in_one, lasting, show_json, show_table, who
+from services.cli.run import Actor, AsJson, Reason, Yes, ago, counted, in_one, lasting, show_json, show_table, who
+from services.operations.consumers import service
+from services.outbox.control.service import By
 from services.outbox.log import service as log
 from services.outbox.log.schemas import Lag
 from services.outbox.log.service import MOST_COUNTED, Start
@@ -43,20 +44,22 @@ def reset(
     again = "reads all events again" if to is Start.beginning else "skips its unread events"
     if not yes:
         typer.confirm(f"reset {consumer}, which then {again}?", abort=True, err=True)
-    _act(Action.consumer_reset, f"reset_to_{to}", lambda uow: log.reset(uow, consumer, to), consumer, actor, reason)
+    with plain_errors():
+        in_one(lambda uow: service.reset(uow, consumer, to, By(who(actor), reason)))
     say(f"Consumer {consumer} continues at {'the beginning of the log' if to is Start.beginning else 'now'}.")
 
 
 def pause(consumer: Consumer, actor: Actor = None, reason: Reason = "") -> None:
     """Stop running a consumer in workers. A batch that is under way is rolled back."""
-    by = who(actor)
-    _act(Action.consumer_paused, "pause_consumer", lambda uow: log.pause(uow, consumer, by), consumer, by, reason)
+    with plain_errors():
+        in_one(lambda uow: service.pause(uow, consumer, By(who(actor), reason)))
     say(f"Consumer {consumer} is paused.")
 
 
 def resume(consumer: Consumer, actor: Actor = None, reason: Reason = "") -> None:
     """Run a consumer in workers again, immediately even if it waits after a failure."""
-    _act(Action.consumer_resumed, "resume_consumer", lambda uow: log.resume(uow, consumer), consumer, actor, reason)
+    with plain_errors():
+        in_one(lambda uow: service.resume(uow, consumer, By(who(actor), reason)))
     say(f"Consumer {consumer} is not paused.")
 
 
@@ -64,20 +67,9 @@ def delete(consumer: Consumer, yes: Yes = False, actor: Actor = None, reason: Re
     """Delete a consumer: the log no longer keeps events for it."""
     if not yes:
         typer.confirm(f"delete {consumer}?", abort=True, err=True)
-    _act(Action.consumer_deleted, "delete_consumer", lambda uow: log.delete(uow, consumer), consumer, actor, reason)
-    say(f"Consumer {consumer} is deleted.")
-
-
-def _act(act: Action, action: str, step: Work[None], consumer: str, actor: str | None, reason: str) -> None:
-    """Do it, and record who did it, in one unit of work."""
-
-    async def work(uow: UnitOfWork) -> None:
-        await step(uow)
-        await uow.control.audit_consumer(consumer, action, who(actor), reason)
-        uow.record_act(act, f"consumer/{consumer}", reason=reason, by=who(actor), done=action)
-
     with plain_errors():
-        in_one(work)
+        in_one(lambda uow: service.delete(uow, consumer, By(who(actor), reason)))
+    say(f"Consumer {consumer} is deleted.")
 
 
 async def _read(uow: UnitOfWork) -> tuple[list[Lag], str | None]:

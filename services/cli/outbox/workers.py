@@ -1,15 +1,18 @@
 """Workers: which are running, what they did, and a health check."""
 
+from enum import StrEnum
 from typing import Annotated
+from uuid import UUID
 
 import typer
 
-from services.cli.console import CommandError, plain_errors
-from services.cli.run import AsJson, ago, in_one, lasting, show_json, show_table
+from services.cli.console import CommandError, plain_errors, say
+from services.cli.run import Actor, AsJson, Reason, ago, in_one, lasting, show_json, show_table, who
 from services.jobs import service as jobs
 from services.outbox.control import service as control
-from services.outbox.control.service import WorkerState
+from services.outbox.control.service import By, WorkerState
 from services.outbox.log import service as log
+from services.outbox.models import WorkerWish
 from services.outbox.origin import service as origin
 from services.unit_of_work import UnitOfWork
 
@@ -47,6 +50,30 @@ def workers(
             )
         if check:
             _check(found, complaints, host)
+
+
+class Wish(StrEnum):
+    """What a worker is asked to do."""
+
+    quiet = "quiet"
+    work = "work"
+    stop = "stop"
+
+
+def ask(
+    worker: Annotated[UUID, typer.Argument(help="The worker's id: `waybill outbox workers --json` shows it.")],
+    wish: Annotated[Wish, typer.Argument(help="Take nothing new, work again, or shut down.")],
+    actor: Actor = None,
+    reason: Reason = "",
+) -> None:
+    """Ask a worker to be quiet, to work again, or to stop. It obeys at its next heartbeat, within 5 seconds.
+
+    A quiet worker finishes what has begun, and takes no more events, jobs and consumers. A restart ends that.
+    """
+    asked = None if wish is Wish.work else WorkerWish(wish.value)
+    with plain_errors():
+        in_one(lambda uow: control.ask(uow, worker, asked, By(who(actor), reason)))
+    say(f"Worker {worker} is asked to {'be quiet' if wish is Wish.quiet else wish.value}.")
 
 
 async def _read(uow: UnitOfWork, host: str | None) -> tuple[list[WorkerState], list[str]]:

@@ -31,7 +31,7 @@ from services.outbox.control.service import By, Slice, TypeState, WorkerState
 from services.outbox.control.why import Why
 from services.outbox.inspection import service as inspection
 from services.outbox.inspection.schemas import Group, GroupsWanted, WaitingEvent, WaitsFor, Window
-from services.outbox.models import DeadLetter, FailureReason, OutboxRow
+from services.outbox.models import DeadLetter, FailureReason, OutboxRow, WorkerWish
 from services.query import Page, PageQuery, Rows
 from services.subscriptions import SUBSCRIPTIONS
 from services.unit_of_work import UnitOfWork
@@ -82,6 +82,27 @@ async def limit_type(event_type: EventType, wanted: LimitChange, user: CurrentUs
 async def list_workers(_: CurrentUser, uow: Work) -> list[WorkerState]:
     """List worker processes, as each last reported; `complaint` is null if a worker is healthy."""
     return await control.workers(uow)
+
+
+@router.post("/workers/{worker_id}/quiet", status_code=204, dependencies=_ONCE, responses=_ACT_ON_ONE)
+@needs(Scope.operations_write)
+async def quiet_worker(worker_id: UUID, wanted: Because, user: CurrentUser, uow: Work) -> None:
+    """Ask a worker to finish what has begun and take nothing new. It obeys at its next heartbeat, within 5 s."""
+    await control.ask(uow, worker_id, WorkerWish.quiet, _by(user, wanted))
+
+
+@router.post("/workers/{worker_id}/resume", status_code=204, dependencies=_ONCE, responses=_ACT_ON_ONE)
+@needs(Scope.operations_write)
+async def resume_worker(worker_id: UUID, wanted: Because, user: CurrentUser, uow: Work) -> None:
+    """Have a quiet worker work again."""
+    await control.ask(uow, worker_id, None, _by(user, wanted))
+
+
+@router.post("/workers/{worker_id}/stop", status_code=204, dependencies=_ONCE, responses=_ACT_ON_ONE)
+@needs(Scope.operations_write)
+async def stop_worker(worker_id: UUID, wanted: Because, user: CurrentUser, uow: Work) -> None:
+    """Ask a worker to shut down, as after SIGTERM. What supervises it may start another one."""
+    await control.ask(uow, worker_id, WorkerWish.stop, _by(user, wanted))
 
 
 @router.get("/why", responses=_READ_ONE)

@@ -19,7 +19,6 @@ _SHOWN = 2000
 """How much of the end of an error is read for each dead letter of a list: its summary, and room before it."""
 
 COUNT = Statement(f"SELECT count(*) AS number FROM dead_letters WHERE {_SELECTED}")  # noqa: S608
-
 HEADS = Statement(f"""
     SELECT position, event_id, aggregate, type, fingerprint, died_at, right(error, {_SHOWN}) AS error
     FROM dead_letters
@@ -355,6 +354,8 @@ BEAT = Statement("""
         CAST(extract(epoch FROM statement_timestamp() - beat_at) AS double precision) AS silent_seconds
     FROM workers WHERE id <> :id AND (host = :host OR :everywhere)
 """)
+ASKED = Statement("SELECT asked FROM workers WHERE id = :id")
+ASK = Statement("UPDATE workers SET asked = CAST(:wish AS text), asked_by = :actor WHERE id = :id")
 LEAVE = Statement("DELETE FROM workers WHERE id = :id")
 CLEAR = Statement("""
     DELETE FROM workers WHERE id = ANY(ARRAY(
@@ -372,7 +373,7 @@ FORGET = Statement("""
     )) RETURNING id
 """)
 WORKERS = Statement("""
-    SELECT id, host, pid, started_at, beat_at, progress_at, report::text AS report,
+    SELECT id, host, pid, started_at, beat_at, progress_at, report::text AS report, asked, asked_by,
         CAST(extract(epoch FROM statement_timestamp() - beat_at) AS double precision) AS silent_seconds,
         CAST(extract(epoch FROM statement_timestamp() - progress_at) AS double precision) AS stuck_seconds
     FROM workers WHERE CAST(:host AS text) IS NULL OR host = :host ORDER BY host, pid, started_at

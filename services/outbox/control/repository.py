@@ -13,7 +13,7 @@ from services.fields import Id, Instant, Moment, Text
 from services.filters import EXACT, ORDERED, Filterable
 from services.outbox.control import queries
 from services.outbox.control.schemas import NOT_TO_USE, OtherWorker, Selection, Waiting, waiting_of
-from services.outbox.models import ASKED, DeadLetter, EventRow, FailureReason, OutboxRow
+from services.outbox.models import ASKED, DeadLetter, EventRow, FailureReason, OutboxRow, WorkerWish
 from services.query import Listing, PageQuery, Rows, Sortable
 from services.sql import Row, SqlAccess
 
@@ -186,6 +186,15 @@ class ControlRepository(SqlAccess):
             OtherWorker(row["id"], row["host"], row["pid"], json.loads(row["process"] or "null"), row["silent_seconds"])
             for row in rows
         ]
+
+    async def asked(self, worker_id: UUID) -> WorkerWish | None:
+        """What an operator asked of this worker."""
+        rows = await self.sql.fetch(queries.ASKED, id=worker_id)
+        return next((WorkerWish(row["asked"]) for row in rows if row["asked"] is not None), None)
+
+    async def ask(self, worker_id: UUID, wish: WorkerWish | None, actor: str) -> bool:
+        """Ask something of a worker, or take that back; False if there is no such worker."""
+        return await self.sql.run(queries.ASK, id=worker_id, wish=wish and wish.value, actor=actor) == 1
 
     async def leave(self, worker_id: UUID) -> None:
         """Delete a worker's row."""

@@ -15,10 +15,16 @@ from services.outbox.control.repository import COUNTED
 from services.outbox.control.schemas import Selection, Waiting
 from services.outbox.engine.schemas import first_positions
 from services.outbox.events import defined
-from services.outbox.models import Waits
+from services.outbox.models import Waits, WorkerWish
 from services.outbox.subscription import AnySubscription, Discarded, TransactionT, lent_to
 from services.sql import Row
 from services.transaction import Transaction
+
+_OF_WISH = {
+    WorkerWish.quiet: Action.worker_quieted,
+    WorkerWish.stop: Action.worker_stopped,
+    None: Action.worker_resumed,
+}
 
 SLICE = 500
 """The most dead letters in one transaction, which holds their locks and wakes what waits behind each of them."""
@@ -119,6 +125,7 @@ class WorkerState:
     """One worker process, as it last reported itself. `complaint` is the result of its health check, None if healthy.
 
     `silent_seconds` is the time since its last heartbeat, `stuck_seconds` since its slowest busy loop made progress.
+    `asked` is what an operator asked of it, which it does from its next heartbeat on.
     """
 
     id: UUID
@@ -131,6 +138,8 @@ class WorkerState:
     stuck_seconds: float
     complaint: str | None
     report: dict[str, Any]
+    asked: WorkerWish | None
+    asked_by: str | None
 
 
 async def replay(
@@ -316,8 +325,23 @@ async def workers(work: Transaction, host: str | None = None) -> list[WorkerStat
             or report.get("clock_complaint")
             or report.get("tables_complaint")
         )
-        found.append(WorkerState(**{**row, "report": report}, complaint=complaint))
+        asked = None if row["asked"] is None else WorkerWish(row["asked"])
+        found.append(WorkerState(**{**row, "report": report, "asked": asked}, complaint=complaint))
     return found
+
+
+async def ask(work: Transaction, worker_id: UUID, wish: WorkerWish | None, by: By) -> None:
+    """Ask a worker to take nothing new or to stop, or take that back. It obeys at its next heartbeat.
+
+    Raises `NotFound` if it has left, and `Conflict` if it has already been asked to stop.
+    """
+    known = next((one for one in await workers(work) if one.id == worker_id), None)
+    if known is None:
+        raise NotFound(f"there is no worker {worker_id}: it has stopped, or never existed")
+    if known.asked is WorkerWish.stop:
+        raise Conflict(f"the worker {worker_id} was asked to stop, and is shutting down")
+    await work.control.ask(worker_id, wish, by.actor)
+    _record(work, _OF_WISH[wish], f"worker/{worker_id}", by, host=known.host, pid=known.pid)
 
 
 def last_line(error: str) -> str:

@@ -205,7 +205,8 @@ LIST = Statement("""
             WHEN lease_until > clock_timestamp() THEN 'running'
             ELSE 'waiting'
         END AS state,
-        workers.host, workers.pid, failed_in_a_row, error, retry_at, paused_at, paused_by
+        workers.host, workers.pid, failed_in_a_row, error, retry_at, paused_at, paused_by,
+        log_consumers.position, until
     FROM log_consumers LEFT JOIN workers ON workers.id = lease_owner CROSS JOIN LATERAL (
         SELECT count(*) AS events, min(occurred_at) AS oldest FROM (
             (

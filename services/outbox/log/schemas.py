@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +13,15 @@ FAILING = 2
 
 LATE = 120.0
 """Seconds for which an event may be unread while no worker runs the consumer: twice a lease."""
+
+
+class Start(StrEnum):
+    """Where a consumer starts."""
+
+    beginning = "beginning"
+    """At the oldest event that the log still holds."""
+    now = "now"
+    """At the first event that is committed from now on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +124,8 @@ class Lag:
     """How far behind a consumer is, and who runs it.
 
     `events` is the number of unread events of any type, `seconds` the age of the oldest. `state` is `running`,
-    `waiting` (for a worker), `failing`, `paused`, or `manual` if no worker has ever run it.
+    `waiting` (for a worker), `failing`, `paused`, or `manual` if no worker has ever run it. Of what it is reading now,
+    it has read up to `position`, and `until` is the last one; None if it has read all of it.
     """
 
     name: str
@@ -129,6 +140,8 @@ class Lag:
     retry_at: datetime | None
     paused_at: datetime | None
     paused_by: str | None
+    position: int
+    until: int | None
 
     @property
     def complaint(self) -> str | None:

@@ -22,11 +22,11 @@ the lock under which it writes, and event ids are made by the clocks of several 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from uuid import UUID
 
 from services.errors import AlreadyExists, Conflict, NotFound
 from services.outbox.log.schemas import Cursor, Extent, Lag, Lease, LoggedEvent
+from services.outbox.log.schemas import Start as Start
 from services.outbox.models import NOTHING_SEEN
 from services.outbox.origin import service as origin
 from services.transaction import Transaction
@@ -36,15 +36,6 @@ POSITIONS_PER_READ = 10_000
 
 MOST_COUNTED = 100_000
 """The most unread events that `lags` counts for a consumer: this number means "or more"."""
-
-
-class Start(StrEnum):
-    """Where a consumer starts."""
-
-    beginning = "beginning"
-    """At the oldest event that the log still holds."""
-    now = "now"
-    """At the first event that is committed from now on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +80,9 @@ async def delete(uow: Transaction, consumer: str) -> None:
         raise _unknown(consumer)
 
 
-async def lags(uow: Transaction) -> list[Lag]:
-    """How far behind each consumer is."""
-    return await uow.log.lags(MOST_COUNTED)
+async def lags(uow: Transaction, most: int = MOST_COUNTED) -> list[Lag]:
+    """How far behind each consumer is, counting up to `most` events for each."""
+    return await uow.log.lags(most)
 
 
 async def read(uow: Transaction, consumer: str, limit: int, types: Sequence[str] | None = None) -> LogBatch:

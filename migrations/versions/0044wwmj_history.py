@@ -1,7 +1,7 @@
 """history
 
-Revision ID: 0041wwmj
-Revises: 0040zcbt
+Revision ID: 0044wwmj
+Revises: 0043tknd
 Create Date: 2026-11-28 12:28:15.535118+00:00
 """
 
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from alembic import op
 
-revision: str = "0041wwmj"
-down_revision: str | Sequence[str] | None = "0040zcbt"
+revision: str = "0044wwmj"
+down_revision: str | Sequence[str] | None = "0043tknd"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 

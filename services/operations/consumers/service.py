@@ -1,0 +1,36 @@
+"""Pause, resume, reset and delete consumers of the event log, with a record of who did it. The caller commits."""
+
+from services.acting import Action
+from services.outbox.control.service import By
+from services.outbox.log import service as log
+from services.outbox.log.service import Start
+from services.unit_of_work import UnitOfWork
+
+
+async def pause(uow: UnitOfWork, consumer: str, by: By) -> None:
+    """Stop running a consumer in workers. A batch that is under way is rolled back. Raises `NotFound`."""
+    await log.pause(uow, consumer, by.actor)
+    await _record(uow, Action.consumer_paused, "pause_consumer", consumer, by)
+
+
+async def resume(uow: UnitOfWork, consumer: str, by: By) -> None:
+    """Run a consumer in workers again, immediately even if it waits after a failure. Raises `NotFound`."""
+    await log.resume(uow, consumer)
+    await _record(uow, Action.consumer_resumed, "resume_consumer", consumer, by)
+
+
+async def reset(uow: UnitOfWork, consumer: str, to: Start, by: By) -> None:
+    """Move a consumer to the beginning of the log or to now. Raises `NotFound`, `RebaseNeeded` and `Conflict`."""
+    await log.reset(uow, consumer, to)
+    await _record(uow, Action.consumer_reset, f"reset_to_{to}", consumer, by)
+
+
+async def delete(uow: UnitOfWork, consumer: str, by: By) -> None:
+    """Delete a consumer: the log no longer keeps events for it. Raises `NotFound`."""
+    await log.delete(uow, consumer)
+    await _record(uow, Action.consumer_deleted, "delete_consumer", consumer, by)
+
+
+async def _record(uow: UnitOfWork, act: Action, done: str, consumer: str, by: By) -> None:
+    await uow.control.audit_consumer(consumer, done, by.actor, by.reason)
+    uow.record_act(act, f"consumer/{consumer}", reason=by.reason, by=by.actor, done=done)

@@ -1,0 +1,1 @@
+"""HTTP for the jobs that run on a schedule."""

@@ -1,0 +1,1 @@
+"""Everything that happened to one order, in one list sorted by time."""
