@@ -20,6 +20,7 @@ from services.api.rate_counts import Counts
 from services.api.rate_limits import RateLimits
 from services.api.reads import Reads
 from services.api.refusals import Refusals
+from services.api.request_log import RequestLog
 from services.api.request_times import RequestTimes
 from services.api.seen_keys import SeenKeys
 from services.api.shares import SharingPool
@@ -139,6 +140,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         times=request_times,
         protection=Protection(settings.http_hsts),
         refusals=refusals,
+        log=RequestLog.from_settings(settings),
     )
     problems.install(app)
     app.include_router(health.router)

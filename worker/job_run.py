@@ -13,7 +13,7 @@ from uuid import UUID
 from services.acting import acting_as
 from services.fields import made_storable
 from services.jobs.schemas import Ended, Taken
-from services.logs import Shown
+from services.logs import Shown, bind, unbind
 from services.unit_of_work import OpenUnitOfWork, background
 from worker.jobs.metrics import JobRuns
 from worker.jobs.schedule import ScheduledJob
@@ -69,6 +69,7 @@ class JobRun:
         """Run the job and write its outcome, or release it if this task is cancelled."""
         started = monotonic()
         name = self._scheduled.name
+        bound = bind(job=name)
         with acting_as(f"job:{name}"):
             work = asyncio.create_task(self._scheduled.job(dict(context)), name=f"job-{name}")
         try:
@@ -81,6 +82,8 @@ class JobRun:
         except asyncio.CancelledError:
             await self._give_back(work)
             raise
+        finally:
+            unbind(bound)
 
     async def _attend(self, work: asyncio.Task[None]) -> str | None:
         """Hold the lease until the job has ended; returns its error. Cancels it when its time or the lease runs out."""

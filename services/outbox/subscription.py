@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 from uuid import UUID
 
-from services.logs import Shown
-from services.outbox.events import Claimed, EventT
+from services.logs import Shown, bind_from, unbind
+from services.outbox.events import Claimed, EventT, batch_ids
 from services.outbox.policy import OnDeath, RetryPolicy
 from services.transaction import Transaction
 
@@ -116,6 +117,7 @@ async def handle(
     """
     name = subscription.event.type
     transaction.act_as(f"job:{name}")
+    bound = bind_from(partial(batch_ids, name, events))
     try:
         async with lent_to(transaction, f"the handler of {name!r}"), asyncio.timeout(limit) as timer:
             verdicts = await subscription.handler(transaction, events)
@@ -123,6 +125,8 @@ async def handle(
         if not timer.expired():
             raise
         raise TimedOut(f"the handler of {name!r} did not finish within {limit:g} s for {len(events)} events") from late
+    finally:
+        unbind(bound)
     return None if verdicts is None else _checked(name, events, verdicts)
 
 

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from services.fields import now
 from services.logs import Shown
-from services.outbox.events import Claimed, Event, NoHandler, Trace, Unprocessable
+from services.outbox.events import Claimed, Event, NoHandler, Trace, Unprocessable, ids_of
 from services.outbox.models import Waits
 from services.outbox.policy import RetryPolicy, describe, fingerprint, history_entry, is_locked
 
@@ -73,13 +73,20 @@ class ClaimedRow(NamedTuple):
     blocked: bool
     parks: bool
 
+    def ids(self) -> dict[str, object]:
+        """What a line of the log says about the event."""
+        return {"event_type": self.type, **ids_of(self.event_id, self.aggregate, self.trace)}
+
+    @property
+    def trace(self) -> Trace:
+        return Trace(self.request_id, self.traceparent) if self.request_id or self.traceparent else _NO_TRACE
+
     def read(self, read: Callable[[str, int], Event]) -> Claimed[Any]:
         """The event in the form that its handler gets. Raises `Unprocessable`, and what the event's own code raises."""
         if self.payload is None or self.version is None:
             raise Unprocessable(f"event {self.event_id} is not in the log")
-        trace = Trace(self.request_id, self.traceparent) if self.request_id or self.traceparent else _NO_TRACE
         event = read(self.payload, self.version)
-        return Claimed(self.position, self.event_id, self.aggregate, self.attempts, event, trace)
+        return Claimed(self.position, self.event_id, self.aggregate, self.attempts, event, self.trace)
 
 
 @dataclass(frozen=True, slots=True)

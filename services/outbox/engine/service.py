@@ -436,7 +436,7 @@ class Processor(Generic[TransactionT]):
             if left_out is not None:
                 # Of many failures of one kind, only the first is logged, and then one a minute.
                 level = logging.ERROR if dead else logging.WARNING
-                logger.log(level, "%s", failure.told(row, error, dead=dead, left_out=left_out))
+                logger.log(level, "%s", failure.told(row, error, dead=dead, left_out=left_out), extra=row.ids())
         if put_off:
             await transaction.outbox.put_off(put_off)
         if bury:
