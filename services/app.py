@@ -54,6 +54,7 @@ from services.skew import watched_clock
 from services.startup import check_role, check_schema, plain_connecting
 from services.subscriptions import SUBSCRIPTIONS
 from services.sweeps import routes as sweeps
+from services.tracing import tracing
 from services.users import routes as users
 from services.users.keys import routes as api_keys
 from services.users.passwords import Passwords
@@ -77,6 +78,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redis = Redis.from_url(settings.redis_url, socket_connect_timeout=1, socket_timeout=1)
         async with AsyncExitStack() as stack:
             enter = stack.enter_async_context
+            await enter(tracing(settings, "api"))
             with plain_connecting(settings):
                 database = await enter(open_database(settings, "api", Limits.of_requests(settings), SharingPool))
                 schema = await check_schema(database.engine, settings, may_wait=True)
@@ -133,6 +135,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
+        # Its spans would contain the path and the query; see `services/api/spans.py`.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.add_middleware(
         RequestMiddleware,

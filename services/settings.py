@@ -82,6 +82,7 @@ class Settings(BaseSettings):
     log_format: LogFormat = LogFormat.json
     log_one_request_in: Annotated[int, Field(ge=0, le=1_000_000)] = 1
     log_probes: bool = False
+    tracing: bool = False
 
     database_url: str = "postgresql://waybill@localhost:5432/waybill"
     database_read_role: Annotated[str, Field(pattern=_ROLE)] | None = None

@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any
 from uuid import UUID
 
+from services import tracing
 from services.acting import acting_as
 from services.fields import made_storable
 from services.jobs.schemas import Ended, Taken
@@ -71,7 +72,7 @@ class JobRun:
         name = self._scheduled.name
         bound = bind(job=name)
         with acting_as(f"job:{name}"):
-            work = asyncio.create_task(self._scheduled.job(dict(context)), name=f"job-{name}")
+            work = asyncio.create_task(self._carry_out(context), name=f"job-{name}")
         try:
             error = await self._attend(work)
             ended = Ended(monotonic() - started, error)
@@ -84,6 +85,10 @@ class JobRun:
             raise
         finally:
             unbind(bound)
+
+    async def _carry_out(self, context: Mapping[str, Any]) -> None:
+        with tracing.span(f"job {self._scheduled.name}", is_root=True):
+            await self._scheduled.job(dict(context))
 
     async def _attend(self, work: asyncio.Task[None]) -> str | None:
         """Hold the lease until the job has ended; returns its error. Cancels it when its time or the lease runs out."""

@@ -28,6 +28,7 @@ from services.api.kept import STORED, ReplayStored, check_free, is_kept, kept_re
 from services.api.problems import domain_problem, is_unavailable, outcome_unknown_problem, overloaded
 from services.api.request_log import ids_of
 from services.api.rights import check_rights
+from services.api.spans import of_group
 from services.api.tokens import no_longer_valid
 from services.api.turns import Alone, Answered, Intent, Outcome, Replay, Turns
 from services.database import SessionFactory, outcome_unknown
@@ -206,7 +207,8 @@ class _Committer:
         if not intents:
             return []
         try:
-            return await self._attempt(intents)
+            with of_group(intents):
+                return await self._attempt(intents)
         except (PoolTimeout, OSError) as error:
             return self._give_up(intents, error)
         except DBAPIError as error:

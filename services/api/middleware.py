@@ -23,6 +23,7 @@ from services.api.problems import problem
 from services.api.refusals import Refusals
 from services.api.request_log import RequestLog, context_of
 from services.api.request_times import RequestTimes, route_path
+from services.api.spans import of_request
 from services.errors import CannotStart
 from services.logs import bind_from, unbind
 
@@ -110,6 +111,13 @@ class RequestMiddleware:
         state["fields"] = exchange.fields
         bound = bind_from(partial(context_of, scope))
         try:
+            with of_request(scope, exchange):
+                await self._answer_or_stop(scope, exchange)
+        finally:
+            unbind(bound)
+
+    async def _answer_or_stop(self, scope: Scope, exchange: "_Exchange") -> None:
+        try:
             await self._answer(scope, exchange)
         except asyncio.CancelledError:
             if exchange.status is None:
@@ -120,8 +128,6 @@ class RequestMiddleware:
                 stopped = problem(Request(scope), 503, "outcome_unknown", detail, headers={"Retry-After": "1"})
                 await stopped(scope, exchange.receive, exchange.send)
             raise
-        finally:
-            unbind(bound)
 
     async def _answer(self, scope: Scope, exchange: "_Exchange") -> None:
         announced = _value(scope["headers"], b"content-length")

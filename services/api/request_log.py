@@ -20,7 +20,9 @@ logger = logging.getLogger(__name__)
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
-_OF_PROBES = frozenset({"/healthz", "/readyz", "/metrics", "/internal/scaling"})
+PROBES = frozenset({"/healthz", "/readyz", "/metrics", "/internal/scaling"})
+"""The paths that load balancers, scrapers and autoscalers ask for."""
+
 _ID = re.compile(r"[0-9A-Fa-f-]{1,36}", re.ASCII)
 
 
@@ -33,7 +35,7 @@ class RequestLog:
 
     def __init__(self, one_in: int = 1, *, probes: bool = False) -> None:
         self._one_in = one_in
-        self._left_out = frozenset() if probes else _OF_PROBES
+        self._left_out = frozenset() if probes else PROBES
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "RequestLog":

@@ -11,6 +11,7 @@ from uuid import UUID
 from services.logs import Shown, bind_from, unbind
 from services.outbox.events import Claimed, EventT, batch_ids
 from services.outbox.policy import OnDeath, RetryPolicy
+from services.tracing import span
 from services.transaction import Transaction
 
 TransactionT = TypeVar("TransactionT", bound=Transaction)
@@ -119,8 +120,9 @@ async def handle(
     transaction.act_as(f"job:{name}")
     bound = bind_from(partial(batch_ids, name, events))
     try:
-        async with lent_to(transaction, f"the handler of {name!r}"), asyncio.timeout(limit) as timer:
-            verdicts = await subscription.handler(transaction, events)
+        with span(f"handle {name}", attributes={"messaging.batch.message_count": len(events)}):
+            async with lent_to(transaction, f"the handler of {name!r}"), asyncio.timeout(limit) as timer:
+                verdicts = await subscription.handler(transaction, events)
     except TimeoutError as late:
         if not timer.expired():
             raise

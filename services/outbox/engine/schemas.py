@@ -243,6 +243,29 @@ class Batch:
         """Types with unfunded events of which no event was processed or has failed."""
         return self.unfunded.keys() - {row.type for row in self.done} - {row.type for row, _ in self.failed}
 
+    def read(
+        self,
+        rows: Iterable[ClaimedRow],
+        read: Callable[[str, int], Event],
+        error_of: Callable[[ClaimedRow], Exception | None],
+    ) -> list[Work]:
+        """The events in the form that their handler gets. One that cannot be read fails.
+
+        `error_of` says what became of an attempt that was lost with its transaction.
+        """
+        works: list[Work] = []
+        for row in rows:
+            if row.aggregate in self.stopped:
+                continue
+            if (lost := error_of(row)) is not None:
+                self.fail(row, lost)
+                continue
+            try:
+                works.append(Work(row, row.read(read)))
+            except Exception as error:  # noqa: BLE001  (`upgraded` and validators are the event's own code)
+                self.fail(row, error)
+        return works
+
     def take(self, part: Done) -> None:
         """Add the result of a handler."""
         self.done += part.done
