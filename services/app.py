@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from redis.asyncio import Redis
 
 from services.analytics import open_analytics
-from services.api import health, metrics, pages, problems
+from services.api import health, metrics, pages, problems, start
 from services.api.canary import Canary
 from services.api.described import describe
 from services.api.groups import Groups
@@ -149,6 +149,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     app.include_router(health.router)
     app.include_router(metrics.router)
+    app.include_router(start.router)
     if settings.http_docs:
         app.include_router(pages.router)
     # The busiest first: those whose paths have parameters are matched one after another.
@@ -177,6 +178,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         reports,
     ):
         app.include_router(domain.router, prefix="/v1")
+    start.note_links(app, settings)
     look_up_paths(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

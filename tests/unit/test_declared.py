@@ -87,6 +87,7 @@ CLASSES = {
     },
     RateClass.batch: {"POST /v1/transfers/batch", "PUT /v1/products"},
     RateClass.internal: {
+        "GET /",
         "GET /assets/{name}",
         "GET /docs",
         "GET /healthz",
