@@ -1,9 +1,12 @@
 FROM python:3.13.14-slim@sha256:9662417aace5ae7b8e2609cce472b72a8958e134ba372808abe9cc1a0c0125e6 AS dependencies
 COPY requirements.txt /build/
+COPY requirements-otel.txt /build/
+# requirements-otel.txt: with what WAYBILL_TRACING needs.
+ARG REQUIREMENTS=requirements.txt
 # The next stage copies only the environment, so it has no pip.
 RUN python -m venv --without-pip /app/.venv \
     && python -m pip --python /app/.venv/bin/python install --no-cache-dir --disable-pip-version-check \
-       --require-hashes --only-binary :all: -r /build/requirements.txt
+       --require-hashes --only-binary :all: -r "/build/$REQUIREMENTS"
 
 FROM python:3.13.14-slim@sha256:9662417aace5ae7b8e2609cce472b72a8958e134ba372808abe9cc1a0c0125e6
 RUN python -m pip uninstall --yes --quiet pip \

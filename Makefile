@@ -107,7 +107,8 @@ clean: ## Remove .venv, caches and builds; the data is kept
 
 lock: $(UV) ## Update the lock files to pyproject.toml; remove a lock file first to get the newest versions
 	$(COMPILE) pyproject.toml -o requirements.txt
-	$(COMPILE) pyproject.toml --extra dev -o requirements-dev.txt
+	$(COMPILE) pyproject.toml --extra otel --extra dev -o requirements-dev.txt
+	$(COMPILE) pyproject.toml --extra otel -c requirements-dev.txt -o requirements-otel.txt
 	$(COMPILE) --group peers -o requirements-bench.txt
 	$(COMPILE) --group sbom -o requirements-sbom.txt
 	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["embedded"], sep="\n")' \

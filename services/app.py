@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from starlette.routing import BaseRoute
 
 from services.analytics import open_analytics
-from services.api import health, metrics, pages, problems
+from services.api import health, metrics, pages, problems, start
 from services.api.canary import Canary
 from services.api.described import describe
 from services.api.groups import Groups
@@ -22,6 +22,7 @@ from services.api.rate_counts import Counts
 from services.api.rate_limits import RateLimits
 from services.api.reads import Reads
 from services.api.refusals import Refusals
+from services.api.request_log import RequestLog
 from services.api.request_times import RequestTimes
 from services.api.seen_keys import SeenKeys
 from services.api.shares import SharingPool
@@ -63,6 +64,7 @@ from services.skew import watched_clock
 from services.startup import check_role, check_schema, plain_connecting
 from services.subscriptions import SUBSCRIPTIONS
 from services.sweeps import routes as sweeps
+from services.tracing import tracing
 from services.unit_of_work import UnitOfWork
 from services.users import routes as users
 from services.users.keys import routes as api_keys
@@ -87,6 +89,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redis = Redis.from_url(settings.redis_url, socket_connect_timeout=1, socket_timeout=1)
         async with AsyncExitStack() as stack:
             enter = stack.enter_async_context
+            await enter(tracing(settings, "api"))
             with plain_connecting(settings):
                 database = await enter(open_database(settings, "api", Limits.of_requests(settings), SharingPool))
                 schema = await check_schema(database.engine, settings, may_wait=True)
@@ -145,6 +148,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
+        # Its spans would contain the path and the query; see `services/api/spans.py`.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.add_middleware(
         RequestMiddleware,
@@ -152,10 +157,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         times=request_times,
         protection=Protection(settings.http_hsts),
         refusals=refusals,
+        log=RequestLog.from_settings(settings),
     )
     problems.install(app)
     if settings.console:
         errors.install(app)
+    start.note_links(app, settings)
     look_up_paths(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
@@ -168,6 +175,7 @@ def _routes(*, docs: bool, console: bool) -> list[BaseRoute]:
     router = APIRouter(generate_unique_id_function=lambda route: route.name)
     router.include_router(health.router)
     router.include_router(metrics.router)
+    router.include_router(start.router)
     if docs:
         router.include_router(pages.router)
     # The busiest first: those whose paths have parameters are matched one after another.

@@ -5,11 +5,12 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import asyncpg
 from sqlalchemy import URL, ExceptionContext, event
 from sqlalchemy import Connection as SqlConnection
+from sqlalchemy.engine import ExecutionContext
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, SessionTransaction
@@ -38,6 +39,8 @@ from services.redaction import redact
 from services.replica import PATIENCE, Replica
 from services.settings import Settings
 from services.shielding import settled
+from services.tracing import begun_statement, fail, is_on
+from services.tracing import statement as traced
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +61,9 @@ SessionFactory: TypeAlias = async_sessionmaker[AsyncSession]
 
 LENT = "lent"
 """The key in a session's `info` that says whether its transaction is lent to a handler, which must not end it."""
+
+_SPAN = "waybill_span"
+"""The attribute of a statement's execution that holds its span, if this process makes spans."""
 
 CHECKS_ORDER = "checks_order"
 """The key in a session's `info` that says whether its transaction checks the order of events."""
@@ -163,7 +169,27 @@ def make_engine(
     event.listen(engine.sync_engine, "handle_error", _judge)
     if keep_cancelled:
         event.listen(engine.sync_engine, "handle_error", _keep_where_cancelled)
+    if is_on():
+        # Those that `services/sql.py` sends to the driver itself have spans there.
+        event.listen(engine.sync_engine, "before_cursor_execute", _begin_span)
+        event.listen(engine.sync_engine, "after_cursor_execute", _end_span)
+        event.listen(engine.sync_engine, "handle_error", _fail_span)
     return engine
+
+
+def _begin_span(_: SqlConnection, __: Any, text: str, ___: Any, context: ExecutionContext | None, ____: bool) -> None:
+    setattr(context, _SPAN, begun_statement(text))
+
+
+def _end_span(_: SqlConnection, __: Any, ___: str, ____: Any, context: ExecutionContext | None, _____: bool) -> None:
+    if (span := getattr(context, _SPAN, None)) is not None:
+        span.end()
+
+
+def _fail_span(context: ExceptionContext) -> None:
+    if (span := getattr(context.execution_context, _SPAN, None)) is not None:
+        fail(span, context.original_exception)
+        span.end()
 
 
 def _keep_off_standard_output(pool_class: type[AsyncAdaptedQueuePool]) -> None:
@@ -311,7 +337,8 @@ async def commit(session: AsyncSession) -> None:
     A session without a transaction has nothing to commit. If the proof is missing, the connection is closed, and the
     error that SQLAlchemy raises has a `NotCommitted` or `CommitUnknown` as its cause.
     """
-    await session.run_sync(_commit)
+    with traced("COMMIT"):
+        await session.run_sync(_commit)
 
 
 def _commit(session: OrmSession) -> None:

@@ -1,10 +1,11 @@
-"""Names in the environment and in `.env`: those that are not settings, and those of files with a setting's value."""
+"""Names and values in the environment and in `.env`: names that are not settings, files with values, addresses."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from services.safety import Fault
 
@@ -55,3 +56,18 @@ def read_files(
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             faults.append(Fault(f"{setting}{_OF_FILE}", f"cannot read {path}: {reason}"))
     return values, faults
+
+
+def can_carry_mail(address: str) -> bool:
+    """Whether mails can be sent to this address: an SMTP server's, a folder's, or `console:`."""
+    try:
+        url = urlsplit(address)
+        port = url.port
+    except ValueError:
+        return False
+    match url.scheme:
+        case "smtp" | "smtps":
+            return bool(url.hostname) and port != 0
+        case "file":
+            return bool(url.path) and not url.netloc
+    return address == "console:"

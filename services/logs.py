@@ -4,25 +4,33 @@ Fields go into `extra`: `logger.info("expired", extra={"holds": 3})`. `logging` 
 there, such as `name` and `args`.
 """
 
+import asyncio
 import json
 import logging
 import sys
 import traceback
 import warnings
+from collections import deque
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar, Token
 from datetime import UTC, datetime
-from time import monotonic
-from types import MappingProxyType
+from time import monotonic, time
 from typing import Any, TypeAlias
+
+from pydantic_core import to_json
 
 from services.redaction import facts_of, in_traceback, redact, repr_of, text_of
 from services.settings import LogFormat, Settings
 
 Fields: TypeAlias = Mapping[str, object]
+Bound: TypeAlias = tuple[Fields | Callable[[], Fields], ...]
 
-_bound: ContextVar[Fields] = ContextVar("bound", default=MappingProxyType({}))
+_bound: ContextVar[Bound] = ContextVar("bound", default=())
 _OF_LOGGING = {*logging.makeLogRecord({}).__dict__, "message", "asctime"}
+_LEVELS = {
+    level: name.lower() for name, level in logging.getLevelNamesMapping().items() if name not in ("WARN", "FATAL")
+}
 _COLORS = {"critical": 31, "error": 31, "warning": 33, "info": 32, "debug": 32}
 
 
@@ -98,13 +106,29 @@ def traceback_of(error: BaseException) -> str:
     return in_traceback(error, "".join(traceback.format_exception(error)))
 
 
-def bind(**fields: object) -> Token[Fields]:
-    """Add fields to each line that this task logs, and the tasks that it starts, until `unbind`."""
-    return _bound.set({**_bound.get(), **fields})
+def bind(**fields: object) -> Token[Bound]:
+    """Add fields to each line that this task logs, and the tasks that it starts, until `unbind`.
+
+    Fields that are None are left out.
+    """
+    return _bound.set((*_bound.get(), fields))
 
 
-def unbind(token: Token[Fields]) -> None:
+def bind_from(source: Callable[[], Fields]) -> Token[Bound]:
+    """The same with fields that are only found out when a line is logged, which most requests never do."""
+    return _bound.set((*_bound.get(), source))
+
+
+def unbind(token: Token[Bound]) -> None:
     _bound.reset(token)
+
+
+def bound() -> dict[str, object]:
+    """The fields that are bound now; of those with the same name, the innermost."""
+    fields: dict[str, object] = {}
+    for one in _bound.get():
+        fields.update(one() if callable(one) else one)
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 class JsonLines(logging.Formatter):
@@ -113,22 +137,26 @@ class JsonLines(logging.Formatter):
     def __init__(self, process: str) -> None:
         super().__init__()
         self._process = process
+        self._encode = json.JSONEncoder(default=lambda value: repr(Shown(value)), separators=(",", ":")).encode
 
     def format(self, record: logging.LogRecord) -> str:
-        return json.dumps(self.fields(record), default=lambda value: repr(Shown(value)))
+        return self.line(self.fields(record))
+
+    def line(self, fields: dict[str, object]) -> str:
+        """The line with these fields. In JSON, every character that is not plain ASCII is escaped."""
+        return self._encode(fields)
+
+    def quick_line(self, fields: dict[str, object]) -> str:
+        """The same for fields with plain values, in an eighth of the time."""
+        encoded = to_json(fields)
+        return encoded.decode() if encoded.isascii() and b"\x7f" not in encoded else self.line(fields)
 
     def fields(self, record: logging.LogRecord) -> dict[str, object]:
         """What a line says: its message as `event`, when, where and how bad, what was bound, and what is in `extra`."""
-        timestamp = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds")
-        fields: dict[str, object] = {
-            "event": _message(record),
-            **_bound.get(),
-            "process": self._process,
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "timestamp": timestamp.replace("+00:00", "Z"),
-            **{name: value for name, value in record.__dict__.items() if name not in _OF_LOGGING},
-        }
+        extra = {name: value for name, value in record.__dict__.items() if name not in _OF_LOGGING}
+        fields = self.made(
+            _message(record), record.levelname.lower(), record.name, record.created, {**bound(), **extra}
+        )
         for error in _errors_of(record):
             fields = {**facts_of(error), **fields}
         if record.exc_info and record.exc_info[1] is not None:
@@ -136,6 +164,18 @@ class JsonLines(logging.Formatter):
         if record.stack_info:
             fields["stack_info"] = record.stack_info
         return fields
+
+    def made(self, event: str, level: str, logger: str, created: float, more: Fields) -> dict[str, object]:
+        """The fields of a line. `created` is in seconds since the epoch."""
+        timestamp = datetime.fromtimestamp(created, UTC).isoformat(timespec="microseconds")
+        return {
+            "event": event,
+            "process": self._process,
+            "level": level,
+            "logger": logger,
+            "timestamp": timestamp.replace("+00:00", "Z"),
+            **more,
+        }
 
     def _traceback(self, error: BaseException) -> str:
         try:
@@ -151,10 +191,14 @@ class ConsoleLines(JsonLines):
         super().__init__(process)
         self._colors = colors
 
-    def format(self, record: logging.LogRecord) -> str:
-        fields = self.fields(record)
+    def quick_line(self, fields: dict[str, object]) -> str:
+        return self.line(fields)
+
+    def line(self, fields: dict[str, object]) -> str:
         timestamp, event, level, logger = (str(fields.pop(name)) for name in ("timestamp", "event", "level", "logger"))
-        below = [str(fields.pop(name)) for name in ("stack_info", "exception") if name in fields]
+        below = [_plain(str(fields.pop(name))) for name in ("stack_info", "exception") if name in fields]
+        # Whatever a message contains, it must not look like a line of its own.
+        event = _plain(event).replace("\n", "\n    ")
         padded = f"{level:<9}"
         if self._colors:
             padded = f"\x1b[{_COLORS.get(level, 0)}m{padded}\x1b[0m"
@@ -180,15 +224,75 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _readable(value: object) -> str:
-    """A string as it is, in quotes where one could not see its end."""
-    return value if isinstance(value, str) and not set(value) & set(" \t=\r\n\"'") else repr(Shown(value))
+    """A string as it is; in quotes, with escapes, where one could not see its end or what it contains."""
+    if isinstance(value, str) and value.isprintable() and not set(value) & set(" =\"'"):
+        return value
+    return repr(Shown(value))
+
+
+def _plain(text: str) -> str:
+    """The text with control characters escaped, which could change what a terminal shows, except tabs and new lines."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one in "\n\t" else one.encode("unicode_escape").decode() for one in text)
+
+
+class _Handler(logging.StreamHandler[Any]):
+    """Writes lines to standard error, and before each those that `log_quickly` has left for it."""
+
+    def __init__(self, lines: JsonLines) -> None:
+        super().__init__(sys.stderr)
+        self.setFormatter(lines)
+        self.lines = lines
+        self._left: deque[str] = deque()
+
+    def leave(self, line: str) -> None:
+        """Write this line in the next round of the event loop, together with all others that were left until then."""
+        self._left.append(line)
+        if len(self._left) == 1:
+            asyncio.get_running_loop().call_soon(self.write_left)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._left:
+            self.write_left()
+        super().emit(record)
+
+    def flush(self) -> None:
+        if self._left:
+            self.write_left()
+        super().flush()
+
+    def write_left(self) -> None:
+        # As in `emit`, nothing can be logged about a standard error that cannot be written to.
+        with suppress(OSError, ValueError):
+            self.acquire()
+            try:
+                while self._left:
+                    self.stream.write(self._left.popleft() + "\n")
+                self.stream.flush()
+            finally:
+                self.release()
+
+
+def log_quickly(logger: logging.Logger, level: int, event: str, fields: Fields) -> None:
+    """Log a line as `logger.log` does with `extra`, at a third of the cost. To be called in an event loop.
+
+    What is bound is left out. If others have handlers as well, or there is none of ours, the line goes the usual way.
+    """
+    if not logger.isEnabledFor(level):
+        return
+    handlers = logging.root.handlers
+    if len(handlers) == 1 and isinstance(handlers[0], _Handler) and not logger.handlers:
+        lines = handlers[0].lines
+        handlers[0].leave(lines.quick_line(lines.made(event, _LEVELS[level], logger.name, time(), fields)))
+    else:
+        logger.log(level, event, extra=fields)
 
 
 def configure_logging(settings: Settings, process: str) -> None:
     """Send every log line of the process to standard error, as JSON or for people to read."""
     as_json = settings.log_format is LogFormat.json
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines(process) if as_json else ConsoleLines(process, colors=sys.stderr.isatty()))
+    handler = _Handler(JsonLines(process) if as_json else ConsoleLines(process, colors=sys.stderr.isatty()))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level)

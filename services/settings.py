@@ -7,7 +7,6 @@ from enum import StrEnum
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import (
     Field,
@@ -31,7 +30,7 @@ from redis.asyncio.connection import parse_url
 from sqlalchemy.engine import URL
 
 from services.database_urls import check, for_asyncpg
-from services.environment import file_names, read_files, unknown_names
+from services.environment import can_carry_mail, file_names, read_files, unknown_names
 from services.safety import DEVELOPMENT_SECRET, OF_ADDRESSES, RULES, Fault, Rule
 
 logger = logging.getLogger(__name__)
@@ -81,6 +80,9 @@ class Settings(BaseSettings):
     environment: Environment = Environment.production
     log_level: Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
     log_format: LogFormat = LogFormat.json
+    log_one_request_in: Annotated[int, Field(ge=0, le=1_000_000)] = 1
+    log_probes: bool = False
+    tracing: bool = False
 
     database_url: str = "postgresql://waybill@localhost:5432/waybill"
     database_read_role: Annotated[str, Field(pattern=_ROLE)] | None = None
@@ -231,7 +233,7 @@ class Settings(BaseSettings):
     @field_validator("mail_url")
     @classmethod
     def _is_for_mail(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not _can_carry_mail(value.get_secret_value()):
+        if value is not None and not can_carry_mail(value.get_secret_value()):
             raise ValueError("expected smtp://USER:PASSWORD@HOST:PORT, smtps://..., file:///FOLDER or console:")
         return value
 
@@ -403,20 +405,6 @@ def _as_error(fault: Fault) -> InitErrorDetails:
 def warn_once(message: str) -> None:
     """Log it, once in each process. Before the log is set up, it goes to standard error."""
     logger.warning("%s", message)
-
-
-def _can_carry_mail(address: str) -> bool:
-    try:
-        url = urlsplit(address)
-        port = url.port
-    except ValueError:
-        return False
-    match url.scheme:
-        case "smtp" | "smtps":
-            return bool(url.hostname) and port != 0
-        case "file":
-            return bool(url.path) and not url.netloc
-    return address == "console:"
 
 
 def given_settings() -> dict[str, Any]:

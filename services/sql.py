@@ -18,6 +18,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from services.connections import READ_ONLY, Connection, PoolGuard, concerns_one_session, driver_of
 from services.errors import DomainError
 from services.redaction import redact, row_of
+from services.tracing import statement as traced
 
 Row: TypeAlias = Mapping[str, Any]
 Results: TypeAlias = Sequence[Sequence[tuple[Any, ...]]]
@@ -184,7 +185,8 @@ class Sql:
             return (await self._first(statement.sql, arguments))[1]
         _check_transaction(driver)
         try:
-            status = await driver.execute(statement.sql, *arguments)
+            with traced(statement.sql):
+                status = await driver.execute(statement.sql, *arguments)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             raise await self._wrapped(driver, error, statement.sql) from error
         number = _STATUS.search(status)
@@ -255,7 +257,8 @@ class Sql:
             return (await self._first(sql, arguments))[0]
         _check_transaction(driver)
         try:
-            return await driver.fetch(sql, *arguments, timeout=limit)  # type: ignore[no-any-return]
+            with traced(sql):
+                return await driver.fetch(sql, *arguments, timeout=limit)  # type: ignore[no-any-return]
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             raise await self._wrapped(driver, error, sql) from error
 

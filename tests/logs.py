@@ -1,4 +1,4 @@
-"""What the worker logs, as the fields of the JSON output: `event`, `level`, and those of the line itself."""
+"""What a process logs, as the fields of the JSON output: `event`, `level`, and those of the line itself."""
 
 import logging
 from collections.abc import Iterator
@@ -20,9 +20,9 @@ class _Kept(logging.Handler):
 
 
 @contextmanager
-def capture_logs() -> Iterator[list[dict[str, Any]]]:
-    """The lines that the worker logs inside the block, at any level."""
-    logger, kept = logging.getLogger("worker"), _Kept()
+def capture_logs(name: str = "worker") -> Iterator[list[dict[str, Any]]]:
+    """The lines that the worker, or another package, logs inside the block, at any level."""
+    logger, kept = logging.getLogger(name), _Kept()
     level_before = logger.level
     logger.setLevel(logging.DEBUG)
     logger.addHandler(kept)

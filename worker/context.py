@@ -37,6 +37,7 @@ from services.settings import ANALYTICS_WORKER_CONNECTIONS, Settings
 from services.skew import check_clock
 from services.startup import check_role, check_schema
 from services.subscriptions import SUBSCRIPTIONS, consumers_of
+from services.tracing import tracing
 from services.unit_of_work import UnitOfWork
 from worker import metrics as worker_metrics
 from worker.bulk import BulkRunner
@@ -137,6 +138,7 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
     keys = Keys.of(settings)
     limit = longest_limit(SUBSCRIPTIONS, settings.outbox_time_limit)
     async with (
+        tracing(settings, "worker"),
         open_database(settings, "worker") as database,
         open_polling(settings, limit) as polling,
         redis,

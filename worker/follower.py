@@ -8,7 +8,7 @@ from time import monotonic
 from uuid import UUID
 
 from services.fields import made_storable
-from services.logs import RateLimitedLogger, Shown
+from services.logs import RateLimitedLogger, Shown, bind
 from services.outbox.consumers import LeaseLost, claim
 from services.outbox.log import service as log
 from services.outbox.log.schemas import Lease
@@ -142,6 +142,8 @@ class _Running:
 
     async def _run(self) -> None:
         failures = 0
+        # This task runs nothing else.
+        bind(consumer=self.name)
         while not self.stopping.is_set():
             try:
                 wait = await (self._give_back() if self.quiet else self._step())

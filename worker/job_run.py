@@ -10,10 +10,11 @@ from time import monotonic
 from typing import Any
 from uuid import UUID
 
+from services import tracing
 from services.acting import acting_as
 from services.fields import made_storable
 from services.jobs.schemas import Ended, Taken
-from services.logs import Shown
+from services.logs import Shown, bind, unbind
 from services.unit_of_work import OpenUnitOfWork, background
 from worker.jobs.metrics import JobRuns
 from worker.jobs.schedule import ScheduledJob
@@ -69,8 +70,9 @@ class JobRun:
         """Run the job and write its outcome, or release it if this task is cancelled."""
         started = monotonic()
         name = self._scheduled.name
+        bound = bind(job=name)
         with acting_as(f"job:{name}"):
-            work = asyncio.create_task(self._scheduled.job(dict(context)), name=f"job-{name}")
+            work = asyncio.create_task(self._carry_out(context), name=f"job-{name}")
         try:
             error = await self._attend(work)
             ended = Ended(monotonic() - started, error)
@@ -81,6 +83,12 @@ class JobRun:
         except asyncio.CancelledError:
             await self._give_back(work)
             raise
+        finally:
+            unbind(bound)
+
+    async def _carry_out(self, context: Mapping[str, Any]) -> None:
+        with tracing.span(f"job {self._scheduled.name}", is_root=True):
+            await self._scheduled.job(dict(context))
 
     async def _attend(self, work: asyncio.Task[None]) -> str | None:
         """Hold the lease until the job has ended; returns its error. Cancels it when its time or the lease runs out."""

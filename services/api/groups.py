@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import Any, Generic, TypeVar
 from uuid import UUID
@@ -25,14 +26,16 @@ from services.api import group_metrics as metrics
 from services.api.callers import acting_in
 from services.api.kept import STORED, ReplayStored, check_free, is_kept, kept_reply
 from services.api.problems import domain_problem, is_unavailable, outcome_unknown_problem, overloaded
+from services.api.request_log import ids_of
 from services.api.rights import check_rights
+from services.api.spans import of_group
 from services.api.tokens import no_longer_valid
 from services.api.turns import Alone, Answered, Intent, Outcome, Replay, Turns
 from services.database import SessionFactory, outcome_unknown
 from services.errors import DomainError
 from services.groups import Asked, Busy
 from services.idempotency.repository import Free, InFlight, StoredReply
-from services.logs import RateLimitedLogger
+from services.logs import RateLimitedLogger, bind_from, unbind
 from services.outbox.events import Trace
 from services.settings import Settings
 from services.shielding import Lasting
@@ -65,6 +68,9 @@ _PATIENCE = 5.0
 """Seconds after which a group that cannot use the database is not tried again, as for a request that goes alone."""
 _LONG = 0.05
 """Seconds after which a request's client is asked whether it is still there."""
+
+_MOST_IDS = 10
+"""How many requests of a group a line of the log names."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -168,11 +174,13 @@ class _Committer:
                 continue
             again: Sequence[Intent[Any]] = ()
             self._began = monotonic()
+            bound = bind_from(partial(_ids_of, intents))
             try:
                 again = await self._carry_out(await self._still_there(intents))
             except Exception:
                 logger.exception("group commit: a group of %d requests failed; each is handled alone", len(intents))
             finally:
+                unbind(bound)
                 # Whatever happens, no request waits forever.
                 _leave([one for one in intents if one not in again])
             self._turns.put_back(again)
@@ -199,7 +207,8 @@ class _Committer:
         if not intents:
             return []
         try:
-            return await self._attempt(intents)
+            with of_group(intents):
+                return await self._attempt(intents)
         except (PoolTimeout, OSError) as error:
             return self._give_up(intents, error)
         except DBAPIError as error:
@@ -281,6 +290,8 @@ class _Committer:
         free = []
         for intent, key in zip(intents, keys, strict=True):
             caller = callers.get(intent.caller)
+            if caller is not None:
+                _note(intent, caller)
             try:
                 if caller is None:
                     raise no_longer_valid(intent.caller)
@@ -291,19 +302,15 @@ class _Committer:
             except ReplayStored as replay:
                 decided.replies[intent] = Replay(replay.stored)
             except DomainError as refusal:
-                if caller is not None:
-                    _note(intent, caller)
                 decided.replies[intent] = Answered(domain_problem(intent.request, refusal))
         asked = [_asked(one, callers[one.caller]) for one in free]
         replies = []
         results = self._kind.carry_out(uow, asked, found, self._settings)
-        for intent, one, result in zip(free, asked, results, strict=True):
+        for intent, result in zip(free, results, strict=True):
             if isinstance(result, Busy):
                 decided.put_off(intent)
                 continue
             refused = isinstance(result, DomainError)
-            if refused:
-                _note(intent, one.caller)
             response = domain_problem(intent.request, result) if refused else self._kind.reply(result)
             decided.replies[intent] = Answered(response)
             if not refused:
@@ -398,8 +405,15 @@ def _asked(intent: Intent[Any], caller: SignedIn) -> Asked[Any]:
 
 
 def _note(intent: Intent[Any], caller: Caller) -> None:
-    """Remember for the audit log who is refused."""
+    """Remember for the log, and for the audit log if the request is refused, who sent it."""
     intent.request.state.acting = Acting(caller.actor, caller.id, acting_in(intent.request).address)
+
+
+def _ids_of(intents: Sequence[Intent[Any]]) -> dict[str, object]:
+    """What each line says that is logged while this group is carried out. Of many requests, it names the first."""
+    if len(intents) == 1:
+        return ids_of(intents[0].request.scope["state"])
+    return {"requests": len(intents), "request_ids": [one.trace.request_id for one in intents[:_MOST_IDS]]}
 
 
 def _leave(intents: Sequence[Intent[Any]]) -> None:

@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import uuid_utils
@@ -20,9 +21,11 @@ from services.api.headers import Protection
 from services.api.methods import answer_head
 from services.api.problems import problem
 from services.api.refusals import Refusals
-from services.api.request_times import RequestTimes
+from services.api.request_log import RequestLog, context_of
+from services.api.request_times import RequestTimes, route_path
+from services.api.spans import of_request
 from services.errors import CannotStart
-from services.logs import bind, unbind
+from services.logs import bind_from, unbind
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}", re.ASCII)
 # W3C Trace Context, section 3.2: version-format of version 00.
@@ -30,7 +33,7 @@ _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a
 
 
 class RequestMiddleware:
-    """Gives each request an id and a trace context, limits its body, answers HEAD like GET, and measures its time.
+    """Gives each request an id and a trace context, limits its body, answers HEAD like GET, measures and logs it.
 
     Replies get the headers of `protection`.
 
@@ -43,13 +46,20 @@ class RequestMiddleware:
     """
 
     def __init__(
-        self, app: ASGIApp, limit: int, times: RequestTimes, protection: Protection, refusals: Refusals
+        self,
+        app: ASGIApp,
+        limit: int,
+        times: RequestTimes,
+        protection: Protection,
+        refusals: Refusals,
+        log: RequestLog | None = None,
     ) -> None:
         self._app = app
         self._limit = limit
         self._times = times
         self._protection = protection
         self._refusals = refusals
+        self._log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -63,9 +73,20 @@ class RequestMiddleware:
         try:
             await self._handle(scope, exchange)
         finally:
-            self._times.observe(scope, exchange.status or 500, time.perf_counter() - started)
+            seconds, route = time.perf_counter() - started, route_path(scope)
+            self._times.observe(scope["method"], route, exchange.status or 500, seconds)
             if exchange.status in REFUSALS:
                 self._refusals.add(scope, exchange.status)
+            if self._log is not None:
+                self._log.write(
+                    scope,
+                    route,
+                    exchange.status,
+                    seconds,
+                    received=exchange.received,
+                    sent=exchange.sent,
+                    location=exchange.location,
+                )
 
     async def _start(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Report in one line, instead of a traceback, why the application refuses to start."""
@@ -88,7 +109,14 @@ class RequestMiddleware:
         state["traceparent"] = traceparent if _TRACEPARENT.fullmatch(traceparent) else None
         state["limit_body"] = exchange.limit_body
         state["fields"] = exchange.fields
-        bound = bind(request_id=request_id)
+        bound = bind_from(partial(context_of, scope))
+        try:
+            with of_request(scope, exchange):
+                await self._answer_or_stop(scope, exchange)
+        finally:
+            unbind(bound)
+
+    async def _answer_or_stop(self, scope: Scope, exchange: "_Exchange") -> None:
         try:
             await self._answer(scope, exchange)
         except asyncio.CancelledError:
@@ -100,8 +128,6 @@ class RequestMiddleware:
                 stopped = problem(Request(scope), 503, "outcome_unknown", detail, headers={"Retry-After": "1"})
                 await stopped(scope, exchange.receive, exchange.send)
             raise
-        finally:
-            unbind(bound)
 
     async def _answer(self, scope: Scope, exchange: "_Exchange") -> None:
         announced = _value(scope["headers"], b"content-length")
@@ -122,11 +148,13 @@ class _Exchange:
         "_limit",
         "_protection",
         "_receive",
-        "_received",
         "_send",
         "announced",
         "fields",
+        "location",
+        "received",
         "request_id",
+        "sent",
         "status",
     )
 
@@ -135,7 +163,12 @@ class _Exchange:
         self._receive = receive
         self._send = send
         self._limit = limit
-        self._received = 0
+        self.received = 0
+        """Bytes of the body that have arrived."""
+        self.sent = 0
+        """Bytes of the reply's body."""
+        self.location: bytes | None = None
+        """Where what the request has made is."""
         self.announced = 0
         """The length of the body that the request states; 0 if it does not."""
         self.fields: list[tuple[bytes, bytes]] = []
@@ -152,8 +185,8 @@ class _Exchange:
 
     async def receive(self) -> Message:
         message = await self._receive()
-        self._received += len(message.get("body", b""))
-        if self._received > self._limit:
+        self.received += len(message.get("body", b""))
+        if self.received > self._limit:
             raise HTTPException(413, _too_large(self._limit))
         return message
 
@@ -161,12 +194,16 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = message["headers"]
+            if self.status == 201:
+                self.location = next((value for name, value in headers if name == b"location"), None)
             message["headers"] = [
                 *headers,
                 (b"x-request-id", self.request_id.encode()),
                 *self.fields,
                 *self._protection.missing(headers),
             ]
+        else:
+            self.sent += len(message.get("body", b""))
         await self._send(message)
 
 

@@ -3,8 +3,9 @@
 from prometheus_client import CollectorRegistry, Histogram
 from starlette.types import Scope
 
+from services.api.request_log import METHODS
+
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class RequestTimes:
@@ -25,10 +26,9 @@ class RequestTimes:
         # Looking a child up by its labels costs more than counting in it.
         self._children: dict[tuple[str, str, int], Histogram] = {}
 
-    def observe(self, scope: Scope, status: int, seconds: float) -> None:
+    def observe(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one request."""
-        method = scope["method"]
-        key = (method if method in _METHODS else "other", route_path(scope), status // 100)
+        key = (method if method in METHODS else "other", route, status // 100)
         child = self._children.get(key)
         if child is None:
             child = self._children[key] = self._histogram.labels(key[0], key[1], f"{key[2]}xx")

@@ -57,7 +57,7 @@ def api(
         workers=workers,
         # A process answers its supervisor only when it has loaded the application, which takes long on a busy machine.
         timeout_worker_healthcheck=60,
-        # The application sets up its own logging; access logs are left to the proxy.
+        # The application sets up its own logging, and writes the line of each request itself.
         log_config=None,
         access_log=False,
         server_header=False,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeAlias
 from uuid import UUID
 
+from services.outbox import traces
 from services.outbox.events import Event
 from services.outbox.log import service as log
 from services.outbox.log.schemas import Lease, LoggedEvent
@@ -107,7 +108,8 @@ async def run_batch(uow: TransactionT, consumer: Consumer[TransactionT], lease: 
         if batch.begins and consumer.on_start is not None:
             await consumer.on_start(uow)
         if batch.events:
-            await consumer.handler(uow, batch.events)
+            with traces.of_log_batch(consumer.name, batch.events):
+                await consumer.handler(uow, batch.events)
     # Before the place, whose row is locked from then on.
     await uow.flush()
     if await log.advance_leased(uow, batch, lease, own):

@@ -2,11 +2,14 @@
 
 import asyncio
 import logging
+from contextlib import AbstractContextManager
 from time import monotonic
 
+from opentelemetry.trace import Span, SpanKind
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from services import tracing
 from services.logs import RateLimitedLogger
 
 logger = logging.getLogger(__name__)
@@ -42,6 +45,8 @@ class Doorbell:
         self._log = RateLimitedLogger(logger)
         self._closing = False
         self._quiet_until = 0.0
+        self._asked: list[str] = []
+        """The spans that have asked for the next ring, if there are spans."""
 
     async def __aenter__(self) -> "Doorbell":
         self._ringer = asyncio.create_task(self._ring_when_wanted(), name="doorbell")
@@ -62,6 +67,8 @@ class Doorbell:
 
     def ring(self) -> None:
         """Request a ring. Returns immediately and never fails."""
+        if tracing.is_on() and len(self._asked) < tracing.MOST_LINKS:
+            self._asked.append(tracing.traceparent_of(tracing.current().get_span_context()))
         self._wanted.set()
 
     async def _ring_when_wanted(self) -> None:
@@ -73,11 +80,16 @@ class Doorbell:
             try:
                 # A woken worker drains the outbox, so a ring a few milliseconds after another adds nothing.
                 await asyncio.sleep(self._quiet_until - monotonic())
-                async with asyncio.timeout(_PATIENCE):
-                    was_unheard = await self._ring_now()
+                with self._span():
+                    async with asyncio.timeout(_PATIENCE):
+                        was_unheard = await self._ring_now()
                 self._quiet_until = monotonic() + (_QUIET_IF_UNHEARD if was_unheard else _QUIET)
             except (RedisError, OSError, TimeoutError) as error:
                 self._log.warning("cannot ring the doorbell, workers fall back to polling: %s", error)
+
+    def _span(self) -> AbstractContextManager[Span]:
+        links, self._asked = tracing.links_to(self._asked), []
+        return tracing.span("ring the doorbell", SpanKind.PRODUCER, is_root=True, links=links)
 
     async def _ring_now(self) -> bool:
         """Ring. Returns whether no worker has heard the last few rings."""

@@ -146,6 +146,11 @@ class Trace(NamedTuple):
     traceparent: str | None = None
     actor: str | None = None
 
+    def ids(self) -> dict[str, object]:
+        """What lines of the log say about it."""
+        ids: dict[str, object] = {} if self.request_id is None else {"request_id": self.request_id}
+        return ids if self.traceparent is None else {**ids, "trace_id": self.traceparent[3:35]}
+
 
 class Recorded(NamedTuple):
     """An event that a unit of work is going to write. It is deferred if `available_at` is set."""
@@ -171,3 +176,29 @@ class Claimed(NamedTuple, Generic[EventT]):
     attempts: int
     event: EventT
     trace: Trace
+
+
+_MOST_IDS = 10
+"""How many events of a batch a line names."""
+
+
+def ids_of(event_id: UUID, aggregate: str, trace: Trace) -> dict[str, object]:
+    """What a line of the log says about an event: its id, that of its aggregate (such as `order_id`), and its trace."""
+    kind, _, key = aggregate.partition("/")
+    return {"event_id": str(event_id), f"{kind}_id": key, **trace.ids()}
+
+
+def batch_ids(event_type: str, events: Sequence[Claimed[Any]]) -> dict[str, object]:
+    """What each line says that is logged while these events are processed; of many, only the first are named."""
+    ids: dict[str, object] = {"event_type": event_type}
+    if len(events) == 1:
+        (one,) = events
+        return {**ids, "attempt": one.attempts + 1, **ids_of(one.event_id, one.aggregate, one.trace)}
+    few = events[:_MOST_IDS]
+    requests = dict.fromkeys(one.trace.request_id for one in few if one.trace.request_id is not None)
+    return {
+        **ids,
+        "events": len(events),
+        "event_ids": [str(one.event_id) for one in few],
+        "request_ids": list(requests),
+    }

@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 from uuid import UUID
 
-from services.logs import Shown
-from services.outbox.events import Claimed, EventT
+from services.logs import Shown, bind_from, unbind
+from services.outbox.events import Claimed, EventT, batch_ids
 from services.outbox.policy import OnDeath, RetryPolicy
+from services.tracing import span
 from services.transaction import Transaction
 
 TransactionT = TypeVar("TransactionT", bound=Transaction)
@@ -116,13 +118,17 @@ async def handle(
     """
     name = subscription.event.type
     transaction.act_as(f"job:{name}")
+    bound = bind_from(partial(batch_ids, name, events))
     try:
-        async with lent_to(transaction, f"the handler of {name!r}"), asyncio.timeout(limit) as timer:
-            verdicts = await subscription.handler(transaction, events)
+        with span(f"handle {name}", attributes={"messaging.batch.message_count": len(events)}):
+            async with lent_to(transaction, f"the handler of {name!r}"), asyncio.timeout(limit) as timer:
+                verdicts = await subscription.handler(transaction, events)
     except TimeoutError as late:
         if not timer.expired():
             raise
         raise TimedOut(f"the handler of {name!r} did not finish within {limit:g} s for {len(events)} events") from late
+    finally:
+        unbind(bound)
     return None if verdicts is None else _checked(name, events, verdicts)
 
 

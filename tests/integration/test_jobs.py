@@ -197,7 +197,8 @@ async def test_a_job_whose_lease_was_taken_over_is_cancelled_and_its_row_is_left
                 if any(line["event"] == "job failed" for line in logged):
                     break
                 await asyncio.sleep(0.05)
-        assert ["lease" in line["error"] for line in logged if line["event"] == "job failed"] == [True]
+        failed = [line for line in logged if line["event"] == "job failed"]
+        assert [("lease" in line["error"], line["job"]) for line in failed] == [(True, "hang")]
     found = await state(database, "hang")
     assert (found.worker_id, found.runs) == (other, 0)
 

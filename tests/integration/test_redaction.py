@@ -201,7 +201,7 @@ async def test_an_operator_sees_the_sqlstate_the_constraint_and_the_table(
     assert CANARY in detail_of(error)
     logging.getLogger("somewhere").error("it failed", exc_info=error)
     said = logged.getvalue()
-    for fact in ('"sqlstate": "23505"', '"constraint": "uq_users_email_lower"', '"table": "users"', "duplicate key"):
+    for fact in ('"sqlstate":"23505"', '"constraint":"uq_users_email_lower"', '"table":"users"', "duplicate key"):
         assert fact in said, said
     assert "bad data" not in str(await raised(database, bad_data))
     assert "invalid input syntax for type uuid" in str(await raised(database, bad_data))

@@ -103,6 +103,7 @@ CLASSES = {
     },
     RateClass.batch: {"POST /v1/transfers/batch", "PUT /v1/products"},
     RateClass.internal: {
+        "GET /",
         "GET /assets/{name}",
         "GET /console/assets/{version}/{name}",
         "GET /docs",

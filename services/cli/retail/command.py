@@ -18,12 +18,17 @@ CHECK_FALSE = 1
 NOT_DONE = 2
 INTERRUPTED = 130
 
+FILE_HELP = (
+    "A CSV file, plain or gzipped: Online Retail of the UCI Machine Learning Repository, "
+    "https://doi.org/10.24432/C5BW33, saved as CSV."
+)
+
 _WIDTH_OF_FILES = 120
 """Columns of the table if the output is not a terminal."""
 
 
 def import_retail(
-    file: Annotated[Path, typer.Argument(help="A file in the Online Retail format: CSV, plain or gzipped.")],
+    file: Annotated[Path, typer.Argument(help=FILE_HELP)],
     limit: Annotated[int | None, typer.Option(min=1, help="Place only this many invoices, from the start.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=256, help="The number of concurrent requests.")] = 16,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,

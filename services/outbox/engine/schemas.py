@@ -8,7 +8,7 @@ from uuid import UUID
 
 from services.fields import now
 from services.logs import Shown
-from services.outbox.events import Claimed, Event, NoHandler, Trace, Unprocessable
+from services.outbox.events import Claimed, Event, NoHandler, Trace, Unprocessable, ids_of
 from services.outbox.models import FailureReason, Waits
 from services.outbox.policy import RetryPolicy, describe, fingerprint, history_entry, is_locked
 
@@ -73,13 +73,20 @@ class ClaimedRow(NamedTuple):
     blocked: bool
     parks: bool
 
+    def ids(self) -> dict[str, object]:
+        """What a line of the log says about the event."""
+        return {"event_type": self.type, **ids_of(self.event_id, self.aggregate, self.trace)}
+
+    @property
+    def trace(self) -> Trace:
+        return Trace(self.request_id, self.traceparent) if self.request_id or self.traceparent else _NO_TRACE
+
     def read(self, read: Callable[[str, int], Event]) -> Claimed[Any]:
         """The event in the form that its handler gets. Raises `Unprocessable`, and what the event's own code raises."""
         if self.payload is None or self.version is None:
             raise Unprocessable(f"event {self.event_id} is not in the log")
-        trace = Trace(self.request_id, self.traceparent) if self.request_id or self.traceparent else _NO_TRACE
         event = read(self.payload, self.version)
-        return Claimed(self.position, self.event_id, self.aggregate, self.attempts, event, trace)
+        return Claimed(self.position, self.event_id, self.aggregate, self.attempts, event, self.trace)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +242,29 @@ class Batch:
     def starved(self) -> set[str]:
         """Types with unfunded events of which no event was processed or has failed."""
         return self.unfunded.keys() - {row.type for row in self.done} - {row.type for row, _ in self.failed}
+
+    def read(
+        self,
+        rows: Iterable[ClaimedRow],
+        read: Callable[[str, int], Event],
+        error_of: Callable[[ClaimedRow], Exception | None],
+    ) -> list[Work]:
+        """The events in the form that their handler gets. One that cannot be read fails.
+
+        `error_of` says what became of an attempt that was lost with its transaction.
+        """
+        works: list[Work] = []
+        for row in rows:
+            if row.aggregate in self.stopped:
+                continue
+            if (lost := error_of(row)) is not None:
+                self.fail(row, lost)
+                continue
+            try:
+                works.append(Work(row, row.read(read)))
+            except Exception as error:  # noqa: BLE001  (`upgraded` and validators are the event's own code)
+                self.fail(row, error)
+        return works
 
     def take(self, part: Done) -> None:
         """Add the result of a handler."""

@@ -3,13 +3,13 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from time import monotonic
+from time import monotonic, time_ns
 from typing import Generic
 
 from sqlalchemy.exc import DBAPIError
 
 from services.logs import Repeats
-from services.outbox import metrics
+from services.outbox import metrics, traces
 from services.outbox.engine.schemas import (
     Batch,
     ClaimedRow,
@@ -172,6 +172,7 @@ class Processor(Generic[TransactionT]):
 
     async def _process_batch(self, transaction: TransactionT) -> Outcome | Failed:
         """Claim a batch, process it and commit. What is not committed is rolled back when the transaction is closed."""
+        began = time_ns()
         await self._begin(transaction)
         # Before the claim, whose snapshot then shows every transaction that has ended by now.
         oldest_taker = await transaction.outbox.oldest_taker() if self._floor.held_up else 0
@@ -186,11 +187,20 @@ class Processor(Generic[TransactionT]):
         if not rows:
             self._wary = 0
             return Outcome()
+        with traces.of_batch(rows, began):
+            result = await self._carry_out(transaction, Batch(horizon.transaction, self._careful > 0), rows, full=full)
+            if isinstance(result, Failed):
+                traces.rolled_back(result.error)
+        return result
+
+    async def _carry_out(
+        self, transaction: TransactionT, batch: Batch, rows: Sequence[ClaimedRow], *, full: bool
+    ) -> Outcome | Failed:
+        """Process what was claimed, and commit. `full` says whether there may be more than was claimed."""
         transaction.leaves_out_locked = False
         overdue = self._standstill.overdue(self._window.reached(rows))
         free = [row for row in rows if not row.blocked]
         taken = self._portion.of(free)
-        batch = Batch(horizon.transaction, careful=self._careful > 0)
         alone, taken = separated(taken)
         try:
             if alone is not None or (taken and self._wary > 0):
@@ -223,6 +233,7 @@ class Processor(Generic[TransactionT]):
             raise
         self._portion.committed()
         metrics.committed(batch)
+        traces.committed(batch)
         self._careful, self._locked = max(0, self._careful - 1), max(0, self._locked - 1)
         progress = outcome.processed or outcome.retried or outcome.buried or outcome.postponed
         outcome.more |= len(taken) < len(free) or batch.released or (full and bool(progress))
@@ -295,7 +306,7 @@ class Processor(Generic[TransactionT]):
         batch.deadline = monotonic() + self._longest_limit / 2
         batch.budget = dict.fromkeys(dict(parts), batch.share)
         for kind, rows in parts:
-            works = self._read(kind, rows, batch)
+            works = batch.read(rows, self._subscriptions[kind.type].event.reader(), self._portion.error_of)
             if careful:
                 # An event that has failed before may well fail again, and so is tried on its own.
                 for some in [[work] for work in works] if kind.has_failed else [works]:
@@ -309,22 +320,6 @@ class Processor(Generic[TransactionT]):
                     case done:
                         batch.take(done)
         return None
-
-    def _read(self, kind: Kind, rows: Sequence[ClaimedRow], batch: Batch) -> list[Work]:
-        """The events in the form that their handler gets. One that cannot be read fails."""
-        works: list[Work] = []
-        read = self._subscriptions[kind.type].event.reader()
-        for row in rows:
-            if row.aggregate in batch.stopped:
-                continue
-            if (lost := self._portion.error_of(row)) is not None:
-                batch.fail(row, lost)
-                continue
-            try:
-                works.append(Work(row, row.read(read)))
-            except Exception as error:  # noqa: BLE001  (`upgraded` and validators are the event's own code)
-                batch.fail(row, error)
-        return works
 
     async def _process(self, transaction: TransactionT, kind: Kind, works: Sequence[Work], batch: Batch) -> None:
         """Process events in a savepoint. If that fails, process each half, down to the event that is to blame."""
@@ -436,7 +431,7 @@ class Processor(Generic[TransactionT]):
             if left_out is not None:
                 # Of many failures of one kind, only the first is logged, and then one a minute.
                 level = logging.ERROR if dead else logging.WARNING
-                logger.log(level, "%s", failure.told(row, error, dead=dead, left_out=left_out))
+                logger.log(level, "%s", failure.told(row, error, dead=dead, left_out=left_out), extra=row.ids())
         if put_off:
             await transaction.outbox.put_off(put_off)
         if bury:
