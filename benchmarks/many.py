@@ -142,9 +142,10 @@ _REST = """
     INSERT INTO outbox (event_id, aggregate, type, version, available_at, waits)
     SELECT id, aggregate, type, 1, now() + (1 + n * 7919 % {others}) * interval '1 minute', 'asked'
     FROM queued WHERE kind = 1 ORDER BY n;
-    INSERT INTO dead_letters (position, event_id, aggregate, type, attempts, error, fingerprint, died_at)
+    INSERT INTO dead_letters (position, event_id, aggregate, type, attempts, error, fingerprint, reason, died_at)
     SELECT 1000000000 + n, id, aggregate, type, 5, 'ValueError: no',
-        CASE type WHEN 'rare' THEN 'rare' ELSE 'common' END, now() - n * interval '1 minute'
+        CASE type WHEN 'rare' THEN 'rare' ELSE 'common' END,
+        CASE type WHEN 'rare' THEN 'time_limit' ELSE 'handler_error' END, now() - n * interval '1 minute'
     FROM queued WHERE kind = 2;
     INSERT INTO adjustments (id, account_id, amount, reason, state, needs_approval, requested_by, decided_by,
         created_at, decided_at)
@@ -253,8 +254,11 @@ VALUES: Mapping[str, Mapping[str, Sequence[str]]] = {
         "aggregate": ("dead/7", "none"),
         "type": ("fatal", "rare", "none"),
         "fingerprint": ("common", "rare", "none"),
+        "reason": ("handler_error", "time_limit", "buried"),
         "died_at": TIMES,
     },
+    "/v1/operations/waiting": {"waits": ("asked", "retry", "unknown")},
+    "/v1/operations/waiting?reason=behind": {"type": ("reminder", "rare", "none"), "waits": ("asked", "behind")},
     "/v1/operations/deferred": {
         "aggregate": ("reminder/7", "none"),
         "type": ("reminder", "rare", "none"),

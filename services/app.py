@@ -31,6 +31,7 @@ from services.audit.log import routes as audit_log
 from services.budget import check_pool_budget, check_replica_budget
 from services.catalog import routes as catalog
 from services.collector import spare_what_stays
+from services.console import site as console
 from services.credits.corrections import routes as corrections
 from services.credits.holds import routes as holds
 from services.credits.ledger import routes as ledger
@@ -173,6 +174,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         reports,
     ):
         app.include_router(domain.router, prefix="/v1")
+    if settings.console:
+        console.install(app)
     look_up_paths(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

@@ -149,6 +149,7 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(ge=1024, le=67_108_864)] = 1_048_576
     http_hsts: Annotated[int, Field(ge=0, le=63_072_000)] = 0
     http_docs: bool = True
+    console: bool = True
     rate_limit_read: RateLimit = 6000
     rate_limit_write: RateLimit = 3000
     rate_limit_search: RateLimit = 1200

@@ -17,6 +17,7 @@ from services.outbox.bulk.repository import BulkRepository
 from services.outbox.control.repository import ControlRepository
 from services.outbox.engine.repository import OutboxRepository
 from services.outbox.events import Event, Recorded, Trace
+from services.outbox.inspection.repository import InspectionRepository
 from services.outbox.log.repository import LogRepository
 from services.outbox.recording.repository import RecordingRepository
 from services.shielding import shielded
@@ -73,6 +74,7 @@ class Transaction:
     recording = RepositoryOf(RecordingRepository)
     log = RepositoryOf(LogRepository)
     control = RepositoryOf(ControlRepository)
+    inspection = RepositoryOf(InspectionRepository)
     bulk = RepositoryOf(BulkRepository)
 
     def __init__(

@@ -22,6 +22,7 @@ from services.api.middleware import RequestMiddleware
 from services.api.problems import MEDIA_TYPE
 from services.api.request_times import route_path
 from services.app import create_app
+from services.console.errors import is_console
 from services.settings import Environment, Settings
 
 EVERYWHERE = {
@@ -146,6 +147,9 @@ class Comparison:
 
     def _compare_unmatched(self, scope: Scope, status: int, headers: Mapping[str, str], body: bytes | None) -> None:
         place = f"{scope['method']} {scope['path'][:100]}"
+        if is_console(Request(scope)) and headers.get("content-type", "").startswith("text/html"):
+            # Its errors are pages, unless it is turned off.
+            return
         if headers.get("content-type") != MEDIA_TYPE:
             self.found.append(f"{place}: {status} is not a problem")
         elif body and not problem_validator().is_valid(json.loads(body)):

@@ -5,11 +5,12 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from http import HTTPStatus
-from typing import Any, TypeAlias, get_origin
+from typing import Any, ClassVar, TypeAlias, get_origin
 
 from fastapi import Request, Response, params
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 
@@ -40,10 +41,13 @@ class CheckedRoute(DeclaredRoute):
     - A query parameter that the route does not have, or has only once (400). Elsewhere a typo would change the reply.
     - A body beyond the route's limit (413); see `body_limit`. It is not read further.
     - A body of another type, or without one (415). Browsers send other types to any site without asking it.
-    - A body that is not JSON, or has a key twice (400); a form that has a field twice (400).
+    - A body that is not JSON, or has a key twice (400); a form that has a field twice (400), unless that is a list.
 
     Handlers and the code that reads a body before FastAPI does get a request whose body is read and parsed.
     """
+
+    limited_by_address: ClassVar[bool] = False
+    """Whether requests count as those of the address, even if they carry a token."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -61,11 +65,12 @@ class CheckedRoute(DeclaredRoute):
 
     def _limited(self, handle: Handle) -> Handle:
         """The same for callers who are within their limit."""
-        kind, public = self.rate_class, scope_of(self.endpoint) is None
+        kind = self.rate_class
+        by_address = self.limited_by_address or scope_of(self.endpoint) is None
 
         async def handle_limited(request: Request) -> Response:
             limits = api_state(request).rate_limits
-            credential = await limits.admit(request, kind, public=public)
+            credential = await limits.admit(request, kind, public=by_address)
             try:
                 response = await handle(request)
             except Unauthenticated:
@@ -94,6 +99,8 @@ class _Check:
     content_type: str | None
     """None if the route takes no body."""
     limit: BodyLimit
+    lists: frozenset[str]
+    """The fields of a form that may be given several times."""
 
     @classmethod
     def of(cls, route: APIRoute) -> "_Check":
@@ -101,7 +108,9 @@ class _Check:
         repeated = {name for name, kind in known.items() if get_origin(kind) in (list, tuple)}
         field = route.body_field
         content_type = None if field is None else FORM if isinstance(field.field_info, params.Form) else JSON
-        return cls(frozenset(known), frozenset(repeated), content_type, limit_of(route.endpoint))
+        return cls(
+            frozenset(known), frozenset(repeated), content_type, limit_of(route.endpoint), _lists(route.dependant)
+        )
 
     async def __call__(self, request: Request) -> Request:
         """The request to handle. Raises `BadQuery` or `HTTPException` if it is refused."""
@@ -115,7 +124,7 @@ class _Check:
         if self.content_type == FORM and await self._has_body(request, FORM):
             if (await request.body()).count(b"&") >= self.limit.values:
                 raise too_many(self.limit)
-            _check_form(await request.form())
+            _check_form(await request.form(), self.lists)
         return request
 
     async def _with_json(self, received: Request) -> Request:
@@ -167,8 +176,20 @@ def _is_form(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() == FORM
 
 
-def _check_form(form: FormData) -> None:
-    """RFC 6749, section 3.2: parameters must not be included more than once."""
+def _lists(dependant: Dependant) -> frozenset[str]:
+    """The fields of the form's model that are lists."""
+    models = [one.field_info.annotation for one in dependant.body_params if isinstance(one.field_info, params.Form)]
+    return frozenset(
+        name
+        for model in models
+        if isinstance(model, type) and issubclass(model, BaseModel)
+        for name, field in model.model_fields.items()
+        if get_origin(field.annotation) is list
+    )
+
+
+def _check_form(form: FormData, lists: frozenset[str]) -> None:
+    """RFC 6749, section 3.2: parameters must not be included more than once. Lists are, once for each element."""
     for name, number in Counter(name for name, _ in form.multi_items()).items():
-        if number > 1:
+        if number > 1 and name not in lists:
             raise HTTPException(400, f"the field '{name}' is given more than once")

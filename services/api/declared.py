@@ -1,7 +1,7 @@
 """Routes whose handlers declare who may call them, and with what they are limited. There is no other kind."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
@@ -19,13 +19,16 @@ class DeclaredRoute(APIRoute):
     Raises `LookupError` for a handler that declares neither, or whose declaration nothing checks, and as `class_of`.
     """
 
+    checking: ClassVar[Callable[..., Any]] = staticmethod(current_user)
+    """The dependency that knows the caller, and checks that they have the scope."""
+
     def __init__(self, path: str, endpoint: Callable[..., Any], **more: Any) -> None:
         scope = scope_of(endpoint)
         if scope is not None:
             more["responses"] = {**responses(401, 403), **(more.get("responses") or {})}
         self.rate_class: RateClass = class_of(endpoint, more.get("methods") or ("GET",))
         super().__init__(path, endpoint, **more)
-        checked = self.takes(current_user)
+        checked = self.takes(self.checking)
         if scope is not None and not checked:
             raise LookupError(f"{endpoint.__qualname__} needs the scope {scope.value}: it must take a CurrentUser")
         if scope is None and checked:

@@ -2,12 +2,12 @@
 
 from datetime import datetime
 from decimal import Decimal
-from typing import ClassVar
+from typing import Annotated, ClassVar
 from uuid import UUID
 
 from pydantic import Field
 
-from services.outbox.events import Event
+from services.outbox.events import PERSONAL, Event
 
 
 class TransferEvent(Event):
@@ -64,7 +64,7 @@ class TransferReversed(TransferEvent):
     type: ClassVar[str] = "transfer.reversed"
 
     reversal_id: UUID = Field(description="The transfer that reverses it.")
-    reason: str = Field(description="The reason, in words.")
+    reason: Annotated[str, PERSONAL] = Field(description="The reason, in words.")
 
 
 class AdjustmentEvent(Event):
@@ -84,7 +84,7 @@ class AdjustmentRequested(AdjustmentEvent):
 
     type: ClassVar[str] = "adjustment.requested"
 
-    reason: str = Field(description="The reason, in words.")
+    reason: Annotated[str, PERSONAL] = Field(description="The reason, in words.")
 
 
 class AdjustmentApplied(AdjustmentEvent):
@@ -92,7 +92,7 @@ class AdjustmentApplied(AdjustmentEvent):
 
     type: ClassVar[str] = "adjustment.applied"
 
-    reason: str = Field(description="The reason, in words.")
+    reason: Annotated[str, PERSONAL] = Field(description="The reason, in words.")
     transfer_id: UUID = Field(description="The transfer that moved the credits.")
 
 

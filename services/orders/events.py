@@ -1,12 +1,12 @@
 """Events about orders."""
 
 from decimal import Decimal
-from typing import ClassVar
+from typing import Annotated, ClassVar
 from uuid import UUID
 
 from pydantic import Field
 
-from services.outbox.events import Event
+from services.outbox.events import PERSONAL, Event
 
 
 class OrderEvent(Event):
@@ -25,7 +25,7 @@ class OrderPlaced(OrderEvent):
     type: ClassVar[str] = "order.placed"
     queued: ClassVar[bool] = True
 
-    buyer_id: int = Field(description="The buyer.")
+    buyer_id: Annotated[int, PERSONAL] = Field(description="The buyer.")
     total: Decimal = Field(description="The order's total, in credits.")
 
 
@@ -34,7 +34,7 @@ class OrderAwaitingPayment(OrderEvent):
 
     type: ClassVar[str] = "order.awaiting_payment"
 
-    buyer_id: int = Field(description="The buyer.")
+    buyer_id: Annotated[int, PERSONAL] = Field(description="The buyer.")
     total: Decimal = Field(description="The order's total, in credits.")
 
 
@@ -51,7 +51,7 @@ class OrderRejected(OrderEvent):
 
     type: ClassVar[str] = "order.rejected"
 
-    reason: str = Field(description="The reason, as text.")
+    reason: Annotated[str, PERSONAL] = Field(description="The reason, as text.")
 
 
 class OrderCancelled(OrderEvent):
@@ -60,7 +60,7 @@ class OrderCancelled(OrderEvent):
     type: ClassVar[str] = "order.cancelled"
 
     from_status: str = Field(description="The order's previous status: awaiting_payment, pending or confirmed.")
-    reason: str = Field(description="The reason, as text.")
+    reason: Annotated[str, PERSONAL] = Field(description="The reason, as text.")
 
 
 class OrderRefunded(OrderEvent):

@@ -26,6 +26,16 @@ class Locked(Exception):
     """
 
 
+class Personal:
+    """Marks a field of an event that identifies a person, or holds what someone wrote in their own words."""
+
+
+PERSONAL = Personal()
+
+HIDDEN = "(personal)"
+"""What is shown instead of a value that is personal."""
+
+
 class _Payload(RootModel[dict[str, Any]]):
     """Any JSON object."""
 
@@ -91,6 +101,23 @@ def defined(base: type[Event] = Event) -> Iterator[type[Event]]:
         if hasattr(kind, "type"):
             yield kind
         yield from defined(kind)
+
+
+def personal_fields(event: type[Event]) -> frozenset[str]:
+    """The fields that are marked as `PERSONAL`."""
+    return frozenset(name for name, one in event.model_fields.items() if PERSONAL in one.metadata)
+
+
+def shown_payload(event_type: str, payload: Mapping[str, Any] | None, *, whole: bool) -> dict[str, Any] | None:
+    """The payload as it is shown: unless `whole`, without the values of fields that are personal.
+
+    Of a type that this process does not know, no value is shown then.
+    """
+    if payload is None or whole:
+        return None if payload is None else dict(payload)
+    known = next((kind for kind in defined() if kind.type == event_type), None)
+    hidden = payload.keys() if known is None else personal_fields(known) | (payload.keys() - known.model_fields.keys())
+    return {name: HIDDEN if name in hidden else value for name, value in payload.items()}
 
 
 class Registry(Mapping[str, type[Event]]):

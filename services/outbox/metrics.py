@@ -13,7 +13,8 @@ from services.clock import CLOCK
 from services.fields import seconds_of
 from services.outbox.engine.schemas import Batch, ClaimedRow, ProcessDied
 from services.outbox.events import NoHandler, Unprocessable
-from services.outbox.policy import FailureReason, is_locked
+from services.outbox.models import FailureReason
+from services.outbox.policy import is_locked, is_transient
 from services.outbox.subscription import TimedOut
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 3600.0)
@@ -75,6 +76,7 @@ class _QueueTimes(Collector):
         return [family]
 
 
+_OF_ATTEMPTS = [reason for reason in FailureReason if reason is not FailureReason.buried]
 _queue_times = _QueueTimes()
 registry.register(_queue_times)
 
@@ -84,7 +86,7 @@ def announce(types: Sequence[str]) -> None:
     for name in types:
         for counter in (_processed, _retried, _buried):
             counter.labels(name)
-        for reason in FailureReason:
+        for reason in _OF_ATTEMPTS:
             _failed.labels(name, reason.value)
         _handled.labels(name)
         _queue_times.add(name, (), 0.0)
@@ -124,5 +126,8 @@ def reason_of(error: Exception) -> FailureReason:
             return FailureReason.unknown_version
         case ProcessDied():
             return FailureReason.worker_died
+        case _ if is_locked(error):
+            return FailureReason.locked
         case _:
-            return FailureReason.locked if is_locked(error) else FailureReason.handler_error
+            # An error that blames no event rolls its transaction back, and is counted only once the event was alone.
+            return FailureReason.bisected if is_transient(error) else FailureReason.handler_error

@@ -258,6 +258,27 @@ class OutboxRow(DeclarativeTable):
     failures: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB)
 
 
+class FailureReason(StrEnum):
+    """Why an attempt failed, or why an event is a dead letter."""
+
+    handler_error = "handler_error"
+    """The handler raised, or the database refused what it wrote."""
+    time_limit = "time_limit"
+    """The handler did not finish in time."""
+    unreadable = "unreadable"
+    """The payload is not valid, or the handler said that no retry can help."""
+    unknown_version = "unknown_version"
+    """No worker knows the event's type or version."""
+    worker_died = "worker_died"
+    """The event killed the process that tried it."""
+    bisected = "bisected"
+    """Its transaction was lost each time, and trying fewer and fewer events at a time found the one to blame."""
+    locked = "locked"
+    """Another transaction had locked what the event needs; no attempt is counted."""
+    buried = "buried"
+    """An operator buried it before it had failed."""
+
+
 class DeadLetterBase(SQLModel):
     """An event whose attempts are used up."""
 
@@ -268,6 +289,8 @@ class DeadLetterBase(SQLModel):
     type: str = Field(max_length=100)
     attempts: int = Field(sa_type=SmallInteger)
     error: str = Field(sa_type=Text)
+    reason: FailureReason | None = Field(default=None, sa_type=text_enum(FailureReason))
+    """Null in rows that a release wrote that did not record it."""
     died_at: datetime = Field(default=None, sa_type=TIMESTAMPTZ, sa_column_kwargs={"server_default": func.now()})
 
 
@@ -281,10 +304,14 @@ class DeadLetter(DeadLetterBase, table=True):
     __table_args__ = (
         Index("ix_dead_letters_aggregate_position", "aggregate", "position"),
         Index("ix_dead_letters_fingerprint_position", "fingerprint", "position"),
+        # The groups: when the first and the last one died, and how many in each span of time.
+        Index("ix_dead_letters_fingerprint_died_at", "fingerprint", "died_at"),
+        Index("ix_dead_letters_reason_position", "reason", "position"),
         Index("ix_dead_letters_type_position", "type", "position"),
         Index("ix_dead_letters_event_id", "event_id"),
         # A claim checks for each aggregate whether a dead letter blocks it, without reading those that do not.
         Index("ix_dead_letters_blocking", "aggregate", "position", postgresql_where=text("blocks")),
+        CheckConstraint(allowed("reason", FailureReason), name="reason"),
     )
 
     fingerprint: str = Field(default="", max_length=16, sa_column_kwargs={"server_default": ""})

@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from services.fields import made_storable
 from services.logs import traceback_of
 from services.outbox.events import Locked, Unprocessable
+from services.outbox.models import FailureReason
 from services.outbox.summary import kind_of, summary
 from services.sql import CONTENTION, LOCK_NOT_AVAILABLE, sqlstate
 
@@ -51,23 +52,6 @@ class OnDeath(StrEnum):
     """They wait until it is replayed or discarded."""
     park_and_continue = "park_and_continue"
     """They are processed without it; if it is replayed, it takes effect after them."""
-
-
-class FailureReason(StrEnum):
-    """Why an attempt failed."""
-
-    handler_error = "handler_error"
-    """The handler raised, or the database refused what it wrote."""
-    time_limit = "time_limit"
-    """The handler did not finish in time."""
-    unreadable = "unreadable"
-    """The payload is not valid, or the handler said that no retry can help."""
-    unknown_version = "unknown_version"
-    """This worker does not know the event's version."""
-    worker_died = "worker_died"
-    """The process ended during the last attempt."""
-    locked = "locked"
-    """Another transaction had locked what the event needs; no attempt is counted."""
 
 
 def is_locked(error: BaseException | None) -> bool:
@@ -111,8 +95,14 @@ def fingerprint(error: BaseException) -> str:
     return hashlib.sha256("\n".join(kind_of(error)).encode("utf-8", "replace")).hexdigest()[:16]
 
 
-def history_entry(error: BaseException, attempt: int, at: datetime) -> str:
+def history_entry(error: BaseException, attempt: int, at: datetime, reason: FailureReason) -> str:
     """One entry of an event's history, as JSON."""
     said = made_storable(summary(error))[:_LONGEST_SUMMARY]
-    entry = {"at": at.isoformat(), "attempt": attempt, "error": said, "fingerprint": fingerprint(error)}
+    entry = {
+        "at": at.isoformat(),
+        "attempt": attempt,
+        "error": said,
+        "fingerprint": fingerprint(error),
+        "reason": reason.value,
+    }
     return json.dumps(entry)

@@ -1,16 +1,16 @@
 """Events about users."""
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from services.outbox.events import Event
+from services.outbox.events import PERSONAL, Event
 
 
 class UserEvent(Event):
     """A fact about one user."""
 
-    user_id: int = Field(description="The user.")
+    user_id: Annotated[int, PERSONAL] = Field(description="The user.")
 
     @property
     def aggregate(self) -> str:

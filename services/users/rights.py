@@ -107,6 +107,7 @@ SCOPES: Mapping[Role, frozenset[Scope]] = {
         Scope.users_read,
         Scope.users_write,
         Scope.users_personal,
+        Scope.operations_read,
         Scope.audit_read,
         Scope.roles_write,
         Scope.keys_manage,

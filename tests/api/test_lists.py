@@ -32,7 +32,10 @@ LISTS = {
     "/v1/adjustments": ({"created_at", "requested_by", "state", "user_id"}, {"id"}),
     "/v1/audit-log": ({"action", "actor", "at", "object", "user_id"}, {"at", "id"}),
     "/v1/operations/bulk-actions": ({"action", "created_at", "state"}, {"id"}),
-    "/v1/operations/dead-letters": ({"aggregate", "type", "fingerprint", "died_at"}, {"position"}),
+    "/v1/operations/dead-letters": (
+        {"aggregate", "type", "fingerprint", "reason", "died_at"},
+        {"position"},
+    ),
     "/v1/operations/deferred": ({"aggregate", "type", "available_at"}, {"position", "available_at"}),
 }
 

@@ -17,6 +17,7 @@ from fastapi.routing import iter_route_contexts
 
 from benchmarks.sessions import session_of
 from services.api.server import Server
+from services.console.route import PageRoute
 from services.credits.statement import service as export
 from services.credits.statement.repository import StatementRepository
 from services.local.embedded.ports import LOOPBACK
@@ -52,7 +53,10 @@ async def test_every_path_with_get_accepts_head(api: Api) -> None:
     operator = await make_operator(api.database)
     admin = await make_user(api.database, role=Role.admin)
     paths = {
-        str(route.path_format) for route in iter_route_contexts(api.app.routes) if "GET" in (route.methods or set())
+        str(route.path_format)
+        for route in iter_route_contexts(api.app.routes)
+        # Without a cookie, pages of the console are the form to sign in.
+        if "GET" in (route.methods or set()) and not isinstance(route.original_route, PageRoute)
     }
     assert len(paths) > 25
     for path in sorted(paths):

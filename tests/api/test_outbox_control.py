@@ -1,10 +1,15 @@
 """Operators inspect and control the outbox over HTTP."""
 
+from decimal import Decimal
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 
+from services.fields import new_id
+from services.orders.events import OrderPlaced
+from services.unit_of_work import UnitOfWork
+from services.users.rights import Role
 from tests.api.client import Api, assert_problem
 from tests.factories import make_operator, make_user
 
@@ -25,7 +30,7 @@ async def letters(api: Api) -> None:
 @pytest.mark.usefixtures("letters")
 async def test_dead_letters_of_one_kind_are_shown_dry_run_and_discarded_once(api: Api) -> None:
     operator = await make_operator(api.database)
-    (group,) = (await api.get(f"{BASE}/dead-letter-groups", by=operator)).json()
+    (group,) = (await api.get(f"{BASE}/dead-letter-groups", by=operator)).json()["data"]
     assert (group["letters"], group["message"]) == (3, "ValueError: no")
     wanted: dict[str, Any] = {"fingerprint": "abc", "reason": "known bug"}
     dry = await api.post(f"{BASE}/discard", by=operator, json={**wanted, "dry_run": True})
@@ -80,6 +85,86 @@ async def test_why_types_and_workers_are_shown(api: Api) -> None:
     (state,) = (await api.get(f"{BASE}/types", by=operator)).json()
     assert (state["paused"], state["max_batches"]) == (True, 2)
     assert (await api.get(f"{BASE}/workers", by=operator)).json() == []
+
+
+async def test_a_group_is_read_with_its_latest_letter_as_a_sample(api: Api) -> None:
+    operator = await make_operator(api.database)
+    async with api.database.engine.begin() as connection:
+        await connection.execute(text(LETTERS))
+        await connection.execute(text("UPDATE dead_letters SET reason = 'time_limit'"))
+    for path, expected in (("?reason=time_limit", 1), ("?reason=unreadable", 0), ("?type=order.placed", 1)):
+        page = (await api.get(f"{BASE}/dead-letter-groups{path}", by=operator)).json()
+        assert len(page["data"]) == expected, path
+    found = (await api.get(f"{BASE}/dead-letter-groups/abc?window=hour", by=operator)).json()
+    assert (found["group"]["letters"], found["group"]["reason"]) == (3, "time_limit")
+    assert (len(found["group"]["history"]["letters"]), found["group"]["history"]["seconds"]) == (24, 150)
+    assert found["sample"]["error"] == "ValueError: no"
+    assert_problem(await api.get(f"{BASE}/dead-letter-groups/none", by=operator), 404, "not_found")
+    listed = await api.get(f"{BASE}/dead-letters?filter=reason:eq:time_limit", by=operator)
+    assert [one["reason"] for one in listed.json()["data"]] == ["time_limit"] * 3
+
+
+@pytest.mark.usefixtures("letters")
+async def test_selected_dead_letters_are_replayed_by_their_positions_or_their_reason(api: Api) -> None:
+    operator = await make_operator(api.database)
+    of_order = "SELECT position FROM dead_letters WHERE aggregate = :aggregate"
+    first = await api.scalar(of_order, aggregate="order/1")
+    second = await api.scalar(of_order, aggregate="order/2")
+    some = {"positions": [first, second]}
+    assert (await api.post(f"{BASE}/replay", by=operator, json=some)).json()["done"] == 2
+    async with api.database.engine.begin() as connection:
+        await connection.execute(text("UPDATE dead_letters SET reason = 'worker_died'"))
+    slow = {"failure_reason": "time_limit"}
+    assert (await api.post(f"{BASE}/replay", by=operator, json=slow)).json()["done"] == 0
+    died = {"failure_reason": "worker_died"}
+    assert (await api.post(f"{BASE}/replay", by=operator, json=died)).json()["done"] == 1
+    for bad in ([], [0], ["1"], list(range(1, 502))):
+        refused = await api.post(f"{BASE}/replay", by=operator, json={"positions": bad})
+        assert_problem(refused, 422, "invalid_input")
+
+
+async def test_auditors_see_a_payload_without_its_personal_fields(api: Api) -> None:
+    operator = await make_operator(api.database)
+    auditor = await make_user(api.database, role=Role.auditor)
+    async with UnitOfWork(api.database.write) as uow:
+        uow.record(OrderPlaced(order_id=new_id(), buyer_id=operator.id, total=Decimal(7)))
+        await uow.commit()
+    async with api.database.engine.begin() as connection:
+        await connection.execute(
+            text(
+                "WITH taken AS (DELETE FROM outbox RETURNING *) INSERT INTO dead_letters"
+                " (position, event_id, aggregate, type, attempts, error, fingerprint)"
+                " SELECT position, event_id, aggregate, type, 5, 'no', 'abc' FROM taken"
+            )
+        )
+    position = await api.scalar("SELECT position FROM dead_letters")
+    shown = (await api.get(f"{BASE}/dead-letters/{position}", by=operator)).json()["payload"]
+    assert shown["buyer_id"] == operator.id
+    hidden = {**shown, "buyer_id": "(personal)"}
+    assert (await api.get(f"{BASE}/dead-letters/{position}", by=auditor)).json()["payload"] == hidden
+    assert (await api.get(f"{BASE}/dead-letter-groups/abc", by=auditor)).json()["sample"]["payload"] == hidden
+    refused = await api.post(f"{BASE}/replay", by=auditor, json={"position": position})
+    assert_problem(refused, 403, "forbidden")
+
+
+async def test_waiting_events_are_listed_by_type_and_reason(api: Api) -> None:
+    operator = await make_operator(api.database)
+    async with api.database.engine.begin() as connection:
+        await connection.execute(text(WAITING))
+    path = f"{BASE}/waiting?type=order.placed&reason=retry&limit=2"
+    first = (await api.get(path, by=operator)).json()
+    assert [(one["position"], one["reason"], one["message"]) for one in first["data"]] == [
+        (1, "retry", "no"),
+        (2, "retry", "no"),
+    ]
+    second = (await api.get(f"{path}&cursor={first['next_cursor']}", by=operator)).json()
+    assert ([one["position"] for one in second["data"]], second["has_more"]) == ([3], False)
+    other = await api.get(f"{BASE}/waiting?type=order.placed&reason=ready&cursor={first['next_cursor']}", by=operator)
+    assert_problem(other, 400, "bad_query")
+    for bad in ("type=order.placed", "reason=retry", "type=order.placed&reason=tired"):
+        assert_problem(await api.get(f"{BASE}/waiting?{bad}", by=operator), 422, "invalid_input")
+    (state,) = (await api.get(f"{BASE}/types", by=operator)).json()
+    assert state["reasons"] == {"retry": 3}
 
 
 WAITING = (

@@ -41,6 +41,8 @@ REPLICATED = {
     "/v1/operations/bulk-actions",
     "/v1/operations/dead-letters",
     "/v1/operations/dead-letter-groups",
+    "/v1/operations/dead-letter-groups/{fingerprint}",
+    "/v1/operations/waiting",
     "/v1/operations/deferred",
 }
 """Lists, searches and operators' summaries."""

@@ -18,6 +18,7 @@ from fastapi.routing import iter_route_contexts
 from benchmarks.sessions import session_of
 from services.api.declared import DeclaredRoute
 from services.api.rights import scope_of
+from services.console.route import PageRoute
 from services.errors import WrongCode
 from services.users.models import User
 from services.users.rights import SCOPES, Role, Scope
@@ -174,6 +175,8 @@ def routes(api: Api) -> list[Route]:
         Route(method, str(context.path), scope_of(context.original_route.endpoint))
         for context in iter_route_contexts(api.app.routes)
         if isinstance(context.original_route, DeclaredRoute)
+        # The console's callers are known by a cookie: tests/api/console has a matrix of its pages.
+        and not isinstance(context.original_route, PageRoute)
         for method in context.methods or ()
     ]
     return sorted(found, key=lambda route: route.method == "DELETE")

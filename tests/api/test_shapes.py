@@ -15,6 +15,7 @@ SHOWN = {
     # The kind of error; a request's fingerprint, which is internal, has the same name.
     "get /v1/operations/dead-letter-groups": {"fingerprint"},
     "get /v1/operations/bulk-actions/preview": {"fingerprint"},
+    "get /v1/operations/dead-letter-groups/{fingerprint}": {"fingerprint", "payload"},
     "post /v1/operations/replay": {"fingerprint"},
     "post /v1/operations/discard": {"fingerprint"},
     # An operator needs it to decide whether this event can ever take effect.

@@ -10,7 +10,8 @@ from services.database import Database
 from services.outbox import metrics
 from services.outbox.engine.service import Processor
 from services.outbox.events import Claimed, Locked, Unprocessable
-from services.outbox.policy import FailureReason, RetryPolicy
+from services.outbox.models import FailureReason
+from services.outbox.policy import RetryPolicy
 from services.outbox.subscription import Subscription
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.test_processor_batches import FailingCommit

@@ -97,7 +97,7 @@ def test_dead_letters_are_listed_grouped_and_shown(database: psycopg.Connection[
     assert "order/3" in run("dead-letters", "list").output
     assert [one["message"] for one in listed] == [f"ValueError: no {number}" for number in (1, 2, 3)]
     assert "ValueError: no 3" in run("dead-letters", "list").output
-    (group,) = read("dead-letters", "groups")
+    (group,) = read("dead-letters", "groups")["data"]
     assert (group["letters"], group["fingerprint"]) == (3, "abc")
     position = str(listed[0]["position"])
     shown = run("dead-letters", "show", position).output
@@ -106,6 +106,33 @@ def test_dead_letters_are_listed_grouped_and_shown(database: psycopg.Connection[
     assert "message      ValueError: no 1" in shown
     assert read("dead-letters", "show", position)["attempts"] == 5
     run("dead-letters", "show", "999", code=1)
+
+
+def test_events_that_wait_are_listed_by_reason(database: psycopg.Connection[Any]) -> None:
+    database.execute(
+        "INSERT INTO outbox (event_id, aggregate, type, available_at, waits, attempts, last_error)"
+        " SELECT gen_random_uuid(), 'order/' || n, 'order.waits', now() + interval '1 h', 'retry', 2, 'ValueError: no'"
+        " FROM generate_series(1, 3) AS n"
+    )
+    shown = run("waiting", "order.waits", "--limit", "2").output
+    assert "order/1" in shown
+    assert "ValueError: no" in shown
+    page = read("waiting", "order.waits", "--reason", "retry", "--limit", "2")
+    assert [one["attempts"] for one in page["data"]] == [2, 2]
+    (last,) = read("waiting", "order.waits", "--cursor", page["next_cursor"])["data"]
+    assert last["aggregate"] == "order/3"
+    assert read("waiting", "order.waits", "--reason", "ready")["data"] == []
+    assert "3 retry" in run("types").output
+
+
+def test_groups_of_failures_are_filtered_and_drawn(database: psycopg.Connection[Any]) -> None:
+    database.execute("UPDATE dead_letters SET reason = 'time_limit', died_at = now()")
+    shown = run("dead-letters", "groups", "--failure-reason", "time_limit", "--window", "hour").output
+    assert "█" in shown
+    assert "time_limit" in shown
+    assert read("dead-letters", "groups", "--failure-reason", "unreadable")["data"] == []
+    assert read("replay", "--failure-reason", "time_limit", "--dry-run")["matching"] == 3
+    assert len(read("dead-letters", "list", "--failure-reason", "time_limit")) == 3
 
 
 def test_a_dry_run_changes_nothing_and_discarding_asks_and_needs_a_reason(database: psycopg.Connection[Any]) -> None:

@@ -30,6 +30,7 @@ from services.orders.refunds.repository import REFUNDS
 from services.orders.repository import ORDERS, SALES
 from services.outbox.bulk.repository import BULK_ACTIONS
 from services.outbox.control.repository import DEAD_LETTERS, DEFERRED
+from services.outbox.inspection.repository import BY_AGGREGATE, READY, TIMED
 from services.query import Listing, PageQuery, Rows
 from services.totals import Count
 from services.unit_of_work import UnitOfWork
@@ -96,6 +97,13 @@ CASES = {
         DEAD_LETTERS, lambda uow, wanted: uow.control.dead_letters(wanted), "/v1/operations/dead-letters"
     ),
     "deferred": Case(DEFERRED, lambda uow, wanted: uow.control.deferred(wanted), "/v1/operations/deferred"),
+    "ready events": Case(READY, lambda uow, wanted: uow.inspection.ready("thing", wanted), None),
+    "events that wait for a time": Case(
+        TIMED, lambda uow, wanted: uow.inspection.timed("reminder", wanted), "/v1/operations/waiting"
+    ),
+    "events that wait, by aggregate": Case(
+        BY_AGGREGATE, lambda uow, wanted: uow.inspection.waiting(wanted), "/v1/operations/waiting?reason=behind"
+    ),
     "adjustments": Case(
         ADJUSTMENTS, lambda uow, wanted: uow.adjustments.list_page(ADJUSTMENTS, wanted), "/v1/adjustments"
     ),

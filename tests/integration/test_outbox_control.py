@@ -16,6 +16,8 @@ from services.outbox.control.schemas import Selection
 from services.outbox.control.service import By
 from services.outbox.control.why import State
 from services.outbox.events import Claimed
+from services.outbox.inspection import service as inspection
+from services.outbox.inspection.schemas import GroupsWanted
 from services.outbox.policy import RetryPolicy
 from services.query import PageQuery
 from services.sql import Sql, Statement
@@ -131,7 +133,7 @@ async def test_a_dry_run_lists_the_dead_letters_and_writes_nothing(database: Dat
 async def test_all_of_one_fingerprint_are_replayed_slice_by_slice(database: Database) -> None:
     await bury(database, "a", "b", "c")
     async with UnitOfWork(database.write) as uow:
-        (group,) = await control.groups(uow)
+        (group,) = (await inspection.groups(uow, GroupsWanted())).data
     assert (group.letters, group.aggregates, group.type) == (3, 3, "test.tick")
     assert group.message.startswith("ValueError: ")
     after, counts = 0, []
@@ -164,7 +166,7 @@ async def test_a_dead_letter_of_a_database_error_names_the_constraint(database: 
     await append(database, Tick(name="a", number=1), Tick(name="b", number=2))
     await drain(processor(database, send, retry=AT_ONCE_DEAD))
     async with UnitOfWork(database.write) as uow:
-        (group,) = await control.groups(uow)
+        (group,) = (await inspection.groups(uow, GroupsWanted())).data
         (found,) = await why.of_aggregate(uow, "tick/a")
     assert group.letters == 2
     assert group.message == found.error
@@ -226,7 +228,7 @@ async def test_replays_by_fingerprint_while_workers_run_keep_the_order(database:
         more = True
         while more:
             async with UnitOfWork(database.write) as uow:
-                (kind,) = await control.groups(uow)
+                (kind,) = (await inspection.groups(uow, GroupsWanted())).data
                 more = (await control.replay(uow, Selection(fingerprint=kind.fingerprint), OPS, limit=3)).more
                 await uow.commit()
             more = bool(await rows(database, "SELECT 1 FROM dead_letters LIMIT 1"))

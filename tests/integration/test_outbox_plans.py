@@ -70,6 +70,7 @@ def statements(first: int, positions: Sequence[int]) -> dict[str, tuple[Statemen
                 "fingerprints": words,
                 "failures": ["{}"] * len(each),
                 "blocks": [True] * len(each),
+                "reasons": ["handler_error"] * len(each),
                 "counts": [1] * len(each),
             },
         ),

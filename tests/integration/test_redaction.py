@@ -25,6 +25,7 @@ from services.local.embedded import EmbeddedPostgres
 from services.logs import ConsoleLines, JsonLines
 from services.outbox.engine.service import Processor
 from services.outbox.events import Claimed, Registry
+from services.outbox.models import FailureReason
 from services.outbox.policy import RetryPolicy, describe, history_entry
 from services.outbox.subscription import Subscription
 from services.settings import Settings
@@ -181,7 +182,8 @@ async def test_no_way_to_say_an_error_shows_the_row(database: Database, cause: C
     log.error("it failed: %s, %r", error, error, extra={"error": error})
     log.error("it failed", exc_info=error)
     assert type(error).__name__ in logged.getvalue()
-    assert_no_canary(logged.getvalue(), describe(error), history_entry(error, 1, (await _now(database))))
+    entry = history_entry(error, 1, (await _now(database)), FailureReason.handler_error)
+    assert_no_canary(logged.getvalue(), describe(error), entry)
     assert_no_canary(_summary(error) if isinstance(error, Exception) else "")
 
 

@@ -11,6 +11,8 @@ from services.outbox.control import why
 from services.outbox.control.schemas import Selection
 from services.outbox.control.service import By
 from services.outbox.control.why import State
+from services.outbox.inspection import service as inspection
+from services.outbox.inspection.schemas import GroupsWanted
 from services.outbox.policy import RetryPolicy
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import LATER, Tick, TickHandler, append, drain, effects, make_effects, processor, rows
@@ -80,7 +82,7 @@ async def test_a_buried_event_is_a_dead_letter_that_can_be_replayed(database: Da
     await act(database, control.bury_waiting, position)
     async with UnitOfWork(database.write) as uow:
         dead, *behind = await why.of_aggregate(uow, "tick/a")
-        (group,) = await control.groups(uow)
+        (group,) = (await inspection.groups(uow, GroupsWanted())).data
     assert (dead.position, dead.state, dead.attempts) == (position, State.dead, 1)
     assert "is poison" in group.message
     assert [one.blocker for one in behind] == [dead, dead]
@@ -100,7 +102,7 @@ async def test_an_event_without_an_error_can_be_buried(database: Database) -> No
     await rows(database, "UPDATE outbox SET waits = 'asked', available_at = now() + interval '1 hour'")
     await act(database, control.bury_waiting, (await rows(database, "SELECT position FROM outbox"))[0])
     async with UnitOfWork(database.write) as uow:
-        (group,) = await control.groups(uow)
+        (group,) = (await inspection.groups(uow, GroupsWanted())).data
     assert group.message == "buried by an operator before its first attempt"
     assert len(group.fingerprint) == 16
 

@@ -73,6 +73,7 @@ def test_a_route_of_another_kind_is_found(app: FastAPI) -> None:
 
 CLASSES = {
     RateClass.sign_in: {
+        "POST /console/sign-in",
         "POST /v1/email-verifications/confirm",
         "POST /v1/password-resets",
         "POST /v1/password-resets/confirm",
@@ -81,6 +82,10 @@ CLASSES = {
     },
     RateClass.search: {
         "GET /v1/operations/bulk-actions/preview",
+        "GET /console/events",
+        "GET /console/failures",
+        "GET /console/failures/all",
+        "GET /console/failures/group",
         "GET /v1/operations/dead-letter-groups",
         "GET /v1/operations/orders-by-day",
         "GET /v1/products",
@@ -89,6 +94,7 @@ CLASSES = {
     RateClass.batch: {"POST /v1/transfers/batch", "PUT /v1/products"},
     RateClass.internal: {
         "GET /assets/{name}",
+        "GET /console/assets/{version}/{name}",
         "GET /docs",
         "GET /healthz",
         "GET /internal/scaling",

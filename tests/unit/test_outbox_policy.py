@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from services.outbox.models import FailureReason
 from services.outbox.policy import RetryPolicy, describe, fingerprint, history_entry
 
 
@@ -50,7 +51,7 @@ def test_a_history_line_says_when_which_attempt_and_what_without_what_a_database
     at = datetime(2026, 5, 4, tzinfo=UTC)
     error = caught(here, "nul \x00 and half a pair \ud800" + "x" * 9000)
 
-    entry = json.loads(history_entry(error, 3, at))
+    entry = json.loads(history_entry(error, 3, at, FailureReason.handler_error))
 
     assert entry["at"] == "2026-05-04T00:00:00+00:00"
     assert entry["attempt"] == 3
@@ -98,7 +99,9 @@ def test_any_error_can_be_described_whatever_its_own_code_does(error: BaseExcept
     name = type(error).__qualname__
     assert name in describe(error)
     assert len(fingerprint(error)) == 16
-    assert json.loads(history_entry(error, 1, datetime(2026, 5, 4, tzinfo=UTC)))["error"].startswith(name)
+    assert json.loads(history_entry(error, 1, datetime(2026, 5, 4, tzinfo=UTC), FailureReason.handler_error))[
+        "error"
+    ].startswith(name)
 
 
 def test_a_description_that_is_too_long_keeps_its_end() -> None:

@@ -9,6 +9,7 @@ from sqlalchemy.exc import IntegrityError
 
 from services.fields import now
 from services.outbox.control.service import last_line
+from services.outbox.models import FailureReason
 from services.outbox.policy import describe, fingerprint, history_entry
 from services.outbox.summary import summary
 
@@ -47,7 +48,7 @@ def test_a_database_error_is_summed_up_by_what_the_database_said(make: Callable[
     error = make("Key (id)=(1)")
     assert "Background on this error" in str(error)
     assert summary(error) == last_line(describe(error)) == SAID
-    assert json.loads(history_entry(error, 1, now()))["error"] == SAID
+    assert json.loads(history_entry(error, 1, now(), FailureReason.handler_error))["error"] == SAID
 
 
 def test_an_error_stored_before_there_were_summaries_shows_what_the_driver_said() -> None:

@@ -30,7 +30,7 @@ EXTRA = {
 }
 """The one file with a non-standard name that each of these folders may have."""
 
-NOT_DOMAINS = {"api", "cli", "local", "outbox"}
+NOT_DOMAINS = {"api", "cli", "console", "local", "outbox"}
 
 
 def folders() -> list[str]:

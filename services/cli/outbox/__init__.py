@@ -6,7 +6,8 @@ from services.cli.outbox.bulk import bulk
 from services.cli.outbox.consumers import delete, list_consumers, reset
 from services.cli.outbox.consumers import pause as pause_consumer
 from services.cli.outbox.consumers import resume as resume_consumer
-from services.cli.outbox.letters import discard, groups, list_letters, replay, show
+from services.cli.outbox.inspection import groups, waiting
+from services.cli.outbox.letters import discard, list_letters, replay, show
 from services.cli.outbox.partitions import partitions
 from services.cli.outbox.pending import bury, cancel, deferred, retry_now, why
 from services.cli.outbox.rebase import rebase
@@ -35,6 +36,7 @@ outbox.command("types")(types)
 outbox.command("pause")(pause)
 outbox.command("resume")(resume)
 outbox.command("limit")(limit)
+outbox.command("waiting")(waiting)
 outbox.command("why")(why)
 outbox.add_typer(dead_letters, name="dead-letters")
 outbox.command("replay")(replay)

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin
 from uuid import UUID
 
 import services
-from services.outbox.events import Event, defined
+from services.outbox.events import Event, defined, personal_fields
 
 _HEAD = """\
 # Events
@@ -19,6 +19,7 @@ Each event type and the fields of its payload. This page is generated: change th
 
 [The event log](engine.md#the-event-log) describes the fields that all events share, such as position and time.
 Workers process the events that are queued; the others are only written to the log. Amounts have at most two decimals.
+Of a dead letter's payload, auditors do not see the fields that are personal: who it is about, and what someone wrote.
 
 | type | version | aggregate | queued |
 |---|---|---|---|
@@ -56,10 +57,14 @@ def as_markdown() -> str:
 
 def _section(kind: type[Event]) -> str:
     rows = (
-        f"| `{name}` | {_as_json(field.annotation)} | {field.description or ''} |\n"
+        f"| `{name}` | {_as_json(field.annotation)} | {field.description or ''}{_mark(kind, name)} |\n"
         for name, field in kind.model_fields.items()
     )
     return f"\n## {kind.type}\n\n{getdoc(kind)}\n\n| field | type | meaning |\n|---|---|---|\n{''.join(rows)}"
+
+
+def _mark(kind: type[Event], name: str) -> str:
+    return " *Personal.*" if name in personal_fields(kind) else ""
 
 
 def _aggregate(kind: type[Event]) -> str:

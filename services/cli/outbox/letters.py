@@ -9,6 +9,7 @@ from uuid import UUID
 import typer
 
 from services.cli.console import CommandError, plain_errors, say
+from services.cli.outbox.inspection import FailedBecause
 from services.cli.outbox.pending import discard_waiting
 from services.cli.run import (
     Actor,
@@ -56,6 +57,7 @@ def list_letters(
     event_type: OfType = None,
     aggregate: OfAggregate = None,
     fingerprint: Fingerprint = None,
+    failure_reason: FailedBecause = None,
     died_from: From = None,
     died_before: Before = None,
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
@@ -63,7 +65,9 @@ def list_letters(
     as_json: AsJson = False,
 ) -> None:
     """List dead letters, oldest position first."""
-    wanted = Selection(None, None, event_type, aggregate, fingerprint, _utc(died_from), _utc(died_before))
+    wanted = Selection(
+        None, None, event_type, aggregate, fingerprint, _utc(died_from), _utc(died_before), failure_reason
+    )
     with plain_errors():
         heads = in_one(lambda uow: control.heads(uow, wanted, after, limit))
         if as_json:
@@ -100,6 +104,7 @@ def show(
             "aggregate",
             "attempts",
             "fingerprint",
+            "reason",
             "blocks",
             "died_at",
             "occurred_at",
@@ -115,38 +120,13 @@ def show(
         say(shown["error"])
 
 
-def groups(
-    event_type: OfType = None, limit: Annotated[int, typer.Option(min=1, max=1000)] = 50, as_json: AsJson = False
-) -> None:
-    """Group dead letters by kind of error, largest group first."""
-    with plain_errors():
-        found = in_one(lambda uow: control.groups(uow, event_type, limit))
-        if as_json:
-            show_json(found)
-            return
-        show_table(
-            ["kind", "letters", "aggregates", "first", "last", "type", "latest error"],
-            (
-                [
-                    one.fingerprint,
-                    one.letters,
-                    one.aggregates,
-                    ago(one.first_at),
-                    ago(one.last_at),
-                    one.type,
-                    one.message,
-                ]
-                for one in found
-            ),
-        )
-
-
 def replay(
     position: Position = None,
     event_id: EventId = None,
     event_type: OfType = None,
     aggregate: OfAggregate = None,
     fingerprint: Fingerprint = None,
+    failure_reason: FailedBecause = None,
     died_from: From = None,
     died_before: Before = None,
     dry_run: DryRun = False,
@@ -156,7 +136,9 @@ def replay(
     as_json: AsJson = False,
 ) -> None:
     """Put dead letters back into the outbox, at their old positions and with their attempts reset to zero."""
-    wanted = Selection(position, event_id, event_type, aggregate, fingerprint, _utc(died_from), _utc(died_before))
+    wanted = Selection(
+        position, event_id, event_type, aggregate, fingerprint, _utc(died_from), _utc(died_before), failure_reason
+    )
     _act("replay", control.replay, wanted, By(who(actor), reason), dry_run, yes, as_json)
 
 
@@ -166,6 +148,7 @@ def discard(
     event_type: OfType = None,
     aggregate: OfAggregate = None,
     fingerprint: Fingerprint = None,
+    failure_reason: FailedBecause = None,
     died_from: From = None,
     died_before: Before = None,
     waiting: Annotated[
@@ -182,7 +165,9 @@ def discard(
 
     An order whose order.placed is discarded is cancelled, and its hold is released.
     """
-    wanted = Selection(position, event_id, event_type, aggregate, fingerprint, _utc(died_from), _utc(died_before))
+    wanted = Selection(
+        position, event_id, event_type, aggregate, fingerprint, _utc(died_from), _utc(died_before), failure_reason
+    )
     if waiting:
         _discard_waiting(wanted, By(who(actor), reason), dry_run, yes)
         return
@@ -263,6 +248,7 @@ def _whole(letter: DeadLetter, event: EventRow | None) -> dict[str, Any]:
         "aggregate",
         "attempts",
         "fingerprint",
+        "reason",
         "blocks",
         "died_at",
         "failures",

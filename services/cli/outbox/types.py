@@ -49,7 +49,9 @@ def types(
         if as_json:
             show_json(found)
             return
-        show_table(["type", "ready", "waiting", "oldest ready", "dead", "state", "limit", "workers"], map(_line, found))
+        show_table(
+            ["type", "ready", "waiting", "why", "oldest ready", "dead", "state", "limit", "workers"], map(_line, found)
+        )
 
 
 def pause(event_type: Type, actor: Actor = None, reason: Reason = "") -> None:
@@ -97,8 +99,9 @@ def _line(one: TypeState) -> list[object]:
         one.type,
         f"{one.ready}+" if one.ready_is_more else one.ready,
         f"{one.waiting}+" if one.waiting_is_more else one.waiting,
+        ", ".join(f"{number} {reason}" for reason, number in one.reasons.items()),
         lasting(one.oldest_ready_seconds),
-        one.dead_letters,
+        f"{one.dead_letters}+" if one.dead_letters_is_more else one.dead_letters,
         state,
         one.max_batches,
         one.workers,

@@ -11,6 +11,7 @@ from services.api.problems import responses
 from services.api.rate_classes import RateClass, rate_class
 from services.api.rights import needs
 from services.api.transaction import TransactionRoute
+from services.cursors import LONGEST
 from services.errors import InvalidInput, NotFound
 from services.fields import Id
 from services.operations.outbox.schemas import (
@@ -18,6 +19,7 @@ from services.operations.outbox.schemas import (
     DeadLetterDetail,
     DeadLetterPublic,
     DeferredPublic,
+    GroupDetail,
     LettersWanted,
     LimitChange,
     Short,
@@ -25,11 +27,14 @@ from services.operations.outbox.schemas import (
 from services.outbox.control import service as control
 from services.outbox.control import why
 from services.outbox.control.repository import DEAD_LETTERS, DEFERRED
-from services.outbox.control.service import By, Group, Slice, TypeState, WorkerState
+from services.outbox.control.service import By, Slice, TypeState, WorkerState
 from services.outbox.control.why import Why
-from services.outbox.models import DeadLetter, OutboxRow
+from services.outbox.inspection import service as inspection
+from services.outbox.inspection.schemas import Group, GroupsWanted, WaitingEvent, WaitsFor, Window
+from services.outbox.models import DeadLetter, FailureReason, OutboxRow
 from services.query import Page, PageQuery, Rows
 from services.subscriptions import SUBSCRIPTIONS
+from services.unit_of_work import UnitOfWork
 from services.users.repository import SignedIn
 from services.users.rights import Scope
 
@@ -99,17 +104,55 @@ async def explain_wait(
     return await why.of_aggregate(uow, aggregate, SUBSCRIPTIONS)
 
 
-@router.get("/dead-letter-groups", responses=_READ)
+@router.get("/waiting", response_model=Page[WaitingEvent], responses=_READ)
+@needs(Scope.operations_read)
+async def list_waiting(
+    _: CurrentUser,
+    uow: ReplicaWork,
+    type: Annotated[Short, Query(examples=["order.placed"])],  # noqa: A002  (the name of the parameter)
+    reason: Annotated[WaitsFor, Query()],
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(max_length=LONGEST)] = None,
+) -> Rows[WaitingEvent]:
+    """List the events of a type that wait for a reason, those that are due next first.
+
+    Those that wait behind another event come by aggregate. A page may have fewer events than its limit, or none,
+    although `has_more` is true.
+    """
+    return await inspection.waiting(uow, type, reason, limit, cursor)
+
+
+@router.get("/dead-letter-groups", response_model=Page[Group], responses=_READ)
 @needs(Scope.operations_read)
 @rate_class(RateClass.search)
 async def list_groups(
     _: CurrentUser,
     uow: ReplicaWork,
     type: Annotated[Short | None, Query()] = None,  # noqa: A002  (the name of the parameter)
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-) -> list[Group]:
-    """List dead letters grouped by kind of error, largest group first."""
-    return await control.groups(uow, type, limit)
+    reason: Annotated[FailureReason | None, Query()] = None,
+    window: Annotated[Window, Query(description="How far back `history` goes.")] = Window.day,
+    limit: Annotated[int, Query(ge=1, le=50)] = 20,
+    cursor: Annotated[str | None, Query(max_length=LONGEST)] = None,
+) -> Rows[Group]:
+    """List dead letters grouped by kind of error, the group that grew last first.
+
+    The counts are bounded: the fewer groups a page has, the further each is counted. Of more than 1,000 kinds, some are
+    left out.
+    """
+    return await inspection.groups(uow, GroupsWanted(type, reason, window), limit, cursor)
+
+
+@router.get("/dead-letter-groups/{fingerprint}", responses=_READ_ONE)
+@needs(Scope.operations_read)
+async def read_group(
+    fingerprint: Annotated[Short, Path()],
+    user: CurrentUser,
+    uow: ReplicaWork,
+    window: Annotated[Window, Query(description="How far back `history` goes.")] = Window.day,
+) -> GroupDetail:
+    """Get a group of dead letters with its latest letter as a sample. Counts stop at 10,000."""
+    found = await inspection.group(uow, fingerprint, window)
+    return GroupDetail(group=found, sample=await _detail(uow, found.position, user))
 
 
 @router.get("/dead-letters", response_model=Page[DeadLetterPublic], responses=_READ)
@@ -123,12 +166,12 @@ async def list_dead_letters(
 
 @router.get("/dead-letters/{position}", responses=_READ_ONE)
 @needs(Scope.operations_read)
-async def read_dead_letter(position: Id, _: CurrentUser, uow: Work) -> DeadLetterDetail:
-    """Get a dead letter with its full error, its history and its payload."""
-    found = await uow.control.dead_letter(position)
-    if found is None:
-        raise NotFound(f"there is no dead letter {position}")
-    return DeadLetterDetail.of(*found)
+async def read_dead_letter(position: Id, user: CurrentUser, uow: Work) -> DeadLetterDetail:
+    """Get a dead letter with its full error, its history and its payload.
+
+    Callers who may only read see no values of fields that are personal.
+    """
+    return await _detail(uow, position, user)
 
 
 @router.post("/replay", dependencies=_ONCE, responses=_ACT)
@@ -196,6 +239,13 @@ async def list_deferred(
 async def cancel_deferred(event_id: UUID, wanted: Because, user: CurrentUser, uow: Work) -> None:
     """Cancel a deferred event that has not been attempted yet."""
     await control.cancel_or_refuse(uow, event_id, _by(user, wanted), SUBSCRIPTIONS)
+
+
+async def _detail(uow: UnitOfWork, position: int, user: SignedIn) -> DeadLetterDetail:
+    found = await uow.control.dead_letter(position)
+    if found is None:
+        raise NotFound(f"there is no dead letter {position}")
+    return DeadLetterDetail.of(*found, whole=user.may(Scope.operations_write))
 
 
 def _by(user: SignedIn, wanted: Because) -> By:

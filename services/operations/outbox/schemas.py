@@ -8,7 +8,9 @@ from pydantic import AfterValidator, Field
 
 from services.fields import Instant, RequestBody, Schema, StrictId, storable
 from services.outbox.control.schemas import Selection
-from services.outbox.models import DeadLetter, DeadLetterBase, EventRow
+from services.outbox.events import shown_payload
+from services.outbox.inspection.schemas import Group
+from services.outbox.models import DeadLetter, DeadLetterBase, EventRow, FailureReason
 
 Short = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(storable)]
 Reason = Annotated[str, Field(max_length=500), AfterValidator(storable)]
@@ -41,11 +43,19 @@ class DeadLetterDetail(DeadLetterBase, Schema):
     payload: dict[str, Any] | None
 
     @classmethod
-    def of(cls, letter: DeadLetter, event: EventRow | None) -> "DeadLetterDetail":
-        logged = ("version", "occurred_at", "request_id", "actor", "payload")
-        return cls.model_validate(
-            letter, update={name: None if event is None else getattr(event, name) for name in logged}
-        )
+    def of(cls, letter: DeadLetter, event: EventRow | None, *, whole: bool) -> "DeadLetterDetail":
+        """Unless `whole`, the values of the payload's personal fields are left out."""
+        logged = ("version", "occurred_at", "request_id", "actor")
+        update = {name: None if event is None else getattr(event, name) for name in logged}
+        payload = None if event is None else shown_payload(event.type, event.payload, whole=whole)
+        return cls.model_validate(letter, update={**update, "payload": payload})
+
+
+class GroupDetail(Schema):
+    """A group of dead letters, with its latest letter as a sample."""
+
+    group: Group
+    sample: DeadLetterDetail
 
 
 class Because(RequestBody):
@@ -70,6 +80,8 @@ class LettersWanted(Because):
     fingerprint: Short | None = None
     died_from: Instant | None = None
     died_before: Instant | None = None
+    failure_reason: FailureReason | None = None
+    positions: Annotated[list[StrictId] | None, Field(min_length=1, max_length=500)] = None
     after: Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)] = 0
     limit: Annotated[int, Field(strict=True, ge=1, le=500)] = 500
     dry_run: bool = False
@@ -83,4 +95,6 @@ class LettersWanted(Because):
             self.fingerprint,
             self.died_from,
             self.died_before,
+            self.failure_reason,
+            self.positions,
         )

@@ -11,6 +11,8 @@ _SELECTED = """
     AND (CAST(:fingerprint AS text) IS NULL OR fingerprint = :fingerprint)
     AND (CAST(:died_from AS timestamptz) IS NULL OR died_at >= :died_from)
     AND (CAST(:died_before AS timestamptz) IS NULL OR died_at < :died_before)
+    AND (CAST(:reason AS text) IS NULL OR reason = :reason)
+    AND (CAST(:positions AS bigint[]) IS NULL OR position = ANY(:positions))
 """
 
 _SHOWN = 2000
@@ -89,15 +91,6 @@ DISCARD = Statement(f"""
     SELECT FROM taken
 """)  # noqa: S608
 
-GROUPS = Statement("""
-    SELECT groups.*, latest.type, latest.error FROM (
-        SELECT fingerprint, count(*) AS letters, count(DISTINCT aggregate) AS aggregates, min(died_at) AS first_at,
-            max(died_at) AS last_at, max(position) AS last_position
-        FROM dead_letters WHERE CAST(:type AS text) IS NULL OR type = :type GROUP BY fingerprint
-    ) AS groups JOIN dead_letters AS latest ON latest.position = groups.last_position
-    ORDER BY letters DESC, groups.fingerprint LIMIT :slice
-""")
-
 # Uses the log's key and the index of waiting rows by aggregate: the outbox has no index on the event's id.
 LOCK_DEFERRED = Statement("""
     SELECT position, type, event_id, aggregate FROM outbox
@@ -137,15 +130,18 @@ RETRY_NOW = Statement(f"""
     ) {_audit_waiting("retry_now")}
 """)  # noqa: S608
 
-# Those that were buried before their first attempt are one kind for each type.
+# Those that were buried before their first attempt are one kind for each type. An event that the release before has
+# tried has a history without reasons.
 BURY_WAITING = Statement(f"""
     WITH taken AS (
         DELETE FROM outbox WHERE position = ANY(CAST(:positions AS bigint[])) RETURNING *
     ), audited AS ({_audit_waiting("bury")})
-    INSERT INTO dead_letters (position, event_id, aggregate, type, attempts, error, fingerprint, failures)
+    INSERT INTO dead_letters (position, event_id, aggregate, type, attempts, error, fingerprint, failures, reason)
     SELECT position, event_id, aggregate, type, attempts,
         coalesce(last_error, 'buried by an operator before its first attempt'),
-        coalesce(failures -> -1 ->> 'fingerprint', left(md5('buried ' || type), 16)), coalesce(failures, '[]')
+        coalesce(failures -> -1 ->> 'fingerprint', left(md5('buried ' || type), 16)), coalesce(failures, '[]'),
+        CASE WHEN waits = 'unknown' THEN 'unknown_version' WHEN waits = 'begun' THEN 'worker_died'
+            WHEN failures IS NULL THEN 'buried' ELSE failures -> -1 ->> 'reason' END
     FROM taken
 """)  # noqa: S608
 
@@ -198,25 +194,28 @@ _SLOTS = """
 """
 
 
-def _types_in_outbox(name: str, condition: str) -> str:
-    """A recursive query: the types of the rows that match, each with the aggregate of one row.
+def _types_in(table: str, name: str, condition: str, order: str = "type") -> str:
+    """A recursive query: the types of the table's rows that match, each with the aggregate of one row.
 
     It is a loose index scan: one look-up for each type, however many rows there are.
     """
     return f"""
         {name}(type, aggregate) AS (
-            (SELECT type, aggregate FROM outbox WHERE {condition} ORDER BY type LIMIT 1)
+            (SELECT type, aggregate FROM {table} WHERE {condition} ORDER BY {order} LIMIT 1)
             UNION ALL
             SELECT following.* FROM {name} CROSS JOIN LATERAL (
-                SELECT outbox.type, outbox.aggregate FROM outbox WHERE {condition} AND outbox.type > {name}.type
-                ORDER BY outbox.type LIMIT 1
+                SELECT {table}.type, {table}.aggregate FROM {table} WHERE {condition} AND {table}.type > {name}.type
+                ORDER BY {table}.{order} LIMIT 1
             ) AS following
         )
     """  # noqa: S608
 
 
 _READY = "available_at IS NULL"
-_IN_THE_OUTBOX = f"{_types_in_outbox('ready', _READY)}, {_types_in_outbox('waiting', 'available_at IS NOT NULL')}"
+_FOUND = f"""
+    {_types_in("outbox", "ready", _READY)}, {_types_in("outbox", "waiting", "available_at IS NOT NULL")},
+    {_types_in("dead_letters", "dead", "true", "type, position")}
+"""
 
 _HANDLED = f"""
     SELECT handled.type, count(*) AS workers FROM workers
@@ -225,23 +224,21 @@ _HANDLED = f"""
 
 # Of the log, only the end is read: it has no index on the type.
 NAMES = Statement(f"""
-    WITH RECURSIVE {_IN_THE_OUTBOX}, logged AS (SELECT type FROM events ORDER BY position DESC LIMIT 10000)
+    WITH RECURSIVE {_FOUND}, logged AS (SELECT type FROM events ORDER BY position DESC LIMIT 10000)
     SELECT type FROM ready UNION SELECT type FROM waiting UNION SELECT type FROM ({_HANDLED}) AS handled
-    UNION SELECT type FROM dead_letters UNION SELECT type FROM outbox_types UNION SELECT type FROM logged
+    UNION SELECT type FROM dead UNION SELECT type FROM outbox_types UNION SELECT type FROM logged
 """)  # noqa: S608
 
 # All events of a type are about the same kind of aggregate, so one event of each type is enough.
 KINDS = Statement(f"""
-    WITH RECURSIVE {_IN_THE_OUTBOX}
+    WITH RECURSIVE {_FOUND}
     SELECT DISTINCT split_part(aggregate, '/', 1) AS kind FROM (
-        SELECT aggregate FROM ready UNION ALL SELECT aggregate FROM waiting UNION ALL SELECT aggregate FROM dead_letters
+        SELECT aggregate FROM ready UNION ALL SELECT aggregate FROM waiting UNION ALL SELECT aggregate FROM dead
     ) AS found ORDER BY kind
 """)  # noqa: S608
 
 TYPES = Statement(f"""
-    WITH RECURSIVE {_IN_THE_OUTBOX}, handled AS ({_HANDLED}), dead AS (
-        SELECT type, count(*) AS letters FROM dead_letters GROUP BY type
-    ), known AS (
+    WITH RECURSIVE {_FOUND}, handled AS ({_HANDLED}), known AS (
         SELECT type FROM ready UNION SELECT type FROM waiting UNION SELECT type FROM handled UNION SELECT type FROM dead
         UNION SELECT type FROM outbox_types
     )
@@ -259,9 +256,13 @@ TYPES = Statement(f"""
             )
         )) AS double precision) AS oldest_ready_seconds,
         coalesce(control.paused, false) AS paused, control.max_batches, control.changed_at, control.changed_by,
-        coalesce(dead.letters, 0) AS dead_letters, coalesce(handled.workers, 0) AS workers
+        (SELECT count(*) FROM (
+            -- A range, so that only the index by type has this order.
+            SELECT FROM dead_letters WHERE type BETWEEN known.type AND known.type
+            ORDER BY dead_letters.type, position LIMIT :counted + 1
+        ) AS bounded) AS dead_letters, coalesce(handled.workers, 0) AS workers
     FROM known LEFT JOIN outbox_types AS control ON control.type = known.type
-    LEFT JOIN handled ON handled.type = known.type LEFT JOIN dead ON dead.type = known.type
+    LEFT JOIN handled ON handled.type = known.type
     ORDER BY known.type
 """)  # noqa: S608
 
@@ -328,7 +329,7 @@ POSITION = Statement(f"""
 # Events behind one of a paused type, or of a type whose slots are full, are looked at again from time to time. This
 # makes them due now; those beyond the LIMIT come due by themselves.
 LOOK_AGAIN = Statement(f"""
-    WITH RECURSIVE {_types_in_outbox("timed", "available_at < 'infinity'")}
+    WITH RECURSIVE {_types_in("outbox", "timed", "available_at < 'infinity'")}
     UPDATE outbox SET available_at = statement_timestamp() WHERE position = ANY(ARRAY(
         SELECT row.position FROM timed CROSS JOIN LATERAL (
             SELECT position FROM outbox
@@ -398,7 +399,7 @@ PLAN_BY_INDEX = Statement("SELECT set_config(name, 'off', true) FROM unnest(CAST
 # not due: rows that wait for a worker that knows their type, for a time in the future, or behind a dead letter or a row
 # that waits; and rows of a paused type.
 BACKLOG = Statement(f"""
-    WITH RECURSIVE {_types_in_outbox("ready", _READY)}, {_types_in_outbox("timed", "available_at < 'infinity'")},
+    WITH RECURSIVE {_types_in("outbox", "ready", _READY)}, {_types_in("outbox", "timed", "available_at < 'infinity'")},
     soonest AS MATERIALIZED (
         SELECT row.* FROM timed CROSS JOIN LATERAL (
             SELECT position, aggregate, type, available_at, attempts, waits FROM outbox
@@ -428,7 +429,7 @@ BACKLOG = Statement(f"""
 
 # What waits forever is behind another event. No index has its types, so it is found among the first waiting rows.
 WAITING = Statement(f"""
-    WITH RECURSIVE {_types_in_outbox("ready", _READY)}, {_types_in_outbox("timed", "available_at < 'infinity'")},
+    WITH RECURSIVE {_types_in("outbox", "ready", _READY)}, {_types_in("outbox", "timed", "available_at < 'infinity'")},
     found AS (
         SELECT ready.type, 'ready' AS reason, true AS due FROM ready CROSS JOIN LATERAL (
             SELECT FROM outbox WHERE outbox.type = ready.type AND available_at IS NULL LIMIT :counted

@@ -12,8 +12,8 @@ from sqlmodel import col, select
 from services.fields import Id, Instant, Moment, Text
 from services.filters import EXACT, ORDERED, Filterable
 from services.outbox.control import queries
-from services.outbox.control.schemas import OtherWorker, Selection, Waiting, waiting_of
-from services.outbox.models import ASKED, DeadLetter, EventRow, OutboxRow
+from services.outbox.control.schemas import NOT_TO_USE, OtherWorker, Selection, Waiting, waiting_of
+from services.outbox.models import ASKED, DeadLetter, EventRow, FailureReason, OutboxRow
 from services.query import Listing, PageQuery, Rows, Sortable
 from services.sql import Row, SqlAccess
 
@@ -58,10 +58,6 @@ class ControlRepository(SqlAccess):
     async def discard(self, positions: Sequence[int], actor: str, reason: str, bulk: UUID | None = None) -> None:
         """Delete locked dead letters. The caller wakes the events that waited behind them. `bulk` as for `replay`."""
         await self.sql.fetch(queries.DISCARD, positions=list(positions), actor=actor, reason=reason, bulk=_text(bulk))
-
-    async def groups(self, event_type: str | None, limit: int) -> Sequence[Row]:
-        """Dead letters grouped by fingerprint, largest group first, each with its latest error."""
-        return await self.sql.fetch(queries.GROUPS, type=event_type, slice=limit)
 
     async def backlog(self) -> dict[str, Any]:
         """How many events wait, are retried or are dead, and how long the oldest due event has waited.
@@ -144,7 +140,11 @@ class ControlRepository(SqlAccess):
         return await self.sql.run(queries.LOOK_AGAIN)
 
     async def types(self) -> Sequence[Row]:
-        """Every event type that is in the outbox, handled, controlled or dead; counts stop at `COUNTED` + 1."""
+        """Every event type that is in the outbox, handled, controlled or dead; counts stop at `COUNTED` + 1.
+
+        It sets how this transaction's later statements are planned.
+        """
+        await self.sql.fetch(queries.PLAN_BY_INDEX, names=NOT_TO_USE)
         return await self.sql.fetch(queries.TYPES, counted=COUNTED)
 
     async def type_names(self) -> set[str]:
@@ -220,6 +220,7 @@ DEAD_LETTERS = Listing[DeadLetter](
     filters={
         "aggregate": Filterable(col(DeadLetter.aggregate), Text, EXACT, indexed=frozenset({"position"})),
         "fingerprint": Filterable(col(DeadLetter.fingerprint), Text, EXACT, indexed=frozenset({"position"})),
+        "reason": Filterable(col(DeadLetter.reason), FailureReason, EXACT, indexed=frozenset({"position"})),
         "type": Filterable(col(DeadLetter.type), Text, EXACT, indexed=frozenset({"position"})),
         "died_at": Filterable(col(DeadLetter.died_at), Instant, ORDERED),
     },

@@ -1,11 +1,16 @@
 """What operators ask about the outbox, and what workers know of each other."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
+
+from services.outbox.models import FailureReason
+
+NOT_TO_USE = ("enable_seqscan", "enable_bitmapscan", "enable_sort")
+"""With outdated statistics, the planner would read and sort all rows instead of the first ones of an index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +24,8 @@ class Selection:
     fingerprint: str | None = None
     died_from: datetime | None = None
     died_before: datetime | None = None
+    reason: FailureReason | None = None
+    positions: Sequence[int] | None = None
 
     @property
     def is_everything(self) -> bool:

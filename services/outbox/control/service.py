@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
@@ -12,9 +12,10 @@ from uuid import UUID
 from services.acting import Action
 from services.errors import Conflict, Fault, InvalidInput, NotFound
 from services.outbox.control.repository import COUNTED
-from services.outbox.control.schemas import Selection
+from services.outbox.control.schemas import Selection, Waiting
 from services.outbox.engine.schemas import first_positions
 from services.outbox.events import defined
+from services.outbox.models import Waits
 from services.outbox.subscription import AnySubscription, Discarded, TransactionT, lent_to
 from services.sql import Row
 from services.transaction import Transaction
@@ -87,23 +88,13 @@ class Slice:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """Dead letters with the same error from the same place. `type` and `message` are those of the latest one."""
-
-    fingerprint: str
-    letters: int
-    aggregates: int
-    first_at: datetime
-    last_at: datetime
-    type: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
 class TypeState:
-    """One event type. Counts stop at 10,000; `ready_is_more` and `waiting_is_more` say that there are more.
+    """One event type. Counts stop at 10,000; `ready_is_more`, `waiting_is_more` and `dead_letters_is_more` say that
+    there are more.
 
-    `workers` is the number of live workers that handle it; `oldest_ready_seconds` is the age of the first ready event.
+    `reasons` counts the events by why they wait, of which 10,000 also means more, and `due` those that a worker can
+    process now. `workers` is the number of live workers that handle it; `oldest_ready_seconds` is the age of the first
+    ready event.
     """
 
     type: str
@@ -117,7 +108,10 @@ class TypeState:
     changed_at: datetime | None
     changed_by: str | None
     dead_letters: int
+    dead_letters_is_more: bool
     workers: int
+    reasons: Mapping[str, int]
+    due: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,22 +189,6 @@ async def throw_away(
 async def heads(work: Transaction, selection: Selection, after: int, limit: int) -> list[Head]:
     """The first `limit` selected dead letters with a position after `after`."""
     return [_head(row) for row in await work.control.heads(selection, after, limit)]
-
-
-async def groups(work: Transaction, event_type: str | None = None, limit: int = 50) -> list[Group]:
-    """Dead letters grouped by fingerprint, largest group first."""
-    return [
-        Group(
-            row["fingerprint"],
-            row["letters"],
-            row["aggregates"],
-            row["first_at"],
-            row["last_at"],
-            row["type"],
-            last_line(row["error"]),
-        )
-        for row in await work.control.groups(event_type, limit)
-    ]
 
 
 async def cancel(work: Transaction, event_id: UUID, by: By) -> bool:
@@ -313,14 +291,17 @@ async def limit(work: Transaction, event_type: str, max_batches: int | None, by:
 
 async def types(work: Transaction) -> list[TypeState]:
     """Every event type that is in the outbox, dead, handled by a live worker, or under an operator's control."""
-    return [
-        TypeState(
-            **{**row, "ready": min(row["ready"], COUNTED), "waiting": min(row["waiting"], COUNTED)},
-            ready_is_more=row["ready"] > COUNTED,
-            waiting_is_more=row["waiting"] > COUNTED,
-        )
-        for row in await work.control.types()
-    ]
+    rows = await work.control.types()
+    waiting = {one.type: one for one in await work.control.waiting()}
+    found = []
+    for row in rows:
+        counts = {name: min(row[name], COUNTED) for name in ("ready", "waiting", "dead_letters")}
+        more = {f"{name}_is_more": row[name] > COUNTED for name in counts}
+        why = waiting.get(row["type"], Waiting(row["type"], {}, 0))
+        # As in the other lists; a metric has the word of the rows.
+        reasons = {"deferred" if reason == Waits.asked else reason: n for reason, n in why.reasons.items()}
+        found.append(TypeState(**{**row, **counts}, **more, reasons=reasons, due=why.due))
+    return found
 
 
 async def workers(work: Transaction, host: str | None = None) -> list[WorkerState]:
@@ -378,7 +359,7 @@ def _record_letters(work: Transaction, action: Action, letters: Sequence[Head], 
 
 def _check_selection(selection: Selection) -> None:
     if selection.is_everything:
-        fault = Fault("select dead letters by position, event, type, aggregate, fingerprint or time", "#")
+        fault = Fault("select dead letters by position, event, type, aggregate, fingerprint, reason or time", "#")
         raise InvalidInput(fault.detail, [fault])
 
 

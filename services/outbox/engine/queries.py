@@ -336,17 +336,20 @@ BURY = Statement("""
     WITH failed AS (
         SELECT * FROM unnest(
             CAST(:positions AS bigint[]), CAST(:errors AS text[]), CAST(:fingerprints AS text[]),
-            CAST(:failures AS text[]), CAST(:blocks AS boolean[]), CAST(:counts AS smallint[])
-        ) AS failed(position, error, fingerprint, failure, blocks, counts)
+            CAST(:failures AS text[]), CAST(:blocks AS boolean[]), CAST(:reasons AS text[]),
+            CAST(:counts AS smallint[])
+        ) AS failed(position, error, fingerprint, failure, blocks, reason, counts)
     ), removed AS (
         DELETE FROM outbox USING failed WHERE outbox.position = failed.position
         RETURNING outbox.position, outbox.event_id, outbox.aggregate, outbox.type,
             outbox.attempts + failed.counts AS attempts, outbox.failures, failed.error, failed.fingerprint,
-            failed.failure, failed.blocks
+            failed.failure, failed.blocks, failed.reason
     )
-    INSERT INTO dead_letters (position, event_id, aggregate, type, attempts, error, fingerprint, failures, blocks)
+    INSERT INTO dead_letters (
+        position, event_id, aggregate, type, attempts, error, fingerprint, failures, blocks, reason
+    )
     SELECT position, event_id, aggregate, type, attempts, error, fingerprint,
-        coalesce(failures, '[]') || CAST(failure AS jsonb), blocks
+        coalesce(failures, '[]') || CAST(failure AS jsonb), blocks, reason
     FROM removed
 """)
 

@@ -178,6 +178,7 @@ class OutboxRepository(SqlAccess):
             fingerprints=[failure.fingerprint for failure in failures],
             failures=[failure.entry for failure in failures],
             blocks=[failure.blocks for failure in failures],
+            reasons=[failure.reason.value for failure in failures],
             counts=[failure.counts for failure in failures],
         )
         await self._hold_back(

@@ -9,7 +9,7 @@ from uuid import UUID
 from services.fields import now
 from services.logs import Shown
 from services.outbox.events import Claimed, Event, NoHandler, Trace, Unprocessable
-from services.outbox.models import Waits
+from services.outbox.models import FailureReason, Waits
 from services.outbox.policy import RetryPolicy, describe, fingerprint, history_entry, is_locked
 
 _UNKNOWN_AGAIN = 30.0
@@ -274,9 +274,19 @@ class Failure:
     counts: int
     is_attempt: bool
     blocks: bool
+    reason: FailureReason
 
     @classmethod
-    def of(cls, row: ClaimedRow, error: Exception, policy: RetryPolicy, *, blocks: bool, counted: bool = False) -> Self:
+    def of(
+        cls,
+        row: ClaimedRow,
+        error: Exception,
+        reason: FailureReason,
+        policy: RetryPolicy,
+        *,
+        blocks: bool,
+        counted: bool = False,
+    ) -> Self:
         """Make the failure to store. `policy` is the subscription's; `blocks` is whether a dead letter would block.
 
         `counted` says that the attempt was counted before it began.
@@ -294,12 +304,13 @@ class Failure:
             attempt=row.attempts + 1,
             error=describe(error),
             fingerprint=fingerprint(error),
-            entry=None if locked else history_entry(error, row.attempts + 1, now()),
+            entry=None if locked else history_entry(error, row.attempts + 1, now(), reason),
             delay=delay,
             waits=Waits.unknown if unknown else Waits.retry,
             counts=is_attempt - counted,
             is_attempt=is_attempt,
             blocks=blocks,
+            reason=reason,
         )
 
     def told(self, row: ClaimedRow, error: Exception, *, dead: bool, left_out: int) -> str:

@@ -427,9 +427,9 @@ class Processor(Generic[TransactionT]):
         bury = batch.buried
         locked = sum(is_locked(error) for _, error in batch.failed)
         for row, error in batch.failed:
-            policy = self._policy(row.type)
+            policy, cause = self._policy(row.type), metrics.reason_of(error)
             blocks = self._subscriptions[row.type].on_death is OnDeath.block
-            failure = Failure.of(row, error, policy, blocks=blocks, counted=batch.counted)
+            failure = Failure.of(row, error, cause, policy, blocks=blocks, counted=batch.counted)
             dead = failure.is_attempt and policy.gives_up(error, failure.attempt)
             (bury if dead else put_off).append(failure)
             left_out = None if is_locked(error) else self._repeats.left_out((row.type, failure.fingerprint, dead))

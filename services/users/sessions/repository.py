@@ -65,17 +65,27 @@ class SessionRepository(SqlAccess):
             return Presented(row["user_id"], row["id"])
         return None
 
+    async def by_token(self, token: bytes, due: timedelta) -> tuple[Presented, bool] | None:
+        """The session whose usable refresh token has this hash, and whether it was last extended `due` ago or earlier.
+
+        None if there is none. Whether it has ended is for `UserRepository.signed_in` to say.
+        """
+        for row in await self.sql.fetch(_BY_TOKEN, hash=token, due=due):
+            return Presented(row["user_id"], row["id"]), row["is_due"]
+        return None
+
     async def is_reused(self, token: bytes) -> bool:
         """Whether this token of a locked session was used before, and this is not a retry: see `RETRY`."""
         (row,) = await self.sql.fetch(_IS_REUSED, hash=token, retry=RETRY)
         return bool(row["reused"])
 
-    async def rotate(
-        self, session_id: UUID, shown: bytes, token: bytes, idle: timedelta, longest: timedelta, device: Device
-    ) -> None:
-        """Replace the session's usable token by `token`, which is given for `shown`, and extend the session."""
+    async def rotate(self, session_id: UUID, shown: bytes, token: bytes) -> None:
+        """Replace the session's usable token by `token`, which is given for `shown`."""
         await self.sql.run(_USE, session_id=session_id)
         await self.sql.run(_GIVE, hash=token, session_id=session_id, follows=shown)
+
+    async def extend(self, session_id: UUID, idle: timedelta, longest: timedelta, device: Device) -> None:
+        """Let the session, if it has not ended, last until `idle` from now; not beyond `longest` after its begin."""
         await self.sql.run(
             _EXTEND,
             session_id=session_id,
@@ -132,6 +142,12 @@ _LOCK_BY_TOKEN = Statement("""
     WHERE refresh_tokens.hash = :hash FOR NO KEY UPDATE OF sessions
 """)
 
+_BY_TOKEN = Statement("""
+    SELECT sessions.id, sessions.user_id, last_used_at <= now() - CAST(:due AS interval) AS is_due
+    FROM refresh_tokens JOIN sessions ON sessions.id = refresh_tokens.session_id
+    WHERE refresh_tokens.hash = :hash AND refresh_tokens.used_at IS NULL
+""")
+
 # A used token may be retried only while its successor is the usable one: a client that used that one had the reply.
 _IS_REUSED = Statement("""
     SELECT used_at IS NOT NULL AND NOT (used_at > now() - CAST(:retry AS interval) AND EXISTS (
@@ -143,11 +159,11 @@ _IS_REUSED = Statement("""
 
 _USE = Statement("UPDATE refresh_tokens SET used_at = now() WHERE session_id = :session_id AND used_at IS NULL")
 
-_EXTEND = Statement("""
+_EXTEND = Statement(f"""
     UPDATE sessions SET last_used_at = now(), address = :address, user_agent = :user_agent,
         expires_at = least(now() + CAST(:idle AS interval), created_at + CAST(:longest AS interval))
-    WHERE id = :session_id
-""")
+    WHERE id = :session_id AND {_LIVES}
+""")  # noqa: S608
 
 _END = Statement(f"""
     UPDATE sessions SET {_ENDED}, end_reason = :reason WHERE id = :session_id AND user_id = :user_id AND {_LIVES}

@@ -31,6 +31,8 @@ MOST_SESSIONS = 50
 _PREFIX = "wbr_"
 """Secret scanners find refresh tokens by it."""
 _SECRET_BYTES = 32
+_EXTENDED_EVERY = timedelta(minutes=1)
+"""A session whose token is shown with each request is not extended each time."""
 _TRIES = 3
 """How often a password is checked if its hash is replaced meanwhile."""
 
@@ -71,6 +73,15 @@ class Reused:
 
     A value and not an error, since it must be committed.
     """
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A session that was found by its refresh token. Whether it has ended is still to be asked."""
+
+    caller: Presented
+    is_due: bool
+    """Whether it is time to extend it."""
 
 
 async def sign_in(
@@ -148,8 +159,23 @@ async def refresh(uow: UnitOfWork, lifetimes: Lifetimes, token: str, device: Dev
         )
         return Reused()
     following = _new_token()
-    await uow.sessions.rotate(caller.session_id, shown, sha256_of(following), lifetimes.idle, lifetimes.longest, device)
+    await uow.sessions.rotate(caller.session_id, shown, sha256_of(following))
+    await extend(uow, caller, lifetimes, device)
     return Granted(caller, following)
+
+
+async def look_up(uow: UnitOfWork, token: str) -> Shown | None:
+    """The session that a refresh token can extend, without using it; None if there is none.
+
+    For a client that shows it with each request, as a browser does with a cookie.
+    """
+    found = await uow.sessions.by_token(sha256_of(token), _EXTENDED_EVERY)
+    return None if found is None else Shown(*found)
+
+
+async def extend(uow: UnitOfWork, caller: Presented, lifetimes: Lifetimes, device: Device) -> None:
+    """Extend a session that has not ended."""
+    await uow.sessions.extend(caller.session_id, lifetimes.idle, lifetimes.longest, device)
 
 
 async def sessions_of(uow: UnitOfWork, caller: SignedIn) -> Sessions:
