@@ -153,7 +153,9 @@ CASES: dict[type[RequestBody], Case] = {
     bulk.BulkActionCreate: Case(
         ["bulk_actions"],
         sending.start_bulk_action,
-        dict.fromkeys(("type", "aggregate", "fingerprint", "died_from", "died_before", "waits"), FILTERS)
+        dict.fromkeys(
+            ("type", "aggregate", "fingerprint", "died_from", "died_before", "waits", "failure_reason"), FILTERS
+        )
         | {"everything": "says that an empty filter is meant"},
     ),
     outbox.LettersWanted: Case(

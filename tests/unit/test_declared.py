@@ -81,6 +81,7 @@ CLASSES = {
         "POST /v1/users",
     },
     RateClass.search: {
+        "GET /v1/operations/bulk-actions/preview",
         "GET /console/events",
         "GET /console/failures",
         "GET /console/failures/all",
