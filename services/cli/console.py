@@ -32,6 +32,20 @@ def say(message: str = "") -> None:
             sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
 
 
+_hints: list[str] = []
+"""What `plain_errors` adds to an error about the settings."""
+
+
+@contextmanager
+def hinting(hint: str) -> Iterator[None]:
+    """In the block, this line ends each error about the settings, or about what cannot be reached with them."""
+    _hints.append(hint)
+    try:
+        yield
+    finally:
+        _hints.remove(hint)
+
+
 @contextmanager
 def plain_errors(exit_code: int = 1) -> Iterator[None]:
     """Turn errors that the user can act on into a message and an exit code."""
@@ -41,8 +55,10 @@ def plain_errors(exit_code: int = 1) -> Iterator[None]:
         # Imported here: `waybill --help` reads no settings.
         from services.settings import explain
 
-        _fail(explain(error), exit_code)
-    except (CommandError, CannotStart) as error:
+        _fail("\n".join((explain(error), *(_hints if error.title == "Settings" else ()))), exit_code)
+    except CannotStart as error:
+        _fail("\n".join((str(error), *_hints)), exit_code)
+    except CommandError as error:
         _fail(str(error), exit_code)
 
 

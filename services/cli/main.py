@@ -3,8 +3,11 @@
 import getpass
 import os
 import socket
+from contextlib import ExitStack
+from functools import wraps
 from importlib import import_module
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -43,6 +46,10 @@ COMMANDS = {
     "replay": Command("services.cli.retail.command:import_retail", "The old name of import-retail.", hidden=True),
     "clean-data": Command("services.local.clean:clean_data", "Delete the data of `waybill up`."),
 }
+
+
+_PROCESSES = ("api", "worker")
+"""Commands that serve: they never get the address with the owner of the tables."""
 
 
 class LazyGroup(TyperGroup):
@@ -94,10 +101,56 @@ def load(name: str) -> Any:
             ) from error
         raise
     if isinstance(found, typer.Typer):
-        return typer.main.get_group(found)
+        loaded: Any = typer.main.get_group(found)
+    else:
+        single = typer.Typer(add_completion=False)
+        single.command(name)(found)
+        loaded = typer.main.get_command(single)
+    _let_find(loaded, as_process=name in _PROCESSES)
+    return loaded
+
+
+def _let_find(command: Any, *, as_process: bool) -> None:
+    """Let the command, or each below it, find a running `waybill up`, unless it has a --data-dir of its own."""
+    below = getattr(command, "commands", None)
+    if below is not None:
+        for one in below.values():
+            _let_find(one, as_process=as_process)
+        return
+    if any(parameter.name == "data_dir" for parameter in command.params):
+        return
+    run = command.callback
+
+    @wraps(run)
+    def found(*args: Any, data_dir: str | Path | None, **options: Any) -> Any:
+        # Imported here: `waybill --help` reads no settings.
+        from services.cli.running import using
+
+        with ExitStack() as stack:
+            with plain_errors():
+                stack.enter_context(using(None if data_dir is None else Path(data_dir), as_process=as_process))
+            return run(*args, **options)
+
+    command.params.append(_data_dir_option())
+    command.callback = found
+
+
+def _data_dir_option() -> Any:
+    """The option --data-dir of the commands that use a database."""
     single = typer.Typer(add_completion=False)
-    single.command(name)(found)
-    return typer.main.get_command(single)
+
+    @single.command()
+    def _(
+        data_dir: Annotated[
+            Path | None,
+            typer.Option(
+                help="Use the `waybill up` that runs with this data folder. Default: the settings, or else the "
+                "`waybill up` in .waybill, if one runs."
+            ),
+        ] = None,
+    ) -> None: ...
+
+    return typer.main.get_command(single).params[0]
 
 
 app = typer.Typer(

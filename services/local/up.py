@@ -251,7 +251,12 @@ class _House:
             migration_database_url=settings.migration_database_url,
             read_database_url=self.read_url,
             analytics_url=settings.analytics_url,
+            migration_analytics_url=settings.migration_analytics_url,
+            database_schema=settings.database_schema,
+            database_read_role=settings.database_read_role,
             redis_url=settings.redis_url,
+            redis_prefix=settings.redis_prefix,
+            secret_key_file=None if self.given.get("secret_key") else self.home.secret_key_file,
             data_dir=self.home.path,
             environment=settings.environment.value,
         )

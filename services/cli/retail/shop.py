@@ -15,8 +15,8 @@ from typing import Any
 
 import httpx2
 
+from services.cli.client import Login, Query, Service, ServiceError, Target, expect, for_each, together
 from services.cli.progress import Display
-from services.cli.retail.client import Login, Query, Service, ServiceError, Target, expect, for_each, together
 from services.cli.retail.plan import GUEST, Invoice, Plan, Product, credits_of
 
 DOMAIN = "replay.waybill.example"

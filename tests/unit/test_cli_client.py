@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 import httpx2
 import pytest
 
-from services.cli.retail import client
-from services.cli.retail.client import Login, Patience, Reply, Service, ServiceError, for_each
+from services.cli import client
+from services.cli.client import Login, Patience, Reply, Service, ServiceError, for_each
 
 Answer = httpx2.Response | Exception
 

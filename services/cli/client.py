@@ -14,6 +14,7 @@ Query: TypeAlias = Mapping[str, str | int | list[str]]
 """Parameters of a URL; a list stands for a parameter that occurs several times."""
 
 REQUEST_SECONDS = 30.0
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _BACKOFF_FIRST, _BACKOFF_LAST = 0.05, 2.0
 
 
@@ -173,6 +174,26 @@ class Service:
                 )
             await asyncio.sleep(min(wait, _BACKOFF_LAST) * random.uniform(0.5, 1.0))  # noqa: S311 (jitter)
             delay = min(delay * 2, _BACKOFF_LAST)
+
+
+def open_http(url: str, clients: int) -> httpx2.AsyncClient:
+    """A client for the service at this address, with at most twice as many connections as `clients`.
+
+    Raises `ServiceError` if it is not an address.
+    """
+    try:
+        address = httpx2.URL(url)
+    except httpx2.InvalidURL as error:
+        raise ServiceError(f"{url!r} is not a URL: {error}") from error
+    if address.scheme not in ("http", "https") or not address.host:
+        raise ServiceError(f"{url!r} is not the URL of a service; expected something like http://127.0.0.1:8000")
+    return httpx2.AsyncClient(
+        base_url=address,
+        timeout=REQUEST_SECONDS,
+        limits=httpx2.Limits(max_connections=2 * clients, max_keepalive_connections=2 * clients),
+        # The user's proxy must not be used for the loopback address.
+        trust_env=address.host not in _LOOPBACK,
+    )
 
 
 def expect(reply: Reply, what: str) -> Reply:
