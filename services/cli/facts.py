@@ -39,6 +39,8 @@ class ProcessIds(BaseModel):
 class Facts(BaseModel):
     """The file's content. It contains passwords: mode 0600."""
 
+    version: str | None = None
+    """The release that runs."""
     api_url: str
     docs_url: str
     database_url: str

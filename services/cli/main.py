@@ -26,6 +26,8 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "up": Command("services.local.up:up", "Run everything on this machine: PostgreSQL, Redis, the API and workers."),
+    "status": Command("services.local.status:status", "Show whether a `waybill up` runs here, and whether it is well."),
+    "down": Command("services.local.down:down", "End a running `waybill up`."),
     "api": Command("services.cli.serve:api", "Serve the HTTP API in this process."),
     "worker": Command("services.cli.serve:worker", "Process events and jobs in this process."),
     "migrate": Command("services.cli.migrate:migrate", "Upgrade the database to the newest schema."),

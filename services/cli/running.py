@@ -90,36 +90,43 @@ def using(data_dir: Path | None, *, as_process: bool = False) -> Iterator[None]:
     only if no database is set; if there is none, nothing changes. `as_process` leaves out the addresses with the owner
     of the tables, which no process that serves may have. Raises `CommandError`.
     """
-    from services.settings import get_settings
-
     chosen = _settings_of(data_dir)
     if as_process:
         chosen = {name: value for name, value in chosen.items() if not name.startswith(_OF_OWNER)}
-    with _environment(chosen), _hint_of(chosen):
-        get_settings.cache_clear()
-        try:
-            yield
-        finally:
-            get_settings.cache_clear()
+    with _settings(chosen), _hint_of(chosen):
+        yield
+
+
+@contextmanager
+def using_found(found: Running) -> Iterator[None]:
+    """In the block, the settings are those of this `waybill up`, whatever is set."""
+    with _settings(_without_contradictions(found)):
+        yield
 
 
 def _settings_of(data_dir: Path | None) -> dict[str, str]:
     from services.settings import given_settings
 
-    given = given_settings()
-    # A file that names the key, besides the key itself, would be a contradiction.
-    kept = {"WAYBILL_SECRET_KEY_FILE"} if given.get("secret_key") else set()
     if data_dir is not None:
-        found = running_in(data_dir)
-    else:
-        default = None if given.get("database_url") else find_running(DEFAULT_DATA_DIR)
-        # Settings for production do not reach a database for trying out by accident.
-        if default is None or given.get("environment", default.facts.environment) != default.facts.environment:
-            return {}
-        found = default
-        kept |= {f"WAYBILL_{name.upper()}" for name in given}
-        tell(found, DEFAULT_DATA_DIR)
-    return {name: value for name, value in found.facts.variables().items() if name not in kept}
+        return _without_contradictions(running_in(data_dir))
+    given = given_settings()
+    found = None if given.get("database_url") else find_running(DEFAULT_DATA_DIR)
+    # Settings for production do not reach a database for trying out by accident.
+    if found is None or given.get("environment", found.facts.environment) != found.facts.environment:
+        return {}
+    tell(found, DEFAULT_DATA_DIR)
+    kept = {f"WAYBILL_{name.upper()}" for name in given}
+    return {name: value for name, value in _without_contradictions(found).items() if name not in kept}
+
+
+def _without_contradictions(found: Running) -> dict[str, str]:
+    """Its settings. A file with the key, besides a key that is set, would be refused."""
+    from services.settings import given_settings
+
+    chosen = found.facts.variables()
+    if given_settings().get("secret_key"):
+        chosen.pop("WAYBILL_SECRET_KEY_FILE", None)
+    return chosen
 
 
 def _hint_of(chosen: Mapping[str, str]) -> AbstractContextManager[None]:
@@ -132,16 +139,20 @@ def _hint_of(chosen: Mapping[str, str]) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _environment(chosen: Mapping[str, str]) -> Iterator[None]:
+def _settings(chosen: Mapping[str, str]) -> Iterator[None]:
     """Set these variables in the block, instead of files that hold their values."""
+    from services.settings import get_settings
+
     names = {*chosen, *(f"{name}_FILE" for name in chosen)}
     before = {name: os.environ[name] for name in names if name in os.environ}
     for name in before:
         del os.environ[name]
     os.environ.update(chosen)
+    get_settings.cache_clear()
     try:
         yield
     finally:
         for name in chosen:
             os.environ.pop(name, None)
         os.environ.update(before)
+        get_settings.cache_clear()

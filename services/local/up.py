@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -245,6 +246,7 @@ class _House:
             before = None
             say(f"{self.home.path / FILE_NAME} is damaged and will be replaced; demo users get new passwords.")
         facts = Facts(
+            version=version("waybill"),
             api_url="",
             docs_url="",
             database_url=settings.database_url,
