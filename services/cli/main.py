@@ -34,10 +34,11 @@ COMMANDS = {
     "database-roles": Command(
         "services.cli.database_roles:database_roles", "Create the database roles, and give the tables to their owner."
     ),
-    "users": Command("services.cli.users:users", "Create users with a role, change a role, and reset a second factor."),
+    "users": Command("services.cli.users:users", "List users, create them, change a role, and reset a second factor."),
     "create-operator": Command(
         "services.cli.users:create_operator", "The old name of users create --role operator.", hidden=True
     ),
+    "workers": Command("services.cli.workers:workers", "List the workers, and check their health."),
     "outbox": Command("services.cli.outbox:outbox", "Inspect and control the outbox."),
     "orders-by-day": Command("services.cli.orders:orders_by_day", "Show what happened to orders on the last days."),
     "reports": Command("services.cli.reports:reports", "Rebuild the reports in the analytics database."),

@@ -75,7 +75,7 @@ def test_a_worker_beside_it_takes_part_without_the_owner_of_the_tables(running: 
         try:
 
             def beats() -> bool:
-                listed = json.loads(running.command("outbox", "workers", "--json").stdout)
+                listed = json.loads(running.command("workers", "list", "--json").stdout)
                 return added.pid in [one["pid"] for one in listed]
 
             wait_for(beats, "the heartbeat of the added worker", 60)
