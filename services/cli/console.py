@@ -15,6 +15,16 @@ _GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
 """Permanent errors. After any other, such as a full disk, the next line may get through."""
 
 
+REFUSED = 1
+"""Exit code: it was refused, or something was not found, is unhealthy or differs. That of most errors."""
+
+NOT_FINISHED = 3
+"""Exit code of commands whose 1 is a result: there is none, because the command could not start or finish."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as in a shell."""
+
+
 class CommandError(Exception):
     """The command cannot continue; the message says why and what to do. Exit code 1, no traceback."""
 
@@ -47,7 +57,7 @@ def hinting(hint: str) -> Iterator[None]:
 
 
 @contextmanager
-def plain_errors(exit_code: int = 1) -> Iterator[None]:
+def plain_errors(exit_code: int = REFUSED) -> Iterator[None]:
     """Turn errors that the user can act on into a message and an exit code."""
     try:
         yield

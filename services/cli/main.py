@@ -160,7 +160,6 @@ app = typer.Typer(
     name="waybill",
     cls=LazyGroup,
     no_args_is_help=True,
-    add_completion=False,
     # Tracebacks must not print the values of local variables: some of them are passwords.
     pretty_exceptions_show_locals=False,
 )

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from services.cli.console import CommandError, plain_errors, say
 from services.cli.migrate import check_database
-from services.cli.run import AsJson, Yes, ago, in_one, show_json, show_table
+from services.cli.run import AsJson, Yes, ago, confirm, in_one, show_json, show_table, with_dry_run
 from services.errors import DomainError
 from services.settings import Settings, get_settings
 from services.startup import reason_of
@@ -110,6 +110,7 @@ async def _show(uow: "UnitOfWork", wanted: str) -> dict[str, Any]:
 
 
 @users.command()
+@with_dry_run
 def reset_totp(email: Annotated[str, typer.Argument(help="The user's e-mail address.")]) -> None:
     """Remove the second factor of a user who has lost it, recovery codes included. All their sessions end.
 
@@ -142,6 +143,7 @@ def create(
 
 
 @users.command()
+@with_dry_run
 def set_role(
     email: Annotated[str, typer.Argument(help="The user's address.")],
     role: Annotated[Role, typer.Argument(help="The new role.")],
@@ -164,6 +166,7 @@ def export(user: Whom, output: Annotated[Path, typer.Option(help="The file to wr
 
 
 @users.command()
+@with_dry_run
 def erase(user: Whom, yes: Yes = False) -> None:
     """Erase a user's name, e-mail address and whatever else identifies them, permanently. The books stay.
 
@@ -173,8 +176,7 @@ def erase(user: Whom, yes: Yes = False) -> None:
 
     with plain_errors():
         found = in_one(lambda uow: service.find(uow, _wanted(user)))
-        if not yes:
-            typer.confirm(f"This cannot be undone. Erase user {found}?", abort=True)
+        confirm(f"This cannot be undone. Erase user {found}?", yes=yes)
         in_one(lambda uow: service.erase(uow, found))
     say(f"User {found} is erased.")
 

@@ -21,8 +21,8 @@ def down(
 ) -> None:
     """End the `waybill up` of a data folder: workers and API first, then the servers. The data is kept.
 
-    If it has not ended in time, it continues to end; run the command again to hurry it. Exit codes: 0 it has ended; 1 it
-    is not running, or has not ended in time.
+    If it has not ended in time, run the command again to hurry it. Exit codes: 0 it has ended; 1 it is not running, or
+    has not ended in time.
     """
     with plain_errors():
         pid = _end(data_dir)

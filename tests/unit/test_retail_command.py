@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from services.cli.console import CommandError
+from services.cli.console import NOT_FINISHED, CommandError
 from services.cli.main import app
 from services.cli.progress import Lines
-from services.cli.retail.command import NOT_DONE
 from services.cli.target import find_target
 from services.local.home import hold
 
@@ -52,33 +51,33 @@ def retail(tmp_path: Path) -> Path:
 
 def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     result = run(tmp_path / "nowhere.csv")
-    assert result.exit_code == NOT_DONE
+    assert result.exit_code == NOT_FINISHED
     assert "nowhere.csv cannot be read: No such file" in result.stderr
 
 
 def test_a_file_of_another_format_is_reported(retail: Path) -> None:
     retail.write_text(GOOD.replace("Quantity", "Number"))
     result = run(retail)
-    assert result.exit_code == NOT_DONE
+    assert result.exit_code == NOT_FINISHED
     assert "lacks the column Quantity" in result.stderr
 
 
 def test_if_no_service_is_known_it_says_how_to_start_one(retail: Path, tmp_path: Path) -> None:
     result = run(retail, "--data-dir", tmp_path)
-    assert result.exit_code == NOT_DONE
+    assert result.exit_code == NOT_FINISHED
     assert "waybill up" in result.stderr
     assert result.stdout == ""
 
 
 @pytest.mark.parametrize("options", [["--limit", "0"], ["--concurrency", "0"], ["--limit", "many"]])
 def test_an_invalid_option_is_refused(retail: Path, options: list[str]) -> None:
-    assert run(retail, *options).exit_code == NOT_DONE
+    assert run(retail, *options).exit_code == 2
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://there", "http://", "http://there:port"])
 def test_an_invalid_url_is_refused(retail: Path, url: str) -> None:
     result = run(retail, "--url", url, "--operator-email", "a@b.example", "--operator-password", "secret")
-    assert result.exit_code == NOT_DONE
+    assert result.exit_code == NOT_FINISHED
     assert repr(url) in result.stderr
     assert not result.stdout
 

@@ -6,7 +6,22 @@ import typer
 
 from services.acting import Action
 from services.cli.console import plain_errors, say
-from services.cli.run import Actor, AsJson, Reason, Work, Yes, ago, counted, in_one, lasting, show_json, show_table, who
+from services.cli.run import (
+    Actor,
+    AsJson,
+    Reason,
+    Work,
+    Yes,
+    ago,
+    confirm,
+    counted,
+    in_one,
+    lasting,
+    show_json,
+    show_table,
+    who,
+    with_dry_run,
+)
 from services.outbox.log import service as log
 from services.outbox.log.schemas import Lag
 from services.outbox.log.service import MOST_COUNTED, Start
@@ -32,6 +47,7 @@ def list_consumers(as_json: AsJson = False) -> None:
         show_table(["consumer", "unread", "oldest unread", "last advance", "state", "error"], map(_line, found))
 
 
+@with_dry_run
 def reset(
     consumer: Consumer,
     to: Annotated[Start, typer.Option(help="Continue at the oldest event of the log, or with the next new one.")],
@@ -41,12 +57,12 @@ def reset(
 ) -> None:
     """Move a consumer to the beginning of the log, or to now."""
     again = "reads all events again" if to is Start.beginning else "skips its unread events"
-    if not yes:
-        typer.confirm(f"reset {consumer}, which then {again}?", abort=True, err=True)
+    confirm(f"reset {consumer}, which then {again}?", yes=yes)
     _act(Action.consumer_reset, f"reset_to_{to}", lambda uow: log.reset(uow, consumer, to), consumer, actor, reason)
     say(f"Consumer {consumer} continues at {'the beginning of the log' if to is Start.beginning else 'now'}.")
 
 
+@with_dry_run
 def pause(consumer: Consumer, actor: Actor = None, reason: Reason = "") -> None:
     """Stop running a consumer in workers. A batch that is under way is rolled back."""
     by = who(actor)
@@ -54,16 +70,17 @@ def pause(consumer: Consumer, actor: Actor = None, reason: Reason = "") -> None:
     say(f"Consumer {consumer} is paused.")
 
 
+@with_dry_run
 def resume(consumer: Consumer, actor: Actor = None, reason: Reason = "") -> None:
     """Run a consumer in workers again, immediately even if it waits after a failure."""
     _act(Action.consumer_resumed, "resume_consumer", lambda uow: log.resume(uow, consumer), consumer, actor, reason)
     say(f"Consumer {consumer} is not paused.")
 
 
+@with_dry_run
 def delete(consumer: Consumer, yes: Yes = False, actor: Actor = None, reason: Reason = "") -> None:
     """Delete a consumer: the log no longer keeps events for it."""
-    if not yes:
-        typer.confirm(f"delete {consumer}?", abort=True, err=True)
+    confirm(f"delete {consumer}?", yes=yes)
     _act(Action.consumer_deleted, "delete_consumer", lambda uow: log.delete(uow, consumer), consumer, actor, reason)
     say(f"Consumer {consumer} is deleted.")
 

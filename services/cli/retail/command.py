@@ -9,14 +9,10 @@ import typer
 from rich.console import Console
 
 from services.cli.client import ServiceError
-from services.cli.console import CommandError
+from services.cli.console import INTERRUPTED, NOT_FINISHED, REFUSED, CommandError
 from services.cli.facts import DEFAULT_DATA_DIR
 from services.cli.retail.source import FileError
 from services.cli.target import find_target, login_of
-
-CHECK_FALSE = 1
-NOT_DONE = 2
-INTERRUPTED = 130
 
 _WIDTH_OF_FILES = 120
 """Columns of the table if the output is not a terminal."""
@@ -45,7 +41,7 @@ def import_retail(
 ) -> None:
     """Place a real shop's invoices as orders through the HTTP API, and check that every credit is where it belongs.
 
-    Running it again places nothing twice. Exit codes: 0 all checks are true; 1 a check is false; 2 it could not finish.
+    Running it again places nothing twice. Exit codes: 0 all checks are true; 1 a check is false; 3 it could not finish.
     """
     # Imported here: they load the domains, which other commands do not need.
     from services.cli.progress import open_display
@@ -62,7 +58,7 @@ def import_retail(
             summary, remarks = asyncio.run(run_replay(plan, target, display, limit=limit, clients=concurrency))
     except (FileError, ServiceError, CommandError) as error:
         _complain(str(error))
-        raise typer.Exit(NOT_DONE) from error
+        raise typer.Exit(NOT_FINISHED) from error
     except KeyboardInterrupt:
         _complain("interrupted; run it again to continue where it stopped")
         raise typer.Exit(INTERRUPTED) from None
@@ -73,7 +69,7 @@ def import_retail(
     else:
         print_table(summary, Console(width=None if sys.stdout.isatty() else _WIDTH_OF_FILES))
     if not summary.all_true:
-        raise typer.Exit(CHECK_FALSE)
+        raise typer.Exit(REFUSED)
 
 
 def _complain(message: str) -> None:
