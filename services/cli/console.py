@@ -29,8 +29,8 @@ class CommandError(Exception):
     """The command cannot continue; the message says why and what to do. Exit code 1, no traceback."""
 
 
-def say(message: str = "") -> None:
-    """Print a line without wrapping it, so that it can be copied.
+def say(message: str = "") -> bool:
+    """Print a line without wrapping it, so that it can be copied. Returns False once nobody reads what is printed.
 
     It is not an error if the output cannot be written (the terminal is closed, the pipe's reader is gone, the disk is
     full): the servers still have to be supervised and stopped in order.
@@ -40,6 +40,8 @@ def say(message: str = "") -> None:
     except OSError as error:
         if error.errno in _GONE:
             sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
+            return False
+    return True
 
 
 _hints: list[str] = []

@@ -40,6 +40,7 @@ COMMANDS = {
     ),
     "workers": Command("services.cli.workers:workers", "List the workers, and check their health."),
     "outbox": Command("services.cli.outbox:outbox", "Inspect and control the outbox."),
+    "events": Command("services.cli.event_log:events", "Read the event log."),
     "orders-by-day": Command("services.cli.orders:orders_by_day", "Show what happened to orders on the last days."),
     "reports": Command("services.cli.reports:reports", "Rebuild the reports in the analytics database."),
     "jobs": Command("services.cli.jobs:jobs", "List and control the scheduled jobs."),

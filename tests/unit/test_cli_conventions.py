@@ -18,6 +18,7 @@ PROCESSES = {"up", "api", "worker"}
 
 SHOW = {
     "audit-log",
+    "events tail",
     "jobs list",
     "ledger audit",
     "orders-by-day",

@@ -58,6 +58,25 @@ class LogRepository(SqlAccess):
         )
         return [LoggedEvent(**row) for row in rows]
 
+    async def look_from_memory(self, seen: str) -> tuple[bool, str]:
+        """Whether there may be events that are not visible in the snapshot `seen`, and the server's timeline."""
+        (row,) = await self.sql.fetch(queries.LOOK_FROM_MEMORY, seen=seen)
+        return row["news"], row["timeline"]
+
+    async def tail(
+        self, seen: str, looked: int, types: Sequence[str] | None, aggregate: str | None, limit: int
+    ) -> list[LoggedEvent]:
+        """The last events that are visible in the snapshot `seen`, among the last `looked` of them, by position."""
+        rows = await self.sql.fetch(
+            queries.TAIL,
+            seen=seen,
+            looked=looked,
+            types=None if types is None else list(types),
+            aggregate=aggregate,
+            limit=limit,
+        )
+        return [LoggedEvent(**row) for row in reversed(rows)]
+
     async def advance(self, name: str, cursor: Cursor) -> None:
         moved = await self.sql.run(queries.ADVANCE, name=name, **asdict(cursor))
         assert moved == 1, "a locked consumer has disappeared"
