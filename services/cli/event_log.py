@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from typing import Annotated
 from uuid import UUID
@@ -12,7 +11,7 @@ from pydantic_core import to_json
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from services.cli.console import CommandError, plain_errors, say
+from services.cli.console import CommandError, plain_errors, say, until_interrupted
 from services.database import Database, open_database
 from services.errors import DomainError
 from services.outbox.log import service as log
@@ -50,7 +49,7 @@ def tail(
     newest 50,000 of the log. Ctrl-C ends it.
     """
     printer = _Printer(None if order is None else f"order/{order}", as_json=as_json)
-    with plain_errors(), suppress(KeyboardInterrupt):
+    with plain_errors(), until_interrupted():
         try:
             asyncio.run(_tail(printer, number, event_type or None, follow=follow))
         except DomainError as error:

@@ -39,6 +39,7 @@ COMMANDS = {
         "services.cli.users:create_operator", "The old name of users create --role operator.", hidden=True
     ),
     "workers": Command("services.cli.workers:workers", "List the workers, and check their health."),
+    "top": Command("services.cli.top:top", "Show live what the workers do and what waits."),
     "outbox": Command("services.cli.outbox:outbox", "Inspect and control the outbox."),
     "events": Command("services.cli.event_log:events", "Read the event log."),
     "orders-by-day": Command("services.cli.orders:orders_by_day", "Show what happened to orders on the last days."),

@@ -113,11 +113,13 @@ def show_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     table = Table(*headings, box=None, header_style="bold", pad_edge=False)
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row))
+    plain_console().print(table)
+
+
+def plain_console() -> Console:
+    """Standard output. Nothing is truncated in a pipe."""
     console = Console(highlight=False, markup=False)
-    # Nothing is truncated in a pipe.
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=400)
-    console.print(table)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=400)
 
 
 def ago(at: datetime | None) -> str:

@@ -31,6 +31,7 @@ SHOW = {
     "outbox types",
     "outbox why",
     "status",
+    "top",
     "users list",
     "users show",
     "workers check",

@@ -189,6 +189,8 @@ EXTENT = Statement("""
         (SELECT max(position) FROM events) AS last
 """)
 
+WRITTEN = Statement("SELECT count(*) AS events FROM (SELECT FROM events WHERE id >= :first LIMIT :most) AS recent")
+
 HOLDS = Statement(f"SELECT FROM log_consumers WHERE name = :name AND {_MINE}")
 
 RENEW = Statement(f"UPDATE log_consumers SET lease_until = {_UNTIL} WHERE name = :name AND {_MINE}")  # noqa: S608

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import datetime
 from uuid import UUID
 
+from services.fields import id_at
 from services.outbox.log import queries
 from services.outbox.log.schemas import Cursor, Extent, Lag, Lease, LoggedEvent, Look, Opened, Place, SinkState
 from services.outbox.models import NOTHING_SEEN
@@ -152,6 +154,11 @@ class LogRepository(SqlAccess):
     async def extent(self) -> Extent:
         """What the log holds."""
         return Extent(**(await self.sql.fetch(queries.EXTENT))[0])
+
+    async def written_since(self, at: datetime, most: int) -> int:
+        """How many events were made since then, up to `most`."""
+        (row,) = await self.sql.fetch(queries.WRITTEN, first=id_at(at), most=most)
+        return int(row["events"])
 
     async def claim(self, name: str, owner: UUID, seconds: float) -> Lease | None:
         """Take the lease. None if another worker has it, or the consumer is paused or waits after a failure.
