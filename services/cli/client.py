@@ -92,12 +92,14 @@ class Service:
 
     Every request here may be sent twice without taking effect twice: it only reads, carries an idempotency key, or
     creates something with a unique name. So after lost connections, 429, 5xx and "in flight" it is sent again, with
-    backoff, until `patience` is exhausted; that raises `ServiceError`.
+    backoff and not before the end of a `Retry-After`, until `patience` is exhausted; that raises `ServiceError`.
+    `limited` counts the answers with 429.
     """
 
     def __init__(self, http: httpx2.AsyncClient, patience: Patience) -> None:
         self._http = http
         self.patience = patience
+        self.limited = 0
 
     async def call(
         self,
@@ -154,7 +156,7 @@ class Service:
     async def _send(self, request: httpx2.Request) -> Reply:
         delay = _BACKOFF_FIRST
         while True:
-            wait = delay
+            asked = 0.0
             try:
                 response = await self._http.send(request)
                 reply = _reply_of(response)
@@ -165,14 +167,16 @@ class Service:
                     self.patience.progress()
                     return reply
                 trouble = str(reply)
-                wait = max(delay, _retry_after(response))
+                self.limited += reply.status == httpx2.codes.TOO_MANY_REQUESTS
+                asked = _retry_after(response)
             if self.patience.exhausted():
                 raise ServiceError(
                     f"the service at {self._http.base_url} has not answered successfully for "
                     f"{self.patience.seconds:.0f} s; the last error, for {request.method} {request.url.path}: "
                     f"{trouble}. Restart the service and repeat the command: it continues where it stopped"
                 )
-            await asyncio.sleep(min(wait, _BACKOFF_LAST) * random.uniform(0.5, 1.0))  # noqa: S311 (jitter)
+            # The jitter comes on top of what the service asks for: all its clients wait for the same moment.
+            await asyncio.sleep(asked + delay * random.uniform(0.5, 1.0))  # noqa: S311
             delay = min(delay * 2, _BACKOFF_LAST)
 
 
