@@ -49,6 +49,7 @@ COMMANDS = {
     "audit-log": Command("services.cli.audit_log:audit_log", "Show who did what, when and why."),
     "import-retail": Command("services.cli.retail.command:import_retail", "Place a real shop's invoices as orders."),
     "replay": Command("services.cli.retail.command:import_retail", "The old name of import-retail.", hidden=True),
+    "demo": Command("services.local.demo.command:demo", "Send steady, realistic traffic to a service."),
     "clean-data": Command("services.local.clean:clean_data", "Delete the data of `waybill up`."),
 }
 

@@ -63,6 +63,7 @@ CHANGE = {
 
 CHANGE_WITHOUT_DRY_RUN = {
     "clean-data": "the folder shows what is in it",
+    "demo": "--for tries it out for a second",
     "database-roles": "it only creates what is missing, in transactions of several databases",
     "down": "`waybill status` shows what it would end",
     "import-retail": "it places orders through the API; --limit tries out some",
@@ -74,7 +75,7 @@ CHANGE_WITHOUT_DRY_RUN = {
     "users export": "it only reads, and writes a file",
 }
 
-PROGRESS = {"import-retail", "reports rebuild"}
+PROGRESS = {"demo", "import-retail", "reports rebuild"}
 """They take long, and show how far they are."""
 
 
@@ -115,7 +116,8 @@ def test_a_command_that_changes_something_has_a_dry_run(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(PROGRESS))
 def test_a_command_that_takes_long_shows_its_progress(name: str) -> None:
     module = COMMANDS[name.split()[0]].where.partition(":")[0]
-    assert "open_display" in (ROOT / f"{module.replace('.', '/')}.py").read_text()
+    text = (ROOT / f"{module.replace('.', '/')}.py").read_text()
+    assert "open_display" in text or "_SECONDS_BETWEEN_LINES" in text
 
 
 @pytest.mark.parametrize("name", sorted(LEAVES))
