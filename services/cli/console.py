@@ -32,7 +32,7 @@ class CommandError(Exception):
 
 
 def say(message: str = "") -> bool:
-    """Print a line without wrapping it, so that it can be copied. Returns False once nobody reads what is printed.
+    """Print a line without wrapping it, so that it can be copied. Returns False once no one reads what is printed.
 
     It is not an error if the output cannot be written (the terminal is closed, the pipe's reader is gone, the disk is
     full): the servers still have to be supervised and stopped in order.

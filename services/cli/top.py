@@ -163,7 +163,7 @@ async def _top(every: float, *, once: bool, as_json: bool) -> None:
 
 
 class _Lines:
-    """A line for each look; False once nobody reads them."""
+    """A line for each look; False once no one reads them."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json

@@ -1,16 +1,20 @@
 """`waybill demo`: its options, and where it makes no failures."""
 
+import asyncio
 from pathlib import Path
 
+import httpx2
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from services.cli.client import Login, Patience, Service, Target
 from services.cli.console import CommandError
 from services.cli.facts import Facts
 from services.cli.main import app
-from services.local.demo import failures
+from services.local.demo import failures, traffic
 from services.local.demo.command import seconds_of, share_of
+from services.local.demo.shop import Person, Seller, Shop, ShopKeeper
 
 
 @pytest.mark.parametrize(
@@ -62,3 +66,22 @@ def test_a_service_elsewhere_gets_no_failures(
     refused = CliRunner().invoke(app, ["demo", "--url", "http://127.0.0.1:1", *operator, *options])
     assert refused.exit_code == 1
     assert "change the database of a `waybill up` on this machine" in refused.stderr
+
+
+async def test_requests_that_wait_for_a_limit_do_not_keep_it_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traffic, "_PATIENCE", 0.2)
+
+    def limited(request: httpx2.Request) -> httpx2.Response:
+        if request.url.path == "/v1/token":
+            return httpx2.Response(200, json={"access_token": "token"})
+        return httpx2.Response(429, headers={"Retry-After": "600"}, json={"code": "rate_limited"})
+
+    people = [Person(Login(f"{name}@demo.waybill.example", "secret"), number) for number, name in enumerate("ab")]
+    seller = Seller(Login("s@demo.waybill.example", "secret"), 3, products=[1, 2, 3], dear=4, sold_out=5)
+    target = Target("http://service", Login("o@demo.waybill.example", "secret"))
+    async with httpx2.AsyncClient(transport=httpx2.MockTransport(limited), base_url=target.url) as http:
+        service = Service(http, Patience(5.0))
+        running = traffic.Traffic(service, ShopKeeper(service, target), Shop([seller], people), rate=100, fails=0.0)
+        await running.run(asyncio.Event(), 0.5)
+    assert running.done.total == 0
+    assert running.done.limited == running.done.given_up > 0

@@ -170,6 +170,8 @@ def _show(done: Done, *, failing: bool) -> None:
             say(f"  {number:>7,}  {code}")
     if done.limited:
         say(f"{done.limited:,} requests had to wait because of limits (429).")
+    if done.given_up:
+        say(f"{done.given_up:,} actions had not been answered in the end.")
     if failing:
         say("The orders that fail become dead letters after about three minutes: `waybill outbox dead-letters groups`.")
         say("Their cause stays: `waybill demo --repair` removes it, then `waybill outbox replay` replays them.")

@@ -17,6 +17,12 @@ from services.local.demo.shop import Person, Seller, Shop, ShopKeeper
 CLIENTS = 32
 """The most requests at the same time: if the service is slower than the rate, the rate falls."""
 
+_FULL_SECONDS = 0.02
+"""Seconds until it looks again whether there may be another request."""
+
+_PATIENCE = 10.0
+"""Seconds in which requests that are under way at the end may still be answered; some may wait for a limit."""
+
 _OLD_ENOUGH = 2.0
 """Seconds after which an order has usually been confirmed."""
 
@@ -42,6 +48,8 @@ class Done:
     refused: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     limited: int = 0
+    given_up: int = 0
+    """Requests that were still under way when it had to end."""
 
     @property
     def total(self) -> int:
@@ -53,6 +61,7 @@ class Done:
             "requests": dict(sorted(self.requests.items())),
             "refused": dict(sorted(self.refused.items())),
             "answers_with_429": self.limited,
+            "given_up": self.given_up,
         }
 
 
@@ -83,7 +92,7 @@ class Traffic:
         ]
 
     async def run(self, stop: asyncio.Event, seconds: float | None) -> None:
-        """Act until `stop` is set or the time is up, and until what was begun then is done. Raises `ServiceError`."""
+        """Act until `stop` is set or the time is up; what was begun by then is given a while. Raises `ServiceError`."""
         started = time.monotonic()
         due = started
         running: set[asyncio.Task[None]] = set()
@@ -91,18 +100,17 @@ class Traffic:
         try:
             while not stop.is_set() and (seconds is None or due - started < seconds):
                 await _wait(stop, due - time.monotonic())
-                if stop.is_set():
-                    break
-                while len(running) >= CLIENTS:
-                    running = await _finished(running)
                 running = {task for task in running if not _is_over(task)}
+                if stop.is_set() or len(running) >= CLIENTS:
+                    due = time.monotonic() + _FULL_SECONDS
+                    continue
                 (action,) = self._random.choices(actions, weights)
                 running.add(asyncio.create_task(action()))
                 self.done.seconds = time.monotonic() - started
                 # What could not be started in time is left out, and not made up for in a burst.
                 due = max(due + self._random.expovariate(self._rate), time.monotonic() - 1 / self._rate)
-            while running:
-                running = await _finished(running)
+            running = await _ended_in_time(running)
+            self.done.given_up = len(running)
         finally:
             for task in running:
                 task.cancel()
@@ -199,9 +207,11 @@ async def _wait(stop: asyncio.Event, seconds: float) -> None:
         return
 
 
-async def _finished(running: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
-    """Those that still run once one has ended. Raises what it raised."""
-    _, left = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+async def _ended_in_time(running: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
+    """Those that still run after the patience. Raises what another raised."""
+    if not running:
+        return running
+    _, left = await asyncio.wait(running, timeout=_PATIENCE)
     for task in running - left:
         _is_over(task)
     return left
