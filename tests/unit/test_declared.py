@@ -86,7 +86,6 @@ CLASSES = {
         "GET /console/failures",
         "GET /console/failures/all",
         "GET /console/failures/group",
-        "GET /v1/operations/bulk-actions/preview",
         "GET /console/consumers",
         "GET /console/orders",
         "GET /console/orders/{order_id}",
