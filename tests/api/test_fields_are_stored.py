@@ -163,7 +163,7 @@ CASES: dict[type[RequestBody], Case] = {
         sending.discard,
         DRY_RUN
         | dict.fromkeys(("position", "event_id", "type", "aggregate", "fingerprint"), SELECTS)
-        | dict.fromkeys(("died_from", "died_before", "after", "limit"), SELECTS),
+        | dict.fromkeys(("died_from", "died_before", "failure_reason", "positions", "after", "limit"), SELECTS),
         unseen=frozenset({"reason"}),
     ),
     consumers.ConsumerReset: Case(
