@@ -252,7 +252,7 @@ async def test_a_paused_job_runs_only_on_request_until_it_is_resumed(database: D
         await loop.request("job", By("ops"))
         await until(database, "job", lambda now: now.runs == 1)
         await rows(database, "UPDATE jobs SET due_at = now()")
-        await act(database, lambda uow: jobs.resume(uow, "job"))
+        await act(database, lambda uow: jobs.resume(uow, "job", By("ops")))
         loop.wake()
         resumed = await until(database, "job", lambda now: now.runs == 2)
     assert (resumed.paused_at, resumed.paused_by, resumed.paused_reason) == (None, None, None)
