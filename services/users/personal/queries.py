@@ -93,6 +93,7 @@ _ENGINE = "It is about the operation of the service. What its events are about i
 NOT_EXPORTED: Mapping[str, str] = {
     "audit_log_head": "It is the end of the chain.",
     "canaries": "Its row is about no one.",
+    "history": "It holds sums of what workers did.",
     "categories": "They are the shop's.",
     "dead_letters": _ENGINE,
     "events": "The log repeats, with ids and amounts, what the exported rows say.",
