@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from services.api.state import api_state
@@ -55,6 +55,11 @@ def fragment(request: Request, template: str, values: Mapping[str, Any]) -> str:
 def address(request: Request, path: str) -> str:
     """The address of this path of the API, as the browser sees it: the API may be reached below a prefix."""
     return str(request.scope.get("root_path", "")).rstrip("/") + path
+
+
+def redirect(request: Request, path: str) -> RedirectResponse:
+    """Lead to the page at this path of the API, once a form has been handled."""
+    return RedirectResponse(address(request, path), status_code=303)
 
 
 def _common(request: Request) -> dict[str, Any]:

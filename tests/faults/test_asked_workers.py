@@ -13,7 +13,7 @@ from services.fields import new_id
 from services.orders.events import OrderPlaced
 from services.orders.models import OrderStatus
 from services.outbox.control import service as control
-from services.outbox.control.service import By
+from services.outbox.control.schemas import By
 from services.outbox.models import WorkerWish
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork, background
