@@ -115,7 +115,7 @@ def report(
         "blocks",
         "a tenth of the data",
         "ratio",
-        "process ms",
+        "process CPU ms",
     )
     table = Table("", *headings)
     for column in table.columns[1:]:

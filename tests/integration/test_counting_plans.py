@@ -48,7 +48,9 @@ STATEMENTS: dict[str, tuple[Statement, tuple[str, ...]]] = {
 def rows_read(plan: dict[str, Any]) -> float:
     """The rows of the outbox that are read, including those that are discarded."""
     scans = [one for one in nodes(plan) if one.get("Relation Name") == "outbox" and "Scan" in one["Node Type"]]
-    return sum((one["Actual Rows"] + one.get("Rows Removed by Filter", 0)) * one["Actual Loops"] for one in scans)
+    return float(
+        sum((one["Actual Rows"] + one.get("Rows Removed by Filter", 0)) * one["Actual Loops"] for one in scans)
+    )
 
 
 @pytest.mark.parametrize("analyzed", [False, True])

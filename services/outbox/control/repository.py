@@ -21,6 +21,9 @@ from services.sql import Row, SqlAccess
 COUNTED = 10_000
 """The most rows that a count reads. Above this the count is a lower bound, so ten million rows cost no more."""
 
+REASONS_COUNTED = 2000
+"""The most events of a type that an overview of types counts by reason: no index has it, so each row is read."""
+
 
 class ControlRepository(SqlAccess):
     """What operators read from the engine and do to it. Every change gets an entry in the audit trail."""

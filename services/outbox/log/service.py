@@ -34,7 +34,7 @@ from services.transaction import Transaction
 POSITIONS_PER_READ = 10_000
 """How far one read looks, so that a rare type in a long log does not make the statement slow."""
 
-MOST_COUNTED = 100_000
+MOST_COUNTED = 10_000
 """The most unread events that `lags` counts for a consumer: this number means "or more"."""
 
 
