@@ -90,5 +90,5 @@ MOVE = Statement("""
 """)
 
 BY_STATUS = Statement("""
-    SELECT status, count(*) AS number FROM (SELECT status FROM orders LIMIT :most) AS some GROUP BY status
+    SELECT status, count(*) AS number FROM (SELECT status FROM orders LIMIT :most) AS bounded GROUP BY status
 """)
