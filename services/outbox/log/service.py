@@ -80,9 +80,9 @@ async def delete(uow: Transaction, consumer: str) -> None:
         raise _unknown(consumer)
 
 
-async def lags(uow: Transaction, most: int = MOST_COUNTED) -> list[Lag]:
-    """How far behind each consumer is, counting up to `most` events for each."""
-    return await uow.log.lags(most)
+async def lags(uow: Transaction, most: int | None = None) -> list[Lag]:
+    """How far behind each consumer is, counting up to `most` events for each; by default `MOST_COUNTED`."""
+    return await uow.log.lags(MOST_COUNTED if most is None else most)
 
 
 async def read(uow: Transaction, consumer: str, limit: int, types: Sequence[str] | None = None) -> LogBatch:
