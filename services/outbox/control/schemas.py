@@ -105,9 +105,9 @@ class TypeState:
     """One event type. Counts stop at 10,000; `ready_is_more`, `waiting_is_more` and `dead_letters_is_more` say that
     there are more.
 
-    `reasons` counts the events by why they wait, of which 10,000 also means more, and `due` those that a worker can
-    process now. `workers` is the number of live workers that handle it; `oldest_ready_seconds` is the age of the first
-    ready event.
+    `reasons` counts the events by why they wait, and `due` those that a worker can process now: of each reason, 2,000
+    means that many or more. `workers` is the number of live workers that handle it; `oldest_ready_seconds` is the age
+    of the first ready event.
     """
 
     type: str

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from services.acting import Action
 from services.errors import Conflict, Fault, InvalidInput, NotFound
-from services.outbox.control.repository import COUNTED
+from services.outbox.control.repository import COUNTED, REASONS_COUNTED
 from services.outbox.control.schemas import By, Head, Letter, Selection, Slice, TypeState, Waiting, WorkerState
 from services.outbox.engine.schemas import first_positions
 from services.outbox.events import defined
@@ -201,7 +201,7 @@ async def limit(work: Transaction, event_type: str, max_batches: int | None, by:
 async def types(work: Transaction) -> list[TypeState]:
     """Every event type that is in the outbox, dead, handled by a live worker, or under an operator's control."""
     rows = await work.control.types()
-    waiting = {one.type: one for one in await work.control.waiting()}
+    waiting = {one.type: one for one in await work.control.waiting(REASONS_COUNTED)}
     found = []
     for row in rows:
         counts = {name: min(row[name], COUNTED) for name in ("ready", "waiting", "dead_letters")}
