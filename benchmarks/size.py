@@ -74,7 +74,7 @@ _COMMANDS = (
     "outbox dead-letters groups",
     "outbox deferred",
     "outbox deferred --type rare",
-    "outbox workers",
+    "workers list",
     "outbox consumers list",
     "orders-by-day --days 366",
     "jobs list",

@@ -15,7 +15,7 @@ _OF_FILE = "_file"
 _OTHERS = re.compile(
     # Kubernetes and Docker describe each service called waybill, or waybill-..., to every container.
     r"waybill(_\w+)?_(service_host|service_port(_\w+)?|port(_\d+_(tcp|udp|sctp)(_(proto|port|addr))?)?)"
-    # The tests, and the secrets of `waybill import-retail`.
+    # The tests, and the secrets of `waybill import-retail` and `waybill demo`.
     r"|waybill_test_\w+|waybill_(operator|approver)_(email|password)"
 )
 """Names that begin like ours, but are not about the processes' settings."""

@@ -108,7 +108,8 @@ class BulkRunner:
                 progress = await bulk.advance(uow, claimed, self._subscriptions, self._owner)
         except Exception as error:
             if claimed is not None:
-                await self._put_off(claimed, error)
+                late = TimeoutError(f"the chunk did not end within {self._time_limit:g} s")
+                await self._put_off(claimed, late if isinstance(error, TimeoutError) else error)
             raise
         if progress.place is None:
             logger.info("bulk action finished", extra={"bulk_action": str(claimed.id), "kind": claimed.kind.value})

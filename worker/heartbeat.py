@@ -140,7 +140,9 @@ class Heartbeat:
                 await self._skew.look(connection)
             if self._beats % _SCHEMA == 0:
                 await self._schema.follow(connection)
+            asked = await uow.control.asked(self._id)
             report |= {
+                "quiet": asked is not None,
                 "clock_skew": round(self._skew.seconds, 3),
                 "clock_complaint": self._skew.complaint,
                 "tables_complaint": self._schema.complaint,
@@ -156,7 +158,6 @@ class Heartbeat:
             )
             dead = self._dead_of_this_host(others)
             await uow.control.clear(list(dead))
-            asked = await uow.control.asked(self._id)
         if dead:
             logger.info("deleted the rows of dead workers of this host", extra={"pids": sorted(dead.values())})
         if dead or any(other.silent > SILENT for other in others):
@@ -197,7 +198,6 @@ class Heartbeat:
         done = self._progress
         return {
             **self._fixed,
-            "quiet": self._asked is not None,
             "batches": done.batches,
             "processed": done.processed,
             "retried": done.retried,

@@ -2,7 +2,9 @@
 
 import errno
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,12 +17,22 @@ _GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
 """Permanent errors. After any other, such as a full disk, the next line may get through."""
 
 
+REFUSED = 1
+"""Exit code: it was refused, or something was not found, is unhealthy or differs. That of most errors."""
+
+NOT_FINISHED = 3
+"""Exit code of commands whose 1 is a result: there is none, because the command could not start or finish."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as in a shell."""
+
+
 class CommandError(Exception):
     """The command cannot continue; the message says why and what to do. Exit code 1, no traceback."""
 
 
-def say(message: str = "") -> None:
-    """Print a line without wrapping it, so that it can be copied.
+def say(message: str = "") -> bool:
+    """Print a line without wrapping it, so that it can be copied. Returns False once no one reads what is printed.
 
     It is not an error if the output cannot be written (the terminal is closed, the pipe's reader is gone, the disk is
     full): the servers still have to be supervised and stopped in order.
@@ -30,10 +42,40 @@ def say(message: str = "") -> None:
     except OSError as error:
         if error.errno in _GONE:
             sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
+            return False
+    return True
 
 
 @contextmanager
-def plain_errors(exit_code: int = 1) -> Iterator[None]:
+def until_interrupted() -> Iterator[None]:
+    """Ctrl-C and SIGTERM are the usual ways to end this block, in the main thread, and no errors."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main_thread else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, before)
+
+
+_hints: list[str] = []
+"""What `plain_errors` adds to an error about the settings."""
+
+
+@contextmanager
+def hinting(hint: str) -> Iterator[None]:
+    """In the block, this line ends each error about the settings, or about what cannot be reached with them."""
+    _hints.append(hint)
+    try:
+        yield
+    finally:
+        _hints.remove(hint)
+
+
+@contextmanager
+def plain_errors(exit_code: int = REFUSED) -> Iterator[None]:
     """Turn errors that the user can act on into a message and an exit code."""
     try:
         yield
@@ -41,8 +83,10 @@ def plain_errors(exit_code: int = 1) -> Iterator[None]:
         # Imported here: `waybill --help` reads no settings.
         from services.settings import explain
 
-        _fail(explain(error), exit_code)
-    except (CommandError, CannotStart) as error:
+        _fail("\n".join((explain(error), *(_hints if error.title == "Settings" else ()))), exit_code)
+    except CannotStart as error:
+        _fail("\n".join((str(error), *_hints)), exit_code)
+    except CommandError as error:
         _fail(str(error), exit_code)
 
 

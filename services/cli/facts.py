@@ -39,6 +39,8 @@ class ProcessIds(BaseModel):
 class Facts(BaseModel):
     """The file's content. It contains passwords: mode 0600."""
 
+    version: str | None = None
+    """The release that runs."""
     api_url: str
     docs_url: str
     console_url: str | None = None
@@ -50,7 +52,14 @@ class Facts(BaseModel):
     """The same database, with the role that may only read; None if the database is not ours."""
     analytics_url: str | None = None
     """The analytics database; None if reports are off."""
+    migration_analytics_url: str | None = None
+    """The same database, with the role that owns the tables."""
+    database_schema: str = "public"
+    database_read_role: str | None = None
     redis_url: str
+    redis_prefix: str = "waybill"
+    secret_key_file: Path | None = None
+    """Holds the key that signs tokens; None if the key was given to `waybill up`."""
     data_dir: Path
     environment: str
     operator: Credentials | None = None
@@ -63,6 +72,22 @@ class Facts(BaseModel):
     """A key of the first demo user."""
     product_ids: list[int] = Field(default_factory=list)
     pids: ProcessIds = Field(default_factory=ProcessIds)
+
+    def variables(self) -> dict[str, str]:
+        """The settings with which another process uses the same services, by the names of their variables."""
+        values = {
+            "environment": self.environment,
+            "database_url": self.database_url,
+            "migration_database_url": self.migration_database_url,
+            "database_schema": self.database_schema,
+            "database_read_role": self.database_read_role,
+            "analytics_url": self.analytics_url,
+            "migration_analytics_url": self.migration_analytics_url,
+            "redis_url": self.redis_url,
+            "redis_prefix": self.redis_prefix,
+            "secret_key_file": self.secret_key_file,
+        }
+        return {f"WAYBILL_{name.upper()}": str(value) for name, value in values.items() if value is not None}
 
     def write(self) -> None:
         """Replace the whole file: a reader sees the old facts or the new ones, even after a crash. Raises `OSError`."""

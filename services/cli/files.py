@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
-Say: TypeAlias = Callable[[str], None]
+Say: TypeAlias = Callable[[str], object]
 """Shows a line to the user."""
 
 # Some file systems sync a rename on their own, and refuse an explicit sync.

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from services.cli.console import plain_errors, say
-from services.cli.run import Actor, AsJson, Reason, ago, in_one, lasting, show_json, show_table, who
+from services.cli.run import Actor, AsJson, Reason, ago, in_one, lasting, show_json, show_table, who, with_dry_run
 from services.jobs import service
 from services.jobs.schemas import JobState
 from services.outbox.control.service import By
@@ -35,6 +35,7 @@ def list_jobs(as_json: AsJson = False) -> None:
 
 
 @jobs.command()
+@with_dry_run
 def run(name: Name, actor: Actor = None, as_json: AsJson = False) -> None:
     """Run the job as soon as a worker is free, even if paused. Does not wait; `waybill jobs list` shows the outcome."""
     _change(
@@ -43,12 +44,14 @@ def run(name: Name, actor: Actor = None, as_json: AsJson = False) -> None:
 
 
 @jobs.command()
+@with_dry_run
 def pause(name: Name, actor: Actor = None, reason: Reason = "", as_json: AsJson = False) -> None:
     """Stop starting the job on its schedule. A run that is under way continues."""
     _change(name, lambda uow: service.pause(uow, name, By(who(actor), reason)), "is paused", as_json)
 
 
 @jobs.command()
+@with_dry_run
 def resume(name: Name, actor: Actor = None, reason: Reason = "", as_json: AsJson = False) -> None:
     """Run the job on its schedule again. If it became due in the meantime, it runs once, immediately."""
     _change(name, lambda uow: service.resume(uow, name, By(who(actor), reason)), "is not paused", as_json)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from sqlalchemy.exc import DBAPIError
 
-from services.cli.console import CommandError, plain_errors, say
+from services.cli.console import NOT_FINISHED, REFUSED, CommandError, plain_errors, say
 from services.cli.migrate import check_database
 from services.settings import Settings, get_settings
 from services.startup import reason_of
@@ -15,8 +15,6 @@ from services.startup import reason_of
 if TYPE_CHECKING:
     from services.audit.schemas import AuditResult, Difference
 
-DIFFERENCES = 1
-NOT_DONE = 2
 
 ledger = typer.Typer(help="Check that the books balance.", no_args_is_help=True)
 
@@ -35,10 +33,10 @@ def audit_ledger(
 
     The audit reads a single snapshot of the database (of the replica, if one is configured) and blocks no writers.
 
-    Exit codes: 0 everything agrees; 1 something does not; 2 the audit could not be completed, or not within
+    Exit codes: 0 everything agrees; 1 something does not; 3 the audit could not be completed, or not within
     WAYBILL_AUDIT_TIME_LIMIT.
     """
-    with plain_errors(NOT_DONE):
+    with plain_errors(NOT_FINISHED):
         settings = get_settings()
         check_database(settings)
         printer = _JsonPrinter() if as_json else _Printer()
@@ -48,7 +46,7 @@ def audit_ledger(
             raise CommandError(f"the audit could not be completed: {reason_of(error)}") from error
         printer.end(result)
     if result.differences:
-        raise typer.Exit(DIFFERENCES)
+        raise typer.Exit(REFUSED)
 
 
 async def _audit(settings: Settings, printer: "_Printer", head: str | None = None) -> "AuditResult":

@@ -3,8 +3,11 @@
 import getpass
 import os
 import socket
+from contextlib import ExitStack
+from functools import wraps
 from importlib import import_module
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -23,6 +26,8 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "up": Command("services.local.up:up", "Run everything on this machine: PostgreSQL, Redis, the API and workers."),
+    "status": Command("services.local.status:status", "Show whether a `waybill up` runs here, and whether it is well."),
+    "down": Command("services.local.down:down", "End a running `waybill up`."),
     "api": Command("services.cli.serve:api", "Serve the HTTP API in this process."),
     "worker": Command("services.cli.serve:worker", "Process events and jobs in this process."),
     "migrate": Command("services.cli.migrate:migrate", "Upgrade the database to the newest schema."),
@@ -30,12 +35,15 @@ COMMANDS = {
     "database-roles": Command(
         "services.cli.database_roles:database_roles", "Create the database roles, and give the tables to their owner."
     ),
-    "users": Command("services.cli.users:users", "Create users with a role, change a role, and reset a second factor."),
+    "users": Command("services.cli.users:users", "List users, create them, change a role, and reset a second factor."),
     "create-operator": Command(
         "services.cli.users:create_operator", "The old name of users create --role operator.", hidden=True
     ),
+    "workers": Command("services.cli.workers:workers", "List and control the workers, and check their health."),
+    "top": Command("services.cli.top:top", "Show live what the workers do and what waits."),
     "outbox": Command("services.cli.outbox:outbox", "Inspect and control the outbox."),
     "orders": Command("services.cli.orders:orders", "Find orders, and show what happened to one."),
+    "events": Command("services.cli.event_log:events", "Read the event log."),
     "orders-by-day": Command("services.cli.orders:orders_by_day", "Show what happened to orders on the last days."),
     "reports": Command("services.cli.reports:reports", "Rebuild the reports in the analytics database."),
     "jobs": Command("services.cli.jobs:jobs", "List and control the scheduled jobs."),
@@ -43,8 +51,13 @@ COMMANDS = {
     "audit-log": Command("services.cli.audit_log:audit_log", "Show who did what, when and why."),
     "import-retail": Command("services.cli.retail.command:import_retail", "Place a real shop's invoices as orders."),
     "replay": Command("services.cli.retail.command:import_retail", "The old name of import-retail.", hidden=True),
+    "demo": Command("services.local.demo.command:demo", "Send steady, realistic traffic to a service."),
     "clean-data": Command("services.local.clean:clean_data", "Delete the data of `waybill up`."),
 }
+
+
+_PROCESSES = ("api", "worker")
+"""Commands that serve: they never get the address with the owner of the tables."""
 
 
 class LazyGroup(TyperGroup):
@@ -96,17 +109,62 @@ def load(name: str) -> Any:
             ) from error
         raise
     if isinstance(found, typer.Typer):
-        return typer.main.get_group(found)
+        loaded: Any = typer.main.get_group(found)
+    else:
+        single = typer.Typer(add_completion=False)
+        single.command(name)(found)
+        loaded = typer.main.get_command(single)
+    _let_find(loaded, as_process=name in _PROCESSES)
+    return loaded
+
+
+def _let_find(command: Any, *, as_process: bool) -> None:
+    """Let the command, or each below it, find a running `waybill up`, unless it has a --data-dir of its own."""
+    below = getattr(command, "commands", None)
+    if below is not None:
+        for one in below.values():
+            _let_find(one, as_process=as_process)
+        return
+    if any(parameter.name == "data_dir" for parameter in command.params):
+        return
+    run = command.callback
+
+    @wraps(run)
+    def found(*args: Any, data_dir: str | Path | None, **options: Any) -> Any:
+        # Imported here: `waybill --help` reads no settings.
+        from services.cli.running import using
+
+        with ExitStack() as stack:
+            with plain_errors():
+                stack.enter_context(using(None if data_dir is None else Path(data_dir), as_process=as_process))
+            return run(*args, **options)
+
+    command.params.append(_data_dir_option())
+    command.callback = found
+
+
+def _data_dir_option() -> Any:
+    """The option --data-dir of the commands that use a database."""
     single = typer.Typer(add_completion=False)
-    single.command(name)(found)
-    return typer.main.get_command(single)
+
+    @single.command()
+    def _(
+        data_dir: Annotated[
+            Path | None,
+            typer.Option(
+                help="Use the `waybill up` that runs with this data folder. Default: the settings, or else the "
+                "`waybill up` in .waybill, if one runs."
+            ),
+        ] = None,
+    ) -> None: ...
+
+    return typer.main.get_command(single).params[0]
 
 
 app = typer.Typer(
     name="waybill",
     cls=LazyGroup,
     no_args_is_help=True,
-    add_completion=False,
     # Tracebacks must not print the values of local variables: some of them are passwords.
     pretty_exceptions_show_locals=False,
 )

@@ -2,9 +2,12 @@
 
 import asyncio
 import getpass
+import inspect
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextvars import ContextVar
 from datetime import datetime
-from typing import Annotated, Any, TypeAlias, TypeVar
+from functools import wraps
+from typing import Annotated, Any, ParamSpec, TypeAlias, TypeVar
 
 import typer
 from pydantic_core import to_json
@@ -23,6 +26,7 @@ from services.sql import CONTENTION, sqlstate
 from services.startup import check_schema, plain_connecting, reason_of
 from services.unit_of_work import UnitOfWork, background
 
+_P = ParamSpec("_P")
 ResultT = TypeVar("ResultT")
 DoneT = TypeVar("DoneT")
 Work: TypeAlias = Callable[[UnitOfWork], Awaitable[ResultT]]
@@ -34,6 +38,37 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Actor = Annotated[str | None, typer.Option(help="Who does it, for the audit trail. Default: your system user name.")]
 Reason = Annotated[str, typer.Option(help="Why, for the audit trail.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
+
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")]
+
+_rehearses = ContextVar("rehearses", default=False)
+
+
+def with_dry_run(command: Callable[_P, None]) -> Callable[..., None]:
+    """Give the command the option --dry-run: what it does is checked and done, and rolled back in the end."""
+    given = inspect.signature(command)
+    option = inspect.Parameter("dry_run", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=DryRun)
+
+    @wraps(command)
+    def run(*args: Any, dry_run: bool, **options: Any) -> None:
+        token = _rehearses.set(dry_run)
+        try:
+            command(*args, **options)
+        finally:
+            _rehearses.reset(token)
+        if dry_run:
+            typer.echo("This was a dry run: nothing has been changed.", err=True)
+
+    run.__signature__ = given.replace(parameters=[*given.parameters.values(), option])  # type: ignore[attr-defined]
+    run.__annotations__ = {**command.__annotations__, "dry_run": DryRun}
+    return run
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask, unless the user has agreed already or nothing would be changed anyway. No ends the command with code 1."""
+    if not yes and not _rehearses.get():
+        typer.confirm(question, abort=True, err=True)
 
 
 def in_one(work: Work[ResultT], *, by_owner: bool = False) -> ResultT:
@@ -105,11 +140,13 @@ def show_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     table = Table(*headings, box=None, header_style="bold", pad_edge=False)
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row))
+    plain_console().print(table)
+
+
+def plain_console() -> Console:
+    """Standard output. Nothing is truncated in a pipe."""
     console = Console(highlight=False, markup=False)
-    # Nothing is truncated in a pipe.
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=400)
-    console.print(table)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=400)
 
 
 def ago(at: datetime | None) -> str:
@@ -138,7 +175,7 @@ def lasting(seconds: float | None) -> str:
 async def _committed(open_unit_of_work: Callable[[], UnitOfWork], work: Work[ResultT]) -> ResultT:
     for left in reversed(range(_TRIES)):
         try:
-            async with background(open_unit_of_work) as uow:
+            async with open_unit_of_work() if _rehearses.get() else background(open_unit_of_work) as uow:
                 return await work(uow)
         except DBAPIError as error:
             # Workers keep running, so there may be deadlocks: the victim was rolled back and tries again.

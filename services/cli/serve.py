@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli.console import CommandError, plain_errors
+from services.cli.console import NOT_FINISHED, CommandError, plain_errors
 from services.safety import DEVELOPMENT_SECRET, GENERATE, is_loopback
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STARTUP_FAILURE = 3
 # Together with the process's own exit, below the 10 s that supervisors grant between SIGTERM and SIGKILL.
 GRACEFUL_SHUTDOWN_SECONDS = 8
 
@@ -74,7 +73,7 @@ def api(
     with suppress(KeyboardInterrupt):
         server.run()
     if not server.started:
-        sys.exit(STARTUP_FAILURE)
+        sys.exit(NOT_FINISHED)
 
 
 def _check_address(host: str, settings: "Settings") -> None:
@@ -98,7 +97,7 @@ def _serve_in_several(config: "uvicorn.Config") -> None:
         logger.error("cannot listen on %s port %d: %s", config.host, config.port, error)
         started = False
     if not started:
-        sys.exit(STARTUP_FAILURE)
+        sys.exit(NOT_FINISHED)
 
 
 def worker() -> None:

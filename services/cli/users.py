@@ -1,4 +1,4 @@
-"""`waybill users`: create users, change roles, reset second factors, and export and erase personal data.
+"""`waybill users`: list users, create them, change roles, reset second factors, and export and erase personal data.
 
 Access to the database is the authority for this: it is how an installation gets its first admins.
 """
@@ -8,14 +8,14 @@ import os
 import secrets
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from sqlalchemy.exc import DBAPIError
 
 from services.cli.console import CommandError, plain_errors, say
 from services.cli.migrate import check_database
-from services.cli.run import Yes, in_one
+from services.cli.run import AsJson, Yes, ago, confirm, in_one, show_json, show_table, with_dry_run
 from services.errors import DomainError
 from services.settings import Settings, get_settings
 from services.startup import reason_of
@@ -24,10 +24,11 @@ from services.users.totp.service import reset
 
 if TYPE_CHECKING:
     from services.unit_of_work import UnitOfWork
+    from services.users.models import User
     from services.users.personal.service import Rows
 
 users = typer.Typer(
-    help="Create users with a role, change a role, reset a second factor, and export and erase personal data.",
+    help="List users, create them, change a role, reset a second factor, and export and erase personal data.",
     no_args_is_help=True,
 )
 
@@ -40,7 +41,76 @@ Generate = Annotated[
 ]
 
 
+@users.command("list")
+def list_users(
+    role: Annotated[Role | None, typer.Option(help="Only users with this role.")] = None,
+    email: Annotated[str | None, typer.Option(help="Only users whose address contains this.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
+    cursor: Annotated[str | None, typer.Option(help="Continue after the page that printed this cursor.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List users by id. Deleted users are left out."""
+    # Imported here: the listing loads what the other commands do not need.
+    from services.query import PageQuery
+    from services.users.repository import USERS, WITHOUT_PASSWORD
+
+    filters = ([] if role is None else [f"role:eq:{role.value}"]) + ([] if email is None else [f"email:like:{email}"])
+    wanted = PageQuery(filters, limit=limit, cursor=cursor)
+    with plain_errors():
+        page = in_one(lambda uow: uow.users.list_page(USERS, wanted, options=[WITHOUT_PASSWORD]))
+        if as_json:
+            show_json({"data": [shown(user) for user in page.data], "next_cursor": page.next_cursor})
+            return
+        show_table(
+            ["id", "email", "name", "role", "active", "second factor", "created"],
+            (
+                [
+                    user.id,
+                    user.email,
+                    user.full_name,
+                    user.role.value,
+                    "yes" if user.is_active else "no",
+                    "yes" if user.totp_since else "no",
+                    ago(user.created_at),
+                ]
+                for user in page.data
+            ),
+        )
+        if page.next_cursor:
+            say(f"More with --cursor {page.next_cursor}")
+
+
 @users.command()
+def show(user: Whom, as_json: AsJson = False) -> None:
+    """Show a user with their role, second factor and credits, even if the user is deleted."""
+    with plain_errors():
+        found = in_one(lambda uow: _show(uow, user))
+        if as_json:
+            show_json(found)
+            return
+        for name, value in found.items():
+            say(f"{name:14} {'' if value is None else value}".rstrip())
+
+
+def shown(user: "User") -> dict[str, Any]:
+    """What commands show of a user."""
+    names = ("id", "email", "full_name", "role", "role_since", "is_active", "totp_since", "created_at", "deleted_at")
+    return {name: getattr(user, name) for name in names}
+
+
+async def _show(uow: "UnitOfWork", wanted: str) -> dict[str, Any]:
+    from services.users.personal import service
+
+    user_id = await service.find(uow, _wanted(wanted))
+    user = await uow.users.get(user_id) or await uow.users.get_deleted(user_id)
+    account = await uow.ledger.account_of(user_id)
+    if user is None or account is None:
+        raise CommandError(f"there is no user {wanted}")
+    return {**shown(user), "account": account.id, "posted": account.posted, "held": account.held}
+
+
+@users.command()
+@with_dry_run
 def reset_totp(email: Annotated[str, typer.Argument(help="The user's e-mail address.")]) -> None:
     """Remove the second factor of a user who has lost it, recovery codes included. All their sessions end.
 
@@ -73,6 +143,7 @@ def create(
 
 
 @users.command()
+@with_dry_run
 def set_role(
     email: Annotated[str, typer.Argument(help="The user's address.")],
     role: Annotated[Role, typer.Argument(help="The new role.")],
@@ -95,6 +166,7 @@ def export(user: Whom, output: Annotated[Path, typer.Option(help="The file to wr
 
 
 @users.command()
+@with_dry_run
 def erase(user: Whom, yes: Yes = False) -> None:
     """Erase a user's name, e-mail address and whatever else identifies them, permanently. The books stay.
 
@@ -104,8 +176,7 @@ def erase(user: Whom, yes: Yes = False) -> None:
 
     with plain_errors():
         found = in_one(lambda uow: service.find(uow, _wanted(user)))
-        if not yes:
-            typer.confirm(f"This cannot be undone. Erase user {found}?", abort=True)
+        confirm(f"This cannot be undone. Erase user {found}?", yes=yes)
         in_one(lambda uow: service.erase(uow, found))
     say(f"User {found} is erased.")
 

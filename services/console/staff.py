@@ -51,7 +51,11 @@ async def signed_in_staff(request: Request, device: Device) -> SignedIn:
         raise Unauthenticated("sign in to use the console")
     session = await sessions.look_up(uow, token)
     user = None
-    if session is not None:
+    if session is None:
+        await uow.rollback()
+        async with ahead(request) as ending:
+            await sessions.end_if_reused(ending, token, device)
+    else:
         user = await uow.users.signed_in(session.caller, require_totp=state.settings.requires_totp)
     if session is None or user is None:
         raise Unauthenticated("your session has ended; sign in again")

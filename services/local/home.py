@@ -4,6 +4,7 @@ import fcntl
 import os
 import shlex
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from services.cli.console import CommandError, say
 from services.cli.facts import DEFAULT_DATA_DIR, FILE_NAME
 from services.cli.files import keep_secret
+from services.cli.running import LOCK
 
 MARKER = "waybill.marker"
 _MARKER_TEXT = """\
@@ -19,8 +21,11 @@ _MARKER_TEXT = """\
 `waybill clean-data --data-dir FOLDER` removes them.
 """
 
-ENTRIES = ("postgres", "redis", "logs", "secret_key", "secret_key.new", FILE_NAME, f"{FILE_NAME}.new", "lock", MARKER)
+ENTRIES = ("postgres", "redis", "logs", "secret_key", "secret_key.new", FILE_NAME, f"{FILE_NAME}.new", LOCK, MARKER)
 """Everything we put into the folder, in order of removal: the folder is recognized as ours until the end."""
+
+
+_TRIES, _TRY_SECONDS = 10, 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,11 @@ class Home:
 
     def secret_key(self) -> str:
         """The key that signs tokens: created once, so that they stay valid across restarts."""
-        return keep_secret(self.path / "secret_key", 48, say, "everyone has to sign in again")
+        return keep_secret(self.secret_key_file, 48, say, "everyone has to sign in again")
+
+    @property
+    def secret_key_file(self) -> Path:
+        return self.path / "secret_key"
 
 
 @contextmanager
@@ -48,25 +57,36 @@ def hold(path: Path) -> Iterator[Home]:
     try:
         _make_ours(path)
         (path / "logs").mkdir(mode=0o700, exist_ok=True)
-        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise CommandError(f"cannot use {path} as the data folder: {error.strerror}") from error
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(lock, 20).decode(errors="replace").strip() or "unknown"
+        if not _locked(lock):
+            holder = os.pread(lock, 20, 0).decode(errors="replace").strip() or "unknown"
             raise CommandError(
                 f"{path} is in use by another `waybill up` (process {holder}). "
-                "Stop that one, or choose another folder with --data-dir"
-            ) from None
+                "Stop that one with `waybill down`, or choose another folder with --data-dir"
+            )
         os.truncate(lock, 0)
-        # Only for the message above; the lock works without it, even on a full disk.
+        # For the message above and for `waybill down`; the lock works without it, even on a full disk.
         with suppress(OSError):
             os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         yield Home(path)
     finally:
         os.close(lock)
+
+
+def _locked(lock: int) -> bool:
+    """Take the lock. Commands hold it for a moment to find out whether it is free; they are waited for."""
+    for left in reversed(range(_TRIES)):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if left:
+                time.sleep(_TRY_SECONDS)
+        else:
+            return True
+    return False
 
 
 def is_ours(path: Path) -> bool:

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -246,13 +247,19 @@ class _House:
             before = None
             say(f"{self.home.path / FILE_NAME} is damaged and will be replaced; demo users get new passwords.")
         facts = Facts(
+            version=version("waybill"),
             api_url="",
             docs_url="",
             database_url=settings.database_url,
             migration_database_url=settings.migration_database_url,
             read_database_url=self.read_url,
             analytics_url=settings.analytics_url,
+            migration_analytics_url=settings.migration_analytics_url,
+            database_schema=settings.database_schema,
+            database_read_role=settings.database_read_role,
             redis_url=settings.redis_url,
+            redis_prefix=settings.redis_prefix,
+            secret_key_file=None if self.given.get("secret_key") else self.home.secret_key_file,
             data_dir=self.home.path,
             environment=settings.environment.value,
         )

@@ -59,7 +59,7 @@ class Scope(StrEnum):
     catalog_write = "catalog:write", "Sell products: create and change them, and their stock."
     reports_read = "reports:read", "Read reports of the own sales."
     orders_read_all = "orders:read_all", "Read anyone's orders; extends `orders:read`."
-    credits_read_all = "credits:read_all", "Read anyone's transfers; extends `credits:read`."
+    credits_read_all = "credits:read_all", "Read anyone's account, statement and transfers; extends `credits:read`."
     catalog_read_all = "catalog:read_all", "Read anyone's products, on sale or not, and their stock."
     users_read = "users:read", "Read other users."
     users_write = "users:write", "Change, deactivate, delete and restore other users."

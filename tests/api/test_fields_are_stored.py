@@ -153,7 +153,9 @@ CASES: dict[type[RequestBody], Case] = {
     bulk.BulkActionCreate: Case(
         ["bulk_actions"],
         sending.start_bulk_action,
-        dict.fromkeys(("type", "aggregate", "fingerprint", "died_from", "died_before", "waits"), FILTERS)
+        dict.fromkeys(
+            ("type", "aggregate", "fingerprint", "died_from", "died_before", "waits", "failure_reason"), FILTERS
+        )
         | {"everything": "says that an empty filter is meant"},
     ),
     outbox.LettersWanted: Case(
@@ -161,7 +163,7 @@ CASES: dict[type[RequestBody], Case] = {
         sending.discard,
         DRY_RUN
         | dict.fromkeys(("position", "event_id", "type", "aggregate", "fingerprint"), SELECTS)
-        | dict.fromkeys(("died_from", "died_before", "after", "limit"), SELECTS),
+        | dict.fromkeys(("died_from", "died_before", "failure_reason", "positions", "after", "limit"), SELECTS),
         unseen=frozenset({"reason"}),
     ),
     consumers.ConsumerReset: Case(

@@ -234,6 +234,8 @@ async def test_each_list_takes_exactly_the_filters_and_sorts_that_its_documentat
     assert "takes no filters" in refunds["filter"]
     of_seller = pages.pop("/v1/users/{user_id}/products")
     assert of_seller == {**pages["/v1/users/me/products"], "user_id": ""}
+    of_user = pages.pop("/v1/accounts/{user_id}/statement")
+    assert of_user == {**pages["/v1/accounts/me/statement"], "user_id": ""}
     exports = {
         *(f"/v1/{name}.{ending}" for name in ("orders", "audit-log") for ending in ("csv", "ndjson")),
         "/v1/accounts/me/statement.csv",

@@ -118,7 +118,7 @@ async def test_selected_dead_letters_are_replayed_by_their_positions_or_their_re
     assert (await api.post(f"{BASE}/replay", by=operator, json=slow)).json()["done"] == 0
     died = {"failure_reason": "worker_died"}
     assert (await api.post(f"{BASE}/replay", by=operator, json=died)).json()["done"] == 1
-    for bad in ([], [0], ["1"], list(range(1, 502))):
+    for bad in ([], [0], ["1"], list(range(1, 202))):
         refused = await api.post(f"{BASE}/replay", by=operator, json={"positions": bad})
         assert_problem(refused, 422, "invalid_input")
 

@@ -33,6 +33,7 @@ REPLICATED = {
     "/v1/orders",
     "/v1/orders/{order_id}/refunds",
     "/v1/accounts/me/statement",
+    "/v1/accounts/{user_id}/statement",
     "/v1/users",
     "/v1/adjustments",
     "/v1/audit-log",

@@ -161,6 +161,7 @@ async def world(api: Api) -> World:
         "session_id": (session_of(owner.id).session_id, uuid4()),
         "key_id": ((await make_key(api, owner))["id"], uuid4()),
         "name": ("docs.js", "unknown"),
+        "fingerprint": ("abc", "unknown"),
         "event_type": ("order.placed", "order.unknown"),
         "consumer": ("orders-by-day", "unknown"),
         "job": ("audit", "unknown"),

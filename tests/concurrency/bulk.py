@@ -1,6 +1,7 @@
 """Dead letters and waiting events of ticks, and workers that run bulk actions on them."""
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID, uuid4
@@ -46,6 +47,16 @@ async def start(database: Database, kind: BulkKind, wanted: BulkFilter, by: By =
 async def seen(database: Database, action_id: UUID) -> BulkAction:
     async with UnitOfWork(database.write) as uow:
         return await bulk.get(uow, action_id)
+
+
+async def until(database: Database, action_id: UUID, wanted: Callable[[BulkAction], bool]) -> BulkAction:
+    """Wait until the action is as wanted; returns it as it is then."""
+    for _ in range(600):
+        found = await seen(database, action_id)
+        if wanted(found):
+            return found
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"after 60 s, it still is {found!r}")
 
 
 async def run_chunk(database: Database, subscriptions: Sequence[AnySubscription[UnitOfWork]] = ()) -> bool:

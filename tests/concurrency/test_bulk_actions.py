@@ -12,11 +12,23 @@ from services.outbox.bulk import service as bulk
 from services.outbox.bulk.models import BulkKind, BulkState
 from services.outbox.bulk.schemas import BulkFilter
 from services.outbox.control.service import By
-from services.outbox.models import Waits
+from services.outbox.models import FailureReason, Waits
 from services.outbox.subscription import Discarded, Subscription
 from services.totals import Precision
 from services.unit_of_work import UnitOfWork
-from tests.concurrency.bulk import BURY, BY, FINGERPRINT, counts, make_letters, run_all, run_chunk, runner, seen, start
+from tests.concurrency.bulk import (
+    BURY,
+    BY,
+    FINGERPRINT,
+    counts,
+    make_letters,
+    run_all,
+    run_chunk,
+    runner,
+    seen,
+    start,
+    until,
+)
 from tests.concurrency.ticks import Tick, TickHandler, append, drain, effects, processor, rows
 
 OF_KIND = BulkFilter(fingerprint=FINGERPRINT)
@@ -73,6 +85,16 @@ async def test_only_what_matches_is_touched_and_a_page_of_others_does_not_end_th
     shown = await seen(ticking, action)
     assert (counts(shown), shown.examined) == ((BulkState.finished, 3, 0, 0), 15)
     assert await rows(ticking, "SELECT count(*) FROM dead_letters WHERE fingerprint = 'other'") == [12]
+
+
+async def test_dead_letters_are_selected_by_why_they_failed(ticking: Database) -> None:
+    await make_letters(ticking, 5, 1)
+    await rows(ticking, "UPDATE dead_letters SET reason = 'time_limit' WHERE aggregate IN ('tick/n1', 'tick/n3')")
+    action = await start(ticking, BulkKind.replay, BulkFilter(failure_reason=FailureReason.time_limit))
+    await run_all(ticking)
+    shown = await seen(ticking, action)
+    assert (counts(shown), shown.filter) == ((BulkState.finished, 2, 0, 0), {"failure_reason": "time_limit"})
+    assert await rows(ticking, "SELECT aggregate FROM outbox ORDER BY 1") == ["tick/n1", "tick/n3"]
 
 
 async def test_a_filter_that_matches_nothing_ends_at_once_with_nothing_done(ticking: Database) -> None:
@@ -246,6 +268,21 @@ async def test_a_chunk_that_fails_as_a_whole_is_put_off_and_the_next_one_is_smal
     assert (shown.tries, shown.done, shown.state) == (0, 250, BulkState.running)
     await run_all(ticking)
     assert counts(await seen(ticking, action)) == (BulkState.finished, 600, 0, 0)
+
+
+async def test_an_action_waits_for_a_lock_and_says_so_meanwhile(ticking: Database) -> None:
+    await make_letters(ticking, 3, 1)
+    async with ticking.engine.begin() as connection:
+        await connection.exec_driver_sql("SELECT FROM dead_letters WHERE aggregate = 'tick/n1' FOR UPDATE")
+        action = await start(ticking, BulkKind.replay, OF_KIND)
+        async with runner(ticking):
+            shown = await until(ticking, action, lambda one: one.tries > 0)
+    assert shown.state is BulkState.waiting
+    assert shown.error is not None
+    assert "55P03" in shown.error
+    async with runner(ticking):
+        shown = await until(ticking, action, lambda one: not one.state.is_active)
+    assert (counts(shown), shown.tries) == ((BulkState.finished, 3, 0, 0), 0)
 
 
 async def test_events_that_wait_are_made_due_or_buried_by_kind(ticking: Database) -> None:

@@ -6,7 +6,8 @@ from uuid import UUID
 
 import pytest
 
-from services.database import Database
+from services.database import Database, open_database
+from services.local.embedded import EmbeddedPostgres
 from services.outbox.bulk import service as bulk
 from services.outbox.bulk.models import BulkAction, BulkKind, BulkState
 from services.outbox.bulk.schemas import BulkFilter
@@ -16,7 +17,10 @@ from services.unit_of_work import UnitOfWork
 from tests.concurrency.bulk import FINGERPRINT, counts, make_letters, seen, start
 from tests.concurrency.test_bulk_actions import in_order
 from tests.concurrency.ticks import Tick, append, drain, effects, make_effects, processor, rows
+from tests.faults.test_restarts import crash, postgres
 from tests.processes import Running, running
+
+__all__ = ["postgres"]
 
 AGGREGATES, EACH = 2500, 4
 LETTERS = AGGREGATES * EACH
@@ -107,3 +111,23 @@ async def until_idle(database: Database, replayed: int, worker: Running) -> list
             return found
         await asyncio.sleep(0.1)
     raise AssertionError(f"{len(found)} of {replayed} after 60 s; the worker: {worker.said()}")
+
+
+async def test_an_action_continues_after_postgresql_has_crashed_and_restarted(
+    settings: Settings, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    settings = settings.model_copy(update={"database_url": postgres.url()})
+    async with open_database(settings, "test") as database:
+        await make_effects(database)
+        await make_letters(database, 1000, 4)
+        action = await start(database, BulkKind.replay, BulkFilter(fingerprint=FINGERPRINT))
+        with running(["-m", "tests.faults.bulk_worker"], settings, tmp_path / "worker.log") as worker:
+            await until_past(database, action, 500, worker)
+            crash(postgres)
+            postgres.start()
+            await database.engine.dispose()
+            ended = await until_past(database, action, 4001, worker)
+            found = await until_processed(database, worker)
+    assert counts(ended) == (BulkState.finished, 4000, 0, 0)
+    assert len(found) == 4000
+    assert in_order(found)

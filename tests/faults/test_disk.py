@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from services.local.embedded.ports import next_free_port
-from tests.faults.test_up import START_SECONDS, Up, all_of, answers, lives, order_is_confirmed, up, wait_for
+from tests.started import START_SECONDS, Up, all_of, answers, lives, order_is_confirmed, up, wait_for
 
 ROUNDS = 3.0
 """Seconds in which the supervisor makes several rounds."""

@@ -20,9 +20,9 @@ import httpx2
 import psycopg
 import pytest
 
+from services.cli.client import Login, Target
 from services.cli.progress import Lines
 from services.cli.retail import run
-from services.cli.retail.client import Login, Target
 from services.cli.retail.source import COLUMNS
 from services.database import Database
 from services.settings import Settings

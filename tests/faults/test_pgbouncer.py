@@ -248,7 +248,7 @@ async def test_the_api_and_a_worker_do_their_work(
         for process in (worker, api):
             assert "the database is behind a pooler" in process.said()
             assert "Traceback" not in process.said()
-        for arguments in (["ledger", "audit"], ["outbox", "workers", "--check"]):
+        for arguments in (["ledger", "audit"], ["workers", "check"]):
             code, said = run(["-m", "services.cli", *arguments], pooled)
             assert code == 0, said
         assert worker.terminate(15) == 0

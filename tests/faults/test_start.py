@@ -175,7 +175,7 @@ def test_a_database_that_a_newer_release_has_migrated_is_used(settings: Settings
 
 
 def test_a_running_worker_reports_that_its_database_is_at_an_older_revision(settings: Settings, tmp_path: Path) -> None:
-    check = ["-m", "services.cli", "outbox", "workers", "--check"]
+    check = ["-m", "services.cli", "workers", "check"]
     with running_worker(settings, tmp_path / "worker.log") as worker:
         wait_until(lambda: run(check, settings)[0] == 0, "the worker to be healthy")
         with psycopg.connect(superuser_of(settings), autocommit=True) as connection:

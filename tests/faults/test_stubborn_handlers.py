@@ -39,8 +39,8 @@ def _check_on_this_database(_settings_of_commands: None, monkeypatch: pytest.Mon
 
 
 async def check() -> tuple[int, str]:
-    """The exit code of `waybill outbox workers --check`, and its output."""
-    result = await asyncio.to_thread(CliRunner().invoke, app, ["outbox", "workers", "--check"])
+    """The exit code of `waybill workers check`, and its output."""
+    result = await asyncio.to_thread(CliRunner().invoke, app, ["workers", "check"])
     return result.exit_code, result.output
 
 

@@ -77,7 +77,7 @@ async def until_confirmed(database: Database, number: int) -> None:
 
 async def stop(api: Running, worker: Running) -> None:
     """As a supervisor does. The server ends by the signal that has stopped it, once it has shut down."""
-    codes = await asyncio.to_thread(lambda: (worker.terminate(60.0), api.terminate(60.0)))
+    codes = await asyncio.to_thread(lambda: (worker.terminate(25.0), api.terminate(25.0)))
     assert codes == (0, -signal.SIGTERM), api.said() + worker.said()
     assert "Application shutdown complete" in api.said()
 

@@ -110,7 +110,7 @@ async def test_an_audit_of_a_database_without_tables_says_to_migrate(
     monkeypatch.setenv("WAYBILL_DATABASE_URL", empty_database_url)
     get_settings.cache_clear()
     refused = await run()
-    assert refused.exit_code == 2
+    assert refused.exit_code == 3
     assert "run `waybill migrate` first" in refused.output
 
 

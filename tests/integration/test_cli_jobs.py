@@ -1,4 +1,4 @@
-"""`waybill jobs`, and what `waybill outbox workers --check` says about jobs."""
+"""`waybill jobs`, and what `waybill workers check` says about jobs."""
 
 import json
 from collections.abc import Iterator
@@ -75,23 +75,23 @@ def test_a_job_is_paused_with_who_and_why_and_resumed(database: psycopg.Connecti
 
 
 def test_the_check_names_a_job_that_is_late_unless_it_is_paused(database: psycopg.Connection[Any]) -> None:
-    assert run("outbox", "workers", "--check").output == ""
+    assert run("workers", "check").output == ""
     database.execute("UPDATE jobs SET due_at = now() - interval '70 s' WHERE name = 'audit'")
-    assert "job audit: late by 7" in run("outbox", "workers", "--check", code=1).output
+    assert "job audit: late by 7" in run("workers", "check", code=1).output
     # With a host, only its workers are checked: the jobs belong to all workers.
-    assert run("outbox", "workers", "--check", "--host", "here").output == ""
+    assert run("workers", "check", "--host", "here").output == ""
     run("jobs", "pause", "audit")
-    assert run("outbox", "workers", "--check").output == ""
+    assert run("workers", "check").output == ""
 
 
 def test_the_check_names_a_job_whose_last_runs_failed(database: psycopg.Connection[Any]) -> None:
     database.execute("UPDATE jobs SET failures = 2, failed_in_a_row = 2 WHERE name = 'audit'")
-    said = run("outbox", "workers", "--check", code=1).output
+    said = run("workers", "check", code=1).output
     assert "job audit: its last 2 runs failed: ValueError('no')" in said
 
 
 def test_the_check_names_late_jobs_when_there_is_no_worker(database: psycopg.Connection[Any]) -> None:
     database.execute("DELETE FROM workers")
-    said = run("outbox", "workers", "--check", code=1).output
+    said = run("workers", "check", code=1).output
     assert "no worker" in said
     assert "job of_old: late by" in said

@@ -42,6 +42,13 @@ def run(*arguments: str, code: int = 0) -> Result:
     return result
 
 
+def in_all(*arguments: str, code: int = 0) -> Result:
+    """A command of another group."""
+    result = CliRunner().invoke(app, [*arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
 def read(*arguments: str) -> Any:
     return json.loads(run(*arguments, "--json").stdout)
 
@@ -259,20 +266,6 @@ def consumer_acts(database: psycopg.Connection[Any]) -> list[tuple[Any, ...]]:
     ).fetchall()
 
 
-def test_the_check_fails_without_workers_or_with_a_silent_one(database: psycopg.Connection[Any]) -> None:
-    assert "no worker" in run("workers", "--check", code=1).output
-    database.execute(
-        "INSERT INTO workers VALUES"
-        " (gen_random_uuid(), 'here', 1, now(), now(), now(), '{\"time_limit\": 30, \"types\": []}')"
-    )
-    run("workers", "--check")
-    assert "no worker on there" in run("workers", "--check", "--host", "there", code=1).output
-    assert "ok" in run("workers").output
-    database.execute("UPDATE workers SET progress_at = now() - interval '61 seconds'")
-    assert "no progress for 61 s" in run("workers", "--check", "--host", "here", code=1).output
-    assert read("workers")[0]["complaint"].startswith("no progress")
-
-
 @pytest.mark.parametrize(
     "commit",
     [
@@ -317,12 +310,12 @@ def test_consumers_are_paused_and_resumed_and_the_health_check_reports_one_that_
     (by_hand, feed) = read("consumers", "list")
     assert (by_hand["state"], feed["state"], feed["error"]) == ("manual", "failing", "ValueError(1)")
     assert "failed 2 times" in run("consumers", "list").output
-    complaints = run("workers", "--check", code=1).output
+    complaints = in_all("workers", "check", code=1).output
     assert "log consumer feed: it has failed 2 times in a row: ValueError(1)" in complaints
     assert "paused" in run("consumers", "pause", "feed", "--actor", "ann", "--reason", "wrong sums").output
     (_, feed) = read("consumers", "list")
     assert (feed["state"], feed["paused_by"]) == ("paused", "ann")
-    assert "log consumer" not in run("workers", "--check", code=1).output
+    assert "log consumer" not in in_all("workers", "check", code=1).output
     run("consumers", "resume", "feed", "--actor", "ann")
     assert read("consumers", "list")[1]["retry_at"] is None
     actions = database.execute(

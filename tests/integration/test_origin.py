@@ -311,8 +311,8 @@ async def test_logical_replication_leaves_sequences_behind_and_the_command_corre
         async with create_app(settings).router.lifespan_context(create_app(settings)):
             pass
     use(settings, monkeypatch, tmp_path)
-    for arguments in (["consumers", "list"], ["workers", "--check"]):
-        said = await asyncio.to_thread(CliRunner().invoke, waybill, ["outbox", *arguments])
+    for arguments in (["outbox", "consumers", "list"], ["workers", "check"]):
+        said = await asyncio.to_thread(CliRunner().invoke, waybill, arguments)
         assert "waybill outbox rebase" in said.output
     said = await asyncio.to_thread(CliRunner().invoke, waybill, ["outbox", "rebase", "--yes"])
     assert said.exit_code == 0, said.output

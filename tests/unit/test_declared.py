@@ -81,11 +81,11 @@ CLASSES = {
         "POST /v1/users",
     },
     RateClass.search: {
+        "GET /v1/operations/bulk-actions/preview",
         "GET /console/events",
         "GET /console/failures",
         "GET /console/failures/all",
         "GET /console/failures/group",
-        "GET /v1/operations/bulk-actions/preview",
         "GET /console/consumers",
         "GET /console/orders",
         "GET /console/orders/{order_id}",

@@ -86,7 +86,7 @@ def test_compose_can_scale_workers(compose: dict[str, Any]) -> None:
     # Each container asks for its own host: the image's check asks the API, which does not run there.
     kind, check = worker["healthcheck"]["test"]
     assert kind == "CMD-SHELL"
-    assert check == 'python -m services.cli outbox workers --check --host "$$HOSTNAME"'
+    assert check == 'python -m services.cli workers check --host "$$HOSTNAME"'
 
 
 def test_compose_publishes_only_the_api_and_only_on_the_loopback_address(compose: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from services.cli.retail.client import Reply
+from services.cli.client import Reply
 from services.cli.retail.orders import PlacedOrder, Refusal
 from services.cli.retail.plan import make_plan
 from services.cli.retail.report import Outcome, print_table, summarize

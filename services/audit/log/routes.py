@@ -68,7 +68,7 @@ async def export_acts_as_json(
 async def export_log(
     form: Format, request: Request, uow: UnitOfWork, state: ApiState, filters: list[str]
 ) -> StreamingResponse:
-    """The audit log as a file, recorded as an export of whoever makes the request. Raises `BadQuery`."""
+    """The audit log as a file. The export is recorded as an act of the caller. Raises `BadQuery`."""
     # A bad filter is refused before anything is recorded.
     AUDIT_LOG.conditions(filters)
     # The connection goes back to the pool: the export takes one only briefly for each piece.

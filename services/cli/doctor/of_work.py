@@ -241,7 +241,7 @@ def _of_worker(one: WorkerState, others_alive: bool) -> Finding:
         "If it was stopped on purpose, its row is deleted within a day; otherwise read its log and start it again."
         if is_gone
         else "Read its log, and restart it if it does not recover.",
-        "waybill outbox workers",
+        "waybill workers list",
     )
 
 
@@ -258,6 +258,6 @@ def _of_releases(alive: list[WorkerState]) -> list[Finding]:
             f"{version('waybill')}",
             "During a release that is as it should be. Afterwards, the older ones leave newer events alone.",
             "Restart the workers that are older.",
-            "waybill outbox workers",
+            "waybill workers list",
         )
     ]

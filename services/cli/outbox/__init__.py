@@ -12,7 +12,6 @@ from services.cli.outbox.partitions import partitions
 from services.cli.outbox.pending import bury, cancel, deferred, retry_now, why
 from services.cli.outbox.rebase import rebase
 from services.cli.outbox.types import limit, pause, resume, status, types
-from services.cli.outbox.workers import ask, workers
 
 outbox = typer.Typer(
     help="Inspect and control the outbox. Exit codes: 0 done; 1 refused, not found or unhealthy; 2 wrong usage.",
@@ -45,8 +44,6 @@ outbox.command("retry-now")(retry_now)
 outbox.command("bury")(bury)
 outbox.command("deferred")(deferred)
 outbox.command("cancel")(cancel)
-outbox.command("workers")(workers)
-outbox.command("ask")(ask)
 outbox.command("partitions")(partitions)
 outbox.command("rebase")(rebase)
 outbox.add_typer(bulk, name="bulk")

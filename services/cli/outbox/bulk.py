@@ -8,6 +8,7 @@ from uuid import UUID
 import typer
 
 from services.cli.console import CommandError, plain_errors, say
+from services.cli.outbox.inspection import FailedBecause
 from services.cli.progress import Display, open_display
 from services.cli.run import Actor, AsJson, Yes, ago, in_one, show_json, show_table, watched, who
 from services.outbox.bulk import service
@@ -54,6 +55,7 @@ def replay(
     fingerprint: Fingerprint = None,
     died_from: From = None,
     died_before: Before = None,
+    failure_reason: FailedBecause = None,
     everything: All = False,
     dry_run: DryRun = False,
     wait: Wait = False,
@@ -63,7 +65,9 @@ def replay(
     as_json: AsJson = False,
 ) -> None:
     """Put all dead letters that match back into the outbox, at their old positions."""
-    wanted = BulkFilter(event_type, aggregate, fingerprint, _utc(died_from), _utc(died_before))
+    wanted = BulkFilter(
+        event_type, aggregate, fingerprint, _utc(died_from), _utc(died_before), failure_reason=failure_reason
+    )
     _Wanted(BulkKind.replay, wanted, everything, By(who(actor), reason)).act(dry_run, wait, yes, as_json)
 
 
@@ -74,6 +78,7 @@ def discard(
     fingerprint: Fingerprint = None,
     died_from: From = None,
     died_before: Before = None,
+    failure_reason: FailedBecause = None,
     everything: All = False,
     dry_run: DryRun = False,
     wait: Wait = False,
@@ -83,7 +88,9 @@ def discard(
     as_json: AsJson = False,
 ) -> None:
     """Discard all dead letters that match, permanently. An order whose order.placed is discarded is cancelled."""
-    wanted = BulkFilter(event_type, aggregate, fingerprint, _utc(died_from), _utc(died_before))
+    wanted = BulkFilter(
+        event_type, aggregate, fingerprint, _utc(died_from), _utc(died_before), failure_reason=failure_reason
+    )
     _Wanted(BulkKind.discard, wanted, everything, By(who(actor), reason)).act(dry_run, wait, yes, as_json)
 
 

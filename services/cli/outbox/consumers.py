@@ -5,7 +5,21 @@ from typing import Annotated
 import typer
 
 from services.cli.console import plain_errors, say
-from services.cli.run import Actor, AsJson, Reason, Yes, ago, counted, in_one, lasting, show_json, show_table, who
+from services.cli.run import (
+    Actor,
+    AsJson,
+    Reason,
+    Yes,
+    ago,
+    confirm,
+    counted,
+    in_one,
+    lasting,
+    show_json,
+    show_table,
+    who,
+    with_dry_run,
+)
 from services.operations.consumers import service
 from services.outbox.control.service import By
 from services.outbox.log import service as log
@@ -33,6 +47,7 @@ def list_consumers(as_json: AsJson = False) -> None:
         show_table(["consumer", "unread", "oldest unread", "last advance", "state", "error"], map(_line, found))
 
 
+@with_dry_run
 def reset(
     consumer: Consumer,
     to: Annotated[Start, typer.Option(help="Continue at the oldest event of the log, or with the next new one.")],
@@ -42,13 +57,13 @@ def reset(
 ) -> None:
     """Move a consumer to the beginning of the log, or to now."""
     again = "reads all events again" if to is Start.beginning else "skips its unread events"
-    if not yes:
-        typer.confirm(f"reset {consumer}, which then {again}?", abort=True, err=True)
+    confirm(f"reset {consumer}, which then {again}?", yes=yes)
     with plain_errors():
         in_one(lambda uow: service.reset(uow, consumer, to, By(who(actor), reason)))
     say(f"Consumer {consumer} continues at {'the beginning of the log' if to is Start.beginning else 'now'}.")
 
 
+@with_dry_run
 def pause(consumer: Consumer, actor: Actor = None, reason: Reason = "") -> None:
     """Stop running a consumer in workers. A batch that is under way is rolled back."""
     with plain_errors():
@@ -56,6 +71,7 @@ def pause(consumer: Consumer, actor: Actor = None, reason: Reason = "") -> None:
     say(f"Consumer {consumer} is paused.")
 
 
+@with_dry_run
 def resume(consumer: Consumer, actor: Actor = None, reason: Reason = "") -> None:
     """Run a consumer in workers again, immediately even if it waits after a failure."""
     with plain_errors():
@@ -63,10 +79,10 @@ def resume(consumer: Consumer, actor: Actor = None, reason: Reason = "") -> None
     say(f"Consumer {consumer} is not paused.")
 
 
+@with_dry_run
 def delete(consumer: Consumer, yes: Yes = False, actor: Actor = None, reason: Reason = "") -> None:
     """Delete a consumer: the log no longer keeps events for it."""
-    if not yes:
-        typer.confirm(f"delete {consumer}?", abort=True, err=True)
+    confirm(f"delete {consumer}?", yes=yes)
     with plain_errors():
         in_one(lambda uow: service.delete(uow, consumer, By(who(actor), reason)))
     say(f"Consumer {consumer} is deleted.")

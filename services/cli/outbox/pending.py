@@ -8,7 +8,7 @@ from uuid import UUID
 import typer
 
 from services.cli.console import CommandError, plain_errors, say
-from services.cli.run import Actor, AsJson, Reason, ago, in_one, show_json, show_table, who
+from services.cli.run import Actor, AsJson, Reason, ago, in_one, show_json, show_table, who, with_dry_run
 from services.fields import MAX_BIGINT
 from services.outbox.control import service as control
 from services.outbox.control import why as reasons
@@ -66,6 +66,7 @@ def deferred(
             say(f"More with --cursor {page.next_cursor}")
 
 
+@with_dry_run
 def cancel(
     event_id: Annotated[UUID, typer.Argument(help="The event's id.")], actor: Actor = None, reason: Reason = ""
 ) -> None:
@@ -75,12 +76,14 @@ def cancel(
     say(f"Event {event_id} is cancelled.")
 
 
+@with_dry_run
 def retry_now(what: What, actor: Actor = None, reason: Reason = "") -> None:
     """Make a waiting event due now: one that failed, that no worker knew, or that was deferred."""
     _act(control.retry_now, what, By(who(actor), reason))
     say(f"Event {what} is due now.")
 
 
+@with_dry_run
 def bury(what: What, actor: Actor = None, reason: Reason = "") -> None:
     """Turn a waiting event into a dead letter; later events of its aggregate wait for its replay or discard."""
     _act(control.bury_waiting, what, By(who(actor), reason))

@@ -6,7 +6,19 @@ import typer
 
 from services.cli.console import plain_errors, say
 from services.cli.outbox.catalogue import as_markdown, event_types
-from services.cli.run import Actor, AsJson, Reason, ago, counted, in_one, lasting, show_json, show_table, who
+from services.cli.run import (
+    Actor,
+    AsJson,
+    Reason,
+    ago,
+    counted,
+    in_one,
+    lasting,
+    show_json,
+    show_table,
+    who,
+    with_dry_run,
+)
 from services.operations import service as operations
 from services.outbox.control import service as control
 from services.outbox.control.service import By, TypeState
@@ -54,6 +66,7 @@ def types(
         )
 
 
+@with_dry_run
 def pause(event_type: Type, actor: Actor = None, reason: Reason = "") -> None:
     """Stop claiming events of this type. Running batches finish."""
     with plain_errors():
@@ -62,6 +75,7 @@ def pause(event_type: Type, actor: Actor = None, reason: Reason = "") -> None:
     say(f"{event_type} is paused.")
 
 
+@with_dry_run
 def resume(event_type: Type, actor: Actor = None, reason: Reason = "") -> None:
     """Start claiming events of this type again."""
     with plain_errors():
@@ -70,6 +84,7 @@ def resume(event_type: Type, actor: Actor = None, reason: Reason = "") -> None:
     say(f"{event_type} is not paused.")
 
 
+@with_dry_run
 def limit(
     event_type: Type,
     batches: Annotated[int, typer.Argument(min=0, max=1000, help="The most concurrent batches; 0 means no limit.")],

@@ -7,8 +7,8 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+from services.cli.client import Login, Patience, Query, Reply, Service, for_each
 from services.cli.progress import Display
-from services.cli.retail.client import Login, Patience, Query, Reply, Service, for_each
 from services.cli.retail.plan import Invoice
 from services.cli.retail.shop import Buyer, Shop
 

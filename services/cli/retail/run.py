@@ -3,10 +3,8 @@
 import time
 from pathlib import Path
 
-import httpx2
-
+from services.cli.client import Patience, Service, ServiceError, Target, open_http
 from services.cli.progress import Display
-from services.cli.retail.client import REQUEST_SECONDS, Patience, Service, ServiceError, Target
 from services.cli.retail.orders import OrderDesk
 from services.cli.retail.plan import Plan, make_plan
 from services.cli.retail.report import Outcome, Summary, summarize
@@ -20,7 +18,6 @@ Longer than the window of a rate limit.
 """
 
 _FIRST_CONTACT_SECONDS = 5.0
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def read_plan(path: Path) -> Plan:
@@ -39,7 +36,7 @@ async def replay(
     """
     started = time.monotonic()
     chosen = plan.invoices[:limit]
-    async with _open_http(target.url, clients) as http:
+    async with open_http(target.url, clients) as http:
         service = Service(http, Patience(_FIRST_CONTACT_SECONDS))
         await _make_contact(service, target)
         service.patience = Patience(PATIENCE_SECONDS)
@@ -70,23 +67,6 @@ async def replay(
             f"{waiting} orders are still waiting and none changed for {PATIENCE_SECONDS:.0f} s: is a worker running?"
         )
     return summarize(outcome), remarks
-
-
-def _open_http(url: str, clients: int) -> httpx2.AsyncClient:
-    try:
-        address = httpx2.URL(url)
-    except httpx2.InvalidURL as error:
-        raise ServiceError(f"{url!r} is not a URL: {error}") from error
-    if address.scheme not in ("http", "https") or not address.host:
-        raise ServiceError(f"{url!r} is not the URL of a service; expected something like http://127.0.0.1:8000")
-    return httpx2.AsyncClient(
-        base_url=address,
-        timeout=REQUEST_SECONDS,
-        # Customers and products are created concurrently.
-        limits=httpx2.Limits(max_connections=2 * clients, max_keepalive_connections=2 * clients),
-        # The user's proxy must not be used for the loopback address.
-        trust_env=address.host not in _LOOPBACK,
-    )
 
 
 async def _make_contact(service: Service, target: Target) -> None:

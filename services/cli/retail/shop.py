@@ -11,12 +11,10 @@ import hmac
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import httpx2
-
+from services.cli.client import Login, Query, Service, ServiceError, Target, expect, for_each, together
+from services.cli.credits import TopUp, issue_credits
 from services.cli.progress import Display
-from services.cli.retail.client import Login, Query, Service, ServiceError, Target, expect, for_each, together
 from services.cli.retail.plan import GUEST, Invoice, Plan, Product, credits_of
 
 DOMAIN = "replay.waybill.example"
@@ -51,7 +49,7 @@ class ShopKeeper:
     def __init__(self, service: Service, target: Target, plan: Plan, display: Display, clients: int) -> None:
         self._service = service
         self._operator = target.operator
-        self._approver = target.approver
+        self._target = target
         self._plan = plan
         self._display = display
         self._clients = clients
@@ -122,28 +120,9 @@ class ShopKeeper:
         return f"replay of {self._plan.digest}"
 
     async def _top_up(self, buyer: Buyer, amount: str) -> None:
-        body = {"user_id": buyer.user_id, "amount": amount, "note": self._note}
         key = f"replay-{self._plan.tag}-{buyer.login.email.partition('@')[0]}"
-        reply = await self._service.call(self._operator, "POST", "/v1/top-ups", body=body, key=key)
-        if expect(reply, f"topping up {buyer.login.email}").status == httpx2.codes.ACCEPTED:
-            await self._approve(reply.body, buyer)
-
-    async def _approve(self, asked: dict[str, Any], buyer: Buyer) -> None:
-        """As a second operator, approve a top-up that one operator may not make alone."""
-        what = f"approving the top-up of {buyer.login.email} with {asked['amount']} credits"
-        if self._approver is None:
-            raise ServiceError(
-                f"{what} takes a second operator: give --approver-email and --approver-password, or have adjustment "
-                f"{asked['id']} approved and repeat the command"
-            )
-        path = f"/v1/adjustments/{asked['id']}/approve"
-        reply = await self._service.call(self._approver, "POST", path, key=f"approve-{asked['id']}")
-        if reply.status == httpx2.codes.CONFLICT:
-            # Approved before, and the key has been forgotten since; or rejected.
-            found = await self._service.read(self._approver, f"/v1/adjustments/{asked['id']}")
-            if found["state"] == "applied":
-                return
-        expect(reply, what)
+        wanted = TopUp(buyer.user_id, buyer.login.email, amount, self._note)
+        await issue_credits(self._service, self._target, wanted, key)
 
     async def _make_products(self, invoices: Sequence[Invoice], seller_id: int) -> None:
         needed = sorted({product for invoice in invoices for product in invoice.products})

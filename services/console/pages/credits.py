@@ -81,8 +81,8 @@ async def show_account(
     cursor: Annotated[str | None, Query(max_length=LONGEST)] = None,
 ) -> Response:
     """A user's account: its balance, a page of its statement, and its newest holds and transfers."""
-    account = await ledger.account_of(uow, user_id)
-    user = await uow.users.get(user_id)
+    account = await ledger.account_with_user(uow, user_id)
+    assert account.user is not None, "it was found by its user"
     newest = PageQuery(limit=RECENT)
     lines = PageQuery(limit=LINES, cursor=cursor, scope=f"account {user_id}")
     moved = {
@@ -93,7 +93,7 @@ async def show_account(
     values = {
         "account": account,
         "user_id": user_id,
-        "full_name": "a deleted user" if user is None else user.full_name,
+        "full_name": account.user.full_name,
         "statement": await uow.statements.page(user_id, lines),
         "is_first": cursor is None,
         "moved": moved,

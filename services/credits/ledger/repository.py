@@ -17,6 +17,7 @@ from services.errors import DomainError
 from services.fields import new_id
 from services.repository import Repository
 from services.sql import Read, Results, SqlAccess, Write
+from services.users.repository import WITHOUT_PASSWORD
 
 
 class AccountRepository(Repository[Account]):
@@ -30,6 +31,12 @@ class LedgerRepository(SqlAccess):
 
     async def account_of(self, user_id: int) -> Account | None:
         return (await self.session.exec(select(Account).where(col(Account.user_id) == user_id))).one_or_none()
+
+    async def account_with_user(self, user_id: int) -> Account | None:
+        """The account with its user, if there is one."""
+        shown = joinedload(Account.user, innerjoin=True).options(WITHOUT_PASSWORD)  # type: ignore[arg-type]
+        statement = select(Account).where(col(Account.user_id) == user_id).options(shown)
+        return (await self.session.exec(statement)).one_or_none()
 
     async def lock_account(self, user_id: int) -> Account | None:
         """The account with its user, if there is one, locked until the transaction ends."""

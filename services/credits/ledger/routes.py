@@ -32,6 +32,13 @@ async def read_account(user: CurrentUser, uow: Work) -> AccountPublic:
     )
 
 
+@router.get("/accounts/{user_id}", responses=responses(401, 403, 404, 422))
+@needs(Scope.credits_read_all)
+async def read_account_of(user_id: Id, _: CurrentUser, uow: Work) -> AccountStatus:
+    """Get a user's account."""
+    return _status(await service.account_with_user(uow, user_id))
+
+
 @router.post(
     "/accounts/{user_id}/close",
     dependencies=[IDEMPOTENCY_KEY_ACCEPTED],

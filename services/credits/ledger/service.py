@@ -67,6 +67,14 @@ async def account_of(uow: UnitOfWork, user_id: int) -> Account:
     return account
 
 
+async def account_with_user(uow: UnitOfWork, user_id: int) -> Account:
+    """The user's account with the user, even one who was deleted. Raises `NotFound`."""
+    account = await uow.ledger.account_with_user(user_id)
+    if account is None:
+        raise NotFound(f"there is no user {user_id}")
+    return account
+
+
 async def top_up(uow: UnitOfWork, wanted: TopUpCreate) -> Transfer:
     """Issue credits to a user, from the issuance account. Raises `InvalidInput`, `AccountClosed` or `AmountInvalid`."""
     return await issue(uow, await issuing(uow, wanted), wanted.note)

@@ -17,6 +17,7 @@ from services.credits.schemas import EntryPublic
 from services.credits.statement.repository import ENTRIES
 from services.credits.statement.service import statement_csv
 from services.exports import Format
+from services.fields import Id
 from services.query import Page, PageQuery, Rows
 from services.users.rights import Scope
 
@@ -30,6 +31,15 @@ async def read_statement(
 ) -> Rows[Entry]:
     """List the entries of the caller's account, newest first, each with the balance after it."""
     return await uow.statements.page(user.id, page)
+
+
+@router.get("/accounts/{user_id}/statement", response_model=Page[EntryPublic], responses=responses(400, 401, 403, 422))
+@needs(Scope.credits_read_all)
+async def read_statement_of(
+    user_id: Id, _: CurrentUser, page: Annotated[PageQuery, page_of(ENTRIES)], uow: ReplicaWork
+) -> Rows[Entry]:
+    """List the entries of a user's account, newest first, each with the balance after it."""
+    return await uow.statements.page(user_id, page)
 
 
 @router.get(

@@ -20,7 +20,7 @@ from services.outbox.bulk.models import BulkAction, BulkKind
 from services.outbox.bulk.repository import BULK_ACTIONS
 from services.outbox.bulk.schemas import BulkFilter, Preview
 from services.outbox.control.service import By
-from services.outbox.models import Waits
+from services.outbox.models import FailureReason, Waits
 from services.query import Page, PageQuery, Rows
 from services.users.repository import SignedIn
 from services.users.rights import Scope
@@ -50,13 +50,14 @@ async def preview_bulk_action(
     died_from: Annotated[Instant | None, Query()] = None,
     died_before: Annotated[Instant | None, Query()] = None,
     waits: Annotated[Waits | None, Query()] = None,
+    failure_reason: Annotated[FailureReason | None, Query()] = None,
     everything: Annotated[bool, Query(description="Needed for a preview without any other field.")] = False,
 ) -> Preview:
     """Show how many events a bulk action would be about, and the first 20 of them. Nothing is changed.
 
     Up to 10,000 events are counted; beyond that, the number is an estimate.
     """
-    wanted = BulkFilter(type, aggregate, fingerprint, died_from, died_before, waits)
+    wanted = BulkFilter(type, aggregate, fingerprint, died_from, died_before, waits, failure_reason)
     return await bulk.preview(uow, action, wanted, everything=everything)
 
 

@@ -81,7 +81,7 @@ class LettersWanted(Because):
     died_from: Instant | None = None
     died_before: Instant | None = None
     failure_reason: FailureReason | None = None
-    positions: Annotated[list[StrictId] | None, Field(min_length=1, max_length=500)] = None
+    positions: Annotated[list[StrictId] | None, Field(min_length=1, max_length=200)] = None
     after: Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)] = 0
     limit: Annotated[int, Field(strict=True, ge=1, le=500)] = 500
     dry_run: bool = False

@@ -111,7 +111,7 @@ def _of_books(audit: LedgerAudit | None) -> Iterator[Attention]:
 
 def _of_events(dead_letters: int, waiting: Sequence[Waiting], wakeups: Wakeups) -> Iterator[Attention]:
     if dead_letters:
-        yield _warning(f"{_number(dead_letters)} failed for good. Find the cause, then replay or discard them.")
+        yield _warning(f"{_number(dead_letters)} have failed permanently. Find the cause, then replay or discard them.")
     for one in waiting:
         if paused := one.reasons.get("paused"):
             yield _warning(f"{one.type} is paused, and {_number(paused)} of this type wait.")

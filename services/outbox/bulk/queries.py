@@ -16,10 +16,12 @@ LAST_WAITING = Statement("""
     ), '') AS aggregate
 """)
 
-# The one that has waited longest for its next chunk. While another worker's chunk runs, its row is locked.
+# The one that has waited longest for its next chunk. While another worker's chunk runs, its row is locked. The chunk
+# then waits for no other lock for longer than two seconds.
 TAKE = Statement("""
     SELECT id, action, CAST(filter AS text) AS filter, reason, actor, acting, user_id, created_at, tries,
-        after_position, after_aggregate, last_position, last_aggregate
+        after_position, after_aggregate, last_position, last_aggregate,
+        set_config('lock_timeout', '2s', true) AS patience
     FROM bulk_actions
     WHERE state = ANY ('{waiting,running}'::text[]) AND action = ANY(CAST(:kinds AS text[]))
     AND (retry_at IS NULL OR retry_at <= statement_timestamp())

@@ -190,10 +190,14 @@ def _scope(kind: BulkKind, wanted: BulkFilter, bound: Bound | None) -> list[Colu
         return within
     if bound is not None:
         within.append(col(DeadLetter.position) <= bound.place.position)
-    for name in ("aggregate", "fingerprint", "type"):
-        value = getattr(wanted, name)
+    for column, value in (
+        (col(DeadLetter.aggregate), wanted.aggregate),
+        (col(DeadLetter.fingerprint), wanted.fingerprint),
+        (col(DeadLetter.type), wanted.type),
+        (col(DeadLetter.reason), wanted.failure_reason),
+    ):
         if value is not None:
-            within.append(col(getattr(DeadLetter, name)) == value)
+            within.append(column == value)
             break
     return within
 
@@ -210,6 +214,8 @@ def _conditions(kind: BulkKind, wanted: BulkFilter, bound: Bound | None) -> list
         died_at = col(DeadLetter.died_at)
         if wanted.died_from is not None:
             conditions.append(died_at >= wanted.died_from)
+        if wanted.failure_reason is not None:
+            conditions.append(col(DeadLetter.reason) == wanted.failure_reason)
         before = [wanted.died_before, None if bound is None else bound.at]
         return [*conditions, *(died_at < at for at in before if at is not None)]
     waits = [wanted.waits] if wanted.waits is not None else sorted(SELECTABLE - {Waits.asked})

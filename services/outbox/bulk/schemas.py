@@ -11,10 +11,10 @@ from pydantic_core import to_jsonable_python
 
 from services.fields import Schema
 from services.outbox.bulk.models import BulkKind
-from services.outbox.models import Waits
+from services.outbox.models import FailureReason, Waits
 from services.totals import Total
 
-OF_LETTERS = frozenset({"type", "aggregate", "fingerprint", "died_from", "died_before"})
+OF_LETTERS = frozenset({"type", "aggregate", "fingerprint", "died_from", "died_before", "failure_reason"})
 """The fields of a filter for dead letters."""
 
 OF_WAITING = frozenset({"type", "aggregate", "fingerprint", "waits"})
@@ -38,6 +38,7 @@ class BulkFilter:
     died_from: datetime | None = None
     died_before: datetime | None = None
     waits: Waits | None = None
+    failure_reason: FailureReason | None = None
 
     @property
     def given(self) -> dict[str, Any]:

@@ -97,6 +97,24 @@ ADVANCE = Statement(f"""
     {_ADVANCE} lease_owner = NULL, lease_until = NULL WHERE name = :name
 """)
 
+# The name of a WAL file begins with the timeline. It fails on a standby.
+LOOK_FROM_MEMORY = Statement(f"""
+    SELECT {_NEWS.format(seen="CAST(CAST(:seen AS text) AS pg_snapshot)", reading="NULL")} AS news,
+        left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline
+""")
+
+# The last events of those that are visible in the snapshot, however rare they are among the last `looked` of the log.
+TAIL = Statement("""
+    SELECT * FROM (
+        SELECT position, id, type, version, aggregate, payload, occurred_at, request_id, traceparent, actor
+        FROM events WHERE pg_visible_in_snapshot(transaction_id, CAST(CAST(:seen AS text) AS pg_snapshot))
+        ORDER BY position DESC LIMIT :looked
+    ) AS recent
+    WHERE (CAST(:types AS text[]) IS NULL OR type = ANY(CAST(:types AS text[])))
+    AND (CAST(:aggregate AS text) IS NULL OR aggregate = :aggregate)
+    ORDER BY position DESC LIMIT :limit
+""")
+
 _UNTIL = "clock_timestamp() + make_interval(secs => CAST(:seconds AS double precision))"
 
 OWN = Statement("SELECT CAST(pg_current_xact_id() AS text) AS own")
@@ -170,6 +188,8 @@ EXTENT = Statement("""
     SELECT (SELECT id FROM events ORDER BY id LIMIT 1) AS oldest, (SELECT min(position) FROM events) AS first,
         (SELECT max(position) FROM events) AS last
 """)
+
+WRITTEN = Statement("SELECT count(*) AS events FROM (SELECT FROM events WHERE id >= :first LIMIT :most) AS recent")
 
 HOLDS = Statement(f"SELECT FROM log_consumers WHERE name = :name AND {_MINE}")
 

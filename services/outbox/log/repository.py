@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import datetime
 from uuid import UUID
 
+from services.fields import id_at
 from services.outbox.log import queries
 from services.outbox.log.schemas import Cursor, Extent, Lag, Lease, LoggedEvent, Look, Opened, Place, SinkState
 from services.outbox.models import NOTHING_SEEN
@@ -57,6 +59,25 @@ class LogRepository(SqlAccess):
             limit=limit,
         )
         return [LoggedEvent(**row) for row in rows]
+
+    async def look_from_memory(self, seen: str) -> tuple[bool, str]:
+        """Whether there may be events that are not visible in the snapshot `seen`, and the server's timeline."""
+        (row,) = await self.sql.fetch(queries.LOOK_FROM_MEMORY, seen=seen)
+        return row["news"], row["timeline"]
+
+    async def tail(
+        self, seen: str, looked: int, types: Sequence[str] | None, aggregate: str | None, limit: int
+    ) -> list[LoggedEvent]:
+        """The last events that are visible in the snapshot `seen`, among the last `looked` of them, by position."""
+        rows = await self.sql.fetch(
+            queries.TAIL,
+            seen=seen,
+            looked=looked,
+            types=None if types is None else list(types),
+            aggregate=aggregate,
+            limit=limit,
+        )
+        return [LoggedEvent(**row) for row in reversed(rows)]
 
     async def advance(self, name: str, cursor: Cursor) -> None:
         moved = await self.sql.run(queries.ADVANCE, name=name, **asdict(cursor))
@@ -133,6 +154,11 @@ class LogRepository(SqlAccess):
     async def extent(self) -> Extent:
         """What the log holds."""
         return Extent(**(await self.sql.fetch(queries.EXTENT))[0])
+
+    async def written_since(self, at: datetime, most: int) -> int:
+        """How many events were made since then, up to `most`."""
+        (row,) = await self.sql.fetch(queries.WRITTEN, first=id_at(at), most=most)
+        return int(row["events"])
 
     async def claim(self, name: str, owner: UUID, seconds: float) -> Lease | None:
         """Take the lease. None if another worker has it, or the consumer is paused or waits after a failure.

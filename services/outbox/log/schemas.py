@@ -35,6 +35,14 @@ class Cursor:
 
 
 @dataclass(frozen=True, slots=True)
+class Bookmark:
+    """How far a reader has come who keeps that in memory. It names transactions, so it ends with the timeline."""
+
+    cursor: Cursor
+    timeline: str
+
+
+@dataclass(frozen=True, slots=True)
 class Look(Cursor):
     """How far a consumer has come, and whether there may be `news`: something that it has not read."""
 

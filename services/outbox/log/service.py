@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from uuid import UUID
 
 from services.errors import AlreadyExists, Conflict, NotFound
-from services.outbox.log.schemas import Cursor, Extent, Lag, Lease, LoggedEvent
+from services.outbox.log.schemas import Bookmark, Cursor, Extent, Lag, Lease, LoggedEvent
 from services.outbox.log.schemas import Start as Start
 from services.outbox.models import NOTHING_SEEN
 from services.outbox.origin import service as origin
@@ -36,6 +36,10 @@ POSITIONS_PER_READ = 10_000
 
 MOST_COUNTED = 100_000
 """The most unread events that `lags` counts for a consumer: this number means "or more"."""
+
+
+LOOKED_BACK = 50_000
+"""How many events `tail` looks at, so that a rare type in a long log does not make the statement slow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +176,37 @@ async def opened(uow: Transaction, cursor: Cursor) -> Page | None:
         cursor = replace(cursor, reading=reading, position=found.first - 1, until=found.last)
     assert cursor.until is not None
     return Page(cursor, min(cursor.until, cursor.position + POSITIONS_PER_READ))
+
+
+async def tail(
+    uow: Transaction, limit: int, types: Sequence[str] | None = None, aggregate: str | None = None
+) -> tuple[Sequence[LoggedEvent], Bookmark]:
+    """The last events of the log, and where to continue with `follow` without missing one.
+
+    Only those of the last `LOOKED_BACK` events that match are found. Raises `RebaseNeeded`.
+    """
+    here = await _start(uow, Start.now)
+    _, timeline = await uow.log.look_from_memory(here)
+    events = await uow.log.tail(here, LOOKED_BACK, types, aggregate, limit) if limit else []
+    return events, Bookmark(Cursor(here, None, 0, None), timeline)
+
+
+async def follow(
+    uow: Transaction, here: Bookmark, limit: int, types: Sequence[str] | None = None
+) -> tuple[Sequence[LoggedEvent], Bookmark]:
+    """The next events after a place that the caller keeps in memory, and the place after them.
+
+    Nothing is stored, so retention does not wait for the caller. Raises `Conflict` if another server has become the
+    primary, where the place may be wrong, and `RebaseNeeded`.
+    """
+    news, timeline = await uow.log.look_from_memory(here.cursor.seen)
+    if timeline != here.timeline:
+        raise Conflict("another server has become the primary, or the database was restored: begin again")
+    if here.cursor.reading is None and not news:
+        return (), here
+    await origin.check(await uow.session.connection())
+    batch = await _read(uow, "", here.cursor, limit, types)
+    return batch.events, here if batch.next is None else Bookmark(batch.next, timeline)
 
 
 async def restart_sink(uow: Transaction, consumer: str, owner: UUID, seconds: float) -> tuple[UUID, Lease, Extent]:

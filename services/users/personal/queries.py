@@ -94,6 +94,7 @@ NOT_EXPORTED: Mapping[str, str] = {
     "audit_log_head": "It is the end of the chain.",
     "bulk_actions": "It says what the staff did to events, which is in the audit log as well.",
     "canaries": "Its row is about no one.",
+    "history": "It holds sums of what workers did.",
     "categories": "They are the shop's.",
     "dead_letters": _ENGINE,
     "events": "The log repeats, with ids and amounts, what the exported rows say.",

@@ -151,17 +151,32 @@ async def refresh(uow: UnitOfWork, lifetimes: Lifetimes, token: str, device: Dev
     if caller is None or await uow.users.signed_in(caller, require_totp=False) is None:
         raise Unauthenticated("the refresh token is invalid, or its session has ended; sign in again")
     if await uow.sessions.is_reused(shown):
-        await uow.sessions.end(caller.user_id, caller.session_id, Ended.reused)
-        uow.record_act(Action.token_reused, f"user/{caller.user_id}", session=str(caller.session_id))
-        logger.warning(
-            "a refresh token was used twice: its session was ended",
-            extra={"user_id": caller.user_id, "session_id": str(caller.session_id), "address": device.address},
-        )
+        await _end_reused(uow, caller, device)
         return Reused()
     following = _new_token()
     await uow.sessions.rotate(caller.session_id, shown, sha256_of(following))
     await extend(uow, caller, lifetimes, device)
     return Granted(caller, following)
+
+
+async def _end_reused(uow: UnitOfWork, caller: Presented, device: Device) -> None:
+    await uow.sessions.end(caller.user_id, caller.session_id, Ended.reused)
+    uow.record_act(Action.token_reused, f"user/{caller.user_id}", session=str(caller.session_id))
+    logger.warning(
+        "a refresh token was used twice: its session was ended",
+        extra={"user_id": caller.user_id, "session_id": str(caller.session_id), "address": device.address},
+    )
+
+
+async def end_if_reused(uow: UnitOfWork, token: str, device: Device) -> None:
+    """End the session of a token that `look_up` did not find, if that is because it was used to extend the session.
+
+    Only one of the two who have it is the user, as in `refresh`.
+    """
+    shown = sha256_of(token)
+    caller = await uow.sessions.lock_by_token(shown)
+    if caller is not None and await uow.sessions.is_reused(shown):
+        await _end_reused(uow, caller, device)
 
 
 async def look_up(uow: UnitOfWork, token: str) -> Shown | None:

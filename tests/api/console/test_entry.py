@@ -9,7 +9,7 @@ from services.app import create_app
 from services.settings import Settings
 from services.users.rights import Role
 from tests.api import second_factors
-from tests.api.client import Api
+from tests.api.client import Api, assert_problem
 from tests.api.console.browser import SAME_ORIGIN, Browser, Page, browser_of
 from tests.factories import PASSWORD, make_user
 
@@ -165,6 +165,18 @@ async def test_a_session_that_is_ended_elsewhere_ends_here_at_once(api: Api) -> 
     assert "Your session has ended; sign in again." in Page(reply.text).text
     part = await browser.get("/console/overview", headers={"HX-Request": "true"})
     assert part.headers["hx-refresh"] == "true", "a part of a page loads the whole page again"
+
+
+async def test_a_session_whose_cookie_was_used_elsewhere_ends_for_both(api: Api) -> None:
+    browser = await browser_of(api)
+    stolen = {"grant_type": "refresh_token", "refresh_token": browser.client.cookies["waybill_console"]}
+    taken = (await api.client.post("/v1/token", data=stolen)).json()
+    # A client that got no reply may show its token again for a few seconds.
+    await api.execute("UPDATE refresh_tokens SET used_at = used_at - interval '1 minute'")
+    assert (await browser.get("/console/overview")).status_code == 401
+    headers = {"Authorization": f"Bearer {taken['access_token']}"}
+    assert_problem(await api.get("/v1/users/me", headers=headers), 401, "unauthenticated")
+    assert await api.scalar("SELECT count(*) FROM audit_log WHERE action = 'session.token_reused'") == 1
 
 
 async def test_a_session_lasts_half_a_day_from_its_last_use(api: Api) -> None:

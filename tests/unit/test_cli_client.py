@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 import httpx2
 import pytest
 
-from services.cli.retail import client
-from services.cli.retail.client import Login, Patience, Reply, Service, ServiceError, for_each
+from services.cli import client
+from services.cli.client import Login, Patience, Reply, Service, ServiceError, for_each
 
 Answer = httpx2.Response | Exception
 
@@ -20,7 +20,7 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def problem(status: int, code: str) -> httpx2.Response:
-    return httpx2.Response(status, json={"code": code, "detail": "because"}, headers={"Retry-After": "1"})
+    return httpx2.Response(status, json={"code": code, "detail": "because"}, headers={"Retry-After": "0"})
 
 
 class FakeApi:
@@ -74,6 +74,23 @@ async def test_transient_failures_are_retried_with_the_same_key_and_body(trouble
     assert len(api.requests) == 3
     assert {request.headers["Idempotency-Key"] for request in api.requests} == {"536365"}
     assert len({request.content for request in api.requests}) == 1
+
+
+async def test_after_too_many_requests_it_waits_as_long_as_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+
+    monkeypatch.setattr("services.cli.client.asyncio.sleep", sleep)
+    limited = httpx2.Response(429, headers={"Retry-After": "37"}, json={"code": "rate_limited"})
+    api = FakeApi(limited, problem(503, "unavailable"), httpx2.Response(201, json={"id": 7}))
+    async with service_of(api) as service:
+        assert (await place(service)).status == 201
+        assert service.limited == 1
+    first, second = waited
+    assert 37 < first < 38
+    assert second < 1
 
 
 @pytest.mark.parametrize("refusal", [problem(409, "already_exists"), problem(422, "invalid_input")])

@@ -14,6 +14,7 @@ Query: TypeAlias = Mapping[str, str | int | list[str]]
 """Parameters of a URL; a list stands for a parameter that occurs several times."""
 
 REQUEST_SECONDS = 30.0
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _BACKOFF_FIRST, _BACKOFF_LAST = 0.05, 2.0
 
 
@@ -91,12 +92,14 @@ class Service:
 
     Every request here may be sent twice without taking effect twice: it only reads, carries an idempotency key, or
     creates something with a unique name. So after lost connections, 429, 5xx and "in flight" it is sent again, with
-    backoff, until `patience` is exhausted; that raises `ServiceError`.
+    backoff and not before the end of a `Retry-After`, until `patience` is exhausted; that raises `ServiceError`.
+    `limited` counts the answers with 429.
     """
 
     def __init__(self, http: httpx2.AsyncClient, patience: Patience) -> None:
         self._http = http
         self.patience = patience
+        self.limited = 0
 
     async def call(
         self,
@@ -153,7 +156,7 @@ class Service:
     async def _send(self, request: httpx2.Request) -> Reply:
         delay = _BACKOFF_FIRST
         while True:
-            wait = delay
+            asked = 0.0
             try:
                 response = await self._http.send(request)
                 reply = _reply_of(response)
@@ -164,15 +167,37 @@ class Service:
                     self.patience.progress()
                     return reply
                 trouble = str(reply)
-                wait = max(delay, _retry_after(response))
+                self.limited += reply.status == httpx2.codes.TOO_MANY_REQUESTS
+                asked = _retry_after(response)
             if self.patience.exhausted():
                 raise ServiceError(
                     f"the service at {self._http.base_url} has not answered successfully for "
                     f"{self.patience.seconds:.0f} s; the last error, for {request.method} {request.url.path}: "
                     f"{trouble}. Restart the service and repeat the command: it continues where it stopped"
                 )
-            await asyncio.sleep(min(wait, _BACKOFF_LAST) * random.uniform(0.5, 1.0))  # noqa: S311 (jitter)
+            # The jitter comes on top of what the service asks for: all its clients wait for the same moment.
+            await asyncio.sleep(asked + delay * random.uniform(0.5, 1.0))  # noqa: S311
             delay = min(delay * 2, _BACKOFF_LAST)
+
+
+def open_http(url: str, clients: int) -> httpx2.AsyncClient:
+    """A client for the service at this address, with at most twice as many connections as `clients`.
+
+    Raises `ServiceError` if it is not an address.
+    """
+    try:
+        address = httpx2.URL(url)
+    except httpx2.InvalidURL as error:
+        raise ServiceError(f"{url!r} is not a URL: {error}") from error
+    if address.scheme not in ("http", "https") or not address.host:
+        raise ServiceError(f"{url!r} is not the URL of a service; expected something like http://127.0.0.1:8000")
+    return httpx2.AsyncClient(
+        base_url=address,
+        timeout=REQUEST_SECONDS,
+        limits=httpx2.Limits(max_connections=2 * clients, max_keepalive_connections=2 * clients),
+        # The user's proxy must not be used for the loopback address.
+        trust_env=address.host not in _LOOPBACK,
+    )
 
 
 def expect(reply: Reply, what: str) -> Reply:

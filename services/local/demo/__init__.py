@@ -1,0 +1,1 @@
+"""`waybill demo`: steady traffic to look at."""
