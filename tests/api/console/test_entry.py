@@ -215,6 +215,7 @@ async def test_a_form_needs_its_token(api: Api) -> None:
         {"Sec-Fetch-Site": "none"},
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://["},
         {"Origin": "http://api.test", "Sec-Fetch-Site": "cross-site"},
     ],
 )
