@@ -5,6 +5,7 @@ from datetime import timedelta
 from uuid import uuid4
 
 import pytest
+from prometheus_client import generate_latest
 
 from services.api import stopping
 from services.console import live
@@ -129,6 +130,8 @@ async def test_a_stream_is_html_and_ends_after_a_minute(api: Api, monkeypatch: p
     assert reply.status_code == 200
     assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert reply.headers["cache-control"] == "no-store"
+    times = generate_latest(api.app.state.waybill.request_times.registry).decode()
+    assert 'route="/console/overview/live"' not in times, "it would look like a slow request"
 
 
 async def test_the_number_of_streams_is_bounded(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
