@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from services.api.state import api_state
 from services.console import assets
@@ -107,9 +108,14 @@ def _duration(seconds: float) -> str:
     return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
 
 
-def _time(moment: datetime) -> str:
-    """In UTC, to the second. `<time datetime=...>` holds the same moment for scripts."""
+def _utc(moment: datetime) -> str:
+    """In UTC, to the second."""
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _time(moment: datetime) -> Markup:
+    """The element for a moment: `datetime` holds it exactly, for scripts."""
+    return Markup('<time datetime="{}">{}</time>').format(moment.isoformat(), _utc(moment))
 
 
 _environment = Environment(
@@ -120,4 +126,4 @@ _environment = Environment(
     lstrip_blocks=True,
     auto_reload=False,
 )
-_environment.filters.update(number=_number, rate=_rate, sentence=_sentence, duration=_duration, time=_time)
+_environment.filters.update(number=_number, rate=_rate, sentence=_sentence, duration=_duration, time=_time, utc=_utc)
