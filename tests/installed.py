@@ -1,4 +1,4 @@
-"""Programs of the system that some tests need: PgBouncer and nginx."""
+"""Programs of the system that some tests need, such as PgBouncer, Prometheus and Chromium."""
 
 import os
 import shutil

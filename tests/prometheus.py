@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,34 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import pytest
 import yaml
 
 from services.local.embedded import child
 from services.local.embedded.ports import LOOPBACK, any_free_port
+from tests.installed import installed
 from tests.processes import ROOT, wait_until
 
 FOLDER = ROOT / "deploy" / "prometheus"
 
-_HOW = "Prometheus is needed: install the package `prometheus`, which contains promtool, too"
 _DURATION = re.compile(r"\[\d+[mh]\]")
 
 
 def program(name: str) -> str:
-    """The path of `prometheus` or `promtool`. As root, it is installed if missing; otherwise the test is skipped, and
-    fails in CI.
-    """
-    found = shutil.which(name)
-    if found is None and os.geteuid() == 0 and (apt := shutil.which("apt-get")):
-        subprocess.run([apt, "update", "-qq"], check=False, capture_output=True)
-        install = [apt, "install", "-y", "-qq", "--no-install-recommends", "prometheus"]
-        subprocess.run(install, check=False, capture_output=True)
-        found = shutil.which(name)
-    if found is not None:
-        return found
-    if os.environ.get("WAYBILL_TEST_NEEDS_ALL") or os.environ.get("CI"):
-        pytest.fail(_HOW)
-    pytest.skip(_HOW)
+    """The path of `prometheus` or `promtool`, which are in one package."""
+    return installed(name, "prometheus")
 
 
 def promtool(*arguments: str | Path, given: str | None = None) -> str:
