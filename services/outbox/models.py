@@ -369,7 +369,7 @@ class WorkerWish(StrEnum):
     """What an operator asked of a worker; without a wish, it works."""
 
     quiet = "quiet"
-    """Finish what has begun, and take nothing new: no events, no jobs, no consumers."""
+    """Finish what has begun, and take nothing new: no events, no jobs, no bulk actions, no consumers."""
     stop = "stop"
     """Shut down, as after SIGTERM."""
 
