@@ -233,6 +233,8 @@ class OutboxRow(DeclarativeTable):
             "position",
             postgresql_where=text("available_at IS NOT NULL"),
         ),
+        # What waits until another event is out of the way, for counts by type.
+        Index("ix_outbox_behind", "type", "position", postgresql_where=text("available_at = 'infinity'")),
         # The list of deferred events. Other events have no entry here.
         Index("ix_outbox_asked", "position", postgresql_where=text(ASKED)),
         Index("ix_outbox_asked_type", "type", "position", postgresql_where=text(ASKED)),
