@@ -117,7 +117,13 @@ def _measure(stage: Stage, name: str, size: many.Size, times: int) -> dict[str, 
     many.fill(url, size)
     print(f"{name}: filled in {time.perf_counter() - started:.0f} s", file=sys.stderr)
     # One connection for each of the two units of work that a request may have: it is the same one each time.
-    settings = stage.settings(name, database_pool_size=2, database_max_overflow=0, database_statement_timeout=30)
+    settings = stage.settings(
+        name,
+        database_pool_size=2,
+        database_max_overflow=0,
+        database_statement_timeout=30,
+        database_transaction_timeout=60,
+    )
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
         connection.execute("CHECKPOINT")

@@ -113,7 +113,7 @@ class Stage:
             cwd=self.folder,
             log=self.folder / f"{name}.log",
             death_signal=signal.SIGTERM,
-            environment=_environment(settings),
+            environment=environment_of(settings),
         )
         try:
             yield started
@@ -177,7 +177,7 @@ def run_beside(
     finished = subprocess.run(
         [python, "-m", module],
         cwd=ROOT,
-        env=_environment(settings) if settings else None,
+        env=environment_of(settings) if settings else None,
         input=json.dumps(job).encode(),
         stdout=subprocess.PIPE,
         check=True,
@@ -198,7 +198,8 @@ def check_books(stage: Stage, database: str) -> None:
         sys.exit(f"the books of {database} do not balance: {books}")
 
 
-def _environment(settings: Settings) -> dict[str, str]:
+def environment_of(settings: Settings) -> dict[str, str]:
+    """The environment of a process with these settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WAYBILL_")}
     values = settings.model_dump(mode="json", exclude_unset=True)
     for name in values:

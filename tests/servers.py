@@ -1,15 +1,17 @@
 """The PostgreSQL and Redis that a test session runs against.
 
 The given ones if `WAYBILL_TEST_DATABASE_URL` and `WAYBILL_TEST_REDIS_URL` are set; otherwise containers if a Docker
-engine answers; otherwise the embedded servers in a temporary folder.
+engine answers; otherwise the embedded servers in a temporary folder, in memory if there is room.
 """
 
+import fcntl
 import gc
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -29,7 +31,14 @@ _POSTGRES_SETTINGS = {
     "fsync": "off",
     "synchronous_commit": "off",
     "full_page_writes": "off",
+    # The write-ahead log may be in memory.
+    "max_wal_size": "256MB",
 }
+
+_IN_MEMORY = Path("/dev/shm")
+_ROOM = 4 * 2**30
+"""Bytes of memory that must be free for the servers of one session. They take less than one GiB."""
+_PREFIX = "waybill-tests-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +100,46 @@ test_servers.__test__ = False  # type: ignore[attr-defined]
 
 @contextmanager
 def _embedded() -> Iterator[TestServers]:
-    with tempfile.TemporaryDirectory(prefix="waybill-tests-") as folder:
-        postgres = EmbeddedPostgres(Path(folder, "postgres"), settings=_POSTGRES_SETTINGS, durable=False)
-        with postgres, EmbeddedRedis(Path(folder, "redis"), durable=False) as redis:
+    with _folder(_IN_MEMORY if _has_room(_IN_MEMORY) else Path(tempfile.gettempdir())) as folder:
+        postgres = EmbeddedPostgres(folder / "postgres", settings=_POSTGRES_SETTINGS, durable=False)
+        with postgres, EmbeddedRedis(folder / "redis", durable=False) as redis:
             yield TestServers(postgres.url(), redis.url())
+
+
+def _has_room(memory: Path) -> bool:
+    """Whether the servers fit in memory. There, creating the 600 files of a database takes 20 ms instead of 400."""
+    try:
+        available = next(line for line in Path("/proc/meminfo").read_text().splitlines() if "MemAvailable" in line)
+        return min(shutil.disk_usage(memory).free, int(available.split()[1]) * 1024) >= _ROOM
+    except (OSError, StopIteration):
+        return False
+
+
+@contextmanager
+def _folder(parent: Path) -> Iterator[Path]:
+    """A folder that is removed afterwards. If this process is killed, the next session frees the memory."""
+    for left in parent.glob(f"{_PREFIX}*") if parent == _IN_MEMORY else ():
+        with suppress(OSError), _locked(left):
+            shutil.rmtree(left, ignore_errors=True)
+    made = Path(tempfile.mkdtemp(prefix=f"new-{_PREFIX}", dir=parent))
+    with _locked(made):
+        # Another session that starts now would remove one that is not locked yet.
+        folder = made.rename(parent / made.name.removeprefix("new-"))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock, which ends with the process. Raises `OSError` if another session holds it."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(opened)
 
 
 @contextmanager

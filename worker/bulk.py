@@ -57,6 +57,7 @@ class BulkRunner:
         self._time_limit = time_limit
         self._log = RateLimitedLogger(logger)
         self._stopping = asyncio.Event()
+        self._quiet = False
         self._chunks = 0
         self._resting = True
         self.task: asyncio.Task[None] | None = None
@@ -67,6 +68,10 @@ class BulkRunner:
 
     def start(self) -> None:
         self.task = asyncio.create_task(self._run(), name="bulk actions")
+
+    def be_quiet(self, quiet: bool) -> None:
+        """Leave the next chunks to other workers, or take them again."""
+        self._quiet = quiet
 
     async def stop(self, grace: float) -> None:
         """Let the running chunk finish for `grace` seconds; after that it is rolled back."""
@@ -82,7 +87,7 @@ class BulkRunner:
             self._resting = False
             try:
                 with acting_as("job:bulk_actions"):
-                    wait = 0.0 if await self._chunk() else _IDLE
+                    wait = 0.0 if not self._quiet and await self._chunk() else _IDLE
                 failures = 0
                 self._health.succeeded(_CHUNKS)
             except Exception as error:  # noqa: BLE001  (whatever it is, the next chunk may succeed)

@@ -174,7 +174,7 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
             schedules=[one.name for one in scheduled],
             time_limit=limit,
             on_death=poller.be_wary,
-            on_asked=lambda wish: obey(wish, poller, jobs, follower),
+            on_asked=lambda wish: obey(wish, poller, jobs, bulk, follower),
         )
         history = History(lambda: UnitOfWork(database.write, name="the history"), poller.progress, heartbeat.worker_id)
         jobs = JobLoop(
@@ -216,9 +216,9 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
                     await asyncio.gather(poller.stop(grace), jobs.stop(grace), bulk.stop(grace), follower.stop(grace))
 
 
-def obey(wish: WorkerWish | None, poller: Poller, jobs: JobLoop, follower: Follower) -> None:
+def obey(wish: WorkerWish | None, poller: Poller, jobs: JobLoop, bulk: BulkRunner, follower: Follower) -> None:
     """Do what an operator asked of this worker."""
-    for part in (poller, jobs, follower):
+    for part in (poller, jobs, bulk, follower):
         part.be_quiet(wish is not None)
     if wish is WorkerWish.stop:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -41,7 +41,8 @@ class RequestMiddleware:
     - A body of more than `limit` bytes is refused with 413, whether its length was announced or not. Routes lower the
       limit. Starlette's own limit answers in plain text, and replaces the application's answer.
     - A request that is cancelled because the server stops gets a 503; the server itself would answer in plain text.
-    - A request that ends without a reply counts as a 5xx in the times.
+    - A request that ends without a reply counts as a 5xx in the times. Streams, which last as long as they should, do
+      not count.
     - Refusals (401, 403, 429) are counted for the audit log.
     """
 
@@ -74,7 +75,8 @@ class RequestMiddleware:
             await self._handle(scope, exchange)
         finally:
             seconds, route = time.perf_counter() - started, route_path(scope)
-            self._times.observe(scope["method"], route, exchange.status or 500, seconds)
+            if not scope["state"].get("is_stream"):
+                self._times.observe(scope["method"], route, exchange.status or 500, seconds)
             if exchange.status in REFUSALS:
                 self._refusals.add(scope, exchange.status)
             if self._log is not None:

@@ -31,6 +31,14 @@ class CommandError(Exception):
     """The command cannot continue; the message says why and what to do. Exit code 1, no traceback."""
 
 
+_CONTROLS = {code: f"\\u{code:04x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def harmless(text: str) -> str:
+    """The text with control characters escaped, as in JSON: what customers write must not control a terminal."""
+    return text.translate(_CONTROLS)
+
+
 def say(message: str = "") -> bool:
     """Print a line without wrapping it, so that it can be copied. Returns False once no one reads what is printed.
 
@@ -38,7 +46,7 @@ def say(message: str = "") -> bool:
     full): the servers still have to be supervised and stopped in order.
     """
     try:
-        typer.echo(message)
+        typer.echo(harmless(message))
     except OSError as error:
         if error.errno in _GONE:
             sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)

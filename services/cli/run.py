@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy.exc import DBAPIError
 
-from services.cli.console import CommandError, say
+from services.cli.console import CommandError, harmless, say
 from services.cli.migrate import as_owner
 from services.database import open_database, outcome_unknown
 from services.errors import DomainError
@@ -139,7 +139,7 @@ def show_json(value: Any) -> None:
 def show_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     table = Table(*headings, box=None, header_style="bold", pad_edge=False)
     for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row))
+        table.add_row(*("" if value is None else harmless(str(value)) for value in row))
     plain_console().print(table)
 
 

@@ -84,7 +84,8 @@ def ask(
 ) -> None:
     """Ask a worker to be quiet, to work again, or to stop. It obeys at its next heartbeat, within 5 seconds.
 
-    A quiet worker finishes what has begun, and takes no more events, jobs and consumers. A restart ends that.
+    A quiet worker finishes what has begun, and takes no more events, jobs, bulk actions and consumers. A restart ends
+    that.
     """
     asked = None if wish is Wish.work else WorkerWish(wish.value)
     with plain_errors():

@@ -29,6 +29,8 @@ _KEPT = 2.0
 
 _PATIENCE = 5.0
 
+_NOT_READ = "the database did not answer in time; load the page again"
+
 
 def live_of(request: Request) -> "Live":
     """What this application shows live."""
@@ -45,6 +47,7 @@ class Live:
         self._reading = asyncio.Lock()
         self._read: Overview | None = None
         self._read_at = 0.0
+        self._failed_at = 0.0
         self.streams = 0
 
     @contextmanager
@@ -57,13 +60,30 @@ class Live:
                 self._stopping.set()
 
     async def overview(self) -> Overview:
-        """How the service goes, read at most two seconds ago. Raises what the database raises, and `TimeoutError`."""
+        """How the service goes, read at most two seconds ago.
+
+        Raises what the database raises, and `Overloaded` if it does not answer in time.
+        """
+        asked_at = monotonic()
         async with self._reading:
             if self._read is None or monotonic() - self._read_at >= _KEPT:
-                async with asyncio.timeout(_PATIENCE), self._open() as uow:
-                    self._read = await service.overview(uow)
+                if self._failed_at >= asked_at:
+                    # One after another, fifty streams would wait for minutes, and pages behind them.
+                    raise Overloaded(_NOT_READ)
+                self._read = await self._read_now()
                 self._read_at = monotonic()
             return self._read
+
+    async def _read_now(self) -> Overview:
+        try:
+            async with asyncio.timeout(_PATIENCE), self._open() as uow:
+                return await service.overview(uow)
+        except TimeoutError as error:
+            self._failed_at = monotonic()
+            raise Overloaded(_NOT_READ) from error
+        except (DBAPIError, PoolTimeout, OSError):
+            self._failed_at = monotonic()
+            raise
 
     def check_room(self) -> None:
         """Raises `Overloaded` if this process has as many streams as it may have."""
@@ -78,7 +98,7 @@ class Live:
             while monotonic() < ends_at and not self._stopping.is_set():
                 try:
                     found = await self.overview()
-                except (DBAPIError, PoolTimeout, OSError, TimeoutError):
+                except (DBAPIError, PoolTimeout, OSError, Overloaded):
                     found = None
                 yield show(found)
                 try:

@@ -12,7 +12,7 @@ from services.unit_of_work import UnitOfWork
 async def write(uow: UnitOfWork, worker_id: UUID, done: Done) -> None:
     """Add what a worker did. The first worker in a slot also notes what waits."""
     if not await uow.history.write(worker_id, done):
-        found = await uow.control.backlog()
+        found = await uow.control.backlog(retrying=False)
         await uow.history.note(worker_id, found["waiting"], found["dead_letters"], found["oldest_due_seconds"])
 
 

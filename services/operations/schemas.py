@@ -2,6 +2,7 @@
 
 from services.fields import Money, Schema
 from services.orders.models import OrderStatus
+from services.totals import Precision
 
 
 class Books(Schema):
@@ -27,7 +28,8 @@ class Backlog(Schema):
     Counts of events stop at 10,000; `waiting_is_more`, `retrying_is_more` and `dead_letters_is_more` say that there are
     more. `oldest_due_seconds` is how long the most overdue event has been due. It leaves out events that wait for a
     worker that knows their type, for a time in the future, or behind a dead letter or another event that waits, and
-    events of a paused type.
+    events of a paused type. Up to 10,000 orders are counted; if there are more, `orders_precision` is `estimate`, and
+    `orders_by_status` is what the database's statistics say.
     """
 
     waiting: int
@@ -38,3 +40,4 @@ class Backlog(Schema):
     dead_letters: int
     dead_letters_is_more: bool
     orders_by_status: dict[OrderStatus, int]
+    orders_precision: Precision

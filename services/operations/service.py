@@ -1,7 +1,6 @@
 """What operators can look at."""
 
 from services.operations.schemas import Backlog, Books
-from services.orders.models import OrderStatus
 from services.unit_of_work import UnitOfWork
 
 
@@ -13,6 +12,5 @@ async def books(uow: UnitOfWork) -> Books:
 
 async def backlog(uow: UnitOfWork) -> Backlog:
     """The number of waiting events and dead letters, and of orders in each status."""
-    by_status = await uow.orders.number_by_status()
-    counts = {status: by_status.get(status, 0) for status in OrderStatus}
-    return Backlog(orders_by_status=counts, **await uow.control.backlog())
+    counts, precision = await uow.orders.number_by_status()
+    return Backlog(orders_by_status=counts, orders_precision=precision, **await uow.control.backlog())

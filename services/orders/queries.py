@@ -89,4 +89,6 @@ MOVE = Statement("""
     SELECT id, from_status, to_status, reason, clock_timestamp(), :actor FROM moved
 """)
 
-BY_STATUS = Statement("SELECT status, count(*) AS number FROM orders GROUP BY status")
+BY_STATUS = Statement("""
+    SELECT status, count(*) AS number FROM (SELECT status FROM orders LIMIT :most) AS bounded GROUP BY status
+""")

@@ -29,6 +29,7 @@ from services.orders.models import (
 from services.query import Listing, Members, PageQuery, Rows, Sortable
 from services.repository import Repository
 from services.sql import Write
+from services.totals import MAX_COUNTED, Precision, estimated
 from services.users.repository import WITHOUT_PASSWORD
 
 
@@ -186,9 +187,20 @@ class OrderRepository(Repository[Order]):
                 for one, row in zip(shown, rows, strict=True)
             ]
 
-    async def number_by_status(self) -> dict[OrderStatus, int]:
-        """How many orders there are in each status that any order has."""
-        return {OrderStatus(row["status"]): row["number"] for row in await self.sql.fetch(queries.BY_STATUS)}
+    async def number_by_status(self) -> tuple[dict[OrderStatus, int], Precision]:
+        """How many orders there are in each status: counted if there are up to `MAX_COUNTED`, otherwise estimated.
+
+        No index has the status, so that moving an order changes no index.
+        """
+        rows = await self.sql.fetch(queries.BY_STATUS, most=MAX_COUNTED + 1)
+        counted = {OrderStatus(row["status"]): int(row["number"]) for row in rows}
+        if sum(counted.values()) <= MAX_COUNTED:
+            return {status: counted.get(status, 0) for status in OrderStatus}, Precision.exact
+        totals = {
+            status: await estimated(self.session, select(Order.id).where(col(Order.status) == status))
+            for status in OrderStatus
+        }
+        return {status: total.value for status, total in totals.items()}, Precision.estimate
 
     async def lock(self, order_ids: Sequence[UUID]) -> dict[UUID, LockedOrder]:
         """Lock the orders until the transaction ends, in the order of their ids."""

@@ -233,6 +233,8 @@ class OutboxRow(DeclarativeTable):
             "position",
             postgresql_where=text("available_at IS NOT NULL"),
         ),
+        # What waits until another event is out of the way, for counts by type.
+        Index("ix_outbox_behind", "type", "position", postgresql_where=text("available_at = 'infinity'")),
         # The list of deferred events. Other events have no entry here.
         Index("ix_outbox_asked", "position", postgresql_where=text(ASKED)),
         Index("ix_outbox_asked_type", "type", "position", postgresql_where=text(ASKED)),
@@ -369,7 +371,7 @@ class WorkerWish(StrEnum):
     """What an operator asked of a worker; without a wish, it works."""
 
     quiet = "quiet"
-    """Finish what has begun, and take nothing new: no events, no jobs, no consumers."""
+    """Finish what has begun, and take nothing new: no events, no jobs, no bulk actions, no consumers."""
     stop = "stop"
     """Shut down, as after SIGTERM."""
 

@@ -12,11 +12,14 @@ from services.errors import Conflict, NotFound
 from services.fields import new_id
 from services.orders.events import OrderPlaced
 from services.orders.models import OrderStatus
+from services.outbox.bulk.models import BulkKind, BulkState
+from services.outbox.bulk.schemas import BulkFilter
 from services.outbox.control import service as control
 from services.outbox.control.service import By
 from services.outbox.models import WorkerWish
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork, background
+from tests.concurrency import bulk as bulk_actions
 from tests.concurrency.ticks import rows
 from tests.factories import make_order, make_product, make_user
 from tests.faults.test_heartbeat import listed, some, until
@@ -62,15 +65,18 @@ async def test_a_quiet_worker_takes_nothing_until_it_is_resumed(
         await until(database, lambda found: not found, LEASED)
         await rows(database, "UPDATE jobs SET requested_at = now(), requested_by = 'x' WHERE name = 'audit_ledger'")
         await write_event(database)
+        action = await bulk_actions.start(database, BulkKind.retry_now, BulkFilter(), everything=True)
         # Longer than the worker waits between two looks at events and at jobs.
         await asyncio.sleep(settings.outbox_poll_interval + 6)
         assert await waiting(database) == [1]
         assert await rows(database, "SELECT runs FROM jobs WHERE name = 'audit_ledger'") == [0]
+        assert (await bulk_actions.seen(database, action)).state is BulkState.waiting
         assert [one.complaint for one in await listed(database)] == [None]
         await ask(database, None)
         await quiet(database, False)
         await until(database, lambda found: found == [0], "SELECT count(*) FROM outbox")
         await until(database, lambda found: found == [1], "SELECT runs FROM jobs WHERE name = 'audit_ledger'")
+        await bulk_actions.until(database, action, lambda found: found.state is BulkState.finished)
         assert await asyncio.to_thread(worker.terminate, 10) == 0
 
 

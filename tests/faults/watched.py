@@ -82,7 +82,7 @@ class Watch:
     async def _backlog(self) -> float:
         told = await self.get("/v1/operations/backlog")
         confirmed = told["orders_by_status"]["confirmed"]
-        if confirmed < self.confirmed:
+        if told["orders_precision"] == "exact" and confirmed < self.confirmed:
             self.wrong.append(f"{self.confirmed} orders were confirmed, and later only {confirmed}")
         self.confirmed = confirmed
         return float(told["waiting"])

@@ -9,9 +9,9 @@ import pytest
 
 from services.cli.outbox.types import _at_least
 from services.database import Database
-from services.outbox.control import queries
 from services.outbox.control.repository import COUNTED
 from services.outbox.control.schemas import Waiting
+from services.outbox.counting import queries
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork
 from tests.roles import superuser_of

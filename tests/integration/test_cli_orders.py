@@ -67,6 +67,15 @@ def test_an_order_is_shown_by_its_reference_unless_several_have_it(
     assert "no order has the id or the reference 'INV-3'" in run("show", "INV-3", code=1).output
 
 
+def test_what_a_customer_wrote_does_not_control_the_terminal(
+    placed: list[str], connection: psycopg.Connection[Any]
+) -> None:
+    connection.execute("UPDATE orders SET reference = %s WHERE id = %s", ["a\x1b[2J\x9b2Jb", placed[2]])
+    for shown in (run("find").output, run("show", placed[2]).output):
+        assert "a\\u001b[2J\\u009b2Jb" in shown
+    assert read("show", placed[2])["order"]["reference"] == "a\x1b[2J\x9b2Jb"
+
+
 def test_orders_are_found_and_shown_as_a_table_or_as_json(placed: list[str]) -> None:
     assert [one["id"] for one in read("find")["data"]] == placed[::-1]
     assert [one["id"] for one in read("find", "--email", "ben@example.com")["data"]] == [placed[1]]

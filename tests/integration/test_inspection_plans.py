@@ -11,8 +11,8 @@ import asyncpg
 import pytest
 
 from services.fields import now
-from services.outbox.control import queries as control
 from services.outbox.control.schemas import NOT_TO_USE
+from services.outbox.counting import queries as counting
 from services.outbox.inspection import queries
 from services.settings import Settings
 from services.sql import Statement
@@ -52,9 +52,9 @@ def statements() -> dict[str, tuple[Statement, dict[str, Any], int]]:
         "kinds": (queries.KINDS, {"most": 20}, 2 * 20),
         "one kind": (queries.KIND, {"fingerprint": "rare"}, 1),
         "groups": (queries.GROUPS, groups, len(WANTED) * of_each),
-        "types": (control.TYPES, {"counted": COUNTED}, 6 * (COUNTED + 3)),
-        "names": (control.NAMES, {}, 2 * 7),
-        "kinds of aggregates": (control.KINDS, {}, 2 * 7),
+        "types": (counting.TYPES, {"counted": COUNTED}, 6 * (COUNTED + 3)),
+        "names": (counting.NAMES, {}, 2 * 7),
+        "kinds of aggregates": (counting.KINDS, {}, 2 * 7),
     }
 
 

@@ -76,3 +76,26 @@ async def test_a_look_at_the_log_costs_what_is_new(connection: asyncpg.Connectio
     # Read from its beginning: the planner may prefer to sort, and finds no more than a read looks at.
     await touches(2 * span, connection, page, after=0, until=span, **{**read, "seen": NOTHING_SEEN})
     await touches(50, connection, queries.LIST, most=100)
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+async def test_the_lag_of_a_consumer_that_reads_the_log_again_costs_what_is_counted(
+    connection: asyncpg.Connection, analyzed: bool
+) -> None:
+    if analyzed:
+        await connection.execute("ANALYZE events")
+    first, last = await connection.fetchrow("SELECT min(position), max(position) FROM events")
+    middle, end = (first + last) // 2, EVENTS // 10 + 2
+    await connection.execute("DELETE FROM log_consumers")
+    await connection.execute(
+        "INSERT INTO log_consumers (name, seen, reading, position, until) VALUES ('again', $1, $2, $3, $4)",
+        (1, 1, ()),
+        (end, end, ()),
+        middle,
+        last,
+    )
+    await connection.execute("SET enable_sort = off")
+    await touches(250, connection, queries.LIST, most=100)
+    (found,) = await connection.fetch(queries.LIST.sql, 10 * EVENTS)
+    unread = "SELECT count(*) FROM events WHERE position > $1"
+    assert found["events"] == await connection.fetchval(unread, middle)

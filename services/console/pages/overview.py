@@ -57,5 +57,6 @@ async def stream_overview(request: Request, _: Staff) -> Response:
     def show(found: Overview | None) -> bytes:
         return format_sse_event(data_str=fragment(request, "overview_numbers.html", {"overview": found}))
 
+    request.state.is_stream = True
     # Proxies such as nginx would wait for more before they pass it on.
     return EventSourceResponse(live.messages(show), headers={"X-Accel-Buffering": "no"})

@@ -28,7 +28,7 @@ Consumer = Annotated[Short, Path(description="A consumer of the event log, such 
 @router.get("/consumers", responses=responses(401, 403))
 @needs(Scope.operations_read)
 async def list_consumers(_: CurrentUser, uow: Work) -> list[Lag]:
-    """List the consumers of the event log: how far behind each is, and who runs it. Counts stop at 100,000."""
+    """List the consumers of the event log: how far behind each is, and who runs it. Counts stop at 10,000."""
     return await log.lags(uow)
 
 

@@ -21,6 +21,9 @@ SLOW = 60.0
 AUDITED = timedelta(hours=2)
 """An audit runs each hour: if the last one is older than this, something is wrong."""
 
+SOME = 1000
+"""How far events are counted of which it only matters that there are some."""
+
 _MINUTE = 6
 """Steps of the shortest period in a minute."""
 
@@ -28,7 +31,7 @@ _MINUTE = 6
 async def overview(uow: UnitOfWork) -> Overview:
     """How the service goes, and what needs attention."""
     recent = await history.read(uow, Period.minutes_5)
-    backlog = await uow.control.backlog()
+    backlog = await uow.control.backlog(retrying=False)
     workers = await control.workers(uow)
     audit = await uow.audits.latest()
     wakeups = await _wakeups(uow)
@@ -49,7 +52,7 @@ async def overview(uow: UnitOfWork) -> Overview:
         attention=[
             *_of_workers(workers, backlog["waiting"], backlog["oldest_due_seconds"]),
             *_of_books(audit),
-            *_of_events(backlog["dead_letters"], await uow.control.waiting(), wakeups),
+            *_of_events(backlog["dead_letters"], await uow.control.waiting(SOME), wakeups),
             *await _of_upkeep(uow),
         ],
     )
@@ -114,9 +117,10 @@ def _of_events(dead_letters: int, waiting: Sequence[Waiting], wakeups: Wakeups) 
         yield _warning(f"{_number(dead_letters)} have failed permanently. Find the cause, then replay or discard them.")
     for one in waiting:
         if paused := one.reasons.get("paused"):
-            yield _warning(f"{one.type} is paused, and {_number(paused)} of this type wait.")
+            yield _warning(f"{one.type} is paused, and {_number(paused, SOME)} of this type wait.")
         if unknown := one.reasons.get("unknown"):
-            yield _alarm(f"No worker knows how to process {one.type}: {_number(unknown)} wait. Deploy a newer release.")
+            found = _number(unknown, SOME)
+            yield _alarm(f"No worker knows how to process {one.type}: {found} wait. Deploy a newer release.")
     if wakeups is Wakeups.polling:
         yield _warning("The doorbell does not ring: workers find events only by polling. Look whether Redis answers.")
 
@@ -125,15 +129,15 @@ async def _of_upkeep(uow: UnitOfWork) -> list[Attention]:
     found = [
         _warning(f"The job {job.name}: {job.complaint}.") for job in await jobs.jobs(uow) if job.complaint is not None
     ]
-    lags = await log.lags(uow)
+    lags = await log.lags(uow, SOME)
     found += [_warning(f"The consumer {lag.name}: {lag.complaint}.") for lag in lags if lag.complaint is not None]
     if failing := await uow.sweeps.count():
         found.append(_warning(f"{failing} due rows cannot be ended: GET /v1/operations/sweep-failures shows why."))
     return found
 
 
-def _number(events: int) -> str:
-    more = "at least " if events >= 10_000 else ""
+def _number(events: int, most: int = 10_000) -> str:
+    more = "at least " if events >= most else ""
     return f"{more}{events:,} event{'s' if events != 1 else ''}"
 
 

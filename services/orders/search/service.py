@@ -13,7 +13,7 @@ from services.unit_of_work import UnitOfWork
 from services.users.models import Caller
 from services.users.rights import Scope
 
-PAGES = 10
+PAGES = 4
 """How many pages of the list are read for one page of the search, if few of the rows that they examine match."""
 
 _NOTHING: Rows[Order] = Rows([], False, None)

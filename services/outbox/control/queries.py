@@ -1,5 +1,6 @@
 """The operators' statements: dead letters, deferred events, event types, why an event waits, workers."""
 
+from services.outbox.counting.queries import TIMED, types_in
 from services.outbox.engine.queries import BY_POSITION, LAST_TAKEN, LIVE, dead_before, generations, ready_of
 from services.sql import Statement
 
@@ -193,78 +194,6 @@ _SLOTS = """
 """
 
 
-def _types_in(table: str, name: str, condition: str, order: str = "type") -> str:
-    """A recursive query: the types of the table's rows that match, each with the aggregate of one row.
-
-    It is a loose index scan: one look-up for each type, however many rows there are.
-    """
-    return f"""
-        {name}(type, aggregate) AS (
-            (SELECT type, aggregate FROM {table} WHERE {condition} ORDER BY {order} LIMIT 1)
-            UNION ALL
-            SELECT following.* FROM {name} CROSS JOIN LATERAL (
-                SELECT {table}.type, {table}.aggregate FROM {table} WHERE {condition} AND {table}.type > {name}.type
-                ORDER BY {table}.{order} LIMIT 1
-            ) AS following
-        )
-    """  # noqa: S608
-
-
-_READY = "available_at IS NULL"
-_FOUND = f"""
-    {_types_in("outbox", "ready", _READY)}, {_types_in("outbox", "waiting", "available_at IS NOT NULL")},
-    {_types_in("dead_letters", "dead", "true", "type, position")}
-"""
-
-_HANDLED = f"""
-    SELECT handled.type, count(*) AS workers FROM workers
-    CROSS JOIN LATERAL jsonb_array_elements_text(report -> 'types') AS handled(type) WHERE {LIVE} GROUP BY 1
-"""  # noqa: S608
-
-# Of the log, only the end is read: it has no index on the type.
-NAMES = Statement(f"""
-    WITH RECURSIVE {_FOUND}, logged AS (SELECT type FROM events ORDER BY position DESC LIMIT 10000)
-    SELECT type FROM ready UNION SELECT type FROM waiting UNION SELECT type FROM ({_HANDLED}) AS handled
-    UNION SELECT type FROM dead UNION SELECT type FROM outbox_types UNION SELECT type FROM logged
-""")  # noqa: S608
-
-# All events of a type are about the same kind of aggregate, so one event of each type is enough.
-KINDS = Statement(f"""
-    WITH RECURSIVE {_FOUND}
-    SELECT DISTINCT split_part(aggregate, '/', 1) AS kind FROM (
-        SELECT aggregate FROM ready UNION ALL SELECT aggregate FROM waiting UNION ALL SELECT aggregate FROM dead
-    ) AS found ORDER BY kind
-""")  # noqa: S608
-
-TYPES = Statement(f"""
-    WITH RECURSIVE {_FOUND}, handled AS ({_HANDLED}), known AS (
-        SELECT type FROM ready UNION SELECT type FROM waiting UNION SELECT type FROM handled UNION SELECT type FROM dead
-        UNION SELECT type FROM outbox_types
-    )
-    SELECT known.type,
-        (SELECT count(*) FROM (
-            SELECT FROM outbox WHERE outbox.type = known.type AND available_at IS NULL LIMIT :counted + 1
-        ) AS bounded) AS ready,
-        (SELECT count(*) FROM (
-            SELECT FROM outbox WHERE outbox.type = known.type AND available_at IS NOT NULL LIMIT :counted + 1
-        ) AS bounded) AS waiting,
-        CAST(extract(epoch FROM statement_timestamp() - (
-            SELECT occurred_at FROM events WHERE id = (
-                SELECT event_id FROM outbox WHERE outbox.type = known.type AND available_at IS NULL
-                ORDER BY position LIMIT 1
-            )
-        )) AS double precision) AS oldest_ready_seconds,
-        coalesce(control.paused, false) AS paused, control.max_batches, control.changed_at, control.changed_by,
-        (SELECT count(*) FROM (
-            -- A range, so that only the index by type has this order.
-            SELECT FROM dead_letters WHERE type BETWEEN known.type AND known.type
-            ORDER BY dead_letters.type, position LIMIT :counted + 1
-        ) AS bounded) AS dead_letters, coalesce(handled.workers, 0) AS workers
-    FROM known LEFT JOIN outbox_types AS control ON control.type = known.type
-    LEFT JOIN handled ON handled.type = known.type
-    ORDER BY known.type
-""")  # noqa: S608
-
 # While a transaction that has locked or deleted the row is running, `xmax` is its id.
 _FACTS = f"""
     SELECT outbox.position, outbox.event_id, outbox.aggregate, outbox.type, outbox.waits,
@@ -328,7 +257,7 @@ POSITION = Statement(f"""
 # Events behind one of a paused type, or of a type whose slots are full, are looked at again from time to time. This
 # makes them due now; those beyond the LIMIT come due by themselves.
 LOOK_AGAIN = Statement(f"""
-    WITH RECURSIVE {_types_in("outbox", "timed", "available_at < 'infinity'")}
+    WITH RECURSIVE {types_in("outbox", "timed", TIMED)}
     UPDATE outbox SET available_at = statement_timestamp() WHERE position = ANY(ARRAY(
         SELECT row.position FROM timed CROSS JOIN LATERAL (
             SELECT position FROM outbox
@@ -378,73 +307,3 @@ WORKERS = Statement("""
         CAST(extract(epoch FROM statement_timestamp() - progress_at) AS double precision) AS stuck_seconds
     FROM workers WHERE CAST(:host AS text) IS NULL OR host = :host ORDER BY host, pid, started_at
 """)
-
-_PARKED = f"""
-    (
-        EXISTS (SELECT {dead_before("found")}) OR coalesce((
-            SELECT earlier.available_at > clock_timestamp() FROM outbox AS earlier
-            WHERE earlier.aggregate = found.aggregate AND earlier.position < found.position
-            AND earlier.available_at IS NOT NULL AND earlier.waits <> 'asked'
-            ORDER BY earlier.aggregate, earlier.position LIMIT 1
-        ), false)
-    )
-"""  # noqa: S608
-"""Whether a row waits, or will as soon as a claim finds it, behind a dead letter or an event that is not due yet."""
-
-_PAUSED = "EXISTS (SELECT FROM outbox_types WHERE outbox_types.type = {type} AND paused)"
-
-PLAN_BY_INDEX = Statement("SELECT set_config(name, 'off', true) FROM unnest(CAST(:names AS text[])) AS name")
-
-# No part reads more than `counted` + 1 rows, or so many of each type, if it is planned without bitmaps and sorts: with
-# outdated statistics, the planner would sort all waiting rows. The statement restores these settings. What is parked is
-# not due: rows that wait for a worker that knows their type, for a time in the future, or behind a dead letter or a row
-# that waits; and rows of a paused type.
-BACKLOG = Statement(f"""
-    WITH RECURSIVE {_types_in("outbox", "ready", _READY)}, {_types_in("outbox", "timed", "available_at < 'infinity'")},
-    soonest AS MATERIALIZED (
-        SELECT row.* FROM timed CROSS JOIN LATERAL (
-            SELECT position, aggregate, type, available_at, attempts, waits FROM outbox
-            WHERE outbox.type = timed.type AND available_at < 'infinity'
-            ORDER BY available_at, position LIMIT :counted + 1
-        ) AS row
-    ), due AS (
-        SELECT (SELECT occurred_at FROM events WHERE id = first.event_id) AS since FROM ready CROSS JOIN LATERAL (
-            SELECT event_id FROM (
-                SELECT position, event_id, aggregate FROM outbox WHERE outbox.type = ready.type AND available_at IS NULL
-                ORDER BY position LIMIT :counted
-            ) AS found WHERE NOT {_PARKED} ORDER BY position LIMIT 1
-        ) AS first WHERE NOT {_PAUSED.format(type="ready.type")}
-        UNION ALL (
-            SELECT available_at FROM soonest AS found
-            WHERE available_at <= clock_timestamp() AND waits <> 'unknown' AND NOT {_PARKED}
-            AND NOT {_PAUSED.format(type="found.type")}
-            ORDER BY available_at LIMIT 1
-        )
-    )
-    SELECT (SELECT count(*) FROM (SELECT FROM outbox LIMIT :counted + 1) AS bounded) AS waiting,
-        (SELECT count(*) FROM soonest WHERE attempts > 0) AS retrying,
-        (SELECT count(*) FROM (SELECT FROM dead_letters LIMIT :counted + 1) AS bounded) AS dead_letters,
-        coalesce((SELECT extract(epoch FROM clock_timestamp() - min(since)) FROM due), 0)::float AS oldest_due_seconds,
-        set_config('enable_bitmapscan', 'on', true) || set_config('enable_sort', 'on', true) AS planned
-""")  # noqa: S608
-
-# What waits forever is behind another event. No index has its types, so it is found among the first waiting rows.
-WAITING = Statement(f"""
-    WITH RECURSIVE {_types_in("outbox", "ready", _READY)}, {_types_in("outbox", "timed", "available_at < 'infinity'")},
-    found AS (
-        SELECT ready.type, 'ready' AS reason, true AS due FROM ready CROSS JOIN LATERAL (
-            SELECT FROM outbox WHERE outbox.type = ready.type AND available_at IS NULL LIMIT :counted
-        ) AS row
-        UNION ALL SELECT timed.type, row.waits, row.due FROM timed CROSS JOIN LATERAL (
-            SELECT waits, available_at <= clock_timestamp() AND waits <> 'unknown' AS due FROM outbox
-            WHERE outbox.type = timed.type AND available_at < 'infinity' ORDER BY available_at, position LIMIT :counted
-        ) AS row
-        UNION ALL SELECT type, 'behind', false FROM (
-            SELECT type, available_at FROM outbox WHERE available_at IS NOT NULL
-            ORDER BY aggregate, position LIMIT :counted
-        ) AS row WHERE available_at = 'infinity'
-    )
-    SELECT type, reason, count(*) AS events, count(*) FILTER (WHERE due) AS due,
-        {_PAUSED.format(type="found.type")} AS paused
-    FROM found GROUP BY type, reason
-""")  # noqa: S608

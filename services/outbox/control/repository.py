@@ -13,12 +13,16 @@ from services.fields import Id, Instant, Moment, Text
 from services.filters import EXACT, ORDERED, Filterable
 from services.outbox.control import queries
 from services.outbox.control.schemas import NOT_TO_USE, OtherWorker, Selection, Waiting, waiting_of
+from services.outbox.counting import queries as counting
 from services.outbox.models import ASKED, DeadLetter, EventRow, FailureReason, OutboxRow, WorkerWish
 from services.query import Listing, PageQuery, Rows, Sortable
 from services.sql import Row, SqlAccess
 
 COUNTED = 10_000
 """The most rows that a count reads. Above this the count is a lower bound, so ten million rows cost no more."""
+
+REASONS_COUNTED = 2000
+"""The most events of a type that an overview of types counts by reason: no index has it, so each row is read."""
 
 
 class ControlRepository(SqlAccess):
@@ -59,27 +63,30 @@ class ControlRepository(SqlAccess):
         """Delete locked dead letters. The caller wakes the events that waited behind them. `bulk` as for `replay`."""
         await self.sql.fetch(queries.DISCARD, positions=list(positions), actor=actor, reason=reason, bulk=_text(bulk))
 
-    async def backlog(self) -> dict[str, Any]:
+    async def backlog(self, *, retrying: bool = True) -> dict[str, Any]:
         """How many events wait, are retried or are dead, and how long the oldest due event has waited.
 
         The counts stop at `COUNTED`; `waiting_is_more`, `retrying_is_more` and `dead_letters_is_more` say that there
-        are more.
+        are more. Those that are retried cost most, and are only counted if `retrying`.
         """
-        await self.sql.fetch(queries.PLAN_BY_INDEX, names=["enable_bitmapscan", "enable_sort"])
-        found = dict((await self.sql.fetch(queries.BACKLOG, counted=COUNTED))[0])
+        await self.sql.fetch(counting.PLAN_BY_INDEX, names=["enable_bitmapscan", "enable_sort"])
+        found: dict[str, Any] = {}
+        if retrying:
+            found |= (await self.sql.fetch(counting.RETRYING, counted=COUNTED))[0]
+        found |= (await self.sql.fetch(counting.BACKLOG, counted=COUNTED))[0]
         del found["planned"]
-        for name in ("waiting", "retrying", "dead_letters"):
+        for name in found.keys() & {"waiting", "retrying", "dead_letters"}:
             found[f"{name}_is_more"] = found[name] > COUNTED
             found[name] = min(found[name], COUNTED)
         return found
 
-    async def waiting(self) -> list[Waiting]:
+    async def waiting(self, most: int = COUNTED) -> list[Waiting]:
         """How many events of each type wait for each reason, and how many of these a worker can process now.
 
-        Each count stops at `COUNTED`. It sets how this transaction's later statements are planned.
+        Each count stops at `most`. It sets how this transaction's later statements are planned.
         """
-        await self.sql.fetch(queries.PLAN_BY_INDEX, names=["enable_bitmapscan", "enable_sort"])
-        return waiting_of(await self.sql.fetch(queries.WAITING, counted=COUNTED))
+        await self.sql.fetch(counting.PLAN_BY_INDEX, names=["enable_bitmapscan", "enable_sort"])
+        return waiting_of(await self.sql.fetch(counting.WAITING, counted=most))
 
     async def dead_letters(self, wanted: PageQuery) -> Rows[DeadLetter]:
         """Events whose attempts are used up."""
@@ -144,16 +151,16 @@ class ControlRepository(SqlAccess):
 
         It sets how this transaction's later statements are planned.
         """
-        await self.sql.fetch(queries.PLAN_BY_INDEX, names=NOT_TO_USE)
-        return await self.sql.fetch(queries.TYPES, counted=COUNTED)
+        await self.sql.fetch(counting.PLAN_BY_INDEX, names=NOT_TO_USE)
+        return await self.sql.fetch(counting.TYPES, counted=COUNTED)
 
     async def type_names(self) -> set[str]:
         """Every event type that is in the outbox, at the end of the log, handled, controlled or dead."""
-        return {row["type"] for row in await self.sql.fetch(queries.NAMES)}
+        return {row["type"] for row in await self.sql.fetch(counting.NAMES)}
 
     async def kinds(self) -> list[str]:
         """The kinds of aggregates that have an event in the outbox or a dead letter."""
-        return [row["kind"] for row in await self.sql.fetch(queries.KINDS)]
+        return [row["kind"] for row in await self.sql.fetch(counting.KINDS)]
 
     async def row(self, position: int) -> Row | None:
         """What is known about an outbox row: what it waits for, which transaction has locked it, what is before it."""

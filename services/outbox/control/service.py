@@ -11,7 +11,7 @@ from uuid import UUID
 
 from services.acting import Action
 from services.errors import Conflict, Fault, InvalidInput, NotFound
-from services.outbox.control.repository import COUNTED
+from services.outbox.control.repository import COUNTED, REASONS_COUNTED
 from services.outbox.control.schemas import Selection, Waiting
 from services.outbox.engine.schemas import first_positions
 from services.outbox.events import defined
@@ -98,9 +98,9 @@ class TypeState:
     """One event type. Counts stop at 10,000; `ready_is_more`, `waiting_is_more` and `dead_letters_is_more` say that
     there are more.
 
-    `reasons` counts the events by why they wait, of which 10,000 also means more, and `due` those that a worker can
-    process now. `workers` is the number of live workers that handle it; `oldest_ready_seconds` is the age of the first
-    ready event.
+    `reasons` counts the events by why they wait, and `due` those that a worker can process now: of each reason, 2,000
+    means that many or more. `workers` is the number of live workers that handle it; `oldest_ready_seconds` is the age
+    of the first ready event.
     """
 
     type: str
@@ -301,7 +301,7 @@ async def limit(work: Transaction, event_type: str, max_batches: int | None, by:
 async def types(work: Transaction) -> list[TypeState]:
     """Every event type that is in the outbox, dead, handled by a live worker, or under an operator's control."""
     rows = await work.control.types()
-    waiting = {one.type: one for one in await work.control.waiting()}
+    waiting = {one.type: one for one in await work.control.waiting(REASONS_COUNTED)}
     found = []
     for row in rows:
         counts = {name: min(row[name], COUNTED) for name in ("ready", "waiting", "dead_letters")}

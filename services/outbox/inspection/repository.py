@@ -8,8 +8,8 @@ from sqlmodel import select
 
 from services.fields import Id, Moment, Text
 from services.filters import EXACT, Filterable
-from services.outbox.control.queries import PLAN_BY_INDEX
 from services.outbox.control.schemas import NOT_TO_USE
+from services.outbox.counting.queries import PLAN_BY_INDEX
 from services.outbox.inspection import queries
 from services.outbox.inspection.schemas import Kind
 from services.outbox.models import FailureReason, OutboxRow, Waits

@@ -215,6 +215,11 @@ RESUME = Statement("UPDATE log_consumers SET paused_at = NULL, paused_by = NULL,
 
 OLDEST = Statement("SELECT id FROM events ORDER BY id LIMIT 1")
 
+# Unread is what is not visible in `reading`, which has no place yet, and of what is being read the rest, by position:
+# found by its transactions, it would come after everything that has been read.
+# Planned without sorting: with outdated statistics, the planner would sort all that a consumer has still to read.
+WITHOUT_SORTING = Statement("SET LOCAL enable_sort = off")
+SORTING = Statement("SET LOCAL enable_sort = on")
 LIST = Statement("""
     SELECT name, updated_at, least(unread.events, :most) AS events,
         coalesce(extract(epoch FROM clock_timestamp() - unread.oldest), 0)::float AS seconds,
@@ -231,17 +236,17 @@ LIST = Statement("""
         SELECT count(*) AS events, min(occurred_at) AS oldest FROM (
             (
                 SELECT occurred_at FROM events
-                WHERE transaction_id >= pg_snapshot_xmax(seen) AND (
-                    reading IS NULL OR events.position > log_consumers.position
-                    OR NOT pg_visible_in_snapshot(transaction_id, reading)
-                )
+                WHERE transaction_id >= pg_snapshot_xmax(coalesce(reading, seen))
                 ORDER BY transaction_id LIMIT :most
             )
             UNION ALL
             SELECT occurred_at FROM events
-            WHERE transaction_id = ANY(ARRAY(SELECT pg_snapshot_xip(seen))) AND (
-                reading IS NULL OR events.position > log_consumers.position
-                OR NOT pg_visible_in_snapshot(transaction_id, reading)
+            WHERE transaction_id = ANY(ARRAY(SELECT pg_snapshot_xip(coalesce(reading, seen))))
+            UNION ALL (
+                SELECT occurred_at FROM events
+                WHERE events.position > log_consumers.position AND events.position <= until
+                AND NOT pg_visible_in_snapshot(transaction_id, seen) AND pg_visible_in_snapshot(transaction_id, reading)
+                ORDER BY events.position LIMIT :most
             )
         ) AS unread
     ) AS unread

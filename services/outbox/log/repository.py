@@ -199,4 +199,7 @@ class LogRepository(SqlAccess):
 
     async def lags(self, most: int) -> list[Lag]:
         """The lag of every consumer, by name; at most `most` events are counted for each."""
-        return [Lag(**row) for row in await self.sql.fetch(queries.LIST, most=most)]
+        await self.sql.run(queries.WITHOUT_SORTING)
+        rows = await self.sql.fetch(queries.LIST, most=most)
+        await self.sql.run(queries.SORTING)
+        return [Lag(**row) for row in rows]

@@ -34,7 +34,7 @@ from services.transaction import Transaction
 POSITIONS_PER_READ = 10_000
 """How far one read looks, so that a rare type in a long log does not make the statement slow."""
 
-MOST_COUNTED = 100_000
+MOST_COUNTED = 10_000
 """The most unread events that `lags` counts for a consumer: this number means "or more"."""
 
 
@@ -84,9 +84,9 @@ async def delete(uow: Transaction, consumer: str) -> None:
         raise _unknown(consumer)
 
 
-async def lags(uow: Transaction, most: int = MOST_COUNTED) -> list[Lag]:
-    """How far behind each consumer is, counting up to `most` events for each."""
-    return await uow.log.lags(most)
+async def lags(uow: Transaction, most: int | None = None) -> list[Lag]:
+    """How far behind each consumer is, counting up to `most` events for each; by default `MOST_COUNTED`."""
+    return await uow.log.lags(MOST_COUNTED if most is None else most)
 
 
 async def read(uow: Transaction, consumer: str, limit: int, types: Sequence[str] | None = None) -> LogBatch:

@@ -74,9 +74,9 @@ class SessionRepository(SqlAccess):
             return Presented(row["user_id"], row["id"]), row["is_due"]
         return None
 
-    async def is_reused(self, token: bytes) -> bool:
-        """Whether this token of a locked session was used before, and this is not a retry: see `RETRY`."""
-        (row,) = await self.sql.fetch(_IS_REUSED, hash=token, retry=RETRY)
+    async def is_reused(self, token: bytes, *, may_retry: bool = True) -> bool:
+        """Whether this token of a locked session was used before, and this is not a retry (see `RETRY`)."""
+        (row,) = await self.sql.fetch(_IS_REUSED, hash=token, retry=RETRY, may_retry=may_retry)
         return bool(row["reused"])
 
     async def rotate(self, session_id: UUID, shown: bytes, token: bytes) -> None:
@@ -150,7 +150,7 @@ _BY_TOKEN = Statement("""
 
 # A used token may be retried only while its successor is the usable one: a client that used that one had the reply.
 _IS_REUSED = Statement("""
-    SELECT used_at IS NOT NULL AND NOT (used_at > now() - CAST(:retry AS interval) AND EXISTS (
+    SELECT used_at IS NOT NULL AND NOT (:may_retry AND used_at > now() - CAST(:retry AS interval) AND EXISTS (
         SELECT FROM refresh_tokens AS next
         WHERE next.session_id = shown.session_id AND next.used_at IS NULL AND next.follows = shown.hash
     )) AS reused

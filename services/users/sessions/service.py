@@ -171,11 +171,11 @@ async def _end_reused(uow: UnitOfWork, caller: Presented, device: Device) -> Non
 async def end_if_reused(uow: UnitOfWork, token: str, device: Device) -> None:
     """End the session of a token that `look_up` did not find, if that is because it was used to extend the session.
 
-    Only one of the two who have it is the user, as in `refresh`.
+    Only one of the two who have it is the user, as in `refresh`. A client that only shows its token never retries.
     """
     shown = sha256_of(token)
     caller = await uow.sessions.lock_by_token(shown)
-    if caller is not None and await uow.sessions.is_reused(shown):
+    if caller is not None and await uow.sessions.is_reused(shown, may_retry=False):
         await _end_reused(uow, caller, device)
 
 

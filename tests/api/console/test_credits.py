@@ -125,7 +125,7 @@ async def test_an_account_shows_its_balance_statement_holds_and_transfers(api: A
     assert note in page.text
     assert f"Account of {buyer.full_name}" in page.text
     assert f"/console/orders/{order_id}" in page.links
-    assert "Posted91.50" in page.text
+    assert "Posted 91.50" in page.text
     assert (await browser.get(f"{PATH}/accounts/999999")).status_code == 404
 
 

@@ -134,7 +134,7 @@ async def test_an_auditor_sees_the_page_and_cannot_act(api: Api) -> None:
         values: dict[str, Any] = {**form.fields, "form_token": token, "reason": "x"}
         reply = await auditor.client.post(form.action, data=values, headers=SAME_ORIGIN)
         assert reply.status_code == 403
-        assert "this needs the scope operations:write" in Page(reply.text).text
+        assert "This needs the scope operations:write" in Page(reply.text).text
     assert await api.scalar("SELECT count(*) FROM outbox_actions") == 0
 
 

@@ -64,7 +64,7 @@ async def test_groups_are_filtered_by_reason_and_lead_to_their_group(api: Api) -
     none, _ = await shown(browser, "/console/failures?reason=unreadable&type=order.placed")
     assert "No dead letter matches." in none.text
     wrong, _ = await shown(browser, "/console/failures?reason=bad", 422)
-    assert "there is no failure reason 'bad'; known: handler_error" in wrong.text
+    assert "There is no failure reason 'bad'; known: handler_error" in wrong.text
 
 
 async def test_a_group_shows_since_when_how_often_and_a_sample(api: Api) -> None:
@@ -184,7 +184,7 @@ async def test_an_auditor_sees_no_personal_fields_and_cannot_act(api: Api) -> No
         values = {**form.fields, "form_token": token, "reason": "x", "act": "replay"}
         reply = await auditor.client.post(form.action, data=values, headers=SAME_ORIGIN)
         assert reply.status_code == 403
-        assert "this needs the scope operations:write" in Page(reply.text).text
+        assert "This needs the scope operations:write" in Page(reply.text).text
     assert await api.scalar("SELECT count(*) FROM dead_letters") == 1
 
 
@@ -207,4 +207,4 @@ async def test_a_field_that_is_no_list_is_refused_if_it_is_given_twice(api: Api)
     data: dict[str, Any] = {**form.fields, "act": ["replay", "discard"]}
     reply = await browser.client.post(form.action, data=data, headers=SAME_ORIGIN)
     assert reply.status_code == 400
-    assert "the field 'act' is given more than once" in Page(reply.text).text
+    assert "The field 'act' is given more than once" in Page(reply.text).text

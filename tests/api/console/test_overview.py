@@ -5,6 +5,7 @@ from datetime import timedelta
 from uuid import uuid4
 
 import pytest
+from prometheus_client import generate_latest
 
 from services.api import stopping
 from services.console import live
@@ -16,7 +17,7 @@ from services.operations.overview import service
 from services.unit_of_work import UnitOfWork, background
 from services.users.rights import Role
 from tests.api.client import Api, assert_problem
-from tests.api.console.browser import browser_of
+from tests.api.console.browser import Page, browser_of
 from tests.factories import make_operator, make_user
 
 WORKER = (
@@ -129,6 +130,8 @@ async def test_a_stream_is_html_and_ends_after_a_minute(api: Api, monkeypatch: p
     assert reply.status_code == 200
     assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert reply.headers["cache-control"] == "no-store"
+    times = generate_latest(api.app.state.waybill.request_times.registry).decode()
+    assert 'route="/console/overview/live"' not in times, "it would look like a slow request"
 
 
 async def test_the_number_of_streams_is_bounded(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,6 +154,27 @@ async def test_a_stream_goes_on_while_the_database_does_not_answer(api: Api, mon
         break
     await messages.aclose()
     assert found == [b"unknown"]
+
+
+async def test_all_who_look_wait_for_the_same_read_that_fails(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    browser = await browser_of(api)
+    begun = 0
+
+    async def hang(_: object) -> None:
+        nonlocal begun
+        begun += 1
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("services.operations.overview.service.overview", hang)
+    monkeypatch.setattr(live, "_PATIENCE", 0.5)
+    looking = [asyncio.create_task(api.app.state.live.overview()) for _ in range(50)]
+    await asyncio.sleep(0)
+    for failed in await asyncio.gather(*looking, return_exceptions=True):
+        assert isinstance(failed, Overloaded)
+    assert begun == 1
+    page = await browser.get("/console/overview")
+    assert page.status_code == 503
+    assert "The database did not answer in time" in Page(page.text).text
 
 
 async def test_streams_need_a_session(api: Api) -> None:
