@@ -25,17 +25,25 @@
       width,
       height: HEIGHT,
       series: [{ value: "{YYYY}-{MM}-{DD} {HH}:{mm}:{ss}" }, ...named],
-      axes: [{ ...axis, space: 70, values: [
+      axes: [{ ...axis, space: 55, values: [
         [86400, "{MM}-{DD}", null, null, null, null, null, null, 1],
         [60, "{HH}:{mm}", "\n{MM}-{DD}", null, null, null, null, null, 1],
         [1, "{HH}:{mm}:{ss}", null, null, null, null, null, null, 1],
       ] }, { ...axis, size: 55 }],
       scales: { y: { range: (_, low, high) => [0, high > 0 ? high * 1.1 : 1] } },
       cursor: { drag: { x: false, y: false } },
+      hooks: { setCursor: [(plot) => { if (plot.cursor.idx === null || plot.cursor.idx === undefined) showLatest(plot); }] },
     };
   }
 
   const series = (figure) => [data.times, ...figure.dataset.series.split(" ").map((name) => data[name])];
+
+  // The legend tells the latest numbers, unless someone points at others.
+  function showLatest(plot) {
+    const known = plot.data.slice(1).map((values) => values.findLastIndex((value) => value !== null));
+    const latest = Math.max(...known);
+    if (latest >= 0) plot.setLegend({ idx: latest });
+  }
 
   function describe(figure) {
     const latest = figure.dataset.series.split(" ").map((name) => {
@@ -50,7 +58,9 @@
   function draw() {
     while (plots.length) plots.pop().plot.destroy();
     for (const figure of place.querySelectorAll("figure")) {
-      plots.push({ figure, plot: new uPlot(options(figure, figure.clientWidth), series(figure), figure) });
+      const plot = new uPlot(options(figure, figure.clientWidth), series(figure), figure);
+      plots.push({ figure, plot });
+      showLatest(plot);
       describe(figure);
     }
   }
@@ -60,6 +70,7 @@
     if (!plots.length) draw();
     for (const { figure, plot } of plots) {
       plot.setData(series(figure));
+      if (plot.cursor.idx === null || plot.cursor.idx === undefined) showLatest(plot);
       describe(figure);
     }
   }

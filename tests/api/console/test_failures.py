@@ -55,12 +55,12 @@ async def test_groups_are_filtered_by_reason_and_lead_to_their_group(api: Api) -
     page, html = await shown(browser, "/console/failures")
     assert NASTY in page.text
     assert NASTY not in html
-    assert "/console/failures/group?fingerprint=abc" in page.links
+    assert "/console/failures/group?fingerprint=abc&window=day" in page.links
     assert '<svg class="spark"' in html
     assert 'aria-label="3 since' in html
     slow, _ = await shown(browser, "/console/failures?reason=time_limit&type=&window=hour")
-    assert "/console/failures/group?fingerprint=def" in slow.links
-    assert "/console/failures/group?fingerprint=abc" not in slow.links
+    assert "/console/failures/group?fingerprint=def&window=hour" in slow.links
+    assert "/console/failures/group?fingerprint=abc&window=hour" not in slow.links
     none, _ = await shown(browser, "/console/failures?reason=unreadable&type=order.placed")
     assert "No dead letter matches." in none.text
     wrong, _ = await shown(browser, "/console/failures?reason=bad", 422)

@@ -53,7 +53,7 @@ async def test_a_worker_is_shown_with_what_it_runs(api: Api) -> None:
     assert "No worker is running" in (await browser.open(PATH)).text
     await add_worker(api)
     page = await browser.open(PATH)
-    for words in ("host-a 77", "healthy", "9.8.7", "12.5", "1234", "order.placed", "jobs: audit_ledger"):
+    for words in ("host-a 77", "healthy", "9.8.7", "12.5", "1234", "order.placed", "1 job", "audit_ledger"):
         assert words in page.text
     await api.execute("UPDATE workers SET beat_at = now() - interval '1 minute'")
     assert "no heartbeat for 60 s" in (await browser.open(PATH)).text
