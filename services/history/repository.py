@@ -43,7 +43,7 @@ class HistoryRepository(SqlAccess):
     async def read(self, length: timedelta, step: timedelta) -> Sequence[Row]:
         """The steps of the last `length` in which a worker was running; the slot that is not over yet is left out.
 
-        `number` counts the steps back from `until`, which is the end of step 0.
+        `number` counts the steps back from `until`, which is the end of step 0. `workers` is the average of its slots.
         """
         return await self.sql.fetch(_READ, length=length, step=step, slot=_SLOT)
 
@@ -83,23 +83,23 @@ _WAKEUPS = Statement("""
     FROM history WHERE at >= now() - CAST(:length AS interval)
 """)
 
-# Steps end where the present slot begins, so that each of them is complete.
+# Steps end where the present slot begins, so that each of them is complete. Each is a range of the key: to group all
+# rows of a day by slot and then by step takes longer.
 _READ = Statement(f"""
-    WITH limits AS (SELECT {_THIS_SLOT} AS until), slots AS (
-        SELECT at, sum(processed) AS processed, sum(retried + buried) AS failed, sum(batches) AS batches,
-            sum(queued) AS queued, sum(queue_seconds) AS queue_seconds,
+    WITH limits AS MATERIALIZED (SELECT {_THIS_SLOT} AS until)
+    SELECT extract(epoch FROM until)::float8 AS until, number, step.*
+    FROM limits CROSS JOIN generate_series(
+        0, ceil(extract(epoch FROM CAST(:length AS interval)) / extract(epoch FROM CAST(:step AS interval)))::int - 1
+    ) AS number CROSS JOIN LATERAL (
+        SELECT sum(processed)::bigint AS processed, sum(retried + buried)::bigint AS failed,
+            sum(batches)::bigint AS batches, sum(queued)::bigint AS queued, sum(queue_seconds)::float8 AS queue_seconds,
             max(waiting) AS waiting, max(dead_letters) AS dead_letters, max(oldest_due_seconds) AS oldest_due_seconds,
-            max(position) AS position, count(*) AS workers
-        FROM history, limits WHERE at >= until - CAST(:length AS interval) AND at < until GROUP BY at
-    )
-    SELECT extract(epoch FROM until)::float8 AS until,
-        ceil(extract(epoch FROM until - at) / extract(epoch FROM CAST(:step AS interval)))::int - 1 AS number,
-        sum(processed)::bigint AS processed, sum(failed)::bigint AS failed, sum(batches)::bigint AS batches,
-        sum(queued)::bigint AS queued,
-        sum(queue_seconds)::float8 AS queue_seconds, max(waiting) AS waiting, max(dead_letters) AS dead_letters,
-        max(oldest_due_seconds) AS oldest_due_seconds, max(workers)::int AS workers,
-        min(position) AS first_position, max(position) AS last_position,
-        extract(epoch FROM min(at) FILTER (WHERE position IS NOT NULL))::float8 AS first_at,
-        extract(epoch FROM max(at) FILTER (WHERE position IS NOT NULL))::float8 AS last_at
-    FROM slots, limits GROUP BY until, number ORDER BY number DESC
+            ceil(count(*) / nullif(count(DISTINCT at), 0)::float8)::int AS workers,
+            min(position) AS first_position, max(position) AS last_position,
+            extract(epoch FROM min(at) FILTER (WHERE position IS NOT NULL))::float8 AS first_at,
+            extract(epoch FROM max(at) FILTER (WHERE position IS NOT NULL))::float8 AS last_at
+        FROM history
+        WHERE at >= until - (number + 1) * CAST(:step AS interval) AND at < until - number * CAST(:step AS interval)
+    ) AS step
+    WHERE workers IS NOT NULL ORDER BY number DESC
 """)  # noqa: S608
