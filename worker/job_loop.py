@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from services.jobs import service as jobs
 from services.jobs.schemas import Seen
 from services.logs import Shown
-from services.outbox.control.service import By
+from services.outbox.control.schemas import By
 from services.unit_of_work import OpenUnitOfWork, background
 from worker.failures import Failures
 from worker.job_run import PATIENCE, JobRun, Lease

@@ -13,7 +13,7 @@ from arq.typing import WorkerCoroutine
 from arq.worker import Function
 
 from services.keys import Keys
-from services.outbox.control.service import By
+from services.outbox.control.schemas import By
 from services.outbox.subscription import longest_limit
 from services.settings import get_settings
 from services.startup import plain_connecting

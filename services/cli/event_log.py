@@ -66,7 +66,7 @@ class _Printer:
         self._as_json = as_json
 
     def show(self, found: Sequence[LoggedEvent]) -> bool:
-        """Print the events; False if no one reads them any more, such as `head` after enough lines."""
+        """Print the events; False if no one reads them any longer, such as `head` after enough lines."""
         wanted = (event for event in found if self.aggregate is None or event.aggregate == self.aggregate)
         return all(say(to_json(asdict(event)).decode() if self._as_json else _line(event)) for event in wanted)
 

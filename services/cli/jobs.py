@@ -9,7 +9,7 @@ from services.cli.console import plain_errors, say
 from services.cli.run import Actor, AsJson, Reason, ago, in_one, lasting, show_json, show_table, who, with_dry_run
 from services.jobs import service
 from services.jobs.schemas import JobState
-from services.outbox.control.service import By
+from services.outbox.control.schemas import By
 from services.unit_of_work import UnitOfWork
 
 jobs = typer.Typer(

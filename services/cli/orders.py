@@ -8,7 +8,7 @@ import typer
 from pydantic import ValidationError
 
 from services.cli.console import CommandError, plain_errors, say
-from services.cli.run import AsJson, in_one, show_json, show_table
+from services.cli.run import AsJson, in_one, show_json, show_table, utc
 from services.orders.days import service
 from services.orders.days.schemas import OrderDayPublic
 from services.orders.models import OrderStatus
@@ -69,8 +69,8 @@ def find(
                 buyer_email=email,
                 reference=reference,
                 status=status or None,
-                placed_from=_utc(since),
-                placed_before=_utc(until),
+                placed_from=utc(since),
+                placed_before=utc(until),
                 limit=limit,
             )
         except ValidationError as error:
@@ -92,10 +92,6 @@ async def _timeline(uow: UnitOfWork, what: str) -> Timeline:
             f"several orders have the reference {what!r}; give one of the ids: {', '.join(map(str, ids))}"
         )
     return await timelines.timeline(uow, ids[0], lambda _: True)
-
-
-def _utc(at: datetime | None) -> datetime | None:
-    return None if at is None else at.replace(tzinfo=UTC)
 
 
 def _entry(one: TimelineEntry) -> list[object]:

@@ -5,7 +5,7 @@ import getpass
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import ContextVar
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import wraps
 from typing import Annotated, Any, ParamSpec, TypeAlias, TypeVar
 
@@ -130,6 +130,11 @@ def _run(settings: Settings, commands: Callable[[Do[ResultT]], Awaitable[DoneT]]
 def who(actor: str | None) -> str:
     """The actor for the audit trail."""
     return (actor or getpass.getuser())[:200]
+
+
+def utc(at: datetime | None) -> datetime | None:
+    """A time from an option, which is meant in UTC."""
+    return None if at is None else at.replace(tzinfo=UTC)
 
 
 def show_json(value: Any) -> None:

@@ -22,8 +22,7 @@ from services.cli.run import counted, lasting, plain_console, show_json
 from services.database import Database, open_database
 from services.fields import now
 from services.outbox.control import service as control
-from services.outbox.control.schemas import Waiting
-from services.outbox.control.service import TypeState, WorkerState
+from services.outbox.control.schemas import TypeState, Waiting, WorkerState
 from services.settings import get_settings
 from services.skew import follow_database
 from services.startup import check_schema, plain_connecting, reason_of

@@ -1,6 +1,5 @@
 """`waybill workers`: which are running, what they did, and a health check."""
 
-from enum import StrEnum
 from typing import Annotated
 from uuid import UUID
 
@@ -21,9 +20,8 @@ from services.cli.run import (
 )
 from services.jobs import service as jobs
 from services.outbox.control import service as control
-from services.outbox.control.service import By, WorkerState
+from services.outbox.control.schemas import Asked, By, WorkerState
 from services.outbox.log import service as log
-from services.outbox.models import WorkerWish
 from services.outbox.origin import service as origin
 from services.unit_of_work import UnitOfWork
 
@@ -66,19 +64,11 @@ def check(host: Host = None, as_json: AsJson = False) -> None:
             raise CommandError("\n".join(complaints))
 
 
-class Wish(StrEnum):
-    """What a worker is asked to do."""
-
-    quiet = "quiet"
-    work = "work"
-    stop = "stop"
-
-
 @workers.command()
 @with_dry_run
 def ask(
     worker: Annotated[UUID, typer.Argument(help="The worker's id: `waybill workers list --json` shows it.")],
-    wish: Annotated[Wish, typer.Argument(help="Take nothing new, work again, or shut down.")],
+    wish: Annotated[Asked, typer.Argument(help="Take nothing new, work again, or shut down.")],
     actor: Actor = None,
     reason: Reason = "",
 ) -> None:
@@ -87,10 +77,9 @@ def ask(
     A quiet worker finishes what has begun, and takes no more events, jobs, bulk actions and consumers. A restart ends
     that.
     """
-    asked = None if wish is Wish.work else WorkerWish(wish.value)
     with plain_errors():
-        in_one(lambda uow: control.ask(uow, worker, asked, By(who(actor), reason)))
-    say(f"Worker {worker} is asked to {'be quiet' if wish is Wish.quiet else wish.value}.")
+        in_one(lambda uow: control.ask(uow, worker, wish.wish, By(who(actor), reason)))
+    say(f"Worker {worker} is asked to {'be quiet' if wish is Asked.quiet else wish.value}.")
 
 
 async def _complaints(uow: UnitOfWork, host: str | None) -> list[str]:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from services.api.state import api_state
 from services.console import assets
@@ -57,6 +58,11 @@ def address(request: Request, path: str) -> str:
     return str(request.scope.get("root_path", "")).rstrip("/") + path
 
 
+def redirect(request: Request, path: str) -> RedirectResponse:
+    """Lead to the page at this path of the API, once a form has been handled."""
+    return RedirectResponse(address(request, path), status_code=303)
+
+
 def _common(request: Request) -> dict[str, Any]:
     settings = api_state(request).settings
     staff: SignedIn | None = getattr(request.state, "staff", None)
@@ -102,9 +108,14 @@ def _duration(seconds: float) -> str:
     return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
 
 
-def _time(moment: datetime) -> str:
-    """In UTC, to the second. `<time datetime=...>` holds the same moment for scripts."""
+def _utc(moment: datetime) -> str:
+    """In UTC, to the second."""
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _time(moment: datetime) -> Markup:
+    """The element for a moment: `datetime` holds it exactly, for scripts."""
+    return Markup('<time datetime="{}">{}</time>').format(moment.isoformat(), _utc(moment))
 
 
 _environment = Environment(
@@ -115,4 +126,4 @@ _environment = Environment(
     lstrip_blocks=True,
     auto_reload=False,
 )
-_environment.filters.update(number=_number, rate=_rate, sentence=_sentence, duration=_duration, time=_time)
+_environment.filters.update(number=_number, rate=_rate, sentence=_sentence, duration=_duration, time=_time, utc=_utc)

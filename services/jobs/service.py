@@ -6,7 +6,7 @@ from typing import Any
 from services.acting import Action
 from services.errors import NotFound
 from services.jobs.schemas import JobState
-from services.outbox.control.service import By
+from services.outbox.control.schemas import By
 from services.unit_of_work import UnitOfWork
 
 LATE = 60.0

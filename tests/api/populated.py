@@ -18,7 +18,7 @@ from services.orders.schemas import OrderCreate
 from services.outbox.bulk import service as bulk
 from services.outbox.bulk.models import BulkKind
 from services.outbox.bulk.schemas import BulkFilter
-from services.outbox.control.service import By
+from services.outbox.control.schemas import By
 from services.outbox.engine.service import Processor
 from services.outbox.policy import RetryPolicy
 from services.outbox.testing import drain

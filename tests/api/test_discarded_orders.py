@@ -13,8 +13,7 @@ from services.cli.main import app
 from services.connections import NotYours
 from services.fields import new_id
 from services.outbox.control import service as control
-from services.outbox.control.schemas import Selection
-from services.outbox.control.service import By
+from services.outbox.control.schemas import By, Selection
 from services.outbox.subscription import Discarded, Subscription
 from services.unit_of_work import UnitOfWork
 from services.users.models import User

@@ -11,7 +11,7 @@ from services.database import Database
 from services.outbox.bulk import service as bulk
 from services.outbox.bulk.models import BulkAction, BulkKind, BulkState
 from services.outbox.bulk.schemas import BulkFilter
-from services.outbox.control.service import By
+from services.outbox.control.schemas import By
 from services.outbox.subscription import AnySubscription, Subscription
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import Tick, TickHandler, append, rows

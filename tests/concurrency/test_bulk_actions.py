@@ -11,7 +11,7 @@ from services.errors import Conflict, InvalidInput, NotFound
 from services.outbox.bulk import service as bulk
 from services.outbox.bulk.models import BulkKind, BulkState
 from services.outbox.bulk.schemas import BulkFilter
-from services.outbox.control.service import By
+from services.outbox.control.schemas import By
 from services.outbox.models import FailureReason, Waits
 from services.outbox.subscription import Discarded, Subscription
 from services.totals import Precision

@@ -8,7 +8,7 @@ import pytest
 from services.database import Database
 from services.fields import new_id
 from services.outbox.control import service as control
-from services.outbox.control.service import By
+from services.outbox.control.schemas import By
 from services.outbox.engine.schemas import ClaimedRow
 from services.outbox.engine.service import Processor
 from services.outbox.engine.window import Standstill

@@ -11,8 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from services.database import Database
 from services.outbox.control import service as control
-from services.outbox.control.schemas import Selection
-from services.outbox.control.service import By
+from services.outbox.control.schemas import By, Selection
 from services.outbox.engine import repository
 from services.outbox.engine.schemas import Span
 from services.outbox.events import Claimed

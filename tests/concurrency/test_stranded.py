@@ -9,8 +9,7 @@ import pytest
 from services.audit.schemas import Difference
 from services.database import Database
 from services.outbox.control import service as control
-from services.outbox.control.schemas import Selection
-from services.outbox.control.service import By
+from services.outbox.control.schemas import By, Selection
 from services.outbox.policy import RetryPolicy
 from services.sql import Statement
 from services.sweeps.service import take_slice

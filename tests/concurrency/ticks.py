@@ -8,8 +8,7 @@ from sqlalchemy import text
 
 from services.database import Database
 from services.outbox.control import service as control
-from services.outbox.control.schemas import Selection
-from services.outbox.control.service import By
+from services.outbox.control.schemas import By, Selection
 from services.outbox.engine.schemas import Outcome
 from services.outbox.engine.service import Processor
 from services.outbox.events import Claimed, Event

@@ -15,7 +15,7 @@ from services.orders.models import OrderStatus
 from services.outbox.bulk.models import BulkKind, BulkState
 from services.outbox.bulk.schemas import BulkFilter
 from services.outbox.control import service as control
-from services.outbox.control.service import By
+from services.outbox.control.schemas import By
 from services.outbox.models import WorkerWish
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork, background

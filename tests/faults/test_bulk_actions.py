@@ -11,7 +11,7 @@ from services.local.embedded import EmbeddedPostgres
 from services.outbox.bulk import service as bulk
 from services.outbox.bulk.models import BulkAction, BulkKind, BulkState
 from services.outbox.bulk.schemas import BulkFilter
-from services.outbox.control.service import By
+from services.outbox.control.schemas import By
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.bulk import FINGERPRINT, counts, make_letters, seen, start

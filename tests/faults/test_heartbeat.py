@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from services.database import Database
 from services.outbox.control import service as control
-from services.outbox.control.service import By, WorkerState
+from services.outbox.control.schemas import By, WorkerState
 from services.settings import Settings
 from services.skew import Skew
 from services.startup import Schema

@@ -8,8 +8,7 @@ import pytest
 from services.database import Database
 from services.errors import BadQuery, NotFound
 from services.outbox.control import service as control
-from services.outbox.control.schemas import Selection
-from services.outbox.control.service import By
+from services.outbox.control.schemas import By, Selection
 from services.outbox.inspection import service as inspection
 from services.outbox.inspection.schemas import BUCKETS, GroupsWanted, WaitsFor, Window
 from services.outbox.models import FailureReason

@@ -13,7 +13,7 @@ from services.database import Database
 from services.fields import new_id
 from services.jobs import service as jobs
 from services.jobs.schemas import JobState
-from services.outbox.control.service import By
+from services.outbox.control.schemas import By
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork
 from tests.concurrency.ticks import rows

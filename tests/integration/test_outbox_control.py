@@ -12,8 +12,7 @@ from services.errors import Conflict, InvalidInput, NotFound
 from services.fields import new_id, now
 from services.outbox.control import service as control
 from services.outbox.control import why
-from services.outbox.control.schemas import Selection
-from services.outbox.control.service import By
+from services.outbox.control.schemas import By, Selection
 from services.outbox.control.why import State
 from services.outbox.events import Claimed
 from services.outbox.inspection import service as inspection

@@ -44,7 +44,7 @@ def judge(told: dict[str, Any]) -> list[Finding]:
         findings.append(
             warning(
                 f"Redis uses {used / limit:.0%} of its memory (maxmemory)",
-                "When it is full, it refuses writes: workers are not woken any more, and limits stop counting.",
+                "When it is full, it refuses writes: workers are no longer woken, and limits stop counting.",
                 "Raise maxmemory, or find out what else is stored there.",
                 "redis-cli --bigkeys",
             )

@@ -10,7 +10,7 @@ from services.cli.run import ago, counted, lasting
 from services.fields import now, time_of
 from services.jobs import service as of_jobs
 from services.outbox.control import service as control
-from services.outbox.control.service import WorkerState
+from services.outbox.control.schemas import WorkerState
 from services.outbox.inspection import service as inspection
 from services.outbox.inspection.schemas import GroupsWanted
 from services.outbox.log import service as log

@@ -1,21 +1,20 @@
 """Bulk actions: start them, follow them, and cancel them. Workers carry them out."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
 
 import typer
 
 from services.cli.console import CommandError, plain_errors, say
-from services.cli.outbox.inspection import FailedBecause
+from services.cli.outbox.selecting import DiedBefore, DiedFrom, FailedBecause, Fingerprint, OfAggregate, OfType
 from services.cli.progress import Display, open_display
-from services.cli.run import Actor, AsJson, Yes, ago, in_one, show_json, show_table, watched, who
+from services.cli.run import Actor, AsJson, Yes, ago, in_one, show_json, show_table, utc, watched, who
 from services.outbox.bulk import service
 from services.outbox.bulk.models import BulkAction, BulkKind, BulkState
 from services.outbox.bulk.repository import BULK_ACTIONS
 from services.outbox.bulk.schemas import BulkFilter, Preview
-from services.outbox.control.service import By
+from services.outbox.control.schemas import By
 from services.outbox.models import Waits
 from services.query import PageQuery
 from services.totals import Precision, Total
@@ -28,13 +27,6 @@ bulk = typer.Typer(
 _LOOK = 0.5
 """Seconds between two looks at the progress."""
 
-OfType = Annotated[str | None, typer.Option("--type", help="Only events of this type.")]
-OfAggregate = Annotated[str | None, typer.Option("--aggregate", help="Only events of this aggregate.")]
-Fingerprint = Annotated[
-    str | None, typer.Option(help="Only those with this kind of error; see `waybill outbox dead-letters groups`.")
-]
-From = Annotated[datetime | None, typer.Option("--died-from", help="Only those that died at this time (UTC) or later.")]
-Before = Annotated[datetime | None, typer.Option("--died-before", help="Only those that died before this time (UTC).")]
 OfWaits = Annotated[
     Waits | None,
     typer.Option("--waits", help="Only events that wait for this: retry, unknown or asked. Default: retry or unknown."),
@@ -48,88 +40,65 @@ Wait = Annotated[bool, typer.Option("--wait", help="Show the progress until it h
 ActionId = Annotated[UUID, typer.Argument(help="The id of the bulk action.")]
 
 
-@bulk.command("replay")
-def replay(
-    event_type: OfType = None,
-    aggregate: OfAggregate = None,
-    fingerprint: Fingerprint = None,
-    died_from: From = None,
-    died_before: Before = None,
-    failure_reason: FailedBecause = None,
-    everything: All = False,
-    dry_run: DryRun = False,
-    wait: Wait = False,
-    yes: Yes = False,
-    actor: Actor = None,
-    reason: Why = "",
-    as_json: AsJson = False,
-) -> None:
-    """Put all dead letters that match back into the outbox, at their old positions."""
-    wanted = BulkFilter(
-        event_type, aggregate, fingerprint, _utc(died_from), _utc(died_before), failure_reason=failure_reason
-    )
-    _Wanted(BulkKind.replay, wanted, everything, By(who(actor), reason)).act(dry_run, wait, yes, as_json)
+def _of_letters(kind: BulkKind) -> Callable[..., None]:
+    """The command that acts so on dead letters."""
+
+    def act(
+        event_type: OfType = None,
+        aggregate: OfAggregate = None,
+        fingerprint: Fingerprint = None,
+        died_from: DiedFrom = None,
+        died_before: DiedBefore = None,
+        failure_reason: FailedBecause = None,
+        everything: All = False,
+        dry_run: DryRun = False,
+        wait: Wait = False,
+        yes: Yes = False,
+        actor: Actor = None,
+        reason: Why = "",
+        as_json: AsJson = False,
+    ) -> None:
+        wanted = BulkFilter(
+            event_type, aggregate, fingerprint, utc(died_from), utc(died_before), failure_reason=failure_reason
+        )
+        _Wanted(kind, wanted, everything, By(who(actor), reason)).act(dry_run, wait, yes, as_json)
+
+    return act
 
 
-@bulk.command("discard")
-def discard(
-    event_type: OfType = None,
-    aggregate: OfAggregate = None,
-    fingerprint: Fingerprint = None,
-    died_from: From = None,
-    died_before: Before = None,
-    failure_reason: FailedBecause = None,
-    everything: All = False,
-    dry_run: DryRun = False,
-    wait: Wait = False,
-    yes: Yes = False,
-    actor: Actor = None,
-    reason: Why = "",
-    as_json: AsJson = False,
-) -> None:
-    """Discard all dead letters that match, permanently. An order whose order.placed is discarded is cancelled."""
-    wanted = BulkFilter(
-        event_type, aggregate, fingerprint, _utc(died_from), _utc(died_before), failure_reason=failure_reason
-    )
-    _Wanted(BulkKind.discard, wanted, everything, By(who(actor), reason)).act(dry_run, wait, yes, as_json)
+def _of_waiting(kind: BulkKind) -> Callable[..., None]:
+    """The command that acts so on waiting events."""
+
+    def act(
+        event_type: OfType = None,
+        aggregate: OfAggregate = None,
+        fingerprint: Fingerprint = None,
+        waits: OfWaits = None,
+        everything: All = False,
+        dry_run: DryRun = False,
+        wait: Wait = False,
+        yes: Yes = False,
+        actor: Actor = None,
+        reason: Why = "",
+        as_json: AsJson = False,
+    ) -> None:
+        wanted = BulkFilter(event_type, aggregate, fingerprint, waits=waits)
+        _Wanted(kind, wanted, everything, By(who(actor), reason)).act(dry_run, wait, yes, as_json)
+
+    return act
 
 
-@bulk.command("retry-now")
-def retry_now(
-    event_type: OfType = None,
-    aggregate: OfAggregate = None,
-    fingerprint: Fingerprint = None,
-    waits: OfWaits = None,
-    everything: All = False,
-    dry_run: DryRun = False,
-    wait: Wait = False,
-    yes: Yes = False,
-    actor: Actor = None,
-    reason: Why = "",
-    as_json: AsJson = False,
-) -> None:
-    """Make all waiting events that match due now."""
-    wanted = BulkFilter(event_type, aggregate, fingerprint, waits=waits)
-    _Wanted(BulkKind.retry_now, wanted, everything, By(who(actor), reason)).act(dry_run, wait, yes, as_json)
-
-
-@bulk.command("bury")
-def bury(
-    event_type: OfType = None,
-    aggregate: OfAggregate = None,
-    fingerprint: Fingerprint = None,
-    waits: OfWaits = None,
-    everything: All = False,
-    dry_run: DryRun = False,
-    wait: Wait = False,
-    yes: Yes = False,
-    actor: Actor = None,
-    reason: Why = "",
-    as_json: AsJson = False,
-) -> None:
-    """Turn all waiting events that match into dead letters; later events of their aggregates wait."""
-    wanted = BulkFilter(event_type, aggregate, fingerprint, waits=waits)
-    _Wanted(BulkKind.bury, wanted, everything, By(who(actor), reason)).act(dry_run, wait, yes, as_json)
+bulk.command("replay", help="Put all dead letters that match back into the outbox, at their old positions.")(
+    _of_letters(BulkKind.replay)
+)
+bulk.command(
+    "discard",
+    help="Discard all dead letters that match, permanently. An order whose order.placed is discarded is cancelled.",
+)(_of_letters(BulkKind.discard))
+bulk.command("retry-now", help="Make all waiting events that match due now.")(_of_waiting(BulkKind.retry_now))
+bulk.command(
+    "bury", help="Turn all waiting events that match into dead letters; later events of their aggregates wait."
+)(_of_waiting(BulkKind.bury))
 
 
 @bulk.command("list")
@@ -307,7 +276,3 @@ def _line(action: BulkAction) -> list[object]:
         f"{about}{action.estimate:,}",
         action.reason,
     ]
-
-
-def _utc(at: datetime | None) -> datetime | None:
-    return None if at is None else at.replace(tzinfo=UTC)

@@ -21,7 +21,7 @@ from services.cli.run import (
     with_dry_run,
 )
 from services.operations.consumers import service
-from services.outbox.control.service import By
+from services.outbox.control.schemas import By
 from services.outbox.log import service as log
 from services.outbox.log.schemas import Lag
 from services.outbox.log.service import MOST_COUNTED, Start

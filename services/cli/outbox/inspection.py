@@ -6,12 +6,11 @@ from typing import Annotated
 import typer
 
 from services.cli.console import plain_errors, say
+from services.cli.outbox.selecting import FailedBecause
 from services.cli.run import AsJson, ago, in_one, show_json, show_table
 from services.outbox.inspection import service as inspection
 from services.outbox.inspection.schemas import Group, GroupsWanted, WaitsFor, Window
-from services.outbox.models import FailureReason
 
-FailedBecause = Annotated[FailureReason | None, typer.Option("--failure-reason", help="Only those that died of this.")]
 Cursor = Annotated[str | None, typer.Option(help="Continue after the page that printed this cursor.")]
 
 _BARS = " ▁▂▃▄▅▆▇█"

@@ -1,7 +1,6 @@
 """Dead letters: inspect, replay and discard them."""
 
 from collections.abc import Awaitable, Iterator
-from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any, Protocol
 from uuid import UUID
@@ -9,8 +8,8 @@ from uuid import UUID
 import typer
 
 from services.cli.console import CommandError, plain_errors, say
-from services.cli.outbox.inspection import FailedBecause
 from services.cli.outbox.pending import discard_waiting
+from services.cli.outbox.selecting import DiedBefore, DiedFrom, FailedBecause, Fingerprint, OfAggregate, OfType
 from services.cli.run import (
     Actor,
     AsJson,
@@ -23,25 +22,18 @@ from services.cli.run import (
     in_several,
     show_json,
     show_table,
+    utc,
     who,
 )
 from services.fields import MAX_BIGINT
 from services.outbox.control import service as control
-from services.outbox.control.schemas import Selection
-from services.outbox.control.service import By, Slice
+from services.outbox.control.schemas import By, Selection, Slice
 from services.outbox.models import DeadLetter, EventRow
 from services.subscriptions import SUBSCRIPTIONS
 from services.unit_of_work import UnitOfWork
 
 Position = Annotated[int | None, typer.Argument(min=1, max=MAX_BIGINT, help="Only the dead letter at this position.")]
 EventId = Annotated[UUID | None, typer.Option("--event", help="Only the dead letter of this event id.")]
-OfType = Annotated[str | None, typer.Option("--type", help="Only those of this event type.")]
-OfAggregate = Annotated[str | None, typer.Option("--aggregate", help="Only those of this aggregate.")]
-Fingerprint = Annotated[
-    str | None, typer.Option(help="Only those with this kind of error; see `waybill outbox dead-letters groups`.")
-]
-From = Annotated[datetime | None, typer.Option("--died-from", help="Only those that died at this time (UTC) or later.")]
-Before = Annotated[datetime | None, typer.Option("--died-before", help="Only those that died before this time (UTC).")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show how many match and which; change nothing.")]
 
 
@@ -58,16 +50,14 @@ def list_letters(
     aggregate: OfAggregate = None,
     fingerprint: Fingerprint = None,
     failure_reason: FailedBecause = None,
-    died_from: From = None,
-    died_before: Before = None,
+    died_from: DiedFrom = None,
+    died_before: DiedBefore = None,
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
     after: Annotated[int, typer.Option(min=0, max=MAX_BIGINT, help="Continue after this position.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """List dead letters, oldest position first."""
-    wanted = Selection(
-        None, None, event_type, aggregate, fingerprint, _utc(died_from), _utc(died_before), failure_reason
-    )
+    wanted = Selection(None, None, event_type, aggregate, fingerprint, utc(died_from), utc(died_before), failure_reason)
     with plain_errors():
         heads = in_one(lambda uow: control.heads(uow, wanted, after, limit))
         if as_json:
@@ -127,8 +117,8 @@ def replay(
     aggregate: OfAggregate = None,
     fingerprint: Fingerprint = None,
     failure_reason: FailedBecause = None,
-    died_from: From = None,
-    died_before: Before = None,
+    died_from: DiedFrom = None,
+    died_before: DiedBefore = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     actor: Actor = None,
@@ -137,7 +127,7 @@ def replay(
 ) -> None:
     """Put dead letters back into the outbox, at their old positions and with their attempts reset to zero."""
     wanted = Selection(
-        position, event_id, event_type, aggregate, fingerprint, _utc(died_from), _utc(died_before), failure_reason
+        position, event_id, event_type, aggregate, fingerprint, utc(died_from), utc(died_before), failure_reason
     )
     _act("replay", control.replay, wanted, By(who(actor), reason), dry_run, yes, as_json)
 
@@ -149,8 +139,8 @@ def discard(
     aggregate: OfAggregate = None,
     fingerprint: Fingerprint = None,
     failure_reason: FailedBecause = None,
-    died_from: From = None,
-    died_before: Before = None,
+    died_from: DiedFrom = None,
+    died_before: DiedBefore = None,
     waiting: Annotated[
         bool,
         typer.Option("--waiting", help="Discard an event that waits, not a dead letter: by POSITION or --event."),
@@ -166,7 +156,7 @@ def discard(
     An order whose order.placed is discarded is cancelled, and its hold is released.
     """
     wanted = Selection(
-        position, event_id, event_type, aggregate, fingerprint, _utc(died_from), _utc(died_before), failure_reason
+        position, event_id, event_type, aggregate, fingerprint, utc(died_from), utc(died_before), failure_reason
     )
     if waiting:
         _discard_waiting(wanted, By(who(actor), reason), dry_run, yes)
@@ -260,7 +250,3 @@ def _whole(letter: DeadLetter, event: EventRow | None) -> dict[str, Any]:
         "message": control.last_line(letter.error),
         "error": letter.error,
     }
-
-
-def _utc(at: datetime | None) -> datetime | None:
-    return None if at is None else at.replace(tzinfo=UTC)

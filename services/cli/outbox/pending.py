@@ -12,7 +12,7 @@ from services.cli.run import Actor, AsJson, Reason, ago, in_one, show_json, show
 from services.fields import MAX_BIGINT
 from services.outbox.control import service as control
 from services.outbox.control import why as reasons
-from services.outbox.control.service import By
+from services.outbox.control.schemas import By
 from services.query import PageQuery
 from services.subscriptions import SUBSCRIPTIONS
 from services.unit_of_work import UnitOfWork

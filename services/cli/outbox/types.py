@@ -21,7 +21,7 @@ from services.cli.run import (
 )
 from services.operations import service as operations
 from services.outbox.control import service as control
-from services.outbox.control.service import By, TypeState
+from services.outbox.control.schemas import By, TypeState
 
 Type = Annotated[str, typer.Argument(help="The event type, such as `order.placed`.", max=100)]
 

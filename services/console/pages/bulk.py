@@ -4,25 +4,19 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import Form, Request, Response
-from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.responses import HTMLResponse
 
 from services.api.dependencies import Work
 from services.api.rights import needs
 from services.console.navigation import ROOT
-from services.console.pages.forms import Reason, by
-from services.console.rendering import PROTECTION, address, fragment, render
-from services.console.route import PageForm, page_router
+from services.console.pages.forms import Reasoned, by
+from services.console.rendering import PROTECTION, fragment, redirect, render
+from services.console.route import page_router
 from services.console.staff import Staff
 from services.outbox.bulk import service as bulk
 from services.users.rights import Scope
 
 router = page_router()
-
-
-class CancelForm(PageForm):
-    """Why the action is cancelled."""
-
-    reason: Reason = ""
 
 
 @router.get("/bulk/{action_id}")
@@ -46,8 +40,8 @@ async def show_progress(request: Request, _: Staff, uow: Work, action_id: UUID) 
 @router.post("/bulk/{action_id}/cancel")
 @needs(Scope.operations_write)
 async def cancel_bulk(
-    request: Request, action_id: UUID, form: Annotated[CancelForm, Form()], staff: Staff, uow: Work
+    request: Request, action_id: UUID, form: Annotated[Reasoned, Form()], staff: Staff, uow: Work
 ) -> Response:
     """End the action where it is."""
     await bulk.cancel(uow, action_id, by(staff, form.reason))
-    return RedirectResponse(address(request, f"{ROOT}/bulk/{action_id}"), status_code=303)
+    return redirect(request, f"{ROOT}/bulk/{action_id}")

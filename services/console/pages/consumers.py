@@ -2,8 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import Form, Path, Request, Response
-from fastapi.responses import RedirectResponse
+from fastapi import Form, Request, Response
 from pydantic import Field
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -16,19 +15,19 @@ from services.api.rights import needs
 from services.api.state import ApiState
 from services.api.transaction import ahead
 from services.console.navigation import ROOT
-from services.console.rendering import address, render
-from services.console.route import PageForm, page_router
+from services.console.pages.forms import Reasoned, by
+from services.console.rendering import redirect, render
+from services.console.route import page_router
 from services.console.staff import Staff
 from services.errors import ReportsOff, ReportsUnavailable
-from services.fields import made_storable, new_id
+from services.fields import new_id
 from services.operations.consumers import service
-from services.outbox.control.service import By
+from services.operations.outbox.schemas import Short
 from services.outbox.log import service as log
 from services.outbox.log.schemas import Extent, Lag, Start
 from services.reports import service as reports
 from services.reports.routes import reading
 from services.unit_of_work import background
-from services.users.repository import SignedIn
 from services.users.rights import Scope
 
 router = page_router()
@@ -40,14 +39,6 @@ COUNTED = 10_000
 
 LEASE = 60.0
 """Seconds after which workers continue a rebuild if this process ends before it has begun."""
-
-Name = Annotated[str, Path(min_length=1, max_length=100)]
-
-
-class Reasoned(PageForm):
-    """Why it is done; for the log of actions."""
-
-    reason: str = Field(default="", max_length=500)
 
 
 class ResetForm(Reasoned):
@@ -68,33 +59,33 @@ async def show_consumers(request: Request, _: Staff, uow: Work, state: State) ->
 @router.post("/consumers/{name}/pause")
 @needs(Scope.operations_write)
 async def pause_here(
-    name: Name, form: Annotated[Reasoned, Form()], request: Request, staff: Staff, uow: Work
+    name: Short, form: Annotated[Reasoned, Form()], request: Request, staff: Staff, uow: Work
 ) -> Response:
     """Stop running a consumer in workers."""
-    await service.pause(uow, name, _by(staff, form))
-    return RedirectResponse(address(request, CONSUMERS), status_code=303)
+    await service.pause(uow, name, by(staff, form.reason))
+    return redirect(request, CONSUMERS)
 
 
 @router.post("/consumers/{name}/resume")
 @needs(Scope.operations_write)
 async def resume_here(
-    name: Name, form: Annotated[Reasoned, Form()], request: Request, staff: Staff, uow: Work
+    name: Short, form: Annotated[Reasoned, Form()], request: Request, staff: Staff, uow: Work
 ) -> Response:
     """Run a consumer in workers again."""
-    await service.resume(uow, name, _by(staff, form))
-    return RedirectResponse(address(request, CONSUMERS), status_code=303)
+    await service.resume(uow, name, by(staff, form.reason))
+    return redirect(request, CONSUMERS)
 
 
 @router.post("/consumers/{name}/reset")
 @needs(Scope.operations_write)
 async def reset_here(
-    name: Name, form: Annotated[ResetForm, Form()], request: Request, staff: Staff, uow: Work, state: State
+    name: Short, form: Annotated[ResetForm, Form()], request: Request, staff: Staff, uow: Work, state: State
 ) -> Response:
     """Move a consumer to the beginning of the log or to now, if its name was typed again."""
     if form.confirmation.strip() != name:
         return await _shown(request, uow, state, f"Nothing was changed: to reset {name}, type its name.", 422)
-    await service.reset(uow, name, form.to, _by(staff, form))
-    return RedirectResponse(address(request, CONSUMERS), status_code=303)
+    await service.reset(uow, name, form.to, by(staff, form.reason))
+    return redirect(request, CONSUMERS)
 
 
 @router.post("/consumers/reports/rebuild")
@@ -109,12 +100,12 @@ async def rebuild_here(
     async with reading(state.analytics):
         # Before anything is changed: it can be reached, and has its tables.
         pass
-    by = _by(staff, form)
+    who = by(staff, form.reason)
     # In this order, each committed: from the first on, the log keeps all that it holds, and no worker counts.
     async with ahead(request) as restarting:
         series, lease, extent = await log.restart_sink(restarting, reports.CONSUMER, new_id(), LEASE)
-        await restarting.control.audit_consumer(reports.CONSUMER, "rebuild", by.actor, by.reason)
-        restarting.record_act(Action.reports_rebuilt, f"consumer/{reports.CONSUMER}", reason=by.reason, by=by.actor)
+        await restarting.control.audit_consumer(reports.CONSUMER, "rebuild", who.actor, who.reason)
+        restarting.record_act(Action.reports_rebuilt, f"consumer/{reports.CONSUMER}", reason=who.reason, by=who.actor)
     try:
         async with background(state.analytics.open) as work:
             await reports.start_over(work, series, extent.oldest)
@@ -124,7 +115,7 @@ async def rebuild_here(
         ) from error
     async with ahead(request) as releasing:
         await releasing.log.release(reports.CONSUMER, lease)
-    return RedirectResponse(address(request, CONSUMERS), status_code=303)
+    return redirect(request, CONSUMERS)
 
 
 async def _shown(request: Request, uow: Work, state: ApiState, message: str = "", status: int = 200) -> Response:
@@ -159,7 +150,3 @@ def _share_read(one: Lag, extent: Extent) -> int | None:
         return None
     share = (one.position - extent.first + 1) / (one.until - extent.first + 1)
     return round(100 * min(1.0, max(0.0, share)))
-
-
-def _by(staff: SignedIn, form: Reasoned) -> By:
-    return By(f"user/{staff.id}", made_storable(form.reason.strip()))

@@ -4,14 +4,13 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import Form, Query, Request, Response
-from fastapi.responses import RedirectResponse
 from pydantic import Field
 
 from services.api.dependencies import State, Work
 from services.api.rate_classes import RateClass, rate_class
 from services.api.rights import needs
 from services.console.navigation import ROOT
-from services.console.rendering import address, render
+from services.console.rendering import redirect, render
 from services.console.route import PageForm, page_router
 from services.console.staff import Staff
 from services.credits.approval.rules import Limits
@@ -67,7 +66,7 @@ async def find_account(form: Annotated[FindAccount, Form()], request: Request, s
     if user_id is None or await uow.ledger.account_of(user_id) is None:
         values = {**await _overview(uow, staff), "typed": form.user, "message": "No user has this id or address."}
         return render(request, "credits.html", values, status=404)
-    return RedirectResponse(address(request, f"{CREDITS}/accounts/{user_id}"), status_code=303)
+    return redirect(request, f"{CREDITS}/accounts/{user_id}")
 
 
 @router.get("/credits/accounts/{user_id}")
@@ -110,7 +109,7 @@ async def approve_here(
 ) -> Response:
     """Apply what another operator asked for."""
     await corrections.approve(uow, staff, adjustment_id, Limits.of(state.settings))
-    return RedirectResponse(address(request, CREDITS), status_code=303)
+    return redirect(request, CREDITS)
 
 
 @router.post("/credits/adjustments/{adjustment_id}/reject")
@@ -120,7 +119,7 @@ async def reject_here(
 ) -> Response:
     """Refuse what another operator asked for."""
     await corrections.reject(uow, staff, adjustment_id)
-    return RedirectResponse(address(request, CREDITS), status_code=303)
+    return redirect(request, CREDITS)
 
 
 async def _overview(uow: UnitOfWork, staff: SignedIn) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from services.api.rights import needs, public
 from services.console import assets, tokens
 from services.console.errors import SIGN_IN, safe_target, sign_in_page
 from services.console.navigation import pages_for
-from services.console.rendering import address, render
+from services.console.rendering import redirect, render
 from services.console.route import PageForm, page_router, with_cookie
 from services.console.staff import Staff, check_staff, lifetimes_of
 from services.errors import Forbidden, OtpRequired, Unauthenticated
@@ -45,7 +45,7 @@ async def open_console(request: Request, staff: Staff) -> Response:
     """Go to the first page that the caller may see."""
     pages = pages_for(staff)
     if pages:
-        return RedirectResponse(address(request, pages[0].path), status_code=303)
+        return redirect(request, pages[0].path)
     if staff.limited:
         raise Forbidden("your role needs a second factor; set one up with POST /v1/users/me/totp, then sign in again")
     return render(request, "nothing.html")
@@ -107,7 +107,7 @@ async def sign_in(
 async def sign_out(request: Request, staff: Staff, uow: Work) -> Response:
     """End the session."""
     await service.sign_out_here(uow, staff)
-    response = RedirectResponse(address(request, SIGN_IN), status_code=303)
+    response = redirect(request, SIGN_IN)
     tokens.forget_session(request, response)
     return response
 

@@ -5,16 +5,15 @@ from typing import Annotated
 from urllib.parse import urlencode
 
 from fastapi import Form, Query, Request, Response
-from fastapi.responses import RedirectResponse
 from pydantic import Field
 
 from services.api.dependencies import Work
 from services.api.rate_classes import RateClass, rate_class
 from services.api.rights import needs
 from services.console.navigation import ROOT
-from services.console.pages.forms import FAILURE_REASONS, Reason, Text, by, check_reason, payload_text
-from services.console.rendering import address, render
-from services.console.route import PageForm, page_router
+from services.console.pages.forms import FAILURE_REASONS, Reasoned, Text, by, check_reason, payload_text
+from services.console.rendering import redirect, render
+from services.console.route import page_router
 from services.console.staff import Staff
 from services.cursors import LONGEST
 from services.errors import Fault, InvalidInput, NotFound
@@ -49,21 +48,19 @@ class Act(StrEnum):
     discard = "discard"
 
 
-class LettersForm(PageForm):
+class LettersForm(Reasoned):
     """The selected letters of a group."""
 
     act: Act
     fingerprint: Text = ""
     positions: list[Id] = Field(default=[], max_length=_MOST)
-    reason: Reason = ""
 
 
-class AllForm(PageForm):
+class AllForm(Reasoned):
     """All letters of a group."""
 
     act: Act
     fingerprint: Text = ""
-    reason: Reason = ""
 
 
 @router.get("/failures")
@@ -158,7 +155,7 @@ async def act_on_letters(request: Request, form: Annotated[LettersForm, Form()],
         raise InvalidInput(fault.detail, [fault])
     done = await _act(uow, form.act, Selection(positions=sorted(set(form.positions))), staff, form.reason)
     query = {"fingerprint": form.fingerprint, "done": form.act.value, "number": done}
-    return RedirectResponse(address(request, f"{ROOT}/failures/group?{urlencode(query)}"), status_code=303)
+    return redirect(request, f"{ROOT}/failures/group?{urlencode(query)}")
 
 
 @router.get("/failures/all")
@@ -179,7 +176,7 @@ async def act_on_all(request: Request, form: Annotated[AllForm, Form()], staff: 
     check_reason(form.reason, f"to {form.act.value} all dead letters of a kind")
     filter_ = BulkFilter(fingerprint=form.fingerprint)
     action = await bulk.start(uow, BulkKind(form.act.value), filter_, by(staff, form.reason))
-    return RedirectResponse(address(request, f"{ROOT}/bulk/{action.id}"), status_code=303)
+    return redirect(request, f"{ROOT}/bulk/{action.id}")
 
 
 async def _act(uow: UnitOfWork, act: Act, selection: Selection, staff: SignedIn, reason: str) -> int:

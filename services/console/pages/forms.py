@@ -2,21 +2,22 @@
 
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
+from services.console.route import PageForm
 from services.errors import Fault, InvalidInput
 from services.fields import storable
-from services.outbox.control.service import By
+from services.operations.outbox.schemas import Reason
+from services.outbox.control.schemas import By
 from services.outbox.events import shown_payload
 from services.outbox.models import EventRow, FailureReason
 from services.users.repository import SignedIn
 from services.users.rights import Scope
 
-Short = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(storable)]
 Text = Annotated[str, Field(max_length=100), AfterValidator(storable)]
-Reason = Annotated[str, Field(max_length=500), AfterValidator(storable)]
 
 FAILURE_REASONS: Mapping[FailureReason, str] = {
     FailureReason.handler_error: "handler error",
@@ -31,9 +32,15 @@ FAILURE_REASONS: Mapping[FailureReason, str] = {
 """In words, as the pages say them."""
 
 
+class Reasoned(PageForm):
+    """Why it is done, for the log of actions."""
+
+    reason: Reason = ""
+
+
 def by(staff: SignedIn, reason: str) -> By:
     """Who acts, as the API records it, too."""
-    return By(f"user/{staff.id}", reason.strip())
+    return By.user(staff.id, reason.strip())
 
 
 def check_reason(reason: str, what: str) -> None:
@@ -49,3 +56,12 @@ def payload_text(event: EventRow | None, staff: SignedIn) -> str | None:
         return None
     shown: Any = shown_payload(event.type, event.payload, whole=staff.may(Scope.operations_write))
     return json.dumps(shown, indent=2, ensure_ascii=False)
+
+
+def moment(typed: str) -> datetime | str:
+    """The time that a browser's field has, which is meant in UTC. What is not a time stays as it was typed."""
+    try:
+        at = datetime.fromisoformat(typed.strip())
+    except ValueError:
+        return typed.strip()
+    return at if at.tzinfo else at.replace(tzinfo=UTC)

@@ -1,6 +1,5 @@
 """Orders: the search, and what happened to one."""
 
-from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -10,6 +9,7 @@ from pydantic import Field, ValidationError
 from services.api.dependencies import Work
 from services.api.rate_classes import RateClass, rate_class
 from services.api.rights import needs
+from services.console.pages.forms import moment
 from services.console.rendering import render
 from services.console.route import PageForm, page_router
 from services.console.staff import Staff
@@ -53,7 +53,7 @@ class SearchForm(PageForm):
             given["buyer_email"] = buyer or None
         given["status"] = [self.status] if self.status else None
         for name in ("placed_from", "placed_before"):
-            given[name] = _utc(getattr(self, name).strip())
+            given[name] = moment(getattr(self, name)) or None
         return OrderSearch.model_validate(given)
 
 
@@ -93,14 +93,3 @@ async def _found(request: Request, staff: SignedIn, uow: UnitOfWork, form: Searc
         message = f"{first['loc'][0]}: {first['msg']}"
     values = {"form": form, "page": page, "message": message, "statuses": list(OrderStatus)}
     return render(request, "orders.html", values, status=200 if page is not None else 422)
-
-
-def _utc(typed: str) -> datetime | str | None:
-    """The time that a browser's field has. What is not a time stays as it is, and is refused with the rest."""
-    if not typed:
-        return None
-    try:
-        at = datetime.fromisoformat(typed)
-    except ValueError:
-        return typed
-    return at if at.tzinfo else at.replace(tzinfo=UTC)

@@ -12,13 +12,14 @@ from services.api.dependencies import Work
 from services.api.rate_classes import RateClass, rate_class
 from services.api.rights import needs
 from services.console.navigation import ROOT
-from services.console.pages.forms import Reason, Short, Text, by, check_reason
-from services.console.rendering import PROTECTION, address, fragment, render
-from services.console.route import PageForm, page_router
+from services.console.pages.forms import Reasoned, Text, by, check_reason
+from services.console.rendering import PROTECTION, fragment, redirect, render
+from services.console.route import page_router
 from services.console.staff import Staff
 from services.cursors import LONGEST
 from services.errors import InvalidInput, NotFound
 from services.fields import Id
+from services.operations.outbox.schemas import Short
 from services.outbox.control import service as control
 from services.outbox.control import why
 from services.outbox.control.why import Why
@@ -48,11 +49,10 @@ class Done(StrEnum):
 Said = Annotated[str | None, Query(max_length=20)]
 
 
-class TypeForm(PageForm):
+class TypeForm(Reasoned):
     """What is done to a type."""
 
     type: Short
-    reason: Reason = ""
 
 
 class LimitForm(TypeForm):
@@ -61,11 +61,10 @@ class LimitForm(TypeForm):
     max_batches: Annotated[str, Field(pattern=r"^\s*\d{0,4}\s*$")] = ""
 
 
-class EventForm(PageForm):
+class EventForm(Reasoned):
     """What is done to an event, and the page from which the form was sent."""
 
     position: Id
-    reason: Reason = ""
     q: Text = ""
     type: Text = ""
     waits: Text = ""
@@ -178,6 +177,4 @@ def _said(done: str | None) -> str:
 
 def _back(request: Request, done: Done, **query: str) -> RedirectResponse:
     given = {name: value for name, value in query.items() if value}
-    return RedirectResponse(
-        address(request, f"{ROOT}/events?{urlencode({**given, 'done': done.name})}"), status_code=303
-    )
+    return redirect(request, f"{ROOT}/events?{urlencode({**given, 'done': done.name})}")

@@ -19,10 +19,9 @@ from services.outbox.bulk import service as bulk
 from services.outbox.bulk.models import BulkAction, BulkKind
 from services.outbox.bulk.repository import BULK_ACTIONS
 from services.outbox.bulk.schemas import BulkFilter, Preview
-from services.outbox.control.service import By
+from services.outbox.control.schemas import By
 from services.outbox.models import FailureReason, Waits
 from services.query import Page, PageQuery, Rows
-from services.users.repository import SignedIn
 from services.users.rights import Scope
 
 router = APIRouter(route_class=TransactionRoute, tags=["operations"], prefix="/operations")
@@ -82,7 +81,7 @@ async def start_bulk_action(wanted: BulkActionCreate, user: CurrentUser, respons
     Workers carry it out in chunks of up to 500 events, each in one transaction. What fails later is left out.
     """
     action = await bulk.start(
-        uow, wanted.action, wanted.filter(), _by(user, wanted.reason), everything=wanted.everything
+        uow, wanted.action, wanted.filter(), By.user(user.id, wanted.reason), everything=wanted.everything
     )
     response.headers["Location"] = f"/v1/operations/bulk-actions/{action.id}"
     return action
@@ -97,8 +96,4 @@ async def start_bulk_action(wanted: BulkActionCreate, user: CurrentUser, respons
 @needs(Scope.operations_write)
 async def cancel_bulk_action(action_id: UUID, wanted: Because, user: CurrentUser, uow: Work) -> BulkAction:
     """End a bulk action where it is. What it has done so far stays."""
-    return await bulk.cancel(uow, action_id, _by(user, wanted.reason))
-
-
-def _by(user: SignedIn, reason: str) -> By:
-    return By(f"user/{user.id}", reason)
+    return await bulk.cancel(uow, action_id, By.user(user.id, wanted.reason))

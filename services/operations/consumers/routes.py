@@ -12,7 +12,7 @@ from services.api.transaction import TransactionRoute
 from services.operations.consumers import service
 from services.operations.consumers.schemas import ConsumerReset
 from services.operations.outbox.schemas import Because, Short
-from services.outbox.control.service import By
+from services.outbox.control.schemas import By
 from services.outbox.log import service as log
 from services.outbox.log.schemas import Lag
 from services.users.rights import Scope
@@ -36,18 +36,18 @@ async def list_consumers(_: CurrentUser, uow: Work) -> list[Lag]:
 @needs(Scope.operations_write)
 async def pause_consumer(consumer: Consumer, wanted: Because, user: CurrentUser, uow: Work) -> None:
     """Stop running a consumer in workers. A batch that is under way is rolled back."""
-    await service.pause(uow, consumer, By(f"user/{user.id}", wanted.reason))
+    await service.pause(uow, consumer, By.user(user.id, wanted.reason))
 
 
 @router.post("/consumers/{consumer}/resume", status_code=204, dependencies=_ONCE, responses=_ACT)
 @needs(Scope.operations_write)
 async def resume_consumer(consumer: Consumer, wanted: Because, user: CurrentUser, uow: Work) -> None:
     """Run a consumer in workers again, immediately even if it waits after a failure."""
-    await service.resume(uow, consumer, By(f"user/{user.id}", wanted.reason))
+    await service.resume(uow, consumer, By.user(user.id, wanted.reason))
 
 
 @router.post("/consumers/{consumer}/reset", status_code=204, dependencies=_ONCE, responses=_ACT)
 @needs(Scope.operations_write)
 async def reset_consumer(consumer: Consumer, wanted: ConsumerReset, user: CurrentUser, uow: Work) -> None:
     """Move a consumer to the beginning of the log, or past everything in it."""
-    await service.reset(uow, consumer, wanted.to, By(f"user/{user.id}", wanted.reason))
+    await service.reset(uow, consumer, wanted.to, By.user(user.id, wanted.reason))

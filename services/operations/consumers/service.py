@@ -1,7 +1,7 @@
 """Pause, resume, reset and delete consumers of the event log, with a record of who did it. The caller commits."""
 
 from services.acting import Action
-from services.outbox.control.service import By
+from services.outbox.control.schemas import By
 from services.outbox.log import service as log
 from services.outbox.log.service import Start
 from services.unit_of_work import UnitOfWork

@@ -12,7 +12,7 @@ from services.api.transaction import TransactionRoute
 from services.jobs import service
 from services.jobs.schemas import JobState
 from services.operations.outbox.schemas import Because, Short
-from services.outbox.control.service import By
+from services.outbox.control.schemas import By
 from services.users.rights import Scope
 
 router = APIRouter(route_class=TransactionRoute, tags=["operations"], prefix="/operations")
@@ -34,18 +34,18 @@ async def list_jobs(_: CurrentUser, uow: Work) -> list[JobState]:
 @needs(Scope.operations_write)
 async def run_job(job: Job, wanted: Because, user: CurrentUser, uow: Work) -> None:
     """Have a worker run the job now, even if it is paused."""
-    await service.run_now(uow, job, By(f"user/{user.id}", wanted.reason))
+    await service.run_now(uow, job, By.user(user.id, wanted.reason))
 
 
 @router.post("/jobs/{job}/pause", status_code=204, dependencies=_ONCE, responses=_ACT)
 @needs(Scope.operations_write)
 async def pause_job(job: Job, wanted: Because, user: CurrentUser, uow: Work) -> None:
     """Stop starting the job on its schedule. A run that is under way continues."""
-    await service.pause(uow, job, By(f"user/{user.id}", wanted.reason))
+    await service.pause(uow, job, By.user(user.id, wanted.reason))
 
 
 @router.post("/jobs/{job}/resume", status_code=204, dependencies=_ONCE, responses=_ACT)
 @needs(Scope.operations_write)
 async def resume_job(job: Job, wanted: Because, user: CurrentUser, uow: Work) -> None:
     """Run the job on its schedule again; once immediately if it became due meanwhile."""
-    await service.resume(uow, job, By(f"user/{user.id}", wanted.reason))
+    await service.resume(uow, job, By.user(user.id, wanted.reason))

@@ -27,7 +27,7 @@ from services.operations.outbox.schemas import (
 from services.outbox.control import service as control
 from services.outbox.control import why
 from services.outbox.control.repository import DEAD_LETTERS, DEFERRED
-from services.outbox.control.service import By, Slice, TypeState, WorkerState
+from services.outbox.control.schemas import By, Slice, TypeState, WorkerState
 from services.outbox.control.why import Why
 from services.outbox.inspection import service as inspection
 from services.outbox.inspection.schemas import Group, GroupsWanted, WaitingEvent, WaitsFor, Window
@@ -60,21 +60,21 @@ async def list_types(_: CurrentUser, uow: Work) -> list[TypeState]:
 @needs(Scope.operations_write)
 async def pause_type(event_type: EventType, wanted: Because, user: CurrentUser, uow: Work) -> None:
     """Stop claiming events of this type. Batches that are already claimed are finished."""
-    await control.pause(uow, event_type, _by(user, wanted))
+    await control.pause(uow, event_type, By.user(user.id, wanted.reason))
 
 
 @router.post("/types/{event_type}/resume", status_code=204, dependencies=_ONCE, responses=_ACT_ON_ONE)
 @needs(Scope.operations_write)
 async def resume_type(event_type: EventType, wanted: Because, user: CurrentUser, uow: Work) -> None:
     """Claim events of this type again."""
-    await control.pause(uow, event_type, _by(user, wanted), paused=False)
+    await control.pause(uow, event_type, By.user(user.id, wanted.reason), paused=False)
 
 
 @router.post("/types/{event_type}/limit", status_code=204, dependencies=_ONCE, responses=_ACT_ON_ONE)
 @needs(Scope.operations_write)
 async def limit_type(event_type: EventType, wanted: LimitChange, user: CurrentUser, uow: Work) -> None:
     """Limit how many transactions of all workers process this type at the same time."""
-    await control.limit(uow, event_type, wanted.max_batches, _by(user, wanted))
+    await control.limit(uow, event_type, wanted.max_batches, By.user(user.id, wanted.reason))
 
 
 @router.get("/workers", responses=responses(401, 403))
@@ -88,21 +88,21 @@ async def list_workers(_: CurrentUser, uow: Work) -> list[WorkerState]:
 @needs(Scope.operations_write)
 async def quiet_worker(worker_id: UUID, wanted: Because, user: CurrentUser, uow: Work) -> None:
     """Ask a worker to finish what has begun and take nothing new. It obeys at its next heartbeat, within 5 s."""
-    await control.ask(uow, worker_id, WorkerWish.quiet, _by(user, wanted))
+    await control.ask(uow, worker_id, WorkerWish.quiet, By.user(user.id, wanted.reason))
 
 
 @router.post("/workers/{worker_id}/resume", status_code=204, dependencies=_ONCE, responses=_ACT_ON_ONE)
 @needs(Scope.operations_write)
 async def resume_worker(worker_id: UUID, wanted: Because, user: CurrentUser, uow: Work) -> None:
     """Have a quiet worker work again."""
-    await control.ask(uow, worker_id, None, _by(user, wanted))
+    await control.ask(uow, worker_id, None, By.user(user.id, wanted.reason))
 
 
 @router.post("/workers/{worker_id}/stop", status_code=204, dependencies=_ONCE, responses=_ACT_ON_ONE)
 @needs(Scope.operations_write)
 async def stop_worker(worker_id: UUID, wanted: Because, user: CurrentUser, uow: Work) -> None:
     """Ask a worker to shut down, as after SIGTERM. What supervises it may start another one."""
-    await control.ask(uow, worker_id, WorkerWish.stop, _by(user, wanted))
+    await control.ask(uow, worker_id, WorkerWish.stop, By.user(user.id, wanted.reason))
 
 
 @router.get("/why", responses=_READ_ONE)
@@ -200,7 +200,12 @@ async def read_dead_letter(position: Id, user: CurrentUser, uow: Work) -> DeadLe
 async def replay_dead_letters(wanted: LettersWanted, user: CurrentUser, uow: Work) -> Slice:
     """Put up to `limit` dead letters back into the outbox. If `more` is true, repeat with `after` set to `last`."""
     return await control.replay(
-        uow, wanted.selection(), _by(user, wanted), after=wanted.after, limit=wanted.limit, dry_run=wanted.dry_run
+        uow,
+        wanted.selection(),
+        By.user(user.id, wanted.reason),
+        after=wanted.after,
+        limit=wanted.limit,
+        dry_run=wanted.dry_run,
     )
 
 
@@ -214,7 +219,7 @@ async def discard_dead_letters(wanted: LettersWanted, user: CurrentUser, uow: Wo
     return await control.discard(
         uow,
         wanted.selection(),
-        _by(user, wanted),
+        By.user(user.id, wanted.reason),
         SUBSCRIPTIONS,
         after=wanted.after,
         limit=wanted.limit,
@@ -226,14 +231,14 @@ async def discard_dead_letters(wanted: LettersWanted, user: CurrentUser, uow: Wo
 @needs(Scope.operations_write)
 async def retry_waiting_now(position: Id, wanted: Because, user: CurrentUser, uow: Work) -> None:
     """Make a waiting event due now: one that failed, that no worker knew, or that was deferred."""
-    await control.retry_now(uow, position, _by(user, wanted))
+    await control.retry_now(uow, position, By.user(user.id, wanted.reason))
 
 
 @router.post("/waiting/{position}/bury", status_code=204, dependencies=_ONCE, responses=_ACT_ON_ONE)
 @needs(Scope.operations_write)
 async def bury_waiting(position: Id, wanted: Because, user: CurrentUser, uow: Work) -> None:
     """Turn a waiting event into a dead letter; later events of its aggregate wait until it is replayed or discarded."""
-    await control.bury_waiting(uow, position, _by(user, wanted))
+    await control.bury_waiting(uow, position, By.user(user.id, wanted.reason))
 
 
 @router.post("/waiting/{position}/discard", status_code=204, dependencies=_ONCE, responses=_ACT_ON_ONE)
@@ -243,7 +248,7 @@ async def discard_waiting(position: Id, wanted: Because, user: CurrentUser, uow:
 
     An order whose `order.placed` is discarded is cancelled.
     """
-    await control.discard_waiting(uow, position, _by(user, wanted), SUBSCRIPTIONS)
+    await control.discard_waiting(uow, position, By.user(user.id, wanted.reason), SUBSCRIPTIONS)
 
 
 @router.get("/deferred", response_model=Page[DeferredPublic], responses=_READ)
@@ -259,7 +264,7 @@ async def list_deferred(
 @needs(Scope.operations_write)
 async def cancel_deferred(event_id: UUID, wanted: Because, user: CurrentUser, uow: Work) -> None:
     """Cancel a deferred event that has not been attempted yet."""
-    await control.cancel_or_refuse(uow, event_id, _by(user, wanted), SUBSCRIPTIONS)
+    await control.cancel_or_refuse(uow, event_id, By.user(user.id, wanted.reason), SUBSCRIPTIONS)
 
 
 async def _detail(uow: UnitOfWork, position: int, user: SignedIn) -> DeadLetterDetail:
@@ -267,7 +272,3 @@ async def _detail(uow: UnitOfWork, position: int, user: SignedIn) -> DeadLetterD
     if found is None:
         raise NotFound(f"there is no dead letter {position}")
     return DeadLetterDetail.of(*found, whole=user.may(Scope.operations_write))
-
-
-def _by(user: SignedIn, wanted: Because) -> By:
-    return By(f"user/{user.id}", wanted.reason)

@@ -10,8 +10,7 @@ from services.history.schemas import History, Period
 from services.jobs import service as jobs
 from services.operations.overview.schemas import Attention, BooksState, Overview, Severity, Wakeups
 from services.outbox.control import service as control
-from services.outbox.control.schemas import Waiting
-from services.outbox.control.service import WorkerState
+from services.outbox.control.schemas import Waiting, WorkerState
 from services.outbox.log import service as log
 from services.unit_of_work import UnitOfWork
 

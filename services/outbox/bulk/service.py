@@ -21,7 +21,8 @@ from services.outbox.bulk.schemas import (
     Progress,
     Taken,
 )
-from services.outbox.control.service import By, last_line, throw_away
+from services.outbox.control.schemas import By
+from services.outbox.control.service import last_line, throw_away
 from services.outbox.policy import RetryPolicy, is_contention, is_of_the_server
 from services.outbox.subscription import AnySubscription, TransactionT
 from services.outbox.summary import summary

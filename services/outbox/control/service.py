@@ -2,17 +2,15 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID
 
 from services.acting import Action
 from services.errors import Conflict, Fault, InvalidInput, NotFound
 from services.outbox.control.repository import COUNTED, REASONS_COUNTED
-from services.outbox.control.schemas import Selection, Waiting
+from services.outbox.control.schemas import By, Head, Letter, Selection, Slice, TypeState, Waiting, WorkerState
 from services.outbox.engine.schemas import first_positions
 from services.outbox.events import defined
 from services.outbox.models import Waits, WorkerWish
@@ -42,104 +40,6 @@ _LISTED = 20
 """The most event types that a refusal lists."""
 
 _FROM_DRIVER = re.compile(r"^sqlalchemy\.exc\.\w+: \([\w.]*?(\w+)\) (?:<class '[\w.]+'>: )?(.*)$", re.MULTILINE)
-
-
-@dataclass(frozen=True, slots=True)
-class By:
-    """Who does it, and why. Both are recorded in the audit trail."""
-
-    actor: str
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """What identifies a dead letter. `message` is the summary of its error."""
-
-    position: int
-    event_id: UUID
-    aggregate: str
-    type: str
-    fingerprint: str
-    died_at: datetime
-    message: str
-
-
-class Letter(Protocol):
-    """What a discard has to know of a dead letter."""
-
-    @property
-    def position(self) -> int: ...
-    @property
-    def event_id(self) -> UUID: ...
-    @property
-    def aggregate(self) -> str: ...
-    @property
-    def type(self) -> str: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """What one transaction has done, or would do.
-
-    `matching` dead letters were selected before it, and `done` of them, those in `letters`, have been dealt with. If
-    there are `more`, continue in the next transaction after the position `last`.
-    """
-
-    matching: int
-    done: int
-    letters: Sequence[Head]
-    more: bool
-    last: int
-
-
-@dataclass(frozen=True, slots=True)
-class TypeState:
-    """One event type. Counts stop at 10,000; `ready_is_more`, `waiting_is_more` and `dead_letters_is_more` say that
-    there are more.
-
-    `reasons` counts the events by why they wait, and `due` those that a worker can process now: of each reason, 2,000
-    means that many or more. `workers` is the number of live workers that handle it; `oldest_ready_seconds` is the age
-    of the first ready event.
-    """
-
-    type: str
-    ready: int
-    ready_is_more: bool
-    waiting: int
-    waiting_is_more: bool
-    oldest_ready_seconds: float | None
-    paused: bool
-    max_batches: int | None
-    changed_at: datetime | None
-    changed_by: str | None
-    dead_letters: int
-    dead_letters_is_more: bool
-    workers: int
-    reasons: Mapping[str, int]
-    due: int
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerState:
-    """One worker process, as it last reported itself. `complaint` is the result of its health check, None if healthy.
-
-    `silent_seconds` is the time since its last heartbeat, `stuck_seconds` since its slowest busy loop made progress.
-    `asked` is what an operator asked of it, which it does from its next heartbeat on.
-    """
-
-    id: UUID
-    host: str
-    pid: int
-    started_at: datetime
-    beat_at: datetime
-    progress_at: datetime
-    silent_seconds: float
-    stuck_seconds: float
-    complaint: str | None
-    report: dict[str, Any]
-    asked: WorkerWish | None
-    asked_by: str | None
 
 
 async def replay(

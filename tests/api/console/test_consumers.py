@@ -76,7 +76,7 @@ async def test_reports_are_counted_again_with_progress(api: Api, reporter: Repor
     # The rebuild takes the lease from it.
     reporter.lease = None
     browser = await browser_of(api)
-    assert "Counted are the events up to" in (await browser.open(PATH)).text
+    assert "have been counted." in (await browser.open(PATH)).text
     assert await send(browser, "/reports/rebuild", reason="a bug") == 303
     page = await browser.open(PATH)
     assert "They are being counted again." in page.text
