@@ -76,10 +76,10 @@ def demo(
 ) -> None:
     """Send steady, realistic traffic to a service through its API, until Ctrl-C or for a time, and print what was done.
 
-    Buyers with credits order products, some of which they cannot afford or are sold out; they cancel, send goods back and
-    give each other credits; sellers ship. With --fail, a trigger in the database of the `waybill up` refuses to confirm
-    some orders: their events are retried and become dead letters after about three minutes. Remove the cause with
-    --repair, then replay them.
+    Buyers with credits order products, some of which they cannot afford or are sold out; they cancel, send goods back
+    and give each other credits; sellers ship. With --fail, a trigger in the database of the `waybill up` refuses to
+    confirm some orders: their events are retried and become dead letters after about three minutes. Remove the cause
+    with --repair, then replay them.
     """
     with plain_errors():
         try:
