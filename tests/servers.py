@@ -117,8 +117,8 @@ def _has_room(memory: Path) -> bool:
 
 @contextmanager
 def _folder(parent: Path) -> Iterator[Path]:
-    """A folder that is removed afterwards. If this process is killed, the next session removes it."""
-    for left in parent.glob(f"{_PREFIX}*"):
+    """A folder that is removed afterwards. If this process is killed, the next session frees the memory."""
+    for left in parent.glob(f"{_PREFIX}*") if parent == _IN_MEMORY else ():
         with suppress(OSError), _locked(left):
             shutil.rmtree(left, ignore_errors=True)
     made = Path(tempfile.mkdtemp(prefix=f"new-{_PREFIX}", dir=parent))

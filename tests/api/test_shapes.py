@@ -21,6 +21,8 @@ SHOWN = {
     # An operator needs it to decide whether this event can ever take effect.
     "get /v1/operations/dead-letters/{position}": {"fingerprint", "payload"},
     "get /v1/operations/deferred": {"available_at"},
+    # It leads the staff from an entry to the trace of its request.
+    "get /v1/operations/orders/{order_id}/timeline": {"traceparent"},
     # Whose role it is; who acted.
     "patch /v1/users/{user_id}": {"user_id"},
     "get /v1/role-requests": {"user_id"},

@@ -275,6 +275,21 @@ async def test_downgrades_run_with_rows_in_every_table(database: Database, datab
             {"id": new_id(), "user": buyer.id},
         )
         await connection.execute(text("INSERT INTO outbox_errors (fingerprint, error) VALUES ('abc', 'no')"))
+        await connection.execute(
+            text(
+                "INSERT INTO bulk_actions"
+                " (action, filter, reason, id, actor, state, estimate, precision, last_position)"
+                " VALUES ('replay', '{}', 'mended', gen_random_uuid(), 'ops', 'waiting', 1, 'exact', 1)"
+            )
+        )
+        await connection.execute(
+            text(
+                "INSERT INTO history"
+                " (at, worker_id, processed, retried, buried, batches, rolled_back, rung, polled, queued,"
+                " queue_seconds)"
+                " VALUES (now(), gen_random_uuid(), 1, 0, 0, 1, 0, 1, 0, 1, 0.1)"
+            )
+        )
         await connection.execute(text("INSERT INTO audit_log (action, object) VALUES ('user.restored', 'user/1')"))
         await connection.execute(
             text(

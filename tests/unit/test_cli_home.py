@@ -239,6 +239,14 @@ def test_the_announcement_can_be_copied(facts: Facts, tmp_path: Path) -> None:
     assert '{"items":[{"product_id":7,"quantity":2}]}' in order
 
 
+def test_the_announcement_begins_with_the_console_and_who_may_sign_in_to_it(facts: Facts, tmp_path: Path) -> None:
+    operator = Credentials(email="olga@waybill.example", password="her-word", full_name="Olga")
+    there = facts.model_copy(update={"console_url": "http://127.0.0.1:8000/console", "operator": operator})
+    first, second = [line.split() for line in announcement(there, Home(tmp_path)) if "  " in line][:2]
+    assert first == ["console", "http://127.0.0.1:8000/console"]
+    assert second[-3:] == ["olga@waybill.example", "password", "her-word"]
+
+
 def test_without_demo_users_the_announcement_says_how_to_make_an_admin(facts: Facts, tmp_path: Path) -> None:
     facts.users = []
     assert any("waybill users create EMAIL --role admin" in line for line in announcement(facts, Home(tmp_path)))

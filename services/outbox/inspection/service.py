@@ -28,7 +28,7 @@ from services.transaction import Transaction
 _COUNTED = 10_000
 """The most letters of a group that are counted."""
 
-_READ = 20_000
+_READ = 10_000
 """The most letters that the counts of a page read, and again those of its histories: the fewer groups it has, the
 further each is counted."""
 
