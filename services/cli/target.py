@@ -1,12 +1,30 @@
 """The service that a command sends its requests to: the one at --url, or that of a running `waybill up`."""
 
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import urlsplit
+
+import typer
 
 from services.cli.client import Login, Target
 from services.cli.console import CommandError
 from services.cli.facts import Facts
 from services.cli.running import find_running, tell
+
+DataDir = Annotated[Path, typer.Option(help="The data folder of the running `waybill up`.")]
+Url = Annotated[str | None, typer.Option(help="The service to use instead of that of `waybill up`.")]
+OperatorEmail = Annotated[
+    str | None, typer.Option(envvar="WAYBILL_OPERATOR_EMAIL", help="Default: the operator of `waybill up`.")
+]
+OperatorPassword = Annotated[
+    str | None, typer.Option(envvar="WAYBILL_OPERATOR_PASSWORD", help="Safer to set in the environment.")
+]
+ApproverEmail = Annotated[
+    str | None, typer.Option(envvar="WAYBILL_APPROVER_EMAIL", help="A second operator, who approves large top-ups.")
+]
+ApproverPassword = Annotated[
+    str | None, typer.Option(envvar="WAYBILL_APPROVER_PASSWORD", help="Safer to set in the environment.")
+]
 
 
 def login_of(who: str, email: str | None, password: str | None) -> Login | None:

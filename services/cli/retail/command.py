@@ -12,7 +12,16 @@ from services.cli.client import ServiceError
 from services.cli.console import INTERRUPTED, NOT_FINISHED, REFUSED, CommandError
 from services.cli.facts import DEFAULT_DATA_DIR
 from services.cli.retail.source import FileError
-from services.cli.target import find_target, login_of
+from services.cli.target import (
+    ApproverEmail,
+    ApproverPassword,
+    DataDir,
+    OperatorEmail,
+    OperatorPassword,
+    Url,
+    find_target,
+    login_of,
+)
 
 FILE_HELP = (
     "A CSV file, plain or gzipped: Online Retail of the UCI Machine Learning Repository, "
@@ -28,21 +37,12 @@ def import_retail(
     limit: Annotated[int | None, typer.Option(min=1, help="Place only this many invoices, from the start.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=256, help="The number of concurrent requests.")] = 16,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
-    data_dir: Annotated[Path, typer.Option(help="The data folder of the running `waybill up`.")] = DEFAULT_DATA_DIR,
-    url: Annotated[str | None, typer.Option(help="The service to use instead of that of `waybill up`.")] = None,
-    operator_email: Annotated[
-        str | None, typer.Option(envvar="WAYBILL_OPERATOR_EMAIL", help="Default: the operator of `waybill up`.")
-    ] = None,
-    operator_password: Annotated[
-        str | None, typer.Option(envvar="WAYBILL_OPERATOR_PASSWORD", help="Safer to set in the environment.")
-    ] = None,
-    approver_email: Annotated[
-        str | None,
-        typer.Option(envvar="WAYBILL_APPROVER_EMAIL", help="A second operator, who approves large top-ups."),
-    ] = None,
-    approver_password: Annotated[
-        str | None, typer.Option(envvar="WAYBILL_APPROVER_PASSWORD", help="Safer to set in the environment.")
-    ] = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    url: Url = None,
+    operator_email: OperatorEmail = None,
+    operator_password: OperatorPassword = None,
+    approver_email: ApproverEmail = None,
+    approver_password: ApproverPassword = None,
 ) -> None:
     """Place a real shop's invoices as orders through the HTTP API, and check that every credit is where it belongs.
 

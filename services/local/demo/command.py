@@ -16,7 +16,16 @@ from services.cli.console import CommandError, plain_errors, say
 from services.cli.facts import DEFAULT_DATA_DIR, Facts
 from services.cli.run import AsJson, show_json
 from services.cli.running import find_running
-from services.cli.target import find_target, login_of
+from services.cli.target import (
+    ApproverEmail,
+    ApproverPassword,
+    DataDir,
+    OperatorEmail,
+    OperatorPassword,
+    Url,
+    find_target,
+    login_of,
+)
 from services.local.demo import failures
 from services.local.demo.shop import ShopKeeper
 from services.local.demo.traffic import CLIENTS, Done, Traffic
@@ -58,20 +67,12 @@ def demo(
     repair: Annotated[
         bool, typer.Option("--repair", help="Remove the cause of the failures of --fail, and do nothing else.")
     ] = False,
-    data_dir: Annotated[Path, typer.Option(help="The data folder of the running `waybill up`.")] = DEFAULT_DATA_DIR,
-    url: Annotated[str | None, typer.Option(help="The service to use instead of that of `waybill up`.")] = None,
-    operator_email: Annotated[
-        str | None, typer.Option(envvar="WAYBILL_OPERATOR_EMAIL", help="Default: the operator of `waybill up`.")
-    ] = None,
-    operator_password: Annotated[
-        str | None, typer.Option(envvar="WAYBILL_OPERATOR_PASSWORD", help="Safer to set in the environment.")
-    ] = None,
-    approver_email: Annotated[
-        str | None, typer.Option(envvar="WAYBILL_APPROVER_EMAIL", help="A second operator, who approves top-ups.")
-    ] = None,
-    approver_password: Annotated[
-        str | None, typer.Option(envvar="WAYBILL_APPROVER_PASSWORD", help="Safer to set in the environment.")
-    ] = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    url: Url = None,
+    operator_email: OperatorEmail = None,
+    operator_password: OperatorPassword = None,
+    approver_email: ApproverEmail = None,
+    approver_password: ApproverPassword = None,
     as_json: AsJson = False,
 ) -> None:
     """Send steady, realistic traffic to a service through its API, until Ctrl-C or for a time, and print what was done.
