@@ -20,6 +20,8 @@ LARGER = {
     "PATCH /v1/products/{product_id}": BodyLimit(128 * KIB, 500),
     "POST /v1/orders": BodyLimit(128 * KIB, 5000),
     "POST /v1/orders/{order_id}/refunds": BodyLimit(128 * KIB, 5000),
+    # It may have a cursor.
+    "POST /v1/operations/orders/search": BodyLimit(32 * KIB, DEFAULT.values),
     "POST /v1/transfers/batch": BodyLimit(AS_MUCH_AS_ANY, 5000),
     "PUT /v1/products": BodyLimit(AS_MUCH_AS_ANY, 10_000),
 }
@@ -47,8 +49,10 @@ def routes_of(api: Api) -> dict[str, APIRoute]:
     return found
 
 
-def with_body(api: Api) -> dict[str, APIRoute]:
-    return {name: route for name, route in routes_of(api).items() if route.body_field is not None}
+def with_body(api: Api, below: str = "/v1/") -> dict[str, APIRoute]:
+    """The routes whose paths begin with this, and that take a body."""
+    found = routes_of(api)
+    return {name: found[name] for name in found if f" {below}" in name and found[name].body_field is not None}
 
 
 def target(name: str) -> tuple[str, str]:
@@ -71,7 +75,7 @@ def test_every_route_checks_its_requests(api: Api) -> None:
 
 
 def test_the_limit_of_every_body_is_known_here(api: Api) -> None:
-    limits = {name: limit_of(route.endpoint) for name, route in with_body(api).items()}
+    limits = {name: limit_of(route.endpoint) for name, route in with_body(api, "/").items()}
     assert {name: limit for name, limit in limits.items() if limit != DEFAULT} == LARGER
     assert len(limits) > 25
 
@@ -169,6 +173,24 @@ async def test_a_body_of_another_type_is_refused_by_every_route_with_the_right_o
             problem = assert_problem(reply, 415, "unsupported_media_type")
             assert reply.headers["accept"] == wanted
             assert wanted in problem["detail"]
+    assert await api.everything() == before
+
+
+async def test_a_form_of_the_console_is_read_no_further_and_only_as_a_form(api: Api) -> None:
+    await make_operator(api.database)
+    before = await api.everything()
+    names = with_body(api, "/console/")
+    assert len(names) > 20
+    for name in names:
+        method, path = target(name)
+        for content, kind, status in (
+            (b"a=" + b"x" * DEFAULT.size, FORM, 413),
+            (b"&".join([b"a=1"] * (DEFAULT.values + 1)), FORM, 413),
+            (b'{"a": 1}', JSON, 415),
+        ):
+            reply = await api.client.request(method, path, content=content, headers={"Content-Type": kind})
+            assert reply.status_code == status, f"{name}: {reply.text}"
+            assert reply.headers["content-type"] == "text/html; charset=utf-8"
     assert await api.everything() == before
 
 

@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter
 
+from services.api.bodies import KIB, body_limit
 from services.api.dependencies import CurrentUser, Work
 from services.api.problems import responses
 from services.api.rate_classes import RateClass, rate_class
@@ -19,6 +20,7 @@ router = APIRouter(route_class=TransactionRoute, tags=["operations"], prefix="/o
 @router.post("/orders/search", responses=responses(400, 401, 403, 413, 422))
 @needs(Scope.orders_read_all)
 @rate_class(RateClass.search)
+@body_limit(32 * KIB)
 async def search_orders(wanted: OrderSearch, caller: CurrentUser, uow: Work) -> Page[OrderSummary]:
     """Search anyone's orders, newest first: by id, buyer, reference, status and time of placing.
 
