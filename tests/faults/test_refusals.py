@@ -157,7 +157,7 @@ def roles(settings: Settings) -> Iterator[dict[str, str]]:
         (WORKER, 1, "superuser"),
         (STATUS, 1, MEMBER),
         (USERS, 1, "superuser"),
-        (AUDIT, 2, "superuser"),
+        (AUDIT, 3, "superuser"),
     ],
     ids=["api", "worker", "outbox status", "users", "audit"],
 )

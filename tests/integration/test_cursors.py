@@ -27,7 +27,9 @@ from services.database import Database, open_database
 from services.fields import MAX_BIGINT, MAX_CREDITS
 from services.orders.refunds.repository import REFUNDS
 from services.orders.repository import ORDERS, SALES
+from services.outbox.bulk.repository import BULK_ACTIONS
 from services.outbox.control.repository import DEAD_LETTERS, DEFERRED
+from services.outbox.inspection.repository import BY_AGGREGATE, READY, TIMED
 from services.query import Listing, PageQuery, Rows
 from services.settings import Settings
 from services.unit_of_work import UnitOfWork
@@ -99,6 +101,10 @@ _INSERTS: dict[str, Sequence[str]] = {
         "INSERT INTO outbox (position, event_id, aggregate, type, available_at, waits) OVERRIDING SYSTEM VALUE"
         " SELECT number, uuid, 'a/1', 'a', at, 'asked' FROM given",
     ),
+    "waiting": (
+        "INSERT INTO outbox (position, event_id, aggregate, type, available_at, waits) OVERRIDING SYSTEM VALUE"
+        " SELECT number, uuid, left(words, 99), 'a', at, 'retry' FROM given",
+    ),
     "adjustments": (
         "INSERT INTO adjustments (id, account_id, amount, reason, state, needs_approval, requested_by)"
         " SELECT uuid, :account, 1, 'because', 'pending', true, :user FROM given",
@@ -154,6 +160,10 @@ LISTS = {
     "refunds": Case(REFUNDS, "refunds", lambda uow, wanted, *_: uow.refunds.page(ORDER, wanted)),
     "dead letters": Case(DEAD_LETTERS, "dead letters", lambda uow, wanted, *_: uow.control.dead_letters(wanted)),
     "deferred": Case(DEFERRED, "deferred", lambda uow, wanted, *_: uow.control.deferred(wanted)),
+    "events that wait for a time": Case(TIMED, "waiting", lambda uow, wanted, *_: uow.inspection.timed("a", wanted)),
+    "events that wait, by aggregate": Case(
+        BY_AGGREGATE, "waiting", lambda uow, wanted, *_: uow.inspection.waiting(wanted)
+    ),
     "adjustments": Case(
         ADJUSTMENTS, "adjustments", lambda uow, wanted, *_: uow.adjustments.list_page(ADJUSTMENTS, wanted)
     ),
@@ -167,7 +177,7 @@ LISTS = {
 def test_every_list_is_walked() -> None:
     # That of the plans is compared with all lists that there are.
     # Those that can be sorted by their ids only are walked like the others.
-    by_id = {id(ROLE_REQUESTS), id(AUDIT_LOG)}
+    by_id = {id(ROLE_REQUESTS), id(AUDIT_LOG), id(BULK_ACTIONS), id(READY)}
     assert {id(case.listing) for case in LISTS.values()} | by_id == {id(case.listing) for case in CASES.values()}
 
 
