@@ -5,14 +5,17 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from services.api import reads
 from services.api.reads import LAG_HEADER, POSITION_HEADER, Outcome
 from services.database import Database
 from services.replica import Position, Positions
 from services.settings import Settings
+from services.unit_of_work import UnitOfWork
 from services.users.models import User
 from tests.api.client import Api, assert_problem, order_of
+from tests.api.test_outbox_control import LETTERS
 from tests.factories import CONFIRMED, make_operator, make_user
 from tests.replicated import (
     Pair,
@@ -79,10 +82,15 @@ async def test_lists_searches_and_summaries_are_read_on_the_replica(api: Api, pa
     buyer, _, product = await api.shop()
     operator = await make_operator(api.database)
     order = await api.place(buyer, (product, 1))
+    async with UnitOfWork(api.database.write) as uow:
+        await (await uow.session.connection()).execute(text(LETTERS))
+        await uow.commit()
     pair.catch_up()
+    ids = {"order_id": order["id"], "user_id": buyer.id, "fingerprint": "abc"}
     for path in sorted(REPLICATED):
         by = buyer if path == "/v1/accounts/me/statement" else operator
-        reply = await api.get(path.replace("{order_id}", order["id"]).replace("{user_id}", str(buyer.id)), by=by)
+        query = "?type=order.placed&reason=ready" if path == "/v1/operations/waiting" else ""
+        reply = await api.get(path.format_map(ids) + query, by=by)
         assert read_from_replica(reply), path
         assert 0 < float(reply.headers[LAG_HEADER]) < 10
     assert read_from_replica(await api.get(f"/v1/products?q={product.name}"))
