@@ -146,6 +146,11 @@ async def planted(api: Api) -> Planted:
         "event_type": ["order.placed"],
         "session_id": ["01a22131-0000-7000-8000-000000000000"],
         "name": ["docs.js"],
+        "fingerprint": ["abc"],
+        "action_id": known["action_id"][:1],
+        "consumer": ["orders-by-day"],
+        "job": ["audit"],
+        "worker_id": ["01a22131-0000-7000-8000-000000000001"],
     }
     return Planted(api, buyer, seller, rival, operator, stranger, ids)
 

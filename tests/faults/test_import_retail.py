@@ -266,7 +266,7 @@ def test_what_one_operator_may_not_issue_alone_is_approved_by_a_second_one(house
     house.start_worker()
     process = house.begin_replay(file)
     _, err = process.communicate(timeout=100)
-    assert process.returncode == 2
+    assert process.returncode == 3
     assert "--approver-email" in err
     approver = ("--approver-email", APPROVER, "--approver-password", PASSWORD)
     for _ in range(2):
@@ -388,7 +388,7 @@ def test_a_customer_is_not_an_operator(house: House, messy: Path) -> None:
     options = ("--operator-email", customer["email"], "--operator-password", customer["password"])
     process = house.begin_replay(messy, *options)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (2, "")
+    assert (process.returncode, out) == (3, "")
     assert "is not an operator" in err
 
 
@@ -397,7 +397,7 @@ def test_if_no_service_answers_it_says_so_quickly(house: House, messy: Path) -> 
     begun = time.monotonic()
     process = house.begin_replay(messy)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (2, "")
+    assert (process.returncode, out) == (3, "")
     assert house.url in err
     assert "Traceback" not in err
     assert time.monotonic() - begun < 20

@@ -79,7 +79,7 @@ async def test_the_command_prints_one_json_object(database: Database, wrong: int
 
 
 @pytest.mark.usefixtures("_settings_of_commands")
-async def test_an_audit_that_cannot_be_done_exits_2_and_says_why(
+async def test_an_audit_that_cannot_be_done_exits_3_and_says_why(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WAYBILL_AUDIT_TIME_LIMIT", "0.5")
@@ -95,7 +95,7 @@ async def test_an_audit_that_cannot_be_done_exits_2_and_says_why(
     get_settings.cache_clear()
     away = await run()
 
-    assert [ran.exit_code for ran in (slow, invalid, away)] == [2, 2, 2]
+    assert [ran.exit_code for ran in (slow, invalid, away)] == [3, 3, 3]
     assert "stopped after 0.5 s; raise WAYBILL_AUDIT_TIME_LIMIT" in slow.output
     assert "the settings are not valid:\n  WAYBILL_AUDIT_TIME_LIMIT: " in invalid.output
     assert "cannot connect to the database at postgresql" in away.output
