@@ -196,7 +196,12 @@ COMMANDS = (
     "outbox why thing/77",
     *(f"outbox waiting {name} --reason {reason}" for name, reason in _WAITING[:4]),
     "outbox waiting reminder --reason deferred",
-    "outbox workers",
+    "workers list",
+    "workers check",
+    "users list",
+    "users show {buyer_id}",
+    "events tail",
+    "top --once",
     "outbox dead-letters groups",
     "outbox dead-letters groups --window week --limit 50",
     "outbox dead-letters list",
@@ -241,9 +246,9 @@ COMMANDS = (
 """Each command that reads a limited number of rows."""
 
 OTHER_COMMANDS = frozenset({
-    "up", "api", "worker", "migrate", "database-roles", "clean-data", "create-operator", "import-retail", "replay",
+    "up", "status", "down", "demo", "api", "worker", "migrate", "database-roles", "clean-data", "create-operator", "import-retail", "replay",
     "users create", "users set-role", "users reset-totp", "users erase", "users export",
-    "outbox pause", "outbox resume", "outbox limit", "outbox retry-now", "outbox bury", "outbox cancel", "outbox ask",
+    "outbox pause", "outbox resume", "outbox limit", "outbox retry-now", "outbox bury", "outbox cancel", "workers ask",
     "outbox partitions", "outbox rebase", "outbox bulk wait", "outbox bulk cancel",
     "outbox consumers reset", "outbox consumers pause", "outbox consumers resume", "outbox consumers delete",
     "reports rebuild", "jobs run", "jobs pause", "jobs resume", "ledger audit",

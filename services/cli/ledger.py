@@ -59,7 +59,9 @@ async def _audit(settings: Settings, printer: "_Printer", head: str | None = Non
     try:
         noted = None if head is None else Head.parse(head)
     except ValueError as error:
-        raise CommandError(f"{head!r} is not a head of the audit log, such as 12:{'0' * 8}...: {error}") from error
+        raise typer.BadParameter(
+            f"{head!r} is not a head of the audit log, such as 12:{'0' * 8}...: {error}", param_hint="--head"
+        ) from error
     async with open_database(settings, "audit") as database, UnitOfWork(await database.look_and_read()) as uow:
         try:
             return await audit(uow, settings.audit_time_limit, printer.tell, noted)
