@@ -246,7 +246,8 @@ COMMANDS = (
 """Each command that reads a limited number of rows."""
 
 OTHER_COMMANDS = frozenset({
-    "up", "status", "down", "demo", "api", "worker", "migrate", "database-roles", "clean-data", "create-operator", "import-retail", "replay",
+    "up", "status", "down", "demo", "api", "worker",
+    "migrate", "database-roles", "clean-data", "create-operator", "import-retail", "replay",
     "users create", "users set-role", "users reset-totp", "users erase", "users export",
     "outbox pause", "outbox resume", "outbox limit", "outbox retry-now", "outbox bury", "outbox cancel", "workers ask",
     "outbox partitions", "outbox rebase", "outbox bulk wait", "outbox bulk cancel",
