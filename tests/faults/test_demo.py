@@ -51,7 +51,7 @@ def test_failures_become_dead_letters_of_several_kinds_that_succeed_once_the_cau
         "orders that will fail"
     ]
     wait_for(lambda: read(running, "outbox", "status")["dead_letters"] == failing, "the dead letters")
-    groups = read(running, "outbox", "dead-letters", "groups")
+    groups = read(running, "outbox", "dead-letters", "groups")["data"]
     assert sum(group["letters"] for group in groups) == failing
     assert len(groups) == 3
     assert statuses(running, "reference LIKE 'demo-fails-%'") == {"pending"}
