@@ -46,6 +46,7 @@ _UUID_TIME = 80
 _CLOSE = 1000
 """Milliseconds by which an id's time may be off."""
 _MONEY = re.compile(r"(0|[1-9][0-9]{0,15})(\.[0-9]{1,2})?", re.ASCII)
+_NUMBER = re.compile(r"\s*[-+]?[0-9_.]+\s*")
 _PLAIN_WORD = re.compile(r"(?!null$)[\w>]([\w> ]*[\w>])?", re.ASCII | re.IGNORECASE)
 
 
@@ -222,6 +223,12 @@ def _parse_signed_amount(value: object) -> Decimal:
     return _parse_amount(value)
 
 
+def _not_a_number(value: object) -> object:
+    if isinstance(value, int | float) or (isinstance(value, str) and _NUMBER.fullmatch(value)):
+        raise ValueError("must be a date and time as in RFC 3339, such as 2026-01-31T12:00:00Z")
+    return value
+
+
 def _in_calendar(value: datetime) -> datetime:
     if not 1970 <= value.year <= 9000:
         raise ValueError("must be between the years 1970 and 9000")
@@ -279,8 +286,8 @@ Money = Annotated[
 ]
 """Credits in a reply: a JSON string with two decimals."""
 
-Instant = Annotated[datetime, AfterValidator(_in_calendar)]
-"""A point in time; UTC if it has no offset."""
+Instant = Annotated[datetime, BeforeValidator(_not_a_number), AfterValidator(_in_calendar)]
+"""A point in time; UTC if it has no offset. Pydantic alone would take a number for seconds since 1970."""
 
 Moment = Annotated[datetime, AfterValidator(_in_utc)]
 """Any point in time that a row may have, which a client cannot choose; UTC if it has no offset."""

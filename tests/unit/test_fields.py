@@ -135,6 +135,12 @@ def test_an_instant_without_an_offset_is_utc() -> None:
     assert instant.validate_python("2026-01-02T03:04:05") == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
+@pytest.mark.parametrize("value", ["11429", "-5", "1700000000.5", " 17. ", 11429, 1.5, True])
+def test_a_number_is_not_an_instant(value: object) -> None:
+    with pytest.raises(ValidationError, match="must be a date and time as in RFC 3339"):
+        instant.validate_python(value)
+
+
 def test_an_instant_with_an_offset_is_turned_into_utc() -> None:
     found = instant.validate_python("2026-01-02T03:04:05+02:00")
     assert found.tzinfo is UTC
