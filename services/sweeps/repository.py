@@ -93,13 +93,13 @@ _KNOWN = Statement("""
     WHERE sweep = :sweep AND subject = ANY(CAST(:subjects AS text[]))
 """)
 
-# In the order of the subjects: if two sweeps fail on the same rows at the same time, one waits instead of a deadlock.
+# In the order of the subjects: if two sweeps fail on the same rows at the same time, one waits instead of a deadlock. The
+# clock is read once: two readings differ by a microsecond now and then.
 _KEEP = Statement("""
     INSERT INTO sweep_failures AS failure (sweep, subject, attempts, error, first_at, last_at, next_at)
-    SELECT :sweep, subject, 1, error, clock_timestamp(), clock_timestamp(),
-        clock_timestamp() + make_interval(secs => delay)
+    SELECT :sweep, subject, 1, error, read.at, read.at, read.at + make_interval(secs => delay)
     FROM unnest(CAST(:subjects AS text[]), CAST(:errors AS text[]), CAST(:delays AS double precision[]))
-        AS new(subject, error, delay)
+        AS new(subject, error, delay), (SELECT clock_timestamp() AS at) AS read
     ORDER BY subject
     ON CONFLICT (sweep, subject) DO UPDATE SET attempts = failure.attempts + 1, error = excluded.error,
         last_at = excluded.last_at, next_at = excluded.next_at
