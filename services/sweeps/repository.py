@@ -93,8 +93,8 @@ _KNOWN = Statement("""
     WHERE sweep = :sweep AND subject = ANY(CAST(:subjects AS text[]))
 """)
 
-# In the order of the subjects: if two sweeps fail on the same rows at the same time, one waits instead of a deadlock. The
-# clock is read once: two readings differ by a microsecond now and then.
+# In the order of the subjects: if two sweeps fail on the same rows at the same time, one waits instead of a deadlock.
+# The clock is read once: two readings differ by a microsecond now and then.
 _KEEP = Statement("""
     INSERT INTO sweep_failures AS failure (sweep, subject, attempts, error, first_at, last_at, next_at)
     SELECT :sweep, subject, 1, error, read.at, read.at, read.at + make_interval(secs => delay)
