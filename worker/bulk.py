@@ -18,8 +18,8 @@ from worker.failures import Failures
 
 logger = logging.getLogger(__name__)
 
-_IDLE = 1.0
-"""Seconds between two looks for an action while there is none to run."""
+_LOOK = 1.0
+"""Seconds between two looks for an action while others run all that there are, or none is due."""
 
 _PATIENCE = 5.0
 """Time limit for writing that a chunk failed, in seconds."""
@@ -57,6 +57,8 @@ class BulkRunner:
         self._time_limit = time_limit
         self._log = RateLimitedLogger(logger)
         self._stopping = asyncio.Event()
+        self._expected = asyncio.Event()
+        self._expected.set()
         self._quiet = False
         self._chunks = 0
         self._resting = True
@@ -73,9 +75,17 @@ class BulkRunner:
         """Leave the next chunks to other workers, or take them again."""
         self._quiet = quiet
 
+    def expect(self, there_are: bool) -> None:
+        """Look for actions, as at the start, or not until this is called again: the heartbeat sees if there are any."""
+        if there_are:
+            self._expected.set()
+        else:
+            self._expected.clear()
+
     async def stop(self, grace: float) -> None:
         """Let the running chunk finish for `grace` seconds; after that it is rolled back."""
         self._stopping.set()
+        self._expected.set()
         if self.task is None:
             return
         await asyncio.wait({self.task}, timeout=grace)
@@ -87,7 +97,7 @@ class BulkRunner:
             self._resting = False
             try:
                 with acting_as("job:bulk_actions"):
-                    wait = 0.0 if not self._quiet and await self._chunk() else _IDLE
+                    wait = 0.0 if not self._quiet and await self._chunk() else _LOOK
                 failures = 0
                 self._health.succeeded(_CHUNKS)
             except Exception as error:  # noqa: BLE001  (whatever it is, the next chunk may succeed)
@@ -100,6 +110,7 @@ class BulkRunner:
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._stopping.wait()
+            await self._expected.wait()
 
     async def _chunk(self) -> bool:
         """Do one chunk; returns False if no action is due, or other workers run them all."""

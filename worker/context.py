@@ -175,6 +175,7 @@ async def open_worker(settings: Settings, scheduled: Sequence[ScheduledJob] = ()
             time_limit=limit,
             on_death=poller.be_wary,
             on_asked=lambda wish: obey(wish, poller, jobs, bulk, follower),
+            on_bulk_actions=lambda there_are: bulk.expect(there_are),
         )
         history = History(lambda: UnitOfWork(database.write, name="the history"), poller.progress, heartbeat.worker_id)
         jobs = JobLoop(

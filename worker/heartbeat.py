@@ -72,8 +72,11 @@ class Heartbeat:
         time_limit: float,
         on_death: Callable[[], None] = lambda: None,
         on_asked: Callable[[WorkerWish | None], None] = lambda _: None,
+        on_bulk_actions: Callable[[bool], None] = lambda _: None,
     ) -> None:
-        """`on_asked` is called when an operator asks something of this worker, or takes it back."""
+        """`on_asked` is called when an operator asks something of this worker, or takes it back; `on_bulk_actions` at
+        each beat, with whether there are bulk actions to carry out.
+        """
         self._open = open_unit_of_work
         self._progress = progress
         self._jobs = jobs
@@ -90,6 +93,7 @@ class Heartbeat:
         }
         self._on_death = on_death
         self._on_asked = on_asked
+        self._on_bulk_actions = on_bulk_actions
         self._asked: WorkerWish | None = None
         self._beats = 0
         self.leaves_row = False
@@ -140,14 +144,13 @@ class Heartbeat:
                 await self._skew.look(connection)
             if self._beats % _SCHEMA == 0:
                 await self._schema.follow(connection)
-            asked = await uow.control.asked(self._id)
             report |= {
-                "quiet": asked is not None,
+                "quiet": False,
                 "clock_skew": round(self._skew.seconds, 3),
                 "clock_complaint": self._skew.complaint,
                 "tables_complaint": self._schema.complaint,
             }
-            others = await uow.control.beat(
+            beat = await uow.control.beat(
                 self._id,
                 socket.gethostname(),
                 os.getpid(),
@@ -156,17 +159,18 @@ class Heartbeat:
                 to_json(report).decode(),
                 everywhere=self._beats == 0,
             )
-            dead = self._dead_of_this_host(others)
+            dead = self._dead_of_this_host(beat.others)
             await uow.control.clear(list(dead))
         if dead:
             logger.info("deleted the rows of dead workers of this host", extra={"pids": sorted(dead.values())})
-        if dead or any(other.silent > SILENT for other in others):
+        if dead or any(other.silent > SILENT for other in beat.others):
             self._on_death()
         self._beats += 1
-        if asked is not self._asked:
-            logger.info("an operator asked this worker", extra={"wish": asked.value if asked else "to work"})
-            self._asked = asked
-            self._on_asked(asked)
+        self._on_bulk_actions(beat.has_bulk_actions)
+        if beat.asked is not self._asked:
+            logger.info("an operator asked this worker", extra={"wish": beat.asked.value if beat.asked else "to work"})
+            self._asked = beat.asked
+            self._on_asked(beat.asked)
 
     def _dead_of_this_host(self, others: Sequence[OtherWorker]) -> dict[UUID, int]:
         """The workers of this host that have died, with their process ids: this one is their successor."""

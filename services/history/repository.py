@@ -19,10 +19,10 @@ class HistoryRepository(SqlAccess):
     async def write(self, worker_id: UUID, done: Done) -> bool:
         """Add what this worker did to its row of the present slot, and delete a few rows that are too old.
 
-        Returns whether someone has looked in this slot at what waits.
+        Returns whether it is known what waits in this slot: someone has looked, or nothing waits and nothing is dead.
         """
         (row,) = await self.sql.fetch(_WRITE, worker_id=worker_id, slot=_SLOT, kept=_KEPT, **asdict(done))
-        return bool(row["looked"])
+        return bool(row["known"])
 
     async def note(self, worker_id: UUID, waiting: int, dead_letters: int, oldest_due_seconds: float) -> None:
         """Add what waits to the row that was written in this transaction."""
@@ -50,31 +50,42 @@ class HistoryRepository(SqlAccess):
 
 _THIS_SLOT = "date_bin(CAST(:slot AS interval), now(), 'epoch')"
 
+_POSITION = "pg_sequence_last_value(pg_get_serial_sequence('outbox', 'position'))"
+
+# If nothing waits, that is written at once: a look would be three more statements.
 _WRITE = Statement(f"""
     WITH gone AS (
         DELETE FROM history WHERE (at, worker_id) IN (
             SELECT at, worker_id FROM history WHERE at < now() - CAST(:kept AS interval)
             ORDER BY at, worker_id LIMIT 100 FOR UPDATE SKIP LOCKED
         )
+    ), seen AS (
+        SELECT EXISTS (SELECT FROM history WHERE at = {_THIS_SLOT} AND waiting IS NOT NULL) AS looked,
+            CASE WHEN NOT EXISTS (SELECT FROM outbox) AND NOT EXISTS (SELECT FROM dead_letters) THEN 0 END AS nothing
     ), written AS (
         INSERT INTO history AS row (
-            at, worker_id, processed, retried, buried, batches, rolled_back, rung, polled, queued, queue_seconds
-        ) VALUES (
-            {_THIS_SLOT}, :worker_id, :processed, :retried, :buried, :batches, :rolled_back, :rung, :polled, :queued,
-            :queue_seconds
-        ) ON CONFLICT (at, worker_id) DO UPDATE SET
+            at, worker_id, processed, retried, buried, batches, rolled_back, rung, polled, queued, queue_seconds,
+            waiting, dead_letters, oldest_due_seconds, position
+        ) SELECT {_THIS_SLOT}, :worker_id, :processed, :retried, :buried, :batches, :rolled_back, :rung, :polled,
+            :queued, :queue_seconds, found, found, found, CASE WHEN found IS NOT NULL THEN {_POSITION} END
+        FROM (SELECT CASE WHEN NOT looked THEN nothing END AS found FROM seen) AS first
+        ON CONFLICT (at, worker_id) DO UPDATE SET
             processed = row.processed + excluded.processed, retried = row.retried + excluded.retried,
             buried = row.buried + excluded.buried, batches = row.batches + excluded.batches,
             rolled_back = row.rolled_back + excluded.rolled_back, rung = row.rung + excluded.rung,
             polled = row.polled + excluded.polled, queued = row.queued + excluded.queued,
-            queue_seconds = row.queue_seconds + excluded.queue_seconds
+            queue_seconds = row.queue_seconds + excluded.queue_seconds,
+            waiting = coalesce(row.waiting, excluded.waiting),
+            dead_letters = coalesce(row.dead_letters, excluded.dead_letters),
+            oldest_due_seconds = coalesce(row.oldest_due_seconds, excluded.oldest_due_seconds),
+            position = coalesce(row.position, excluded.position)
     )
-    SELECT EXISTS (SELECT FROM history WHERE at = {_THIS_SLOT} AND waiting IS NOT NULL) AS looked
+    SELECT looked OR nothing IS NOT NULL AS known FROM seen
 """)  # noqa: S608
 
 _NOTE = Statement(f"""
     UPDATE history SET waiting = :waiting, dead_letters = :dead_letters, oldest_due_seconds = :oldest_due_seconds,
-        position = pg_sequence_last_value(pg_get_serial_sequence('outbox', 'position'))
+        position = {_POSITION}
     WHERE at = {_THIS_SLOT} AND worker_id = :worker_id
 """)  # noqa: S608
 

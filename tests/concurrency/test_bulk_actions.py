@@ -30,6 +30,7 @@ from tests.concurrency.bulk import (
     until,
 )
 from tests.concurrency.ticks import Tick, TickHandler, append, drain, effects, processor, rows
+from worker.bulk import BulkRunner
 
 OF_KIND = BulkFilter(fingerprint=FINGERPRINT)
 DEAD = "SELECT count(*) FROM dead_letters"
@@ -248,6 +249,30 @@ async def test_several_workers_replay_each_letter_once(ticking: Database, monkey
     assert in_order(found)
     assert sum([(await seen(ticking, one)).done for one in (action, both)]) == 200
     assert await rows(ticking, "SELECT count(*) FROM outbox_actions") == [200]
+
+
+async def test_a_worker_does_not_look_for_actions_while_its_heartbeat_sees_none(ticking: Database) -> None:
+    looks = 0
+
+    def open_unit_of_work() -> UnitOfWork:
+        nonlocal looks
+        looks += 1
+        return UnitOfWork(ticking.write)
+
+    one = BulkRunner(open_unit_of_work, [], uuid4())
+    one.expect(False)
+    one.start()
+    try:
+        await asyncio.sleep(2.5)
+        assert looks == 1
+        await make_letters(ticking, 2, 1)
+        action = await start(ticking, BulkKind.replay, OF_KIND)
+        one.expect(True)
+        assert counts(await until(ticking, action, lambda one: not one.state.is_active))[1] == 2
+    finally:
+        one.expect(False)
+        async with asyncio.timeout(5):
+            await one.stop(1)
 
 
 async def test_a_chunk_that_fails_as_a_whole_is_put_off_and_the_next_one_is_smaller(ticking: Database) -> None:

@@ -11,6 +11,9 @@ import pytest
 from sqlalchemy import text
 
 from services.database import Database
+from services.outbox.bulk import service as bulk
+from services.outbox.bulk.models import BulkKind
+from services.outbox.bulk.schemas import BulkFilter
 from services.outbox.control import service as control
 from services.outbox.control.schemas import By, WorkerState
 from services.settings import Settings
@@ -66,7 +69,9 @@ async def no_queue() -> int | None:
     return None
 
 
-def heart(database: Database, progress: Progress) -> Heartbeat:
+def heart(
+    database: Database, progress: Progress, on_bulk_actions: Callable[[bool], None] = lambda _: None
+) -> Heartbeat:
     return Heartbeat(
         lambda: UnitOfWork(database.write),
         progress,
@@ -76,6 +81,7 @@ def heart(database: Database, progress: Progress) -> Heartbeat:
         Schema("public"),
         versions={"a": 1, "b": 2},
         time_limit=30.0,
+        on_bulk_actions=on_bulk_actions,
     )
 
 
@@ -98,6 +104,21 @@ async def test_a_killed_worker_is_reported_missing(database: Database) -> None:
     (gone,) = await listed(database)
     assert gone.complaint is not None
     assert "no heartbeat" in gone.complaint
+
+
+async def test_a_beat_tells_whether_there_are_bulk_actions(database: Database) -> None:
+    told: list[bool] = []
+    heartbeat = heart(database, Progress(), told.append)
+    await heartbeat.beat()
+    async with UnitOfWork(database.write) as uow:
+        action = await bulk.start(uow, BulkKind.replay, BulkFilter(type="a"), By("ops", "mended"))
+        await uow.commit()
+    await heartbeat.beat()
+    async with UnitOfWork(database.write) as uow:
+        await bulk.cancel(uow, action.id, By("ops"))
+        await uow.commit()
+    await heartbeat.beat()
+    assert told == [False, True, False]
 
 
 async def test_a_loop_that_hangs_shows_as_no_progress(database: Database) -> None:

@@ -1,6 +1,7 @@
 """The history that workers write, and the series that are made of it."""
 
 from datetime import timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -10,6 +11,7 @@ from services.database import Database
 from services.history import service
 from services.history.models import SLOT
 from services.history.schemas import LENGTHS, Done, History, Period
+from services.outbox.control.repository import ControlRepository
 from services.unit_of_work import UnitOfWork, background
 from worker.history import History as Writer
 from worker.poller import Progress
@@ -50,6 +52,34 @@ async def test_what_workers_do_in_a_slot_is_added_up_and_the_first_of_them_looks
     assert sum(rate or 0 for rate in found.processed) * SLOT == pytest.approx(60)
     assert {value for value in found.queue_seconds if value is not None} == {0.5}
     assert max(number or 0 for number in found.workers) == 2
+
+
+async def test_if_nothing_waits_and_nothing_is_dead_that_is_noted_without_a_look(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[bool] = []
+    look = ControlRepository.backlog
+
+    async def backlog(control: ControlRepository, *, retrying: bool = True) -> dict[str, Any]:
+        looks.append(retrying)
+        return await look(control, retrying=retrying)
+
+    monkeypatch.setattr(ControlRepository, "backlog", backlog)
+    for worker_id in (FIRST, SECOND):
+        await write(database, worker_id, Done())
+    noted = "SELECT waiting, dead_letters, oldest_due_seconds FROM history WHERE waiting IS NOT NULL"
+    assert set(await rows(database, noted)) == {(0, 0, 0.0)}
+    assert looks == []
+    await time_passes(database, 2)
+    await rows(
+        database,
+        "INSERT INTO dead_letters (position, event_id, aggregate, type, attempts, error)"
+        " VALUES (1, gen_random_uuid(), 'a/1', 'a', 1, '')",
+    )
+    await write(database, FIRST, Done())
+    assert looks == [False]
+    newest = "SELECT waiting, dead_letters FROM history ORDER BY at DESC LIMIT 1"
+    assert await rows(database, newest) == [(0, 1)]
 
 
 async def test_the_slot_that_is_not_over_is_left_out(database: Database) -> None:

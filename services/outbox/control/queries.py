@@ -277,13 +277,17 @@ BEAT = Statement("""
             statement_timestamp() - make_interval(secs => CAST(:stuck AS double precision)), CAST(:report AS jsonb)
         )
         ON CONFLICT (id) DO UPDATE
-        SET beat_at = excluded.beat_at, progress_at = excluded.progress_at, report = excluded.report
+        SET beat_at = excluded.beat_at, progress_at = excluded.progress_at,
+            report = excluded.report || jsonb_build_object('quiet', workers.asked IS NOT NULL)
+        RETURNING asked
     )
-    SELECT id, host, pid, CAST(report -> 'process' AS text) AS process,
+    SELECT beat.asked, EXISTS (
+            SELECT FROM bulk_actions WHERE state = ANY ('{waiting,running}'::text[])
+        ) AS bulk_actions,
+        id, host, pid, CAST(report -> 'process' AS text) AS process,
         CAST(extract(epoch FROM statement_timestamp() - beat_at) AS double precision) AS silent_seconds
-    FROM workers WHERE id <> :id AND (host = :host OR :everywhere)
+    FROM beat LEFT JOIN workers ON id <> :id AND (host = :host OR :everywhere)
 """)
-ASKED = Statement("SELECT asked FROM workers WHERE id = :id")
 ASK = Statement("UPDATE workers SET asked = CAST(:wish AS text), asked_by = :actor WHERE id = :id")
 LEAVE = Statement("DELETE FROM workers WHERE id = :id")
 CLEAR = Statement("""

@@ -12,7 +12,7 @@ from sqlmodel import col, select
 from services.fields import Id, Instant, Moment, Text
 from services.filters import EXACT, ORDERED, Filterable
 from services.outbox.control import queries
-from services.outbox.control.schemas import NOT_TO_USE, OtherWorker, Selection, Waiting, waiting_of
+from services.outbox.control.schemas import NOT_TO_USE, Beat, OtherWorker, Selection, Waiting, waiting_of
 from services.outbox.counting import queries as counting
 from services.outbox.models import ASKED, DeadLetter, EventRow, FailureReason, OutboxRow, WorkerWish
 from services.query import Listing, PageQuery, Rows, Sortable
@@ -181,23 +181,22 @@ class ControlRepository(SqlAccess):
 
     async def beat(
         self, worker_id: UUID, host: str, pid: int, age: float, stuck: float, report: str, *, everywhere: bool
-    ) -> list[OtherWorker]:
-        """Write a worker's row, and return the other workers of its host, or of all hosts.
+    ) -> Beat:
+        """Write a worker's row, and return what it has to know; of other workers, those of its host, or of all hosts.
 
-        `age` is the number of seconds since it started, `stuck` the number without progress; `report` is JSON.
+        `age` is the number of seconds since it started, `stuck` the number without progress; `report` is JSON, to which
+        is added whether the worker was asked to be quiet.
         """
         rows = await self.sql.fetch(
             queries.BEAT, id=worker_id, host=host, pid=pid, age=age, stuck=stuck, report=report, everywhere=everywhere
         )
-        return [
+        others = [
             OtherWorker(row["id"], row["host"], row["pid"], json.loads(row["process"] or "null"), row["silent_seconds"])
             for row in rows
+            if row["id"] is not None
         ]
-
-    async def asked(self, worker_id: UUID) -> WorkerWish | None:
-        """What an operator asked of this worker."""
-        rows = await self.sql.fetch(queries.ASKED, id=worker_id)
-        return next((WorkerWish(row["asked"]) for row in rows if row["asked"] is not None), None)
+        asked = rows[0]["asked"]
+        return Beat(others, None if asked is None else WorkerWish(asked), rows[0]["bulk_actions"])
 
     async def ask(self, worker_id: UUID, wish: WorkerWish | None, actor: str) -> bool:
         """Ask something of a worker, or take that back; False if there is no such worker."""

@@ -161,6 +161,15 @@ class OtherWorker:
 
 
 @dataclass(frozen=True, slots=True)
+class Beat:
+    """What a worker learns when it writes its row: others, what was asked of it, and whether there are bulk actions."""
+
+    others: Sequence[OtherWorker]
+    asked: WorkerWish | None
+    has_bulk_actions: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Waiting:
     """How many events of one type wait, by reason, and how many a worker can process now. Counts are bounded."""
 
