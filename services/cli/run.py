@@ -38,7 +38,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Actor = Annotated[str | None, typer.Option(help="Who does it, for the audit trail. Default: your system user name.")]
 Reason = Annotated[str, typer.Option(help="Why, for the audit trail.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
-
+Cursor = Annotated[str | None, typer.Option(help="Continue after the page that printed this cursor.")]
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")]
 
@@ -146,6 +146,12 @@ def show_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     for row in rows:
         table.add_row(*("" if value is None else harmless(str(value)) for value in row))
     plain_console().print(table)
+
+
+def show_more(next_cursor: str | None) -> None:
+    """Say how to see the next page, if there is one."""
+    if next_cursor is not None:
+        say(f"More with --cursor {next_cursor}")
 
 
 def plain_console() -> Console:

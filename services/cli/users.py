@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from services.cli.console import CommandError, plain_errors, say
 from services.cli.migrate import check_database
-from services.cli.run import AsJson, Yes, ago, confirm, in_one, show_json, show_table, with_dry_run
+from services.cli.run import AsJson, Cursor, Yes, ago, confirm, in_one, show_json, show_more, show_table, with_dry_run
 from services.errors import DomainError
 from services.settings import Settings, get_settings
 from services.startup import reason_of
@@ -46,7 +46,7 @@ def list_users(
     role: Annotated[Role | None, typer.Option(help="Only users with this role.")] = None,
     email: Annotated[str | None, typer.Option(help="Only users whose address contains this.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
-    cursor: Annotated[str | None, typer.Option(help="Continue after the page that printed this cursor.")] = None,
+    cursor: Cursor = None,
     as_json: AsJson = False,
 ) -> None:
     """List users by id. Deleted users are left out."""
@@ -76,8 +76,7 @@ def list_users(
                 for user in page.data
             ),
         )
-        if page.next_cursor:
-            say(f"More with --cursor {page.next_cursor}")
+        show_more(page.next_cursor)
 
 
 @users.command()

@@ -6,10 +6,24 @@ from uuid import UUID
 
 import typer
 
-from services.cli.console import CommandError, plain_errors, say
+from services.cli.console import INTERRUPTED, CommandError, plain_errors, say
 from services.cli.outbox.selecting import DiedBefore, DiedFrom, FailedBecause, Fingerprint, OfAggregate, OfType
 from services.cli.progress import Display, open_display
-from services.cli.run import Actor, AsJson, Yes, ago, in_one, show_json, show_table, utc, watched, who
+from services.cli.run import (
+    Actor,
+    AsJson,
+    Cursor,
+    Yes,
+    ago,
+    confirm,
+    in_one,
+    show_json,
+    show_more,
+    show_table,
+    utc,
+    watched,
+    who,
+)
 from services.outbox.bulk import service
 from services.outbox.bulk.models import BulkAction, BulkKind, BulkState
 from services.outbox.bulk.repository import BULK_ACTIONS
@@ -105,7 +119,7 @@ bulk.command(
 def list_actions(
     state: Annotated[BulkState | None, typer.Option(help="Only actions in this state.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=200)] = 20,
-    cursor: Annotated[str | None, typer.Option(help="Continue after the page that printed this cursor.")] = None,
+    cursor: Cursor = None,
     as_json: AsJson = False,
 ) -> None:
     """List bulk actions with their progress, newest first."""
@@ -119,8 +133,7 @@ def list_actions(
             ["id", "action", "filter", "started", "by", "state", "done", "failed", "of", "reason"],
             map(_line, page.data),
         )
-        if page.next_cursor:
-            say(f"More with --cursor {page.next_cursor}")
+        show_more(page.next_cursor)
 
 
 @bulk.command("show")
@@ -164,8 +177,7 @@ class _Wanted:
                 raise CommandError("no event matches")
             if not self._by.reason.strip():
                 raise CommandError("a bulk action requires --reason")
-            if not yes:
-                typer.confirm(f"{self._kind.value} {_number(plan.total)}?", abort=True, err=True)
+            confirm(f"{self._kind.value} {_number(plan.total)}?", yes=yes)
             action = in_one(
                 lambda uow: service.start(uow, self._kind, self._filter, self._by, everything=self._everything)
             )
@@ -179,7 +191,7 @@ class _Wanted:
 
 
 def _followed(action_id: UUID, *, quiet: bool) -> BulkAction:
-    """The action once it has ended. Raises `typer.Exit` with 130 after Ctrl-C, and leaves the action running."""
+    """The action once it has ended. Raises `typer.Exit` after Ctrl-C, and leaves the action running."""
     with open_display(quiet=quiet) as display:
         progress = _Progress(display)
         try:
@@ -192,7 +204,7 @@ def _followed(action_id: UUID, *, quiet: bool) -> BulkAction:
                 f"`waybill outbox bulk cancel {action_id}` ends it.",
                 err=True,
             )
-            raise typer.Exit(130) from None
+            raise typer.Exit(INTERRUPTED) from None
 
 
 class _Progress:

@@ -5,13 +5,11 @@ from typing import Annotated
 
 import typer
 
-from services.cli.console import plain_errors, say
+from services.cli.console import plain_errors
 from services.cli.outbox.selecting import FailedBecause
-from services.cli.run import AsJson, ago, in_one, show_json, show_table
+from services.cli.run import AsJson, Cursor, ago, in_one, show_json, show_more, show_table
 from services.outbox.inspection import service as inspection
 from services.outbox.inspection.schemas import Group, GroupsWanted, WaitsFor, Window
-
-Cursor = Annotated[str | None, typer.Option(help="Continue after the page that printed this cursor.")]
 
 _BARS = " ▁▂▃▄▅▆▇█"
 
@@ -35,8 +33,7 @@ def groups(
             return
         headings = ["kind", "letters", f"last {window}", "aggregates", "first", "last", "type", "reason"]
         show_table([*headings, "latest error"], map(_line, page.data))
-        if page.next_cursor is not None:
-            say(f"More with --cursor {page.next_cursor}")
+        show_more(page.next_cursor)
 
 
 def waiting(
@@ -67,8 +64,7 @@ def waiting(
                 for one in page.data
             ),
         )
-        if page.next_cursor is not None:
-            say(f"More with --cursor {page.next_cursor}")
+        show_more(page.next_cursor)
 
 
 def spark(counts: Sequence[int]) -> str:

@@ -17,6 +17,7 @@ from services.cli.run import (
     Work,
     Yes,
     ago,
+    confirm,
     counted,
     in_one,
     in_several,
@@ -178,8 +179,7 @@ def _discard_waiting(wanted: Selection, by: By, dry_run: bool, yes: bool) -> Non
         raise typer.BadParameter("--waiting takes either POSITION or --event, and no other filter")
     if dry_run:
         raise typer.BadParameter("--waiting has no dry run; use `waybill outbox why`")
-    if not yes:
-        typer.confirm(f"discard the event {what}?", abort=True, err=True)
+    confirm(f"discard the event {what}?", yes=yes)
     discard_waiting(str(what), by)
 
 
@@ -191,8 +191,7 @@ def _act(name: str, act: Act, wanted: Selection, by: By, dry_run: bool, yes: boo
         if dry_run:
             _show_plan(name, plan, as_json)
             return
-        if not yes:
-            typer.confirm(f"{name} {counted(plan.matching, 'dead letter')}?", abort=True, err=True)
+        confirm(f"{name} {counted(plan.matching, 'dead letter')}?", yes=yes)
         done = sum(one.done for one in in_several(_Slices(act, wanted, by)))
     if as_json:
         show_json({"done": done})

@@ -3,11 +3,10 @@
 from datetime import timedelta
 from functools import partial
 
-import typer
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.cli.console import plain_errors, say
-from services.cli.run import Yes, in_one, in_several
+from services.cli.run import Yes, confirm, in_one, in_several
 from services.outbox.retention import service as retention
 from services.outbox.retention.repository import MONTHS_AHEAD, add_partitions, months_from
 from services.skew import database_time
@@ -20,8 +19,7 @@ def partitions(yes: Yes = False) -> None:
     A scheduled job does this while everything runs, but it moves only a limited number of events. This command moves
     any number, and blocks claims and writers until it is done: stop the API and the workers first.
     """
-    if not yes:
-        typer.confirm("are the API and the workers stopped?", abort=True, err=True)
+    confirm("are the API and the workers stopped?", yes=yes)
     with plain_errors():
         months = in_one(wanted_months)
         made = [name for names in in_several(partial(add_month, month=month) for month in months) for name in names]

@@ -8,7 +8,19 @@ from uuid import UUID
 import typer
 
 from services.cli.console import CommandError, plain_errors, say
-from services.cli.run import Actor, AsJson, Reason, ago, in_one, show_json, show_table, who, with_dry_run
+from services.cli.run import (
+    Actor,
+    AsJson,
+    Cursor,
+    Reason,
+    ago,
+    in_one,
+    show_json,
+    show_more,
+    show_table,
+    who,
+    with_dry_run,
+)
 from services.fields import MAX_BIGINT
 from services.outbox.control import service as control
 from services.outbox.control import why as reasons
@@ -45,7 +57,7 @@ def deferred(
     event_type: Annotated[str | None, typer.Option("--type", help="Only events of this type.")] = None,
     aggregate: Annotated[str | None, typer.Option(help="Only events of this aggregate.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
-    cursor: Annotated[str | None, typer.Option(help="Continue after the page that printed this cursor.")] = None,
+    cursor: Cursor = None,
     as_json: AsJson = False,
 ) -> None:
     """List events that were deferred when they were written."""
@@ -62,8 +74,7 @@ def deferred(
             ["position", "event", "type", "aggregate", "available"],
             ([row.position, row.event_id, row.type, row.aggregate, ago(row.available_at)] for row in page.data),
         )
-        if page.next_cursor:
-            say(f"More with --cursor {page.next_cursor}")
+        show_more(page.next_cursor)
 
 
 @with_dry_run

@@ -1,10 +1,8 @@
 """Adapt a database that came from another cluster: its sequences, transaction ids and consumers of the log."""
 
-import typer
-
 from services.acting import Action
 from services.cli.console import plain_errors, say
-from services.cli.run import Actor, Reason, Yes, counted, in_one, who
+from services.cli.run import Actor, Reason, Yes, confirm, counted, in_one, who
 from services.outbox.origin import service
 from services.outbox.origin.schemas import Rebased
 from services.unit_of_work import UnitOfWork
@@ -26,8 +24,7 @@ def rebase(yes: Yes = False, actor: Actor = None, reason: Reason = "") -> None:
         uow.record_act(Action.log_rebased, "events", reason=reason, by=who(actor))
         return done
 
-    if not yes:
-        typer.confirm("are the API and the workers stopped?", abort=True, err=True)
+    confirm("are the API and the workers stopped?", yes=yes)
     with plain_errors():
         done = in_one(work, by_owner=True)
     if done.sequences:
