@@ -39,7 +39,9 @@ _MOST_NAMED = 12
 
 _VERBS = re.compile(r"\b(INSERT INTO|UPDATE|DELETE FROM)\s+([a-z_]+)")
 _SOURCE = re.compile(r"\bFROM\s+([a-z_]+)")
-_NOTHING: AbstractContextManager[Span] = nullcontext(trace.INVALID_SPAN)
+NO_SPAN: AbstractContextManager[Span] = nullcontext(trace.INVALID_SPAN)
+"""What a block runs in that has no span, such as every block while tracing is off."""
+
 _NO_PARENT = Context()
 
 _tracer: Tracer | None = None
@@ -66,7 +68,7 @@ def span(
     the epoch, if that is not now. If the block raises, the span has failed.
     """
     if _tracer is None:
-        return _NOTHING
+        return NO_SPAN
     context = _NO_PARENT if is_root else None
     if parent is not None:
         context = trace.set_span_in_context(NonRecordingSpan(parent), _NO_PARENT)
@@ -92,7 +94,7 @@ def fail(failed: Span, error: BaseException) -> None:
 
 def statement(text: str) -> AbstractContextManager[Span]:
     """The span of a statement that is sent to PostgreSQL. Its text has parameters instead of values."""
-    return _NOTHING if _tracer is None else span(_summary(text), SpanKind.CLIENT, attributes=_described(text))
+    return NO_SPAN if _tracer is None else span(_summary(text), SpanKind.CLIENT, attributes=_described(text))
 
 
 def begun_statement(text: str) -> Span | None:

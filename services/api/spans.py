@@ -4,7 +4,7 @@ FastAPI has spans of its own. They contain the path and the query, so they are s
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 from opentelemetry.trace import Link, Span, SpanKind, StatusCode
@@ -15,7 +15,6 @@ from services.api.request_log import METHODS, PROBES
 from services.api.request_times import route_path
 from services.api.turns import Intent
 
-_NOTHING: AbstractContextManager[None] = nullcontext()
 _SPAN = "span"
 
 
@@ -29,12 +28,12 @@ class Answered(Protocol):
     def request_id(self) -> str: ...
 
 
-def of_request(scope: Scope, exchange: Answered) -> AbstractContextManager[None]:
+def of_request(scope: Scope, exchange: Answered) -> AbstractContextManager[object]:
     """The span of a request, which continues the trace that the request is part of. Probes have none.
 
     From then on, the request's own `traceparent` is what its events carry.
     """
-    return _of_request(scope, exchange) if tracing.is_on() and scope["path"] not in PROBES else _NOTHING
+    return _of_request(scope, exchange) if tracing.is_on() and scope["path"] not in PROBES else tracing.NO_SPAN
 
 
 @contextmanager
@@ -75,4 +74,4 @@ def _of_group(intents: Sequence[Intent[Any]]) -> Iterator[Span]:
 
 def of_group(intents: Sequence[Intent[Any]]) -> AbstractContextManager[Span]:
     """The span of a group. It belongs to the trace of none of its requests, but each of them and it have links."""
-    return _of_group(intents) if tracing.is_on() else tracing.span("")
+    return _of_group(intents) if tracing.is_on() else tracing.NO_SPAN

@@ -26,7 +26,7 @@ def of_batch(rows: Sequence[ClaimedRow], began: int) -> AbstractContextManager[S
     `began` is when the claim was sent, in nanoseconds since the epoch.
     """
     if not tracing.is_on():
-        return tracing.span("")
+        return tracing.NO_SPAN
     return tracing.span(
         "process events",
         _CONSUMER,
@@ -40,7 +40,7 @@ def of_batch(rows: Sequence[ClaimedRow], began: int) -> AbstractContextManager[S
 def of_log_batch(consumer: str, events: Sequence[Traced]) -> AbstractContextManager[Span]:
     """The same for a batch of a consumer of the log."""
     if not tracing.is_on():
-        return tracing.span("")
+        return tracing.NO_SPAN
     links = tracing.links_to(one.traceparent for one in events)
     return tracing.span(f"consume {consumer}", _CONSUMER, is_root=True, links=links, attributes=_counted(len(events)))
 
