@@ -7,16 +7,16 @@ import typer
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from services.acting import Action
 from services.analytics import HOW_TO_TURN_ON, Analytics, open_analytics
 from services.cli.console import CommandError, plain_errors, say
 from services.cli.progress import Display, open_display
 from services.cli.run import Actor, Reason, Yes, who
 from services.database import Database, Limits, open_database
 from services.errors import DomainError
-from services.fields import new_id, time_of
+from services.fields import time_of
+from services.operations.consumers import service as consumers
 from services.outbox.consumers import LeaseLost
-from services.outbox.log import service as log
+from services.outbox.control.schemas import By
 from services.outbox.log.schemas import Extent, Lease
 from services.outbox.sink import SinkUnusable, run
 from services.reports import service
@@ -24,9 +24,6 @@ from services.settings import ANALYTICS_WORKER_CONNECTIONS, Settings, get_settin
 from services.skew import follow_database
 from services.startup import check_schema, plain_connecting, reason_of
 from services.unit_of_work import UnitOfWork, background
-
-LEASE = 60.0
-"""Seconds after which a worker continues the rebuild if this process is killed."""
 
 reports = typer.Typer(no_args_is_help=True, help="Rebuild the reports in the analytics database from the event log.")
 
@@ -98,10 +95,7 @@ async def _rebuild(settings: Settings, display: Display, actor: str, reason: str
 async def _restart(database: Database, actor: str, reason: str) -> tuple[UUID, Lease, Extent]:
     """From its commit on, the log keeps all that it holds, and no worker counts."""
     async with background(lambda: UnitOfWork(database.write)) as uow:
-        restarted = await log.restart_sink(uow, service.CONSUMER, new_id(), LEASE)
-        await uow.control.audit_consumer(service.CONSUMER, "rebuild", actor, reason)
-        uow.record_act(Action.reports_rebuilt, f"consumer/{service.CONSUMER}", reason=reason, by=actor)
-    return restarted
+        return await consumers.restart(uow, service.CONSUMER, By(actor, reason))
 
 
 async def _count(database: Database, analytics: Analytics, lease: Lease, extent: Extent, display: Display) -> None:

@@ -7,7 +7,6 @@ from pydantic import Field
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from services.acting import Action
 from services.analytics import HOW_TO_TURN_ON
 from services.api.dependencies import State, Work
 from services.api.rate_classes import RateClass, rate_class
@@ -20,7 +19,6 @@ from services.console.rendering import redirect, render
 from services.console.route import page_router
 from services.console.staff import Staff
 from services.errors import ReportsOff, ReportsUnavailable
-from services.fields import new_id
 from services.operations.consumers import service
 from services.operations.outbox.schemas import Short
 from services.outbox.log import service as log
@@ -36,9 +34,6 @@ CONSUMERS = f"{ROOT}/consumers"
 
 COUNTED = 10_000
 """The most unread events that are counted for each consumer."""
-
-LEASE = 60.0
-"""Seconds after which workers continue a rebuild if this process ends before it has begun."""
 
 
 class ResetForm(Reasoned):
@@ -100,12 +95,9 @@ async def rebuild_here(
     async with reading(state.analytics):
         # Before anything is changed: it can be reached, and has its tables.
         pass
-    who = by(staff, form.reason)
     # In this order, each committed: from the first on, the log keeps all that it holds, and no worker counts.
     async with ahead(request) as restarting:
-        series, lease, extent = await log.restart_sink(restarting, reports.CONSUMER, new_id(), LEASE)
-        await restarting.control.audit_consumer(reports.CONSUMER, "rebuild", who.actor, who.reason)
-        restarting.record_act(Action.reports_rebuilt, f"consumer/{reports.CONSUMER}", reason=who.reason, by=who.actor)
+        series, lease, extent = await service.restart(restarting, reports.CONSUMER, by(staff, form.reason))
     try:
         async with background(state.analytics.open) as work:
             await reports.start_over(work, series, extent.oldest)

@@ -1,10 +1,16 @@
 """Pause, resume, reset and delete consumers of the event log, with a record of who did it. The caller commits."""
 
+from uuid import UUID
+
 from services.acting import Action
+from services.fields import new_id
 from services.outbox.control.schemas import By
 from services.outbox.log import service as log
-from services.outbox.log.service import Start
+from services.outbox.log.schemas import Extent, Lease, Start
 from services.unit_of_work import UnitOfWork
+
+REBUILD_LEASE = 60.0
+"""Seconds after which workers continue a rebuild if the process that began it has ended."""
 
 
 async def pause(uow: UnitOfWork, consumer: str, by: By) -> None:
@@ -23,6 +29,17 @@ async def reset(uow: UnitOfWork, consumer: str, to: Start, by: By) -> None:
     """Move a consumer to the beginning of the log or to now. Raises `NotFound`, `RebaseNeeded` and `Conflict`."""
     await log.reset(uow, consumer, to)
     await _record(uow, Action.consumer_reset, f"reset_to_{to}", consumer, by)
+
+
+async def restart(uow: UnitOfWork, consumer: str, by: By) -> tuple[UUID, Lease, Extent]:
+    """Begin to count the reports of this consumer again, as `restart_sink` does. From the commit on, no worker counts.
+
+    If this process ends before it has begun, workers continue after `REBUILD_LEASE`.
+    """
+    restarted = await log.restart_sink(uow, consumer, new_id(), REBUILD_LEASE)
+    await uow.control.audit_consumer(consumer, "rebuild", by.actor, by.reason)
+    uow.record_act(Action.reports_rebuilt, f"consumer/{consumer}", reason=by.reason, by=by.actor)
+    return restarted
 
 
 async def delete(uow: UnitOfWork, consumer: str, by: By) -> None:
