@@ -223,6 +223,11 @@ def _parse_signed_amount(value: object) -> Decimal:
     return _parse_amount(value)
 
 
+def typed_id(text: str) -> int | None:
+    """The id that someone has typed where something else may stand as well; None if it is something else."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None
+
+
 def _not_a_number(value: object) -> object:
     if isinstance(value, int | float) or (isinstance(value, str) and _NUMBER.fullmatch(value)):
         raise ValueError("must be a date and time as in RFC 3339, such as 2026-01-31T12:00:00Z")

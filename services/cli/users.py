@@ -17,6 +17,7 @@ from services.cli.console import CommandError, plain_errors, say
 from services.cli.migrate import check_database
 from services.cli.run import AsJson, Cursor, Yes, ago, confirm, in_one, show_json, show_more, show_table, with_dry_run
 from services.errors import DomainError
+from services.fields import typed_id
 from services.settings import Settings, get_settings
 from services.startup import reason_of
 from services.users.rights import Role
@@ -182,7 +183,8 @@ def erase(user: Whom, yes: Yes = False) -> None:
 
 def _wanted(user: str) -> int | str:
     # No id is larger.
-    return int(user) if user.isascii() and user.isdecimal() and len(user) < 19 else user
+    found = typed_id(user)
+    return user if found is None else found
 
 
 async def _export(uow: "UnitOfWork", user: str, output: Path) -> int:

@@ -20,7 +20,7 @@ from services.credits.ledger import service as ledger
 from services.credits.models import NOTED
 from services.credits.schemas import Party
 from services.cursors import LONGEST
-from services.fields import Id
+from services.fields import Id, typed_id
 from services.query import PageQuery
 from services.unit_of_work import UnitOfWork
 from services.users.repository import SignedIn
@@ -59,7 +59,7 @@ async def show_credits(request: Request, staff: Staff, uow: Work) -> Response:
 async def find_account(form: Annotated[FindAccount, Form()], request: Request, staff: Staff, uow: Work) -> Response:
     """Go to a user's account. An address is sent in the body, and so in no log."""
     typed = form.user.strip().replace("\x00", "")
-    user_id = int(typed) if typed.isascii() and typed.isdecimal() and len(typed) < 19 else None
+    user_id = typed_id(typed)
     if user_id is None and staff.may(Scope.users_read):
         user = await uow.users.by_email(typed.encode("utf-8", "replace").decode())
         user_id = None if user is None else user.id

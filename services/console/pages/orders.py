@@ -14,6 +14,7 @@ from services.console.rendering import render
 from services.console.route import PageForm, page_router
 from services.console.staff import Staff
 from services.cursors import LONGEST
+from services.fields import typed_id
 from services.orders.models import OrderStatus
 from services.orders.search import service as searching
 from services.orders.search.schemas import OrderSearch
@@ -47,9 +48,8 @@ class SearchForm(PageForm):
         for name in ("id", "reference", "cursor"):
             given[name] = getattr(self, name).strip() or None
         buyer = self.buyer.strip()
-        if buyer.isascii() and buyer.isdecimal() and len(buyer) < 19:
-            given["buyer_id"] = int(buyer)
-        else:
+        given["buyer_id"] = typed_id(buyer)
+        if given["buyer_id"] is None:
             given["buyer_email"] = buyer or None
         given["status"] = [self.status] if self.status else None
         for name in ("placed_from", "placed_before"):
