@@ -22,7 +22,8 @@ from services.cli.run import counted, lasting, plain_console, show_json
 from services.database import Database, open_database
 from services.fields import now
 from services.outbox.control import service as control
-from services.outbox.control.schemas import TypeState, Waiting, WorkerState
+from services.outbox.control.repository import COUNTED
+from services.outbox.control.schemas import TypeState, WorkerState
 from services.settings import get_settings
 from services.skew import follow_database
 from services.startup import check_schema, plain_connecting, reason_of
@@ -95,12 +96,10 @@ def top(
 
 async def look(uow: UnitOfWork) -> Look:
     """What the engine does now. Meant for a transaction of its own."""
-    types = await control.types(uow)
+    types = await control.types(uow, COUNTED)
     workers = await control.workers(uow)
     at = now()
     written = await uow.log.written_since(at - _RATED, _MOST_WRITTEN)
-    # Last, since it sets how this transaction's later statements are planned.
-    waiting = {one.type: one for one in await uow.control.waiting()}
     backlog = await uow.control.backlog()
     working = [_working(one) for one in workers]
     return Look(
@@ -111,13 +110,13 @@ async def look(uow: UnitOfWork) -> Look:
         retrying=backlog["retrying"],
         oldest_due_seconds=backlog["oldest_due_seconds"],
         dead_letters=backlog["dead_letters"],
-        types=[_kind(one, waiting.get(one.type)) for one in types],
+        types=[_kind(one) for one in types],
         workers=working,
     )
 
 
-def _kind(one: TypeState, waiting: Waiting | None) -> Kind:
-    reasons = {} if waiting is None else {why: number for why, number in waiting.reasons.items() if why != "ready"}
+def _kind(one: TypeState) -> Kind:
+    reasons = {why: number for why, number in one.reasons.items() if why != "ready"}
     return Kind(
         one.type,
         one.ready,

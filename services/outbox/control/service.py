@@ -198,10 +198,13 @@ async def limit(work: Transaction, event_type: str, max_batches: int | None, by:
     await work.control.look_again()
 
 
-async def types(work: Transaction) -> list[TypeState]:
-    """Every event type that is in the outbox, dead, handled by a live worker, or under an operator's control."""
+async def types(work: Transaction, counted: int = REASONS_COUNTED) -> list[TypeState]:
+    """Every event type that is in the outbox, dead, handled by a live worker, or under an operator's control.
+
+    The counts by reason stop at `counted`.
+    """
     rows = await work.control.types()
-    waiting = {one.type: one for one in await work.control.waiting(REASONS_COUNTED)}
+    waiting = {one.type: one for one in await work.control.waiting(counted)}
     found = []
     for row in rows:
         counts = {name: min(row[name], COUNTED) for name in ("ready", "waiting", "dead_letters")}
