@@ -20,7 +20,7 @@ router = APIRouter(route_class=TransactionRoute, tags=["operations"], prefix="/o
 _ACT = responses(400, 401, 403, 404, 409, 422)
 _ONCE = [IDEMPOTENCY_KEY_ACCEPTED]
 
-Job = Annotated[Short, Path(description="The name of a job, such as `audit`.")]
+Job = Annotated[Short, Path(description="The name of a job, such as `audit_ledger`.")]
 
 
 @router.get("/jobs", responses=responses(401, 403))
