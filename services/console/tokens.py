@@ -12,6 +12,7 @@ from typing import Literal
 from fastapi import Request, Response
 
 from services.api.state import api_state
+from services.console.navigation import ROOT
 from services.errors import Forbidden
 
 SESSION = "waybill_console"
@@ -19,7 +20,6 @@ VISITOR = "waybill_visitor"
 """Of someone who is about to sign in: what the token of the form depends on."""
 
 FIELD = "form_token"
-_PATH = "/console"
 _SAME_SITE: Literal["strict"] = "strict"
 
 
@@ -108,4 +108,4 @@ def _is_secure(request: Request) -> bool:
 
 
 def _path(request: Request) -> str:
-    return str(request.scope.get("root_path", "")).rstrip("/") + _PATH
+    return str(request.scope.get("root_path", "")).rstrip("/") + ROOT

@@ -12,8 +12,8 @@ from services.console.live import live_of
 from services.console.rendering import fragment, render
 from services.console.route import page_router
 from services.console.staff import Staff
+from services.history import service as history
 from services.history.schemas import Period
-from services.operations.overview import service
 from services.operations.overview.schemas import Overview
 from services.users.rights import Scope
 
@@ -44,7 +44,7 @@ async def show_overview(request: Request, _: Staff, uow: Work, period: ChosenPer
 @needs(Scope.operations_read)
 async def read_history(_: Staff, uow: Work, period: ChosenPeriod = Period.minutes_15) -> Response:
     """The series of the charts."""
-    return JSONResponse((await service.read_history(uow, period)).model_dump(mode="json"))
+    return JSONResponse((await history.read(uow, period)).model_dump(mode="json"))
 
 
 @router.get("/overview/live")

@@ -9,6 +9,7 @@ from services.api.problems import responses
 from services.api.rate_classes import RateClass, rate_class
 from services.api.rights import needs
 from services.api.transaction import TransactionRoute
+from services.history import service as history
 from services.history.schemas import History, Period
 from services.operations.overview import service
 from services.operations.overview.schemas import Overview
@@ -32,4 +33,4 @@ async def read_history(
     _: CurrentUser, uow: Work, period: Annotated[Period, Query(description="How far back.")] = Period.hour
 ) -> History:
     """Get what workers did and what waited, over the last minutes or hours, for charts."""
-    return await service.read_history(uow, period)
+    return await history.read(uow, period)

@@ -6,7 +6,7 @@ from datetime import timedelta
 from services.audit.models import LedgerAudit
 from services.fields import now
 from services.history import service as history
-from services.history.schemas import History, Period
+from services.history.schemas import Period
 from services.jobs import service as jobs
 from services.operations.overview.schemas import Attention, BooksState, Overview, Severity, Wakeups
 from services.outbox.control import service as control
@@ -55,11 +55,6 @@ async def overview(uow: UnitOfWork) -> Overview:
             *await _of_upkeep(uow),
         ],
     )
-
-
-async def read_history(uow: UnitOfWork, period: Period) -> History:
-    """The series of a period."""
-    return await history.read(uow, period)
 
 
 async def _wakeups(uow: UnitOfWork) -> Wakeups:
