@@ -16,6 +16,11 @@ from services.settings import get_settings
 class Process(multiprocess.Process):
     """A process that runs our server, and stops when its parent has died."""
 
+    def start(self) -> None:
+        super().start()
+        # Otherwise the pipe would not end with the process, and a check under way would wait until its time is up.
+        self.child_conn.close()
+
     def target(self, sockets: list[socket.socket] | None = None) -> None:
         # Otherwise this process would hold both ends of the pipe, and never see it end.
         self.parent_conn.close()

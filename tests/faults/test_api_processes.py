@@ -6,10 +6,13 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 
 import psycopg
 import pytest
+from uvicorn import Config
 
+from services.api.processes import Process
 from services.local.embedded.ports import any_free_port
 from services.settings import Settings
 from tests.faults.test_outage_logs import answers
@@ -89,9 +92,23 @@ def test_the_processes_stop_when_their_parent_is_killed(settings: Settings, tmp_
 def test_processes_that_cannot_start_are_not_started_for_ever(settings: Settings, tmp_path: Path) -> None:
     wrong = settings.model_copy(update={"database_schema": "nowhere"})
     with running(arguments(any_free_port()), wrong, tmp_path / "api.log") as api:
-        assert api.process.wait(60) == 3
+        assert api.process.wait(120) == 3
     assert "the database has no schema nowhere" in api.said()
     assert "Traceback" not in api.said()
+
+
+def test_a_process_that_dies_while_it_is_checked_is_noticed_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dies_when_loaded.py").write_text("import os, time; time.sleep(1); os._exit(9)")
+    monkeypatch.syspath_prepend(tmp_path)
+    process = Process(Config("dies_when_loaded:app"), [])
+    process.start()
+    began = monotonic()
+    assert not process.is_alive(timeout=120)
+    assert monotonic() - began < 60
+    process.process.join()
+    assert process.exitcode == 9
 
 
 def test_a_port_in_use_is_reported_in_one_line(settings: Settings, tmp_path: Path) -> None:
