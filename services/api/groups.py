@@ -24,6 +24,7 @@ from starlette.exceptions import HTTPException
 from services.acting import Acting
 from services.api import group_metrics as metrics
 from services.api.callers import acting_in
+from services.api.held import Held
 from services.api.kept import STORED, ReplayStored, check_free, is_kept, kept_reply
 from services.api.problems import domain_problem, is_unavailable, outcome_unknown_problem, overloaded
 from services.api.request_log import ids_of
@@ -64,6 +65,9 @@ _LOOK_UP = 5.0
 """Seconds for finding out what became of a group whose commit was not confirmed."""
 
 _LOOK_AGAIN = 0.05
+_FEWEST = 4
+"""A group that could be as large is not made smaller: what each group costs by itself would weigh too much."""
+
 _PATIENCE = 5.0
 """Seconds after which a group that cannot use the database is not tried again, as for a request that goes alone."""
 _LONG = 0.05
@@ -130,7 +134,8 @@ class _Committer:
         self._settings = settings
         self._database = database
         self._bell = bell
-        self._turns = Turns[Any](kind.weight, kind.name, settings.group_commit_size, _MOST_WEIGHT)
+        self._turns = Turns[Any](kind.weight, kind.name, _MOST_WEIGHT)
+        self._held = Held()
         self._wanted = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -166,8 +171,9 @@ class _Committer:
     async def _run(self) -> None:
         while True:
             await self._wanted.wait()
-            intents = self._turns.take()
+            intents = self._turns.take(self._most())
             if not intents:
+                self._held.hand_out()
                 self._wanted.clear()
                 if not len(self._turns):
                     self._idle.set()
@@ -182,10 +188,20 @@ class _Committer:
             finally:
                 unbind(bound)
                 # Whatever happens, no request waits forever.
-                _leave([one for one in intents if one not in again])
+                _leave([one for one in intents if one not in again and one not in self._held])
             self._turns.put_back(again)
             self._group_seconds += (monotonic() - self._began - self._group_seconds) / 8
             self._began = None
+
+    def _most(self) -> int:
+        """How many requests the next group may have: half of those that wait or have just been carried out.
+
+        The clients of the latter are about to send their next ones. Two groups of half the size can take turns: while
+        the database writes one, this process answers the other and reads its clients' next requests. One group of all
+        would have each wait for the other.
+        """
+        half = (len(self._turns) + len(self._held) + 1) // 2
+        return min(max(half, _FEWEST), self._settings.group_commit_size)
 
     async def _still_there(self, intents: Sequence[Intent[Any]]) -> list[Intent[Any]]:
         """Those whose clients have not disconnected while they waited. The others have no effect."""
@@ -252,6 +268,7 @@ class _Committer:
                 *self._kind.reads(uow, [(one.key.caller_id, one.wanted) for one in intents]),
             )
             decided = self._decide(uow, intents, keys, callers, found)
+            self._held.hand_out_soon()
             try:
                 if uow.has_work:
                     await uow.commit()
@@ -264,8 +281,7 @@ class _Committer:
                     raise
         metrics.sizes.observe(len(intents))
         STORED.inc(sum(intent in decided.replies for intent in decided.kept))
-        for intent, reply in decided.replies.items():
-            intent.settle(reply)
+        self._held.hold(decided.replies)
         return decided.again
 
     def _without(
@@ -371,6 +387,7 @@ class _Committer:
     def _complain_of_its_end(self, why: str) -> None:
         logger.critical("group commit: its task ended (%s); this process handles each request alone from now on", why)
         self._idle.set()
+        self._held.hand_out()
         _leave(self._turns.clear())
 
 

@@ -77,11 +77,10 @@ class Turns(Generic[WantedT]):
     """
 
     def __init__(
-        self, weight: Callable[[WantedT], int], names: Callable[[WantedT], Hashable], most: int, most_weight: int
+        self, weight: Callable[[WantedT], int], names: Callable[[WantedT], Hashable], most_weight: int
     ) -> None:
         self._weight = weight
         self._names = names
-        self._most = most
         self._most_weight = most_weight
         self._waiting: dict[int, deque[Intent[WantedT]]] = {}
         self._callers: deque[int] = deque()
@@ -111,8 +110,10 @@ class Turns(Generic[WantedT]):
             self._waiting[caller].appendleft(intent)
             self._number += 1
 
-    def take(self) -> list[Intent[WantedT]]:
+    def take(self, most: int) -> list[Intent[WantedT]]:
         """The next group, in the order of arrival: one request of each caller in turn, until there is no more room.
+
+        That is after `most` requests, or as many as weigh too much.
 
         A request that has a key or a name in common with an earlier one of its caller waits for the next group, and
         with it whatever else its caller sent after it.
@@ -121,7 +122,7 @@ class Turns(Generic[WantedT]):
         left_out: list[int] = []
         seen: set[Hashable] = set()
         weight = 0
-        while self._callers and len(taken) < self._most:
+        while self._callers and len(taken) < most:
             caller = self._callers[0]
             waiting = self._waiting[caller]
             intent = waiting[0]

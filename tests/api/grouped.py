@@ -18,8 +18,13 @@ async def eventually(is_so: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
+def largest(committer: groups._Committer) -> int:
+    """As many requests as a group may have by its settings, so that all that wait are in one."""
+    return committer._settings.group_commit_size
+
+
 class Gate:
-    """While it is closed, no group begins. Notes the number of requests of each attempt."""
+    """While it is closed, no group begins; then, one takes all it may. Notes how many requests each attempt has."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.closed = False
@@ -28,9 +33,9 @@ class Gate:
         self._committers: set[groups._Committer] = set()
         take, attempt, run = Turns.take, groups._Committer._attempt, groups._Committer._run
 
-        def take_unless_closed(turns: Turns[Any]) -> list[Intent[Any]]:
+        def take_unless_closed(turns: Turns[Any], most: int) -> list[Intent[Any]]:
             self.waiting = len(turns)
-            return [] if self.closed else take(turns)
+            return [] if self.closed else take(turns, most)
 
         async def noted(committer: groups._Committer, intents: Sequence[Intent[Any]]) -> list[Intent[Any]]:
             self.attempts.append(len(intents))
@@ -41,6 +46,7 @@ class Gate:
             await run(committer)
 
         monkeypatch.setattr(Turns, "take", take_unless_closed)
+        monkeypatch.setattr(groups._Committer, "_most", largest)
         monkeypatch.setattr(groups._Committer, "_attempt", noted)
         monkeypatch.setattr(groups._Committer, "_run", run_noted)
 

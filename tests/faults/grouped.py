@@ -228,7 +228,8 @@ class Waiting:
     """The replies to the requests of the group, to come."""
 
 
-async def group_that_waits(client: Client, stopping: Stops, shop: Shop, path: str, many: int = 8) -> Waiting:
+async def group_that_waits(client: Client, stopping: Stops, shop: Shop, path: str, many: int = 3) -> Waiting:
+    """Requests behind a first one. With one that is refused, four are few enough that they form one group."""
     await stopping.hold(FIRST)
     [first] = shop.requests(path, FIRST, 1)
     ahead = asyncio.create_task(client.send(first))

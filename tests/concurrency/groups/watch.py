@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 
+from services.api import groups
 from services.api.turns import Intent, Turns
 from services.unit_of_work import UnitOfWork
+from tests.api.grouped import largest
 
 
 class Watch:
-    """Holds back commits, and counts the requests that have joined a group."""
+    """Holds back commits, has each group take all it may, and counts the requests that have joined a group."""
 
     def __init__(self) -> None:
         self._open = asyncio.Event()
@@ -52,6 +54,7 @@ class Watch:
 
         patch.setattr(UnitOfWork, "commit", commit_when_open)
         patch.setattr(Turns, "put", note_arrival)
+        patch.setattr(groups._Committer, "_most", largest)
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -1,0 +1,54 @@
+"""Replies of a committed group that wait a moment, so that the next group need not."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from services.api.turns import Intent, Outcome
+
+PATIENCE = 0.005
+"""Seconds after which replies go out even if the next group has not written its rows."""
+
+
+class Held:
+    """Replies of committed groups that go out once the next group's rows are on their way to the database.
+
+    To render them, and to read the requests that follow, takes this process about as long as the database needs for the
+    rows. Before, it would keep the next group waiting, and the database idle.
+    """
+
+    def __init__(self) -> None:
+        self._replies: dict[Intent[Any], Outcome] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._replies)
+
+    def __contains__(self, intent: Intent[Any]) -> bool:
+        return intent in self._replies
+
+    def hold(self, replies: Mapping[Intent[Any], Outcome]) -> None:
+        """Keep these until `hand_out`, but not for longer than a moment: the next group may have to wait."""
+        self._replies |= replies
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(PATIENCE, self.hand_out)
+
+    def hand_out_soon(self) -> None:
+        """Hand out what is held now as soon as the running task waits."""
+        asyncio.get_running_loop().call_soon(self._hand_out, self._take())
+
+    def hand_out(self) -> None:
+        """Hand out what is held."""
+        self._hand_out(self._take())
+
+    def _take(self) -> Mapping[Intent[Any], Outcome]:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        replies, self._replies = self._replies, {}
+        return replies
+
+    @staticmethod
+    def _hand_out(replies: Mapping[Intent[Any], Outcome]) -> None:
+        for intent, reply in replies.items():
+            intent.settle(reply)
