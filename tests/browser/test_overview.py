@@ -1,49 +1,31 @@
-"""The overview in a browser while orders are placed: numbers and charts follow, and are there after a restart."""
+"""The overview in a browser while `waybill demo` runs: numbers and charts follow, and are there after a restart."""
 
-import asyncio
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
-import httpx2
 from playwright.async_api import Browser, Page, expect
 
-from benchmarks.sessions import session_of
-from services.api.tokens import Tokens
 from services.database import Database
 from services.settings import Settings
 from services.users.models import User
 from services.users.rights import Role
 from tests.browser.visitor import Visitor, visiting
-from tests.factories import make_product, make_user
-from tests.processes import Running
+from tests.factories import PASSWORD, make_user
+from tests.processes import Running, running
 
 SOME = r"[\d.]*[1-9][\d.]*"
 """A number that is not zero."""
 
 
-@asynccontextmanager
-async def orders(url: str, settings: Settings, buyer: User, product_id: int) -> AsyncIterator[None]:
-    """Place orders, some in a second, until exit."""
-    bearer = Tokens.from_settings(settings).make(session_of(buyer.id))
-    order = {"items": [{"product_id": product_id, "quantity": 1}]}
-    async with httpx2.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {bearer}"}, timeout=30) as client:
-
-        async def place() -> None:
-            number = 0
-            while True:
-                placed = await client.post("/v1/orders", headers={"Idempotency-Key": f"order-{number}"}, json=order)
-                assert placed.status_code == 201, placed.text
-                number += 1
-                await asyncio.sleep(0.1)
-
-        placing = asyncio.create_task(place())
-        try:
-            yield
-            assert not placing.done(), placing.exception()
-        finally:
-            placing.cancel()
-            await asyncio.gather(placing, return_exceptions=True)
+@contextmanager
+def demo(url: str, settings: Settings, operator: User, log: Path) -> Iterator[None]:
+    """`waybill demo` against this service, until exit."""
+    options = ("--url", url, "--rate", "10", "--operator-email", operator.email, "--operator-password", PASSWORD)
+    with running(["-m", "services.cli", "demo", *options], settings, log) as started:
+        yield
+        assert started.lives, started.said()
 
 
 async def drawn(page: Page) -> str:
@@ -52,11 +34,9 @@ async def drawn(page: Page) -> str:
 
 
 async def test_numbers_and_charts_follow_the_load_and_a_restarted_page_has_them_again(
-    browser: Browser, ticking: Database, settings: Settings, url: str, worker: Running
+    browser: Browser, ticking: Database, settings: Settings, url: str, worker: Running, tmp_path: Path
 ) -> None:
     operator = await make_user(ticking, role=Role.operator)
-    buyer = await make_user(ticking, credits="1000000")
-    product = await make_product(ticking, stock=1_000_000)
     async with visiting(browser, url) as visitor:
         await visitor.sign_in(operator.email)
         page = visitor.page
@@ -65,7 +45,7 @@ async def test_numbers_and_charts_follow_the_load_and_a_restarted_page_has_them_
         before = await drawn(page)
         processed = page.get_by_role("article").filter(has=page.get_by_role("heading", name="Processed", exact=True))
         await expect(processed.locator(".big")).to_have_text("0.0")
-        async with orders(url, settings, buyer, product.id):
+        with demo(url, settings, operator, tmp_path / "demo.log"):
             await expect(processed.locator(".big")).not_to_have_text(re.compile("0.0|–"))
             busy = re.compile(rf"recorded {SOME}, processed {SOME},")
             await expect(rates).to_have_attribute("aria-label", busy, timeout=60_000)
