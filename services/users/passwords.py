@@ -6,11 +6,13 @@ import random
 import string
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from itertools import pairwise
+from time import monotonic
 from typing import TypeVar
 
 from argon2 import PasswordHasher
@@ -23,6 +25,10 @@ ResultT = TypeVar("ResultT")
 
 _HAS_PLACE: ContextVar[bool] = ContextVar("has_place", default=False)
 _NICENESS = 19
+_FLOOD = 10.0
+"""Seconds for which it counts as a flood that there was no place for a request."""
+_REST = 4
+"""How many times as long as it has worked a thread rests in a flood."""
 
 _DECORATION = f"{string.digits}{string.punctuation}{string.whitespace}"
 _MOST_DECORATION = 6
@@ -34,10 +40,11 @@ class Passwords:
 
     At most `concurrent` run at a time, so that a burst of sign-ins cannot exhaust memory (`argon2_memory_kib` each).
     They run at a low priority: other requests and PostgreSQL, if it is on the same host, come first. At most
-    `password_queue` wait: beyond that, `Overloaded` is raised, so that those who wait are served soon.
+    `password_queue` wait: beyond that, `Overloaded` is raised, so that those who wait are served soon. Then each thread
+    also rests between two passwords, as work at a low priority still slows down the memory for others.
     """
 
-    refusal_delay = 1.0
+    refusal_delay = 3.0
     """Seconds until a request is told that there is no place for it, or that it has to wait for its next attempt.
 
     More or less, at random: those that come together must not come together again.
@@ -59,6 +66,8 @@ class Passwords:
         self._threads = ThreadPoolExecutor(concurrent, "passwords", _give_way)
         self._most = concurrent + settings.password_queue
         self._taken = 0
+        self._flooded_until = 0.0
+        self._worked = threading.local()
         # Checked for an unknown address, so that response times do not reveal which addresses exist.
         self._nobody = self._hasher.hash("the password of no account")
 
@@ -90,6 +99,7 @@ class Passwords:
             yield
             return
         if self._taken >= self._most:
+            self._flooded_until = monotonic() + _FLOOD
             await self.delay_refusal()
             raise Overloaded("too many people are signing in; send the request again")
         self._taken += 1
@@ -127,7 +137,19 @@ class Passwords:
 
     async def _in_thread(self, work: Callable[..., ResultT], *arguments: str) -> ResultT:
         async with self.place():
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, work, *arguments)
+
+    def _run(self, work: Callable[..., ResultT], *arguments: str) -> ResultT:
+        began = monotonic()
+        if began < self._flooded_until:
+            # Not after the work: whoever waits for its result need not wait for the rest.
+            time.sleep(max(0.0, getattr(self._worked, "rested_at", 0.0) - began))
+            began = monotonic()
+        try:
+            return work(*arguments)
+        finally:
+            ended = monotonic()
+            self._worked.rested_at = ended + _REST * (ended - began)
 
     def _verify(self, hashed: str, password: str) -> bool:
         try:

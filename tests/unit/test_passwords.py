@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 import threading
+from contextvars import Context
 from typing import Literal
 
 import pytest
@@ -11,6 +12,7 @@ from argon2 import PasswordHasher, extract_parameters
 
 from services.errors import Overloaded
 from services.settings import Environment, Settings
+from services.users import passwords as module
 from services.users.passwords import Passwords
 
 
@@ -143,3 +145,40 @@ async def test_a_sign_in_that_is_given_up_leaves_its_place_in_the_queue() -> Non
     given_up.cancel()
     await asyncio.wait([given_up])
     assert await passwords.hash("y") == "y"
+
+
+async def test_threads_rest_only_while_there_is_no_place_for_all_and_never_after_the_last_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    at, rests = 1000.0, list[float]()
+
+    def rest(seconds: float) -> None:
+        nonlocal at
+        rests.append(seconds)
+        at += seconds
+
+    class Slow(PasswordHasher):
+        def hash(self, password: str | bytes, *, salt: bytes | None = None) -> str:
+            nonlocal at
+            at += 0.5
+            return super().hash(password, salt=salt)
+
+    passwords = Passwords(cheap(password_queue=0), concurrent=1)
+    passwords.refusal_delay = 0.0
+    passwords._hasher = Slow(time_cost=1, memory_cost=8, parallelism=1)
+    monkeypatch.setattr(module, "monotonic", lambda: at)
+    monkeypatch.setattr("services.users.passwords.time.sleep", rest)
+
+    for _ in range(3):
+        await passwords.hash("one after another")
+    assert rests == []
+    async with passwords.place():
+        with pytest.raises(Overloaded):
+            # Not in the context that has the place.
+            await asyncio.create_task(passwords.hash("too many"), context=Context())
+    for _ in range(3):
+        await passwords.hash("in a flood")
+    assert rests == [module._REST * 0.5] * 3
+    at += module._FLOOD + 1
+    await passwords.hash("afterwards")
+    assert len(rests) == 3
