@@ -14,7 +14,7 @@ class Held:
     """Replies of committed groups that go out once the next group's rows are on their way to the database.
 
     To render them, and to read the requests that follow, takes this process about as long as the database needs for the
-    rows. Before, it would keep the next group waiting, and the database idle.
+    rows. If it came first, the next group would wait for that, and the database for the next group.
     """
 
     def __init__(self) -> None:

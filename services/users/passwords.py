@@ -27,7 +27,7 @@ _HAS_PLACE: ContextVar[bool] = ContextVar("has_place", default=False)
 _NICENESS = 19
 _FLOOD = 10.0
 """Seconds for which it counts as a flood that there was no place for a request."""
-_REST = 4
+_REST = 8
 """How many times as long as it has worked a thread rests in a flood."""
 
 _DECORATION = f"{string.digits}{string.punctuation}{string.whitespace}"
