@@ -29,6 +29,7 @@ from services.api.kept import STORED, ReplayStored, check_free, is_kept, kept_re
 from services.api.problems import domain_problem, is_unavailable, outcome_unknown_problem, overloaded
 from services.api.request_log import ids_of
 from services.api.rights import check_rights
+from services.api.shares import Use, use
 from services.api.spans import of_group
 from services.api.tokens import no_longer_valid
 from services.api.turns import Alone, Answered, Intent, Outcome, Replay, Turns
@@ -169,6 +170,7 @@ class _Committer:
         return running + self._turns.ahead(caller_id) / self._settings.group_commit_size * self._group_seconds
 
     async def _run(self) -> None:
+        use.set(Use.commit)
         while True:
             await self._wanted.wait()
             intents = self._turns.take(self._most())

@@ -1,58 +1,94 @@
-"""A bounded share of the connection pool for requests that write, so that reads are not blocked."""
+"""Bounded shares of the connection pool: requests that write do not block reads, and neither blocks group commit."""
 
 import asyncio
+from collections.abc import Iterable
 from contextvars import ContextVar
+from enum import Enum
 from typing import Any
 
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 from sqlalchemy.util import await_only
 
-writes: ContextVar[bool] = ContextVar("writes", default=False)
-"""Whether this is the context of a request that may write, and so may wait for a lock."""
+
+class Use(Enum):
+    """What a connection is for."""
+
+    read = "a read"
+    write = "a write"
+    """Of a request that may wait for a lock."""
+    commit = "a group"
+    """Requests of many callers, carried out together."""
+
+
+use: ContextVar[Use] = ContextVar("use", default=Use.read)
+
+_KEPT = 2
+"""Connections that remain for group commit: one for orders, one for transfers."""
 
 
 class SharingPool(AsyncAdaptedQueuePool):
-    """A pool of which requests that write may use at most three quarters. They hold a place only with a connection.
+    """A pool of which requests that write may use at most three quarters, and all but group commit what leaves it two.
 
-    Raises SQLAlchemy's `TimeoutError` if no place is free within the pool's timeout. Places are given out in the order
-    in which they were requested.
+    A small pool leaves it fewer: at most a quarter. Requests hold a place only with a connection. Raises SQLAlchemy's
+    `TimeoutError` if no place is free within the pool's timeout. Places are given out in the order in which they were
+    requested.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._count = max(1, (self.size() + self._max_overflow) * 3 // 4)
-        self._places = asyncio.Semaphore(self._count)
+        whole = self.size() + self._max_overflow
+        everyone = _Share(whole - min(_KEPT, whole // 4))
+        self._shares = {Use.read: [everyone], Use.write: [_Share(max(1, whole * 3 // 4)), everyone], Use.commit: []}
 
     def _do_get(self) -> ConnectionPoolEntry:
-        if not writes.get():
-            return super()._do_get()
-        await_only(self._take_place())
+        wanted = use.get()
+        taken: list[_Share] = []
         # The pool may call this method again, for the same connection.
-        without_another = writes.set(False)
+        without_another = use.set(Use.commit)
         try:
+            for share in self._shares[wanted]:
+                await_only(share.take(wanted, self.timeout()))
+                taken.append(share)
             entry = super()._do_get()
         except BaseException:
-            self._places.release()
+            _give_back(taken)
             raise
         finally:
-            writes.reset(without_another)
+            use.reset(without_another)
         # Kept apart from the connection, which may be replaced while it is in use.
-        entry.record_info["place"] = True  # type: ignore[index]
+        entry.record_info["places"] = taken  # type: ignore[index]
         return entry
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
-        if record.record_info and record.record_info.pop("place", False):
-            self._places.release()
+        if record.record_info:
+            _give_back(record.record_info.pop("places", ()))
         super()._do_return_conn(record)
 
-    async def _take_place(self) -> None:
+
+class _Share:
+    """How many connections may be used for something at the same time."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._places = asyncio.Semaphore(count)
+
+    async def take(self, wanted: Use, seconds: float) -> None:
+        """Raises SQLAlchemy's `TimeoutError` if no place is free within so many seconds."""
         if not self._places.locked():
             await self._places.acquire()
             return
         try:
-            async with asyncio.timeout(self.timeout()):
+            async with asyncio.timeout(seconds):
                 await self._places.acquire()
         except TimeoutError as error:
-            message = f"no connection for a write within {self.timeout():g} s: {self._count} are in use"
+            message = f"no connection for {wanted.value} within {seconds:g} s: {self._count} are in use"
             raise PoolTimeout(message) from error
+
+    def give_back(self) -> None:
+        self._places.release()
+
+
+def _give_back(shares: Iterable[_Share]) -> None:
+    for share in shares:
+        share.give_back()

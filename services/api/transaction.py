@@ -20,7 +20,7 @@ from services.api.intents import in_group, kind_of
 from services.api.kept import STORED, ReplayStored, check_free, is_kept, kept_reply, replayed
 from services.api.problems import domain_problem, is_unavailable, outcome_unknown_problem
 from services.api.reads import FAILURES, POSITION_HEADER
-from services.api.shares import writes
+from services.api.shares import Use, use
 from services.api.state import api_state, trace_of
 from services.api.turns import Alone, Answered, Replay
 from services.errors import DomainError
@@ -54,7 +54,7 @@ class TransactionRoute(CheckedRoute):
         async def handle_in_transaction(request: Request) -> Response:
             # The whole body before the first statement: no transaction waits for a client.
             await read_whole(request)
-            writes.set(request.method not in _READING)
+            use.set(Use.read if request.method in _READING else Use.write)
             response = None if kind is None else await _in_group(request, kind)
             if response is None:
                 response = await _try_on_both(request, handle)

@@ -5,18 +5,20 @@ import inspect
 import logging
 import resource
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 
 import psycopg
 import pytest
 from fastapi import FastAPI
 from psycopg import sql
 from sqlalchemy import text
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
 from sqlmodel import select
 
 import services.models  # noqa: F401
 from services.api.server import make_room
-from services.api.shares import SharingPool, writes
+from services.api.shares import SharingPool, Use, use
 from services.app import create_app
 from services.budget import check_pool_budget
 from services.database import Database, make_engine, open_database
@@ -123,7 +125,7 @@ async def test_a_write_takes_one_place_even_if_the_pool_looks_twice_for_its_conn
     small = settings.model_copy(
         update={"database_pool_size": 1, "database_max_overflow": 0, "database_pool_timeout": 0.5}
     )
-    token = writes.set(True)
+    token = use.set(Use.write)
     try:
         async with open_database(small, "test", pool_class=SharingPool) as opened:
             # There is one place, and each of these gives it back.
@@ -131,8 +133,31 @@ async def test_a_write_takes_one_place_even_if_the_pool_looks_twice_for_its_conn
                 async with opened.write() as session:
                     assert (await session.exec(select(1))).one() == 1
     finally:
-        writes.reset(token)
+        use.reset(token)
     assert next(outpaced, None) is None
+
+
+async def test_reads_and_writes_that_take_long_leave_connections_for_group_commit(settings: Settings) -> None:
+    few = settings.model_copy(
+        update={"database_pool_size": 6, "database_max_overflow": 2, "database_pool_timeout": 0.2}
+    )
+    async with open_database(few, "test", pool_class=SharingPool) as opened, AsyncExitStack() as stack:
+
+        async def take(wanted: Use) -> None:
+            token = use.set(wanted)
+            try:
+                session = await stack.enter_async_context(opened.write())
+                await session.exec(select(1))
+            finally:
+                use.reset(token)
+
+        for wanted in (Use.write, Use.read, Use.read, Use.read, Use.read, Use.read):
+            await take(wanted)
+        for wanted in (Use.read, Use.write):
+            with pytest.raises(PoolTimeout, match=f"no connection for {wanted.value} within 0.2 s: 6 are in use"):
+                await take(wanted)
+        for _ in range(2):
+            await take(Use.commit)
 
 
 async def test_a_pool_budget_that_fits_is_silent(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
