@@ -11,6 +11,7 @@ from typing import Annotated, Any, ParamSpec, TypeAlias, TypeVar
 
 import typer
 from pydantic_core import to_json
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy.exc import DBAPIError
@@ -33,6 +34,8 @@ Work: TypeAlias = Callable[[UnitOfWork], Awaitable[ResultT]]
 Do: TypeAlias = Callable[[Work[ResultT]], Awaitable[ResultT]]
 
 _TRIES = 5
+_GAP = "  "
+"""Between two columns."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Actor = Annotated[str | None, typer.Option(help="Who does it, for the audit trail. Default: your system user name.")]
@@ -142,10 +145,25 @@ def show_json(value: Any) -> None:
 
 
 def show_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows below headings, in columns. Where a line would be too long for a terminal, its cells are wrapped."""
+    cells = [["" if value is None else harmless(str(value)) for value in row] for row in rows]
+    console = plain_console()
+    widths = [max(map(cell_len, column)) for column in zip(headings, *cells, strict=True)]
+    is_simple = not any("\n" in cell or "\t" in cell for row in cells for cell in row)
+    if is_simple and (not console.is_terminal or sum(widths) + len(_GAP) * (len(widths) - 1) <= console.width):
+        # Rich needs about a millisecond for each row, most of it to find out where to wrap.
+        console.print(_line(headings, widths), style="bold", soft_wrap=True)
+        for row in cells:
+            say(_line(row, widths))
+        return
     table = Table(*headings, box=None, header_style="bold", pad_edge=False)
-    for row in rows:
-        table.add_row(*("" if value is None else harmless(str(value)) for value in row))
-    plain_console().print(table)
+    for row in cells:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return _GAP.join(set_cell_size(cell, width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
 
 def show_more(next_cursor: str | None) -> None:
