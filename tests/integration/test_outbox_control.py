@@ -129,6 +129,17 @@ async def test_a_dry_run_lists_the_dead_letters_and_writes_nothing(database: Dat
     assert await actions(database) == []
 
 
+async def test_letters_are_counted_up_to_a_bound_before_an_act(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bury(database, "a", "b", "c")
+    for bound, counted in ((2, (2, True)), (3, (3, False))):
+        monkeypatch.setattr("services.outbox.control.repository.COUNTED", bound)
+        async with UnitOfWork(database.write) as uow:
+            done = await control.replay(uow, Selection(type="test.tick"), OPS, dry_run=True)
+        assert (done.matching, done.matching_is_more) == counted
+
+
 async def test_all_of_one_fingerprint_are_replayed_slice_by_slice(database: Database) -> None:
     await bury(database, "a", "b", "c")
     async with UnitOfWork(database.write) as uow:

@@ -191,7 +191,7 @@ def _act(name: str, act: Act, wanted: Selection, by: By, dry_run: bool, yes: boo
         if dry_run:
             _show_plan(name, plan, as_json)
             return
-        confirm(f"{name} {counted(plan.matching, 'dead letter')}?", yes=yes)
+        confirm(f"{name} {_matching(plan)}?", yes=yes)
         done = sum(one.done for one in in_several(_Slices(act, wanted, by)))
     if as_json:
         show_json({"done": done})
@@ -218,11 +218,15 @@ class _Slices:
         return done
 
 
+def _matching(plan: Slice) -> str:
+    return ("more than " if plan.matching_is_more else "") + counted(plan.matching, "dead letter")
+
+
 def _show_plan(name: str, plan: Slice, as_json: bool) -> None:
     if as_json:
         show_json(plan)
         return
-    say(f"Would {name} {counted(plan.matching, 'dead letter')}" + (f", the first {plan.done}:" if plan.more else ":"))
+    say(f"Would {name} {_matching(plan)}" + (f", the first {plan.done}:" if plan.more else ":"))
     show_table(
         ["position", "event", "type", "aggregate", "error"],
         ([letter.position, letter.event_id, letter.type, letter.aggregate, letter.message] for letter in plan.letters),

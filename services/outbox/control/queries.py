@@ -19,7 +19,9 @@ _SELECTED = """
 _SHOWN = 2000
 """How much of the end of an error is read for each dead letter of a list: its summary, and room before it."""
 
-COUNT = Statement(f"SELECT count(*) AS number FROM dead_letters WHERE {_SELECTED}")  # noqa: S608
+COUNT = Statement(f"""
+    SELECT count(*) AS number FROM (SELECT FROM dead_letters WHERE {_SELECTED} LIMIT :most) AS found
+""")  # noqa: S608
 HEADS = Statement(f"""
     SELECT position, event_id, aggregate, type, fingerprint, died_at, right(error, {_SHOWN}) AS error
     FROM dead_letters

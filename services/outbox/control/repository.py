@@ -38,9 +38,11 @@ class ControlRepository(SqlAccess):
         found = (await self.session.exec(statement)).first()
         return None if found is None else (found[0], found[1])
 
-    async def count(self, selection: Selection) -> int:
-        (row,) = await self.sql.fetch(queries.COUNT, **asdict(selection))
-        return int(row["number"])
+    async def count(self, selection: Selection) -> tuple[int, bool]:
+        """How many dead letters are selected, and whether there are more: the count stops at `COUNTED`."""
+        (row,) = await self.sql.fetch(queries.COUNT, **asdict(selection), most=COUNTED + 1)
+        number = int(row["number"])
+        return min(number, COUNTED), number > COUNTED
 
     async def heads(self, selection: Selection, after: int, limit: int) -> Sequence[Row]:
         """The first `limit` selected dead letters with a position after `after`."""

@@ -89,11 +89,13 @@ class Letter(Protocol):
 class Slice:
     """What one transaction has done, or would do.
 
-    `matching` dead letters were selected before it, and `done` of them, those in `letters`, have been dealt with. If
-    there are `more`, continue in the next transaction after the position `last`.
+    `matching` dead letters were selected before it, and `done` of them, those in `letters`, have been dealt with. The
+    first number stops at 10,000, and `matching_is_more` says that there are more. If there are `more` after those in
+    `letters`, continue in the next transaction after the position `last`.
     """
 
     matching: int
+    matching_is_more: bool
     done: int
     letters: Sequence[Head]
     more: bool

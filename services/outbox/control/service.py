@@ -47,11 +47,11 @@ async def replay(
 ) -> Slice:
     """Put dead letters back in their old places. A dry run writes nothing."""
     _check_selection(selection)
-    matching, letters = await _take(work, selection, after, limit, dry_run)
+    counted, letters = await _take(work, selection, after, limit, dry_run)
     if letters and not dry_run:
         await work.control.replay([letter.position for letter in letters], by.actor, by.reason)
         _record_letters(work, Action.letters_replayed, letters, by)
-    return _slice(matching, letters, limit)
+    return _slice(counted, letters, limit)
 
 
 async def discard(
@@ -71,11 +71,11 @@ async def discard(
     """
     _check_selection(selection)
     _check_reason(by)
-    matching, letters = await _take(work, selection, after, limit, dry_run)
+    counted, letters = await _take(work, selection, after, limit, dry_run)
     if letters and not dry_run:
         await throw_away(work, letters, by, subscriptions)
         _record_letters(work, Action.letters_discarded, letters, by)
-    return _slice(matching, letters, limit)
+    return _slice(counted, letters, limit)
 
 
 async def throw_away(
@@ -339,10 +339,10 @@ async def _check_type(work: Transaction, event_type: str) -> None:
 
 async def _take(
     work: Transaction, selection: Selection, after: int, limit: int, dry_run: bool
-) -> tuple[int, list[Head]]:
-    matching = await work.control.count(selection)
+) -> tuple[tuple[int, bool], list[Head]]:
+    counted = await work.control.count(selection)
     read = work.control.heads if dry_run else work.control.lock
-    return matching, [_head(row) for row in await read(selection, after, limit)]
+    return counted, [_head(row) for row in await read(selection, after, limit)]
 
 
 def _head(row: Row) -> Head:
@@ -350,5 +350,5 @@ def _head(row: Row) -> Head:
     return Head(**told, message=last_line(row["error"]))
 
 
-def _slice(matching: int, letters: Sequence[Head], limit: int) -> Slice:
-    return Slice(matching, len(letters), letters, len(letters) == limit, letters[-1].position if letters else 0)
+def _slice(counted: tuple[int, bool], letters: Sequence[Head], limit: int) -> Slice:
+    return Slice(*counted, len(letters), letters, len(letters) == limit, letters[-1].position if letters else 0)
