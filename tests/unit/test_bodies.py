@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import Message
 
-from services.api import problems
+from services.api import bodies, problems
 from services.api.bodies import DEFAULT, BodyLimit, is_json, parse, read_body
 from services.api.checked import CheckedRoute, Handle
 from services.api.headers import Protection
@@ -207,19 +207,36 @@ def test_any_json_is_read_as_it_was_meant(value: Any, escaped: bool) -> None:
     assert parse(json.dumps(value, ensure_ascii=escaped).encode(), limit) == value
 
 
-@given(value=JSON_VALUES)
-def test_values_are_counted_whatever_the_texts_contain(value: Any) -> None:
+@given(value=JSON_VALUES, first_look=st.sampled_from([1, 7, 64 * 1024]))
+def test_values_are_counted_whatever_the_texts_contain(value: Any, first_look: int) -> None:
     def size(one: Any) -> int:
         """Lists, objects, and the commas between what they have."""
         inside = list(one.values()) if isinstance(one, dict) else one if isinstance(one, list) else None
         return 0 if inside is None else 1 + max(0, len(inside) - 1) + sum(map(size, inside))
 
     body, number = json.dumps(value).encode(), size(value)
-    assert parse(body, BodyLimit(2**20, number)) == value
-    if number:
-        with pytest.raises(HTTPException) as refused:
-            parse(body, BodyLimit(2**20, number - 1))
-        assert refused.value.status_code == 413
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bodies, "_FIRST_LOOK", first_look)
+        assert parse(body, BodyLimit(2**20, number)) == value
+        if number:
+            with pytest.raises(HTTPException) as refused:
+                parse(body, BodyLimit(2**20, number - 1))
+            assert refused.value.status_code == 413
+
+
+def test_counting_ends_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[int] = []
+
+    class Strings:
+        @staticmethod
+        def sub(_: bytes, text: bytes) -> bytes:
+            looked_at.append(len(text))
+            return text
+
+    monkeypatch.setattr(bodies, "_STRINGS", Strings)
+    with pytest.raises(HTTPException):
+        parse(b'{"a":' * 200_000, BodyLimit(2**20, 500))
+    assert looked_at == [64 * 1024]
 
 
 @pytest.mark.parametrize(
