@@ -224,7 +224,7 @@ def _parse_signed_amount(value: object) -> Decimal:
 
 
 def typed_id(text: str) -> int | None:
-    """The id that someone has typed where something else may stand as well; None if it is something else."""
+    """The id that someone has typed into a field that also takes other text; None if it is not an id."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None
 
 

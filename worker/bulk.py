@@ -76,8 +76,8 @@ class BulkRunner:
         self._quiet = quiet
 
     def expect(self, there_are: bool) -> None:
-        """Look for actions, as at the start, or not until this is called again: the heartbeat sees if there are any."""
-        if there_are:
+        """Look for actions, or stop looking until this is called again. The heartbeat knows whether there are any."""
+        if there_are or self._stopping.is_set():
             self._expected.set()
         else:
             self._expected.clear()
@@ -110,7 +110,9 @@ class BulkRunner:
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._stopping.wait()
-            await self._expected.wait()
+            # A failure stays in the worker's health report until a look succeeds.
+            if not failures:
+                await self._expected.wait()
 
     async def _chunk(self) -> bool:
         """Do one chunk; returns False if no action is due, or other workers run them all."""

@@ -67,7 +67,7 @@ _LOOK_UP = 5.0
 
 _LOOK_AGAIN = 0.05
 _FEWEST = 4
-"""A group that could be as large is not made smaller: what each group costs by itself would weigh too much."""
+"""Groups are not made smaller than this: the fixed cost of each group would weigh too much."""
 
 _PATIENCE = 5.0
 """Seconds after which a group that cannot use the database is not tried again, as for a request that goes alone."""
@@ -167,7 +167,7 @@ class _Committer:
     def _expected_wait(self, caller_id: int) -> float:
         """How many seconds a new request of this caller would wait: for the running group and those before its own."""
         running = 0.0 if self._began is None else monotonic() - self._began
-        return running + self._turns.ahead(caller_id) / self._settings.group_commit_size * self._group_seconds
+        return running + self._turns.ahead(caller_id) / self._most() * self._group_seconds
 
     async def _run(self) -> None:
         use.set(Use.commit)
@@ -353,6 +353,8 @@ class _Committer:
 
     async def _look_up(self, replies: Mapping[Intent[Any], Outcome]) -> None:
         stored: Mapping[Intent[Any], StoredReply] = {}
+        # The committers go on, with the connections that are reserved for them.
+        use.set(Use.write)
         try:
             async with asyncio.timeout(_LOOK_UP):
                 stored = await self._stored(list(replies))

@@ -13,8 +13,8 @@ PATIENCE = 0.005
 class Held:
     """Replies of committed groups that go out once the next group's rows are on their way to the database.
 
-    To render them, and to read the requests that follow, takes this process about as long as the database needs for the
-    rows. If it came first, the next group would wait for that, and the database for the next group.
+    Sending them and reading the requests that follow takes this process about as long as the database needs for the
+    rows. If that came first, the next group would wait for it, and the database for the next group.
     """
 
     def __init__(self) -> None:
@@ -35,20 +35,20 @@ class Held:
 
     def hand_out_soon(self) -> None:
         """Hand out what is held now as soon as the running task waits."""
-        asyncio.get_running_loop().call_soon(self._hand_out, self._take())
+        self._stop_timer()
+        asyncio.get_running_loop().call_soon(self._hand_out, dict(self._replies))
 
     def hand_out(self) -> None:
         """Hand out what is held."""
-        self._hand_out(self._take())
+        self._stop_timer()
+        self._hand_out(dict(self._replies))
 
-    def _take(self) -> Mapping[Intent[Any], Outcome]:
+    def _hand_out(self, replies: Mapping[Intent[Any], Outcome]) -> None:
+        for intent, reply in replies.items():
+            intent.settle(reply)
+            self._replies.pop(intent, None)
+
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        replies, self._replies = self._replies, {}
-        return replies
-
-    @staticmethod
-    def _hand_out(replies: Mapping[Intent[Any], Outcome]) -> None:
-        for intent, reply in replies.items():
-            intent.settle(reply)

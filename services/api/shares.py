@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterable
 from contextvars import ContextVar
 from enum import Enum
+from time import monotonic
 from typing import Any
 
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -24,31 +25,33 @@ class Use(Enum):
 use: ContextVar[Use] = ContextVar("use", default=Use.read)
 
 _KEPT = 2
-"""Connections that remain for group commit: one for orders, one for transfers."""
+"""Connections that are reserved for group commit: one for orders, one for transfers."""
 
 
 class SharingPool(AsyncAdaptedQueuePool):
-    """A pool of which requests that write may use at most three quarters, and all but group commit what leaves it two.
+    """A pool of which everything but group commit may use all but two connections, and writes three quarters of these.
 
-    A small pool leaves it fewer: at most a quarter. Requests hold a place only with a connection. Raises SQLAlchemy's
-    `TimeoutError` if no place is free within the pool's timeout. Places are given out in the order in which they were
-    requested.
+    In a small pool, fewer are reserved: at most a quarter. Requests hold a place only with a connection. Raises
+    SQLAlchemy's `TimeoutError` if no place is free within the pool's timeout. Places are given out in the order of the
+    requests for them.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         whole = self.size() + self._max_overflow
-        everyone = _Share(whole - min(_KEPT, whole // 4))
-        self._shares = {Use.read: [everyone], Use.write: [_Share(max(1, whole * 3 // 4)), everyone], Use.commit: []}
+        count = whole - min(_KEPT, whole // 4)
+        everyone = _Share(count)
+        self._shares = {Use.read: [everyone], Use.write: [_Share(max(1, count * 3 // 4)), everyone], Use.commit: []}
 
     def _do_get(self) -> ConnectionPoolEntry:
         wanted = use.get()
         taken: list[_Share] = []
+        deadline = monotonic() + self.timeout()
         # The pool may call this method again, for the same connection.
         without_another = use.set(Use.commit)
         try:
             for share in self._shares[wanted]:
-                await_only(share.take(wanted, self.timeout()))
+                await_only(share.take(wanted, deadline, self.timeout()))
                 taken.append(share)
             entry = super()._do_get()
         except BaseException:
@@ -73,13 +76,13 @@ class _Share:
         self._count = count
         self._places = asyncio.Semaphore(count)
 
-    async def take(self, wanted: Use, seconds: float) -> None:
-        """Raises SQLAlchemy's `TimeoutError` if no place is free within so many seconds."""
+    async def take(self, wanted: Use, deadline: float, seconds: float) -> None:
+        """Raises SQLAlchemy's `TimeoutError` if no place is free by the deadline. `seconds` is the whole time limit."""
         if not self._places.locked():
             await self._places.acquire()
             return
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(deadline - monotonic()):
                 await self._places.acquire()
         except TimeoutError as error:
             message = f"no connection for {wanted.value} within {seconds:g} s: {self._count} are in use"

@@ -113,7 +113,7 @@ class Turns(Generic[WantedT]):
     def take(self, most: int) -> list[Intent[WantedT]]:
         """The next group, in the order of arrival: one request of each caller in turn, until there is no more room.
 
-        That is after `most` requests, or as many as weigh too much.
+        There is room for `most` requests, or for fewer if together they weigh too much.
 
         A request that has a key or a name in common with an earlier one of its caller waits for the next group, and
         with it whatever else its caller sent after it.

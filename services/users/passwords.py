@@ -6,13 +6,12 @@ import random
 import string
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from itertools import pairwise
-from time import monotonic
+from time import monotonic, sleep, thread_time
 from typing import TypeVar
 
 from argon2 import PasswordHasher
@@ -26,9 +25,11 @@ ResultT = TypeVar("ResultT")
 _HAS_PLACE: ContextVar[bool] = ContextVar("has_place", default=False)
 _NICENESS = 19
 _FLOOD = 10.0
-"""Seconds for which it counts as a flood that there was no place for a request."""
+"""How many seconds after a request found no place there still counts as being a flood."""
 _REST = 8
-"""How many times as long as it has worked a thread rests in a flood."""
+"""In a flood, a thread rests this many times as long as it has worked."""
+_LONGEST_REST = 1.0
+"""Seconds."""
 
 _DECORATION = f"{string.digits}{string.punctuation}{string.whitespace}"
 _MOST_DECORATION = 6
@@ -40,8 +41,9 @@ class Passwords:
 
     At most `concurrent` run at a time, so that a burst of sign-ins cannot exhaust memory (`argon2_memory_kib` each).
     They run at a low priority: other requests and PostgreSQL, if it is on the same host, come first. At most
-    `password_queue` wait: beyond that, `Overloaded` is raised, so that those who wait are served soon. Then each thread
-    also rests between two passwords, as work at a low priority still slows down the memory for others.
+    `password_queue` wait: beyond that, `Overloaded` is raised, so that those who wait are served soon. While
+    more come than that, each thread also rests between two passwords, since even work at a low priority slows down
+    others' access to memory.
     """
 
     refusal_delay = 3.0
@@ -140,16 +142,16 @@ class Passwords:
             return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, work, *arguments)
 
     def _run(self, work: Callable[..., ResultT], *arguments: str) -> ResultT:
-        began = monotonic()
-        if began < self._flooded_until:
+        at = monotonic()
+        if at < self._flooded_until:
             # Not after the work: whoever waits for its result need not wait for the rest.
-            time.sleep(max(0.0, getattr(self._worked, "rested_at", 0.0) - began))
-            began = monotonic()
+            sleep(max(0.0, getattr(self._worked, "rested_at", 0.0) - at))
+        # Not the time that has passed, which at a low priority is long on a busy machine.
+        began = thread_time()
         try:
             return work(*arguments)
         finally:
-            ended = monotonic()
-            self._worked.rested_at = ended + _REST * (ended - began)
+            self._worked.rested_at = monotonic() + min(_LONGEST_REST, _REST * (thread_time() - began))
 
     def _verify(self, hashed: str, password: str) -> bool:
         try:

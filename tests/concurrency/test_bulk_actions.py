@@ -31,6 +31,7 @@ from tests.concurrency.bulk import (
 )
 from tests.concurrency.ticks import Tick, TickHandler, append, drain, effects, processor, rows
 from worker.bulk import BulkRunner
+from worker.failures import Failures
 
 OF_KIND = BulkFilter(fingerprint=FINGERPRINT)
 DEAD = "SELECT count(*) FROM dead_letters"
@@ -273,6 +274,49 @@ async def test_a_worker_does_not_look_for_actions_while_its_heartbeat_sees_none(
         one.expect(False)
         async with asyncio.timeout(5):
             await one.stop(1)
+
+
+async def test_a_look_that_failed_is_repeated_even_if_the_heartbeat_sees_no_action(ticking: Database) -> None:
+    broken = True
+
+    def open_unit_of_work() -> UnitOfWork:
+        if broken:
+            raise OSError("no route to the database")
+        return UnitOfWork(ticking.write)
+
+    failures = Failures()
+    one = BulkRunner(open_unit_of_work, [], uuid4(), failures=failures)
+    one.start()
+    try:
+        async with asyncio.timeout(20):
+            while failures.report() is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            one.expect(False)
+            broken = False
+            while failures.report() is not None:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    finally:
+        await one.stop(1)
+
+
+async def test_a_heartbeat_during_the_stop_does_not_hold_it_up(ticking: Database) -> None:
+    in_chunk, may_end = asyncio.Event(), asyncio.Event()
+
+    class Slow(UnitOfWork):
+        async def __aenter__(self) -> "Slow":
+            in_chunk.set()
+            await may_end.wait()
+            return await super().__aenter__()
+
+    one = BulkRunner(lambda: Slow(ticking.write), [], uuid4())
+    one.start()
+    await in_chunk.wait()
+    stopping = asyncio.create_task(one.stop(60))
+    await asyncio.sleep(0)
+    one.expect(False)
+    may_end.set()
+    async with asyncio.timeout(20):
+        await stopping
 
 
 async def test_a_chunk_that_fails_as_a_whole_is_put_off_and_the_next_one_is_smaller(ticking: Database) -> None:

@@ -236,8 +236,8 @@ async def group_that_waits(client: Client, stopping: Stops, shop: Shop, path: st
     await stopping.stopped()
     group = shop.requests(path, GROUP, many)
     replies = [asyncio.create_task(client.send(one)) for one in group]
-    # Until all of them have reached the process.
-    await asyncio.sleep(0.5)
+    # Until all of them have reached the process, even on a busy machine.
+    await asyncio.sleep(2)
     return Waiting(ahead, group, replies)
 
 

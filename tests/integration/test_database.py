@@ -137,7 +137,7 @@ async def test_a_write_takes_one_place_even_if_the_pool_looks_twice_for_its_conn
     assert next(outpaced, None) is None
 
 
-async def test_reads_and_writes_that_take_long_leave_connections_for_group_commit(settings: Settings) -> None:
+async def test_slow_writes_leave_connections_for_reads_and_both_leave_some_for_group_commit(settings: Settings) -> None:
     few = settings.model_copy(
         update={"database_pool_size": 6, "database_max_overflow": 2, "database_pool_timeout": 0.2}
     )
@@ -151,11 +151,14 @@ async def test_reads_and_writes_that_take_long_leave_connections_for_group_commi
             finally:
                 use.reset(token)
 
-        for wanted in (Use.write, Use.read, Use.read, Use.read, Use.read, Use.read):
-            await take(wanted)
-        for wanted in (Use.read, Use.write):
-            with pytest.raises(PoolTimeout, match=f"no connection for {wanted.value} within 0.2 s: 6 are in use"):
-                await take(wanted)
+        for _ in range(4):
+            await take(Use.write)
+        with pytest.raises(PoolTimeout, match=r"no connection for a write within 0\.2 s: 4 are in use"):
+            await take(Use.write)
+        for _ in range(2):
+            await take(Use.read)
+        with pytest.raises(PoolTimeout, match=r"no connection for a read within 0\.2 s: 6 are in use"):
+            await take(Use.read)
         for _ in range(2):
             await take(Use.commit)
 

@@ -150,7 +150,7 @@ async def test_a_sign_in_that_is_given_up_leaves_its_place_in_the_queue() -> Non
 async def test_threads_rest_only_while_there_is_no_place_for_all_and_never_after_the_last_password(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    at, rests = 1000.0, list[float]()
+    at, work, rests = 1000.0, 0.1, list[float]()
 
     def rest(seconds: float) -> None:
         nonlocal at
@@ -160,14 +160,15 @@ async def test_threads_rest_only_while_there_is_no_place_for_all_and_never_after
     class Slow(PasswordHasher):
         def hash(self, password: str | bytes, *, salt: bytes | None = None) -> str:
             nonlocal at
-            at += 0.5
+            at += work
             return super().hash(password, salt=salt)
 
     passwords = Passwords(cheap(password_queue=0), concurrent=1)
     passwords.refusal_delay = 0.0
     passwords._hasher = Slow(time_cost=1, memory_cost=8, parallelism=1)
     monkeypatch.setattr(module, "monotonic", lambda: at)
-    monkeypatch.setattr("services.users.passwords.time.sleep", rest)
+    monkeypatch.setattr(module, "thread_time", lambda: at)
+    monkeypatch.setattr(module, "sleep", rest)
 
     for _ in range(3):
         await passwords.hash("one after another")
@@ -178,7 +179,14 @@ async def test_threads_rest_only_while_there_is_no_place_for_all_and_never_after
             await asyncio.create_task(passwords.hash("too many"), context=Context())
     for _ in range(3):
         await passwords.hash("in a flood")
-    assert rests == [module._REST * 0.5] * 3
+    assert rests == pytest.approx([module._REST * 0.1] * 3)
+    rests.clear()
+    # However slow the machine is.
+    work = 5.0
+    await passwords.hash("slowly")
+    await passwords.hash("slowly")
+    assert rests == pytest.approx([module._REST * 0.1, module._LONGEST_REST])
+    rests.clear()
     at += module._FLOOD + 1
     await passwords.hash("afterwards")
-    assert len(rests) == 3
+    assert rests == []

@@ -13,7 +13,7 @@ from tests.api.grouped import largest
 
 
 class Watch:
-    """Holds back commits, has each group take all it may, and counts the requests that have joined a group."""
+    """Holds back commits, and counts the requests that have joined a group."""
 
     def __init__(self) -> None:
         self._open = asyncio.Event()
@@ -38,7 +38,8 @@ class Watch:
         before = self.joined
         await until(lambda: self.joined > before or request.done())
 
-    def install(self, patch: pytest.MonkeyPatch) -> None:
+    def install(self, patch: pytest.MonkeyPatch, *, largest_groups: bool = True) -> None:
+        """With the largest groups, all that wait are in one. Otherwise, groups are as large as they usually are."""
         commit, put = UnitOfWork.commit, Turns.put
 
         async def commit_when_open(uow: UnitOfWork) -> None:
@@ -54,7 +55,8 @@ class Watch:
 
         patch.setattr(UnitOfWork, "commit", commit_when_open)
         patch.setattr(Turns, "put", note_arrival)
-        patch.setattr(groups._Committer, "_most", largest)
+        if largest_groups:
+            patch.setattr(groups._Committer, "_most", largest)
 
 
 async def until(condition: Callable[[], bool]) -> None:
