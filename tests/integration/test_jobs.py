@@ -128,10 +128,11 @@ async def test_a_job_acts_under_its_own_name(database: Database) -> None:
 
     await announce(database, ScheduledJob(job, DAILY))
     async with looping(database, ScheduledJob(job, DAILY)) as loop:
+        # Whether or not it has run already, because it was due.
         await act(database, lambda uow: jobs.run_now(uow, "job", By("test")))
         loop.wake()
-        await until(database, "job", lambda now: now.runs == 1)
-    assert actors == ["job:job"]
+        await until(database, "job", lambda now: now.runs >= 1)
+    assert set(actors) == {"job:job"}
 
 
 async def test_two_workers_never_run_a_job_at_the_same_time(database: Database) -> None:
