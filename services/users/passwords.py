@@ -26,7 +26,7 @@ _HAS_PLACE: ContextVar[bool] = ContextVar("has_place", default=False)
 _NICENESS = 19
 _FLOOD = 10.0
 """How many seconds after a request found no place there still counts as being a flood."""
-_REST = 8
+_REST = 12
 """In a flood, a thread rests this many times as long as it has worked."""
 _LONGEST_REST = 1.0
 """Seconds."""

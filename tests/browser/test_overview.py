@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 from playwright.async_api import Browser, Page, expect
@@ -20,12 +21,16 @@ SOME = r"[\d.]*[1-9][\d.]*"
 
 
 @contextmanager
-def demo(url: str, settings: Settings, operator: User, log: Path) -> Iterator[None]:
+def demo(url: str, settings: Settings, operator: User, approver: User, log: Path) -> Iterator[None]:
     """`waybill demo` against this service, until exit."""
-    options = ("--url", url, "--rate", "10", "--operator-email", operator.email, "--operator-password", PASSWORD)
-    with running(["-m", "services.cli", "demo", *options], settings, log) as started:
-        yield
-        assert started.lives, started.said()
+    users = {"operator": operator, "approver": approver}
+    given = [(f"--{name}-email", one.email, f"--{name}-password", PASSWORD) for name, one in users.items()]
+    command = ["-m", "services.cli", "demo", "--url", url, "--rate", "10", *chain.from_iterable(given)]
+    with running(command, settings, log) as started:
+        try:
+            yield
+        finally:
+            assert started.lives, started.said()
 
 
 async def drawn(page: Page) -> str:
@@ -36,7 +41,7 @@ async def drawn(page: Page) -> str:
 async def test_numbers_and_charts_follow_the_load_and_a_restarted_page_has_them_again(
     browser: Browser, ticking: Database, settings: Settings, url: str, worker: Running, tmp_path: Path
 ) -> None:
-    operator = await make_user(ticking, role=Role.operator)
+    operator, approver = [await make_user(ticking, role=Role.operator) for _ in range(2)]
     async with visiting(browser, url) as visitor:
         await visitor.sign_in(operator.email)
         page = visitor.page
@@ -45,8 +50,9 @@ async def test_numbers_and_charts_follow_the_load_and_a_restarted_page_has_them_
         before = await drawn(page)
         processed = page.get_by_role("article").filter(has=page.get_by_role("heading", name="Processed", exact=True))
         await expect(processed.locator(".big")).to_have_text("0.0")
-        with demo(url, settings, operator, tmp_path / "demo.log"):
-            await expect(processed.locator(".big")).not_to_have_text(re.compile("0.0|–"))
+        with demo(url, settings, operator, approver, tmp_path / "demo.log"):
+            # First, it makes users and products.
+            await expect(processed.locator(".big")).not_to_have_text(re.compile("0.0|–"), timeout=90_000)
             busy = re.compile(rf"recorded {SOME}, processed {SOME},")
             await expect(rates).to_have_attribute("aria-label", busy, timeout=60_000)
         assert await drawn(page) != before
