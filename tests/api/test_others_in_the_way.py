@@ -23,10 +23,10 @@ WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' 
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """Four connections, of which writes may use three, and a short limit on waiting for locks."""
+    """Five connections, of which one is reserved for groups; writes may use three. A short limit on lock waits."""
     return settings.model_copy(
         update={
-            "database_pool_size": 4,
+            "database_pool_size": 5,
             "database_max_overflow": 0,
             "database_pool_timeout": 3.0,
             "database_lock_timeout": 0.5,
