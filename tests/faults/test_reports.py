@@ -117,7 +117,7 @@ async def test_a_silent_analytics_database_delays_nothing_else_and_then_catches_
     assert settings.analytics_url is not None
     async with Proxy(settings.analytics_url) as proxy:
         distant = settings.model_copy(
-            update={"analytics_url": proxy.url, "database_pool_timeout": 2.0, "database_statement_timeout": 3.0}
+            update={"analytics_url": proxy.url, "database_pool_timeout": 5.0, "database_statement_timeout": 3.0}
         )
         async for api in api_of(distant, database):
             operator = await make_operator(database)
