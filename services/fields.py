@@ -225,6 +225,7 @@ def _parse_signed_amount(value: object) -> Decimal:
 
 def typed_id(text: str) -> int | None:
     """The id that someone has typed into a field that also takes other text; None if it is not an id."""
+    # No id is larger.
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None
 
 

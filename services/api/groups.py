@@ -24,6 +24,7 @@ from starlette.exceptions import HTTPException
 from services.acting import Acting
 from services.api import group_metrics as metrics
 from services.api.callers import acting_in
+from services.api.decided import Decided
 from services.api.held import Held
 from services.api.kept import STORED, ReplayStored, check_free, is_kept, kept_reply
 from services.api.problems import domain_problem, is_unavailable, outcome_unknown_problem, overloaded
@@ -41,7 +42,7 @@ from services.logs import RateLimitedLogger, bind_from, unbind
 from services.outbox.events import Trace
 from services.settings import Settings
 from services.shielding import Lasting
-from services.sql import Read, detail_of, waiting_at_most
+from services.sql import Read, waiting_at_most
 from services.transaction import Bell
 from services.unit_of_work import UnitOfWork
 from services.users.models import Caller, Credential
@@ -53,21 +54,19 @@ trouble = RateLimitedLogger(logger)
 WantedT = TypeVar("WantedT", bound=BaseModel)
 DoneT = TypeVar("DoneT")
 
-_MOST_TRIES = 3
-"""In how many groups a request may meet a locked row before it goes alone, and waits for the lock."""
-
 _LOCK_WAIT = 0.05
 """Seconds that a group waits for a lock it could not foresee, such as on a product that someone deletes."""
 
 _MOST_WEIGHT = 1000
 """The most lines of orders in a group: deciding and rendering a group must not hold up the event loop."""
 
+_FEWEST = 4
+"""Groups are not made smaller than this: the fixed cost of each group would weigh too much."""
+
 _LOOK_UP = 5.0
 """Seconds for finding out what became of a group whose commit was not confirmed."""
 
 _LOOK_AGAIN = 0.05
-_FEWEST = 4
-"""Groups are not made smaller than this: the fixed cost of each group would weigh too much."""
 
 _PATIENCE = 5.0
 """Seconds after which a group that cannot use the database is not tried again, as for a request that goes alone."""
@@ -302,9 +301,9 @@ class _Committer:
         keys: Sequence[StoredReply | InFlight | Free],
         callers: Mapping[Credential, SignedIn],
         found: Sequence[Any],
-    ) -> "_Decided":
+    ) -> Decided:
         """Decide the requests in order; the unit of work is going to write their effects and their replies."""
-        decided = _Decided({}, [], [], {})
+        decided = Decided({}, [], [], {})
         free = []
         for intent, key in zip(intents, keys, strict=True):
             caller = callers.get(intent.caller)
@@ -393,31 +392,6 @@ class _Committer:
         self._idle.set()
         self._held.hand_out()
         _leave(self._turns.clear())
-
-
-@dataclass(frozen=True, slots=True)
-class _Decided:
-    """What becomes of the requests of a group if it is committed."""
-
-    replies: dict[Intent[Any], Outcome]
-    kept: list[Intent[Any]]
-    """Those whose replies are stored with the group."""
-    again: list[Intent[Any]]
-    made: dict[Intent[Any], UUID]
-    """The ids of what the requests have made."""
-
-    def named_in(self, error: DBAPIError) -> list[Intent[Any]]:
-        """The requests whose rows the error names. One that it does not name may have caused it as well."""
-        detail = detail_of(error)
-        return [intent for intent, made in self.made.items() if str(made) in detail]
-
-    def put_off(self, intent: Intent[Any]) -> None:
-        """Try the request again in the next group or, if it has met locks before, alone, where it waits for them."""
-        intent.tries += 1
-        if intent.tries < _MOST_TRIES:
-            self.again.append(intent)
-        else:
-            self.replies[intent] = Alone()
 
 
 def _asked(intent: Intent[Any], caller: SignedIn) -> Asked[Any]:

@@ -42,7 +42,6 @@ Actor = Annotated[str | None, typer.Option(help="Who does it, for the audit trai
 Reason = Annotated[str, typer.Option(help="Why, for the audit trail.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
 Cursor = Annotated[str | None, typer.Option(help="Continue after the page that printed this cursor.")]
-
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")]
 
 _rehearses = ContextVar("rehearses", default=False)

@@ -182,7 +182,6 @@ def erase(user: Whom, yes: Yes = False) -> None:
 
 
 def _wanted(user: str) -> int | str:
-    # No id is larger.
     found = typed_id(user)
     return user if found is None else found
 
