@@ -37,6 +37,9 @@ ALWAYS = [
 CHECKS = [*ALWAYS, negative_data_rejection]
 """Not among them: that valid requests succeed. A valid request may name what does not exist."""
 
+_PATIENCE = 600.0
+"""Seconds to wait for a reply. That a request takes long on a busy machine is not a finding."""
+
 
 @dataclass
 class Tried:
@@ -81,7 +84,7 @@ def try_out(
             for given_ones in (case.path_parameters, case.query):
                 for name in given_ones.keys() & world.known.keys():
                     given_ones[name] = str(world.known[name][prepared % len(world.known[name])])
-        reply = case.call(headers={**world.headers[caller], **more})
+        reply = case.call(headers={**world.headers[caller], **more}, timeout=_PATIENCE)
         case.validate_response(reply, checks=CHECKS if _was_accepted(reply.status_code, case, prepared) else ALWAYS)
         tried.statuses[reply.status_code] += 1
         if secured and caller == ANONYMOUS:
