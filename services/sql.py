@@ -165,6 +165,11 @@ class Sql:
         assert isinstance(found, Sql)
         return found
 
+    @staticmethod
+    def forget(session: AsyncSession) -> None:
+        """Separate the session from its instance: as a cycle, both would stay until the next garbage collection."""
+        session.info.pop("sql", None)
+
     def release(self) -> None:
         """Forget the connection, since the transaction ends."""
         self._driver = None

@@ -113,6 +113,7 @@ class Transaction:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.rollback()
+        Sql.forget(self.session)
 
     def act_as(self, actor: str, user_id: int | None = None) -> None:
         """From now on, what is written says that this actor did it, with this user behind it (`services/acting.py`)."""

@@ -117,6 +117,8 @@ class RequestMiddleware:
                 await self._answer_or_stop(scope, exchange)
         finally:
             unbind(bound)
+            # It leads back to the scope: as a cycle, all of the request would stay until the next garbage collection.
+            state.pop("limit_body", None)
 
     async def _answer_or_stop(self, scope: Scope, exchange: "_Exchange") -> None:
         try:

@@ -1,6 +1,8 @@
 """`UnitOfWork`: rolls back unless told otherwise, savepoints, events and the doorbell."""
 
 import asyncio
+import gc
+import weakref
 from contextlib import suppress
 from typing import ClassVar
 
@@ -67,6 +69,18 @@ async def test_rolls_back_unless_told_otherwise(database: Database) -> None:
         await uow.categories.create(CategoryCreate(name="Lamps"))
         uow.record(Queued())
     assert (await count(database, "categories"), await count(database, "events")) == (0, 0)
+
+
+async def test_a_session_that_has_been_used_is_no_cycle_of_objects(database: Database) -> None:
+    gc.disable()
+    try:
+        async with UnitOfWork(database.write) as uow:
+            await uow.users.get(1)
+            session = weakref.ref(uow.session)
+        del uow
+        assert session() is None
+    finally:
+        gc.enable()
 
 
 async def test_rolls_back_when_the_block_raises(database: Database) -> None:
