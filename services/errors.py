@@ -9,6 +9,10 @@ class CannotStart(Exception):
     """This process or command cannot start. The message is one sentence that says why and what to do."""
 
 
+MOST_FAULTS = 20
+"""How many faults a reply lists; it counts the others."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """One fault in the input. `pointer` is a JSON Pointer (RFC 6901) as a URI fragment, such as `#/items/0`."""

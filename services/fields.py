@@ -17,7 +17,10 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
     WithJsonSchema,
+    WrapValidator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -27,6 +30,7 @@ from sqlmodel import Field as Column
 from sqlmodel import SQLModel
 
 from services.clock import CLOCK
+from services.errors import MOST_FAULTS
 
 MAX_BIGINT = 2**63 - 1
 """Largest value of a PostgreSQL bigint."""
@@ -252,7 +256,24 @@ def _two_decimals(value: Decimal) -> str:
     return format(value.quantize(CENT), "f")
 
 
+def _some_faults(value: object, validate: ValidatorFunctionWrapHandler) -> object:
+    for some in (1, MOST_FAULTS):
+        if isinstance(value, list) and len(value) > some:
+            try:
+                validate(value[:some])
+            except ValidationError as error:
+                if error.error_count() >= MOST_FAULTS:
+                    raise
+    return validate(value)
+
+
 _MONEY_SCHEMA = WithJsonSchema({"type": "string", "pattern": r"^(0|[1-9][0-9]{0,15})(\.[0-9]{1,2})?$"})
+
+SOME_FAULTS = WrapValidator(_some_faults)
+"""Of a list: its other elements are not validated if the first ones have as many faults as a reply lists.
+
+Making the list of all faults would take longer than anything else that can be asked for.
+"""
 
 Text = Annotated[str, AfterValidator(storable)]
 """Any text PostgreSQL can hold."""

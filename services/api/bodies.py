@@ -20,9 +20,7 @@ AS_MUCH_AS_ANY = sys.maxsize
 """As many bytes as `WAYBILL_MAX_BODY_BYTES` allows."""
 
 _LIMIT = "body_limit"
-_FIRST_LOOK = 64 * KIB
 _BOM = b"\xef\xbb\xbf"
-_STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _REASONS = (
     (re.compile("Detected duplicate key (.*) at (line .*)", re.DOTALL), r"the key \1 occurs twice in one object (\2)"),
     (re.compile("recursion limit exceeded at .*"), "lists and objects are nested too deeply"),
@@ -45,7 +43,10 @@ class BodyLimit:
     values: int
 
 
-DEFAULT = BodyLimit(16 * KIB, 500)
+MOST_FIELDS = 500
+"""The most fields of one object. Each may be an unknown one, and thus a fault."""
+
+DEFAULT = BodyLimit(16 * KIB, MOST_FIELDS)
 """Enough for a few texts of 200 characters, even if each character is written as an escaped surrogate pair."""
 
 
@@ -98,11 +99,14 @@ def parse(body: bytes, limit: BodyLimit) -> Any:
         raise too_many(limit)
     try:
         # Without a cache of strings, which would keep passwords in memory.
-        return jiter.from_json(body, allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="keys")
+        parsed = jiter.from_json(body, allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="keys")
     except ValueError as error:
         if body.startswith(_BOM):
             return parse(body.removeprefix(_BOM), limit)
         raise HTTPException(400, f"the body is not valid JSON in UTF-8: {_reason(str(error))}") from error
+    if limit.values > MOST_FIELDS and _has_large_object(parsed):
+        raise HTTPException(413, f"an object in the body has more than {MOST_FIELDS} fields")
+    return parsed
 
 
 def too_many(limit: BodyLimit) -> HTTPException:
@@ -113,19 +117,33 @@ def too_many(limit: BodyLimit) -> HTTPException:
 def _begins_more_than(values: int, body: bytes) -> bool:
     """Whether more than this many values begin outside strings.
 
-    Finding the strings in 1 MiB takes 15 ms, so it stops as soon as it knows.
+    Each step is one pass at the speed of C: a regular expression that finds the strings would take ten times as long.
     """
-    end = _FIRST_LOOK
-    while _begun(_STRINGS.sub(b"", body[:end])) <= values:
-        if end >= len(body):
-            return False
-        end *= 4
-    return True
+    if b"\\" in body:
+        body = body.replace(rb"\\", b"").replace(rb"\"", b"")
+    # A value has at most two strings, of which one is its key.
+    most = 4 * (values + 1)
+    pieces = body.split(b'"', most)
+    outside = b"".join(pieces[::2])
+    return len(pieces) > most or _begun(outside) > values
 
 
 def _begun(text: bytes) -> int:
     """How many characters begin a value of a list or an object, or the list or object itself."""
-    return text.count(b",") + text.count(b"[") + text.count(b"{")
+    return len(text) - len(text.translate(None, b",[{"))
+
+
+def _has_large_object(parsed: Any) -> bool:
+    inside = [parsed]
+    while inside:
+        one = inside.pop()
+        if isinstance(one, dict):
+            if len(one) > MOST_FIELDS:
+                return True
+            inside += [value for value in one.values() if isinstance(value, dict | list)]
+        elif isinstance(one, list):
+            inside += [value for value in one if isinstance(value, dict | list)]
+    return False
 
 
 def _reason(said: str) -> str:

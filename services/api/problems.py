@@ -22,6 +22,7 @@ from services.api.methods import allowed
 from services.connections import ended_for_its_time
 from services.database import not_committed, outcome_unknown
 from services.errors import (
+    MOST_FAULTS,
     AlreadyExists,
     AmountInvalid,
     BadQuery,
@@ -52,9 +53,6 @@ _BUSY = CONTENTION | {LOCK_NOT_AVAILABLE, CANCELED}
 """SQLSTATEs of a transaction that met contention, or whose lock or statement took too long."""
 
 MEDIA_TYPE = "application/problem+json"
-
-MOST_FAULTS = 20
-"""How many faults a problem lists; it counts the others."""
 
 LONGEST = 300
 """Characters of each text in a problem. Some repeat what the client sent, such as the name of an unknown field."""
@@ -114,7 +112,8 @@ class ProblemFault(BaseModel):
 class Problem(BaseModel):
     """RFC 9457 problem details. `code` is stable; `detail` is for people and may change.
 
-    `errors` lists at most 20 faults. `more_errors` is the number of the others, and missing if there are none.
+    `errors` lists at most 20 faults. `more_errors` says how many others were found, and is missing if there are none.
+    In a list whose first 20 elements have at least 20 faults, no others are looked for.
     """
 
     type: str = "about:blank"

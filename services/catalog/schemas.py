@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from services.catalog.models import CategoryBase, Description, InventoryBase, ProductBase
-from services.fields import Changes, Name, Price, RequestBody, Schema, StrictId
+from services.fields import SOME_FAULTS, Changes, Name, Price, RequestBody, Schema, StrictId
 from services.users.schemas import UserSummary
 
 Stock = Annotated[int, Field(strict=True, ge=0, le=1_000_000_000)]
@@ -63,7 +63,7 @@ class ProductUpsert(ProductBase, RequestBody):
 class ProductsUpsert(RequestBody):
     """Products that the caller sells, each by its `sku`. Those that are not listed stay as they are."""
 
-    products: Annotated[list[ProductUpsert], Field(min_length=1, max_length=MAX_UPSERTED)]
+    products: Annotated[list[ProductUpsert], Field(min_length=1, max_length=MAX_UPSERTED), SOME_FAULTS]
 
 
 class UpsertOutcome(StrEnum):

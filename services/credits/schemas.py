@@ -19,7 +19,7 @@ from services.credits.models import (
     TransferKind,
     TransferState,
 )
-from services.fields import Amount, Instant, Money, RequestBody, Schema, StrictId
+from services.fields import SOME_FAULTS, Amount, Instant, Money, RequestBody, Schema, StrictId
 from services.users.schemas import UserSummary
 
 
@@ -83,7 +83,7 @@ class TransferBatchCreate(RequestBody):
     """Transfers from the caller, carried out one after another in the given order."""
 
     mode: BatchMode
-    transfers: Annotated[list[TransferItem], Field(min_length=1, max_length=500)]
+    transfers: Annotated[list[TransferItem], Field(min_length=1, max_length=500), SOME_FAULTS]
     dry_run: StrictBool = False
 
 

@@ -9,7 +9,7 @@ from uuid import UUID
 from pydantic import Field, computed_field
 
 from services.catalog.schemas import ProductSummary
-from services.fields import Money, RequestBody, Schema
+from services.fields import SOME_FAULTS, Money, RequestBody, Schema
 from services.orders.models import (
     MAX_ITEMS,
     OrderBase,
@@ -45,7 +45,7 @@ class OnInsufficientCredits(StrEnum):
 class OrderCreate(OrderBase, RequestBody):
     """A new order. `reference` is the buyer's own name for it, such as an invoice number; it cannot be used twice."""
 
-    items: Annotated[list[OrderItemCreate], Field(min_length=1, max_length=MAX_ITEMS)]
+    items: Annotated[list[OrderItemCreate], Field(min_length=1, max_length=MAX_ITEMS), SOME_FAULTS]
     on_insufficient_credits: OnInsufficientCredits = OnInsufficientCredits.await_payment
 
 
@@ -65,7 +65,7 @@ class RefundCreate(RefundBase, RequestBody):
     What an operator writes as the `reason` is for the staff only.
     """
 
-    lines: Annotated[list[RefundLineCreate], Field(min_length=1, max_length=MAX_ITEMS)] | None = None
+    lines: Annotated[list[RefundLineCreate], Field(min_length=1, max_length=MAX_ITEMS), SOME_FAULTS] | None = None
 
 
 class RefundLinePublic(RefundLineBase, Schema):

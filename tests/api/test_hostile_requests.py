@@ -9,7 +9,7 @@ import pytest
 from benchmarks.bad_bodies import request_of
 from benchmarks.bad_requests import BAD, Bad
 from benchmarks.sessions import session_of
-from services.api.problems import MOST_FAULTS
+from services.errors import MOST_FAULTS
 from tests.api.client import Api, order_of
 from tests.factories import make_user
 

@@ -5,7 +5,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from services.api.problems import LONGEST, MOST_FAULTS
+from services.api.problems import LONGEST
+from services.errors import MOST_FAULTS
 from tests.api.client import Api
 from tests.factories import make_user
 

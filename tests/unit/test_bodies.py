@@ -1,6 +1,7 @@
 """Bodies: what is refused before a handler sees it, and that groups read the others as FastAPI would."""
 
 import json
+import tracemalloc
 from time import thread_time
 from typing import Any
 
@@ -12,8 +13,8 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import Message
 
-from services.api import bodies, problems
-from services.api.bodies import DEFAULT, BodyLimit, is_json, parse, read_body
+from services.api import problems
+from services.api.bodies import DEFAULT, MOST_FIELDS, BodyLimit, is_json, parse, read_body
 from services.api.checked import CheckedRoute, Handle
 from services.api.headers import Protection
 from services.api.middleware import RequestMiddleware
@@ -207,36 +208,46 @@ def test_any_json_is_read_as_it_was_meant(value: Any, escaped: bool) -> None:
     assert parse(json.dumps(value, ensure_ascii=escaped).encode(), limit) == value
 
 
-@given(value=JSON_VALUES, first_look=st.sampled_from([1, 7, 64 * 1024]))
-def test_values_are_counted_whatever_the_texts_contain(value: Any, first_look: int) -> None:
+@given(value=JSON_VALUES)
+def test_values_are_counted_whatever_the_texts_contain(value: Any) -> None:
     def size(one: Any) -> int:
         """Lists, objects, and the commas between what they have."""
         inside = list(one.values()) if isinstance(one, dict) else one if isinstance(one, list) else None
         return 0 if inside is None else 1 + max(0, len(inside) - 1) + sum(map(size, inside))
 
     body, number = json.dumps(value).encode(), size(value)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bodies, "_FIRST_LOOK", first_look)
-        assert parse(body, BodyLimit(2**20, number)) == value
-        if number:
-            with pytest.raises(HTTPException) as refused:
-                parse(body, BodyLimit(2**20, number - 1))
-            assert refused.value.status_code == 413
+    assert parse(body, BodyLimit(2**20, number)) == value
+    if number:
+        with pytest.raises(HTTPException) as refused:
+            parse(body, BodyLimit(2**20, number - 1))
+        assert refused.value.status_code == 413
 
 
-def test_counting_ends_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    looked_at: list[int] = []
+@pytest.mark.parametrize("body", [{}, {"items": [{}]}, {"a": {"b": [[{}]]}}])
+def test_an_object_with_too_many_fields_is_refused(body: dict[str, Any]) -> None:
+    limit = BodyLimit(2**20, 10_000)
 
-    class Strings:
-        @staticmethod
-        def sub(_: bytes, text: bytes) -> bytes:
-            looked_at.append(len(text))
-            return text
+    def filled(one: Any, number: int) -> Any:
+        if isinstance(one, list):
+            return [filled(each, number) for each in one]
+        return {name: filled(value, number) for name, value in one.items()} or dict.fromkeys(map(str, range(number)), 1)
 
-    monkeypatch.setattr(bodies, "_STRINGS", Strings)
-    with pytest.raises(HTTPException):
-        parse(b'{"a":' * 200_000, BodyLimit(2**20, 500))
-    assert looked_at == [64 * 1024]
+    assert parse(json.dumps(filled(body, MOST_FIELDS)).encode(), limit) == filled(body, MOST_FIELDS)
+    with pytest.raises(HTTPException) as refused:
+        parse(json.dumps(filled(body, MOST_FIELDS + 1)).encode(), limit)
+    assert (refused.value.status_code, refused.value.detail) == (413, "an object in the body has more than 500 fields")
+
+
+def test_counting_ends_when_there_are_too_many() -> None:
+    body = b"[" + b'"",' * 300_000 + b"1]"
+    tracemalloc.start()
+    try:
+        with pytest.raises(HTTPException):
+            parse(body, BodyLimit(2**20, 500))
+        # Each of the texts would be an object of its own.
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(body)
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
