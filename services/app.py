@@ -24,6 +24,7 @@ from services.api.reads import Reads
 from services.api.refusals import Refusals
 from services.api.request_log import RequestLog
 from services.api.request_times import RequestTimes
+from services.api.run_queue import RunQueue
 from services.api.seen_keys import SeenKeys
 from services.api.shares import SharingPool
 from services.api.state import ApiState
@@ -125,6 +126,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 seen_keys=seen_keys,
                 rate_limits=RateLimits(settings, counts, tokens, seen_keys),
                 request_times=request_times,
+                run_queue=RunQueue(lambda: groups.are_busy),
                 probe=probe,
                 waiting=WaitingEvents(probe, [one.event.type for one in SUBSCRIPTIONS]),
                 canary=canary,
@@ -220,7 +222,8 @@ def serve_app() -> FastAPI:
     """The application for a server process, with logging set up: `uvicorn --factory services.app:serve_app`."""
     configure_logging(get_settings(), "api")
     app = create_app()
-    spare_what_stays()
+    # A request leaves no cycles behind, so this costs little.
+    spare_what_stays(short_pauses=True)
     return app
 
 

@@ -1,5 +1,6 @@
 """Lists that clients may filter and sort: an allow-list of fields and operators, and keyset pages."""
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -196,6 +197,8 @@ class Listing(Generic[ItemT]):
         # One extra row shows whether there is a next page.
         statement = statement.order_by(*walk.order(page_keys.c.sort, page_keys.c.key)).limit(wanted.limit + 1)
         rows = (await session.exec(statement)).all()
+        # To load the rows of a large page takes some milliseconds, and so does what comes next.
+        await asyncio.sleep(0)
         page = list(rows[: wanted.limit])
         sort = self._sort(wanted.sort)
         if len(rows) > wanted.limit:

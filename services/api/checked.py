@@ -61,7 +61,12 @@ class CheckedRoute(DeclaredRoute):
         async def handle_checked(request: Request) -> Response:
             return await handle(await check(request))
 
-        return handle_checked if self.rate_class is RateClass.internal else self._limited(handle_checked)
+        async def handle_in_turn(request: Request) -> Response:
+            if self.is_short(request):
+                return await handle_checked(request)
+            return await api_state(request).run_queue.run(handle_checked(request))
+
+        return handle_checked if self.rate_class is RateClass.internal else self._limited(handle_in_turn)
 
     def _limited(self, handle: Handle) -> Handle:
         """The same for callers who are within their limit."""
@@ -82,6 +87,10 @@ class CheckedRoute(DeclaredRoute):
             return response
 
         return handle_limited
+
+    def is_short(self, _: Request) -> bool:
+        """Whether no step of this request is long, so that it need not take turns with others (`RunQueue`)."""
+        return False
 
     def handler(self, handle: Handle) -> Handle:
         """What handles the requests that are not refused."""

@@ -109,6 +109,11 @@ class Groups:
         self._committers: dict[Kind[Any, Any], _Committer] = {}
         self.are_open = settings.group_commit
 
+    @property
+    def are_busy(self) -> bool:
+        """Whether any request waits for a group, or is being carried out in one."""
+        return any(committer.is_busy for committer in self._committers.values())
+
     async def __aenter__(self) -> "Groups":
         return self
 
@@ -144,6 +149,10 @@ class _Committer:
         self._looking_up: set[asyncio.Task[None]] = set()
         # Not in the context of the request that happens to come first.
         self._running = Lasting(self._run(), "committer", self._complain_of_its_end, Context())
+
+    @property
+    def is_busy(self) -> bool:
+        return not self._idle.is_set()
 
     async def join(self, intent: Intent[Any]) -> Outcome:
         """What became of the request in its group."""

@@ -12,6 +12,7 @@ from services.api.probe import Probe
 from services.api.rate_limits import RateLimits
 from services.api.reads import Reads
 from services.api.request_times import RequestTimes
+from services.api.run_queue import RunQueue
 from services.api.seen_keys import SeenKeys
 from services.api.tokens import Tokens
 from services.api.waiting import WaitingEvents
@@ -42,6 +43,7 @@ class ApiState:
     seen_keys: SeenKeys
     rate_limits: RateLimits
     request_times: RequestTimes
+    run_queue: RunQueue
     skew: Skew
 
 

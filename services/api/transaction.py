@@ -11,7 +11,7 @@ from fastapi import Request, Response
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from services.api.bodies import read_whole
+from services.api.bodies import DEFAULT, read_whole
 from services.api.callers import acting_in
 from services.api.checked import CheckedRoute, Handle
 from services.api.groups import Kind
@@ -19,6 +19,7 @@ from services.api.idempotency import Claim
 from services.api.intents import in_group, kind_of
 from services.api.kept import STORED, ReplayStored, check_free, is_kept, kept_reply, replayed
 from services.api.problems import domain_problem, is_unavailable, outcome_unknown_problem
+from services.api.rate_classes import RateClass
 from services.api.reads import FAILURES, POSITION_HEADER
 from services.api.shares import Use, use
 from services.api.state import api_state, trace_of
@@ -48,6 +49,13 @@ class TransactionRoute(CheckedRoute):
     server leaves dead ones in the pool), is retried from the start, a bounded number of times with jitter.
     """
 
+    def is_short(self, request: Request) -> bool:
+        """Requests for groups and, since their passwords have a queue of their own, attempts to sign in."""
+        if kind_of(self.endpoint) is None and self.rate_class is not RateClass.sign_in:
+            return False
+        length = request.headers.get("content-length", "")
+        return length.isdecimal() and int(length[:20]) <= DEFAULT.size
+
     def handler(self, handle: Handle) -> Handle:
         kind = kind_of(self.endpoint)
 
@@ -57,7 +65,9 @@ class TransactionRoute(CheckedRoute):
             use.set(Use.read if request.method in _READING else Use.write)
             response = None if kind is None else await _in_group(request, kind)
             if response is None:
-                response = await _try_on_both(request, handle)
+                alone = _try_on_both(request, handle)
+                # A request that does not get into its group is usually a bad one.
+                response = await (alone if kind is None else api_state(request).run_queue.run(alone))
             if request.method not in _READING and response.status_code < 400:
                 await _add_position(request, response)
             return response

@@ -1,5 +1,6 @@
 """`Listing`: each operator, and keyset pages that visit every row exactly once."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
@@ -34,6 +35,31 @@ async def uow(database: Database) -> AsyncIterator[UnitOfWork]:
 async def names(uow: UnitOfWork, *filters: str) -> list[str]:
     listing = Listing[Category](filters={"name": NAME}, sorts={"id": KEY}, key=KEY, default="id")
     return [row.name for row in (await listing.page(uow.session, select(Category), PageQuery(filters))).data]
+
+
+async def test_loading_a_page_and_what_comes_next_are_steps_of_their_own(
+    uow: UnitOfWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds, loaded_in, ends = 0, [], False
+    execute = uow.session.exec
+
+    def count() -> None:
+        nonlocal rounds
+        rounds += 1
+        if not ends:
+            asyncio.get_running_loop().call_soon(count)
+
+    async def execute_and_note(*arguments: Any, **options: Any) -> Any:
+        result = await execute(*arguments, **options)
+        loaded_in.append(rounds)
+        return result
+
+    monkeypatch.setattr(uow.session, "exec", execute_and_note)
+    count()
+    await names(uow)
+    ends = True
+    # Nothing else ran in the round in which the rows were loaded.
+    assert rounds > loaded_in[-1]
 
 
 @pytest.mark.parametrize(

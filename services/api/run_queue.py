@@ -1,0 +1,128 @@
+"""Requests take turns on the event loop, so that those with long steps do not hold up those with short ones.
+
+The loop itself runs whatever is ready. While 30 requests are each ready to parse a large body or to render a page,
+everyone else waits for all of them, at every trip to the database. `docs/decisions/0061-turns-on-the-event-loop.md`
+has the measurements.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import ContextVar
+from heapq import heappop, heappush
+from time import perf_counter
+from typing import Any, Generic, TypeVar
+
+ResultT = TypeVar("ResultT")
+
+_SLICE = 0.001
+"""Seconds of work after which everything else that is ready comes first."""
+
+_REST = 10
+"""While others are in a hurry, the queue rests this many times as long as its work has exceeded a slice."""
+
+_LONGEST_REST = 0.1
+"""Seconds."""
+
+_TAKES_TURNS: ContextVar[bool] = ContextVar("takes_turns", default=False)
+
+
+class RunQueue:
+    """Runs coroutines in the tasks that await them, one step of one of them at a time; a step lasts until it waits.
+
+    The oldest request that is ready has the next turn. So requests that have begun, and may hold connections and locks,
+    end before others begin, and one that waits for its client or for the database holds up nobody. `others_hurry` says
+    whether there is work outside the queue that long steps would hold up.
+    """
+
+    def __init__(self, others_hurry: Callable[[], bool]) -> None:
+        self._others_hurry = others_hurry
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._started = 0
+        self._is_taken = False
+        self._worked = self._ended = 0.0
+
+    async def run(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
+        """The result of the coroutine. Within one that takes turns already, it is a part of that."""
+        if _TAKES_TURNS.get():
+            return await work
+        self._started += 1
+        token = _TAKES_TURNS.set(True)
+        try:
+            return await _InTurn(self, self._started, work)
+        finally:
+            _TAKES_TURNS.reset(token)
+
+    def take(self, number: int) -> "asyncio.Future[None] | None":
+        """Take the turn, for the request with this number. If someone has it, returns what to wait for."""
+        if self._is_taken:
+            turn = asyncio.get_running_loop().create_future()
+            heappush(self._waiting, (number, turn))
+            return turn
+        self._is_taken = True
+        return None
+
+    def pass_on(self, began: float) -> None:
+        """End the turn that began then, by `perf_counter`."""
+        ended = perf_counter()
+        if began - self._ended > _SLICE:
+            # The loop has looked at everything else since then.
+            self._worked = 0.0
+        self._worked += ended - began
+        self._ended = ended
+        if self._worked < _SLICE:
+            self._next()
+            return
+        rest = min(_REST * (self._worked - _SLICE), _LONGEST_REST)
+        self._worked = 0.0
+        loop = asyncio.get_running_loop()
+        if self._others_hurry():
+            loop.call_later(rest, self._next)
+        else:
+            loop.call_soon(self._next)
+
+    def _next(self) -> None:
+        """Give the turn to the oldest request that waits for it; it continues in the next round of the loop."""
+        while self._waiting:
+            _, turn = heappop(self._waiting)
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._is_taken = False
+
+
+class _InTurn(Generic[ResultT]):
+    """An awaitable that has the turn whenever its coroutine runs."""
+
+    __slots__ = ("_number", "_queue", "_work")
+
+    def __init__(self, queue: RunQueue, number: int, work: Coroutine[Any, Any, ResultT]) -> None:
+        self._queue = queue
+        self._number = number
+        self._work = work
+
+    def __await__(self) -> Generator[Any, None, ResultT]:
+        error: BaseException | None = None
+        while True:
+            turn = self._queue.take(self._number)
+            if turn is not None:
+                try:
+                    yield from turn
+                except BaseException as interrupted:  # noqa: BLE001  (the coroutine is told of it)
+                    turn.cancel()
+                    error = interrupted
+            has_turn = turn is None or not turn.cancelled()
+            began = perf_counter()
+            try:
+                awaited = self._work.send(None) if error is None else self._work.throw(error)
+            except StopIteration as end:
+                result: ResultT = end.value
+                return result
+            finally:
+                if has_turn:
+                    self._queue.pass_on(began)
+            error = None
+            try:
+                # What the coroutine waits for is for the task, as it is.
+                yield awaited
+            except BaseException as interrupted:  # noqa: BLE001
+                error = interrupted
