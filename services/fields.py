@@ -257,22 +257,35 @@ def _two_decimals(value: Decimal) -> str:
 
 
 def _some_faults(value: object, validate: ValidatorFunctionWrapHandler) -> object:
-    for some in (1, MOST_FAULTS):
-        if isinstance(value, list) and len(value) > some:
-            try:
-                validate(value[:some])
-            except ValidationError as error:
-                if error.error_count() >= MOST_FAULTS:
-                    raise
-    return validate(value)
+    try:
+        return validate(value)
+    except ValidationError as error:
+        if error.error_count() > _MANY_FAULTS and isinstance(value, list):
+            validate(value[: _end_of_faults(value, validate)])
+        raise
+
+
+def _end_of_faults(elements: list[object], validate: ValidatorFunctionWrapHandler) -> int:
+    """How many of the elements have at least as many faults as a reply lists."""
+    faults = 0
+    for number, element in enumerate(elements, start=1):
+        try:
+            validate([element])
+        except ValidationError as error:
+            faults += error.error_count()
+        if faults >= MOST_FAULTS:
+            return number
+    return len(elements)
 
 
 _MONEY_SCHEMA = WithJsonSchema({"type": "string", "pattern": r"^(0|[1-9][0-9]{0,15})(\.[0-9]{1,2})?$"})
 
-SOME_FAULTS = WrapValidator(_some_faults)
-"""Of a list: its other elements are not validated if the first ones have as many faults as a reply lists.
+_MANY_FAULTS = 10 * MOST_FAULTS
 
-Making the list of all faults would take longer than anything else that can be asked for.
+SOME_FAULTS = WrapValidator(_some_faults)
+"""Of a list with very many faults: it has those up to the element with the last one that a reply lists.
+
+To find all faults is quick, but not to make a list of them.
 """
 
 Text = Annotated[str, AfterValidator(storable)]

@@ -110,9 +110,9 @@ class Groups:
         self.are_open = settings.group_commit
 
     @property
-    def are_busy(self) -> bool:
-        """Whether any request waits for a group, or is being carried out in one."""
-        return any(committer.is_busy for committer in self._committers.values())
+    def waited(self) -> float:
+        """The most seconds that a request of the running groups has waited for its group; 0 if none is running."""
+        return max((committer.waited for committer in self._committers.values()), default=0.0)
 
     async def __aenter__(self) -> "Groups":
         return self
@@ -145,14 +145,12 @@ class _Committer:
         self._idle = asyncio.Event()
         self._idle.set()
         self._began: float | None = None
+        self.waited = 0.0
+        """The most seconds that a request of the running group has waited; 0 if none is running."""
         self._group_seconds = 0.0
         self._looking_up: set[asyncio.Task[None]] = set()
         # Not in the context of the request that happens to come first.
         self._running = Lasting(self._run(), "committer", self._complain_of_its_end, Context())
-
-    @property
-    def is_busy(self) -> bool:
-        return not self._idle.is_set()
 
     async def join(self, intent: Intent[Any]) -> Outcome:
         """What became of the request in its group."""
@@ -185,6 +183,7 @@ class _Committer:
             if not intents:
                 self._held.hand_out()
                 self._wanted.clear()
+                self.waited = 0.0
                 if not len(self._turns):
                     self._idle.set()
                 continue
@@ -216,6 +215,8 @@ class _Committer:
     async def _still_there(self, intents: Sequence[Intent[Any]]) -> list[Intent[Any]]:
         """Those whose clients have not disconnected while they waited. The others have no effect."""
         there = []
+        # Without those that met a lock before: those wait for someone else.
+        self.waited = max((monotonic() - one.arrived for one in intents if not one.tries), default=0.0)
         for intent in intents:
             waited = monotonic() - intent.arrived
             metrics.waited.observe(waited)

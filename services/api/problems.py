@@ -112,8 +112,8 @@ class ProblemFault(BaseModel):
 class Problem(BaseModel):
     """RFC 9457 problem details. `code` is stable; `detail` is for people and may change.
 
-    `errors` lists at most 20 faults. `more_errors` says how many others were found, and is missing if there are none.
-    In a list whose first 20 elements have at least 20 faults, no others are looked for.
+    `errors` lists at most 20 faults. `more_errors` is the number of the others, and missing if there are none. Of a
+    list with more than 200, only those up to the element with the twentieth are counted.
     """
 
     type: str = "about:blank"
@@ -245,7 +245,7 @@ async def _on_validation_error(request: Request, error: Exception) -> ProblemRes
     assert isinstance(error, RequestValidationError)
     errors = error.errors()
     faults = [Fault(_message(fault), _pointer(fault["loc"])) for fault in errors[:MOST_FAULTS]]
-    # A field may have its own code, which is used if nothing else is wrong.
+    # A field may have its own code, which is used if nothing else that was found is wrong.
     amounts_only = all(fault["type"] == AmountInvalid.code for fault in errors)
     code = AmountInvalid.code if amounts_only else InvalidInput.code
     detail = "the request has missing or invalid fields"

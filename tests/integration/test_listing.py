@@ -58,7 +58,7 @@ async def test_loading_a_page_and_what_comes_next_are_steps_of_their_own(
     count()
     await names(uow)
     ends = True
-    # Nothing else ran in the round in which the rows were loaded.
+    # Whatever else was ready came before the next step.
     assert rounds > loaded_in[-1]
 
 
