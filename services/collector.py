@@ -13,8 +13,8 @@ def spare_what_stays(*, short_pauses: bool = False) -> None:
     benchmarks.place_orders`: p99 83 ms without this, 43 ms with it), and a worker for 100 to 300 ms twice a second, a
     third of its CPU time (`python -m benchmarks.outbox --only trivial`).
 
-    With `short_pauses`, new objects are looked at after every 2,000 of them, which takes about a millisecond. This suits
-    a process that makes few cycles of objects; one that makes many should look rarely.
+    With `short_pauses`, new objects are looked at after every 2,000 of them, which takes about a millisecond. This
+    suits a process that makes few cycles of objects; one that makes many should look rarely.
     """
     gc.collect()
     gc.freeze()

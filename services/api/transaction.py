@@ -66,9 +66,7 @@ class TransactionRoute(CheckedRoute):
             use.set(Use.read if request.method in _READING else Use.write)
             response = None if kind is None else await _in_group(request, kind)
             if response is None:
-                alone = _try_on_both(request, handle)
-                # A request that does not get into its group is usually a bad one.
-                response = await (alone if kind is None else api_state(request).run_queue.run(alone))
+                response = await _try_on_both(request, handle)
             if request.method not in _READING and response.status_code < 400:
                 await _add_position(request, response)
             return response

@@ -45,13 +45,15 @@ async def test_orders_and_attempts_to_sign_in_do_not_wait_for_a_turn(api: Api) -
     form = {"grant_type": "password", "username": buyer.email, "password": PASSWORD}
     async with asyncio.timeout(PROMPTLY), nobody_gets_a_turn(api):
         await api.place(buyer, (product, 1))
+        bad_order = {**order_of((product, 1)), "unknown": 1}
+        assert (await api.post("/v1/orders", by=buyer, json=bad_order)).status_code == 422
         transfer = {"to_user_id": (await make_user(api.database)).id, "amount": "1"}
         assert (await api.post("/v1/transfers", by=buyer, json=transfer)).status_code == 201
         assert (await api.client.post("/v1/token", data=form)).status_code == 200
         assert (await api.get("/healthz")).status_code == 200
 
 
-@pytest.mark.parametrize("what", ["search", "large order", "order with zeros", "bad order", "write"])
+@pytest.mark.parametrize("what", ["search", "large order", "order with zeros", "write"])
 async def test_all_others_wait_for_theirs(api: Api, what: str) -> None:
     product = await make_product(api.database)
     buyer = await make_user(api.database, credits="100")
@@ -60,10 +62,9 @@ async def test_all_others_wait_for_theirs(api: Api, what: str) -> None:
         "search": ("GET", "/v1/products?q=lamp", {}),
         "large order": ("POST", "/v1/orders", {"content": json.dumps(order) + " " * 20_000}),
         "order with zeros": ("POST", "/v1/orders", {"content": json.dumps(order) + " " * 20_000}),
-        "bad order": ("POST", "/v1/orders", {"content": json.dumps({**order, "unknown": 1})}),
         "write": ("PATCH", "/v1/users/me", {"json": {"full_name": "Another Name"}, "version": buyer.version}),
     }
-    expected = {"search": 200, "large order": 201, "order with zeros": 201, "bad order": 422, "write": 200}
+    expected = {"search": 200, "large order": 201, "order with zeros": 201, "write": 200}
     method, path, more = wanted[what]
     if "content" in more:
         more["headers"] = {"Content-Type": "application/json"}
