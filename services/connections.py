@@ -125,6 +125,14 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
         """Whether there is neither an open transaction nor a statement that is still being cancelled."""
         return not (self.is_closed() or self.is_in_transaction() or self._cancellations)
 
+    def is_closed(self) -> bool:
+        """Whether the connection is closed, or about to be.
+
+        If the server ends it, the transport knows at once, and the driver a round of the event loop later. In between,
+        uvloop's transport would raise `RuntimeError` for a statement.
+        """
+        return bool(super().is_closed()) or bool(self._transport.is_closing())
+
     def is_in_transaction(self) -> bool:
         """Whether a transaction is open; False if the connection is closed."""
         return not self.is_closed() and bool(super().is_in_transaction())
@@ -191,6 +199,9 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
         return status
 
     async def _commit(self, query: str) -> str:
+        if self.is_closed():
+            # It may have been lost long after the last statement, for example while the request waited for its turn.
+            raise asyncpg.InterfaceError("the connection was closed before the commit")
         if not self.is_in_transaction():
             self.terminate()
             raise NotCommitted("there is no transaction to commit")
