@@ -5,10 +5,12 @@ ignores them; what is set or prepared in one transaction stays on a server conne
 pooler, each BEGIN sets everything for its transaction, and statements are not kept prepared.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import asyncpg
 from sqlalchemy import Dialect
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -59,7 +61,7 @@ class Connector:
     def _directly(self, dialect: Dialect, cargs: tuple[Any, ...], cparams: Mapping[str, Any]) -> DBAPIConnection | None:
         """A connection to the server itself; None if there is a pooler in between."""
         try:
-            connection = dialect.connect(*cargs, **cparams, server_settings=dict(self._settings))
+            connection = _connect(dialect, cargs, {**cparams, "server_settings": dict(self._settings)})
         except Exception as error:
             if _refuses_settings(error):
                 return None
@@ -103,7 +105,7 @@ class Connector:
             "statement_cache_size": 0,
             "prepared_statement_cache_size": 0,
         }
-        connection = dialect.connect(*cargs, **options)
+        connection = _connect(dialect, cargs, options)
         driver = _driver_of(dialect, connection)
         self._opened(driver)
         settings = {name: value for name, value in self._settings.items() if not name.startswith(_OF_THE_SOCKET)}
@@ -114,6 +116,19 @@ class Connector:
             settings |= self._settings_of_17
         driver.begin_with(isolation, settings)
         return connection
+
+
+def _connect(dialect: Dialect, cargs: tuple[Any, ...], options: Mapping[str, Any]) -> DBAPIConnection:
+    return dialect.connect(*cargs, **options, async_creator_fn=_in_a_task)
+
+
+async def _in_a_task(*arguments: Any, **options: Any) -> Any:
+    """Connect in a task that does not take turns with requests (`services/api/run_queue.py`).
+
+    Between two steps of connecting, the server may end the connection. If the next step came later than the driver
+    expects, the transport would raise `RuntimeError`.
+    """
+    return await asyncio.create_task(asyncpg.connect(*arguments, **options))
 
 
 def _driver_of(dialect: Dialect, connection: DBAPIConnection) -> Connection:

@@ -45,3 +45,20 @@ async def test_a_commit_on_a_connection_that_has_ended_is_known_to_have_no_effec
     assert is_unavailable(lost.value)
     assert not not_committed(lost.value)
     assert not outcome_unknown(lost.value)
+
+
+async def test_connecting_takes_no_turns(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks: list[asyncio.Task[object] | None] = []
+    connect = asyncpg.connect
+
+    async def connect_and_note(*arguments: object, **options: object) -> object:
+        tasks.append(asyncio.current_task())
+        return await connect(*arguments, **options)
+
+    monkeypatch.setattr(asyncpg, "connect", connect_and_note)
+    await database.engine.dispose()
+    async with database.engine.connect():
+        pass
+    assert tasks
+    # Only steps of the request's own task take turns.
+    assert asyncio.current_task() not in tasks
