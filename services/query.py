@@ -197,8 +197,7 @@ class Listing(Generic[ItemT]):
         # One extra row shows whether there is a next page.
         statement = statement.order_by(*walk.order(page_keys.c.sort, page_keys.c.key)).limit(wanted.limit + 1)
         rows = (await session.exec(statement)).all()
-        # To load the rows of a large page takes some milliseconds, and so does what comes next.
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # Loading a large page takes some milliseconds, and so does what comes next.
         page = list(rows[: wanted.limit])
         sort = self._sort(wanted.sort)
         if len(rows) > wanted.limit:

@@ -215,11 +215,13 @@ class _Committer:
     async def _still_there(self, intents: Sequence[Intent[Any]]) -> list[Intent[Any]]:
         """Those whose clients have not disconnected while they waited. The others have no effect."""
         there = []
-        # Without those that met a lock before: those wait for someone else.
-        self.waited = max((monotonic() - one.arrived for one in intents if not one.tries), default=0.0)
+        self.waited = 0.0
         for intent in intents:
             waited = monotonic() - intent.arrived
             metrics.waited.observe(waited)
+            # One that met a lock before has been waiting for someone else.
+            if not intent.tries:
+                self.waited = max(self.waited, waited)
             if waited > _LONG and await intent.request.is_disconnected():
                 intent.fail(HTTPException(400, "the connection was closed before the request began"))
             else:

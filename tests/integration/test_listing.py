@@ -1,6 +1,5 @@
 """`Listing`: each operator, and keyset pages that visit every row exactly once."""
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
@@ -20,6 +19,7 @@ from services.query import Listing, PageQuery, Rows, Sortable
 from services.totals import Count, Precision, Total
 from services.unit_of_work import UnitOfWork
 from tests.factories import make_category, make_order, make_product, make_user
+from tests.rounds import Rounds
 
 EVERYTHING = frozenset(Operator)
 NAME = Filterable(col(Category.name), Text, EVERYTHING)
@@ -40,26 +40,19 @@ async def names(uow: UnitOfWork, *filters: str) -> list[str]:
 async def test_loading_a_page_and_what_comes_next_are_steps_of_their_own(
     uow: UnitOfWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rounds, loaded_in, ends = 0, [], False
+    loaded_in: list[int] = []
     execute = uow.session.exec
-
-    def count() -> None:
-        nonlocal rounds
-        rounds += 1
-        if not ends:
-            asyncio.get_running_loop().call_soon(count)
 
     async def execute_and_note(*arguments: Any, **options: Any) -> Any:
         result = await execute(*arguments, **options)
-        loaded_in.append(rounds)
+        loaded_in.append(rounds.number)
         return result
 
     monkeypatch.setattr(uow.session, "exec", execute_and_note)
-    count()
-    await names(uow)
-    ends = True
-    # Whatever else was ready came before the next step.
-    assert rounds > loaded_in[-1]
+    with Rounds() as rounds:
+        await names(uow)
+        # Whatever else was ready came before the next step.
+        assert rounds.number > loaded_in[-1]
 
 
 @pytest.mark.parametrize(

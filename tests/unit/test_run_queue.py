@@ -10,6 +10,7 @@ import pytest
 
 from services.api import run_queue
 from services.api.run_queue import RunQueue
+from tests.rounds import Rounds
 
 LONG = 2 * run_queue._SLICE
 PROMPTLY = 20.0
@@ -21,23 +22,6 @@ def work(seconds: float) -> None:
     until = perf_counter() + seconds
     while perf_counter() < until:
         pass
-
-
-class Rounds:
-    """Inside the block: the number of rounds of the event loop."""
-
-    def __enter__(self) -> "Rounds":
-        self.number, self._ends = 0, False
-        self._count()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ends = True
-
-    def _count(self) -> None:
-        self.number += 1
-        if not self._ends:
-            asyncio.get_running_loop().call_soon(self._count)
 
 
 def calm() -> RunQueue:
