@@ -141,7 +141,10 @@ async def test_a_request_whose_wait_for_its_turn_ends_early_can_wait_again(limit
         await asyncio.wait([task])
         assert await queue.run(asyncio.sleep(0, "the next one")) == "the next one"
     assert cleaned_up == [True]
-    assert task.cancelled() != limited
+    if limited:
+        assert isinstance(task.exception(), TimeoutError)
+    else:
+        assert task.cancelled()
 
 
 @pytest.mark.parametrize("waits_for_its_turn", [True, False])
