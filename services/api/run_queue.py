@@ -43,6 +43,11 @@ class RunQueue:
         self._is_taken = False
         self._worked = self._ended = 0.0
 
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for their turn now."""
+        return sum(not turn.done() for *_, turn in self._waiting)
+
     async def run(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
         """The result of the coroutine. Within one that takes turns already, it is a part of that."""
         task = asyncio.current_task()

@@ -73,8 +73,10 @@ async def test_all_others_wait_for_theirs(api: Api, what: str) -> None:
     async with nobody_gets_a_turn(api):
         reply = asyncio.create_task(api.request(method, path, by=buyer, key=FRESH, **more))
         await assert_waits(api, reply)
+        assert "waybill_turns_waiting 1.0" in (await api.get("/metrics")).text
     async with asyncio.timeout(PROMPTLY):
         assert (await reply).status_code == expected[what]
+    assert "waybill_turns_waiting 0.0" in (await api.get("/metrics")).text
 
 
 class Cycle:
