@@ -17,8 +17,9 @@ from sqlmodel.sql.expression import SelectOfScalar
 from services.errors import StaleVersion
 from services.fields import SoftDeletable, Versioned, now, picked
 from services.filters import Filter
-from services.query import Listing, Members, PageQuery, Rows
+from services.query import Listing, PageQuery, Rows
 from services.sql import SqlAccess
+from services.walks import Members
 
 ModelT = TypeVar("ModelT", bound=SQLModel)
 DeletableT = TypeVar("DeletableT", bound=SoftDeletable)

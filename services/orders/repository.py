@@ -26,11 +26,12 @@ from services.orders.models import (
     OrderSeller,
     OrderStatus,
 )
-from services.query import Listing, Members, PageQuery, Rows, Sortable
+from services.query import Listing, PageQuery, Rows, Sortable
 from services.repository import Repository
 from services.sql import Write
 from services.totals import MAX_COUNTED, Precision, estimated
 from services.users.repository import WITHOUT_PASSWORD
+from services.walks import Members
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-import services.query
+import services.walks
 from services.fields import now
 from services.users.models import User
 from services.users.rights import Role
@@ -73,7 +73,7 @@ async def test_a_cursor_continues_the_search_and_no_other(api: Api) -> None:
 async def test_a_page_is_filled_from_several_if_few_of_the_rows_examined_match(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(services.query, "EXAMINED", 3)
+    monkeypatch.setattr(services.walks, "EXAMINED", 3)
     buyer = await make_user(api.database)
     product = await make_product(api.database)
     orders = [(await make_order(api.database, buyer=buyer, lines=[(product, 1)])).id for _ in range(12)]

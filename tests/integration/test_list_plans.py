@@ -18,6 +18,7 @@ from sqlalchemy import event
 
 import services
 import services.query
+import services.walks
 from benchmarks import many
 from services.audit.log.repository import AUDIT_LOG
 from services.catalog.repository import CATEGORIES, OWN_PRODUCTS, PRODUCTS
@@ -174,7 +175,7 @@ def filled(administrator: Administrator, servers: TestServers, template_database
 
 @pytest.fixture
 async def database(filled: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Database]:
-    monkeypatch.setattr(services.query, "EXAMINED", EXAMINED)
+    monkeypatch.setattr(services.walks, "EXAMINED", EXAMINED)
     monkeypatch.setattr(services.query, "MAX_COUNTED", EXAMINED)
     async with open_database(settings_for(filled, "redis://127.0.0.1:1"), "test") as opened:
         yield opened

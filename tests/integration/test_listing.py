@@ -1,5 +1,6 @@
 """`Listing`: each operator, and keyset pages that visit every row exactly once."""
 
+import re
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
@@ -8,7 +9,7 @@ from pydantic import Field
 from sqlalchemy import func, text
 from sqlmodel import col, select
 
-from services import query, totals
+from services import query, totals, walks
 from services.catalog.models import Category, Product
 from services.catalog.repository import PRODUCTS, CategoryRepository
 from services.database import Database
@@ -18,7 +19,7 @@ from services.orders.models import Order
 from services.query import Listing, PageQuery, Rows, Sortable
 from services.totals import Count, Precision, Total
 from services.unit_of_work import UnitOfWork
-from tests.factories import make_category, make_order, make_product, make_user
+from tests.factories import count_statements, make_category, make_order, make_product, make_user
 from tests.rounds import Rounds
 
 EVERYTHING = frozenset(Operator)
@@ -191,7 +192,7 @@ async def test_pages_that_may_examine_few_rows_visit_every_match_once_in_order(
     sort: str,
     limit: int,
 ) -> None:
-    monkeypatch.setattr(query, "EXAMINED", 3)
+    monkeypatch.setattr(walks, "EXAMINED", 3)
     await fill(database, ["1.00"] * 7 + ["3.00"] + ["1.00"] * 4 + ["2.00", "3.00", "3.00", "1.00", "2.00"])
     rows: list[Product] = []
     cursor, pages = None, 0
@@ -207,7 +208,7 @@ async def test_pages_that_may_examine_few_rows_visit_every_match_once_in_order(
 async def test_a_page_without_matches_says_that_there_is_more_to_examine(
     database: Database, uow: UnitOfWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(query, "EXAMINED", 3)
+    monkeypatch.setattr(walks, "EXAMINED", 3)
     await fill(database, ["1.00"] * 5 + ["2.00"])
     first = await uow.products.page(PageQuery(["price:ne:1.00"], "id"))
     assert (first.data, first.has_more) == ([], True)
@@ -244,7 +245,7 @@ NAMES = ["oak lamp", "tin lamp", "oak box", "tin box", "oak bowl", "tin bowl", "
 async def test_a_search_finds_every_match_once_in_order_whether_few_rows_match_or_many(
     database: Database, uow: UnitOfWork, monkeypatch: pytest.MonkeyPatch, sort: str, limit: int
 ) -> None:
-    monkeypatch.setattr(query, "EXAMINED", 3)
+    monkeypatch.setattr(walks, "EXAMINED", 3)
     seller, category = await make_user(database), await make_category(database)
     for number, name in enumerate(NAMES):
         price = f"{number % 3 + 1}.00"
@@ -278,10 +279,36 @@ async def test_a_search_finds_every_match_once_in_order_whether_few_rows_match_o
     assert limit == 1 or not at_once.has_more, "a full page does not look for more, and there may be some"
 
 
+@pytest.mark.parametrize(
+    ("lamps", "asked", "examined"),
+    [
+        pytest.param(range(25, 26), 1, 3, id="rare"),
+        pytest.param(range(5, 40), 1, 30, id="none at first, but many"),
+        pytest.param(range(2, 26, 23), 1, 30, id="one at first, and few"),
+        pytest.param(range(40), 0, 3, id="everything"),
+    ],
+)
+async def test_an_index_is_asked_for_few_rows_as_soon_as_a_glance_finds_none(
+    database: Database, uow: UnitOfWork, monkeypatch: pytest.MonkeyPatch, lamps: range, asked: int, examined: int
+) -> None:
+    monkeypatch.setattr(walks, "EXAMINED", 30)
+    seller, category = await make_user(database), await make_category(database)
+    for number in range(40):
+        name = f"{'lamp' if number in lamps else 'chair'} {number}"
+        await make_product(database, seller=seller, category=category, name=name)
+    with count_statements(database.engine) as sent:
+        page = await uow.products.page(PageQuery(sort="id", limit=3), "lamp")
+    assert [row.name for row in page.data] == [f"lamp {number}" for number in lamps[:3]]
+    walked = [one for one in sent.statements if "AS near" in one and "AS few" not in one]
+    ends = [int(found) for one in walked for found in re.findall(r"OFFSET (\d+)", one)]
+    assert max(ends) + 1 == examined
+    assert sum("AS near" not in one and "LIMIT 31" in one for one in sent.statements) == asked
+
+
 async def test_a_total_of_a_search_is_exact_if_few_rows_match(
     database: Database, uow: UnitOfWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(query, "EXAMINED", 3)
+    monkeypatch.setattr(walks, "EXAMINED", 3)
     for module in (query, totals):
         monkeypatch.setattr(module, "MAX_COUNTED", 5)
     for name in NAMES:
@@ -306,7 +333,7 @@ class _Slow(Similar):
 async def test_a_search_that_takes_too_long_is_stopped_and_the_page_ends_early(
     database: Database, uow: UnitOfWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(query, "EXAMINED", 3)
+    monkeypatch.setattr(walks, "EXAMINED", 3)
     for name in NAMES:
         await make_product(database, name=name)
 

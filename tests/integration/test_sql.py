@@ -8,10 +8,11 @@ from sqlalchemy import text
 
 import services
 from services.database import Database
-from services.query import EXAMINED, PageQuery
+from services.query import PageQuery
 from services.reports.models import metadata as analytics_tables
 from services.sql import Statement
 from services.unit_of_work import UnitOfWork
+from services.walks import EXAMINED
 from tests.factories import count_statements, make_category, make_product, make_user
 
 

@@ -103,11 +103,11 @@ def test_an_unknown_sort_is_refused_with_the_known_ones(sort: str) -> None:
 
 
 def issued(place: Any, sort: str = "id", filters: Sequence[str] = (), scope: str = "") -> str:
-    return cursors.encode(LISTING._scope(PageQuery(filters, sort, scope=scope), sort), place)
+    return cursors.encode(LISTING._scope(PageQuery(filters, sort, scope=scope)), place)
 
 
 def place(cursor: str, sort: str = "id", filters: Sequence[str] = (), scope: str = "") -> Any:
-    return LISTING._place(PageQuery(filters, sort, cursor=cursor, scope=scope), sort)
+    return LISTING._place(PageQuery(filters, sort, cursor=cursor, scope=scope))
 
 
 @pytest.mark.parametrize("sort", ["id", "-id", "price", "-price"])
@@ -134,7 +134,7 @@ def test_a_cursor_of_another_list_sort_filter_or_search_is_refused() -> None:
             place(cursor, sort, given_filters, scope)
     other = Listing[Order](filters={}, sorts={"price": KEY}, key=Sortable(col(Order.id), Id), default="price")
     with pytest.raises(BadQuery, match="was not issued by this list"):
-        other._place(PageQuery(filters, cursor=cursor, scope="/v1/products?q=lamp"), "price")
+        other._place(PageQuery(filters, cursor=cursor, scope="/v1/products?q=lamp"))
 
 
 @given(text=st.text(max_size=200))

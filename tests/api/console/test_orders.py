@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-import services.query
+import services.walks
 from services.users.rights import Role
 from tests.api.client import Api
 from tests.api.console.browser import Browser, Page, browser_of
@@ -67,7 +67,7 @@ async def test_older_orders_follow_with_a_button(api: Api, monkeypatch: pytest.M
 
 
 async def test_a_page_without_a_match_offers_to_look_further(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(services.query, "EXAMINED", 2)
+    monkeypatch.setattr(services.walks, "EXAMINED", 2)
     monkeypatch.setattr("services.orders.search.service.PAGES", 1)
     buyer = await make_user(api.database)
     product = await make_product(api.database)
