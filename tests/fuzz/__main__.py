@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import dropwhile
 
 import psycopg
 from alembic import command
@@ -28,6 +29,7 @@ def main() -> int:
     parser.add_argument("--caller", choices=CALLERS, action="append", help="only this one; can be repeated")
     parser.add_argument("--together", action="store_true", help="as one caller after another, in one database")
     parser.add_argument("--only", default="", help="operations whose method and path contain this")
+    parser.add_argument("--from", dest="first", default="", help="the first of these operations, by a part of its name")
     parser.add_argument("--random", action="store_true", help="other requests each time")
     given = parser.parse_args()
     found = 0
@@ -47,9 +49,8 @@ def main() -> int:
 def _try_all(world: World, callers: Sequence[str], given: argparse.Namespace) -> int:
     caller = " ".join(callers) if len(callers) < len(CALLERS) else "all"
     found = 0
-    for operation in world.operations():
-        if given.only not in operation.label:
-            continue
+    operations = [one for one in world.operations() if given.only in one.label]
+    for operation in dropwhile(lambda one: given.first not in one.label, operations):
         started, used = time.monotonic(), time.process_time()
         try:
             tried = try_out(world, operation, callers, given.examples, derandomize=not given.random)

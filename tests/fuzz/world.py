@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import schemathesis
 from pydantic import SecretStr
@@ -20,6 +21,7 @@ from services.app import create_app
 from services.database import Database, open_database
 from services.settings import Settings
 from services.users.models import User
+from services.users.passwords import Passwords
 from services.users.rights import Role
 from tests.api.populated import populate
 from tests.factories import make_order, make_product, make_user
@@ -72,10 +74,12 @@ def open_world(settings: Settings) -> Iterator[World]:
         name: {"Authorization": f"Bearer {tokens.make(session_of(user.id))}"} for name, user in users.items()
     } | {ANONYMOUS: {}}
     schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(settings))
-    try:
-        yield World(schema, headers, known)
-    finally:
-        shutdown_lifespans()
+    # Wrong passwords soon have to wait for their next attempt: a thousand of them would take an hour.
+    with patch.object(Passwords, "refusal_delay", 0.0):
+        try:
+            yield World(schema, headers, known)
+        finally:
+            shutdown_lifespans()
 
 
 async def _fill(settings: Settings) -> tuple[dict[str, User], dict[str, Sequence[Any]]]:
