@@ -1,6 +1,7 @@
 """What production refuses: rules that find faults in the settings (docs/reference/production-checks.md)."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from ipaddress import ip_address
 from itertools import pairwise
@@ -28,6 +29,8 @@ _IN_ORDER = (
     ("session_idle_ttl", "session_max_ttl"),
 )
 """Pairs of settings of which the first must not be above the second."""
+_LEAST_MEMORY = ((1, 47_104), (2, 19_456), (sys.maxsize, 12_288))
+"""The KiB that argon2id needs with up to this many passes. ASVS 5.0, appendix C."""
 
 
 class Values(Protocol):
@@ -45,6 +48,10 @@ class Values(Protocol):
     def verifies_email(self) -> bool: ...
     @property
     def database_echo(self) -> bool: ...
+    @property
+    def argon2_memory_kib(self) -> int: ...
+    @property
+    def argon2_time_cost(self) -> int: ...
     @property
     def private_hosts(self) -> str: ...
     def __iter__(self) -> Iterator[tuple[str, Any]]: ...
@@ -98,10 +105,15 @@ def statements_are_not_logged(settings: Values) -> Iterator[Fault]:
 
 
 def hashes_are_costly(settings: Values) -> Iterator[Fault]:
-    """A password hash costs at least 19456 KiB of memory and 2 passes."""
-    for name, least in (("argon2_memory_kib", 19_456), ("argon2_time_cost", 2)):
-        if getattr(settings, name) < least:
-            yield Fault(name, f"must be at least {least}, so that stolen password hashes are slow to guess")
+    """A password hash costs at least 47104 KiB of memory with 1 pass, 19456 with 2, and 12288 with 3 or more."""
+    passes = settings.argon2_time_cost
+    least = next(memory for most, memory in _LEAST_MEMORY if passes <= most)
+    if settings.argon2_memory_kib < least:
+        yield Fault(
+            "argon2_memory_kib",
+            f"must be at least {least} with a WAYBILL_ARGON2_TIME_COST of {passes}, so that stolen password hashes are "
+            "slow to guess",
+        )
 
 
 def limits_are_in_order(settings: Values) -> Iterator[Fault]:

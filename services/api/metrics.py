@@ -103,7 +103,7 @@ async def _render(state: ApiState) -> bytes:
     own += [*group_metrics.registry.collect(), *kept.registry.collect()]
     own += [*rate_metrics.registry.collect(), _pools(state), *_canary(state.canary), *_replica(state.reads)]
     own.append(exposition.clock_skew(state.skew.seconds))
-    explained = "Requests that are ready to go on and wait for their turn on the event loop."
+    explained = "Requests that are ready to continue, and wait for their turn on the event loop."
     own.append(_gauge("waybill_turns_waiting", explained, state.run_queue.waiting))
     return exposition.rendered([*own, *await _read_database(state)])
 

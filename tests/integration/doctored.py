@@ -57,8 +57,8 @@ def in_production(settings: Settings) -> Settings:
         "environment": Environment.production,
         "secret_key": SecretStr(STRONG),
         "mail_url": SecretStr("smtp://localhost:25"),
-        "argon2_memory_kib": 19_456,
-        "argon2_time_cost": 2,
+        "argon2_memory_kib": 12_288,
+        "argon2_time_cost": 3,
     }
     return settings.model_copy(update=changes)
 

@@ -70,8 +70,20 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "no mails": ({"mail_url": ""}, ["WAYBILL_MAIL_URL: must be set"]),
     "logged statements": ({"database_echo": True}, ["WAYBILL_DATABASE_ECHO: writes every statement to the log"]),
     "cheap hashes": (
-        {"argon2_memory_kib": 19_455, "argon2_time_cost": 1},
-        ["WAYBILL_ARGON2_MEMORY_KIB: must be at least 19456", "WAYBILL_ARGON2_TIME_COST: must be at least 2"],
+        {"argon2_memory_kib": 12_287},
+        ["WAYBILL_ARGON2_MEMORY_KIB: must be at least 12288 with a WAYBILL_ARGON2_TIME_COST of 3"],
+    ),
+    "many passes over little memory": (
+        {"argon2_memory_kib": 12_287, "argon2_time_cost": 100},
+        ["WAYBILL_ARGON2_MEMORY_KIB: must be at least 12288"],
+    ),
+    "two passes over little memory": (
+        {"argon2_memory_kib": 19_455, "argon2_time_cost": 2},
+        ["WAYBILL_ARGON2_MEMORY_KIB: must be at least 19456"],
+    ),
+    "one pass over little memory": (
+        {"argon2_memory_kib": 47_103, "argon2_time_cost": 1},
+        ["WAYBILL_ARGON2_MEMORY_KIB: must be at least 47104"],
     ),
     "a wait for a lock that outlasts the statement": (
         {"database_lock_timeout": 11.0},
