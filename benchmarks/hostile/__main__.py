@@ -151,7 +151,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hostile", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=20.0, help="measured seconds per phase (default: 20)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="measured seconds per phase (default: 60)")
     parser.add_argument(
         "--pace", type=float, default=1.0, help="the most requests a second of each hostile client (default: 1)"
     )
