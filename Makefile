@@ -16,13 +16,14 @@ PEERS_PYTHON ?= $(firstword $(foreach name,python3.14 python3.13 python3.12 \
 	$(PYTHON))
 PEERS := .venv-bench
 SBOM := build/sbom
+ADVISORIES := build/advisories
 
 UV := build/lock/bin/uv
 COMPILE := $(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --no-header -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check lint format types imports drift lint-migrations release-before migration renumber bench-peers sbom clean-data clean lock
+.PHONY: help setup run test check lint format types imports drift lint-migrations release-before migration renumber bench-peers sbom advisories clean-data clean lock
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -99,6 +100,16 @@ $(SBOM)/ready: requirements-sbom.txt | $(BIN)/python
 	$(SBOM)/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r requirements-sbom.txt
 	@touch $(SBOM)/ready
 
+advisories: $(ADVISORIES)/ready ## Ask OSV whether the locked packages have known vulnerabilities; needs the internet
+	$(ADVISORIES)/bin/pip-audit --requirement requirements-dev.txt --requirement requirements-otel.txt \
+		--requirement requirements-embedded.txt --disable-pip --vulnerability-service osv --progress-spinner off $(ARGS)
+
+$(ADVISORIES)/ready: requirements-advisories.txt | $(BIN)/python
+	$(BIN)/python -m venv --clear $(ADVISORIES)
+	$(ADVISORIES)/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes \
+		-r requirements-advisories.txt
+	@touch $(ADVISORIES)/ready
+
 clean-data: $(READY) ## Delete the data of `make run`
 	@$(BIN)/waybill clean-data $(ARGS)
 
@@ -111,6 +122,7 @@ lock: $(UV) ## Update the lock files to pyproject.toml; remove a lock file first
 	$(COMPILE) pyproject.toml --extra otel -c requirements-dev.txt -o requirements-otel.txt
 	$(COMPILE) --group peers -o requirements-bench.txt
 	$(COMPILE) --group sbom -o requirements-sbom.txt
+	$(COMPILE) --group advisories -o requirements-advisories.txt
 	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["embedded"], sep="\n")' \
 		| $(COMPILE) - --no-deps --no-annotate -o requirements-embedded.txt
 

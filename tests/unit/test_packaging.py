@@ -24,6 +24,7 @@ LOCKS = (
     "requirements-embedded.txt",
     "requirements-bench.txt",
     "requirements-sbom.txt",
+    "requirements-advisories.txt",
 )
 
 
