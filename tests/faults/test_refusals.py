@@ -37,7 +37,7 @@ OF_SECRETS = {
     "WAYBILL_METRICS_TOKEN": ("x" * 40, "repeats few characters or a short piece"),
     "WAYBILL_MAIL_URL": ("console:", "console: writes tokens to the log"),
     "WAYBILL_DATABASE_ECHO": ("true", "writes every statement to the log"),
-    "WAYBILL_ARGON2_TIME_COST": ("1", "must be at least 2"),
+    "WAYBILL_ARGON2_MEMORY_KIB": ("12287", "must be at least 12288 with a WAYBILL_ARGON2_TIME_COST of 3"),
     "WAYBILL_DATABASE_LOCK_TIMEOUT": ("60", "must be at most 10, which is WAYBILL_DATABASE_STATEMENT_TIMEOUT"),
 }
 OF_ADDRESSES = {
