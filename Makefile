@@ -95,20 +95,15 @@ sbom: $(SBOM)/ready ## Write build/sbom.json: the packages of requirements.txt w
 	$(SBOM)/bin/cyclonedx-py requirements requirements.txt --pyproject pyproject.toml --mc-type application \
 		--output-reproducible --of JSON -o build/sbom.json
 
-$(SBOM)/ready: requirements-sbom.txt | $(BIN)/python
-	$(BIN)/python -m venv --clear $(SBOM)
-	$(SBOM)/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r requirements-sbom.txt
-	@touch $(SBOM)/ready
-
 advisories: $(ADVISORIES)/ready ## Ask OSV whether the locked packages have known vulnerabilities; needs the internet
 	$(ADVISORIES)/bin/pip-audit --requirement requirements-dev.txt --requirement requirements-otel.txt \
 		--requirement requirements-embedded.txt --disable-pip --vulnerability-service osv --progress-spinner off $(ARGS)
 
-$(ADVISORIES)/ready: requirements-advisories.txt | $(BIN)/python
-	$(BIN)/python -m venv --clear $(ADVISORIES)
-	$(ADVISORIES)/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes \
-		-r requirements-advisories.txt
-	@touch $(ADVISORIES)/ready
+# The environments of `sbom` and `advisories`.
+build/%/ready: requirements-%.txt | $(BIN)/python
+	$(BIN)/python -m venv --clear $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r $<
+	@touch $@
 
 clean-data: $(READY) ## Delete the data of `make run`
 	@$(BIN)/waybill clean-data $(ARGS)
